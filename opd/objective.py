@@ -1,0 +1,85 @@
+"""What a configuration is worth: Eqs. 1-4 and 7, one function an equation.
+
+Functions take plain numbers or arrays of the same shape, so that the same line of code scores one
+interval of a live cluster and a batch of simulated ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+import numpy as np
+
+from opd.pipeline import Configuration, Pipeline, used_cores
+
+Number = TypeVar("Number", float, np.ndarray)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of Eqs. 3 and 7; the paper gives no values, these give its ordering of the policies.
+
+    Attributes:
+        alpha: QoS per unit of summed accuracy.
+        beta: QoS per request/s of throughput.
+        gamma: QoS lost per request/s of unmet demand.
+        delta: QoS lost per request/s of spare capacity.
+        cost_weight: reward lost per core (lambda of Eq. 4, beta of Eq. 7).
+        batch_weight: reward lost per request of the largest batch size (gamma of Eq. 7).
+
+    Raises:
+        ValueError: if a weight is negative or not finite.
+    """
+
+    alpha: float = 10.0
+    beta: float = 0.02
+    gamma: float = 0.3
+    delta: float = 0.05
+    cost_weight: float = 0.15
+    batch_weight: float = 0.02
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not (np.isfinite(value) and value >= 0.0):
+                raise ValueError(f"weight {field.name} is {value}, but must be a finite number of at least 0")
+
+
+def accuracy(pipeline: Pipeline, configuration: Configuration) -> float:
+    """Eq. 1: V, the sum of the selected variants' accuracies (fractions)."""
+    return sum(variant.accuracy for variant, _ in pipeline.selected(configuration))
+
+
+def cost(pipeline: Pipeline, configuration: Configuration) -> float:
+    """Eq. 2: C, the CPU cores of all replicas. On a CPU-only device c_n(z) is w_n(z) of Eq. 4."""
+    return float(used_cores(pipeline, configuration))
+
+
+def throughput(pipeline: Pipeline, configuration: Configuration) -> float:
+    """T, the smallest stage throughput in requests/s when all replicas are ready (text below Eq. 3)."""
+    return min(stage.replicas * v.throughput(stage.batch_size) for v, stage in pipeline.selected(configuration))
+
+
+def qos(weights: Weights, accuracy: Number, throughput: Number, latency: Number, excess_load: Number) -> Number:
+    """Eq. 3: Q, the quality of service.
+
+    Args:
+        weights: alpha, beta, gamma and delta.
+        accuracy: V, the summed accuracy (Eq. 1).
+        throughput: T, requests/s.
+        latency: L, seconds.
+        excess_load: E, offered load minus T in requests/s; positive is unmet demand, negative spare capacity.
+    """
+    spare_or_unmet = np.where(np.asarray(excess_load) >= 0.0, weights.gamma, -weights.delta) * excess_load
+    return weights.alpha * accuracy + weights.beta * throughput - latency - spare_or_unmet
+
+
+def objective(weights: Weights, qos: Number, cost: Number) -> Number:
+    """Eq. 4: the trade-off that a configuration should maximise within the limits, Q - lambda C."""
+    return qos - weights.cost_weight * cost
+
+
+def reward(weights: Weights, qos: Number, cost: Number, max_batch: Number) -> Number:
+    """Eq. 7: the reward of one interval; ``max_batch`` is B, the largest batch size of any task."""
+    return objective(weights, qos, cost) - weights.batch_weight * max_batch

@@ -1,0 +1,254 @@
+"""The pipeline, its tasks and variants, and what a configuration of it may be (Sec. III-B).
+
+A :class:`Pipeline` is a chain of :class:`Task`; every task can run one of several :class:`Variant`.
+A :class:`Configuration` picks, for every task, the variant, the replicas and the batch size: the
+action of Eq. 6. Everything here is immutable; :attr:`Pipeline.tables` is the same data as dense
+arrays for the compiled parts of the library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+
+class InfeasibleError(ValueError):
+    """A configuration violates a bound of Eq. 4, or no configuration can satisfy them."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One model that can serve a task.
+
+    Attributes:
+        name: identifier, unique within its task.
+        accuracy: v_n(z), published quality as a fraction 0..1 (Eq. 1).
+        cores: CPU cores of one replica; both the cost c_n(z) of Eq. 2 and the resource w_n(z) of Eq. 4.
+        latency: mean seconds for one inference call, by batch size (requests per call).
+        startup_time: seconds from the request for a replica until it serves.
+
+    Raises:
+        ValueError: if a figure is out of its range.
+    """
+
+    name: str
+    accuracy: float
+    cores: int
+    latency: Mapping[int, float]
+    startup_time: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.accuracy <= 1.0:
+            raise ValueError(f"variant {self.name!r}: accuracy {self.accuracy} is not a fraction between 0 and 1")
+        if self.cores < 1:
+            raise ValueError(f"variant {self.name!r}: {self.cores} cores a replica, but at least 1 is needed")
+        if not self.startup_time >= 0.0:
+            raise ValueError(f"variant {self.name!r}: start-up time {self.startup_time} s must not be negative")
+        if not self.latency:
+            raise ValueError(f"variant {self.name!r} has no latency profile; measure it with notebook 01_profiling")
+        for batch_size, seconds in self.latency.items():
+            if not (seconds > 0.0 and np.isfinite(seconds)):
+                raise ValueError(f"variant {self.name!r}: latency {seconds} s at batch {batch_size} must be positive")
+
+    def service_time(self, batch_size: int) -> float:
+        """Seconds for one call with ``batch_size`` requests; a partial batch takes its own time.
+
+        Sizes between two profiled ones are interpolated linearly.
+
+        Raises:
+            ValueError: if ``batch_size`` lies outside the profile.
+        """
+        sizes = sorted(self.latency)
+        if not sizes[0] <= batch_size <= sizes[-1]:
+            raise ValueError(
+                f"variant {self.name!r} has no profile for batch {batch_size} (profiled: {sizes}); "
+                "re-run notebook 01_profiling with this batch size or lower max_batch_size"
+            )
+        return float(np.interp(batch_size, sizes, [self.latency[size] for size in sizes]))
+
+    def throughput(self, batch_size: int) -> float:
+        """Requests per second of one replica that always finds a full batch."""
+        return batch_size / self.service_time(batch_size)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One stage n of the pipeline with its variants, sorted as the catalogue lists them."""
+
+    name: str
+    variants: tuple[Variant, ...]
+
+    def __post_init__(self) -> None:
+        if not self.variants:
+            raise ValueError(f"task {self.name!r} has no variant")
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) < len(names):
+            raise ValueError(f"task {self.name!r} names a variant twice: {names}")
+
+    def variant_index(self, name: str) -> int:
+        """Position of the variant called ``name``.
+
+        Raises:
+            KeyError: naming the variants there are.
+        """
+        for index, variant in enumerate(self.variants):
+            if variant.name == name:
+                return index
+        known = ", ".join(variant.name for variant in self.variants)
+        raise KeyError(f"task {self.name!r} has no variant {name!r}; it has {known}")
+
+
+class StageConfiguration(NamedTuple):
+    """What one task runs (one triple of Eq. 6): index of the variant, replicas f_n, batch size b_n."""
+
+    variant: int
+    replicas: int
+    batch_size: int
+
+
+Configuration = tuple[StageConfiguration, ...]
+"""One :class:`StageConfiguration` for every task, in pipeline order."""
+
+
+class Tables(NamedTuple):
+    """A pipeline as dense arrays; N tasks, Z the largest number of variants, K batch sizes.
+
+    Entries of variants a task does not have are padding: infinite cores and service time, so that
+    they can never be selected.
+
+    Attributes:
+        accuracy: (N, Z) fraction.
+        cores: (N, Z) cores of one replica.
+        startup_time: (N, Z) seconds.
+        batch_sizes: (K,) allowed batch sizes, powers of two.
+        service_time: (N, Z, max_batch_size + 1) seconds for a batch of 0..max_batch_size requests.
+        variants: (N,) number of variants of each task.
+    """
+
+    accuracy: np.ndarray
+    cores: np.ndarray
+    startup_time: np.ndarray
+    batch_sizes: np.ndarray
+    service_time: np.ndarray
+    variants: np.ndarray
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A linear chain of tasks on a device, with the limits of Eq. 4.
+
+    Attributes:
+        name: identifier in the catalogue.
+        tasks: the stages, in the order a request visits them.
+        capacity: W_max, CPU cores of the device.
+        max_replicas: F_max, for every task.
+        max_batch_size: B_max, a power of two; batch sizes are the powers of two up to it.
+        latency_sla: end-to-end latency target in seconds that IPA keeps.
+
+    Raises:
+        InfeasibleError: if not even the smallest configuration fits ``capacity``.
+        ValueError: if a limit is out of range or a profile lacks a batch size.
+    """
+
+    name: str
+    tasks: tuple[Task, ...]
+    capacity: int
+    max_replicas: int
+    max_batch_size: int
+    latency_sla: float
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ValueError(f"pipeline {self.name!r} has no task")
+        if self.max_replicas < 1:
+            raise ValueError(f"pipeline {self.name!r}: max_replicas is {self.max_replicas}, but must be at least 1")
+        if self.max_batch_size < 1 or self.max_batch_size & (self.max_batch_size - 1):
+            raise ValueError(
+                f"pipeline {self.name!r}: max_batch_size {self.max_batch_size} is not a power of two of at least 1"
+            )
+        if not self.latency_sla > 0.0:
+            raise ValueError(f"pipeline {self.name!r}: latency_sla {self.latency_sla} s must be positive")
+        for task in self.tasks:
+            for variant in task.variants:
+                for batch_size in self.batch_sizes:
+                    variant.service_time(batch_size)
+        smallest = sum(min(variant.cores for variant in task.variants) for task in self.tasks)
+        if smallest > self.capacity:
+            raise InfeasibleError(
+                f"pipeline {self.name!r}: capacity {self.capacity} cores is too small for any configuration; "
+                f"the smallest needs {smallest} cores. Raise capacity or offer smaller variants"
+            )
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Allowed batch sizes: 1, 2, 4 .. ``max_batch_size``."""
+        return tuple(1 << power for power in range(self.max_batch_size.bit_length()))
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The pipeline as dense arrays for compiled code."""
+        shape = (len(self.tasks), max(len(task.variants) for task in self.tasks))
+        accuracy = np.zeros(shape)
+        cores = np.full(shape, np.inf)
+        startup_time = np.full(shape, np.inf)
+        service_time = np.full((*shape, self.max_batch_size + 1), np.inf)
+        for n, task in enumerate(self.tasks):
+            for z, variant in enumerate(task.variants):
+                accuracy[n, z] = variant.accuracy
+                cores[n, z] = variant.cores
+                startup_time[n, z] = variant.startup_time
+                service_time[n, z, 0] = 0.0
+                service_time[n, z, 1:] = [variant.service_time(size + 1) for size in range(self.max_batch_size)]
+        variants = np.array([len(task.variants) for task in self.tasks], dtype=np.int64)
+        return Tables(accuracy, cores, startup_time, np.array(self.batch_sizes), service_time, variants)
+
+    def smallest_configuration(self) -> Configuration:
+        """One replica of the variant with the fewest cores everywhere, batch size 1."""
+        return tuple(
+            StageConfiguration(min(range(len(task.variants)), key=lambda z: task.variants[z].cores), 1, 1)
+            for task in self.tasks
+        )
+
+    def selected(self, configuration: Configuration) -> Iterator[tuple[Variant, StageConfiguration]]:
+        """The variant each task runs under ``configuration``, with its stage configuration."""
+        for task, stage in zip(self.tasks, configuration, strict=True):
+            yield task.variants[stage.variant], stage
+
+
+def used_cores(pipeline: Pipeline, configuration: Configuration) -> int:
+    """Sum of w_n(z) f_n over the tasks, in cores: the left side of the capacity limit of Eq. 4."""
+    return sum(stage.replicas * variant.cores for variant, stage in pipeline.selected(configuration))
+
+
+def check_feasible(pipeline: Pipeline, configuration: Configuration) -> None:
+    """Raise unless ``configuration`` keeps every limit of Eq. 4.
+
+    Raises:
+        InfeasibleError: naming the task, the value and the limit.
+    """
+    if len(configuration) != len(pipeline.tasks):
+        raise InfeasibleError(
+            f"pipeline {pipeline.name!r} has {len(pipeline.tasks)} tasks, the configuration {len(configuration)}"
+        )
+    for task, stage in zip(pipeline.tasks, configuration, strict=True):
+        if not 0 <= stage.variant < len(task.variants):
+            raise InfeasibleError(
+                f"task {task.name!r}: variant index {stage.variant} is not one of 0..{len(task.variants) - 1}"
+            )
+        if not 1 <= stage.replicas <= pipeline.max_replicas:
+            raise InfeasibleError(
+                f"task {task.name!r}: {stage.replicas} replicas are not within 1..{pipeline.max_replicas}"
+            )
+        if stage.batch_size not in pipeline.batch_sizes:
+            raise InfeasibleError(
+                f"task {task.name!r}: batch size {stage.batch_size} is not one of {pipeline.batch_sizes}"
+            )
+    cores = used_cores(pipeline, configuration)
+    if cores > pipeline.capacity:
+        raise InfeasibleError(
+            f"pipeline {pipeline.name!r}: the configuration needs {cores} cores, the device has {pipeline.capacity}"
+        )

@@ -1,0 +1,488 @@
+"""Request-level simulation of a pipeline, compiled: one kernel for training and evaluation.
+
+Every request is followed through every stage. A stage has one central first-in-first-out queue; an
+idle replica takes a batch when ``batch_size`` requests wait or the oldest has waited
+``batch_timeout``; a batch of k takes the profiled time of k; its requests then join the next queue.
+Because the chain has no feedback, the stages of one interval can be simulated one after the other,
+each on the complete list of its arrivals: requests that reach a stage after the end of the interval
+stay in its queue, in order of time, until the next one.
+
+A reconfiguration never loses work. New replicas serve after the variant's start-up time; until all
+of them do, replicas of the previous variant go on; replicas that are too many leave at once, and a
+batch they have begun is finished.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from opd.pipeline import Configuration, Pipeline
+
+DISTRIBUTIONS = ("lognormal", "exponential")
+
+
+@dataclass(frozen=True)
+class SimulationParameters:
+    """How the simulated device behaves.
+
+    Attributes:
+        interval: seconds between two decisions.
+        batch_timeout: seconds the oldest request waits before a partial batch is taken.
+        drop_after: age in seconds from which a request still waiting is dropped.
+        service_noise: sigma of the lognormal factor (of mean 1) on each service time; 0 for none.
+        service_distribution: ``lognormal``, or ``exponential`` for the queues of textbooks.
+
+    Raises:
+        ValueError: if a figure is out of its range.
+    """
+
+    interval: int = 10
+    batch_timeout: float = 0.25
+    drop_after: float = 10.0
+    service_noise: float = 0.1
+    service_distribution: str = "lognormal"
+
+    def __post_init__(self) -> None:
+        if self.interval < 1:
+            raise ValueError(f"interval {self.interval} s must be at least 1")
+        for name in ("batch_timeout", "drop_after", "service_noise"):
+            if not getattr(self, name) >= 0.0:
+                raise ValueError(f"{name} {getattr(self, name)} must not be negative")
+        if self.service_distribution not in DISTRIBUTIONS:
+            raise ValueError(f"service_distribution {self.service_distribution!r} is not one of {DISTRIBUTIONS}")
+
+
+class State(NamedTuple):
+    """Everything that survives an interval; E environments, N tasks, Q queue places, R replica places.
+
+    Stage N of the queues holds the requests that have left the last task.
+
+    Attributes:
+        now: (E,) seconds.
+        queue_length: (E, N + 1) entries in each queue, those still to arrive included.
+        queue_time: (E, N + 1, Q) time each entry joins the queue, ascending.
+        queue_birth: (E, N + 1, Q) time the same request entered the pipeline.
+        replicas: (E, N) replica places in use.
+        replica_variant: (E, N, R) index of the variant a replica runs.
+        replica_ready: (E, N, R) time from which it serves.
+        replica_free: (E, N, R) time from which it is idle.
+        replica_retire: (E, N, R) time at which it takes no more work.
+    """
+
+    now: np.ndarray
+    queue_length: np.ndarray
+    queue_time: np.ndarray
+    queue_birth: np.ndarray
+    replicas: np.ndarray
+    replica_variant: np.ndarray
+    replica_ready: np.ndarray
+    replica_free: np.ndarray
+    replica_retire: np.ndarray
+
+
+class Interval(NamedTuple):
+    """What one interval measured; E environments, N tasks.
+
+    Attributes:
+        offered: (E,) requests that arrived.
+        completed: (E,) requests that left the last task.
+        dropped: (E,) requests given up for their age.
+        latency_mean: (E,) seconds from arrival to completion; 0 where nothing completed.
+        latency_p99: (E,) seconds, likewise.
+        task_latency: (E, N) l_n, mean seconds in a stage (waiting and service) of the requests that
+            left its queue; the service time of a single request where none did.
+        ready_throughput: (E, N) t_n, requests/s of the replicas weighted by the time they were ready.
+        queue: (E, N) requests waiting at the end.
+    """
+
+    offered: np.ndarray
+    completed: np.ndarray
+    dropped: np.ndarray
+    latency_mean: np.ndarray
+    latency_p99: np.ndarray
+    task_latency: np.ndarray
+    ready_throughput: np.ndarray
+    queue: np.ndarray
+
+
+@njit(cache=True)
+def _reconfigure(state, e, n, variant, replicas, startup_time):
+    """Move the replicas of one stage to ``replicas`` of ``variant``, keeping what serves until new ones do."""
+    now = state.now[e]
+    kind, ready = state.replica_variant[e, n], state.replica_ready[e, n]
+    free, retire = state.replica_free[e, n], state.replica_retire[e, n]
+    places = state.replicas[e, n]
+    kept = 0
+    serving = 0
+    # Replicas of the wanted variant stay, those that already serve first; the rest of them leave.
+    for still_starting in range(2):
+        for r in range(places):
+            if kind[r] != variant or (ready[r] > now) != (still_starting == 1):
+                continue
+            if kept < replicas and retire[r] > now:
+                retire[r] = np.inf
+                kept += 1
+                serving += 1 - still_starting
+            else:
+                retire[r] = -np.inf
+    all_ready = now
+    for r in range(places):
+        if kind[r] == variant and retire[r] == np.inf:
+            all_ready = max(all_ready, ready[r])
+    if kept < replicas:
+        all_ready = max(all_ready, now + startup_time)
+    # Another variant goes on until every new replica serves; what has not started is not needed.
+    for r in range(places):
+        if kind[r] != variant:
+            if ready[r] > now or retire[r] <= now or serving == replicas:
+                retire[r] = -np.inf
+            else:
+                retire[r] = all_ready
+    used = 0
+    for r in range(places):
+        if retire[r] > now:
+            kind[used], ready[used], free[used], retire[used] = kind[r], ready[r], free[r], retire[r]
+            used += 1
+    for _ in range(replicas - kept):
+        kind[used] = variant
+        ready[used] = now + startup_time
+        free[used] = now + startup_time
+        retire[used] = np.inf
+        used += 1
+    state.replicas[e, n] = used
+
+
+@njit(cache=True)
+def _join(state, e, n, time, birth):
+    """Put a request into queue ``n`` in order of time; False if the queue is full."""
+    place = state.queue_length[e, n]
+    times, births = state.queue_time[e, n], state.queue_birth[e, n]
+    if place == times.shape[0]:
+        return False
+    while place > 0 and times[place - 1] > time:
+        times[place] = times[place - 1]
+        births[place] = births[place - 1]
+        place -= 1
+    times[place] = time
+    births[place] = birth
+    state.queue_length[e, n] += 1
+    return True
+
+
+@njit(cache=True)
+def _first_idle(free, retire, places):
+    """The replica that is idle first, or -1 if all have retired."""
+    best = -1
+    for r in range(places):
+        if free[r] < retire[r] and (best < 0 or free[r] < free[best]):
+            best = r
+    return best
+
+
+@njit(cache=True)
+def _service_factor(generator, noise, exponential):
+    if exponential:
+        return generator.standard_exponential()
+    if noise > 0.0:
+        return np.exp(noise * generator.standard_normal() - 0.5 * noise * noise)
+    return 1.0
+
+
+@njit(cache=True)
+def _serve(state, e, n, batch_size, service_time, end, timeout, drop_after, generator, noise, exponential):
+    """Serve one stage until ``end``.
+
+    Returns:
+        requests that left the queue, their summed seconds in the stage, requests dropped, and whether
+        the next queue had room.
+    """
+    start = state.now[e]
+    times, births, length = state.queue_time[e, n], state.queue_birth[e, n], state.queue_length[e, n]
+    free, retire, places = state.replica_free[e, n], state.replica_retire[e, n], state.replicas[e, n]
+    head = 0
+    left = 0
+    dropped = 0
+    seconds = 0.0
+    room = True
+    while head < length:
+        r = _first_idle(free, retire, places)
+        if r < 0:
+            break
+        due = times[head] + timeout
+        if head + batch_size <= length:
+            due = min(due, times[head + batch_size - 1])
+        begin = max(free[r], due, start)
+        if begin >= end:
+            break
+        if begin >= retire[r]:
+            free[r] = np.inf
+            continue
+        if begin - births[head] > drop_after:
+            seconds += max(births[head] + drop_after - times[head], 0.0)
+            dropped += 1
+            head += 1
+            continue
+        size = 1
+        while size < batch_size and head + size < length and times[head + size] <= begin:
+            size += 1
+        kind = state.replica_variant[e, n, r]
+        done = begin + service_time[n, kind, size] * _service_factor(generator, noise, exponential)
+        free[r] = done
+        for request in range(head, head + size):
+            seconds += done - times[request]
+            room = _join(state, e, n + 1, done, births[request]) and room
+        left += size
+        head += size
+    # What is left moves to the front; requests that waited too long without an idle replica are dropped.
+    used = 0
+    for request in range(head, length):
+        if times[request] < end and end - births[request] > drop_after:
+            seconds += max(births[request] + drop_after - times[request], 0.0)
+            dropped += 1
+        else:
+            times[used] = times[request]
+            births[used] = births[request]
+            used += 1
+    state.queue_length[e, n] = used
+    return left + dropped, seconds, dropped, room
+
+
+@njit(cache=True)
+def _arrive(state, e, counts, generator):
+    """Spread each second's count uniformly over that second; the gaps of k uniforms are k + 1 exponentials."""
+    room = True
+    for second in range(counts.shape[0]):
+        k = counts[second]
+        total = 0.0
+        first = state.queue_length[e, 0]
+        if first + k > state.queue_time.shape[2]:
+            return False
+        for request in range(k):
+            total += generator.standard_exponential()
+            state.queue_time[e, 0, first + request] = total
+        total += generator.standard_exponential()
+        for request in range(first, first + k):
+            time = state.now[e] + second + state.queue_time[e, 0, request] / total
+            state.queue_time[e, 0, request] = time
+            state.queue_birth[e, 0, request] = time
+        state.queue_length[e, 0] += k
+    return room
+
+
+@njit(cache=True)
+def _complete(state, e, end, interval):
+    """Take the requests that have left the last task by ``end``; record their number and latencies."""
+    last = state.queue_time.shape[1] - 1
+    times, births, length = state.queue_time[e, last], state.queue_birth[e, last], state.queue_length[e, last]
+    done = 0
+    while done < length and times[done] < end:
+        done += 1
+    interval.completed[e] = done
+    if done > 0:
+        latencies = np.sort(times[:done] - births[:done])
+        interval.latency_mean[e] = latencies.mean()
+        interval.latency_p99[e] = latencies[min(int(np.ceil(0.99 * done)) - 1, done - 1)]
+    else:
+        interval.latency_mean[e] = 0.0
+        interval.latency_p99[e] = 0.0
+    for request in range(done, length):
+        times[request - done] = times[request]
+        births[request - done] = births[request]
+    state.queue_length[e, last] = length - done
+
+
+@njit(cache=True)
+def _ready_throughput(state, e, n, end, batch_size, service_time):
+    """t_n: f b / service time, every replica weighted by the share of the interval in which it was ready."""
+    start = state.now[e]
+    total = 0.0
+    for r in range(state.replicas[e, n]):
+        ready = min(state.replica_retire[e, n, r], end) - max(state.replica_ready[e, n, r], start)
+        if ready > 0.0:
+            total += ready / (end - start) * batch_size / service_time[n, state.replica_variant[e, n, r], batch_size]
+    return total
+
+
+@njit(cache=True)
+def _waiting(state, e, n, end):
+    waiting = 0
+    while waiting < state.queue_length[e, n] and state.queue_time[e, n, waiting] < end:
+        waiting += 1
+    return waiting
+
+
+@njit(cache=True)
+def _step(state, configurations, tables, length, timeout, drop_after, noise, exponential, interval, arrivals, service):
+    """Simulate one interval of every environment whose first-stage queue already holds its arrivals."""
+    room = True
+    tasks = state.replicas.shape[1]
+    for e in range(state.now.shape[0]):
+        end = state.now[e] + length
+        interval.dropped[e] = 0
+        for n in range(tasks):
+            variant, replicas, batch_size = configurations[e, n]
+            _reconfigure(state, e, n, variant, replicas, tables.startup_time[n, variant])
+            left, seconds, dropped, fits = _serve(
+                state, e, n, batch_size, tables.service_time, end, timeout, drop_after, service, noise, exponential
+            )
+            room = room and fits
+            interval.dropped[e] += dropped
+            interval.task_latency[e, n] = seconds / left if left > 0 else tables.service_time[n, variant, 1]
+            interval.ready_throughput[e, n] = _ready_throughput(state, e, n, end, batch_size, tables.service_time)
+            interval.queue[e, n] = _waiting(state, e, n, end)
+        _complete(state, e, end, interval)
+        state.now[e] = end
+    return room
+
+
+@njit(cache=True)
+def _admit(state, counts, interval, generator):
+    """Draw the arrivals of one interval for every environment."""
+    room = True
+    for e in range(counts.shape[0]):
+        interval.offered[e] = counts[e].sum()
+        room = _arrive(state, e, counts[e], generator) and room
+    return room
+
+
+@njit(cache=True)
+def _admit_times(state, times, interval):
+    """Let requests arrive in the first environment at given times, ascending."""
+    room = True
+    interval.offered[0] = times.shape[0]
+    for time in times:
+        room = _join(state, 0, 0, time, time) and room
+    return room
+
+
+class Simulator:
+    """A batch of independent copies of one pipeline, stepped together.
+
+    Arrivals and service noise have generators of their own, so that for the same seed every policy
+    meets the same requests.
+
+    Args:
+        pipeline: the pipeline to simulate.
+        parameters: how the device behaves.
+        environments: number of copies, E.
+        max_rate: largest number of requests in any one second of the workload; sizes the queues.
+        seed: of both generators.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        parameters: SimulationParameters,
+        environments: int = 1,
+        max_rate: int = 100,
+        seed: int = 0,
+    ) -> None:
+        self.pipeline = pipeline
+        self.parameters = parameters
+        self.max_rate = max_rate
+        self._arrivals, self._service = np.random.default_rng(seed).spawn(2)
+        tasks = len(pipeline.tasks)
+        tables = pipeline.tables
+        slowest = float(np.max(tables.service_time[np.isfinite(tables.service_time)]))
+        # A queue holds at most what is young enough to be served, what is on its way and one interval to come.
+        places = int(np.ceil((parameters.drop_after + parameters.interval + 3 * slowest) * max_rate)) + 1
+        replicas = 3 * pipeline.max_replicas
+        self._state = State(
+            now=np.zeros(environments),
+            queue_length=np.zeros((environments, tasks + 1), dtype=np.int64),
+            queue_time=np.zeros((environments, tasks + 1, places)),
+            queue_birth=np.zeros((environments, tasks + 1, places)),
+            replicas=np.zeros((environments, tasks), dtype=np.int64),
+            replica_variant=np.zeros((environments, tasks, replicas), dtype=np.int64),
+            replica_ready=np.zeros((environments, tasks, replicas)),
+            replica_free=np.zeros((environments, tasks, replicas)),
+            replica_retire=np.zeros((environments, tasks, replicas)),
+        )
+
+    @property
+    def environments(self) -> int:
+        """Number of copies, E."""
+        return self._state.now.shape[0]
+
+    def reset(self, configuration: Configuration, environments: np.ndarray | None = None) -> None:
+        """Empty the queues of the given copies (all by default) and start ``configuration``, all replicas ready."""
+        chosen = np.arange(self.environments) if environments is None else environments
+        state = self._state
+        state.now[chosen] = 0.0
+        state.queue_length[chosen] = 0
+        for n, stage in enumerate(configuration):
+            state.replicas[chosen, n] = stage.replicas
+            state.replica_variant[chosen, n, : stage.replicas] = stage.variant
+            state.replica_ready[chosen, n, : stage.replicas] = 0.0
+            state.replica_free[chosen, n, : stage.replicas] = 0.0
+            state.replica_retire[chosen, n, : stage.replicas] = np.inf
+
+    def step(self, configurations: np.ndarray, counts: np.ndarray) -> Interval:
+        """Apply a configuration to every copy and simulate one interval.
+
+        Args:
+            configurations: (E, N, 3) integers: variant, replicas, batch size; feasible ones.
+            counts: (E, interval) requests of each second.
+
+        Raises:
+            ValueError: if a count is negative or above ``max_rate``.
+        """
+        if counts.min(initial=0) < 0:
+            raise ValueError(f"a request count is {counts.min()}; counts must not be negative")
+        if counts.max(initial=0) > self.max_rate:
+            raise ValueError(
+                f"{counts.max()} requests in one second exceed max_rate {self.max_rate}; build the simulator with more"
+            )
+        interval = self._blank()
+        self._require(_admit(self._state, counts, interval, self._arrivals))
+        return self._run(configurations, interval)
+
+    def step_arrivals(self, configuration: np.ndarray, times: np.ndarray) -> Interval:
+        """As :meth:`step` for a single copy, with the arrivals given as absolute seconds, ascending."""
+        interval = self._blank()
+        self._require(_admit_times(self._state, times, interval))
+        return self._run(configuration[None], interval)
+
+    def _blank(self) -> Interval:
+        shape = self._state.replicas.shape
+        whole, real = np.int64, np.float64
+        return Interval(
+            *(np.zeros(shape[0], dtype=kind) for kind in (whole, whole, whole, real, real)),
+            *(np.zeros(shape, dtype=kind) for kind in (real, real, whole)),
+        )
+
+    def _run(self, configurations: np.ndarray, interval: Interval) -> Interval:
+        p = self.parameters
+        exponential = p.service_distribution == "exponential"
+        self._require(
+            _step(
+                self._state,
+                configurations,
+                self.pipeline.tables,
+                float(p.interval),
+                p.batch_timeout,
+                p.drop_after,
+                p.service_noise,
+                exponential,
+                interval,
+                self._arrivals,
+                self._service,
+            )
+        )
+        return interval
+
+    def _require(self, room: bool) -> None:
+        if not room:
+            raise RuntimeError(
+                f"a queue of pipeline {self.pipeline.name!r} is full ({self._state.queue_time.shape[2]} requests); "
+                f"build the simulator with max_rate above {self.max_rate}"
+            )
+
+
+def as_array(configuration: Configuration) -> np.ndarray:
+    """(N, 3) integers of a configuration, as :meth:`Simulator.step` takes them."""
+    return np.array(configuration, dtype=np.int64)
