@@ -46,14 +46,23 @@ class Weights:
                 raise ValueError(f"weight {field.name} is {value}, but must be a finite number of at least 0")
 
 
-def accuracy(pipeline: Pipeline, configuration: Configuration) -> float:
-    """Eq. 1: V, the sum of the selected variants' accuracies (fractions)."""
-    return sum(variant.accuracy for variant, _ in pipeline.selected(configuration))
+def accuracy(pipeline: Pipeline, configurations: Configuration | np.ndarray) -> np.ndarray:
+    """Eq. 1: V, the sum of the selected variants' accuracies.
+
+    Args:
+        pipeline: the pipeline.
+        configurations: one configuration, or an integer array (..., N, 3) of them.
+
+    Returns:
+        (...) fractions summed over the tasks; a scalar for one configuration.
+    """
+    variants = np.asarray(configurations)[..., 0]
+    return np.sum(pipeline.tables.accuracy[np.arange(len(pipeline.tasks)), variants], axis=-1)
 
 
-def cost(pipeline: Pipeline, configuration: Configuration) -> float:
-    """Eq. 2: C, the CPU cores of all replicas. On a CPU-only device c_n(z) is w_n(z) of Eq. 4."""
-    return float(used_cores(pipeline, configuration))
+def cost(pipeline: Pipeline, configurations: Configuration | np.ndarray) -> np.ndarray:
+    """Eq. 2: C, the CPU cores of all replicas; on a CPU-only device c_n(z) is w_n(z) of Eq. 4."""
+    return used_cores(pipeline, configurations)
 
 
 def throughput(pipeline: Pipeline, configuration: Configuration) -> float:

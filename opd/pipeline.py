@@ -219,9 +219,19 @@ class Pipeline:
             yield task.variants[stage.variant], stage
 
 
-def used_cores(pipeline: Pipeline, configuration: Configuration) -> int:
-    """Sum of w_n(z) f_n over the tasks, in cores: the left side of the capacity limit of Eq. 4."""
-    return sum(stage.replicas * variant.cores for variant, stage in pipeline.selected(configuration))
+def used_cores(pipeline: Pipeline, configurations: Configuration | np.ndarray) -> np.ndarray:
+    """Sum of w_n(z) f_n over the tasks, in cores: the left side of the capacity limit of Eq. 4.
+
+    Args:
+        pipeline: the pipeline.
+        configurations: one configuration, or an integer array (..., N, 3) of them.
+
+    Returns:
+        (...) cores; a scalar for one configuration.
+    """
+    chosen = np.asarray(configurations)
+    cores = pipeline.tables.cores[np.arange(len(pipeline.tasks)), chosen[..., 0]]
+    return np.sum(chosen[..., 1] * cores, axis=-1)
 
 
 def check_feasible(pipeline: Pipeline, configuration: Configuration) -> None:
@@ -250,5 +260,5 @@ def check_feasible(pipeline: Pipeline, configuration: Configuration) -> None:
     cores = used_cores(pipeline, configuration)
     if cores > pipeline.capacity:
         raise InfeasibleError(
-            f"pipeline {pipeline.name!r}: the configuration needs {cores} cores, the device has {pipeline.capacity}"
+            f"pipeline {pipeline.name!r}: the configuration needs {cores:g} cores, the device has {pipeline.capacity}"
         )

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from opd.pipeline import Configuration, Pipeline
+from opd.pipeline import Configuration, Pipeline, StageConfiguration, check_feasible
 
 DISTRIBUTIONS = ("lognormal", "exponential")
 
@@ -32,7 +32,7 @@ class SimulationParameters:
     Attributes:
         interval: seconds between two decisions.
         batch_timeout: seconds the oldest request waits before a partial batch is taken.
-        drop_after: age in seconds from which a request still waiting is dropped.
+        drop_after: age in seconds beyond which a request still waiting is dropped.
         service_noise: sigma of the lognormal factor (of mean 1) on each service time; 0 for none.
         service_distribution: ``lognormal``, or ``exponential`` for the queues of textbooks.
 
@@ -50,8 +50,8 @@ class SimulationParameters:
         if self.interval < 1:
             raise ValueError(f"interval {self.interval} s must be at least 1")
         for name in ("batch_timeout", "drop_after", "service_noise"):
-            if not getattr(self, name) >= 0.0:
-                raise ValueError(f"{name} {getattr(self, name)} must not be negative")
+            if not 0.0 <= getattr(self, name) < np.inf:
+                raise ValueError(f"{name} {getattr(self, name)} must be finite and not negative")
         if self.service_distribution not in DISTRIBUTIONS:
             raise ValueError(f"service_distribution {self.service_distribution!r} is not one of {DISTRIBUTIONS}")
 
@@ -111,7 +111,10 @@ class Interval(NamedTuple):
 
 @njit(cache=True)
 def _reconfigure(state, e, n, variant, replicas, startup_time):
-    """Move the replicas of one stage to ``replicas`` of ``variant``, keeping what serves until new ones do."""
+    """Move the replicas of one stage to ``replicas`` of ``variant``, keeping what serves until new ones do.
+
+    Places are in order of age: where some of a variant's replicas must leave, the oldest stay.
+    """
     now = state.now[e]
     kind, ready = state.replica_variant[e, n], state.replica_ready[e, n]
     free, retire = state.replica_free[e, n], state.replica_retire[e, n]
@@ -157,20 +160,32 @@ def _reconfigure(state, e, n, variant, replicas, startup_time):
 
 
 @njit(cache=True)
-def _join(state, e, n, time, birth):
-    """Put a request into queue ``n`` in order of time; False if the queue is full."""
-    place = state.queue_length[e, n]
-    times, births = state.queue_time[e, n], state.queue_birth[e, n]
-    if place == times.shape[0]:
-        return False
+def _join(times, births, length, time, birth):
+    """Put a request into a queue of ``length`` entries that has room, in order of time, after its equals."""
+    place = length
     while place > 0 and times[place - 1] > time:
         times[place] = times[place - 1]
         births[place] = births[place - 1]
         place -= 1
     times[place] = time
     births[place] = birth
-    state.queue_length[e, n] += 1
-    return True
+
+
+@njit(cache=True)
+def _batch(times, births, head, length, batch_size, begin, drop_after):
+    """Size of the batch taken at ``begin``, and the place of its first request that is too old, or -1."""
+    size = 0
+    while size < batch_size and head + size < length and times[head + size] <= begin:
+        if begin - births[head + size] > drop_after:
+            return size, head + size
+        size += 1
+    return size, -1
+
+
+@njit(cache=True)
+def _seconds_before_drop(time, birth, drop_after):
+    """Seconds from joining a queue to the age limit; 0 for a request that joins it too old."""
+    return max(birth + drop_after - time, 0.0)
 
 
 @njit(cache=True)
@@ -202,7 +217,10 @@ def _serve(state, e, n, batch_size, service_time, end, timeout, drop_after, gene
     """
     start = state.now[e]
     times, births, length = state.queue_time[e, n], state.queue_birth[e, n], state.queue_length[e, n]
+    next_times, next_births = state.queue_time[e, n + 1], state.queue_birth[e, n + 1]
+    next_length = state.queue_length[e, n + 1]
     free, retire, places = state.replica_free[e, n], state.replica_retire[e, n], state.replicas[e, n]
+    kind = state.replica_variant[e, n]
     head = 0
     left = 0
     dropped = 0
@@ -221,56 +239,77 @@ def _serve(state, e, n, batch_size, service_time, end, timeout, drop_after, gene
         if begin >= retire[r]:
             free[r] = np.inf
             continue
-        if begin - births[head] > drop_after:
-            seconds += max(births[head] + drop_after - times[head], 0.0)
+        size, expired = _batch(times, births, head, length, batch_size, begin, drop_after)
+        if expired >= 0:
+            # It left at its age limit, so the batch forms anew without it; those before it close the gap.
+            seconds += _seconds_before_drop(times[expired], births[expired], drop_after)
             dropped += 1
+            for request in range(expired, head, -1):
+                times[request] = times[request - 1]
+                births[request] = births[request - 1]
             head += 1
             continue
-        size = 1
-        while size < batch_size and head + size < length and times[head + size] <= begin:
-            size += 1
-        kind = state.replica_variant[e, n, r]
-        done = begin + service_time[n, kind, size] * _service_factor(generator, noise, exponential)
+        room = next_length + size <= next_times.shape[0]
+        if not room:
+            break
+        done = begin + service_time[n, kind[r], size] * _service_factor(generator, noise, exponential)
         free[r] = done
         for request in range(head, head + size):
             seconds += done - times[request]
-            room = _join(state, e, n + 1, done, births[request]) and room
+            _join(next_times, next_births, next_length, done, births[request])
+            next_length += 1
         left += size
         head += size
     # What is left moves to the front; requests that waited too long without an idle replica are dropped.
     used = 0
     for request in range(head, length):
         if times[request] < end and end - births[request] > drop_after:
-            seconds += max(births[request] + drop_after - times[request], 0.0)
+            seconds += _seconds_before_drop(times[request], births[request], drop_after)
             dropped += 1
         else:
             times[used] = times[request]
             births[used] = births[request]
             used += 1
     state.queue_length[e, n] = used
+    state.queue_length[e, n + 1] = next_length
     return left + dropped, seconds, dropped, room
 
 
 @njit(cache=True)
 def _arrive(state, e, counts, generator):
     """Spread each second's count uniformly over that second; the gaps of k uniforms are k + 1 exponentials."""
-    room = True
+    times, births, length = state.queue_time[e, 0], state.queue_birth[e, 0], state.queue_length[e, 0]
     for second in range(counts.shape[0]):
         k = counts[second]
-        total = 0.0
-        first = state.queue_length[e, 0]
-        if first + k > state.queue_time.shape[2]:
+        if k == 0:
+            continue
+        if length + k > times.shape[0]:
             return False
-        for request in range(k):
+        total = 0.0
+        for request in range(length, length + k):
             total += generator.standard_exponential()
-            state.queue_time[e, 0, first + request] = total
+            times[request] = total
         total += generator.standard_exponential()
-        for request in range(first, first + k):
-            time = state.now[e] + second + state.queue_time[e, 0, request] / total
-            state.queue_time[e, 0, request] = time
-            state.queue_birth[e, 0, request] = time
-        state.queue_length[e, 0] += k
-    return room
+        for request in range(length, length + k):
+            times[request] = state.now[e] + second + times[request] / total
+            births[request] = times[request]
+        length += k
+    state.queue_length[e, 0] = length
+    return True
+
+
+@njit(cache=True)
+def _percentile_99(values):
+    """Nearest-rank 99th percentile, keeping only the largest hundredth in order."""
+    largest = np.full(values.shape[0] - (99 * values.shape[0] + 99) // 100 + 1, -np.inf)
+    for value in values:
+        if value > largest[0]:
+            place = 0
+            while place + 1 < largest.shape[0] and largest[place + 1] < value:
+                largest[place] = largest[place + 1]
+                place += 1
+            largest[place] = value
+    return largest[0]
 
 
 @njit(cache=True)
@@ -283,9 +322,9 @@ def _complete(state, e, end, interval):
         done += 1
     interval.completed[e] = done
     if done > 0:
-        latencies = np.sort(times[:done] - births[:done])
+        latencies = times[:done] - births[:done]
         interval.latency_mean[e] = latencies.mean()
-        interval.latency_p99[e] = latencies[min(int(np.ceil(0.99 * done)) - 1, done - 1)]
+        interval.latency_p99[e] = _percentile_99(latencies)
     else:
         interval.latency_mean[e] = 0.0
         interval.latency_p99[e] = 0.0
@@ -316,7 +355,7 @@ def _waiting(state, e, n, end):
 
 
 @njit(cache=True)
-def _step(state, configurations, tables, length, timeout, drop_after, noise, exponential, interval, arrivals, service):
+def _step(state, configurations, tables, length, timeout, drop_after, noise, exponential, interval, service):
     """Simulate one interval of every environment whose first-stage queue already holds its arrivals."""
     room = True
     tasks = state.replicas.shape[1]
@@ -352,11 +391,26 @@ def _admit(state, counts, interval, generator):
 @njit(cache=True)
 def _admit_times(state, times, interval):
     """Let requests arrive in the first environment at given times, ascending."""
-    room = True
     interval.offered[0] = times.shape[0]
+    length = state.queue_length[0, 0]
+    if length + times.shape[0] > state.queue_time.shape[2]:
+        return False
     for time in times:
-        room = _join(state, 0, 0, time, time) and room
-    return room
+        _join(state.queue_time[0, 0], state.queue_birth[0, 0], length, time, time)
+        length += 1
+    state.queue_length[0, 0] = length
+    return True
+
+
+@njit(cache=True)
+def _first_out_of_bounds(configurations, variants, max_replicas, max_batch_size):
+    """First environment whose configuration would reach outside the arrays of the kernel, or -1."""
+    for e in range(configurations.shape[0]):
+        for n in range(configurations.shape[1]):
+            variant, replicas, batch_size = configurations[e, n]
+            if not (0 <= variant < variants[n] and 1 <= replicas <= max_replicas and 1 <= batch_size <= max_batch_size):
+                return e
+    return -1
 
 
 class Simulator:
@@ -389,8 +443,10 @@ class Simulator:
         tables = pipeline.tables
         slowest = float(np.max(tables.service_time[np.isfinite(tables.service_time)]))
         # A queue holds at most what is young enough to be served, what is on its way and one interval to come.
-        places = int(np.ceil((parameters.drop_after + parameters.interval + 3 * slowest) * max_rate)) + 1
-        replicas = 3 * pipeline.max_replicas
+        # Rates hold for whole seconds, of which such a span can touch one more at each end.
+        places = (int(np.ceil(parameters.drop_after + parameters.interval + 3 * slowest)) + 2) * max_rate
+        # Start-up times longer than the interval can leave replicas of every variant serving at once.
+        replicas = int(tables.variants.max()) * pipeline.max_replicas
         self._state = State(
             now=np.zeros(environments),
             queue_length=np.zeros((environments, tasks + 1), dtype=np.int64),
@@ -409,7 +465,13 @@ class Simulator:
         return self._state.now.shape[0]
 
     def reset(self, configuration: Configuration, environments: np.ndarray | None = None) -> None:
-        """Empty the queues of the given copies (all by default) and start ``configuration``, all replicas ready."""
+        """Empty the queues of the given copies (all by default) and start ``configuration``, all replicas ready.
+
+        Raises:
+            InfeasibleError: if a variant, a number of replicas or a batch size is out of its bounds.
+            ValueError: if it has not one entry for every task.
+        """
+        self._require_configurations(as_array(configuration)[None], 1)
         chosen = np.arange(self.environments) if environments is None else environments
         state = self._state
         state.now[chosen] = 0.0
@@ -425,12 +487,18 @@ class Simulator:
         """Apply a configuration to every copy and simulate one interval.
 
         Args:
-            configurations: (E, N, 3) integers: variant, replicas, batch size; feasible ones.
-            counts: (E, interval) requests of each second.
+            configurations: (E, N, 3) integers: variant, replicas, batch size; ``capacity`` is not checked.
+            counts: (E, interval) requests of each second, integers.
 
         Raises:
-            ValueError: if a count is negative or above ``max_rate``.
+            InfeasibleError: if a variant, a number of replicas or a batch size is out of its bounds.
+            RuntimeError: if a queue is full.
+            ValueError: if a shape is wrong, or a count is no integer, negative or above ``max_rate``.
         """
+        self._require_configurations(configurations, self.environments)
+        self._require_shape("counts", counts, (self.environments, self.parameters.interval))
+        if counts.dtype.kind not in "iu":
+            raise ValueError(f"request counts are of type {counts.dtype}; they must be integers, none missing")
         if counts.min(initial=0) < 0:
             raise ValueError(f"a request count is {counts.min()}; counts must not be negative")
         if counts.max(initial=0) > self.max_rate:
@@ -442,7 +510,23 @@ class Simulator:
         return self._run(configurations, interval)
 
     def step_arrivals(self, configuration: np.ndarray, times: np.ndarray) -> Interval:
-        """As :meth:`step` for a single copy, with the arrivals given as absolute seconds, ascending."""
+        """As :meth:`step` for a single copy, with the arrivals given.
+
+        Args:
+            configuration: (N, 3) integers: variant, replicas, batch size.
+            times: arrivals in seconds since the reset, ascending and within the interval to come.
+
+        Raises:
+            InfeasibleError: as :meth:`step`.
+            RuntimeError: if a queue is full.
+            ValueError: if there are several copies, or an arrival is not within the interval.
+        """
+        self._require_configurations(configuration[None], self.environments)
+        start = float(self._state.now[0])
+        end = start + self.parameters.interval
+        outside = times[~((times >= start) & (times < end))]
+        if outside.size:
+            raise ValueError(f"arrival at {outside[0]} s is outside the interval {start} s to {end} s")
         interval = self._blank()
         self._require(_admit_times(self._state, times, interval))
         return self._run(configuration[None], interval)
@@ -469,11 +553,25 @@ class Simulator:
                 p.service_noise,
                 exponential,
                 interval,
-                self._arrivals,
                 self._service,
             )
         )
         return interval
+
+    def _require_configurations(self, configurations: np.ndarray, environments: int) -> None:
+        """Raise unless the compiled code, which checks nothing, can index its arrays with ``configurations``."""
+        self._require_shape("configurations", configurations, (environments, len(self.pipeline.tasks), 3))
+        limits = self.pipeline.max_replicas, self.pipeline.max_batch_size
+        e = _first_out_of_bounds(configurations, self.pipeline.tables.variants, *limits)
+        if e >= 0:
+            check_feasible(self.pipeline, tuple(StageConfiguration(*stage) for stage in configurations[e].tolist()))
+
+    def _require_shape(self, name: str, array: np.ndarray, expected: tuple[int, ...]) -> None:
+        if array.shape != expected:
+            raise ValueError(
+                f"{name} of shape {array.shape} do not fit {self.environments} copies of pipeline "
+                f"{self.pipeline.name!r} and an interval of {self.parameters.interval} s; pass shape {expected}"
+            )
 
     def _require(self, room: bool) -> None:
         if not room:

@@ -1,0 +1,93 @@
+# The commands of the study; `make` alone lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# Any Python 3.11 to 3.13; 3.13 last of the named ones, because MLServer (extra `serving`) has no release for it.
+PYTHON ?=
+PYTHONS := $(or $(PYTHON),python3.12 python3.11 python3.13 python3)
+# A workload: synthetic, twitter, or a CSV or Parquet file of per-second counts. Empty: the one params.yaml names.
+TRACE ?=
+# Where the Twitter trace already is on this machine, so that it need not be fetched.
+TWITTER_TRACE ?= $(OPD_TWITTER_TRACE)
+
+VENV := .venv
+READY := $(VENV)/.ready
+TWITTER := data/twitter_workload.tbz2
+
+# Stages call `python` and `jupyter`: those of the clone's environment.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# One thread a process: results do not depend on the number of cores, and latencies are those of one core.
+export OMP_NUM_THREADS ?= 1
+# Compiled kernels are kept between processes.
+export NUMBA_CACHE_DIR ?= $(CURDIR)/.cache/numba
+export OPD_TWITTER_TRACE := $(TWITTER_TRACE)
+
+.PHONY: help repro study test lint lab clean
+
+help: ## list the commands
+	@echo "Commands (each creates $(VENV) when it is missing or out of date):"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "Variables: TRACE=synthetic|twitter|FILE  TWITTER_TRACE=FILE  PYTHON=python3.12"
+
+repro: $(READY) $(if $(filter twitter,$(TRACE)),twitter) ## run the paper's study (dvc repro); TRACE= sets the workload in params.yaml first
+	$(if $(TRACE),@$(SET_TRACE))
+	dvc repro
+
+study: $(READY) twitter ## run the full study on the Twitter trace: hours, restartable
+	dvc repro study/dvc.yaml
+
+test: lint ## check style and types, then run the tests
+	pytest -n 2 --dist loadscope
+
+lint: $(READY) ## check style and types
+	ruff check .
+	ruff format --check .
+	mypy opd
+
+lab: $(READY) ## open the notebooks in JupyterLab
+	jupyter lab notebooks
+
+clean: ## delete the environment and the caches, keep data and results
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Writes the chosen workload into params.yaml. `dvc exp run -S` would do it too, but only for those who have told git
+# their name.
+SET_TRACE = awk -v trace='$(TRACE)' '/^trace:/ { comment = match($$0, /[ \t]+\#/) ? substr($$0, RSTART) : ""; \
+	$$0 = "trace: " trace comment } { print }' params.yaml > params.yaml.new && \
+	cat params.yaml.new > params.yaml && rm params.yaml.new
+
+# The raw trace, from the user's file, else from DVC's cache, else from upstream. A user's file goes into the cache,
+# where DVC would have put its own download, once its hash shows that it is the same.
+.PHONY: twitter
+twitter: $(READY)
+ifneq ($(TWITTER_TRACE),)
+	@md5=$$(sed -n 's/^- md5: //p' $(TWITTER).dvc); \
+	found=$$(python -c 'import hashlib, sys; print(hashlib.md5(open(sys.argv[1], "rb").read()).hexdigest())' \
+		"$(TWITTER_TRACE)") || { echo "error: cannot read TWITTER_TRACE=$(TWITTER_TRACE)"; exit 1; }; \
+	if [ "$$found" != "$$md5" ]; then echo "error: $(TWITTER_TRACE) is not the trace of the study: its md5 is" \
+		"$$found, expected $$md5; for a trace of your own use: make repro TRACE=FILE"; exit 1; fi; \
+	object="$$(dvc cache dir)/files/md5/$${md5:0:2}/$${md5:2}"; \
+	mkdir -p "$$(dirname "$$object")"; test -e "$$object" || cp "$(TWITTER_TRACE)" "$$object"
+endif
+	@dvc checkout -q $(TWITTER).dvc 2>/dev/null || dvc update $(TWITTER).dvc || { echo "error: no Twitter trace here" \
+		"and none fetched; with the file at hand, add TWITTER_TRACE=/path/to/workload.tbz2"; exit 1; }
+
+# An environment that is there and fits is brought up to date; otherwise it is made with the first Python that fits.
+$(READY): pyproject.toml constraints.txt
+	@fits() { "$$1" -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; }; \
+	if ! fits $(VENV)/bin/python; then \
+		python= ; for candidate in $(PYTHONS); do if fits "$$candidate"; then python="$$candidate"; break; fi; done; \
+		if [ -z "$$python" ]; then echo "error: none of [$(PYTHONS)] is a Python 3.11, 3.12 or 3.13 with ensurepip" \
+			"(Debian: package python3-venv); install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; fi; \
+		echo "[1/2] creating $(VENV) with $$("$$python" --version)"; \
+		"$$python" -m venv --clear $(VENV); \
+	fi
+	@echo "[2/2] installing the pinned packages into $(VENV) (once; some minutes and gigabytes)"
+	@quiet=-qq; if [ -t 1 ]; then quiet=; fi; \
+	$(VENV)/bin/python -m pip install --no-input --disable-pip-version-check $$quiet \
+		-c constraints.txt -e '.[notebooks,dev]'
+	@touch $@
+	@echo "$(VENV) is ready"

@@ -1,0 +1,185 @@
+"""The control loop (Alg. 1), one function over any backend, and the guard that every action passes.
+
+A backend is the simulator, the processes of one machine, or a cluster: it says what there is to see,
+applies a configuration and lets an interval pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Protocol
+
+import numpy as np
+
+from opd.environment import Score, score
+from opd.objective import Weights
+from opd.pipeline import Configuration, InfeasibleError, Pipeline, check_feasible
+from opd.policy import Observation, Policy
+from opd.simulation import Interval, SimulationParameters, Simulator, as_array
+
+HISTORY_SECONDS = 120
+
+
+class Backend(Protocol):
+    """Where a pipeline runs."""
+
+    def observe(self) -> Observation:
+        """What can be seen now; the control loop adds the forecast."""
+        ...
+
+    def apply(self, configuration: Configuration) -> None:
+        """Begin to run ``configuration``."""
+        ...
+
+    def wait(self) -> Interval:
+        """Let one interval pass and say what was measured in it, as a batch of one."""
+        ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass of the control loop.
+
+    Attributes:
+        predicted_load: p, requests/s.
+        configuration: what ran in the interval.
+        refused: why the policy's action was refused, empty if it was applied.
+        decision_seconds: d_t of Alg. 1, forecast and features included.
+        interval: what was measured.
+        score: the same in the terms of Eqs. 1-3 and 7.
+    """
+
+    predicted_load: float
+    configuration: Configuration
+    refused: str
+    decision_seconds: float
+    interval: Interval
+    score: Score
+
+
+class Guard:
+    """Lets through only what keeps every limit; otherwise the last good configuration stays.
+
+    Args:
+        pipeline: its limits hold.
+        configuration: the one that runs now.
+    """
+
+    def __init__(self, pipeline: Pipeline, configuration: Configuration) -> None:
+        check_feasible(pipeline, configuration)
+        self._pipeline = pipeline
+        self.configuration = configuration
+
+    def admit(self, configuration: Configuration, available_cores: float) -> str:
+        """Take over ``configuration`` if it is feasible now; otherwise say why it was refused."""
+        try:
+            check_feasible(replace(self._pipeline, capacity=int(available_cores)), configuration)
+        except InfeasibleError as error:
+            return str(error)
+        self.configuration = configuration
+        return ""
+
+
+def run(
+    backend: Backend,
+    pipeline: Pipeline,
+    policy: Policy,
+    forecast: Callable[[np.ndarray], float],
+    weights: Weights,
+    decisions: int,
+    interval_seconds: float,
+) -> Iterator[Step]:
+    """Alg. 1: observe, forecast, decide, guard, apply, wait, reward; yields every step as it ends.
+
+    Args:
+        backend: where the pipeline runs.
+        pipeline: its definition.
+        policy: what decides.
+        forecast: predicted maximum load (requests/s) for a history of per-second counts.
+        weights: of the reward.
+        decisions: number of steps.
+        interval_seconds: time between two of them.
+    """
+    guard = Guard(pipeline, backend.observe().configuration)
+    for _ in range(decisions):
+        observation = backend.observe()
+        begin = perf_counter()
+        observation = replace(observation, predicted_load=forecast(observation.history))
+        wanted = policy.decide(observation)
+        decision_seconds = perf_counter() - begin
+        refused = guard.admit(wanted, observation.available_cores)
+        backend.apply(guard.configuration)
+        interval = backend.wait()
+        result = score(pipeline, weights, as_array(guard.configuration)[None], interval, interval_seconds)
+        yield Step(observation.predicted_load, guard.configuration, refused, decision_seconds, interval, result)
+
+
+class SimulatedBackend:
+    """The simulator as a backend.
+
+    Args:
+        pipeline: what is simulated.
+        parameters: how the device behaves.
+        history: (H,) counts per second before the first decision.
+        counts: (T,) counts per second from the first decision on.
+        configuration: what runs at the start, all replicas ready.
+        seed: of arrivals and service noise.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        parameters: SimulationParameters,
+        history: np.ndarray,
+        counts: np.ndarray,
+        configuration: Configuration,
+        seed: int,
+    ) -> None:
+        self._pipeline = pipeline
+        self._seconds = parameters.interval
+        self._counts = np.concatenate([history, counts]).astype(np.int64)
+        self._now = len(history)
+        self._simulator = Simulator(pipeline, parameters, 1, int(self._counts.max(initial=1)), seed)
+        self._simulator.reset(configuration)
+        self._configuration = configuration
+        chosen = list(pipeline.selected(configuration))
+        self._task_latency = np.array([variant.service_time(stage.batch_size) for variant, stage in chosen])
+        self._ready_throughput = np.array([stage.replicas * v.throughput(stage.batch_size) for v, stage in chosen])
+        self._queue = np.zeros(len(chosen))
+
+    def observe(self) -> Observation:
+        """The state of the simulated device, the coming load included."""
+        last = self._counts[max(self._now - self._seconds, 0) : self._now]
+        return Observation(
+            history=self._counts[max(self._now - HISTORY_SECONDS, 0) : self._now],
+            available_cores=float(self._pipeline.capacity),
+            configuration=self._configuration,
+            task_latency=self._task_latency,
+            ready_throughput=self._ready_throughput,
+            queue=self._queue,
+            incoming_load=float(last.mean()) if len(last) else 0.0,
+            coming_load=float(self._window().mean()),
+        )
+
+    def apply(self, configuration: Configuration) -> None:
+        """Run ``configuration`` from now on."""
+        self._configuration = configuration
+
+    def wait(self) -> Interval:
+        """Simulate one interval."""
+        interval = self._simulator.step(as_array(self._configuration)[None], self._window()[None])
+        self._task_latency, self._ready_throughput = interval.task_latency[0], interval.ready_throughput[0]
+        self._queue = interval.queue[0]
+        self._now += self._seconds
+        return interval
+
+    def _window(self) -> np.ndarray:
+        window = self._counts[self._now : self._now + self._seconds]
+        if len(window) < self._seconds:
+            raise ValueError(
+                f"the workload of {len(self._counts)} s ends before the interval at {self._now} s does; "
+                "run fewer decisions or give a longer one"
+            )
+        return window

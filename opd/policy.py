@@ -1,0 +1,135 @@
+"""Policies behind one interface: what is seen at a decision goes in, a configuration comes out.
+
+The baselines of Sec. VI-A, two exact optimisers of the reward as yardsticks, and the agent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from opd.agent import Agent
+from opd.environment import state_vector
+from opd.objective import Weights
+from opd.pipeline import Configuration, Pipeline
+from opd.solvers import IpaParameters, greedy, ipa_dynamic_program, ipa_highs, myopic, random_configuration
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a policy may know when it decides.
+
+    Attributes:
+        history: (120,) requests of each of the last seconds, the newest last; shorter at the start.
+        available_cores: u, cores the device has for the pipeline.
+        configuration: what runs now.
+        task_latency: (N,) l, seconds, mean of the last interval.
+        ready_throughput: (N,) t, requests/s of the replicas that were ready in it.
+        queue: (N,) requests waiting.
+        incoming_load: m, requests/s, mean of the last interval.
+        predicted_load: p, requests/s, forecast maximum of the next 20 s.
+        coming_load: requests/s that will arrive until the next decision; only a simulator knows it.
+    """
+
+    history: np.ndarray
+    available_cores: float
+    configuration: Configuration
+    task_latency: np.ndarray
+    ready_throughput: np.ndarray
+    queue: np.ndarray
+    incoming_load: float
+    predicted_load: float = 0.0
+    coming_load: float | None = None
+
+
+class Policy(Protocol):
+    """Anything that configures a pipeline."""
+
+    def decide(self, observation: Observation) -> Configuration:
+        """The configuration to run until the next decision."""
+        ...
+
+
+class RandomPolicy:
+    """Any feasible configuration, anew at every decision."""
+
+    def __init__(self, pipeline: Pipeline, seed: int) -> None:
+        self._pipeline = pipeline
+        self._generator = np.random.default_rng(seed)
+
+    def decide(self, observation: Observation) -> Configuration:
+        """A random feasible configuration."""
+        return random_configuration(self._pipeline, self._generator)
+
+
+class GreedyPolicy:
+    """The cheapest configuration that carries the forecast."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    def decide(self, observation: Observation) -> Configuration:
+        """Fewest cores for the forecast load."""
+        return greedy(self._pipeline, observation.predicted_load)
+
+
+class IpaPolicy:
+    """IPA with the capacity limit added, solved exactly: by HiGHS, or by dynamic programming."""
+
+    def __init__(self, pipeline: Pipeline, parameters: IpaParameters, solver: str = "highs") -> None:
+        solvers = {"highs": ipa_highs, "dynamic-program": ipa_dynamic_program}
+        if solver not in solvers:
+            raise ValueError(f"IPA solver {solver!r} is not one of {', '.join(solvers)}")
+        self._pipeline, self._parameters, self._solve = pipeline, parameters, solvers[solver]
+
+    def decide(self, observation: Observation) -> Configuration:
+        """The optimum of IPA's objective for the forecast load."""
+        return self._solve(self._pipeline, observation.predicted_load, self._parameters)
+
+
+class MyopicPolicy:
+    """The exact maximiser of Eq. 7 for the forecast load, blind to start-up times and to what comes later."""
+
+    def __init__(self, pipeline: Pipeline, weights: Weights, batch_timeout: float) -> None:
+        self._pipeline, self._weights, self._batch_timeout = pipeline, weights, batch_timeout
+
+    def decide(self, observation: Observation) -> Configuration:
+        """The best single interval if the forecast held."""
+        return myopic(self._pipeline, observation.predicted_load, self._weights, self._batch_timeout)
+
+
+class ClairvoyantPolicy(MyopicPolicy):
+    """As myopic, but told the load that will really come; exists only in simulation."""
+
+    def decide(self, observation: Observation) -> Configuration:
+        """The best single interval for the true load.
+
+        Raises:
+            ValueError: if the backend does not know the future.
+        """
+        if observation.coming_load is None:
+            raise ValueError("the clairvoyant policy needs the coming load, which only the simulated backend knows")
+        return myopic(self._pipeline, observation.coming_load, self._weights, self._batch_timeout)
+
+
+class AgentPolicy:
+    """The trained agent."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def decide(self, observation: Observation) -> Configuration:
+        """One forward pass on the state of Eq. 5."""
+        state = state_vector(
+            self._agent.pipeline,
+            np.array([observation.available_cores]),
+            np.array([observation.predicted_load]),
+            np.array([observation.incoming_load]),
+            np.array([observation.configuration]),
+            observation.task_latency[None],
+            observation.ready_throughput[None],
+            observation.queue[None],
+        )
+        return self._agent.decide(state[0])

@@ -1,0 +1,443 @@
+"""How fast the variants are: measuring them, and the catalogue's pipelines with what was measured.
+
+``data/pipelines.yaml`` says which variants there are and how accurate, ``data/profiles.csv`` how long they
+take. One row of a profile is one variant at one core count and batch size:
+
+==============  ============================================================================================
+column          meaning
+==============  ============================================================================================
+task, variant   names in the catalogue
+cores           cores of the replica; torch uses as many threads
+batch_size      requests in the call
+latency_mean    seconds for one call, warm-up excluded
+latency_p99     99th percentile of the same runs, seconds
+runs            runs behind the figures; 0 where extrapolated
+kind            ``measured``, or ``extrapolated`` by Amdahl's law to more cores than the machine has
+load_seconds    from the weights on disk to the first answer: read, construct, infer once; one figure a variant
+==============  ============================================================================================
+
+Measurements are meant to survive a machine that does other work at the same time: a run is timed by the CPU
+time of the calling thread, so that being preempted does not count. On one core that is the whole inference. On
+more, the calling thread does all the serial work and its even share of the parallel work, and waits asleep
+(``OMP_WAIT_POLICY=PASSIVE``) while the others finish theirs; what it takes to wake them is not in the figure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from scipy.optimize import isotonic_regression, nnls
+from tqdm.auto import tqdm
+
+from opd.paths import project_path
+from opd.pipeline import Pipeline, Task, Variant
+
+CORE_COUNTS = (1, 2, 4, 8, 16)
+"""Cores a replica may be given."""
+
+MEASURED_CORES = (1, 2)
+"""Core counts of the reference table that were measured; the others are extrapolated."""
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is first imported, which measuring does
+
+SLA_FACTOR = 5.0
+"""A stage may take this many times the mean batch-1 latency of its variants (Swayam's heuristic, as in IPA)."""
+
+COLUMNS = ["task", "variant", "cores", "batch_size", "latency_mean", "latency_p99", "runs", "kind", "load_seconds"]
+
+
+def load_catalogue(catalogue: Path | None = None) -> dict[str, Any]:
+    """The catalogue as nested dictionaries: ``container_startup``, ``tasks`` and ``pipelines``.
+
+    Args:
+        catalogue: the YAML file; ``data/pipelines.yaml`` if not given.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a catalogue.
+    """
+    path = catalogue if catalogue is not None else project_path("data", "pipelines.yaml")
+    if not path.is_file():
+        raise FileNotFoundError(f"no catalogue at {path}; the project's own is data/pipelines.yaml")
+    content = yaml.safe_load(path.read_text())
+    missing = {"container_startup", "tasks", "pipelines"} - set(content if isinstance(content, dict) else ())
+    if missing:
+        raise ValueError(f"{path} is not a catalogue: it lacks {', '.join(sorted(missing))}")
+    return content
+
+
+def load_profiles(profiles: Path | None = None) -> pd.DataFrame:
+    """A profile table, as described at the top of this module.
+
+    Args:
+        profiles: the CSV file; ``data/profiles.csv`` if not given.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if columns are missing.
+    """
+    path = profiles if profiles is not None else project_path("data", "profiles.csv")
+    if not path.is_file():
+        raise FileNotFoundError(f"no latency profiles at {path}; measure them with notebook 01_profiling")
+    table = pd.read_csv(path)
+    missing = set(COLUMNS) - set(table.columns)
+    if missing:
+        raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))}; measure it anew with 01_profiling")
+    return table[COLUMNS]
+
+
+def pipeline_settings(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The settings of one pipeline of a catalogue.
+
+    Raises:
+        KeyError: naming the pipelines there are.
+    """
+    if name not in content["pipelines"]:
+        raise KeyError(f"the catalogue has no pipeline {name!r}; it has {', '.join(content['pipelines'])}")
+    return dict(content["pipelines"][name])
+
+
+def batch_sizes_of(content: Mapping[str, Any], task: str) -> list[int]:
+    """Batch sizes to profile for ``task``: powers of two up to the largest any pipeline allows it."""
+    largest = max(p["max_batch_size"] for p in content["pipelines"].values() if task in p["tasks"])
+    return [1 << power for power in range(int(largest).bit_length())]
+
+
+# ---------------------------------------------------------------------------------------------- measuring
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` threads within the block."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _architecture(key: str) -> Any:
+    from opd.architectures import ARCHITECTURES  # imports transformers: seconds that only measuring should cost
+
+    if key not in ARCHITECTURES:
+        raise KeyError(f"unknown architecture {key!r}; opd.architectures has {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[key]
+
+
+def measure_load(key: str) -> float:
+    """Seconds from weights on disk to the first answer at batch 1, on one core.
+
+    The network is constructed without initialising its weights, which are then read from a file, as a serving
+    process does. Wall time: reading is part of it. The file has just been written, so it comes from the page
+    cache, as on a node that already holds the model.
+    """
+    import torch
+
+    architecture = _architecture(key)
+    with tempfile.TemporaryDirectory() as folder, torch_threads(1):
+        path = Path(folder, "weights.pt")
+        torch.save(architecture.build().state_dict(), path)
+        inputs = architecture.inputs(1)
+        start = time.perf_counter()
+        model = architecture.build().eval()
+        model.load_state_dict(torch.load(path, weights_only=True, mmap=True))
+        architecture.infer(model, inputs)
+        return time.perf_counter() - start
+
+
+def time_calls(call: Callable[[], Any], budget: float, min_runs: int, max_runs: int) -> np.ndarray:
+    """CPU seconds of the calling thread for one call, one warm-up call excluded.
+
+    Args:
+        call: what to time.
+        budget: seconds after which no further run is started, once there are ``min_runs``.
+        min_runs: runs at least, whatever they take.
+        max_runs: runs at most.
+
+    Returns:
+        (runs,) seconds.
+    """
+    call()
+    durations: list[float] = []
+    deadline = time.perf_counter() + budget
+    while len(durations) < min_runs or (len(durations) < max_runs and time.perf_counter() < deadline):
+        start = time.thread_time()
+        call()
+        durations.append(time.thread_time() - start)
+    return np.array(durations)
+
+
+def measure(
+    task: str,
+    variant: str,
+    batch_sizes: Sequence[int],
+    cores: Sequence[int] = MEASURED_CORES,
+    *,
+    architecture: str,
+    cell_seconds: float = 4.0,
+    min_runs: int = 3,
+    max_runs: int = 20,
+    seed: int = 0,
+    progress: Any = None,
+) -> pd.DataFrame:
+    """Measure one variant at every core count and batch size.
+
+    Args:
+        task: name in the catalogue, for the table.
+        variant: name in the catalogue, for the table.
+        batch_sizes: requests per call.
+        cores: threads torch may use; at most the machine's cores.
+        architecture: key of :data:`opd.architectures.ARCHITECTURES`.
+        cell_seconds: budget of one cell (core count and batch size); ``min_runs`` has precedence.
+        min_runs: runs per cell at least.
+        max_runs: runs per cell at most.
+        seed: of the random weights and inputs.
+        progress: a tqdm bar that is advanced by one per cell.
+
+    Returns:
+        One row per cell, in the columns of :data:`COLUMNS`.
+
+    Raises:
+        ValueError: if more cores are asked for than there are.
+    """
+    import torch
+
+    available = os.cpu_count() or 1
+    if max(cores) > available:
+        raise ValueError(f"cannot measure on {max(cores)} cores: this machine has {available}; see extrapolate()")
+    torch.manual_seed(seed)
+    network = _architecture(architecture)
+    load_seconds = measure_load(architecture)
+    model = network.build().eval()
+    rows = []
+    for count in cores:
+        with torch_threads(count):
+            for batch_size in batch_sizes:
+                inputs = network.inputs(batch_size)
+                seconds = time_calls(partial(network.infer, model, inputs), cell_seconds, min_runs, max_runs)
+                mean, p99 = float(seconds.mean()), float(np.quantile(seconds, 0.99))
+                rows.append([task, variant, count, batch_size, mean, p99, len(seconds), "measured", load_seconds])
+                if progress is not None:
+                    progress.update()
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def amdahl(cores: Sequence[float], latency: Sequence[float]) -> tuple[float, float]:
+    """Serial and parallel seconds of Amdahl's law, latency = serial + parallel / cores.
+
+    Least squares with neither part negative: two core counts determine the law, more are averaged.
+    """
+    design = np.column_stack([np.ones(len(cores)), 1.0 / np.asarray(cores, dtype=float)])
+    (serial, parallel), _ = nnls(design, np.asarray(latency, dtype=float))
+    return float(serial), float(parallel)
+
+
+def extrapolate(measured: pd.DataFrame, core_counts: Sequence[int] = CORE_COUNTS) -> pd.DataFrame:
+    """Add rows for core counts that were not measured, by Amdahl's law for each variant and batch size.
+
+    The 99th percentile keeps its ratio to the mean at the largest measured core count.
+
+    Returns:
+        The measured rows and, marked ``extrapolated`` and with 0 runs, the others.
+    """
+    rows = []
+    for (task, variant, batch_size), group in measured.groupby(["task", "variant", "batch_size"], sort=False):
+        serial, parallel = amdahl(group["cores"].tolist(), group["latency_mean"].tolist())
+        largest = group.loc[group["cores"].idxmax()]
+        tail = largest["latency_p99"] / largest["latency_mean"]
+        for count in sorted(set(core_counts) - set(group["cores"])):
+            mean = serial + parallel / count
+            row = [task, variant, count, batch_size, mean, mean * tail, 0, "extrapolated", largest["load_seconds"]]
+            rows.append(row)
+    table = pd.concat([measured, pd.DataFrame(rows, columns=COLUMNS)]) if rows else measured
+    order = {name: index for index, name in enumerate(dict.fromkeys(measured["variant"]))}
+    table = table.assign(order=table["variant"].map(order)).sort_values(["order", "cores", "batch_size"])
+    return table.drop(columns="order").reset_index(drop=True)
+
+
+def hardware() -> dict[str, Any]:
+    """What a profile was measured on: processor, cores, and the versions of what ran."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        processor = lines[0].split(":", 1)[1].strip() if lines else processor
+    return {
+        "processor": processor,
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "transformers", "numpy")},
+    }
+
+
+def measure_tasks(
+    tasks: Sequence[str],
+    content: Mapping[str, Any],
+    *,
+    cores: Sequence[int] = MEASURED_CORES,
+    save: Path | None = None,
+    **settings: Any,
+) -> pd.DataFrame:
+    """Measure every variant of ``tasks`` and extrapolate to :data:`CORE_COUNTS`.
+
+    Args:
+        tasks: names in the catalogue.
+        content: the catalogue.
+        cores: core counts to measure.
+        save: if given, the table is written there after every variant, with the hardware beside it as JSON.
+        settings: of :func:`measure`.
+    """
+    jobs = [(task, name, v) for task in tasks for name, v in content["tasks"][task]["variants"].items()]
+    total = sum(len(batch_sizes_of(content, task)) * len(cores) for task, _, _ in jobs)
+    tables: list[pd.DataFrame] = []
+    with tqdm(total=total, unit="cell", desc="profiling") as progress:
+        for task, name, variant in jobs:
+            progress.set_postfix_str(f"{task} {name}")
+            sizes = batch_sizes_of(content, task)
+            architecture = variant["architecture"]
+            tables.append(
+                measure(task, name, sizes, cores, architecture=architecture, progress=progress, **settings)
+            )
+            if save is not None:
+                save_profiles(extrapolate(pd.concat(tables)), save)
+    return extrapolate(pd.concat(tables))
+
+
+def save_profiles(table: pd.DataFrame, path: Path) -> None:
+    """Write a profile table as CSV, and the hardware it was measured on beside it as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(path, index=False, float_format="%.5g")
+    path.with_suffix(".json").write_text(json.dumps(hardware(), indent=2) + "\n")
+
+
+# ------------------------------------------------------------------------------------- from profiles to pipelines
+
+
+def latency_table(profiles: pd.DataFrame, task: str, variant: str, cores: int) -> dict[int, float]:
+    """Mean latency in seconds by batch size, made non-decreasing.
+
+    A larger batch cannot take less time than a smaller one; where noise says so, the isotonic (least-squares)
+    fit takes its place.
+
+    Raises:
+        ValueError: if the profile lacks the variant or the core count.
+    """
+    rows = profiles[(profiles["task"] == task) & (profiles["variant"] == variant)]
+    if rows.empty:
+        known = ", ".join(profiles.loc[profiles["task"] == task, "variant"].unique()) or "no variant of that task"
+        raise ValueError(
+            f"no profile of variant {variant!r} of task {task!r} (profiled: {known}); measure it with 01_profiling"
+        )
+    rows = rows[rows["cores"] == cores].sort_values("batch_size")
+    if rows.empty:
+        raise ValueError(f"variant {variant!r} of task {task!r} has no profile at {cores} cores; see extrapolate()")
+    fitted = isotonic_regression(rows["latency_mean"].to_numpy()).x
+    return dict(zip(rows["batch_size"].astype(int).tolist(), fitted.tolist(), strict=True))
+
+
+def stage_sla(profiles: pd.DataFrame, task: str) -> float:
+    """Latency target of one stage in seconds: five times the mean over its variants at batch 1 on one core.
+
+    IPA (Ghafouri et al. 2024) takes the rule from Swayam; the end-to-end target is the sum over stages.
+    """
+    rows = profiles[(profiles["task"] == task) & (profiles["cores"] == 1) & (profiles["batch_size"] == 1)]
+    return SLA_FACTOR * float(rows["latency_mean"].mean())
+
+
+def base_cores(latency: Mapping[int, float], threshold_rps: float, sla: float) -> int:
+    """Cores of one replica by IPA's rule.
+
+    The fewest cores at which the variant, one request at a time, serves ``threshold_rps`` requests/s and
+    answers within ``sla``. Where no core count does, the largest that still gains: the one from which
+    doubling the cores makes the variant less than 1.25 times as fast.
+
+    Args:
+        latency: batch-1 latency in seconds by core count.
+        threshold_rps: requests/s one replica should carry.
+        sla: seconds, of this stage.
+    """
+    counts = sorted(latency)
+    for count in counts:
+        if 1.0 / latency[count] >= threshold_rps and latency[count] <= sla:
+            return count
+    for count, following in zip(counts, counts[1:], strict=False):
+        if latency[count] < 1.25 * latency[following]:
+            return count
+    return counts[-1]
+
+
+def load_pipeline(
+    name: str, catalogue: Path | None = None, profiles: Path | None = None, **overrides: Any
+) -> Pipeline:
+    """A pipeline of the catalogue with its latency profiles.
+
+    Cores per replica follow :func:`base_cores`, latencies are the profile's at those cores
+    (:func:`latency_table`), a variant starts in ``container_startup`` plus its measured loading time, and the
+    latency target is the sum of :func:`stage_sla` unless the catalogue names one.
+
+    Args:
+        name: pipeline in the catalogue.
+        catalogue: its YAML file; ``data/pipelines.yaml`` if not given.
+        profiles: the profile table; ``data/profiles.csv`` if not given.
+        overrides: settings that replace the catalogue's: ``capacity`` and ``max_replicas``,
+            ``max_batch_size``, ``latency_sla`` (s) and ``threshold_rps`` (requests/s).
+
+    Raises:
+        KeyError: if there is no such pipeline.
+        FileNotFoundError: if a file is missing.
+        ValueError: if an override is unknown, or a variant or batch size has no profile.
+    """
+    content, table = load_catalogue(catalogue), load_profiles(profiles)
+    settings = pipeline_settings(content, name)
+    unknown = set(overrides) - {"capacity", "max_replicas", "max_batch_size", "latency_sla", "threshold_rps"}
+    if unknown:
+        raise ValueError(
+            f"unknown override {', '.join(sorted(unknown))}; a pipeline has capacity, max_replicas, max_batch_size, "
+            "latency_sla and threshold_rps"
+        )
+    settings.update(overrides)
+    tasks = tuple(_task(content, table, task, settings) for task in settings["tasks"])
+    sla = settings.get("latency_sla") or sum(stage_sla(table, task) for task in settings["tasks"])
+    return Pipeline(
+        name=name,
+        tasks=tasks,
+        capacity=int(settings["capacity"]),
+        max_replicas=int(settings["max_replicas"]),
+        max_batch_size=int(settings["max_batch_size"]),
+        latency_sla=float(sla),
+    )
+
+
+def _task(content: Mapping[str, Any], table: pd.DataFrame, name: str, settings: Mapping[str, Any]) -> Task:
+    """One stage of a pipeline: the catalogue's variants with their profiles."""
+    if name not in content["tasks"]:
+        raise KeyError(f"the catalogue has no task {name!r}; it has {', '.join(content['tasks'])}")
+    variants = []
+    for variant, entry in content["tasks"][name]["variants"].items():
+        profile = table[(table["task"] == name) & (table["variant"] == variant)]
+        latency_table(table, name, variant, 1)  # names what is missing before anything is computed from it
+        single = profile[profile["batch_size"] == 1].set_index("cores")["latency_mean"].to_dict()
+        cores = base_cores(single, settings["threshold_rps"], stage_sla(table, name))
+        startup = float(content["container_startup"]) + float(profile["load_seconds"].iloc[0])
+        variants.append(
+            Variant(variant, float(entry["accuracy"]), cores, latency_table(table, name, variant, cores), startup)
+        )
+    return Task(name, tuple(variants))

@@ -1,0 +1,563 @@
+"""Training of the agent (Alg. 2): proximal policy optimisation with expert guidance.
+
+One Lightning training step is one update: collect a rollout, estimate advantages, and make a few
+epochs of minibatches on it. Every rollout begins new episodes from a seed of its own, so that a run
+that was interrupted resumes exactly where its last checkpoint was written.
+
+The expert guides in one of three modes. ``paper``: every f-th episode is acted by the expert and
+stored like the agent's own (Alg. 2); its actions are not samples of the old policy, which biases
+Eq. 12. ``pretrain``: the network first imitates the expert, and a demonstration term that fades away
+keeps it near while the value function settles. ``none``: no expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from opd.agent import Agent, export
+from opd.environment import Episodes, Workload
+from opd.forecast import Forecaster
+from opd.network import ActorCritic, to_choices, to_configurations
+from opd.objective import Weights
+from opd.pipeline import Pipeline
+from opd.simulation import SimulationParameters
+from opd.solvers import IpaParameters, ipa_dynamic_program, myopic_table, random_configuration
+from opd.workload import Trace, burst_starts
+
+EXPERT_MODES = ("paper", "pretrain", "none")
+EXPERTS = ("myopic", "ipa", "clairvoyant")
+
+
+@dataclass(frozen=True)
+class TrainingParameters:
+    """Everything that shapes a training run.
+
+    Attributes:
+        updates: number of rollouts, each followed by ``epochs`` passes over it.
+        environments: parallel episodes of a rollout.
+        rollout: decisions in an episode of training.
+        epochs: passes over a rollout.
+        minibatch: states in one gradient step.
+        learning_rate: of Adam at the start; falls linearly to zero.
+        discount: of future rewards.
+        gae_decay: lambda of generalised advantage estimation.
+        clip: epsilon of Eq. 12.
+        value_coefficient: c_1 of Eq. 11.
+        entropy_coefficient: c_2 of Eq. 11 at the start; falls linearly to zero.
+        max_gradient_norm: larger gradients are scaled down to it.
+        target_divergence: an update ends early when the approximate KL divergence passes it.
+        width: neurons of a hidden layer.
+        blocks: residual blocks.
+        expert: ``myopic``, ``ipa`` or ``clairvoyant``.
+        expert_mode: ``pretrain``, ``paper`` or ``none``.
+        expert_frequency: f of Alg. 2, in mode ``paper``.
+        cloning_steps: gradient steps of imitation, in mode ``pretrain``.
+        demonstration_weight: of the imitation term at the start; falls linearly to zero half-way.
+        burst_share: share of training episodes that begin shortly before a burst of load.
+        drop_penalty: training reward lost per dropped request; reported rewards are Eq. 7 alone.
+        validate_every: updates between two validations, after each of which a checkpoint competes.
+        validation_episodes: episodes of a validation, half of them begun before bursts.
+        validation_decisions: decisions in each of them.
+
+    Raises:
+        ValueError: if a figure is out of its range.
+    """
+
+    updates: int = 64
+    environments: int = 32
+    rollout: int = 64
+    epochs: int = 5
+    minibatch: int = 256
+    learning_rate: float = 3e-4
+    discount: float = 0.9
+    gae_decay: float = 0.9
+    clip: float = 0.2
+    value_coefficient: float = 0.5
+    entropy_coefficient: float = 0.005
+    max_gradient_norm: float = 0.5
+    target_divergence: float = 0.03
+    width: int = 128
+    blocks: int = 2
+    expert: str = "myopic"
+    expert_mode: str = "pretrain"
+    expert_frequency: int = 5
+    cloning_steps: int = 600
+    demonstration_weight: float = 0.1
+    burst_share: float = 0.25
+    drop_penalty: float = 0.05
+    validate_every: int = 4
+    validation_episodes: int = 64
+    validation_decisions: int = 60
+
+    def __post_init__(self) -> None:
+        if self.expert_mode not in EXPERT_MODES:
+            raise ValueError(f"expert_mode {self.expert_mode!r} is not one of {EXPERT_MODES}")
+        if self.expert not in EXPERTS:
+            raise ValueError(f"expert {self.expert!r} is not one of {EXPERTS}")
+        for name in ("updates", "environments", "rollout", "epochs", "minibatch", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        if not 0.0 <= self.burst_share <= 1.0:
+            raise ValueError(f"burst_share {self.burst_share} is not a share between 0 and 1")
+
+
+class Problem(NamedTuple):
+    """What is trained on: a pipeline, its objective, its workloads, its expert.
+
+    Attributes:
+        pipeline, weights, simulation: see there.
+        training, validation: workloads of the two splits.
+        training_bursts, validation_bursts: decisions shortly before which load jumps.
+        expert: (L + 1, N, 3) the expert's configuration for every whole load 0..L.
+        reference: (L + 1, N, 3) the same of the policy whose drops a checkpoint may not exceed.
+    """
+
+    pipeline: Pipeline
+    weights: Weights
+    simulation: SimulationParameters
+    training: Workload
+    validation: Workload
+    training_bursts: np.ndarray
+    validation_bursts: np.ndarray
+    expert: np.ndarray
+    reference: np.ndarray
+
+
+def expert_table(
+    pipeline: Pipeline, weights: Weights, simulation: SimulationParameters, expert: str, max_load: int
+) -> np.ndarray:
+    """(max_load + 1, N, 3) what an expert runs at every whole load; the clairvoyant one looks up another load."""
+    if expert in ("myopic", "clairvoyant"):
+        return myopic_table(pipeline, weights, max_load, simulation.batch_timeout)
+    rates = IpaParameters(weights.alpha, weights.cost_weight, weights.batch_weight)
+    return np.array([ipa_dynamic_program(pipeline, float(load), rates) for load in range(max_load + 1)])
+
+
+def build_problem(
+    pipeline: Pipeline,
+    trace: Trace,
+    forecaster: Forecaster,
+    weights: Weights,
+    simulation: SimulationParameters,
+    parameters: TrainingParameters,
+) -> Problem:
+    """Workloads of the training and validation splits with their bursts, and the expert's table."""
+    training, validation = (
+        Workload.of(trace, split, simulation.interval, forecaster.predict_many) for split in ("train", "validation")
+    )
+    bursts = [
+        (burst_starts(trace, split) - trace.split(split).start) // simulation.interval
+        for split in ("train", "validation")
+    ]
+    max_load = int(max(training.forecasts.max(), validation.forecasts.max(), trace.counts.max()))
+    return Problem(
+        pipeline,
+        weights,
+        simulation,
+        training,
+        validation,
+        *bursts,
+        expert_table(pipeline, weights, simulation, parameters.expert, max_load),
+        expert_table(pipeline, weights, simulation, "ipa", max_load),
+    )
+
+
+class Rollout(NamedTuple):
+    """Flattened experience: T decisions of E episodes, M = T E samples."""
+
+    states: Tensor
+    choices: Tensor
+    masks: Tensor
+    log_probabilities: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+def generalised_advantages(rewards: np.ndarray, values: np.ndarray, discount: float, decay: float) -> np.ndarray:
+    """Generalised advantage estimation (Schulman et al., 2016) for episodes that were truncated, not ended.
+
+    Args:
+        rewards: (T, E).
+        values: (T + 1, E); the last row is the value of the state after the truncation.
+        discount: gamma.
+        decay: lambda.
+
+    Returns:
+        (T, E) estimates of the advantage of Eq. 9.
+    """
+    surprises = rewards + discount * values[1:] - values[:-1]
+    advantages = np.zeros_like(surprises)
+    running = np.zeros(rewards.shape[1])
+    for t in range(len(rewards) - 1, -1, -1):
+        running = surprises[t] + discount * decay * running
+        advantages[t] = running
+    return advantages
+
+
+def look_up(table: np.ndarray, loads: np.ndarray) -> np.ndarray:
+    """(E, N, 3) configurations of a table by whole load, rounding loads (E,) up and limiting them to the table."""
+    return table[np.clip(np.ceil(loads - 1e-6).astype(np.int64), 0, len(table) - 1)]
+
+
+def begin_episodes(
+    problem: Problem, workload: Workload, bursts: np.ndarray, burst_episodes: int, episodes: int, length: int, seed: Any
+) -> Episodes:
+    """New episodes at random decisions of a workload, the first ``burst_episodes`` shortly before a burst.
+
+    Half of them start with what the expert runs at the load of that moment, half with any feasible
+    configuration, so that the agent also learns to leave places it would not go to.
+    """
+    generator = np.random.default_rng(seed)
+    batch = Episodes(
+        problem.pipeline, problem.weights, problem.simulation, workload, episodes, int(generator.integers(2**31))
+    )
+    latest = workload.decisions - length
+    if latest < 2:
+        raise ValueError(f"a workload of {workload.decisions} decisions is too short for episodes of {length}")
+    decisions = generator.integers(1, latest, size=episodes)
+    usable = bursts[bursts < latest]
+    if len(usable):
+        lead = generator.integers(1, length // 2 + 1, size=burst_episodes)
+        decisions[:burst_episodes] = np.maximum(generator.choice(usable, size=burst_episodes) - lead, 1)
+    initial = look_up(problem.expert, workload.windows(decisions - 1).mean(axis=1)).copy()
+    for episode in range(0, episodes, 2):
+        initial[episode] = random_configuration(problem.pipeline, generator)
+    batch.begin(np.arange(episodes), decisions, initial)
+    return batch
+
+
+class ProximalPolicyOptimisation(pl.LightningModule):
+    """Eqs. 9-12 with expert guidance; one ``training_step`` is one update on a fresh rollout."""
+
+    def __init__(self, problem: Problem, parameters: TrainingParameters, seed: int, title: str = "agent") -> None:
+        super().__init__()
+        self.title = title
+        self.tolerated_drops = 0.0
+        self.automatic_optimization = False
+        self.problem = problem
+        self.settings = parameters
+        self.seed = seed
+        torch.manual_seed(seed)
+        self.network = ActorCritic(problem.pipeline, parameters.width, parameters.blocks)
+        self.register_buffer("update", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("reward_mean", torch.zeros(()))
+        self.register_buffer("reward_deviation", torch.ones(()))
+        self.demonstrations: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam with the epsilon that PPO implementations share."""
+        return torch.optim.Adam(self.network.parameters(), lr=self.settings.learning_rate, eps=1e-5)
+
+    # -- experience -----------------------------------------------------------------------------
+
+    def begin(self, seed: Any) -> Episodes:
+        """Training episodes for one rollout."""
+        p, problem = self.settings, self.problem
+        bursts = round(p.burst_share * p.environments)
+        return begin_episodes(
+            problem, problem.training, problem.training_bursts, bursts, p.environments, p.rollout, seed
+        )
+
+    def expert_choices(self, episodes: Episodes, states: np.ndarray) -> Tensor:
+        """(E, N, 3) what the expert does; the clairvoyant one is told the load to come."""
+        clairvoyant = self.settings.expert == "clairvoyant"
+        workload = episodes.workload
+        loads = workload.windows(episodes.decision).mean(axis=1) if clairvoyant else states[:, 1]
+        return torch.as_tensor(to_choices(look_up(self.problem.expert, loads)))
+
+    def demonstrate(self) -> tuple[np.ndarray, Tensor, np.ndarray]:
+        """Let the expert act for one rollout: states (M, S), choices (M, N, 3), rewards (T, E)."""
+        episodes = self.begin((self.seed, 0))
+        states, choices, rewards = [], [], []
+        for _ in range(self.settings.rollout):
+            states.append(episodes.state())
+            choices.append(self.expert_choices(episodes, states[-1]))
+            score, _ = episodes.step(to_configurations(choices[-1].numpy()))
+            rewards.append(score.reward)
+        return np.concatenate(states), torch.cat(choices), np.array(rewards)
+
+    def collect(self, update: int) -> tuple[Rollout, dict[str, float]]:
+        """Act for one rollout and estimate its advantages; also returns what to log about it."""
+        p = self.settings
+        episodes = self.begin((self.seed, 1 + update))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + update)
+        by_expert = torch.zeros(p.environments, dtype=torch.bool)
+        if p.expert_mode == "paper":
+            by_expert = (torch.arange(p.environments) + update * p.environments) % p.expert_frequency == 0
+        steps, states, rewards, dropped = [], [], [], 0
+        for _ in range(p.rollout):
+            state = episodes.state()
+            tensor = torch.as_tensor(state)
+            decision = self.network.act(tensor, generator)
+            if by_expert.any():
+                expert = self.expert_choices(episodes, state)
+                mixed = torch.where(by_expert[:, None, None], expert, decision.choices)
+                decision = self.network.act(tensor, None, given=mixed)
+            score, interval = episodes.step(to_configurations(decision.choices.numpy()))
+            states.append(tensor)
+            steps.append(decision)
+            rewards.append(score.reward - p.drop_penalty * interval.dropped)
+            dropped += int(interval.dropped.sum())
+        final_value = self.network.act(torch.as_tensor(episodes.state()), None).value
+        scaled = (np.array(rewards) - float(self.reward_mean)) / float(self.reward_deviation)
+        values = torch.stack([*(step.value for step in steps), final_value]).numpy()
+        advantages = generalised_advantages(scaled, values, p.discount, p.gae_decay)
+        rollout = Rollout(
+            torch.cat(states),
+            torch.cat([step.choices for step in steps]),
+            torch.cat([step.masks for step in steps]),
+            torch.cat([step.log_probability for step in steps]),
+            torch.as_tensor(advantages, dtype=torch.float32).flatten(),
+            torch.as_tensor(advantages + values[:-1], dtype=torch.float32).flatten(),
+        )
+        return rollout, {"rollout/reward": float(np.mean(rewards)), "rollout/dropped": float(dropped)}
+
+    # -- learning -------------------------------------------------------------------------------
+
+    def imitation_loss(self, rows: Tensor) -> Tensor:
+        """Cross-entropy of the expert's actions on some rows of the demonstrations."""
+        assert self.demonstrations is not None
+        states, choices, masks = (part[rows] for part in self.demonstrations)
+        return -self.network.evaluate(states, choices, masks)[0].mean()
+
+    def on_fit_start(self) -> None:
+        """Demonstrations always; statistics and imitation from them only where a run begins."""
+        reference = validate(self.problem, self.settings, lambda states: look_up(self.problem.reference, states[:, 1]))
+        self.tolerated_drops = reference.dropped
+        states, choices, rewards = self.demonstrate()
+        begins = int(self.update) == 0
+        if begins:
+            self.network.extractor.observe(states)
+            self.reward_mean.fill_(float(rewards.mean()))
+            self.reward_deviation.fill_(max(float(rewards.std()), 1e-3))
+        masks = self.network.act(torch.as_tensor(states), None, given=choices).masks
+        self.demonstrations = (torch.as_tensor(states), choices, masks)
+        if begins and self.settings.expert_mode == "pretrain":
+            self.imitate()
+
+    def imitate(self) -> None:
+        """Behaviour cloning of the demonstrations."""
+        assert self.demonstrations is not None
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-3, eps=1e-5)
+        generator = torch.Generator().manual_seed(self.seed)
+        for _ in range(self.settings.cloning_steps):
+            rows = torch.randint(len(self.demonstrations[0]), (self.settings.minibatch,), generator=generator)
+            loss = self.imitation_loss(rows)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.max_gradient_norm)
+            optimizer.step()
+
+    def loss(self, rollout: Rollout, rows: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Negative of Eq. 11 on some rows of a rollout, with its terms."""
+        p = self.settings
+        states, choices, masks, old_log_probability, advantage, target = (part[rows] for part in rollout)
+        log_probability, entropy, value = self.network.evaluate(states, choices, masks)
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        log_ratio = log_probability - old_log_probability
+        ratio = log_ratio.exp()
+        clipped = ratio.clamp(1.0 - p.clip, 1.0 + p.clip)
+        policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()  # Eq. 12
+        value_loss = (value - target).square().mean()
+        entropy_coefficient = p.entropy_coefficient * (1.0 - progress)
+        total = policy_loss + p.value_coefficient * value_loss - entropy_coefficient * entropy.mean()  # Eq. 11
+        with torch.no_grad():
+            divergence = ((ratio - 1.0) - log_ratio).mean()
+            clip_share = ((ratio - 1.0).abs() > p.clip).float().mean()
+        return total, {
+            "loss": total.detach(),
+            "policy_loss": policy_loss.detach(),
+            "value_loss": value_loss.detach(),
+            "entropy": entropy.mean().detach(),
+            "divergence": divergence,
+            "clip_share": clip_share,
+        }
+
+    def training_step(self, batch: Any, batch_index: int) -> None:
+        """One update: rollout, advantages, epochs of minibatches."""
+        p = self.settings
+        update = int(self.update)
+        progress = update / p.updates
+        optimizer = self.optimizers()
+        for group in optimizer.param_groups:
+            group["lr"] = p.learning_rate * (1.0 - progress)
+        rollout, metrics = self.collect(update)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + update)
+        demonstration = p.demonstration_weight * max(0.0, 1.0 - 2.0 * progress) * (p.expert_mode == "pretrain")
+        terms: list[dict[str, Tensor]] = []
+        for _ in range(p.epochs):
+            for rows in torch.randperm(len(rollout.states), generator=generator).split(p.minibatch):
+                loss, term = self.loss(rollout, rows, progress)
+                terms.append(term)
+                if demonstration > 0.0:
+                    examples = torch.randint(len(self.demonstrations[0]), (len(rows),), generator=generator)
+                    loss = loss + demonstration * self.imitation_loss(examples)
+                optimizer.zero_grad()
+                self.manual_backward(loss)
+                torch.nn.utils.clip_grad_norm_(self.network.parameters(), p.max_gradient_norm)
+                optimizer.step()
+            if terms[-1]["divergence"] > p.target_divergence:
+                break
+        self.update += 1
+        for name in terms[0]:
+            metrics[f"train/{name}"] = float(torch.stack([term[name] for term in terms]).mean())
+        self.log_dict(metrics)
+
+    # -- selection ------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Any, batch_index: int) -> None:
+        """The greedy policy on fixed episodes of the validation split."""
+        result = validate(self.problem, self.settings, self.decide, self.tolerated_drops)
+        self.log_dict({f"validation/{name}": value for name, value in result._asdict().items()})
+        print(
+            f"{self.title}: update {int(self.update)} of {self.settings.updates}, validation reward "
+            f"{result.reward:.3f}, {result.dropped:.0f} dropped (IPA {self.tolerated_drops:.0f})",
+            flush=True,
+        )
+
+    def decide(self, states: np.ndarray) -> np.ndarray:
+        """(E, N, 3) greedy configurations for states (E, S)."""
+        return to_configurations(self.network.act(torch.as_tensor(states), None).choices.numpy())
+
+
+class Validation(NamedTuple):
+    """Mean reward of ordinary episodes, requests dropped in all episodes, and the figure checkpoints compete on."""
+
+    reward: float
+    dropped: float
+    selection: float
+
+
+def validate(
+    problem: Problem,
+    parameters: TrainingParameters,
+    decide: Callable[[np.ndarray], np.ndarray],
+    tolerated_drops: float = 0.0,
+) -> Validation:
+    """Run a policy on the same validation episodes whenever it is called.
+
+    Args:
+        problem: gives the validation workload and its bursts.
+        parameters: number and length of the episodes; half of them begin before bursts.
+        decide: configurations (E, N, 3) for states (E, S).
+        tolerated_drops: requests that may be dropped before the selection figure suffers.
+    """
+    p = parameters
+    bursts = p.validation_episodes // 2
+    episodes = begin_episodes(
+        problem, problem.validation, problem.validation_bursts, bursts, p.validation_episodes, p.validation_decisions, 0
+    )
+    reward, dropped = 0.0, 0.0
+    for _ in range(p.validation_decisions):
+        score, interval = episodes.step(decide(episodes.state()))
+        reward += score.reward[bursts:].mean() / p.validation_decisions
+        dropped += float(interval.dropped.sum())
+    penalty = p.drop_penalty * max(0.0, dropped - tolerated_drops)
+    return Validation(float(reward), dropped, float(reward) - penalty)
+
+
+def train(
+    problem: Problem,
+    parameters: TrainingParameters,
+    seed: int,
+    folder: Path,
+    title: str = "agent",
+) -> ActorCritic:
+    """Train an agent and return the network of its best checkpoint.
+
+    Writes every metric of every update (see :func:`read_metrics`) and the checkpoints to ``folder``;
+    where ``last.ckpt`` is there, the run goes on from it.
+
+    Args:
+        problem: what to train on.
+        parameters: of the run.
+        seed: of everything random; two runs with the same seed are equal.
+        folder: where the run is kept.
+        title: begins every line of progress.
+    """
+    module = ProximalPolicyOptimisation(problem, parameters, seed, title)
+    best = ModelCheckpoint(dirpath=folder, filename="best", monitor="validation/selection", mode="max")
+    last = ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False)
+    trainer = pl.Trainer(
+        max_epochs=-(-parameters.updates // parameters.validate_every),
+        accelerator="cpu",
+        devices=1,
+        logger=CSVLogger(folder, name="log", flush_logs_every_n_steps=1),
+        callbacks=[best, last],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+    )
+    resume = folder / "last.ckpt"
+    updates: DataLoader[int] = DataLoader(range(parameters.validate_every))  # type: ignore[arg-type]
+    once: DataLoader[int] = DataLoader(range(1))  # type: ignore[arg-type]
+    trainer.fit(module, updates, once, ckpt_path=resume if resume.is_file() else None, weights_only=False)
+    module.load_state_dict(torch.load(best.best_model_path, weights_only=False)["state_dict"])
+    return module.network
+
+
+def read_metrics(folder: Path) -> pd.DataFrame:
+    """Every metric of a run by update, the parts of an interrupted one joined: training and validation rows apart."""
+    parts = sorted(folder.glob("log/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
+    return pd.concat([pd.read_csv(part) for part in parts], ignore_index=True)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One agent to train.
+
+    Attributes:
+        policy: name of the agent; agents of one name share their reward weights.
+        seed: of the training.
+        problem, parameters: see :func:`train`.
+        folder: where the run is kept while it goes on.
+        path: the finished agent.
+    """
+
+    policy: str
+    seed: int
+    problem: Problem
+    parameters: TrainingParameters
+    folder: Path
+    path: Path
+
+
+def run_job(job: Job) -> Path:
+    """Train one agent and save it; a job whose agent is there already is done."""
+    if job.path.is_file():
+        return job.path
+    torch.set_num_threads(1)
+    pipeline = job.problem.pipeline
+    network = train(job.problem, job.parameters, job.seed, job.folder, f"{pipeline.name} {job.policy} {job.seed}")
+    about = {
+        "policy": job.policy,
+        "seed": job.seed,
+        "weights": asdict(job.problem.weights),
+        "training": asdict(job.parameters),
+        "simulation": asdict(job.problem.simulation),
+    }
+    Agent(pipeline, export(network), about).save(job.path)
+    return job.path
+
+
+def run_jobs(jobs: Sequence[Job], workers: int) -> list[Path]:
+    """Train several agents, ``workers`` at a time; what is finished stays finished if the run is interrupted."""
+    if workers == 1 or len(jobs) == 1:
+        return [run_job(job) for job in jobs]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(run_job, jobs))

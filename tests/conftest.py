@@ -1,0 +1,33 @@
+"""Fixtures and settings that all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# One thread, compiled kernels kept: before anything imports numpy, numba or torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "numba"))
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+torch.set_num_threads(1)
+
+# A first call compiles, so time says nothing; a failure in continuous integration must come back on every run.
+settings.register_profile("opd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("opd"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "opd")
+
+
+@pytest.fixture(scope="session")
+def twitter_trace_path() -> Path:
+    """The real Twitter trace, or a skip that says how to provide it."""
+    given = os.environ.get("OPD_TWITTER_TRACE")
+    if not given:
+        pytest.skip("needs the Twitter trace: set OPD_TWITTER_TRACE=/path/to/workload.tbz2")
+    path = Path(given)
+    if not path.is_file():
+        pytest.fail(f"OPD_TWITTER_TRACE={given} is no file; correct it, or unset it to skip the tests that need it")
+    return path
