@@ -8,6 +8,7 @@ the overhead of its many small steps.
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -150,8 +151,9 @@ class Agent:
         return tuple(StageConfiguration(int(z), int(f) + 1, 1 << int(b)) for z, f, b in choices)
 
     def save(self, path: Path) -> None:
-        """Write weights, observation statistics, pipeline and parameters to one file."""
+        """Write weights, observation statistics, pipeline and parameters to one file, completely or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"{path.name}.part")
         torch.save(
             {
                 "format": FORMAT,
@@ -159,8 +161,9 @@ class Agent:
                 "parameters": self.parameters,
                 "policy": {name: torch.from_numpy(array) for name, array in self.policy._asdict().items()},
             },
-            path,
+            unfinished,
         )
+        unfinished.replace(path)
 
     @classmethod
     def load(cls, path: Path, pipeline: Pipeline) -> Agent:
@@ -173,20 +176,36 @@ class Agent:
         if not path.is_file():
             raise CheckpointError(f"no agent at {path}; train one with notebook 03_ppo_training or `dvc repro train`")
         try:
-            stored = torch.load(path, weights_only=True)
+            stored = _read(path)
+            trained_for, parameters = stored["pipeline"], stored["parameters"]
             known = stored["format"] == FORMAT
-            policy = Policy(**{name: tensor.numpy() for name, tensor in stored["policy"].items()})
-        except (RuntimeError, EOFError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+            policy = Policy(**{name: tensor.numpy() for name, tensor in stored["policy"].items()}) if known else None
+        except _UNREADABLE as error:
             raise CheckpointError(f"{path} is not a readable agent ({error}); train it again") from error
-        if not known:
+        if policy is None:
             raise CheckpointError(f"{path} has format {stored['format']!r}, not {FORMAT!r}; train it again")
-        difference = first_difference(stored["pipeline"], asdict(pipeline))
+        difference = first_difference(trained_for, asdict(pipeline))
         if difference:
             raise CheckpointError(
                 f"{path} was trained for another pipeline: {difference}. "
                 "Train again, or use the catalogue and profiles it was trained with"
             )
-        return cls(pipeline, policy, stored["parameters"])
+        return cls(pipeline, policy, parameters)
+
+
+_UNREADABLE = (
+    *(zipfile.BadZipFile, pickle.UnpicklingError, OSError, EOFError, RuntimeError),  # damaged
+    *(ValueError, KeyError, TypeError, AttributeError),  # the checkpoint of something else
+)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What :meth:`Agent.save` wrote; torch does not compare the checksums that its files carry."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged:
+        raise zipfile.BadZipFile(f"{damaged} is damaged")
+    return torch.load(path, weights_only=True)
 
 
 def first_difference(stored: Any, given: Any, where: str = "pipeline") -> str:

@@ -11,7 +11,7 @@ detection                 one 640 x 640 RGB image, the size D-FINE's published a
 classification            one 224 x 224 RGB crop
 speech recognition        5 s of speech at 16 kHz: 500 frames of 80 filter banks for S2T, which writes 20
                           tokens, or 80,000 samples for wav2vec 2.0, which labels all frames in one pass
-question answering        64 tokens: a question and the transcript or summary that the stage before it wrote
+question answering        256 tokens: a question and its context, padded to that length
 sentiment                 32 tokens: the transcript of 5 s of speech
 summarisation             a document of 128 tokens, a summary of 20 tokens
 language identification   48 tokens
@@ -60,7 +60,7 @@ IMAGE_PIXELS_CLASSIFICATION = 224
 SPEECH_SECONDS = 5
 SAMPLING_RATE = 16_000
 FILTER_BANK_FRAMES = SPEECH_SECONDS * 100
-TOKENS_QUESTION = 64
+TOKENS_QUESTION = 256
 TOKENS_SENTIMENT = 32
 TOKENS_DOCUMENT = 128
 TOKENS_LANGUAGE = 48
@@ -131,6 +131,7 @@ def _d_fine(
     """
     widths = [stage_width, 4 * stage_width, 8 * stage_width, 16 * stage_width]
     levels = head.get("num_feature_levels", 3)
+    outputs: dict[str, Any] = dict(out_indices=[2, 3, 4][-levels:])
     backbone = HGNetV2Config(
         hidden_sizes=widths,
         stem_channels=[3, *stem],
@@ -140,16 +141,18 @@ def _d_fine(
         stage_num_blocks=list(blocks),
         stage_numb_of_layers=[block_layers] * 4,
         use_learnable_affine_block=affine,
-        out_indices=[2, 3, 4][-levels:],
+        **outputs,
     )
-    config = DFineConfig(backbone_config=backbone, num_labels=80, encoder_in_channels=widths[-levels:], **head)
+    head.update(num_labels=80, encoder_in_channels=widths[-levels:])
+    config = DFineConfig(backbone_config=backbone, **head)
     return Architecture(lambda: DFineForObjectDetection(config), _image(IMAGE_PIXELS_DETECTION))
 
 
 def _resnet(depths: tuple[int, int, int, int], layer_type: str) -> Architecture:
     """ResNet of He et al. (2016): two 3 x 3 convolutions a block (``basic``) or a bottleneck of three."""
     widths = [64, 128, 256, 512] if layer_type == "basic" else [256, 512, 1024, 2048]
-    config = ResNetConfig(depths=list(depths), hidden_sizes=widths, layer_type=layer_type, num_labels=1000)
+    classes: dict[str, Any] = dict(num_labels=1000)
+    config = ResNetConfig(depths=list(depths), hidden_sizes=widths, layer_type=layer_type, **classes)
     return Architecture(lambda: ResNetForImageClassification(config), _image(IMAGE_PIXELS_CLASSIFICATION))
 
 
@@ -168,23 +171,22 @@ def _speech_to_text(width: int, heads: int) -> Architecture:
     return Architecture(lambda: Speech2TextForConditionalGeneration(config), _filter_banks, NEW_TOKENS)
 
 
-def _wav2vec2(width: int, layers: int) -> Architecture:
-    """wav2vec 2.0 of Baevski et al. (2020) with its CTC head."""
+def _wav2vec2_large() -> Architecture:
+    """The large wav2vec 2.0 of Baevski et al. (2020) with its CTC head."""
     config = Wav2Vec2Config(
-        vocab_size=32,
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-        intermediate_size=4 * width,
+        vocab_size=32, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
     )
     return Architecture(lambda: Wav2Vec2ForCTC(config), _waveform)
 
 
-def _encoder(config_class: Any, model_class: Any, tokens: int, width: int, layers: int, **settings: Any) -> Architecture:
+def _encoder(
+    config_class: Any, model_class: Any, tokens: int, width: int, layers: int, **settings: Any
+) -> Architecture:
     """A BERT-like text encoder with a head; DistilBERT names its sizes differently."""
-    sizes = dict(hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // 64, intermediate_size=4 * width)
+    heads = width // 64
+    sizes = dict(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * width)
     if config_class is DistilBertConfig:
-        sizes = dict(dim=width, n_layers=layers, n_heads=width // 64, hidden_dim=4 * width)
+        sizes = dict(dim=width, n_layers=layers, n_heads=heads, hidden_dim=4 * width)
     config = config_class(**{**sizes, **settings})
     return Architecture(lambda: model_class(config), _text(tokens, config.vocab_size))
 
@@ -195,7 +197,14 @@ def _bert(model_class: Any, tokens: int, width: int, layers: int, **settings: An
 
 def _roberta(model_class: Any, tokens: int, width: int, layers: int) -> Architecture:
     return _encoder(
-        RobertaConfig, model_class, tokens, width, layers, vocab_size=50_265, max_position_embeddings=514, type_vocab_size=1
+        RobertaConfig,
+        model_class,
+        tokens,
+        width,
+        layers,
+        vocab_size=50_265,
+        max_position_embeddings=514,
+        type_vocab_size=1,
     )
 
 
@@ -259,8 +268,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "s2t-small": _speech_to_text(256, heads=4),
     "s2t-medium": _speech_to_text(512, heads=8),
     "s2t-large": _speech_to_text(1024, heads=16),
-    "wav2vec2-base": _wav2vec2(768, 12),
-    "wav2vec2-large": _wav2vec2(1024, 24),
+    "wav2vec2-large": _wav2vec2_large(),
     "bert-mini-qa": _bert(BertForQuestionAnswering, TOKENS_QUESTION, 256, 4),
     "bert-small-qa": _bert(BertForQuestionAnswering, TOKENS_QUESTION, 512, 4),
     "minilm-qa": _bert(BertForQuestionAnswering, TOKENS_QUESTION, 384, 12, num_attention_heads=12),
@@ -280,7 +288,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     "distilbart-9-6": _distilbart(9, 6),
     "distilbart-12-6": _distilbart(12, 6),
     "distilbert-multilingual": _encoder(
-        DistilBertConfig, DistilBertForSequenceClassification, TOKENS_LANGUAGE, 768, 6, vocab_size=119_547, num_labels=20
+        DistilBertConfig,
+        DistilBertForSequenceClassification,
+        TOKENS_LANGUAGE,
+        768,
+        6,
+        vocab_size=119_547,
+        num_labels=20,
     ),
     "xlm-roberta-base": _encoder(
         XLMRobertaConfig,

@@ -74,6 +74,8 @@ class Guard:
 
     def admit(self, configuration: Configuration, available_cores: float) -> str:
         """Take over ``configuration`` if it is feasible now; otherwise say why it was refused."""
+        if not np.isfinite(available_cores):
+            return f"the device reports {available_cores} available cores, which is no finite number"
         try:
             check_feasible(replace(self._pipeline, capacity=int(available_cores)), configuration)
         except InfeasibleError as error:

@@ -332,7 +332,7 @@ class PipelineEnvironment(gymnasium.Env):
             configurations = self._episodes.configurations
         result, interval = self._episodes.step(configurations)
         self._decisions_left -= 1
-        info = {name: float(value[0]) for name, value in result._asdict().items()}
+        info: dict[str, Any] = {name: float(value[0]) for name, value in result._asdict().items()}
         info |= {"refused": refused, "dropped": int(interval.dropped[0]), "offered": int(interval.offered[0])}
         return self._episodes.state()[0], float(result.reward[0]), False, self._decisions_left == 0, info
 
@@ -352,3 +352,6 @@ class PipelineEnvironment(gymnasium.Env):
 def configuration_of(action: np.ndarray) -> Configuration:
     """The configuration that a flat action (3 N,) of the environment stands for."""
     return tuple(StageConfiguration(int(z), int(f) + 1, 1 << int(b)) for z, f, b in action.reshape(-1, 3))
+
+
+gymnasium.register(id="opd/Pipeline-v0", entry_point="opd.environment:PipelineEnvironment")

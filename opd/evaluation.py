@@ -146,7 +146,7 @@ class Cell:
 def _evaluate_cell(cell: Cell, setting: Setting) -> tuple[dict[str, object], pd.DataFrame]:
     steps = run_cycle(cell.pipeline, cell.policy, cell.cycle, cell.seed, setting)
     key = {"pipeline": cell.pipeline.name, "cycle": cell.cycle.name, "policy": cell.policy, "seed": cell.seed}
-    return key | summarise(steps), timeline(steps, setting.simulation.interval).assign(**key)
+    return key | summarise(steps), timeline(steps, setting.simulation.interval).assign(**key)  # type: ignore[arg-type]
 
 
 _setting: Setting | None = None

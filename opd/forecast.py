@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -345,19 +345,27 @@ class Forecaster:
             raise ForecasterError(
                 f"{path} is not a forecaster of this version ({_FORMAT}); train one with notebook 02_load_forecast"
             )
-        if damping is not None and content["damping"] != damping:
+        try:
+            parameters = ForecastParameters(**content["parameters"])
+            weights: dict[str, Any] = {
+                name: value.numpy() if isinstance(value, Tensor) else value
+                for name, value in content["network"].items()
+            }
+            forecaster = cls(Network(**weights), parameters, content["trace"], content["damping"], content["seed"])
+        except (KeyError, TypeError, ValueError) as error:
             raise ForecasterError(
-                f"{path} was trained at damping {content['damping']}, but the load has damping {damping}; "
+                f"{path} is damaged or not a forecaster: {error}; train it again with notebook 02_load_forecast"
+            ) from error
+        _check_network(forecaster.network, parameters, path)
+        if damping is not None and forecaster.damping != damping:
+            raise ForecasterError(
+                f"{path} was trained at damping {forecaster.damping}, but the load has damping {damping}; "
                 "train it again with notebook 02_load_forecast or use the same damping"
             )
-        parameters = ForecastParameters(**content["parameters"])
-        weights: dict[str, Any] = {n: v.numpy() if isinstance(v, Tensor) else v for n, v in content["network"].items()}
-        network = Network(**weights)
-        _check_shapes(network, parameters, path)
-        return cls(network, parameters, content["trace"], content["damping"], content["seed"])
+        return forecaster
 
 
-def _check_shapes(network: Network, parameters: ForecastParameters, path: str | Path) -> None:
+def _check_network(network: Network, parameters: ForecastParameters, path: str | Path) -> None:
     units = parameters.hidden_size
     expected = {
         "input_weight": (_FEATURES, 4 * units),
@@ -372,6 +380,9 @@ def _check_shapes(network: Network, parameters: ForecastParameters, path: str | 
                 f"{path}: {name} has the shape {found}, but {units} hidden units need {shape}; "
                 "train it again with notebook 02_load_forecast"
             )
+    for name, value in network._asdict().items():
+        if not np.all(np.isfinite(value)):
+            raise ForecasterError(f"{path}: {name} is not finite; train it again with notebook 02_load_forecast")
 
 
 def train_forecaster(
@@ -439,6 +450,11 @@ def _standardise_level(features: np.ndarray) -> tuple[float, float]:
 
 
 def _trainer(parameters: ForecastParameters, progress: bool, log_folder: str | Path | None) -> pl.Trainer:
+    callbacks: list[Callback] = []
+    if progress:
+        callbacks.append(TQDMProgressBar(refresh_rate=50))  # more often, and a notebook is busy with the bar
+    if log_folder is not None:
+        callbacks.append(ModelCheckpoint(dirpath=log_folder))
     return pl.Trainer(
         max_epochs=parameters.epochs,
         accelerator="cpu",
@@ -447,7 +463,7 @@ def _trainer(parameters: ForecastParameters, progress: bool, log_folder: str | P
         enable_progress_bar=progress,
         enable_model_summary=False,
         enable_checkpointing=log_folder is not None,
-        callbacks=[ModelCheckpoint(dirpath=log_folder)] if log_folder is not None else None,
+        callbacks=callbacks,
         logger=CSVLogger(log_folder, name=None, version="") if log_folder is not None else False,
     )
 

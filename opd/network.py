@@ -61,6 +61,9 @@ class ResidualBlock(nn.Module):
 class FeatureExtractor(nn.Module):
     """Standardised state through one fully connected layer and residual blocks."""
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, inputs: int, width: int, blocks: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(inputs))
@@ -96,6 +99,9 @@ class ActorCritic(nn.Module):
         blocks: number of residual blocks.
     """
 
+    cores: Tensor
+    reserve: Tensor
+
     def __init__(self, pipeline: Pipeline, width: int = 128, blocks: int = 2) -> None:
         super().__init__()
         self.tasks = len(pipeline.tasks)
@@ -120,13 +126,13 @@ class ActorCritic(nn.Module):
         for step in range(len(self.head_weight)):
             nn.init.orthogonal_(self.head_weight.data[step], 0.01)
 
-    def mask(self, choice: int, left: Tensor, cores: Tensor | None) -> Tensor:
+    def mask(self, choice: int, left: Tensor, cores: Tensor) -> Tensor:
         """(E, K) which options keep the capacity.
 
         Args:
             choice: position 0..3 N - 1 in the sequence of choices.
             left: (E,) cores not yet taken by earlier tasks.
-            cores: (E,) cores of one replica of the variant chosen for this task, for its replicas.
+            cores: (E,) cores of one replica of the variant chosen for this task; only replicas look at it.
         """
         task, kind = divmod(choice, 3)
         allowed = torch.zeros(len(left), max(self.kinds), dtype=torch.bool)
@@ -134,7 +140,6 @@ class ActorCritic(nn.Module):
         if kind == 0:
             allowed[:, : self.kinds[0]] = self.cores[task] <= budget[:, None]
         elif kind == 1:
-            assert cores is not None
             allowed[:, : self.kinds[1]] = torch.arange(1, self.kinds[1] + 1) * cores[:, None] <= budget[:, None]
         else:
             allowed[:, : self.kinds[2]] = True
@@ -153,7 +158,7 @@ class ActorCritic(nn.Module):
         context = self.context(features)
         left = states[:, 0].clone()
         log_probability = torch.zeros(len(states))
-        cores: Tensor | None = None
+        cores = torch.zeros(len(states))
         choices, masks = [], []
         for choice in range(3 * self.tasks):
             task, kind = divmod(choice, 3)

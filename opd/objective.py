@@ -80,8 +80,8 @@ def qos(weights: Weights, accuracy: Number, throughput: Number, latency: Number,
         latency: L, seconds.
         excess_load: E, offered load minus T in requests/s; positive is unmet demand, negative spare capacity.
     """
-    spare_or_unmet = np.where(np.asarray(excess_load) >= 0.0, weights.gamma, -weights.delta) * excess_load
-    return weights.alpha * accuracy + weights.beta * throughput - latency - spare_or_unmet
+    unmet, spare = np.maximum(excess_load, 0.0), np.maximum(-excess_load, 0.0)
+    return weights.alpha * accuracy + weights.beta * throughput - latency - weights.gamma * unmet - weights.delta * spare
 
 
 def objective(weights: Weights, qos: Number, cost: Number) -> Number:

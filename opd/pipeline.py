@@ -46,8 +46,8 @@ class Variant:
             raise ValueError(f"variant {self.name!r}: accuracy {self.accuracy} is not a fraction between 0 and 1")
         if self.cores < 1:
             raise ValueError(f"variant {self.name!r}: {self.cores} cores a replica, but at least 1 is needed")
-        if not self.startup_time >= 0.0:
-            raise ValueError(f"variant {self.name!r}: start-up time {self.startup_time} s must not be negative")
+        if not 0.0 <= self.startup_time < np.inf:
+            raise ValueError(f"variant {self.name!r}: start-up time {self.startup_time} s must be finite, at least 0")
         if not self.latency:
             raise ValueError(f"variant {self.name!r} has no latency profile; measure it with notebook 01_profiling")
         for batch_size, seconds in self.latency.items():
@@ -164,6 +164,9 @@ class Pipeline:
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ValueError(f"pipeline {self.name!r} has no task")
+        names = [task.name for task in self.tasks]
+        if len(set(names)) < len(names):
+            raise ValueError(f"pipeline {self.name!r} names a task twice: {names}")
         if self.max_replicas < 1:
             raise ValueError(f"pipeline {self.name!r}: max_replicas is {self.max_replicas}, but must be at least 1")
         if self.max_batch_size < 1 or self.max_batch_size & (self.max_batch_size - 1):
@@ -245,6 +248,8 @@ def check_feasible(pipeline: Pipeline, configuration: Configuration) -> None:
             f"pipeline {pipeline.name!r} has {len(pipeline.tasks)} tasks, the configuration {len(configuration)}"
         )
     for task, stage in zip(pipeline.tasks, configuration, strict=True):
+        if not all(isinstance(value, (int, np.integer)) for value in stage):
+            raise InfeasibleError(f"task {task.name!r}: {tuple(stage)} are not three whole numbers")
         if not 0 <= stage.variant < len(task.variants):
             raise InfeasibleError(
                 f"task {task.name!r}: variant index {stage.variant} is not one of 0..{len(task.variants) - 1}"

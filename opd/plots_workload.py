@@ -11,9 +11,9 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from opd.forecast import HORIZON_SECONDS, Comparison, smape
+from opd.plots_style import PALETTE, save_figure
 from opd.workload import CYCLE_SECONDS, DAY_SECONDS, HISTORY_SECONDS, Split, Trace, evaluation_cycles
 
-_COLOURS = sns.color_palette("colorblind")
 _MODEL_NAMES = {
     "lstm": "LSTM",
     "ridge": "ridge",
@@ -22,13 +22,6 @@ _MODEL_NAMES = {
     "last_value": "last second",
 }
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-
-
-def _save(figure: Figure, path: str | Path) -> Figure:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return figure
 
 
 def plot_trace(trace: Trace, path: str | Path) -> Figure:
@@ -45,8 +38,8 @@ def plot_trace(trace: Trace, path: str | Path) -> Figure:
     length = 300
     blocks = trace.counts[: len(trace.counts) // length * length].reshape(-1, length)
     days = trace.raw_index[: len(blocks) * length : length] / DAY_SECONDS
-    whole.plot(days, blocks.max(axis=1), color=_COLOURS[1], linewidth=0.6, label="largest second of 5 minutes")
-    whole.plot(days, blocks.mean(axis=1), color=_COLOURS[0], linewidth=0.8, label="mean of 5 minutes")
+    whole.plot(days, blocks.max(axis=1), color=PALETTE[1], linewidth=0.6, label="largest second of 5 minutes")
+    whole.plot(days, blocks.mean(axis=1), color=PALETTE[0], linewidth=0.8, label="mean of 5 minutes")
     for index, split in enumerate(_SPLITS):
         first = trace.raw_index[trace.split(split).start] / DAY_SECONDS
         last = trace.raw_index[trace.split(split).stop - 1] / DAY_SECONDS
@@ -60,13 +53,13 @@ def plot_trace(trace: Trace, path: str | Path) -> Figure:
 
     cycles = evaluation_cycles(trace, extra=0)
     for axes, cycle in zip(below, cycles, strict=True):
-        axes.plot(trace.cycle_counts(cycle), color=_COLOURS[0], linewidth=0.6, label="one second")
+        axes.plot(trace.cycle_counts(cycle), color=PALETTE[0], linewidth=0.6, label="one second")
         axes.set(title=f"{cycle.name} (from second {cycle.start})", xlabel="time in the cycle (s)")
         axes.set_ylim(0, 1.1 * max(trace.cycle_counts(other).max() for other in cycles))
     below[0].set_ylabel("load (requests/s)")
     below[0].legend(loc="upper right")
     whole.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_forecast(trace: Trace, comparison: Comparison, path: str | Path) -> Figure:
@@ -87,16 +80,16 @@ def plot_forecast(trace: Trace, comparison: Comparison, path: str | Path) -> Fig
         2, 1, figsize=(11, 5.5), sharex=True, layout="constrained", height_ratios=(3, 1)
     )
     forecast = comparison.forecasts["lstm"][shown]
-    axes.plot(minutes, target[shown], color=_COLOURS[0], linewidth=1.4, label=f"actual: largest of {HORIZON_SECONDS} s")
-    axes.plot(minutes, forecast, color=_COLOURS[1], linewidth=1.1, linestyle="--", label="forecast (LSTM)")
+    axes.plot(minutes, target[shown], color=PALETTE[0], linewidth=1.4, label=f"actual: largest of {HORIZON_SECONDS} s")
+    axes.plot(minutes, forecast, color=PALETTE[1], linewidth=1.1, linestyle="--", label="forecast (LSTM)")
     axes.set(ylabel="load (requests/s)", title=f"Forecast of the coming {HORIZON_SECONDS} s: {trace.label}")
     axes.set_ylim(bottom=0)
     axes.legend(loc="upper right")
     below.axhline(0.0, color="0.5", linewidth=0.8)
-    below.plot(minutes, forecast - target[shown], color=_COLOURS[2], linewidth=0.9, label="forecast − actual")
+    below.plot(minutes, forecast - target[shown], color=PALETTE[2], linewidth=0.9, label="forecast − actual")
     below.set(xlabel=f"time since second {trace.raw_index[first]} (minutes)", ylabel="error (requests/s)")
-    below.legend(loc="upper right")
-    return _save(figure, path)
+    below.legend(loc="lower left")
+    return save_figure(figure, path)
 
 
 def plot_errors(trace: Trace, errors: pd.DataFrame, path: str | Path) -> Figure:
@@ -119,14 +112,14 @@ def plot_errors(trace: Trace, errors: pd.DataFrame, path: str | Path) -> Figure:
     ):
         dampings = table["damping of the load"].nunique()
         sns.barplot(
-            table, x=column, y="model", hue="damping of the load", palette=_COLOURS[:dampings], ax=axes, errorbar=None
+            table, x=column, y="model", hue="damping of the load", palette=PALETTE[:dampings], ax=axes, errorbar=None
         )
         for bars in axes.containers:
             axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
         axes.set(xlabel=label, ylabel="")
         axes.margins(x=0.1)
     panels[0].get_legend().remove()
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_error_by_load(trace: Trace, comparison: Comparison, path: str | Path) -> Figure:
@@ -144,7 +137,7 @@ def plot_error_by_load(trace: Trace, comparison: Comparison, path: str | Path) -
     figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
     classes = [tenth == index for index in np.unique(tenth)]
     centres = [load[members].mean() for members in classes]
-    for model, marker, colour in zip(("lstm", "ridge", "max_20"), "osD", _COLOURS, strict=False):
+    for model, marker, colour in zip(("lstm", "ridge", "max_20"), "osD", PALETTE, strict=False):
         forecast = comparison.forecasts[model]
         errors = [smape(target[members], forecast[members]) for members in classes]
         axes.plot(centres, errors, f"{marker}-", color=colour, label=_MODEL_NAMES[model])
@@ -153,6 +146,9 @@ def plot_error_by_load(trace: Trace, comparison: Comparison, path: str | Path) -
         ylabel="SMAPE (%)",
         title=f"Forecast error by load: {trace.label}",
     )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.set_ylim(bottom=0)
     axes.legend()
-    return _save(figure, path)
+    return save_figure(figure, path)

@@ -9,17 +9,18 @@ column          meaning
 task, variant   names in the catalogue
 cores           cores of the replica; torch uses as many threads
 batch_size      requests in the call
-latency_mean    seconds for one call, warm-up excluded
-latency_p99     99th percentile of the same runs, seconds
+latency_mean    seconds for one call: mean of the faster half of the runs, warm-up excluded
+latency_p99     99th percentile of all runs, seconds
 runs            runs behind the figures; 0 where extrapolated
 kind            ``measured``, or ``extrapolated`` by Amdahl's law to more cores than the machine has
-load_seconds    from the weights on disk to the first answer: read, construct, infer once; one figure a variant
+load_seconds    from the weights on disk to the first answer (:func:`load_model`); one figure a variant
 ==============  ============================================================================================
 
 Measurements are meant to survive a machine that does other work at the same time: a run is timed by the CPU
 time of the calling thread, so that being preempted does not count. On one core that is the whole inference. On
 more, the calling thread does all the serial work and its even share of the parallel work, and waits asleep
 (``OMP_WAIT_POLICY=PASSIVE``) while the others finish theirs; what it takes to wake them is not in the figure.
+Others' use of caches and memory still slows a run, and only ever slows it, hence the faster half.
 """
 
 from __future__ import annotations
@@ -55,6 +56,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is first 
 
 SLA_FACTOR = 5.0
 """A stage may take this many times the mean batch-1 latency of its variants (Swayam's heuristic, as in IPA)."""
+
+LONG_CALL = 2.0
+"""Seconds from which a call is not repeated just to warm up."""
 
 COLUMNS = ["task", "variant", "cores", "batch_size", "latency_mean", "latency_p99", "runs", "kind", "load_seconds"]
 
@@ -140,29 +144,39 @@ def _architecture(key: str) -> Any:
     return ARCHITECTURES[key]
 
 
-def measure_load(key: str) -> float:
-    """Seconds from weights on disk to the first answer at batch 1, on one core.
+def load_model(architecture: Any) -> tuple[Any, float]:
+    """A network with random weights, loaded as a serving process does, and how long that took.
 
-    The network is constructed without initialising its weights, which are then read from a file, as a serving
-    process does. Wall time: reading is part of it. The file has just been written, so it comes from the page
-    cache, as on a node that already holds the model.
+    The weights are drawn and written to a temporary file; what is timed is constructing the network without
+    initialising it, reading the file and answering one request, on one core. The file comes from the page cache, as on
+    a node that already holds the model.
+
+    Args:
+        architecture: of :data:`opd.architectures.ARCHITECTURES`.
+
+    Returns:
+        The network, and the CPU seconds of the calling thread.
     """
     import torch
+    from transformers.initialization import no_init_weights
 
-    architecture = _architecture(key)
     with tempfile.TemporaryDirectory() as folder, torch_threads(1):
         path = Path(folder, "weights.pt")
         torch.save(architecture.build().state_dict(), path)
         inputs = architecture.inputs(1)
-        start = time.perf_counter()
-        model = architecture.build().eval()
+        start = time.thread_time()
+        with no_init_weights():
+            model = architecture.build().eval()
         model.load_state_dict(torch.load(path, weights_only=True, mmap=True))
         architecture.infer(model, inputs)
-        return time.perf_counter() - start
+        return model, time.thread_time() - start
 
 
 def time_calls(call: Callable[[], Any], budget: float, min_runs: int, max_runs: int) -> np.ndarray:
-    """CPU seconds of the calling thread for one call, one warm-up call excluded.
+    """CPU seconds of the calling thread for one call.
+
+    The first call is a warm-up and not counted, unless it takes :data:`LONG_CALL`, when what a warm-up sets up
+    no longer shows: then it counts, and three runs are enough.
 
     Args:
         call: what to time.
@@ -173,14 +187,19 @@ def time_calls(call: Callable[[], Any], budget: float, min_runs: int, max_runs: 
     Returns:
         (runs,) seconds.
     """
-    call()
-    durations: list[float] = []
     deadline = time.perf_counter() + budget
-    while len(durations) < min_runs or (len(durations) < max_runs and time.perf_counter() < deadline):
-        start = time.thread_time()
-        call()
-        durations.append(time.thread_time() - start)
+    first = _seconds_of(call)
+    durations = [first] if first >= LONG_CALL else []
+    needed = min(min_runs, 3) if first >= LONG_CALL else min_runs
+    while len(durations) < needed or (len(durations) < max_runs and time.perf_counter() < deadline):
+        durations.append(_seconds_of(call))
     return np.array(durations)
+
+
+def _seconds_of(call: Callable[[], Any]) -> float:
+    start = time.thread_time()
+    call()
+    return time.thread_time() - start
 
 
 def measure(
@@ -190,8 +209,8 @@ def measure(
     cores: Sequence[int] = MEASURED_CORES,
     *,
     architecture: str,
-    cell_seconds: float = 4.0,
-    min_runs: int = 3,
+    cell_seconds: float = 2.0,
+    min_runs: int = 5,
     max_runs: int = 20,
     seed: int = 0,
     progress: Any = None,
@@ -223,15 +242,15 @@ def measure(
         raise ValueError(f"cannot measure on {max(cores)} cores: this machine has {available}; see extrapolate()")
     torch.manual_seed(seed)
     network = _architecture(architecture)
-    load_seconds = measure_load(architecture)
-    model = network.build().eval()
+    model, load_seconds = load_model(network)
     rows = []
     for count in cores:
         with torch_threads(count):
             for batch_size in batch_sizes:
                 inputs = network.inputs(batch_size)
                 seconds = time_calls(partial(network.infer, model, inputs), cell_seconds, min_runs, max_runs)
-                mean, p99 = float(seconds.mean()), float(np.quantile(seconds, 0.99))
+                faster_half = np.sort(seconds)[: (len(seconds) + 1) // 2]
+                mean, p99 = float(faster_half.mean()), float(np.quantile(seconds, 0.99))
                 rows.append([task, variant, count, batch_size, mean, p99, len(seconds), "measured", load_seconds])
                 if progress is not None:
                     progress.update()
@@ -259,7 +278,7 @@ def extrapolate(measured: pd.DataFrame, core_counts: Sequence[int] = CORE_COUNTS
     rows = []
     for (task, variant, batch_size), group in measured.groupby(["task", "variant", "batch_size"], sort=False):
         serial, parallel = amdahl(group["cores"].tolist(), group["latency_mean"].tolist())
-        largest = group.loc[group["cores"].idxmax()]
+        largest = group.sort_values("cores").iloc[-1]
         tail = largest["latency_p99"] / largest["latency_mean"]
         for count in sorted(set(core_counts) - set(group["cores"])):
             mean = serial + parallel / count
@@ -298,6 +317,8 @@ def measure_tasks(
 ) -> pd.DataFrame:
     """Measure every variant of ``tasks`` and extrapolate to :data:`CORE_COUNTS`.
 
+    With all tasks of the catalogue, and the defaults, this is how ``data/profiles.csv`` was made.
+
     Args:
         tasks: names in the catalogue.
         content: the catalogue.
@@ -313,9 +334,7 @@ def measure_tasks(
             progress.set_postfix_str(f"{task} {name}")
             sizes = batch_sizes_of(content, task)
             architecture = variant["architecture"]
-            tables.append(
-                measure(task, name, sizes, cores, architecture=architecture, progress=progress, **settings)
-            )
+            tables.append(measure(task, name, sizes, cores, architecture=architecture, progress=progress, **settings))
             if save is not None:
                 save_profiles(extrapolate(pd.concat(tables)), save)
     return extrapolate(pd.concat(tables))
@@ -384,9 +403,7 @@ def base_cores(latency: Mapping[int, float], threshold_rps: float, sla: float) -
     return counts[-1]
 
 
-def load_pipeline(
-    name: str, catalogue: Path | None = None, profiles: Path | None = None, **overrides: Any
-) -> Pipeline:
+def load_pipeline(name: str, catalogue: Path | None = None, profiles: Path | None = None, **overrides: Any) -> Pipeline:
     """A pipeline of the catalogue with its latency profiles.
 
     Cores per replica follow :func:`base_cores`, latencies are the profile's at those cores
@@ -441,3 +458,155 @@ def _task(content: Mapping[str, Any], table: pd.DataFrame, name: str, settings: 
             Variant(variant, float(entry["accuracy"]), cores, latency_table(table, name, variant, cores), startup)
         )
     return Task(name, tuple(variants))
+
+
+# ------------------------------------------------------------------------------------- the user's own measurements
+
+
+def remeasure(
+    name: str,
+    seconds: float,
+    *,
+    max_batch_size: int | None = None,
+    catalogue: Path | None = None,
+    profiles: Path | None = None,
+    seed: int = 0,
+) -> tuple[pd.DataFrame, list[str]]:
+    """Measure a pipeline's variants on this machine, as many as fit a time budget.
+
+    The stages take turns, smallest variants first, so that a short budget still sees every stage. What a variant
+    will take is judged by the reference table; the smallest one of all is always measured.
+
+    Args:
+        name: pipeline in the catalogue.
+        seconds: budget for all measurements.
+        max_batch_size: largest batch size to measure; the pipeline's if not given.
+        catalogue: the YAML file; ``data/pipelines.yaml`` if not given.
+        profiles: the reference table; ``data/profiles.csv`` if not given.
+        seed: of the random weights and inputs.
+
+    Returns:
+        The measured rows and, for each variant left out for want of time, ``task/variant``.
+
+    Raises:
+        KeyError: if there is no such pipeline.
+        ValueError: if the budget is not positive.
+    """
+    if not seconds > 0:
+        raise ValueError(f"profile_seconds is {seconds}, but must be positive; 120 measures most of a pipeline")
+    content, reference = load_catalogue(catalogue), load_profiles(profiles)
+    settings = pipeline_settings(content, name)
+    largest = min(max_batch_size or settings["max_batch_size"], settings["max_batch_size"])
+    sizes = [size for size in (1 << power for power in range(largest.bit_length())) if size <= largest]
+    cores = [count for count in MEASURED_CORES if count <= (os.cpu_count() or 1)]
+    jobs = _in_turns([[(task, v) for v in content["tasks"][task]["variants"]] for task in settings["tasks"]])
+    tables: list[pd.DataFrame] = []
+    left_out: list[str] = []
+    deadline = time.perf_counter() + seconds
+    with tqdm(total=len(jobs), unit="variant", desc=f"profiling {name}") as progress:
+        for task, variant in jobs:
+            progress.set_postfix_str(variant)
+            remaining = deadline - time.perf_counter()
+            if tables and _expected_seconds(reference, task, variant, sizes, cores) > remaining:
+                left_out.append(f"{task}/{variant}")
+            else:
+                key = content["tasks"][task]["variants"][variant]["architecture"]
+                cells = dict(architecture=key, cell_seconds=seconds / 100, min_runs=2, seed=seed)
+                tables.append(measure(task, variant, sizes, cores, **cells))
+            progress.update()
+    return pd.concat(tables, ignore_index=True), left_out
+
+
+def _in_turns(stages: Sequence[Sequence[Any]]) -> list[Any]:
+    """First of each stage, second of each stage, and so on."""
+    longest = max(len(stage) for stage in stages)
+    return [stage[index] for index in range(longest) for stage in stages if index < len(stage)]
+
+
+def _expected_seconds(
+    reference: pd.DataFrame, task: str, variant: str, sizes: Sequence[int], cores: Sequence[int]
+) -> float:
+    """Wall time that :func:`measure` will take for one variant with two runs a cell: warm-up, runs and loading."""
+    rows = reference[(reference["task"] == task) & (reference["variant"] == variant)]
+    cells = rows[rows["batch_size"].isin(sizes) & rows["cores"].isin(cores)]
+    return 3.0 * float(cells["latency_mean"].sum()) + 2.0 * float(rows["load_seconds"].max())
+
+
+def compare(measured: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    """The cells measured in both tables, with the ratio of their mean latencies.
+
+    Returns:
+        Columns ``task, variant, cores, batch_size, measured, reference`` (seconds) and ``ratio``, above 1 where
+        this machine is the slower one.
+    """
+    keys = ["task", "variant", "cores", "batch_size"]
+    sides = [
+        table.loc[table["kind"] == "measured", [*keys, "latency_mean"]].rename(columns={"latency_mean": name})
+        for table, name in ((measured, "measured"), (reference, "reference"))
+    ]
+    both = sides[0].merge(sides[1], on=keys)
+    return both.assign(ratio=both["measured"] / both["reference"])
+
+
+def complete(measured: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    """A whole profile table from the user's measurements: what they lack is the reference's, scaled.
+
+    Variants and batch sizes that were not measured take the reference's latency times the median ratio of
+    :func:`compare`, and are marked ``extrapolated``.
+
+    Raises:
+        ValueError: if the tables have no measured cell in common, so that there is nothing to scale by.
+    """
+    shared = compare(measured, reference)
+    if shared.empty:
+        raise ValueError("no cell is measured in both tables; measure a variant of the catalogue first")
+    ratio = float(shared["ratio"].median())
+    scaled = reference.assign(
+        latency_mean=reference["latency_mean"] * ratio,
+        latency_p99=reference["latency_p99"] * ratio,
+        load_seconds=reference["load_seconds"] * ratio,
+        runs=0,
+        kind="extrapolated",
+    )
+    keys = ["task", "variant", "cores", "batch_size"]
+    own = extrapolate(measured).set_index(keys)
+    rest = scaled.set_index(keys)
+    joined = pd.concat([own, rest.loc[rest.index.difference(own.index, sort=False)]]).reset_index()
+    order = {(row.task, row.variant): index for index, row in enumerate(reference.itertuples())}
+    joined["order"] = [order.get((row.task, row.variant), -1) for row in joined.itertuples()]
+    return joined.sort_values(["order", "cores", "batch_size"])[COLUMNS].reset_index(drop=True)
+
+
+def comparison_metrics(comparison: pd.DataFrame, left_out: Sequence[str]) -> dict[str, Any]:
+    """The comparison in a few figures: median and quartiles of the ratio, cells compared, variants left out.
+
+    Args:
+        comparison: of :func:`compare`.
+        left_out: of :func:`remeasure`.
+    """
+    low, median, high = comparison["ratio"].quantile([0.25, 0.5, 0.75])
+    return {
+        "median_ratio": round(float(median), 4),
+        "quartiles_ratio": [round(float(low), 4), round(float(high), 4)],
+        "cells": len(comparison),
+        "variants": int(comparison[["task", "variant"]].drop_duplicates().shape[0]),
+        "variants_left_out": len(left_out),
+    }
+
+
+def describe(pipeline: Pipeline) -> pd.DataFrame:
+    """A pipeline's variants as a table: accuracy, cores, latency (s), throughput (requests/s) and start-up (s)."""
+    rows = [
+        {
+            "task": task.name,
+            "variant": variant.name,
+            "accuracy": variant.accuracy,
+            "cores": variant.cores,
+            "latency at batch 1 (s)": variant.service_time(1),
+            "highest throughput (requests/s)": max(variant.throughput(size) for size in pipeline.batch_sizes),
+            "start-up (s)": variant.startup_time,
+        }
+        for task in pipeline.tasks
+        for variant in task.variants
+    ]
+    return pd.DataFrame(rows)

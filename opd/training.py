@@ -24,18 +24,19 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from opd.agent import Agent, export
-from opd.environment import Episodes, Workload
+from opd.environment import Episodes, Score, Workload
 from opd.forecast import Forecaster
 from opd.network import ActorCritic, to_choices, to_configurations
 from opd.objective import Weights
 from opd.pipeline import Pipeline
-from opd.simulation import SimulationParameters
-from opd.solvers import IpaParameters, ipa_dynamic_program, myopic_table, random_configuration
+from opd.simulation import Interval, SimulationParameters
+from opd.solvers import IpaParameters, ipa_dynamic_program, myopic_table
 from opd.workload import Trace, burst_starts
 
 EXPERT_MODES = ("paper", "pretrain", "none")
@@ -66,6 +67,7 @@ class TrainingParameters:
         expert_mode: ``pretrain``, ``paper`` or ``none``.
         expert_frequency: f of Alg. 2, in mode ``paper``.
         cloning_steps: gradient steps of imitation, in mode ``pretrain``.
+        stray_share: share of the demonstrated decisions after which something else is done than was shown.
         demonstration_weight: of the imitation term at the start; falls linearly to zero half-way.
         burst_share: share of training episodes that begin shortly before a burst of load.
         drop_penalty: training reward lost per dropped request; reported rewards are Eq. 7 alone.
@@ -96,6 +98,7 @@ class TrainingParameters:
     expert_mode: str = "pretrain"
     expert_frequency: int = 5
     cloning_steps: int = 600
+    stray_share: float = 0.1
     demonstration_weight: float = 0.1
     burst_share: float = 0.25
     drop_penalty: float = 0.05
@@ -159,10 +162,10 @@ def build_problem(
     training, validation = (
         Workload.of(trace, split, simulation.interval, forecaster.predict_many) for split in ("train", "validation")
     )
-    bursts = [
+    training_bursts, validation_bursts = (
         (burst_starts(trace, split) - trace.split(split).start) // simulation.interval
         for split in ("train", "validation")
-    ]
+    )
     max_load = int(max(training.forecasts.max(), validation.forecasts.max(), trace.counts.max()))
     return Problem(
         pipeline,
@@ -170,7 +173,8 @@ def build_problem(
         simulation,
         training,
         validation,
-        *bursts,
+        training_bursts,
+        validation_bursts,
         expert_table(pipeline, weights, simulation, parameters.expert, max_load),
         expert_table(pipeline, weights, simulation, "ipa", max_load),
     )
@@ -218,8 +222,7 @@ def begin_episodes(
 ) -> Episodes:
     """New episodes at random decisions of a workload, the first ``burst_episodes`` shortly before a burst.
 
-    Half of them start with what the expert runs at the load of that moment, half with any feasible
-    configuration, so that the agent also learns to leave places it would not go to.
+    They start with what the expert runs at the load of that moment.
     """
     generator = np.random.default_rng(seed)
     batch = Episodes(
@@ -233,15 +236,17 @@ def begin_episodes(
     if len(usable):
         lead = generator.integers(1, length // 2 + 1, size=burst_episodes)
         decisions[:burst_episodes] = np.maximum(generator.choice(usable, size=burst_episodes) - lead, 1)
-    initial = look_up(problem.expert, workload.windows(decisions - 1).mean(axis=1)).copy()
-    for episode in range(0, episodes, 2):
-        initial[episode] = random_configuration(problem.pipeline, generator)
-    batch.begin(np.arange(episodes), decisions, initial)
+    batch.begin(np.arange(episodes), decisions, look_up(problem.expert, workload.windows(decisions - 1).mean(axis=1)))
     return batch
 
 
 class ProximalPolicyOptimisation(pl.LightningModule):
     """Eqs. 9-12 with expert guidance; one ``training_step`` is one update on a fresh rollout."""
+
+    update: Tensor
+    reward_mean: Tensor
+    reward_deviation: Tensor
+    demonstrations: tuple[Tensor, Tensor, Tensor, Tensor]
 
     def __init__(self, problem: Problem, parameters: TrainingParameters, seed: int, title: str = "agent") -> None:
         super().__init__()
@@ -256,7 +261,6 @@ class ProximalPolicyOptimisation(pl.LightningModule):
         self.register_buffer("update", torch.zeros((), dtype=torch.int64))
         self.register_buffer("reward_mean", torch.zeros(()))
         self.register_buffer("reward_deviation", torch.ones(()))
-        self.demonstrations: tuple[Tensor, Tensor, Tensor] | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam with the epsilon that PPO implementations share."""
@@ -280,15 +284,32 @@ class ProximalPolicyOptimisation(pl.LightningModule):
         return torch.as_tensor(to_choices(look_up(self.problem.expert, loads)))
 
     def demonstrate(self) -> tuple[np.ndarray, Tensor, np.ndarray]:
-        """Let the expert act for one rollout: states (M, S), choices (M, N, 3), rewards (T, E)."""
+        """Let the expert show for one rollout what it does: states (M, S), choices (M, N, 3), rewards (T, E).
+
+        Now and then something else is done than shown, namely what suits another load, so that the
+        examples also cover the states a learner gets into.
+        """
+        generator = np.random.default_rng((self.seed, 0))
         episodes = self.begin((self.seed, 0))
         states, choices, rewards = [], [], []
         for _ in range(self.settings.rollout):
             states.append(episodes.state())
             choices.append(self.expert_choices(episodes, states[-1]))
-            score, _ = episodes.step(to_configurations(choices[-1].numpy()))
-            rewards.append(score.reward)
+            other = look_up(self.problem.expert, generator.permutation(states[-1][:, 1]))
+            stray = generator.random(len(other)) < self.settings.stray_share
+            done = np.where(stray[:, None, None], other, to_configurations(choices[-1].numpy()))
+            score, interval = episodes.step(done)
+            rewards.append(self.training_reward(score, interval))
         return np.concatenate(states), torch.cat(choices), np.array(rewards)
+
+    def training_reward(self, score: Score, interval: Interval) -> np.ndarray:
+        """(E,) Eq. 7 less the penalty for dropped requests."""
+        return score.reward - self.settings.drop_penalty * interval.dropped
+
+    def scale(self, rewards: np.ndarray) -> np.ndarray:
+        """Rewards in deviations of the expert's, compressed: the disaster of an overload must not drown the rest."""
+        scaled = (rewards - float(self.reward_mean)) / float(self.reward_deviation)
+        return np.sign(scaled) * np.log1p(np.abs(scaled))
 
     def collect(self, update: int) -> tuple[Rollout, dict[str, float]]:
         """Act for one rollout and estimate its advantages; also returns what to log about it."""
@@ -310,10 +331,10 @@ class ProximalPolicyOptimisation(pl.LightningModule):
             score, interval = episodes.step(to_configurations(decision.choices.numpy()))
             states.append(tensor)
             steps.append(decision)
-            rewards.append(score.reward - p.drop_penalty * interval.dropped)
+            rewards.append(self.training_reward(score, interval))
             dropped += int(interval.dropped.sum())
         final_value = self.network.act(torch.as_tensor(episodes.state()), None).value
-        scaled = (np.array(rewards) - float(self.reward_mean)) / float(self.reward_deviation)
+        scaled = self.scale(np.array(rewards))
         values = torch.stack([*(step.value for step in steps), final_value]).numpy()
         advantages = generalised_advantages(scaled, values, p.discount, p.gae_decay)
         rollout = Rollout(
@@ -329,10 +350,10 @@ class ProximalPolicyOptimisation(pl.LightningModule):
     # -- learning -------------------------------------------------------------------------------
 
     def imitation_loss(self, rows: Tensor) -> Tensor:
-        """Cross-entropy of the expert's actions on some rows of the demonstrations."""
-        assert self.demonstrations is not None
-        states, choices, masks = (part[rows] for part in self.demonstrations)
-        return -self.network.evaluate(states, choices, masks)[0].mean()
+        """Cross-entropy of the expert's actions, and error of their value, on some rows of the demonstrations."""
+        states, choices, masks, returns = (part[rows] for part in self.demonstrations)
+        log_probability, _, value = self.network.evaluate(states, choices, masks)
+        return self.settings.value_coefficient * (value - returns).square().mean() - log_probability.mean()
 
     def on_fit_start(self) -> None:
         """Demonstrations always; statistics and imitation from them only where a run begins."""
@@ -345,13 +366,15 @@ class ProximalPolicyOptimisation(pl.LightningModule):
             self.reward_mean.fill_(float(rewards.mean()))
             self.reward_deviation.fill_(max(float(rewards.std()), 1e-3))
         masks = self.network.act(torch.as_tensor(states), None, given=choices).masks
-        self.demonstrations = (torch.as_tensor(states), choices, masks)
+        # The rewards are centred, so that nothing is the best guess of what comes after the rollout.
+        nothing = np.zeros((len(rewards) + 1, rewards.shape[1]))
+        returns = generalised_advantages(self.scale(rewards), nothing, self.settings.discount, 1.0)
+        self.demonstrations = (torch.as_tensor(states), choices, masks, torch.as_tensor(returns.ravel()).float())
         if begins and self.settings.expert_mode == "pretrain":
             self.imitate()
 
     def imitate(self) -> None:
         """Behaviour cloning of the demonstrations."""
-        assert self.demonstrations is not None
         optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-3, eps=1e-5)
         generator = torch.Generator().manual_seed(self.seed)
         for _ in range(self.settings.cloning_steps):
@@ -393,7 +416,8 @@ class ProximalPolicyOptimisation(pl.LightningModule):
         update = int(self.update)
         progress = update / p.updates
         optimizer = self.optimizers()
-        for group in optimizer.param_groups:
+        assert isinstance(optimizer, LightningOptimizer)
+        for group in optimizer.optimizer.param_groups:
             group["lr"] = p.learning_rate * (1.0 - progress)
         rollout, metrics = self.collect(update)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + update)

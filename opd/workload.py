@@ -61,7 +61,7 @@ class Trace:
     """Requests per second over days, without recording gaps.
 
     Attributes:
-        name: where it comes from; ``synthetic``, ``twitter`` or the name of the user's file.
+        name: where it comes from; ``synthetic``, ``twitter`` or the name of the user's file, with its suffix.
         recorded: (T,) requests in every recorded second, before damping.
         raw_index: (T,) second since the start of the recording of every entry, increasing.
         damping: the recorded counts are divided by it (integer division) to suit a small device.
@@ -178,7 +178,7 @@ def load_trace(source: str | Path, damping: int = 1) -> Trace:
     path = _user_path(source)
     table = _read_table(path)
     recorded = _counts_of_table(table, path.name)
-    return Trace(path.stem, recorded, _seconds_of_table(table, path.name), damping)
+    return Trace(path.name, recorded, _seconds_of_table(table, path.name), damping)
 
 
 def _twitter_path() -> Path:
@@ -328,9 +328,10 @@ def evaluation_cycles(trace: Trace, extra: int = 9) -> list[Cycle]:
 def characteristic_cycles(trace: Trace) -> list[Cycle]:
     """A steady low, a fluctuating and a steady high cycle of the test split, in this order.
 
-    Every minute of the split is a candidate. Their level is the mean, their unrest the standard deviation of the
-    means of ten seconds over the level. Steady low is the calmest of the lowest fifth by level, steady high the
-    calmest of the highest fiftieth, fluctuating the most restless of those above the median that are left.
+    Every minute of the split is a candidate. Its level is the mean, its unrest the standard deviation of the means of
+    ten seconds over the level. Steady low is the calmest of the lowest fifth by level and steady high the calmest of
+    the highest fiftieth. Fluctuating is, of the rest, the one whose means of one minute rise and fall the most in sum:
+    bursts that begin and end inside the cycle.
 
     Raises:
         TraceError: if the test split has no room for three such cycles.
@@ -341,12 +342,14 @@ def characteristic_cycles(trace: Trace) -> list[Cycle]:
     tens = np.diff(total[edges], axis=1) / 10.0
     level = tens.mean(axis=1)
     unrest = tens.std(axis=1) / np.maximum(level, 1e-9)
+    minutes = tens.reshape(len(candidates), -1, 6).mean(axis=2)
+    movement = np.abs(np.diff(minutes, axis=1)).sum(axis=1)
 
     chosen: dict[str, int] = {}
     for name, eligible, badness in (
         ("steady-low", level <= np.quantile(level, 0.20), unrest),
         ("steady-high", level >= np.quantile(level, 0.98), unrest),
-        ("fluctuating", level >= np.median(level), -unrest),
+        ("fluctuating", np.full(len(level), True), -movement),
     ):
         eligible = eligible & _apart(candidates, list(chosen.values()))
         if not eligible.any():

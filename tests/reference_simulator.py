@@ -7,14 +7,17 @@ profiled ones, without noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import simpy
 
 from opd.pipeline import Configuration, Pipeline, StageConfiguration, Task, Variant
 from opd.simulation import SimulationParameters
+
+Process = Generator[simpy.Event, object, None]
 
 ROUNDING = 1e-9
 """Seconds within which two instants are one: simpy takes delays, so its clock rounds."""
@@ -143,7 +146,7 @@ class Stage:
             if age > limit:
                 self._drop(request)
             else:
-                self._in(limit - age, lambda late=request: self._drop(late))
+                self._in(limit - age, partial(self._drop, request))
                 self._notify_in(self.parameters.batch_timeout)
         self.notify()
 
@@ -181,7 +184,7 @@ class Stage:
             self.record.seconds += self.clock.now - request.joined
             self.notify()
 
-    def _work_off(self):
+    def _work_off(self) -> Process:
         while True:
             yield self._changed
             self._changed = self.clock.event()
@@ -206,7 +209,7 @@ class Stage:
             self.record.served_by_previous_variant += replica.variant is not self.variant
             self.clock.process(self._serve(batch, seconds))
 
-    def _serve(self, batch: list[Request], seconds: float):
+    def _serve(self, batch: list[Request], seconds: float) -> Process:
         yield self.clock.timeout(seconds)
         self.in_service -= len(batch)
         self.deliver(batch)
@@ -249,7 +252,7 @@ class ReferenceSimulator:
             record.inside += len(stage.waiting) + stage.in_service
         return record
 
-    def _arrive(self, times: list[float]):
+    def _arrive(self, times: list[float]) -> Process:
         for time in times:
             yield self.clock.timeout(max(0.0, time - self.clock.now))
             self.stages[0].join([Request(time, time)])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,8 +15,6 @@ from scipy import stats
 
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, Task, Variant
 from opd.simulation import Interval, SimulationParameters, Simulator, as_array
-
-EXACT = {"rtol": 0.0, "atol": 1e-9}
 
 
 def make_task(*service_times: float, name: str = "task", startup_time: float = 0.0, max_batch_size: int = 1) -> Task:
@@ -32,6 +32,11 @@ def make_pipeline(*tasks: Task, max_replicas: int = 4, max_batch_size: int = 1) 
     return Pipeline("test", tasks, capacity, max_replicas, max_batch_size, latency_sla=1.0)
 
 
+def assert_equal(actual: npt.ArrayLike, expected: npt.ArrayLike, tolerance: float = 1e-9, message: str = "") -> None:
+    """Equal but for rounding, in absolute terms."""
+    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=0.0, atol=tolerance, err_msg=message)
+
+
 def stages(*triples: tuple[int, int, int]) -> Configuration:
     return tuple(StageConfiguration(*triple) for triple in triples)
 
@@ -45,11 +50,16 @@ def inside(simulator: Simulator) -> np.ndarray:
 
 
 def steady_state(
-    pipeline: Pipeline, configuration: Configuration, rate: float, interval=100, environments=250, **parameters
-) -> dict[str, np.ndarray]:
-    """Means over 200 simulated hours of Poisson arrivals and more, without the first intervals."""
+    pipeline: Pipeline,
+    configuration: Configuration,
+    rate: float,
+    interval: int = 100,
+    environments: int = 160,
+    **parameters: Any,
+) -> dict[str, Any]:
+    """Means over about 100 simulated hours of Poisson arrivals, without the first intervals."""
     settings = SimulationParameters(interval=interval, drop_after=60.0, **parameters)
-    intervals, settling = 30, 3
+    intervals, settling = 24, 3
     simulator = Simulator(pipeline, settings, environments, max_rate=100, seed=3)
     simulator.reset(configuration)
     rng = np.random.default_rng(4)
@@ -83,8 +93,8 @@ def crommelin_wait(servers: int, utilisation: float) -> float:
 def test_m_m_1():
     pipeline = make_pipeline(make_task(0.1))
     result = steady_state(pipeline, stages((0, 1, 1)), 7.0, service_distribution="exponential")
-    assert result["latency"] == pytest.approx(1 / (10 - 7), rel=0.01)
-    assert result["task_latency"] == pytest.approx([1 / (10 - 7)], rel=0.01)
+    assert result["latency"] == pytest.approx(1 / (10 - 7), rel=0.015)
+    assert result["task_latency"] == pytest.approx([1 / (10 - 7)], rel=0.015)
     assert result["throughput"] == pytest.approx(7.0, rel=0.005)
 
 
@@ -92,9 +102,9 @@ def test_m_m_1_percentile():
     # The time in an M/M/1 system is exponential; an interval must hold enough requests for its tail.
     pipeline = make_pipeline(make_task(0.1))
     result = steady_state(
-        pipeline, stages((0, 1, 1)), 5.0, interval=4000, environments=20, service_distribution="exponential"
+        pipeline, stages((0, 1, 1)), 5.0, interval=4000, environments=10, service_distribution="exponential"
     )
-    assert result["p99"] == pytest.approx(np.log(100) / (10 - 5), rel=0.01)
+    assert result["p99"] == pytest.approx(np.log(100) / (10 - 5), rel=0.015)
 
 
 @pytest.mark.parametrize("servers", [2, 4])
@@ -103,7 +113,7 @@ def test_m_m_c(servers):
     pipeline = make_pipeline(make_task(0.1))
     result = steady_state(pipeline, stages((0, servers, 1)), rate, service_distribution="exponential")
     expected = 0.1 + erlang_c(servers, 0.8 * servers) * 0.1 / (servers * (1 - 0.8))
-    assert result["latency"] == pytest.approx(expected, rel=0.01)
+    assert result["latency"] == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize("utilisation", [0.3, 0.6, 0.9])
@@ -115,7 +125,7 @@ def test_crommelin_for_one_server_is_pollaczek_khinchine(utilisation):
 def test_m_d_c(servers):
     pipeline = make_pipeline(make_task(0.1))
     result = steady_state(pipeline, stages((0, servers, 1)), 0.8 * servers / 0.1, service_noise=0.0)
-    assert result["latency"] - 0.1 == pytest.approx(0.1 * crommelin_wait(servers, 0.8), rel=0.01)
+    assert result["latency"] - 0.1 == pytest.approx(0.1 * crommelin_wait(servers, 0.8), rel=0.015)
 
 
 def test_lognormal_noise_keeps_the_mean_and_has_the_variance_of_m_g_1():
@@ -123,7 +133,7 @@ def test_lognormal_noise_keeps_the_mean_and_has_the_variance_of_m_g_1():
     result = steady_state(pipeline, stages((0, 1, 1)), 7.0, service_noise=0.6)
     second_moment = 0.1**2 * np.exp(0.6**2)
     expected = 0.1 + 7.0 * second_moment / (2 * (1 - 0.7))
-    assert result["latency"] == pytest.approx(expected, rel=0.01)
+    assert result["latency"] == pytest.approx(expected, rel=0.015)
 
 
 def test_exponential_tandem():
@@ -131,15 +141,15 @@ def test_exponential_tandem():
     pipeline = make_pipeline(make_task(0.1, name="first"), make_task(0.08, name="second"))
     result = steady_state(pipeline, stages((0, 1, 1), (0, 1, 1)), 6.0, service_distribution="exponential")
     expected = [1 / (1 / 0.1 - 6), 1 / (1 / 0.08 - 6)]
-    assert result["task_latency"] == pytest.approx(expected, rel=0.01)
-    assert result["latency"] == pytest.approx(sum(expected), rel=0.01)
+    assert result["task_latency"] == pytest.approx(expected, rel=0.015)
+    assert result["latency"] == pytest.approx(sum(expected), rel=0.015)
 
 
 def test_deterministic_tandem_never_waits_behind_a_slower_stage():
     pipeline = make_pipeline(make_task(0.1, name="first"), make_task(0.08, name="second"))
     result = steady_state(pipeline, stages((0, 1, 1), (0, 1, 1)), 6.0, service_noise=0.0)
     assert result["task_latency"][1] == pytest.approx(0.08, abs=1e-9)
-    assert result["task_latency"][0] == pytest.approx(0.1 + 0.1 * crommelin_wait(1, 0.6), rel=0.01)
+    assert result["task_latency"][0] == pytest.approx(0.1 + 0.1 * crommelin_wait(1, 0.6), rel=0.015)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -162,7 +172,7 @@ def test_overload_completes_what_the_replicas_can_and_drops_the_rest(batch_size)
 # --- by hand ---------------------------------------------------------------------------------------------------------
 
 
-def one(pipeline: Pipeline, configuration: Configuration, **parameters) -> Simulator:
+def one(pipeline: Pipeline, configuration: Configuration, **parameters: Any) -> Simulator:
     """A single copy without noise, started on ``configuration``."""
     simulator = Simulator(pipeline, SimulationParameters(service_noise=0.0, **parameters))
     simulator.reset(configuration)
@@ -177,10 +187,10 @@ def test_a_batch_is_taken_when_full_or_when_the_oldest_has_waited():
     interval = simulator.step_arrivals(as_array(configuration), np.array([1.0, 1.2, 1.3, 2.0, 2.1]))
     latencies = [1.7, 1.5, 1.5, 2.2, 2.1]
     assert interval.completed.tolist() == [5]
-    np.testing.assert_allclose(interval.latency_mean, np.mean(latencies), **EXACT)
-    np.testing.assert_allclose(interval.latency_p99, 2.2, **EXACT)
-    np.testing.assert_allclose(interval.task_latency, [[np.mean(latencies)]], **EXACT)
-    np.testing.assert_allclose(interval.ready_throughput, [[2 * 2 / 1.5]], **EXACT)
+    assert_equal(interval.latency_mean, np.mean(latencies))
+    assert_equal(interval.latency_p99, 2.2)
+    assert_equal(interval.task_latency, [[np.mean(latencies)]])
+    assert_equal(interval.ready_throughput, [[2 * 2 / 1.5]])
 
 
 def test_a_silent_interval_reports_the_service_time_and_no_latency():
@@ -199,8 +209,8 @@ def test_late_departures_wait_behind_earlier_ones_of_the_next_interval():
     assert simulator.step_arrivals(as_array(slow), np.array([9.0])).completed[0] == 0
     interval = simulator.step_arrivals(as_array(fast), np.array([11.0]))
     assert interval.completed[0] == 2
-    np.testing.assert_allclose(interval.latency_p99, 7.0, **EXACT)
-    np.testing.assert_allclose(interval.latency_mean, (7.0 + 1.1) / 2, **EXACT)
+    assert_equal(interval.latency_p99, 7.0)
+    assert_equal(interval.latency_mean, (7.0 + 1.1) / 2)
 
 
 def test_a_request_too_old_is_dropped_even_behind_a_younger_one():
@@ -218,16 +228,16 @@ def test_a_request_too_old_is_dropped_even_behind_a_younger_one():
     assert interval.dropped[0] == 1
     assert interval.completed[0] == 3
     latencies = [3.15, 3.1, 4.1]
-    np.testing.assert_allclose(interval.latency_mean, np.mean(latencies), **EXACT)
-    np.testing.assert_allclose(interval.task_latency[0, 1], np.mean([3.05, 3.0, 4.0, 0.1]), **EXACT)
+    assert_equal(interval.latency_mean, np.mean(latencies))
+    assert_equal(interval.task_latency[0, 1], np.mean([3.05, 3.0, 4.0, 0.1]))
 
 
 def test_the_previous_variant_serves_until_every_new_replica_has_started():
     pipeline = make_pipeline(make_task(2.0, 1.0, startup_time=4.0))
     simulator = one(pipeline, stages((0, 2, 1)))
     interval = simulator.step_arrivals(as_array(stages((1, 3, 1))), np.array([3.5, 4.5]))
-    np.testing.assert_allclose(interval.ready_throughput, [[0.4 * 2 / 2.0 + 0.6 * 3 / 1.0]], **EXACT)
-    np.testing.assert_allclose(interval.latency_mean, (2.0 + 1.0) / 2, **EXACT)
+    assert_equal(interval.ready_throughput, [[0.4 * 2 / 2.0 + 0.6 * 3 / 1.0]])
+    assert_equal(interval.latency_mean, (2.0 + 1.0) / 2)
 
 
 def test_a_scale_down_is_immediate_and_finishes_what_has_begun():
@@ -236,20 +246,21 @@ def test_a_scale_down_is_immediate_and_finishes_what_has_begun():
     simulator.step_arrivals(as_array(stages((0, 2, 1))), np.array([9.0, 9.5]))
     interval = simulator.step_arrivals(as_array(stages((0, 1, 1))), np.array([10.5]))
     # The oldest replica stays: free at 11.0, it serves the request of 10.5 until 13.0.
-    np.testing.assert_allclose(interval.ready_throughput, [[0.5]], **EXACT)
+    assert_equal(interval.ready_throughput, [[0.5]])
     assert interval.completed[0] == 3
-    np.testing.assert_allclose(interval.latency_mean, (2.0 + 2.0 + 2.5) / 3, **EXACT)
+    assert_equal(interval.latency_mean, (2.0 + 2.0 + 2.5) / 3)
 
 
 def test_start_up_times_longer_than_intervals_keep_replicas_of_every_variant():
     # Each variant gets one replica and 10 s later a second, which a further change cancels as it has not started.
-    pipeline = make_pipeline(make_task(*[1.0] * 5, startup_time=15.0), max_replicas=2)
-    simulator = one(pipeline, stages((0, 2, 1)))
-    changes = [(variant, replicas, 1) for variant in range(1, 5) for replicas in (1, 2)]
-    ready = [
-        simulator.step_arrivals(as_array(stages(change)), np.array([])).ready_throughput[0, 0] for change in changes
-    ]
-    np.testing.assert_allclose(ready, [2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5], **EXACT)
+    # The second task, unchanged, shows that the first keeps to its own places.
+    pipeline = make_pipeline(
+        make_task(*[1.0] * 5, startup_time=15.0), make_task(*[0.5] * 5, name="second", startup_time=5.0), max_replicas=2
+    )
+    simulator = one(pipeline, stages((0, 2, 1), (0, 1, 1)))
+    changes = [stages((variant, replicas, 1), (0, 1, 1)) for variant in range(1, 5) for replicas in (1, 2)]
+    ready = [simulator.step_arrivals(as_array(change), np.array([])).ready_throughput[0] for change in changes]
+    assert_equal(ready, [[first, 2.0] for first in np.arange(2.0, 6.0, 0.5)])
 
 
 # --- request for request against the independent simulator -----------------------------------------------------------
@@ -295,13 +306,18 @@ def assert_agreement(measured: Interval, expected: IntervalRecord) -> None:
     assert measured.completed[0] == len(expected.latencies)
     assert measured.dropped[0] == expected.dropped
     assert measured.queue[0].tolist() == expected.queue
-    np.testing.assert_allclose(measured.latency_mean[0], expected.latency_mean, **EXACT)
-    np.testing.assert_allclose(measured.latency_p99[0], expected.latency_p99, **EXACT)
-    np.testing.assert_allclose(measured.task_latency[0], expected.task_latency, **EXACT)
-    np.testing.assert_allclose(measured.ready_throughput[0], expected.ready_throughput, **EXACT)
+    assert_equal(measured.latency_mean[0], expected.latency_mean)
+    assert_equal(measured.latency_p99[0], expected.latency_p99)
+    assert_equal(measured.task_latency[0], expected.task_latency)
+    assert_equal(measured.ready_throughput[0], expected.ready_throughput)
 
 
-def compare(pipeline, parameters, configurations, arrivals) -> list[IntervalRecord]:
+def compare(
+    pipeline: Pipeline,
+    parameters: SimulationParameters,
+    configurations: list[Configuration],
+    arrivals: list[np.ndarray],
+) -> list[IntervalRecord]:
     """Run both simulators, compare every interval, and return what the reference recorded."""
     simulator = Simulator(pipeline, parameters)
     simulator.reset(configurations[0])
@@ -318,7 +334,7 @@ def compare(pipeline, parameters, configurations, arrivals) -> list[IntervalReco
     return records
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=120)
 @given(scenarios())
 def test_agrees_request_for_request_with_an_independent_simulator(scenario):
     compare(*scenario)
@@ -356,7 +372,7 @@ def test_agreement_covers_every_rule():
 
 # --- batches of environments, seeds and conservation -----------------------------------------------------------------
 
-INERT = SimulationParameters(batch_timeout=1000.0, drop_after=1000.0)
+INERT = SimulationParameters(batch_timeout=100.0, drop_after=100.0)
 """With batches larger than what arrives, nothing is ever taken from the first queue."""
 
 
@@ -387,9 +403,9 @@ def random_configurations(rng: np.random.Generator, steps: int, environments: in
     return np.stack([rng.integers(3, size=shape), rng.integers(1, 5, shape), rng.choice([1, 2, 4], shape)], axis=-1)
 
 
-def assert_same(left: Interval, right: Interval, **tolerance) -> None:
+def assert_same(left: Interval, right: Interval, tolerance: float = 0.0) -> None:
     for name, one_value, other_value in zip(Interval._fields, left, right, strict=True):
-        np.testing.assert_allclose(one_value, other_value, err_msg=name, **(tolerance or {"rtol": 0.0, "atol": 0.0}))
+        assert_equal(one_value, other_value, tolerance, name)
 
 
 def test_a_batch_of_environments_is_the_same_environments_alone():
@@ -409,7 +425,7 @@ def test_a_batch_of_environments_is_the_same_environments_alone():
         batch = together.step(configurations[step], counts[step])
         for e, simulator in enumerate(alone):
             single = simulator.step_arrivals(configurations[step, e], births[e] + 10.0 * step)
-            assert_same(Interval(*(values[e : e + 1] for values in batch)), single, **EXACT)
+            assert_same(Interval(*(values[e : e + 1] for values in batch)), single, tolerance=1e-9)
 
 
 def test_an_environment_among_silent_ones_is_the_same_alone_with_noise():
@@ -423,7 +439,9 @@ def test_an_environment_among_silent_ones_is_the_same_alone_with_noise():
         counts = np.zeros((3, 10), dtype=np.int64)
         counts[1] = rng.poisson(12, 10)
         batch = together.step(configurations, counts)
-        assert_same(Interval(*(values[1:2] for values in batch)), alone.step(configurations[1:2], counts[1:2]), **EXACT)
+        assert_same(
+            Interval(*(values[1:2] for values in batch)), alone.step(configurations[1:2], counts[1:2]), tolerance=1e-9
+        )
 
 
 def test_resetting_some_environments_leaves_the_others_and_forgets_the_past():
@@ -450,10 +468,12 @@ def test_resetting_some_environments_leaves_the_others_and_forgets_the_past():
     configurations = np.repeat(as_array(start)[None], 2, axis=0)
     after, before = simulator.step(configurations, counts), untouched.step(configurations, counts)
     assert_same(Interval(*(values[:1] for values in after)), Interval(*(values[:1] for values in before)))
-    assert_same(Interval(*(values[1:] for values in after)), fresh.step_arrivals(configurations[1], births[1]), **EXACT)
+    assert_same(
+        Interval(*(values[1:] for values in after)), fresh.step_arrivals(configurations[1], births[1]), tolerance=1e-9
+    )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32 - 1),
     rate=st.integers(0, 60),

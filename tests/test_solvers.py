@@ -217,16 +217,23 @@ class TestAgainstEnumeration:
 
 
 class TestLargerPipelines:
-    @pytest.mark.parametrize("tightness", [0.08, 0.12, 0.2, 1.0])
+    @pytest.mark.parametrize("parameters", [PARAMETERS, IpaParameters(10.0, 0.0, 0.0)], ids=["default", "free-cores"])
+    @pytest.mark.parametrize("tightness", [0.12, 0.2, 1.0])
+    @pytest.mark.parametrize("cores_per_stage", [4, 15])
     @pytest.mark.parametrize("shape", [(3, 5), (6, 8)])
-    def test_both_ipa_solvers_agree(self, shape, tightness):
+    def test_both_ipa_solvers_agree(self, shape, cores_per_stage, tightness, parameters):
+        stages, variants = shape
         for seed in range(3):
-            pipeline = synthetic_pipeline(*shape, seed)
-            pipeline = dataclasses.replace(pipeline, latency_sla=pipeline.latency_sla * tightness)
-            for load in (1.0, 7.0, 19.5, 40.0, 90.0):
-                exact, mixed = (solve(pipeline, load, PARAMETERS) for solve in (ipa_dynamic_program, ipa_highs))
-                assert ipa_objective(pipeline, exact, PARAMETERS) == pytest.approx(
-                    ipa_objective(pipeline, mixed, PARAMETERS), abs=1e-9
+            pipeline = synthetic_pipeline(stages, variants, seed)
+            pipeline = dataclasses.replace(
+                pipeline,
+                capacity=cores_per_stage * stages,
+                latency_sla=pipeline.latency_sla * tightness,
+            )
+            for load in (1.0, 7.0, 19.5, 90.0):
+                exact, mixed = (solve(pipeline, load, parameters) for solve in (ipa_dynamic_program, ipa_highs))
+                assert ipa_objective(pipeline, exact, parameters) == pytest.approx(
+                    ipa_objective(pipeline, mixed, parameters), abs=1e-9
                 )
 
     def test_the_order_of_the_paper(self):

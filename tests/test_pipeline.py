@@ -1,0 +1,194 @@
+"""The pipeline and the limits of its configurations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_pipelines import every_configuration, ocr_pipeline, pipelines, within_limits
+
+from opd.pipeline import (
+    InfeasibleError,
+    Pipeline,
+    StageConfiguration,
+    Task,
+    Variant,
+    check_feasible,
+    used_cores,
+)
+
+SMALL = Variant("small", 0.5, 1, {1: 0.1, 4: 0.25}, 1.0)
+
+
+def stages(*triples):
+    return tuple(StageConfiguration(*triple) for triple in triples)
+
+
+# --- variants --------------------------------------------------------------------------------------------------------
+
+
+def test_service_time_is_the_profile_and_linear_in_between():
+    assert [SMALL.service_time(size) for size in (1, 2, 3, 4)] == pytest.approx([0.1, 0.15, 0.2, 0.25])
+
+
+def test_throughput_is_the_batch_over_its_service_time():
+    assert [SMALL.throughput(size) for size in (1, 2, 4)] == pytest.approx([10.0, 2 / 0.15, 16.0])
+
+
+@pytest.mark.parametrize("batch_size", [0, 5, 8])
+def test_a_batch_outside_the_profile_is_named_with_the_remedy(batch_size):
+    with pytest.raises(ValueError, match=rf"'small' has no profile for batch {batch_size} .*\[1, 4\].*01_profiling"):
+        SMALL.service_time(batch_size)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"accuracy": 1.5}, "accuracy 1.5 is not a fraction"),
+        ({"accuracy": -0.1}, "accuracy -0.1 is not a fraction"),
+        ({"accuracy": math.nan}, "accuracy nan is not a fraction"),
+        ({"cores": 0}, "0 cores a replica, but at least 1"),
+        ({"startup_time": -1.0}, "start-up time -1.0 s"),
+        ({"startup_time": math.nan}, "start-up time nan s"),
+        ({"startup_time": math.inf}, "start-up time inf s"),
+        ({"latency": {}}, "no latency profile; measure it with notebook 01_profiling"),
+        ({"latency": {1: 0.1, 2: 0.0}}, "latency 0.0 s at batch 2 must be positive"),
+        ({"latency": {1: math.nan}}, "latency nan s at batch 1 must be positive"),
+        ({"latency": {1: math.inf}}, "latency inf s at batch 1 must be positive"),
+    ],
+)
+def test_a_wrong_variant_is_refused_by_name(wrong, message):
+    with pytest.raises(ValueError, match=rf"variant 'small'.* {message}"):
+        replace(SMALL, **wrong)
+
+
+# --- tasks and pipelines ---------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_variant_is_answered_with_those_there_are():
+    task = ocr_pipeline().tasks[1]
+    assert [task.variant_index(name) for name in ("tiny", "small", "large")] == [0, 1, 2]
+    with pytest.raises(KeyError, match="task 'recognition' has no variant 'huge'; it has tiny, small, large"):
+        task.variant_index("huge")
+
+
+def test_a_task_needs_variants_with_names_of_their_own():
+    with pytest.raises(ValueError, match="task 'empty' has no variant"):
+        Task("empty", ())
+    with pytest.raises(ValueError, match=r"task 'double' names a variant twice: \['small', 'small'\]"):
+        Task("double", (SMALL, SMALL))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"tasks": ()}, "has no task"),
+        ({"tasks": ocr_pipeline().tasks[:1] * 2}, r"names a task twice: \['detection', 'detection'\]"),
+        ({"max_replicas": 0}, "max_replicas is 0, but must be at least 1"),
+        ({"max_batch_size": 0}, "max_batch_size 0 is not a power of two"),
+        ({"max_batch_size": 3}, "max_batch_size 3 is not a power of two"),
+        ({"latency_sla": 0.0}, "latency_sla 0.0 s must be positive"),
+        ({"latency_sla": math.nan}, "latency_sla nan s must be positive"),
+    ],
+)
+def test_a_wrong_pipeline_is_refused_by_name(wrong, message):
+    with pytest.raises(ValueError, match=f"pipeline 'ocr'.* {message}"):
+        replace(ocr_pipeline(), **wrong)
+
+
+def test_a_profile_without_the_batch_size_is_refused_when_the_pipeline_is_built():
+    with pytest.raises(ValueError, match=r"variant 'small' has no profile for batch 4 .*lower max_batch_size"):
+        replace(ocr_pipeline(), max_batch_size=4)
+
+
+def test_a_capacity_too_small_for_any_configuration_says_what_is_needed():
+    assert ocr_pipeline(capacity=2).capacity == 2
+    with pytest.raises(InfeasibleError, match="capacity 1 cores is too small.*needs 2 cores. Raise capacity"):
+        ocr_pipeline(capacity=1)
+
+
+def test_a_missing_figure_is_a_missing_argument():
+    with pytest.raises(TypeError, match="latency_sla"):
+        Pipeline("ocr", ocr_pipeline().tasks, 8, 3, 2)  # type: ignore[call-arg]
+
+
+# --- dense tables ----------------------------------------------------------------------------------------------------
+
+
+def test_tables_hold_the_pipeline_and_padding_that_cannot_be_selected():
+    tables = ocr_pipeline().tables
+    assert tables.accuracy.tolist() == [[0.5, 0.75, 0.0], [0.625, 0.75, 0.875]]
+    assert tables.cores.tolist() == [[1.0, 2.0, math.inf], [1.0, 2.0, 4.0]]
+    assert tables.startup_time.tolist() == [[1.0, 2.0, math.inf], [1.0, 2.0, 4.0]]
+    assert tables.batch_sizes.tolist() == [1, 2]
+    assert tables.variants.tolist() == [2, 3]
+    assert tables.service_time[0, 0].tolist() == [0.0, 0.1, 0.16]
+    assert np.isinf(tables.service_time[0, 2]).all()
+
+
+@given(pipelines())
+def test_tables_agree_with_the_variants(pipeline):
+    tables = pipeline.tables
+    for n, task in enumerate(pipeline.tasks):
+        for z, variant in enumerate(task.variants):
+            expected = [variant.service_time(size) for size in range(1, pipeline.max_batch_size + 1)]
+            np.testing.assert_array_equal(tables.service_time[n, z, 1:], expected)
+        assert np.isinf(tables.cores[n, len(task.variants) :]).all()
+
+
+# --- configurations --------------------------------------------------------------------------------------------------
+
+
+def test_used_cores_by_hand():
+    pipeline = ocr_pipeline()
+    assert used_cores(pipeline, stages((1, 2, 1), (2, 1, 2))) == 2 * 2 + 1 * 4
+    batch = np.array([[[[0, 1, 1], [0, 1, 1]]], [[[0, 3, 1], [1, 2, 2]]]])
+    assert used_cores(pipeline, batch).tolist() == [[2.0], [7.0]]
+
+
+@pytest.mark.parametrize(
+    ("configuration", "message"),
+    [
+        (stages((0, 1, 1)), "has 2 tasks, the configuration 1"),
+        (stages((2, 1, 1), (0, 1, 1)), r"task 'detection': variant index 2 is not one of 0\.\.1"),
+        (stages((-1, 1, 1), (0, 1, 1)), r"task 'detection': variant index -1 is not one of 0\.\.1"),
+        (stages((0, 1, 1), (0, 0, 1)), r"task 'recognition': 0 replicas are not within 1\.\.3"),
+        (stages((0, 1, 1), (0, 4, 1)), r"task 'recognition': 4 replicas are not within 1\.\.3"),
+        (stages((0, 1, 3), (0, 1, 1)), r"task 'detection': batch size 3 is not one of \(1, 2\)"),
+        (stages((0, 1, 4), (0, 1, 1)), r"task 'detection': batch size 4 is not one of \(1, 2\)"),
+        (stages((1, 3, 1), (2, 1, 1)), "needs 10 cores, the device has 8"),
+        (stages((0, 1.5, 1), (0, 1, 1)), r"task 'detection': .*1\.5.* whole numbers"),
+        (stages((0.5, 1, 1), (0, 1, 1)), r"task 'detection': .*0\.5.* whole numbers"),
+        (stages((0, math.nan, 1), (0, 1, 1)), r"task 'detection': .*nan.* whole numbers"),
+    ],
+)
+def test_every_limit_is_kept_and_named(configuration, message):
+    with pytest.raises(InfeasibleError, match=message):
+        check_feasible(ocr_pipeline(), configuration)
+
+
+@given(pipelines(), st.data())
+def test_feasible_is_exactly_what_eq_4_allows(pipeline, data):
+    entry = st.tuples(st.integers(-1, 4), st.integers(0, 5), st.sampled_from([0, 1, 2, 3, 4, 8, 16]))
+    configuration = stages(*data.draw(st.tuples(*(entry for _ in pipeline.tasks))))
+    if within_limits(pipeline, configuration, pipeline.capacity):
+        check_feasible(pipeline, configuration)
+    else:
+        with pytest.raises(InfeasibleError):
+            check_feasible(pipeline, configuration)
+
+
+@given(pipelines(max_tasks=2, max_replicas=2))
+def test_nothing_is_smaller_than_the_smallest_configuration(pipeline):
+    smallest = pipeline.smallest_configuration()
+    assert {(stage.replicas, stage.batch_size) for stage in smallest} == {(1, 1)}
+    assert used_cores(pipeline, smallest) == min(used_cores(pipeline, c) for c in every_configuration(pipeline))
+
+
+def test_selected_pairs_every_task_with_its_variant():
+    chosen = list(ocr_pipeline().selected(stages((1, 2, 1), (0, 1, 2))))
+    assert [(variant.name, *stage) for variant, stage in chosen] == [("large", 1, 2, 1), ("tiny", 0, 1, 2)]
