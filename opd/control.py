@@ -14,12 +14,12 @@ from typing import Protocol
 import numpy as np
 
 from opd.environment import Score, score
+from opd.forecast import HORIZON_SECONDS
 from opd.objective import Weights
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, check_feasible
 from opd.policy import Observation, Policy
 from opd.simulation import Interval, SimulationParameters, Simulator, as_array
-
-HISTORY_SECONDS = 120
+from opd.workload import HISTORY_SECONDS
 
 
 class Backend(Protocol):
@@ -143,7 +143,7 @@ class SimulatedBackend:
         self._seconds = parameters.interval
         self._counts = np.concatenate([history, counts]).astype(np.int64)
         self._now = len(history)
-        self._simulator = Simulator(pipeline, parameters, 1, int(self._counts.max(initial=1)), seed)
+        self._simulator = Simulator(pipeline, parameters, 1, int(self._counts.max(initial=1)), seed, True)
         self._simulator.reset(configuration)
         self._configuration = configuration
         chosen = list(pipeline.selected(configuration))
@@ -162,7 +162,7 @@ class SimulatedBackend:
             ready_throughput=self._ready_throughput,
             queue=self._queue,
             incoming_load=float(last.mean()) if len(last) else 0.0,
-            coming_load=float(self._window().mean()),
+            coming_load=float(self._counts[self._now : self._now + HORIZON_SECONDS].max()),
         )
 
     def apply(self, configuration: Configuration) -> None:

@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 
 from opd import objective
+from opd.forecast import HORIZON_SECONDS
 from opd.objective import Weights
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, check_feasible
 from opd.profiles import load_pipeline
@@ -129,6 +130,11 @@ class Workload:
     def windows(self, steps: np.ndarray) -> np.ndarray:
         """(E, interval) counts of the intervals that begin at decision ``steps`` (E,)."""
         return self.counts[steps[:, None] * self.interval + np.arange(self.interval)]
+
+    def perfect_forecasts(self, steps: np.ndarray) -> np.ndarray:
+        """(E,) what a forecast made at decision ``steps`` (E,) tries to predict, the largest load ahead."""
+        seconds = steps[:, None] * self.interval + np.arange(HORIZON_SECONDS)
+        return self.counts[np.minimum(seconds, len(self.counts) - 1)].max(axis=1)
 
 
 class Episodes:

@@ -16,7 +16,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from opd.agent import Agent
-from opd.control import HISTORY_SECONDS, SimulatedBackend, Step, run
+from opd.control import SimulatedBackend, Step, run
 from opd.forecast import Forecaster
 from opd.objective import Weights
 from opd.pipeline import Pipeline
@@ -31,13 +31,24 @@ from opd.policy import (
 )
 from opd.simulation import SimulationParameters
 from opd.solvers import IpaParameters, greedy
-from opd.workload import CYCLE_SECONDS, Cycle, Trace
+from opd.workload import CYCLE_SECONDS, HISTORY_SECONDS, Cycle, Trace
 
 BASELINES = ("random", "greedy", "ipa", "myopic", "clairvoyant")
-COLUMNS = (
-    "pipeline,cycle,policy,seed,reward,qos,cost,accuracy,throughput,"
-    "latency_mean,latency_p99,dropped,decision_ms_mean"
-).split(",")
+COLUMNS = [
+    "pipeline",
+    "cycle",
+    "policy",
+    "seed",
+    "reward",
+    "qos",
+    "cost",
+    "accuracy",
+    "throughput",
+    "latency_mean",
+    "latency_p99",
+    "dropped",
+    "decision_ms_mean",
+]
 
 
 @dataclass(frozen=True)

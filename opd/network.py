@@ -72,9 +72,10 @@ class FeatureExtractor(nn.Module):
         self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
 
     def observe(self, states: np.ndarray) -> None:
-        """Take the observation statistics from a sample of states (M, S)."""
+        """Take the observation statistics from a sample of states (M, S); what never varies is only centred."""
+        deviation = states.std(axis=0)
         self.mean.copy_(torch.as_tensor(states.mean(axis=0)))
-        self.deviation.copy_(torch.as_tensor(states.std(axis=0).clip(min=1e-3)))
+        self.deviation.copy_(torch.as_tensor(np.where(deviation < 1e-3, 1.0, deviation)))
 
     def forward(self, states: Tensor) -> Tensor:
         """(E, S) to (E, width)."""

@@ -81,7 +81,9 @@ def qos(weights: Weights, accuracy: Number, throughput: Number, latency: Number,
         excess_load: E, offered load minus T in requests/s; positive is unmet demand, negative spare capacity.
     """
     unmet, spare = np.maximum(excess_load, 0.0), np.maximum(-excess_load, 0.0)
-    return weights.alpha * accuracy + weights.beta * throughput - latency - weights.gamma * unmet - weights.delta * spare
+    return (
+        weights.alpha * accuracy + weights.beta * throughput - latency - weights.gamma * unmet - weights.delta * spare
+    )
 
 
 def objective(weights: Weights, qos: Number, cost: Number) -> Number:

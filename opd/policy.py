@@ -30,7 +30,7 @@ class Observation:
         queue: (N,) requests waiting.
         incoming_load: m, requests/s, mean of the last interval.
         predicted_load: p, requests/s, forecast maximum of the next 20 s.
-        coming_load: requests/s that will arrive until the next decision; only a simulator knows it.
+        coming_load: the load that the forecast tries to predict; only a simulator knows it.
     """
 
     history: np.ndarray
@@ -101,7 +101,7 @@ class MyopicPolicy:
 
 
 class ClairvoyantPolicy(MyopicPolicy):
-    """As myopic, but told the load that will really come; exists only in simulation."""
+    """As myopic, but with a perfect forecast: told the largest load of the next 20 s; exists only in simulation."""
 
     def decide(self, observation: Observation) -> Configuration:
         """The best single interval for the true load.

@@ -97,6 +97,8 @@ class Interval(NamedTuple):
             left its queue; the service time of a single request where none did.
         ready_throughput: (E, N) t_n, requests/s of the replicas weighted by the time they were ready.
         queue: (E, N) requests waiting at the end.
+        latencies: (E, M) seconds of the completed requests, the first ``completed`` of every row; M is 0
+            unless the simulator records them.
     """
 
     offered: np.ndarray
@@ -107,6 +109,7 @@ class Interval(NamedTuple):
     task_latency: np.ndarray
     ready_throughput: np.ndarray
     queue: np.ndarray
+    latencies: np.ndarray
 
 
 @njit(cache=True)
@@ -323,6 +326,8 @@ def _complete(state, e, end, interval):
     interval.completed[e] = done
     if done > 0:
         latencies = times[:done] - births[:done]
+        if interval.latencies.shape[1] > 0:
+            interval.latencies[e, :done] = latencies
         interval.latency_mean[e] = latencies.mean()
         interval.latency_p99[e] = _percentile_99(latencies)
     else:
@@ -425,6 +430,7 @@ class Simulator:
         environments: number of copies, E.
         max_rate: largest number of requests in any one second of the workload; sizes the queues.
         seed: of both generators.
+        record_latencies: keep the latency of every completed request in what a step returns.
     """
 
     def __init__(
@@ -434,8 +440,10 @@ class Simulator:
         environments: int = 1,
         max_rate: int = 100,
         seed: int = 0,
+        record_latencies: bool = False,
     ) -> None:
         self.pipeline = pipeline
+        self.record_latencies = record_latencies
         self.parameters = parameters
         self.max_rate = max_rate
         self._arrivals, self._service = np.random.default_rng(seed).spawn(2)
@@ -532,11 +540,17 @@ class Simulator:
         return self._run(configuration[None], interval)
 
     def _blank(self) -> Interval:
-        shape = self._state.replicas.shape
-        whole, real = np.int64, np.float64
+        environments, tasks = self._state.replicas.shape
         return Interval(
-            *(np.zeros(shape[0], dtype=kind) for kind in (whole, whole, whole, real, real)),
-            *(np.zeros(shape, dtype=kind) for kind in (real, real, whole)),
+            offered=np.zeros(environments, dtype=np.int64),
+            completed=np.zeros(environments, dtype=np.int64),
+            dropped=np.zeros(environments, dtype=np.int64),
+            latency_mean=np.zeros(environments),
+            latency_p99=np.zeros(environments),
+            task_latency=np.zeros((environments, tasks)),
+            ready_throughput=np.zeros((environments, tasks)),
+            queue=np.zeros((environments, tasks), dtype=np.int64),
+            latencies=np.zeros((environments, self._state.queue_time.shape[2] if self.record_latencies else 0)),
         )
 
     def _run(self, configurations: np.ndarray, interval: Interval) -> Interval:

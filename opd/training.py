@@ -12,9 +12,13 @@ keeps it near while the value function settles. ``none``: no expert.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import logging
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +33,7 @@ from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from opd.agent import Agent, export
+from opd.agent import Agent, CheckpointError, export
 from opd.environment import Episodes, Score, Workload
 from opd.forecast import Forecaster
 from opd.network import ActorCritic, to_choices, to_configurations
@@ -41,6 +45,10 @@ from opd.workload import Trace, burst_starts
 
 EXPERT_MODES = ("paper", "pretrain", "none")
 EXPERTS = ("myopic", "ipa", "clairvoyant")
+COUNTS = (
+    *("updates", "environments", "rollout", "epochs", "minibatch", "width", "expert_frequency"),
+    *("validate_every", "validation_episodes", "validation_decisions"),
+)
 
 
 @dataclass(frozen=True)
@@ -111,11 +119,16 @@ class TrainingParameters:
             raise ValueError(f"expert_mode {self.expert_mode!r} is not one of {EXPERT_MODES}")
         if self.expert not in EXPERTS:
             raise ValueError(f"expert {self.expert!r} is not one of {EXPERTS}")
-        for name in ("updates", "environments", "rollout", "epochs", "minibatch", "validate_every"):
+        for name in COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
-        if not 0.0 <= self.burst_share <= 1.0:
-            raise ValueError(f"burst_share {self.burst_share} is not a share between 0 and 1")
+        if self.updates % self.validate_every:
+            raise ValueError(f"updates {self.updates} is not a multiple of validate_every {self.validate_every}")
+        for name in ("discount", "gae_decay", "burst_share", "stray_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} {getattr(self, name)} is not a share between 0 and 1")
+        if not 0.0 < self.learning_rate < np.inf:
+            raise ValueError(f"learning_rate {self.learning_rate} must be positive and finite")
 
 
 class Problem(NamedTuple):
@@ -138,6 +151,24 @@ class Problem(NamedTuple):
     validation_bursts: np.ndarray
     expert: np.ndarray
     reference: np.ndarray
+
+
+def agent_weights(weights: Weights, changes: Mapping[str, float | Mapping[str, float]], pipeline: str) -> Weights:
+    """The weights an agent is trained with: some replaced, by one number or by one for each pipeline.
+
+    Raises:
+        ValueError: if a weight is unknown, or has no number for this pipeline.
+    """
+    known = asdict(weights)
+    for name, change in changes.items():
+        if name not in known:
+            raise ValueError(f"unknown weight {name!r}; there are {', '.join(known)}")
+        if isinstance(change, Mapping):
+            if pipeline not in change:
+                raise ValueError(f"weight {name!r} has no value for pipeline {pipeline!r}, only for {list(change)}")
+            change = change[pipeline]
+        known[name] = change
+    return Weights(**known)
 
 
 def expert_table(
@@ -234,7 +265,7 @@ def begin_episodes(
     decisions = generator.integers(1, latest, size=episodes)
     usable = bursts[bursts < latest]
     if len(usable):
-        lead = generator.integers(1, length // 2 + 1, size=burst_episodes)
+        lead = generator.integers(1, max(length // 2, 1), size=burst_episodes, endpoint=True)
         decisions[:burst_episodes] = np.maximum(generator.choice(usable, size=burst_episodes) - lead, 1)
     batch.begin(np.arange(episodes), decisions, look_up(problem.expert, workload.windows(decisions - 1).mean(axis=1)))
     return batch
@@ -277,10 +308,9 @@ class ProximalPolicyOptimisation(pl.LightningModule):
         )
 
     def expert_choices(self, episodes: Episodes, states: np.ndarray) -> Tensor:
-        """(E, N, 3) what the expert does; the clairvoyant one is told the load to come."""
+        """(E, N, 3) what the expert does; the clairvoyant one has a perfect forecast."""
         clairvoyant = self.settings.expert == "clairvoyant"
-        workload = episodes.workload
-        loads = workload.windows(episodes.decision).mean(axis=1) if clairvoyant else states[:, 1]
+        loads = episodes.workload.perfect_forecasts(episodes.decision) if clairvoyant else states[:, 1]
         return torch.as_tensor(to_choices(look_up(self.problem.expert, loads)))
 
     def demonstrate(self) -> tuple[np.ndarray, Tensor, np.ndarray]:
@@ -390,7 +420,7 @@ class ProximalPolicyOptimisation(pl.LightningModule):
         p = self.settings
         states, choices, masks, old_log_probability, advantage, target = (part[rows] for part in rollout)
         log_probability, entropy, value = self.network.evaluate(states, choices, masks)
-        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
         log_ratio = log_probability - old_log_probability
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1.0 - p.clip, 1.0 + p.clip)
@@ -459,9 +489,11 @@ class ProximalPolicyOptimisation(pl.LightningModule):
 
 
 class Validation(NamedTuple):
-    """Mean reward of ordinary episodes, requests dropped in all episodes, and the figure checkpoints compete on."""
+    """Means over ordinary episodes, requests dropped in all episodes, and the figure checkpoints compete on."""
 
     reward: float
+    qos: float
+    cost: float
     dropped: float
     selection: float
 
@@ -485,13 +517,15 @@ def validate(
     episodes = begin_episodes(
         problem, problem.validation, problem.validation_bursts, bursts, p.validation_episodes, p.validation_decisions, 0
     )
-    reward, dropped = 0.0, 0.0
+    dropped = 0.0
+    scores = []
     for _ in range(p.validation_decisions):
         score, interval = episodes.step(decide(episodes.state()))
-        reward += score.reward[bursts:].mean() / p.validation_decisions
+        scores.append((score.reward[bursts:], score.qos[bursts:], score.cost[bursts:]))
         dropped += float(interval.dropped.sum())
+    reward, qos, cost = (float(np.mean(figures)) for figures in zip(*scores, strict=True))
     penalty = p.drop_penalty * max(0.0, dropped - tolerated_drops)
-    return Validation(float(reward), dropped, float(reward) - penalty)
+    return Validation(reward, qos, cost, dropped, reward - penalty)
 
 
 def train(
@@ -513,6 +547,7 @@ def train(
         folder: where the run is kept.
         title: begins every line of progress.
     """
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its advice on hardware is not for us
     module = ProximalPolicyOptimisation(problem, parameters, seed, title)
     best = ModelCheckpoint(dirpath=folder, filename="best", monitor="validation/selection", mode="max")
     last = ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False)
@@ -536,9 +571,12 @@ def train(
 
 
 def read_metrics(folder: Path) -> pd.DataFrame:
-    """Every metric of a run by update, the parts of an interrupted one joined: training and validation rows apart."""
+    """Every metric of a run by update: training and validation rows apart, each update of an interrupted run once."""
     parts = sorted(folder.glob("log/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
-    return pd.concat([pd.read_csv(part) for part in parts], ignore_index=True)
+    metrics = pd.concat([pd.read_csv(part) for part in parts], ignore_index=True)
+    # What came after the last checkpoint of an interrupted run was done again.
+    again = metrics.assign(training=metrics["rollout/reward"].notna()).duplicated(["step", "training"], keep="last")
+    return metrics[~again].reset_index(drop=True)
 
 
 @dataclass(frozen=True)
@@ -549,7 +587,6 @@ class Job:
         policy: name of the agent; agents of one name share their reward weights.
         seed: of the training.
         problem, parameters: see :func:`train`.
-        folder: where the run is kept while it goes on.
         path: the finished agent.
     """
 
@@ -557,25 +594,44 @@ class Job:
     seed: int
     problem: Problem
     parameters: TrainingParameters
-    folder: Path
     path: Path
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """All that the trained agent depends on beside its pipeline; data by their checksums."""
+        workloads = self.problem.training, self.problem.validation
+        data = [zlib.crc32(part.tobytes()) for w in workloads for part in (w.counts, w.forecasts)]
+        return {
+            "policy": self.policy,
+            "seed": self.seed,
+            "weights": asdict(self.problem.weights),
+            "training": asdict(self.parameters),
+            "simulation": asdict(self.problem.simulation),
+            "data": data,
+        }
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where the run is kept; one that differs in anything has another, so that no run resumes a strange one."""
+        identity = json.dumps([self.about, asdict(self.problem.pipeline)], sort_keys=True)
+        return self.path.parent / "runs" / f"{self.policy}-{self.seed}-{zlib.crc32(identity.encode()):08x}"
+
+    @property
+    def done(self) -> bool:
+        """Whether the agent at :attr:`path` is the one this job would train."""
+        try:
+            return Agent.load(self.path, self.problem.pipeline).parameters == self.about
+        except CheckpointError:
+            return False
 
 
 def run_job(job: Job) -> Path:
-    """Train one agent and save it; a job whose agent is there already is done."""
-    if job.path.is_file():
-        return job.path
-    torch.set_num_threads(1)
-    pipeline = job.problem.pipeline
-    network = train(job.problem, job.parameters, job.seed, job.folder, f"{pipeline.name} {job.policy} {job.seed}")
-    about = {
-        "policy": job.policy,
-        "seed": job.seed,
-        "weights": asdict(job.problem.weights),
-        "training": asdict(job.parameters),
-        "simulation": asdict(job.problem.simulation),
-    }
-    Agent(pipeline, export(network), about).save(job.path)
+    """Train one agent and save it, unless that very agent is there already."""
+    if not job.done:
+        torch.set_num_threads(1)
+        pipeline = job.problem.pipeline
+        network = train(job.problem, job.parameters, job.seed, job.folder, f"{pipeline.name} {job.policy} {job.seed}")
+        Agent(pipeline, export(network), job.about).save(job.path)
     return job.path
 
 

@@ -430,7 +430,7 @@ def test_the_best_checkpoint_is_kept_not_the_last(tmp_path, monkeypatch):
 
     def scored(problem, parameters, decide, tolerated_drops=0.0):
         score = next(scores, -1.0)
-        return training.Validation(score, 0.0, score)
+        return training.Validation(score, 0.0, 0.0, 0.0, score)
 
     step = ProximalPolicyOptimisation.validation_step
 
@@ -448,7 +448,7 @@ def test_the_best_checkpoint_is_kept_not_the_last(tmp_path, monkeypatch):
 
 def test_a_job_leaves_an_agent_with_all_that_made_it_and_is_done_only_once(tmp_path, monkeypatch):
     problem = problem_for()
-    job = Job("agent", 2, problem, SHORT, tmp_path / "run", tmp_path / "agents" / "agent.pt")
+    job = Job("agent", 2, problem, SHORT, tmp_path / "agents" / "agent.pt")
     assert run_job(job) == job.path
     agent = Agent.load(job.path, problem.pipeline)
     assert agent.parameters["seed"] == 2

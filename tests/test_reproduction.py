@@ -1,0 +1,101 @@
+"""The whole study with tiny parameters: every stage and notebook, in a copy of the project."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "pipelines": ["video", "nlp"],
+    "pipeline": "video",
+    "profile_seconds": 5.0,
+    "forecast": {"epochs": 1, "train_windows": 4000},
+    "training": {
+        "updates": 2,
+        "environments": 8,
+        "rollout": 32,
+        "cloning_steps": 100,
+        "validate_every": 1,
+        "validation_episodes": 4,
+        "validation_decisions": 20,
+    },
+    "cycles": 0,
+    "decisions": 10,
+}
+
+
+def run(command: str, folder: Path) -> str:
+    """Run a command line in the copy, within the time a tiny study may take; fails with its output."""
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(folder),
+    }
+    done = subprocess.run(
+        command.split(), cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, f"{command} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project in which the tiny study has run."""
+    folder = tmp_path_factory.mktemp("study")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    for name in listed.stdout.splitlines():
+        # Neither results nor their lock: what the study writes must come from this run.
+        if name.startswith("reports/") or name == "dvc.lock" or not (ROOT / name).is_file():
+            continue
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    parameters = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+    (folder / "params.yaml").write_text(yaml.safe_dump(parameters | TINY), encoding="utf-8")
+    run("git init -q", folder)
+    run("git add -A", folder)
+    run("git -c user.name=test -c user.email=test@example.org commit -q -m tiny", folder)
+    run("dvc repro", folder)
+    return folder
+
+
+def test_every_stage_leaves_its_results(study: Path):
+    evaluation = pd.read_csv(study / "reports/evaluation.csv")
+    assert set(evaluation["pipeline"]) == {"video", "nlp"}
+    assert set(evaluation["policy"]) == {"random", "greedy", "ipa", "myopic", "clairvoyant", "agent"}
+    assert len(evaluation) == 2 * 6 * 3
+    assert evaluation.notna().all(axis=None)
+    times = pd.read_csv(study / "reports/decision_time.csv")
+    assert set(zip(times["stages"], times["variants"], strict=True)) == {(2, 5), (3, 5), (4, 6), (6, 8), (10, 10)}
+    for result in ("profile/profiles.csv", "forecast.json", "training/nlp/curves.csv", "report.md", "metrics.json"):
+        assert (study / "reports" / result).stat().st_size > 0
+    for notebook in ("01_profiling", "02_load_forecast", "03_ppo_training-nlp", "04_evaluation", "06_report"):
+        assert (study / "reports/notebooks" / f"{notebook}.ipynb").is_file()
+    assert "synthetic" in (study / "reports/report.md").read_text(encoding="utf-8")
+
+
+def test_a_second_run_does_nothing(study: Path):
+    lock = (study / "dvc.lock").read_bytes()
+    assert "Data and pipelines are up to date" in run("dvc repro", study)
+    assert (study / "dvc.lock").read_bytes() == lock
+
+
+def test_metrics_and_plots_are_shown(study: Path):
+    assert "forecast.json" in run("dvc metrics show", study)
+    run("dvc plots show --out plots", study)
+    assert (study / "plots/index.html").is_file()
+
+
+def test_an_experiment_with_another_parameter(study: Path):
+    run("dvc exp run -S weights.cost_weight=0.3 report", study)
+    parameters = yaml.safe_load((study / "params.yaml").read_text(encoding="utf-8"))
+    assert parameters["weights"]["cost_weight"] == 0.3
