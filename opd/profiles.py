@@ -317,7 +317,8 @@ def measure_tasks(
 ) -> pd.DataFrame:
     """Measure every variant of ``tasks`` and extrapolate to :data:`CORE_COUNTS`.
 
-    With all tasks of the catalogue, and the defaults, this is how ``data/profiles.csv`` was made.
+    With all tasks of the catalogue, ``cell_seconds=0.5`` and ``min_runs=3`` this is how
+    ``data/profiles.csv`` was made, the last three tasks by a second process on the other core.
 
     Args:
         tasks: names in the catalogue.

@@ -87,12 +87,12 @@ class TrainingParameters:
         ValueError: if a figure is out of its range.
     """
 
-    updates: int = 64
+    updates: int = 80
     environments: int = 32
     rollout: int = 64
     epochs: int = 5
     minibatch: int = 256
-    learning_rate: float = 3e-4
+    learning_rate: float = 5e-4
     discount: float = 0.9
     gae_decay: float = 0.9
     clip: float = 0.2
@@ -139,7 +139,7 @@ class Problem(NamedTuple):
         training, validation: workloads of the two splits.
         training_bursts, validation_bursts: decisions shortly before which load jumps.
         expert: (L + 1, N, 3) the expert's configuration for every whole load 0..L.
-        reference: (L + 1, N, 3) the same of the policy whose drops a checkpoint may not exceed.
+        reference: (L + 1, N, 3) the same of IPA, whose drops a checkpoint may not exceed.
     """
 
     pipeline: Pipeline
@@ -177,7 +177,11 @@ def expert_table(
     """(max_load + 1, N, 3) what an expert runs at every whole load; the clairvoyant one looks up another load."""
     if expert in ("myopic", "clairvoyant"):
         return myopic_table(pipeline, weights, max_load, simulation.batch_timeout)
-    rates = IpaParameters(weights.alpha, weights.cost_weight, weights.batch_weight)
+    return ipa_table(pipeline, IpaParameters(weights.alpha, weights.cost_weight, weights.batch_weight), max_load)
+
+
+def ipa_table(pipeline: Pipeline, rates: IpaParameters, max_load: int) -> np.ndarray:
+    """(max_load + 1, N, 3) what IPA runs at every whole load."""
     return np.array([ipa_dynamic_program(pipeline, float(load), rates) for load in range(max_load + 1)])
 
 
@@ -207,7 +211,7 @@ def build_problem(
         training_bursts,
         validation_bursts,
         expert_table(pipeline, weights, simulation, parameters.expert, max_load),
-        expert_table(pipeline, weights, simulation, "ipa", max_load),
+        ipa_table(pipeline, IpaParameters(), max_load),
     )
 
 
@@ -458,7 +462,7 @@ class ProximalPolicyOptimisation(pl.LightningModule):
                 loss, term = self.loss(rollout, rows, progress)
                 terms.append(term)
                 if demonstration > 0.0:
-                    examples = torch.randint(len(self.demonstrations[0]), (len(rows),), generator=generator)
+                    examples = torch.randint(len(self.demonstrations[0]), (p.minibatch // 4 + 1,), generator=generator)
                     loss = loss + demonstration * self.imitation_loss(examples)
                 optimizer.zero_grad()
                 self.manual_backward(loss)

@@ -516,3 +516,25 @@ def test_the_agent_finds_the_best_of_two_stages_on_a_tight_device(tmp_path):
     assert best != pipeline.smallest_configuration()
     reached, configurations = reward_of(learn(pipeline, 9, tmp_path), 9)
     assert reached > highest - 0.05, (best, set(configurations), reached, highest)
+
+
+def test_an_agent_may_have_weights_of_its_own_for_each_pipeline():
+    base = Weights()
+    assert training.agent_weights(base, {}, "video") == base
+    assert training.agent_weights(base, {"cost_weight": 0.4}, "nlp").cost_weight == 0.4
+    own = {"cost_weight": {"video": 0.2, "nlp": 0.5}}
+    assert training.agent_weights(base, own, "nlp") == replace(base, cost_weight=0.5)
+    with pytest.raises(ValueError, match="no value for pipeline 'audio-qa'"):
+        training.agent_weights(base, own, "audio-qa")
+    with pytest.raises(ValueError, match="unknown weight 'price'"):
+        training.agent_weights(base, {"price": 1.0}, "video")
+
+
+def test_a_job_with_other_parameters_is_not_taken_for_done(tmp_path):
+    problem = problem_for()
+    job = Job("agent", 2, problem, SHORT, tmp_path / "agent.pt")
+    run_job(job)
+    other = replace(job, parameters=replace(SHORT, learning_rate=2 * SHORT.learning_rate))
+    assert job.done
+    assert not other.done
+    assert job.folder != other.folder
