@@ -159,7 +159,8 @@ def plot_loads(
         mean, low, high = (getattr(by_policy, name)().loc[policies] for name in ("mean", "min", "max"))
         column[0].set_title(cycle)
         for axes, quantity in zip(column, ("cost", "qos"), strict=True):
-            spread = np.array([mean[quantity] - low[quantity], high[quantity] - mean[quantity]])
+            # Rounding can put the mean of equal figures a little outside of them.
+            spread = np.array([mean[quantity] - low[quantity], high[quantity] - mean[quantity]]).clip(min=0.0)
             bars = axes.bar(
                 [policy_style(policy).label for policy in policies],
                 mean[quantity],

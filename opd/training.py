@@ -542,7 +542,7 @@ def train(
     """Train an agent and return the network of its best checkpoint.
 
     Writes every metric of every update (see :func:`read_metrics`) and the checkpoints to ``folder``;
-    where ``last.ckpt`` is there, the run goes on from it.
+    where ``checkpoints/last.ckpt`` is there, the run goes on from it.
 
     Args:
         problem: what to train on.
@@ -553,8 +553,9 @@ def train(
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its advice on hardware is not for us
     module = ProximalPolicyOptimisation(problem, parameters, seed, title)
-    best = ModelCheckpoint(dirpath=folder, filename="best", monitor="validation/selection", mode="max")
-    last = ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False)
+    kept = folder / "checkpoints"
+    best = ModelCheckpoint(kept, filename="best", monitor="validation/selection", mode="max")
+    last = ModelCheckpoint(kept, filename="last", enable_version_counter=False)
     trainer = pl.Trainer(
         max_epochs=-(-parameters.updates // parameters.validate_every),
         accelerator="cpu",
@@ -566,7 +567,7 @@ def train(
         num_sanity_val_steps=0,
         log_every_n_steps=1,
     )
-    resume = folder / "last.ckpt"
+    resume = kept / "last.ckpt"
     updates: DataLoader[int] = DataLoader(range(parameters.validate_every))  # type: ignore[arg-type]
     once: DataLoader[int] = DataLoader(range(1))  # type: ignore[arg-type]
     trainer.fit(module, updates, once, ckpt_path=resume if resume.is_file() else None, weights_only=False)

@@ -11,16 +11,12 @@ from opd.training import Problem, TrainingParameters, Validation, expert_table, 
 
 
 def training_curve(folder: Path, parameters: TrainingParameters) -> pd.DataFrame:
-    """The metrics of one training run, one row an update; validation columns are empty where there was none.
-
-    What an interrupted run logged beyond its last checkpoint is superseded by what was logged on resuming.
-    """
-    every = parameters.validate_every
+    """The metrics of one training run, one row an update; validation columns are empty where there was none."""
     metrics = read_metrics(folder)
-    trained = metrics[metrics["train/loss"].notna()].groupby("epoch").tail(every)
-    trained = trained.assign(update=trained["epoch"] * every + trained.groupby("epoch").cumcount() + 1)
-    validated = metrics[metrics["validation/reward"].notna()].groupby("epoch").tail(1)
-    validated = validated.assign(update=(validated["epoch"] + 1) * every)
+    trained = metrics[metrics["train/loss"].notna()]
+    trained = trained.assign(update=trained["step"] + 1)
+    validated = metrics[metrics["validation/reward"].notna()]
+    validated = validated.assign(update=(validated["epoch"] + 1) * parameters.validate_every)
     figures = [column for column in metrics if str(column).startswith("validation/")]
     curve = trained.drop(columns=[*figures, "epoch", "step"]).merge(validated[["update", *figures]], "left", "update")
     return curve.astype({"update": int}).sort_values("update", ignore_index=True)

@@ -282,18 +282,19 @@ def log(folder: Path, version: int, rows: list[dict[str, float]]) -> None:
     pd.DataFrame(rows).to_csv(path, index=False)
 
 
-def update(epoch: int, loss: float) -> dict[str, float]:
-    return {"epoch": epoch, "step": 0, "train/loss": loss, "rollout/reward": -loss}
+def update(epoch: int, step: int, loss: float) -> dict[str, float]:
+    return {"epoch": epoch, "step": step, "train/loss": loss, "rollout/reward": -loss}
 
 
-def validation(epoch: int, reward: float) -> dict[str, float]:
+def validation(epoch: int, step: int, reward: float) -> dict[str, float]:
     figures = {"validation/reward": reward, "validation/dropped": 2.0, "validation/selection": reward - 0.1}
-    return {"epoch": epoch, "step": 0} | figures
+    return {"epoch": epoch, "step": step} | figures
 
 
 def test_training_curve_joins_an_interrupted_run(tmp_path: Path):
-    log(tmp_path, 0, [update(0, 9.0), update(0, 8.0), validation(0, 1.0), update(1, 77.0)])
-    log(tmp_path, 1, [update(1, 7.0), update(1, 6.0), validation(1, 3.0), update(2, 5.0), update(2, 4.0)])
+    log(tmp_path, 0, [update(0, 0, 9.0), update(0, 1, 8.0), validation(0, 1, 1.0), update(1, 2, 77.0)])
+    resumed = [update(1, 2, 7.0), update(1, 3, 6.0), validation(1, 3, 3.0), update(2, 4, 5.0), update(2, 5, 4.0)]
+    log(tmp_path, 1, resumed)
     curve = training_curve(tmp_path, TrainingParameters(validate_every=2))
     assert curve["update"].tolist() == [1, 2, 3, 4, 5, 6]
     assert curve["train/loss"].tolist() == [9.0, 8.0, 7.0, 6.0, 5.0, 4.0]
@@ -304,7 +305,7 @@ def test_training_summary_names_the_checkpoint_that_was_kept(tmp_path: Path):
     log(
         tmp_path,
         0,
-        [row for e, reward in enumerate((1.0, 3.0, 2.0)) for row in (update(e, 1.0), validation(e, reward))],
+        [row for e, reward in enumerate((1.0, 3.0, 2.0)) for row in (update(e, e, 1.0), validation(e, e, reward))],
     )
     curve = training_curve(tmp_path, TrainingParameters(validate_every=1))
     twice = pd.concat([curve.assign(policy="agent", seed=seed) for seed in (0, 1)])

@@ -248,7 +248,7 @@ def test_every_fth_episode_of_the_paper_s_mode_is_the_expert_s(expert):
             loads = states[:, environment, 1]
             if expert == "clairvoyant":
                 decisions = begun.decision[environment] + np.arange(SHORT.rollout)
-                loads = module.problem.training.windows(decisions).mean(axis=1)
+                loads = module.problem.training.perfect_forecasts(decisions)
             same = (configurations[:, environment] == look_up(module.problem.expert, loads)).all()
             assert same == ((episodes_done + environment) % 3 == 0)
         episodes_done += SHORT.environments
@@ -401,7 +401,7 @@ def test_an_interrupted_run_resumes_to_the_same_result(uninterrupted, tmp_path, 
         cut_off_power(patch, at_update)
         with pytest.raises(PowerCut):
             train(problem_for(), SHORT, 7, tmp_path)
-    assert (tmp_path / "last.ckpt").is_file() == (at_update >= SHORT.validate_every)
+    assert (tmp_path / "checkpoints" / "last.ckpt").is_file() == (at_update >= SHORT.validate_every)
     network = train(problem_for(), SHORT, 7, tmp_path)
     assert_same_weights(uninterrupted[0], weights_of(network))
 
