@@ -24,8 +24,12 @@ of a trained one. Only torch and transformers are needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,6 +58,7 @@ from transformers import (
     XLMRobertaConfig,
     XLMRobertaForSequenceClassification,
 )
+from transformers.initialization import no_init_weights
 
 IMAGE_PIXELS_DETECTION = 640
 IMAGE_PIXELS_CLASSIFICATION = 224
@@ -84,6 +89,42 @@ class Architecture:
     build: Callable[[], torch.nn.Module]
     inputs: Callable[[int], dict[str, torch.Tensor]]
     new_tokens: int = 0
+
+    def load(self, seed: int) -> tuple[torch.nn.Module, float]:
+        """A network with random weights, loaded as a serving process does, and how long that took.
+
+        The weights are drawn and written to a temporary file; what is timed is constructing the network without
+        initialising it, reading the file and answering one request, on one core. The file comes from the page cache,
+        as on a node that already holds the model.
+
+        Args:
+            seed: of the weights, and of the inputs made later.
+
+        Returns:
+            The network, and the CPU seconds of the calling thread.
+        """
+        torch.manual_seed(seed)
+        with tempfile.TemporaryDirectory() as folder, self.threads(1):
+            path = Path(folder, "weights.pt")
+            torch.save(self.build().state_dict(), path)
+            inputs = self.inputs(1)
+            start = time.thread_time()
+            with no_init_weights():
+                model = self.build().eval()
+            model.load_state_dict(torch.load(path, weights_only=True, mmap=True))
+            self.infer(model, inputs)
+            return model, time.thread_time() - start
+
+    @staticmethod
+    @contextmanager
+    def threads(count: int) -> Iterator[None]:
+        """Let torch use ``count`` threads within the block."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def infer(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> Any:
         """One inference call of ``model`` on a batch made by :attr:`inputs`."""

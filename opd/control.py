@@ -22,15 +22,34 @@ from opd.simulation import Interval, SimulationParameters, Simulator, as_array
 from opd.workload import HISTORY_SECONDS
 
 
+class ObservationError(RuntimeError):
+    """The state of the pipeline cannot be seen now, so that there is nothing to decide on."""
+
+
+class ApplyError(RuntimeError):
+    """A configuration could not be brought to run; the previous one goes on."""
+
+
 class Backend(Protocol):
     """Where a pipeline runs."""
 
+    configuration: Configuration
+    """What runs now."""
+
     def observe(self) -> Observation:
-        """What can be seen now; the control loop adds the forecast."""
+        """What can be seen now; the control loop adds the forecast.
+
+        Raises:
+            ObservationError: if nothing can.
+        """
         ...
 
     def apply(self, configuration: Configuration) -> None:
-        """Begin to run ``configuration``."""
+        """Begin to run ``configuration``.
+
+        Raises:
+            ApplyError: if it cannot run; then nothing has changed.
+        """
         ...
 
     def wait(self) -> Interval:
@@ -43,11 +62,11 @@ class Step:
     """One pass of the control loop.
 
     Attributes:
-        predicted_load: p, requests/s.
+        predicted_load: p, requests/s; NaN if there was nothing to see.
         configuration: what ran in the interval.
-        refused: why the policy's action was refused, empty if it was applied.
+        refused: why the policy did not decide or its action does not run, empty if it does.
         decision_seconds: d_t of Alg. 1, forecast and features included.
-        interval: what was measured.
+        interval: what was measured; NaN where nothing could be.
         score: the same in the terms of Eqs. 1-3 and 7.
     """
 
@@ -95,6 +114,8 @@ def run(
 ) -> Iterator[Step]:
     """Alg. 1: observe, forecast, decide, guard, apply, wait, reward; yields every step as it ends.
 
+    What cannot be seen or cannot be applied ends nothing: the last good configuration goes on and the step says why.
+
     Args:
         backend: where the pipeline runs.
         pipeline: its definition.
@@ -104,18 +125,30 @@ def run(
         decisions: number of steps.
         interval_seconds: time between two of them.
     """
-    guard = Guard(pipeline, backend.observe().configuration)
+    guard = Guard(pipeline, backend.configuration)
     for _ in range(decisions):
-        observation = backend.observe()
-        begin = perf_counter()
-        observation = replace(observation, predicted_load=forecast(observation.history))
-        wanted = policy.decide(observation)
-        decision_seconds = perf_counter() - begin
-        refused = guard.admit(wanted, observation.available_cores)
-        backend.apply(guard.configuration)
+        predicted_load, decision_seconds, running = np.nan, 0.0, guard.configuration
+        try:
+            observation = backend.observe()
+            begin = perf_counter()
+            predicted_load = forecast(observation.history)
+            wanted = policy.decide(replace(observation, predicted_load=predicted_load))
+            decision_seconds = perf_counter() - begin
+            refused = guard.admit(wanted, observation.available_cores)
+            backend.apply(guard.configuration)
+        except ObservationError as error:
+            refused = f"nothing to decide on: {error}"
+        except ApplyError as error:
+            refused, guard.configuration = str(error), running
         interval = backend.wait()
         result = score(pipeline, weights, as_array(guard.configuration)[None], interval, interval_seconds)
-        yield Step(observation.predicted_load, guard.configuration, refused, decision_seconds, interval, result)
+        yield Step(predicted_load, guard.configuration, refused, decision_seconds, interval, result)
+
+
+def unmeasured(pipeline: Pipeline) -> Interval:
+    """An interval of which nothing is known: NaN throughout."""
+    one, tasks = np.full(1, np.nan), np.full((1, len(pipeline.tasks)), np.nan)
+    return Interval(one, one, one, one, one, tasks, tasks, tasks, np.zeros((1, 0)))
 
 
 class SimulatedBackend:
@@ -145,7 +178,7 @@ class SimulatedBackend:
         self._now = len(history)
         self._simulator = Simulator(pipeline, parameters, 1, int(self._counts.max(initial=1)), seed, True)
         self._simulator.reset(configuration)
-        self._configuration = configuration
+        self.configuration = configuration
         chosen = list(pipeline.selected(configuration))
         self._task_latency = np.array([variant.service_time(stage.batch_size) for variant, stage in chosen])
         self._ready_throughput = np.array([stage.replicas * v.throughput(stage.batch_size) for v, stage in chosen])
@@ -157,7 +190,7 @@ class SimulatedBackend:
         return Observation(
             history=self._counts[max(self._now - HISTORY_SECONDS, 0) : self._now],
             available_cores=float(self._pipeline.capacity),
-            configuration=self._configuration,
+            configuration=self.configuration,
             task_latency=self._task_latency,
             ready_throughput=self._ready_throughput,
             queue=self._queue,
@@ -167,11 +200,11 @@ class SimulatedBackend:
 
     def apply(self, configuration: Configuration) -> None:
         """Run ``configuration`` from now on."""
-        self._configuration = configuration
+        self.configuration = configuration
 
     def wait(self) -> Interval:
         """Simulate one interval."""
-        interval = self._simulator.step(as_array(self._configuration)[None], self._window()[None])
+        interval = self._simulator.step(as_array(self.configuration)[None], self._window()[None])
         self._task_latency, self._ready_throughput = interval.task_latency[0], interval.ready_throughput[0]
         self._queue = interval.queue[0]
         self._now += self._seconds

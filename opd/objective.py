@@ -7,13 +7,25 @@ interval of a live cluster and a batch of simulated ones.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from opd.pipeline import Configuration, Pipeline, used_cores
 
 Number = TypeVar("Number", float, np.ndarray)
+
+
+def check_weights(weights: Any) -> None:
+    """Raise unless every field of a dataclass of weights is finite and not negative.
+
+    Raises:
+        ValueError: naming the field and its value.
+    """
+    for field in fields(weights):
+        value = getattr(weights, field.name)
+        if not (np.isfinite(value) and value >= 0.0):
+            raise ValueError(f"weight {field.name} is {value}, but must be a finite number of at least 0")
 
 
 @dataclass(frozen=True)
@@ -40,10 +52,7 @@ class Weights:
     batch_weight: float = 0.02
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not (np.isfinite(value) and value >= 0.0):
-                raise ValueError(f"weight {field.name} is {value}, but must be a finite number of at least 0")
+        check_weights(self)
 
 
 def accuracy(pipeline: Pipeline, configurations: Configuration | np.ndarray) -> np.ndarray:

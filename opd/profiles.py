@@ -7,13 +7,13 @@ take. One row of a profile is one variant at one core count and batch size:
 column          meaning
 ==============  ============================================================================================
 task, variant   names in the catalogue
-cores           cores of the replica; torch uses as many threads
+cores           cores of the replica; torch uses as many threads, a stored model is measured on one
 batch_size      requests in the call
 latency_mean    seconds for one call: mean of the faster half of the runs, warm-up excluded
 latency_p99     99th percentile of all runs, seconds
 runs            runs behind the figures; 0 where extrapolated
 kind            ``measured``, or ``extrapolated`` by Amdahl's law to more cores than the machine has
-load_seconds    from the weights on disk to the first answer (:func:`load_model`); one figure a variant
+load_seconds    from the weights on disk to the first answer; one figure a variant
 ==============  ============================================================================================
 
 Measurements are meant to survive a machine that does other work at the same time: a run is timed by the CPU
@@ -28,12 +28,10 @@ from __future__ import annotations
 import json
 import os
 import platform
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +49,9 @@ CORE_COUNTS = (1, 2, 4, 8, 16)
 
 MEASURED_CORES = (1, 2)
 """Core counts of the reference table that were measured; the others are extrapolated."""
+
+STORED = "store:"
+"""What the architecture of a variant begins with that is loaded from the model store: ``store:task/variant``."""
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is first imported, which measuring does
 
@@ -123,53 +124,25 @@ def batch_sizes_of(content: Mapping[str, Any], task: str) -> list[int]:
 # ---------------------------------------------------------------------------------------------- measuring
 
 
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` threads within the block."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _architecture(key: str) -> Any:
-    from opd.architectures import ARCHITECTURES  # imports transformers: seconds that only measuring should cost
+    """What is measured: :class:`opd.architectures.Architecture` or :class:`opd.ocr.stored.StoredVariant`.
+
+    Imported here because only measuring should cost the seconds that their packages take.
+    """
+    if key.startswith(STORED):
+        from opd.ocr.stored import StoredVariant
+
+        return StoredVariant(*key.removeprefix(STORED).split("/"))
+    from opd.architectures import ARCHITECTURES
 
     if key not in ARCHITECTURES:
         raise KeyError(f"unknown architecture {key!r}; opd.architectures has {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[key]
 
 
-def load_model(architecture: Any) -> tuple[Any, float]:
-    """A network with random weights, loaded as a serving process does, and how long that took.
-
-    The weights are drawn and written to a temporary file; what is timed is constructing the network without
-    initialising it, reading the file and answering one request, on one core. The file comes from the page cache, as on
-    a node that already holds the model.
-
-    Args:
-        architecture: of :data:`opd.architectures.ARCHITECTURES`.
-
-    Returns:
-        The network, and the CPU seconds of the calling thread.
-    """
-    import torch
-    from transformers.initialization import no_init_weights
-
-    with tempfile.TemporaryDirectory() as folder, torch_threads(1):
-        path = Path(folder, "weights.pt")
-        torch.save(architecture.build().state_dict(), path)
-        inputs = architecture.inputs(1)
-        start = time.thread_time()
-        with no_init_weights():
-            model = architecture.build().eval()
-        model.load_state_dict(torch.load(path, weights_only=True, mmap=True))
-        architecture.infer(model, inputs)
-        return model, time.thread_time() - start
+def measured_cores(architecture: str) -> tuple[int, ...]:
+    """Core counts that a variant is measured at here: a stored model runs on a single thread."""
+    return (1,) if architecture.startswith(STORED) else tuple(c for c in MEASURED_CORES if c <= (os.cpu_count() or 1))
 
 
 def time_calls(call: Callable[[], Any], budget: float, min_runs: int, max_runs: int) -> np.ndarray:
@@ -221,8 +194,8 @@ def measure(
         task: name in the catalogue, for the table.
         variant: name in the catalogue, for the table.
         batch_sizes: requests per call.
-        cores: threads torch may use; at most the machine's cores.
-        architecture: key of :data:`opd.architectures.ARCHITECTURES`.
+        cores: threads of the model; at most the machine's cores.
+        architecture: key of :data:`opd.architectures.ARCHITECTURES`, or ``store:task/variant``.
         cell_seconds: budget of one cell (core count and batch size); ``min_runs`` has precedence.
         min_runs: runs per cell at least.
         max_runs: runs per cell at most.
@@ -235,17 +208,14 @@ def measure(
     Raises:
         ValueError: if more cores are asked for than there are.
     """
-    import torch
-
     available = os.cpu_count() or 1
     if max(cores) > available:
         raise ValueError(f"cannot measure on {max(cores)} cores: this machine has {available}; see extrapolate()")
-    torch.manual_seed(seed)
     network = _architecture(architecture)
-    model, load_seconds = load_model(network)
+    model, load_seconds = network.load(seed)
     rows = []
     for count in cores:
-        with torch_threads(count):
+        with network.threads(count):
             for batch_size in batch_sizes:
                 inputs = network.inputs(batch_size)
                 seconds = time_calls(partial(network.infer, model, inputs), cell_seconds, min_runs, max_runs)
@@ -270,13 +240,16 @@ def amdahl(cores: Sequence[float], latency: Sequence[float]) -> tuple[float, flo
 def extrapolate(measured: pd.DataFrame, core_counts: Sequence[int] = CORE_COUNTS) -> pd.DataFrame:
     """Add rows for core counts that were not measured, by Amdahl's law for each variant and batch size.
 
-    The 99th percentile keeps its ratio to the mean at the largest measured core count.
+    The 99th percentile keeps its ratio to the mean at the largest measured core count. What was measured at a single
+    core count stays as it is: it does not say how much of the work is parallel.
 
     Returns:
         The measured rows and, marked ``extrapolated`` and with 0 runs, the others.
     """
     rows = []
     for (task, variant, batch_size), group in measured.groupby(["task", "variant", "batch_size"], sort=False):
+        if group["cores"].nunique() == 1:
+            continue
         serial, parallel = amdahl(group["cores"].tolist(), group["latency_mean"].tolist())
         largest = group.sort_values("cores").iloc[-1]
         tail = largest["latency_p99"] / largest["latency_mean"]
@@ -303,15 +276,21 @@ def hardware() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "system": platform.system(),
         "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "transformers", "numpy")},
+        **{package: _version(package) for package in ("torch", "transformers", "numpy", "onnxruntime")},
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # onnxruntime comes with another extra than transformers
+        return None
 
 
 def measure_tasks(
     tasks: Sequence[str],
     content: Mapping[str, Any],
     *,
-    cores: Sequence[int] = MEASURED_CORES,
     save: Path | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
@@ -323,19 +302,19 @@ def measure_tasks(
     Args:
         tasks: names in the catalogue.
         content: the catalogue.
-        cores: core counts to measure.
         save: if given, the table is written there after every variant, with the hardware beside it as JSON.
         settings: of :func:`measure`.
     """
     jobs = [(task, name, v) for task in tasks for name, v in content["tasks"][task]["variants"].items()]
-    total = sum(len(batch_sizes_of(content, task)) * len(cores) for task, _, _ in jobs)
+    total = sum(len(batch_sizes_of(content, task)) * len(measured_cores(v["architecture"])) for task, _, v in jobs)
     tables: list[pd.DataFrame] = []
     with tqdm(total=total, unit="cell", desc="profiling") as progress:
         for task, name, variant in jobs:
             progress.set_postfix_str(f"{task} {name}")
             sizes = batch_sizes_of(content, task)
             architecture = variant["architecture"]
-            tables.append(measure(task, name, sizes, cores, architecture=architecture, progress=progress, **settings))
+            cells = dict(architecture=architecture, progress=progress, **settings)
+            tables.append(measure(task, name, sizes, measured_cores(architecture), **cells))
             if save is not None:
                 save_profiles(extrapolate(pd.concat(tables)), save)
     return extrapolate(pd.concat(tables))
@@ -499,7 +478,6 @@ def remeasure(
     settings = pipeline_settings(content, name)
     largest = min(max_batch_size or settings["max_batch_size"], settings["max_batch_size"])
     sizes = [size for size in (1 << power for power in range(largest.bit_length())) if size <= largest]
-    cores = [count for count in MEASURED_CORES if count <= (os.cpu_count() or 1)]
     jobs = _in_turns([[(task, v) for v in content["tasks"][task]["variants"]] for task in settings["tasks"]])
     tables: list[pd.DataFrame] = []
     left_out: list[str] = []
@@ -507,11 +485,12 @@ def remeasure(
     with tqdm(total=len(jobs), unit="variant", desc=f"profiling {name}") as progress:
         for task, variant in jobs:
             progress.set_postfix_str(variant)
+            key = content["tasks"][task]["variants"][variant]["architecture"]
+            cores = measured_cores(key)
             remaining = deadline - time.perf_counter()
             if tables and _expected_seconds(reference, task, variant, sizes, cores) > remaining:
                 left_out.append(f"{task}/{variant}")
             else:
-                key = content["tasks"][task]["variants"][variant]["architecture"]
                 cells = dict(architecture=key, cell_seconds=seconds / 100, min_runs=2, seed=seed)
                 tables.append(measure(task, variant, sizes, cores, **cells))
             progress.update()

@@ -158,8 +158,8 @@ def _summary_section(evaluation: pd.DataFrame) -> str:
         "## Every policy",
         "Means over cycles and seeds, and beside them the worst single cycle of a single seed. Random and greedy are "
         "the paper's simple baselines. IPA is solved exactly by HiGHS, with the capacity limit added. Myopic maximises "
-        "the reward exactly for the forecast load, clairvoyant for the load that will really come; both are blind to "
-        "start-up times.",
+        "the reward exactly for the forecast load, clairvoyant for the largest load of the next 20 s; both are blind "
+        "to start-up times.",
         "![QoS and cost](evaluation/plane.png)",
     ]
     for pipeline, rows in summary.groupby("pipeline", sort=False):

@@ -16,13 +16,13 @@ carried; a latency target that cannot be met at that load is dropped.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import highspy
 import numpy as np
 from numba import njit
 
-from opd.objective import accuracy, cost
+from opd.objective import accuracy, check_weights, cost
 from opd.pipeline import Configuration, Pipeline
 from opd.stage_options import (
     best_by_cores,
@@ -82,10 +82,7 @@ class IpaParameters:
     gamma: float = 0.02
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not (np.isfinite(value) and value >= 0.0):
-                raise ValueError(f"IPA weight {field.name} is {value}, but must be a finite number of at least 0")
+        check_weights(self)
 
 
 def ipa_objective(pipeline: Pipeline, configuration: Configuration, parameters: IpaParameters) -> float:

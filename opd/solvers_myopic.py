@@ -1,8 +1,8 @@
 """Myopic: the exact maximiser of Eq. 7 for one load, and with it the expert of Alg. 2.
 
-It knows no start-up times, no queues and no later intervals; told the load that really comes, it is the clairvoyant
-yardstick. Two parts of Eq. 7 do not add up over the stages: the largest batch size B, and the throughput T, which
-is the smallest of the stages'. Both are dealt with by search around the knapsack over cores:
+It knows no start-up times, no queues and no later intervals; told the largest load of the next 20 s, it is the
+clairvoyant yardstick. Two parts of Eq. 7 do not add up over the stages: the largest batch size B, and the
+throughput T, which is the smallest of the stages'. Both are dealt with by search around the knapsack over cores:
 
 * B: every batch size in turn is made the largest allowed, and charged in full. That undervalues a
   configuration with smaller batches, which its own turn values correctly.

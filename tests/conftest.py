@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # One thread, compiled kernels kept: before anything imports numpy, numba or torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,7 +12,11 @@ os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / ".cache
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from opd.serving.store import ModelStore
 
 torch.set_num_threads(1)
 
@@ -31,3 +36,18 @@ def twitter_trace_path() -> Path:
     if not path.is_file():
         pytest.fail(f"OPD_TWITTER_TRACE={given} is no file; correct it, or unset it to skip the tests that need it")
     return path
+
+
+@pytest.fixture(scope="session")
+def ocr_store() -> ModelStore:
+    """The model store of the OCR pipeline, built once for all tests and kept between runs."""
+    from opd.ocr.build import build_store
+    from opd.paths import project_path
+    from opd.serving.store import ModelStore
+
+    folder = project_path(".cache", "ocr_store")
+    folder.mkdir(parents=True, exist_ok=True)
+    store = ModelStore(str(folder))
+    with FileLock(folder.with_suffix(".lock"), timeout=300):  # several test processes may want it at once
+        build_store(store)
+    return store

@@ -12,7 +12,7 @@ from small_pipelines import ocr_pipeline, pipelines, varying_workload, within_li
 from test_agent import agent_for
 
 from opd import control
-from opd.control import Guard, SimulatedBackend, run
+from opd.control import ApplyError, Guard, ObservationError, SimulatedBackend, run
 from opd.environment import Episodes
 from opd.objective import Weights
 from opd.pipeline import InfeasibleError, StageConfiguration
@@ -151,11 +151,40 @@ def test_the_loop_makes_the_calls_of_alg_1_in_order():
     assert calls == []  # nothing happens before the first step is asked for
     list(steps)
     assert calls == [
-        "observe",
         *("observe", "forecast", ("decide", 7.0), ("apply", GOOD), "wait"),
         *("observe", "forecast", ("decide", 7.0), ("apply", GOOD), "wait"),
         *("observe", "forecast", ("decide", 7.0), ("apply", SMALLEST), "wait"),
     ]
+
+
+class Blind(SimulatedBackend):
+    """Cannot be seen at its second decision, and cannot run GOOD at its third."""
+
+    looks = 0
+
+    def observe(self):
+        self.looks += 1
+        if self.looks == 2:
+            raise ObservationError("no sample of the last 5 s")
+        return super().observe()
+
+    def apply(self, configuration):
+        if self.looks == 3:
+            raise ApplyError("variant 'large' did not start")
+        super().apply(configuration)
+
+
+def test_without_an_observation_the_last_good_configuration_stays_and_the_loop_recovers():
+    steps = loop(backend_for(kind=Blind), Scripted(GOOD, SMALLEST, SMALLEST), 2)
+    assert [step.configuration for step in steps] == [GOOD, GOOD]
+    assert steps[1].refused == "nothing to decide on: no sample of the last 5 s"
+    assert np.isnan(steps[1].predicted_load) and not np.isnan(steps[1].score.reward[0])
+
+
+def test_a_configuration_that_does_not_come_up_is_taken_back_and_may_be_tried_again():
+    steps = loop(backend_for(kind=Blind), Scripted(SMALLEST, GOOD, GOOD), 4)
+    assert [step.configuration for step in steps] == [SMALLEST, SMALLEST, SMALLEST, GOOD]
+    assert [step.refused for step in steps][2:] == ["variant 'large' did not start", ""]
 
 
 def test_a_refused_decision_is_recorded_and_what_ran_is_scored():

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 
 from opd import profiles
 from opd.architectures import ARCHITECTURES
+from opd.ocr.stored import StoredVariant
 from opd.pipeline import Pipeline
 from opd.plots_profiles import accuracy_by_cores, plot_comparison, plot_frontier, plot_latency
+from opd.serving.store import URL_VARIABLE, ModelStore
 
 DATA = Path(__file__).parents[1] / "data"
 CATALOGUE = profiles.load_catalogue(DATA / "pipelines.yaml")
 REFERENCE = profiles.load_profiles(DATA / "profiles.csv")
-PIPELINES = ("video", "audio-qa", "audio-sentiment", "summarisation-qa", "nlp")
+PIPELINES = ("video", "audio-qa", "audio-sentiment", "summarisation-qa", "nlp", "ocr")
 VARIANTS = [(task, name) for task, entry in CATALOGUE["tasks"].items() for name in entry["variants"]]
 
 
@@ -36,7 +38,7 @@ def rows(latency: dict[tuple[int, int], float], task: str = "task", variant: str
 # ------------------------------------------------------------------------------------------------ the catalogue
 
 
-def test_the_catalogue_has_the_five_pipelines_of_two_or_three_stages():
+def test_the_catalogue_has_the_five_pipelines_of_ipa_and_the_one_that_is_served():
     assert tuple(CATALOGUE["pipelines"]) == PIPELINES
     for settings in CATALOGUE["pipelines"].values():
         assert len(settings["tasks"]) in (2, 3)
@@ -47,9 +49,21 @@ def test_the_catalogue_has_the_five_pipelines_of_two_or_three_stages():
 def test_every_variant_states_its_accuracy_where_it_is_published_and_what_it_is(task: str, name: str):
     variant = CATALOGUE["tasks"][task]["variants"][name]
     assert 0.0 < variant["accuracy"] < 1.0
-    assert "http" in variant["source"]
     assert variant["checkpoint"]
-    assert variant["architecture"] in ARCHITECTURES
+    if variant["architecture"].startswith(profiles.STORED):
+        assert variant["architecture"] == f"store:{task}/{name}"
+        assert variant["source"].startswith("reports/ocr/")
+    else:
+        assert variant["architecture"] in ARCHITECTURES
+        assert "http" in variant["source"]
+
+
+def test_the_accuracies_of_the_stored_variants_are_those_that_were_reported():
+    table = pd.read_csv(DATA.parent / "reports" / "ocr" / "accuracy.csv")
+    reported = table[table["split"] == "report"]
+    for task, rows in reported.groupby("task"):
+        accuracies = {name: entry["accuracy"] for name, entry in CATALOGUE["tasks"][task]["variants"].items()}
+        assert accuracies == rows.set_index("variant")["accuracy"].to_dict()
 
 
 @pytest.mark.parametrize("task", CATALOGUE["tasks"])
@@ -63,7 +77,7 @@ def test_a_task_names_its_metric_and_orders_up_to_six_variants_by_accuracy(task:
 
 def test_every_architecture_is_in_use():
     used = {v["architecture"] for entry in CATALOGUE["tasks"].values() for v in entry["variants"].values()}
-    assert used == set(ARCHITECTURES)
+    assert {key for key in used if not key.startswith(profiles.STORED)} == set(ARCHITECTURES)
 
 
 # ------------------------------------------------------------------------------------------- the reference table
@@ -73,18 +87,19 @@ def test_every_architecture_is_in_use():
 def test_the_reference_table_is_complete(task: str, name: str):
     table = REFERENCE[(REFERENCE["task"] == task) & (REFERENCE["variant"] == name)]
     sizes = profiles.batch_sizes_of(CATALOGUE, task)
-    cells = {(c, b) for c in profiles.CORE_COUNTS for b in sizes}
+    stored = CATALOGUE["tasks"][task]["variants"][name]["architecture"].startswith(profiles.STORED)
+    cells = {(c, b) for c in ((1,) if stored else profiles.CORE_COUNTS) for b in sizes}
     assert set(zip(table["cores"], table["batch_size"], strict=True)) == cells
     assert (table["latency_mean"] > 0).all() and (table["latency_p99"] >= 0.99 * table["latency_mean"]).all()
     measured = table["kind"] == "measured"
-    assert set(table.loc[measured, "cores"]) == set(profiles.MEASURED_CORES)
+    assert set(table.loc[measured, "cores"]) == ({1} if stored else set(profiles.MEASURED_CORES))
     assert (table.loc[measured, "runs"] >= 3).all() and (table.loc[~measured, "runs"] == 0).all()
     assert table["load_seconds"].nunique() == 1
 
 
 def test_the_reference_table_says_what_it_was_measured_on():
     hardware = yaml.safe_load((DATA / "profiles.json").read_text())
-    assert {"processor", "cores", "torch", "transformers", "python"} <= set(hardware)
+    assert {"processor", "cores", "torch", "transformers", "onnxruntime", "python"} <= set(hardware)
 
 
 # ------------------------------------------------------------------------------------------------- the pipelines
@@ -160,6 +175,13 @@ def test_extrapolation_marks_its_rows_and_keeps_the_measured_ones():
     assert table.loc[16, "runs"] == 0
 
 
+def test_what_was_measured_at_one_core_count_is_not_extrapolated():
+    measured = pd.concat([rows({(1, 1): 1.0, (2, 1): 0.6}, variant="a"), rows({(1, 1): 0.1, (1, 2): 0.2}, variant="b")])
+    table = profiles.extrapolate(measured)
+    assert table.loc[table["variant"] == "a", "cores"].tolist() == list(profiles.CORE_COUNTS)
+    assert table.loc[table["variant"] == "b", "kind"].tolist() == ["measured", "measured"]
+
+
 def test_noise_cannot_make_a_larger_batch_faster():
     table = rows({(1, 1): 0.1, (1, 2): 0.3, (1, 4): 0.2})
     assert profiles.latency_table(table, "task", "variant", 1) == pytest.approx({1: 0.1, 2: 0.25, 4: 0.25})
@@ -222,7 +244,32 @@ def test_more_cores_than_the_machine_has_cannot_be_measured():
         profiles.measure("sentiment", "bert-tiny", [1], [4096], architecture="bert-tiny")
 
 
+def test_an_architecture_that_is_not_there_names_those_there_are():
+    with pytest.raises(KeyError, match="unknown architecture 'bert-titan'.*bert-tiny"):
+        profiles.measure("sentiment", "bert-titan", [1], [1], architecture="bert-titan")
+
+
+def test_a_stored_variant_runs_on_one_thread():
+    assert profiles.measured_cores("store:text-recognition/small") == (1,)
+    with pytest.raises(ValueError, match="text-recognition/small runs on one thread"):
+        StoredVariant("text-recognition", "small").threads(2).__enter__()
+
+
 # ---------------------------------------------------------------------------------------------- real measurements
+
+
+@pytest.mark.parametrize("task", ["text-detection", "text-recognition"])
+def test_a_stored_variant_is_measured_as_the_others_are(
+    task: str, ocr_store: ModelStore, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(URL_VARIABLE, ocr_store.url)
+    name, entry = next(iter(CATALOGUE["tasks"][task]["variants"].items()))
+    settings = dict(architecture=entry["architecture"], cell_seconds=0.0, min_runs=3)
+    table = profiles.measure(task, name, [1, 4], [1], **settings)
+    assert table[["cores", "batch_size"]].values.tolist() == [[1, 1], [1, 4]]
+    assert (table["latency_mean"] > 0).all() and (table["load_seconds"] > table["latency_mean"].iloc[0]).all()
+    assert table["runs"].eq(3).all()
+    assert profiles.extrapolate(table)[profiles.COLUMNS].equals(table[profiles.COLUMNS])
 
 
 @pytest.fixture(scope="module")

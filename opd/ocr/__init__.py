@@ -1,0 +1,1 @@
+"""The OCR pipeline that is served for real: rendered pages, text detection, text recognition."""

@@ -1,0 +1,252 @@
+"""The two stages of the OCR pipeline as models that a replica serves: text detection and text recognition.
+
+What travels between them is a *line sheet*: one PNG, :data:`LINE_WIDTH` pixels wide, with one row of
+:data:`LINE_HEIGHT` pixels for every line of text, top to bottom. A line is scaled to the height of its row, squeezed
+if it is then wider than the row, and padded with grey on its right. A page without text gives a single grey row,
+which reads as an empty line. So one payload in is one payload out, and every request costs the same but for the
+number of its lines.
+
+The networks are those of PP-OCR (PaddlePaddle, Apache-2.0) in ONNX form; both run on a single thread.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from PIL import Image
+from scipy import ndimage
+
+from opd.serving.models import PayloadError
+
+LINE_HEIGHT = 48
+"""Pixels of a row of a line sheet: what PP-OCR's recognisers take."""
+
+LINE_WIDTH = 224
+"""Pixels of a line sheet across."""
+
+MAX_LINES = 16
+"""Lines of a page that are passed on, the most certain ones; a longer line sheet is refused."""
+
+MAX_PIXELS = 4_000_000
+"""Pixels above which an image is refused before it is decoded."""
+
+GREY = (128, 128, 128)
+"""Zero once normalised, which is what the recognisers were trained to see as padding."""
+
+TEXT_PROBABILITY = 0.3
+"""A pixel of the detector's map belongs to text from here."""
+
+BOX_PROBABILITY = 0.7
+"""The mean over a region of the map from which it is a line; like the growth, tuned on pages of split ``choose``."""
+
+GROWTH = 1.0
+"""Detectors mark a shrunken core of each line; it is grown by this times its area over its perimeter."""
+
+BLANK = 0
+"""Class of "no character" in connectionist temporal classification."""
+
+
+def open_session(path: Path) -> ort.InferenceSession:
+    """A network on one thread of the processor that sleeps when it has nothing to do."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def decode_image(payload: bytes, name: str) -> Image.Image:
+    """A JPEG or PNG file as an RGB image.
+
+    Raises:
+        PayloadError: if it is no such image, damaged, or larger than :data:`MAX_PIXELS`; ``name`` says which it was.
+    """
+    try:
+        image = Image.open(io.BytesIO(payload), formats=("JPEG", "PNG"))
+        if image.width * image.height > MAX_PIXELS:
+            raise PayloadError(f"{name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS} are taken")
+        return image.convert("RGB")
+    except PayloadError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise PayloadError(f"{name} is no readable JPEG or PNG ({len(payload)} bytes): {error}") from error
+
+
+def encode_image(image: Image.Image) -> bytes:
+    """A PNG file, compressed as fast as possible."""
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def normalised(images: Sequence[Image.Image], mean: Sequence[float], deviation: Sequence[float]) -> np.ndarray:
+    """(images, 3, height, width) float32 of images of one size, channels in the order blue, green, red.
+
+    Args:
+        images: RGB.
+        mean: of each channel, as a fraction of white, in the network's order.
+        deviation: likewise.
+    """
+    planes = np.stack([np.asarray(image)[..., ::-1].transpose(2, 0, 1) for image in images]).astype(
+        np.float32, order="C"
+    )
+    spread = np.array(deviation, dtype=np.float32).reshape(3, 1, 1)
+    planes *= 1 / (255 * spread)
+    planes -= np.array(mean, dtype=np.float32).reshape(3, 1, 1) / spread
+    return planes
+
+
+class TextDetector:
+    """Pages in, line sheets out.
+
+    Args:
+        folder: of the variant; holds ``model.onnx``.
+        size: width and height in pixels that every page is scaled to, both multiples of 32.
+    """
+
+    def __init__(self, folder: Path, *, size: Sequence[int]) -> None:
+        if len(size) != 2 or any(side <= 0 or side % 32 for side in size):
+            raise ValueError(f"size is {size}, but must be a width and a height that are multiples of 32")
+        self.size = (int(size[0]), int(size[1]))
+        self.session = open_session(folder / "model.onnx")
+        self.input = self.session.get_inputs()[0].name
+
+    def __call__(self, payloads: Sequence[bytes]) -> list[bytes]:
+        """One line sheet (PNG) for each page (JPEG or PNG), all in one run of the network.
+
+        Raises:
+            PayloadError: naming the first element that is no image.
+        """
+        pages = [decode_image(payload, f"element {index}") for index, payload in enumerate(payloads)]
+        boxes = self.detect(pages)
+        return [encode_image(line_sheet(page, lines)) for page, lines in zip(pages, boxes, strict=True)]
+
+    def detect(self, pages: Sequence[Image.Image]) -> list[np.ndarray]:
+        """The lines of each page from top to bottom: (lines, 4) left, top, right, bottom in pixels of the page."""
+        scaled = [page.resize(self.size, Image.Resampling.BILINEAR) for page in pages]
+        inputs = normalised(scaled, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        (maps,) = self.session.run(None, {self.input: inputs})
+        results = []
+        for page, probability in zip(pages, maps[:, 0], strict=True):
+            factors = np.array(page.size) / self.size
+            results.append(text_boxes(probability) * np.tile(factors, 2))
+        return results
+
+
+def text_boxes(probability: np.ndarray) -> np.ndarray:
+    """Lines in a probability map of text, as differentiable binarisation (DB) detectors give it.
+
+    Args:
+        probability: (height, width).
+
+    Returns:
+        (lines, 4) left, top, right, bottom, in pixels of the map, top to bottom.
+    """
+    labels, count = ndimage.label(probability > TEXT_PROBABILITY, np.ones((3, 3)))
+    if not count:
+        return np.empty((0, 4))
+    score = ndimage.mean(probability, labels, np.arange(1, count + 1))
+    found = [
+        (certainty, rows.start, columns.start, rows.stop, columns.stop)
+        for certainty, (rows, columns) in zip(score, ndimage.find_objects(labels), strict=True)
+        if certainty >= BOX_PROBABILITY and min(rows.stop - rows.start, columns.stop - columns.start) >= 3
+    ]
+    found = sorted(sorted(found, reverse=True)[:MAX_LINES], key=lambda line: (line[1] + line[3], line[2]))
+    return np.array([_grown(*line[1:], *probability.shape) for line in found]).reshape(-1, 4)
+
+
+def _grown(top: int, left: int, bottom: int, right: int, height: int, width: int) -> tuple[float, float, float, float]:
+    across, down = right - left, bottom - top
+    margin = GROWTH * across * down / (2 * (across + down))
+    return max(left - margin, 0), max(top - margin, 0), min(right + margin, width), min(bottom + margin, height)
+
+
+def line_sheet(page: Image.Image, boxes: np.ndarray) -> Image.Image:
+    """The lines of a page, one a row; a single grey row where there are none.
+
+    Args:
+        page: RGB.
+        boxes: (lines, 4) left, top, right, bottom in pixels of the page.
+    """
+    sheet = Image.new("RGB", (LINE_WIDTH, LINE_HEIGHT * max(len(boxes), 1)), GREY)
+    for row, box in enumerate(boxes):
+        left, top, right, bottom = (float(value) for value in box)
+        width = round(LINE_HEIGHT * (right - left) / (bottom - top))
+        size = (min(max(width, 1), LINE_WIDTH), LINE_HEIGHT)
+        line = page.resize(size, Image.Resampling.BILINEAR, (left, top, right, bottom))
+        sheet.paste(line, (0, row * LINE_HEIGHT))
+    return sheet
+
+
+class TextRecogniser:
+    """Line sheets in, text out.
+
+    Args:
+        folder: of the variant; holds ``model.onnx`` and ``characters.txt``, one character a line in the order of the
+            network's classes after the blank.
+        width: pixels that every line is scaled to across.
+    """
+
+    def __init__(self, folder: Path, *, width: int = LINE_WIDTH) -> None:
+        if width <= 0 or width % 8:
+            raise ValueError(f"width is {width}, but must be a positive multiple of 8")
+        self.width = width
+        self.characters = (folder / "characters.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        self.session = open_session(folder / "model.onnx")
+        self.input = self.session.get_inputs()[0].name
+
+    def __call__(self, payloads: Sequence[bytes]) -> list[bytes]:
+        """UTF-8 text, the lines joined by newlines, for each line sheet, all in one run of the network.
+
+        Raises:
+            PayloadError: naming the first element that is no line sheet.
+        """
+        sheets = [decode_sheet(payload, f"element {index}") for index, payload in enumerate(payloads)]
+        texts = self.read([line for sheet in sheets for line in rows_of(sheet)])
+        ends = np.cumsum([sheet.height // LINE_HEIGHT for sheet in sheets])
+        starts = [0, *ends[:-1].tolist()]
+        return ["\n".join(texts[start:end]).encode() for start, end in zip(starts, ends, strict=True)]
+
+    def read(self, lines: Sequence[Image.Image]) -> list[str]:
+        """The text of each row of a line sheet."""
+        size = (self.width, LINE_HEIGHT)
+        scaled = [line if line.size == size else line.resize(size, Image.Resampling.BILINEAR) for line in lines]
+        (scores,) = self.session.run(None, {self.input: normalised(scaled, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))})
+        return [decode_text(classes, self.characters) for classes in scores.argmax(axis=2)]
+
+
+def decode_sheet(payload: bytes, name: str) -> Image.Image:
+    """A line sheet as an image.
+
+    Raises:
+        PayloadError: if it is no image, or an image of another shape; ``name`` says which it was.
+    """
+    sheet = decode_image(payload, name)
+    lines, rest = divmod(sheet.height, LINE_HEIGHT)
+    if sheet.width != LINE_WIDTH or rest or not 1 <= lines <= MAX_LINES:
+        raise PayloadError(
+            f"{name} is {sheet.width} x {sheet.height} pixels; a line sheet is {LINE_WIDTH} wide and "
+            f"{LINE_HEIGHT} high for each of 1 to {MAX_LINES} lines"
+        )
+    return sheet
+
+
+def rows_of(sheet: Image.Image) -> list[Image.Image]:
+    """The rows of a line sheet, top to bottom."""
+    return [sheet.crop((0, top, sheet.width, top + LINE_HEIGHT)) for top in range(0, sheet.height, LINE_HEIGHT)]
+
+
+def decode_text(classes: np.ndarray, characters: Sequence[str]) -> str:
+    """Text of the likeliest class at each position: repetitions merged, then blanks dropped.
+
+    Args:
+        classes: (positions,) 0 for the blank, i for ``characters[i - 1]``.
+        characters: in the order of the classes.
+    """
+    changed = np.append(True, classes[1:] != classes[:-1])
+    return "".join(characters[index - 1] for index in classes[changed & (classes != BLANK)])

@@ -1,0 +1,134 @@
+"""Figures of the live pipeline: what was sent, decided and measured, and how well the simulator foretold it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from opd.plots_style import PALETTE, ordered, policy_style, save_figure
+
+
+def plot_course(course: pd.DataFrame, tasks: Sequence[str], title: str, path: str | Path) -> Figure:
+    """Load, forecast, cost and latency of every policy over the run, and what each ran.
+
+    Args:
+        course: rows of :func:`opd.serving.live.course` with the policy in column ``policy``.
+        tasks: of the pipeline, in order.
+        title: of the figure.
+        path: image file to write.
+    """
+    policies = ordered(course["policy"])
+    rows = 3 + len(tasks)
+    figure, grid = plt.subplots(
+        rows, len(policies), figsize=(4.6 * len(policies), 2.1 * rows), sharex=True, sharey="row",
+        layout="constrained", squeeze=False,
+    )  # fmt: skip
+    figure.suptitle(title)
+    for policy, column in zip(policies, grid.T, strict=True):
+        run, style = course[course["policy"] == policy], policy_style(policy)
+        column[0].set_title(style.label)
+        column[0].step(run["time"], run["load"], where="post", color="0.3", label="measured load")
+        column[0].step(
+            run["time"], run["predicted_load"], where="post", color=PALETTE[8], ls="--", label="forecast maximum"
+        )
+        column[1].step(run["time"], run["cost"], where="post", color=style.colour)
+        column[2].step(run["time"], 1e3 * run["latency_mean"], where="post", color=style.colour, label="mean")
+        column[2].step(
+            run["time"], 1e3 * run["latency_p99"], where="post", color=style.colour, lw=0.8, ls=":", label="p99"
+        )
+        for axes, task in zip(column[3:], tasks, strict=True):
+            _draw_stage(axes, run, task)
+        column[-1].set_xlabel("time (s)")
+    labels = ("load\n(requests/s)", "cost (CPU cores)", "latency (ms)", *(f"{task}\n(replicas)" for task in tasks))
+    for axes, label in zip(grid[:, 0], labels, strict=True):
+        axes.set_ylabel(label)
+    for row in grid[:2]:
+        row[0].set_ylim(bottom=0)
+    grid[2, 0].set_yscale("log")
+    grid[0, 0].legend(fontsize=8)
+    grid[2, 0].legend(fontsize=8)
+    return save_figure(figure, path)
+
+
+def _draw_stage(axes: Axes, run: pd.DataFrame, task: str) -> None:
+    """Replicas as steps, coloured by variant, with the batch size written where either changes."""
+    variants = sorted(run[f"{task}.variant"].unique())
+    times = np.append(run["time"].to_numpy(), 2 * run["time"].iloc[-1] - run["time"].iloc[-2])
+    before = None
+    for place, row in enumerate(run.to_dict("records")):
+        variant, replicas, batch_size = (row[f"{task}.{field}"] for field in ("variant", "replicas", "batch_size"))
+        colour = PALETTE[variants.index(variant)]
+        axes.fill_between(times[place : place + 2], 0, replicas, color=colour, alpha=0.5, lw=0)
+        if (variant, replicas, batch_size) != before:
+            axes.annotate(f"b{batch_size}", (times[place], replicas), fontsize=7, va="bottom")
+        before = (variant, replicas, batch_size)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=PALETTE[place], alpha=0.5) for place in range(len(variants))]
+    axes.legend(handles, variants, fontsize=7, loc="upper left", ncols=2, frameon=False)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.margins(y=0.6)
+    axes.set_ylim(bottom=0)
+
+
+def plot_replay(replays: Mapping[str, tuple[np.ndarray, np.ndarray]], interval: int, path: str | Path) -> Figure:
+    """Mean latency of every interval of the closed loop, as the simulator says for the same arrivals, and as measured.
+
+    Args:
+        replays: by policy, what :func:`opd.serving.live.replay` returns.
+        interval: seconds between two decisions.
+        path: image file to write.
+    """
+    figure, grid = plt.subplots(
+        1, len(replays), figsize=(4.6 * len(replays), 3.2), sharey=True, layout="constrained", squeeze=False
+    )
+    figure.suptitle("Closed loop: mean latency by interval")
+    for axes, policy in zip(grid[0], ordered(replays), strict=True):
+        style, (predicted, measured) = policy_style(policy), replays[policy]
+        times = interval * np.arange(len(measured))
+        axes.step(times, 1e3 * measured, where="post", color=style.colour, label="measured")
+        axes.step(times, 1e3 * predicted, where="post", color="0.3", ls="--", label="simulated")
+        axes.set(title=style.label, xlabel="time (s)", yscale="log")
+        axes.legend(fontsize=8)
+    grid[0, 0].set_ylabel("mean latency (ms)")
+    return save_figure(figure, path)
+
+
+def plot_fidelity(table: pd.DataFrame, path: str | Path) -> Figure:
+    """Predicted against measured throughput, mean and p95 latency; one marker a configuration, one colour a load.
+
+    Args:
+        table: of :func:`opd.serving.fidelity.measure_fidelity`.
+        path: image file to write.
+    """
+    panels = (
+        ("throughput", 1.0, 0.05, "throughput (requests/s)"),
+        ("latency_mean", 1e3, 0.15, "mean latency (ms)"),
+        ("latency_p95", 1e3, 0.15, "p95 latency (ms)"),
+    )
+    configurations, loads = list(dict.fromkeys(table["configuration"])), sorted(table["load"].unique())
+    figure, grid = plt.subplots(1, len(panels), figsize=(14, 5.2), layout="constrained")
+    figure.suptitle("What the simulator predicted, and what the live pipeline did")
+    for axes, (figure_name, unit, band, label) in zip(grid, panels, strict=True):
+        predicted, measured = unit * table[f"{figure_name}_predicted"], unit * table[f"{figure_name}_measured"]
+        ends = np.array([0.9 * min(predicted.min(), measured.min()), 1.1 * max(predicted.max(), measured.max())])
+        axes.plot(ends, ends, color="0.5", lw=0.8)
+        axes.fill_between(ends, (1 - band) * ends, (1 + band) * ends, color="0.9", label=f"within {band:.0%}")
+        for row, x, y in zip(table.to_dict("records"), predicted, measured, strict=True):
+            marker = "osv^DPX*<>hp"[configurations.index(row["configuration"]) % 12]
+            axes.plot(x, y, marker, ms=7, color=PALETTE[loads.index(row["load"])], mfc="none", mew=1.5)
+        axes.set(xlabel=f"predicted {label}", ylabel=f"measured {label}", xlim=ends, ylim=ends)
+        axes.legend(loc="upper left", fontsize=8)
+    handles = [
+        plt.Line2D([], [], color="0.3", ls="", marker="osv^DPX*<>hp"[k % 12], mfc="none")
+        for k in range(len(configurations))
+    ]
+    handles += [plt.Line2D([], [], color=PALETTE[k], lw=4) for k in range(len(loads))]
+    names = [*configurations, *(f"{load:g} requests/s" for load in loads)]
+    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    return save_figure(figure, path)

@@ -1,0 +1,66 @@
+"""A model server as its callers see it: one persistent gRPC channel, a timeout on every call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import grpc
+from mlserver.grpc import dataplane_pb2 as messages
+from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
+
+from opd.serving.protocol import MAX_MESSAGE_BYTES, answers_of, infer_request
+
+# A server that comes back is found again within a second; gRPC's own default backs off to two minutes.
+_CHANNEL_OPTIONS = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # Calls to different servers must not share one connection's fate.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+def connect(address: str) -> grpc.aio.Channel:
+    """A channel to ``host:port``, within the running event loop."""
+    return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+
+
+class Client:
+    """Calls one model of one server.
+
+    Args:
+        address: ``host:port`` of its gRPC endpoint.
+        model: name of the model there.
+    """
+
+    def __init__(self, address: str, model: str) -> None:
+        self.address, self.model = address, model
+        self._channel = connect(address)
+        self._stub = GRPCInferenceServiceStub(self._channel)
+
+    async def infer(self, payloads: Sequence[bytes], age: float, timeout: float) -> list[bytes]:
+        """One answer to each payload.
+
+        Args:
+            payloads: what to send.
+            age: seconds since the request entered the pipeline.
+            timeout: seconds the call may take.
+
+        Raises:
+            grpc.aio.AioRpcError: with the status of a call that failed.
+        """
+        return answers_of(await self._stub.ModelInfer(infer_request(self.model, payloads, age), timeout=timeout))
+
+    async def ready(self, timeout: float) -> bool:
+        """Whether the server answers and has the model loaded."""
+        try:
+            answer = await self._stub.ModelReady(messages.ModelReadyRequest(name=self.model), timeout=timeout)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(answer.ready)
+
+    async def close(self) -> None:
+        """Close the channel; calls that still run are cancelled."""
+        await self._channel.close()

@@ -1,0 +1,280 @@
+"""The processes of this machine as a backend of the control loop: one process per replica.
+
+.. code-block:: python
+
+    with LocalBackend(pipeline, parameters, configuration, folder) as backend:
+        for step in run(backend, pipeline, policy, forecast, weights, decisions=18, interval_seconds=10): ...
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import numpy as np
+
+from opd.control import ApplyError, ObservationError, unmeasured
+from opd.pipeline import Configuration, Pipeline, check_feasible
+from opd.policy import Observation
+from opd.serving.local_stage import LocalStage
+from opd.serving.monitoring import Monitor, MonitoringError, open_monitor
+from opd.serving.processes import STOP_SECONDS, ServerProcess, StartError, wait_until
+from opd.serving.server import ServerSettings
+from opd.serving.stage_queue import StageSettings
+from opd.serving.store import store_url
+from opd.serving.telemetry import Telemetry
+from opd.simulation import Interval, SimulationParameters
+
+logger = logging.getLogger(__name__)
+
+TEND_SECONDS = 0.1
+"""Between two looks at the processes."""
+
+
+class ControlledError(RuntimeError):
+    """Another controller runs the pipeline already."""
+
+
+class LocalBackend:
+    """A pipeline of real processes on the loopback interface.
+
+    Args:
+        pipeline: what runs; its variants are in the model store.
+        parameters: interval, batch timeout and drop age, as for the simulator.
+        configuration: what runs first.
+        folder: for settings, logs and metrics of this run; one controller at a time.
+        store: URL of the model store, the default one if not given.
+        monitor: source of metrics; by default what :func:`opd.serving.monitoring.open_monitor` finds.
+        spares: processes a stage keeps warm.
+        max_queue: requests that may wait at a stage.
+        apply_seconds: a change that is not done after this long is taken back.
+
+    Raises:
+        ControlledError: if another controller uses ``folder``.
+        InfeasibleError: if the configuration breaks a limit.
+        StartError: if the pipeline does not come up in ``apply_seconds``; nothing is left running.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        parameters: SimulationParameters,
+        configuration: Configuration,
+        folder: Path,
+        store: str | None = None,
+        monitor: Monitor | None = None,
+        spares: int = 0,
+        max_queue: int = 1000,
+        apply_seconds: float = 60.0,
+    ) -> None:
+        check_feasible(pipeline, configuration)
+        self.pipeline, self.configuration = pipeline, configuration
+        self._seconds, self._apply_seconds = float(parameters.interval), apply_seconds
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock_file = _lock(folder, pipeline.name)
+        self._targets: dict[str, str] = {}
+        self._changed = threading.Condition()
+        self._closing = threading.Event()
+        self.stages: list[LocalStage] = []
+        self.monitor = monitor if monitor is not None else open_monitor(folder / "monitor")
+        self._telemetry = Telemetry(self.monitor, pipeline)
+        settings = StageSettings(
+            batch_timeout=parameters.batch_timeout, drop_after=parameters.drop_after, max_queue=max_queue
+        )
+        url = store if store is not None else store_url()
+        try:
+            for task, stage in zip(pipeline.tasks, configuration, strict=True):
+                self.stages.append(LocalStage(pipeline.name, task, settings, url, folder, stage, spares))
+            self.router = self._start_router(settings, folder)
+            self._keeper = threading.Thread(target=self._keep, daemon=True, name="keeper")
+            self._keeper.start()
+            self._reach(configuration)
+            if not wait_until(self.router.ready, apply_seconds):
+                raise StartError(f"the router is not ready after {apply_seconds:g} s: {self.router.last_words()}")
+            self._telemetry.wait(apply_seconds)
+        except ApplyError as error:
+            self.close()
+            raise StartError(str(error)) from error
+        except BaseException:
+            self.close()
+            raise
+        self._expect(configuration)
+        self._tick: float | None = None
+
+    # ------------------------------------------------------------------------------------- the control loop's view
+
+    @property
+    def address(self) -> str:
+        """``host:port`` to which requests are sent, for the model named like the pipeline."""
+        return self.router.grpc_address
+
+    def observe(self) -> Observation:
+        """What the metrics say.
+
+        Raises:
+            ObservationError: if they say nothing that is recent.
+        """
+        now = time.time()
+        if self._tick is None:  # the first interval begins with the first look
+            self._tick = time.monotonic()
+        try:
+            history = self._telemetry.history(now)
+            queue = self._telemetry.queue(now)
+        except MonitoringError as error:
+            raise ObservationError(str(error)) from error
+        if not len(history):
+            raise ObservationError("the router was scraped less than twice")
+        return Observation(
+            history=history,
+            available_cores=float(self.pipeline.capacity),
+            configuration=self.configuration,
+            task_latency=self._task_latency,
+            ready_throughput=self._ready_throughput,
+            queue=queue,
+            incoming_load=float(history[-round(self._seconds) :].mean()),
+        )
+
+    def apply(self, configuration: Configuration) -> None:
+        """Run ``configuration``: returns when it serves; what it replaces finishes its work in the background.
+
+        Raises:
+            ApplyError: if it could not be reached; then the previous configuration goes on.
+        """
+        if configuration == self.configuration:
+            return
+        try:
+            self._reach(configuration)
+        except ApplyError:
+            with self._changed:
+                for stage, wanted in zip(self.stages, self.configuration, strict=True):
+                    stage.want(wanted)
+            raise
+        self.configuration = configuration
+
+    def wait(self) -> Interval:
+        """Sleep until the interval is over; figures are NaN where nothing could be measured."""
+        now = time.monotonic()
+        self._tick = max((self._tick or now) + self._seconds, now)
+        time.sleep(self._tick - now)
+        end = time.time()
+        try:
+            interval = self._telemetry.interval(end - self._seconds, end, self.configuration)
+        except MonitoringError as error:
+            logger.warning("the interval was not measured: %s", error)
+            self._expect(self.configuration)
+            return unmeasured(self.pipeline)
+        self._task_latency, self._ready_throughput = interval.task_latency[0], interval.ready_throughput[0]
+        return interval
+
+    def _expect(self, configuration: Configuration) -> None:
+        """Until an interval is measured, the stages are taken to do what their profiles say."""
+        chosen = list(self.pipeline.selected(configuration))
+        self._task_latency = np.array([variant.service_time(stage.batch_size) for variant, stage in chosen])
+        self._ready_throughput = np.array([stage.replicas * v.throughput(stage.batch_size) for v, stage in chosen])
+
+    # ----------------------------------------------------------------------------------------------- processes
+
+    def processes(self) -> list[ServerProcess]:
+        """Everything that runs."""
+        router = [self.router] if hasattr(self, "router") else []
+        return router + [process for stage in self.stages for process in stage.processes()]
+
+    def _start_router(self, settings: StageSettings, folder: Path) -> ServerProcess:
+        stages = [{"task": stage.task.name, "address": stage.queue.grpc_address} for stage in self.stages]
+        parameters = {
+            "pipeline": self.pipeline.name,
+            "stages": stages,
+            "drop_after": settings.drop_after,
+            "call_timeout": settings.call_timeout,
+        }
+        return ServerProcess("router", ServerSettings("router", self.pipeline.name, parameters), folder)
+
+    def _reach(self, configuration: Configuration) -> None:
+        """Wait until every stage runs its part of ``configuration``."""
+        with self._changed:
+            for stage, wanted in zip(self.stages, configuration, strict=True):
+                stage.want(wanted)
+            done = self._changed.wait_for(
+                lambda: all(stage.settled for stage in self.stages) or any(stage.error for stage in self.stages),
+                self._apply_seconds,
+            )
+            errors = [stage.error for stage in self.stages if stage.error]
+            slow = [stage.task.name for stage in self.stages if not stage.settled]
+        if errors:
+            raise ApplyError("; ".join(errors))
+        if not done:
+            raise ApplyError(f"not every replica of {', '.join(slow)} is ready after {self._apply_seconds:g} s")
+
+    def _keep(self) -> None:
+        """Tend the stages until the backend closes."""
+        while not self._closing.wait(TEND_SECONDS):
+            try:
+                with self._changed:
+                    self._tend()
+                    self._changed.notify_all()
+            except Exception:  # whatever it was, the pipeline must not be left untended
+                logger.exception("tending the processes failed; trying again")
+
+    def _tend(self) -> None:
+        for stage in self.stages:
+            stage.tend()
+        if self.router.ended():
+            logger.warning("the router died (%s); starting it again", self.router.last_words())
+            self.router = ServerProcess("router", self.router.settings, self.router.folder, keep_ports=True)
+        targets = {process.name: process.metrics_address for process in self.processes()}
+        if targets != self._targets:
+            self.monitor.set_targets(targets)
+            self._targets = targets
+
+    def close(self) -> None:
+        """Stop taking requests, finish those that run, and end every process."""
+        self._closing.set()
+        if hasattr(self, "_keeper"):
+            self._keeper.join(STOP_SECONDS)
+        if hasattr(self, "router"):
+            _stop([self.router])
+        _stop([stage.queue for stage in self.stages])
+        _stop([process for stage in self.stages for process in stage.processes()])
+        self.monitor.close()
+        self._lock_file.close()
+
+    def __enter__(self) -> LocalBackend:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _stop(processes: Sequence[ServerProcess]) -> None:
+    for process in processes:
+        process.stop()
+    wait_until(lambda: all(process.ended() for process in processes), STOP_SECONDS + 2.0)
+
+
+def _lock(folder: Path, pipeline: str) -> IO[str]:
+    """Take the folder for this controller; the operating system releases it when the process ends, however it does."""
+    path = folder / "controller.lock"
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip()
+        file.close()
+        raise ControlledError(
+            f"pipeline {pipeline!r} in {folder} is controlled by process {holder}; stop that one, or run in another "
+            "folder"
+        ) from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file

@@ -1,0 +1,52 @@
+"""Every metric of the serving plane, in one place: those who count and those who read share the names.
+
+Plain ``prometheus_client``: with no parallel workers MLServer exports only what it counts itself. MLServer imports a
+runtime's module anew each time it loads it, so the collectors live here, where they are registered once a process.
+Names in capitals are what readers ask for; an exported counter's name ends in ``_total`` besides.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+# Seconds; steps of a quarter up to the age at which requests are given up, so that a quantile read from the buckets
+# is off by an eighth at most.
+LATENCY_BUCKETS = tuple(round(0.002 * 1.25**step, 6) for step in range(39)) + (float("inf"),)
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, float("inf"))
+
+PIPELINE = ("pipeline",)
+STAGE = ("pipeline", "task")
+MODEL = ("pipeline", "task", "variant")
+
+# The router: a request, end to end.
+REQUESTS = "opd_requests"
+ANSWERS = "opd_answers"
+LATENCY = "opd_latency_seconds"
+# A stage and its queue.
+STAGE_REQUESTS = "opd_stage_requests"
+STAGE_ANSWERS = "opd_stage_answers"
+STAGE_LATENCY = "opd_stage_latency_seconds"
+STAGE_WAIT = "opd_stage_wait_seconds"
+STAGE_SERVICE = "opd_stage_service_seconds"
+STAGE_BATCH = "opd_stage_batch_requests"
+STAGE_RETRIES = "opd_stage_retries"
+STAGE_QUEUE = "opd_stage_queue_length"
+STAGE_REPLICAS = "opd_stage_replicas"
+# A replica.
+MODEL_SECONDS = "opd_model_seconds"
+
+requests = Counter(REQUESTS, "requests that arrived", PIPELINE)
+answers = Counter(ANSWERS, "requests that ended, by outcome", (*PIPELINE, "outcome"))
+latency = Histogram(LATENCY, "seconds from arrival to answer, of completed requests", PIPELINE, buckets=LATENCY_BUCKETS)
+
+stage_requests = Counter(STAGE_REQUESTS, "requests that joined the stage", STAGE)
+stage_answers = Counter(STAGE_ANSWERS, "requests that left the stage, by outcome", (*STAGE, "outcome"))
+stage_latency = Histogram(STAGE_LATENCY, "seconds in the stage, waiting and service", STAGE, buckets=LATENCY_BUCKETS)
+stage_wait = Histogram(STAGE_WAIT, "seconds in the queue", STAGE, buckets=LATENCY_BUCKETS)
+stage_service = Histogram(STAGE_SERVICE, "seconds of one call to a replica", MODEL, buckets=LATENCY_BUCKETS)
+stage_batch = Histogram(STAGE_BATCH, "requests in one call to a replica", STAGE, buckets=BATCH_BUCKETS)
+stage_retries = Counter(STAGE_RETRIES, "requests sent again because a replica failed", STAGE)
+stage_queue = Gauge(STAGE_QUEUE, "requests waiting", STAGE)
+stage_replicas = Gauge(STAGE_REPLICAS, "replicas that take work", MODEL)
+
+model_seconds = Histogram(MODEL_SECONDS, "seconds of one inference", MODEL, buckets=LATENCY_BUCKETS)

@@ -1,0 +1,97 @@
+"""The runtime of a replica: one variant, one inference at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+from typing import Any
+
+from mlserver import MLModel
+from mlserver.handlers import custom_handler
+from mlserver.settings import ModelSettings
+from mlserver.types import InferenceRequest, InferenceResponse
+from pydantic import BaseModel
+
+from opd.serving import metrics
+from opd.serving.models import Model, PayloadError, load_model
+from opd.serving.protocol import MalformedRequestError, infer_response, payloads_of
+from opd.serving.store import ModelStore
+
+logger = logging.getLogger(__name__)
+
+
+class Wanted(BaseModel):
+    """The variant that a spare replica is to become."""
+
+    variant: str
+
+
+class ModelRuntime(MLModel):
+    """Pulls a variant from the model store and answers batches with it.
+
+    Parameters of the model settings: ``pipeline``, ``task``, ``variant`` and ``store``, the URL of the model store.
+    With no variant it is a spare, which has everything imported and takes its variant later.
+    """
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__(settings)
+        self._parameters: dict[str, Any] = dict(settings.parameters.extra or {})  # type: ignore[union-attr]
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._model: Model | None = None
+        self._loading: asyncio.Task[None] | None = None
+
+    async def load(self) -> bool:
+        """Load the variant, if there is one."""
+        variant = self._parameters.get("variant")
+        if variant:
+            await self._load(str(variant))
+        return self._model is not None
+
+    async def _load(self, variant: str) -> None:
+        def pull() -> Model:
+            return load_model(ModelStore(self._parameters["store"]).pull(self._parameters["task"], variant))
+
+        self._model = await asyncio.get_running_loop().run_in_executor(self._executor, pull)
+        self._seconds = metrics.model_seconds.labels(self._parameters["pipeline"], self._parameters["task"], variant)
+
+    @custom_handler(rest_path="/variant", rest_method="PUT")
+    async def become(self, wanted: Wanted) -> dict[str, str]:
+        """Begin to load a variant; the replica is ready when it is loaded, and ends if that fails."""
+        if self._loading is not None or self._model is not None:
+            raise MalformedRequestError("this replica has its variant already; start another one")
+        self._loading = asyncio.create_task(self._become(wanted.variant))
+        return {"loading": wanted.variant}
+
+    async def _become(self, variant: str) -> None:
+        try:
+            await self._load(variant)
+        except Exception:
+            logger.exception("variant %s does not load", variant)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        self.ready = True
+
+    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+        """Answer a batch.
+
+        Raises:
+            MalformedRequestError: if the model refuses a payload.
+        """
+        assert self._model is not None  # MLServer asks only a model that is ready
+        payloads = payloads_of(payload)
+        try:
+            answers = await asyncio.get_running_loop().run_in_executor(self._executor, self._infer, payloads)
+        except PayloadError as error:
+            raise MalformedRequestError(str(error)) from error
+        return infer_response(self.name, answers)
+
+    def _infer(self, payloads: list[bytes]) -> list[bytes]:
+        assert self._model is not None
+        begin = perf_counter()
+        answers = self._model(payloads)
+        self._seconds.observe(perf_counter() - begin)
+        return answers

@@ -1,0 +1,163 @@
+"""Server processes of this machine: started, asked whether they are ready, stopped.
+
+Children get a session of their own, so that Ctrl-C reaches only the controller, which drains before it stops them; and
+a pipe as standard input, whose end tells them that the controller has crashed. Nothing runs between fork and exec
+(``preexec_fn``), which in a process that uses gRPC kills children silently.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from opd.serving.server import ServerSettings
+
+HTTP_TIMEOUT = 2.0
+"""Seconds one call to a server's HTTP endpoint may take."""
+
+STOP_SECONDS = 8.0
+"""A server has this long to finish what it serves when it is told to stop; then it is killed."""
+
+# How the last line of a stack trace begins.
+_EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Interrupt|Exit)\b")
+
+
+class StartError(RuntimeError):
+    """A server did not start; the message ends with what it last wrote."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface on which nothing listens now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+class ServerProcess:
+    """One server.
+
+    Args:
+        name: of its files in ``folder``.
+        settings: what it runs; its ports are chosen here unless ``keep_ports``.
+        folder: for its settings and its log.
+        keep_ports: use the ports of ``settings``, as those who call it know them.
+    """
+
+    def __init__(self, name: str, settings: ServerSettings, folder: Path, keep_ports: bool = False) -> None:
+        if not keep_ports:
+            http, grpc, metrics = free_ports(3)
+            settings = replace(settings, http_port=http, grpc_port=grpc, metrics_port=metrics)
+        self.name, self.folder = name, folder
+        self.settings = replace(settings, end_with_parent=True)
+        self.started = time.monotonic()
+        self._log = folder / f"{name}.log"
+        self._stop_by: float | None = None
+        document = self.settings.write(folder / f"{name}.json")
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "opd.serving.server", str(document)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+
+    @property
+    def pid(self) -> int:
+        """Process number."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
+
+    @property
+    def grpc_address(self) -> str:
+        """``host:port`` for inference."""
+        return f"{self.settings.host}:{self.settings.grpc_port}"
+
+    @property
+    def metrics_address(self) -> str:
+        """``host:port`` of ``/metrics``."""
+        return f"{self.settings.host}:{self.settings.metrics_port}"
+
+    def http(self, method: str, path: str, body: Any = None) -> Any:
+        """Call one of the server's routes.
+
+        Returns:
+            what it answers, from JSON.
+
+        Raises:
+            requests.RequestException: if it does not answer in time, or with an error.
+        """
+        url = f"http://{self.settings.host}:{self.settings.http_port}{path}"
+        answer = requests.request(method, url, json=body, timeout=HTTP_TIMEOUT)
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    def ready(self) -> bool:
+        """Whether its model is loaded."""
+        try:
+            self.http("GET", f"/v2/models/{self.settings.name}/ready")
+        except requests.RequestException:
+            return False
+        return True
+
+    def reachable(self) -> bool:
+        """Whether it answers at all, be its model loaded or not."""
+        try:
+            self.http("GET", "/v2/health/live")
+        except requests.RequestException:
+            return False
+        return True
+
+    def last_words(self) -> str:
+        """The last error in its log, or else its last line."""
+        lines = self._log.read_text(errors="replace").strip().splitlines() or ["it wrote nothing"]
+        return next((line for line in reversed(lines) if _EXCEPTION.match(line)), lines[-1])
+
+    def stop(self) -> None:
+        """Tell it to finish what it serves and end; :meth:`ended` says when it has."""
+        if self._stop_by is None:
+            self._stop_by = time.monotonic() + STOP_SECONDS
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+
+    def ended(self) -> bool:
+        """Whether it has ended; after :meth:`stop` it is killed when its time is over."""
+        if self.alive and self._stop_by is not None and time.monotonic() > self._stop_by:
+            self.kill()
+            self._process.wait(HTTP_TIMEOUT)
+        if self.alive:
+            return False
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        return True
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, poll: float = 0.05) -> bool:
+    """Wait until ``condition`` holds, at most ``seconds``; returns whether it does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(poll)
+    return True

@@ -1,0 +1,68 @@
+"""The runtime of a stage: its queue, and the route by which a controller sets batch size and replicas live."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Any
+
+from mlserver import MLModel
+from mlserver.handlers import custom_handler
+from mlserver.settings import ModelSettings
+from mlserver.types import InferenceRequest, InferenceResponse
+from pydantic import BaseModel, Field
+
+from opd.serving.client import Client
+from opd.serving.protocol import age_of, infer_response, payloads_of
+from opd.serving.stage_queue import Place, StageQueue, StageSettings
+
+
+class WantedReplica(BaseModel):
+    """Where a replica is."""
+
+    name: str = Field(min_length=1)
+    variant: str = Field(min_length=1)
+    address: str = Field(pattern=r"^[^\s:]+:\d{1,5}$")
+
+
+class WantedStage(BaseModel):
+    """What a stage is to run."""
+
+    batch_size: int = Field(ge=1)
+    replicas: list[WantedReplica]
+
+
+class QueueRuntime(MLModel):
+    """One stage of the pipeline behind one endpoint.
+
+    Parameters of the model settings: ``pipeline``, ``task`` and ``settings`` of :class:`StageSettings`.
+    """
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__(settings)
+        self._parameters: dict[str, Any] = dict(settings.parameters.extra or {})  # type: ignore[union-attr]
+
+    async def load(self) -> bool:
+        """Open the queue; replicas come by :meth:`configure`."""
+        pipeline, task = self._parameters["pipeline"], self._parameters["task"]
+        settings = StageSettings(**self._parameters.get("settings", {}))
+        self._queue = StageQueue(pipeline, task, settings, partial(Client, model=task))
+        return True
+
+    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+        """Queue the payloads and answer when they are served."""
+        age = age_of(payload)
+        requests = [self._queue.submit(element, age) for element in payloads_of(payload)]
+        return infer_response(self.name, await asyncio.gather(*requests))
+
+    @custom_handler(rest_path="/stage", rest_method="PUT")
+    async def configure(self, wanted: WantedStage) -> dict[str, Any]:
+        """Serve with these replicas and this batch size from now on."""
+        places = [Place(replica.name, replica.variant, replica.address) for replica in wanted.replicas]
+        self._queue.configure(wanted.batch_size, places)
+        return self._queue.status()
+
+    @custom_handler(rest_path="/stage", rest_method="GET")
+    async def status(self) -> dict[str, Any]:
+        """What the stage runs."""
+        return self._queue.status()

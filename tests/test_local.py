@@ -1,0 +1,251 @@
+"""A live pipeline of real processes, with tiny models, under load and under every fault it must survive."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+pytest.importorskip("mlserver", reason="the serving extra is not installed")
+
+from opd.control import ApplyError  # noqa: E402
+from opd.pipeline import Pipeline, StageConfiguration, Task, Variant  # noqa: E402
+from opd.serving import load  # noqa: E402
+from opd.serving.local import ControlledError, LocalBackend  # noqa: E402
+from opd.serving.processes import StartError, wait_until  # noqa: E402
+from opd.serving.store import ModelStore  # noqa: E402
+from opd.simulation import SimulationParameters  # noqa: E402
+
+TESTS = Path(__file__).parent
+PARAMETERS = SimulationParameters(interval=2)
+FAST, SLOW, BROKEN = 0, 1, 2
+SECONDS = {"fast": 0.005, "slow": 0.05}
+
+
+def tiny_pipeline():
+    profile = dict.fromkeys((1, 2, 4), 0.05)
+    variants = tuple(Variant(name, 0.5, 1, profile, 2.0) for name in ("fast", "slow", "broken"))
+    tasks = (Task("first", variants), Task("second", variants))
+    return Pipeline("tiny", tasks, capacity=6, max_replicas=3, max_batch_size=4, latency_sla=1.0)
+
+
+def stages(*triples):
+    return tuple(StageConfiguration(*triple) for triple in triples)
+
+
+INITIAL = stages((FAST, 1, 1), (FAST, 1, 1))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    for task in ("first", "second"):
+        for variant in ("fast", "slow", "broken"):
+            source = tmp_path_factory.mktemp("variant")
+            settings = {"seconds": SECONDS[variant]} if variant in SECONDS else {}
+            name = "Upper" if variant in SECONDS else "Broken"
+            manifest = {"class": f"serving_models:{name}", "settings": settings, "files": {}}
+            (source / "manifest.json").write_text(json.dumps(manifest))
+            ModelStore(str(folder)).push(source, task, variant)
+    return str(folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models_importable():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))
+        yield
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory, store):
+    folder = tmp_path_factory.mktemp("live")
+    with LocalBackend(tiny_pipeline(), PARAMETERS, INITIAL, folder, store, max_queue=40, spares=1) as backend:
+        yield backend
+
+
+@pytest.fixture
+def backend(running):
+    """The running pipeline, back in its first configuration."""
+    running.apply(INITIAL)
+    yield running
+
+
+class Load:
+    """Texts sent by the real generator while a test does something else."""
+
+    def __init__(self, backend, tmp_path, counts, texts=("hello",)):
+        payloads = tmp_path / "payloads.parquet"
+        pd.DataFrame({"payload": [text.encode() for text in texts]}).to_parquet(payloads)
+        self._process = load.start(backend.address, "tiny", counts, payloads, 0, tmp_path / "requests.parquet")
+
+    def records(self):
+        return load.finish(self._process, 60)
+
+
+def outcomes(records):
+    return records["outcome"].value_counts().to_dict()
+
+
+def queue_of(backend, position):
+    return backend.stages[position].queue.http("GET", "/stage")
+
+
+# --- reconfiguration -------------------------------------------------------------------------------------------------
+
+
+def test_variant_replicas_and_batch_change_under_load_without_losing_a_request(backend, tmp_path):
+    traffic = Load(backend, tmp_path, [20] * 9)
+    for wanted in (
+        stages((FAST, 2, 1), (SLOW, 1, 2)),
+        stages((SLOW, 2, 4), (SLOW, 2, 2)),
+        stages((FAST, 1, 1), (FAST, 1, 1)),
+    ):
+        backend.apply(wanted)
+        for position, stage in enumerate(wanted):
+            status = queue_of(backend, position)
+            serving = [replica for replica in status["replicas"] if not replica["retired"]]
+            assert status["batch_size"] == stage.batch_size
+            assert [replica["variant"] for replica in serving] == [("fast", "slow")[stage.variant]] * stage.replicas
+    records = traffic.records()
+    assert outcomes(records) == {"completed": 180}
+    assert set(records["answer"]) == {"HELLO"}
+    assert wait_until(lambda: sum(len(stage.replicas) for stage in backend.stages) == 2, 15)
+
+
+def test_a_variant_that_does_not_load_is_taken_back_with_its_reason(backend):
+    with pytest.raises(ApplyError, match="variant 'broken' of 'second' did not start 2 times"):
+        backend.apply(stages((SLOW, 1, 1), (BROKEN, 1, 1)))
+    assert backend.configuration == INITIAL
+    assert wait_until(lambda: all(stage.settled for stage in backend.stages), 10)
+    assert [replica["variant"] for replica in queue_of(backend, 1)["replicas"]] == ["fast"]
+
+
+# --- faults under load -----------------------------------------------------------------------------------------------
+
+
+def test_a_killed_replica_is_replaced_and_what_it_held_is_answered(backend, tmp_path):
+    backend.apply(stages((SLOW, 2, 1), (FAST, 1, 1)))
+    traffic = Load(backend, tmp_path, [20] * 5)
+    time.sleep(2)
+    killed = backend.stages[0].replicas[0].process
+    os.kill(killed.pid, signal.SIGKILL)
+    assert outcomes(traffic.records()) == {"completed": 100}
+    assert wait_until(lambda: backend.stages[0].settled, 10)
+    names = [replica["name"] for replica in queue_of(backend, 0)["replicas"]]
+    assert len(names) == 2 and killed.name not in names
+
+
+def test_a_stopped_replica_is_noticed_by_its_silence_and_replaced(backend, tmp_path):
+    stopped = backend.stages[1].replicas[0].process
+    os.kill(stopped.pid, signal.SIGSTOP)
+    records = Load(backend, tmp_path, [1]).records()
+    assert not psutil.pid_exists(stopped.pid) or wait_until(lambda: stopped.ended(), 5)
+    assert records["outcome"].isin(["completed", "dropped"]).all()
+    assert wait_until(lambda: backend.stages[1].settled, 10)
+    assert outcomes(Load(backend, tmp_path, [3]).records()) == {"completed": 3}
+
+
+def test_a_killed_queue_comes_back_and_the_requests_it_held_are_answered(backend, tmp_path):
+    traffic = Load(backend, tmp_path, [10] * 5)
+    time.sleep(2)
+    os.kill(backend.stages[1].queue.pid, signal.SIGKILL)
+    assert outcomes(traffic.records()) == {"completed": 50}
+
+
+def test_a_full_queue_refuses_and_answers_the_rest(backend, tmp_path):
+    backend.apply(stages((SLOW, 1, 1), (FAST, 1, 1)))
+    counts = outcomes(Load(backend, tmp_path, [150]).records())
+    assert counts["rejected"] > 0 and counts["completed"] > 0
+    assert sum(counts.values()) == 150 and set(counts) == {"rejected", "completed"}
+
+
+def test_a_malformed_request_gets_its_own_error(backend, tmp_path):
+    backend.apply(stages((FAST, 1, 4), (FAST, 1, 1)))
+    records = Load(backend, tmp_path, [30], texts=("hello", "bad")).records()
+    bad = records[records["payload"] == 1]
+    assert outcomes(records[records["payload"] == 0]) == {"completed": 30 - len(bad)}
+    assert len(bad) and set(bad["code"]) == {"INVALID_ARGUMENT"}
+    assert bad["detail"].str.contains("which is no text to answer").all()
+
+
+def test_without_its_monitor_the_pipeline_is_blind_until_it_is_back(backend, tmp_path):
+    process = getattr(backend.monitor, "_process", None)
+    if process is None:
+        pytest.skip("no prometheus binary here; the embedded scraper lives in this process")
+    from opd.control import ObservationError
+
+    Load(backend, tmp_path, [5] * 3).records()
+    for child in psutil.Process(process.pid).children(recursive=True):
+        child.kill()
+    with pytest.raises(ObservationError, match="died"):
+        backend.observe()
+    assert wait_until(lambda: observed(backend) is not None, 20, poll=0.5)
+
+
+def observed(backend):
+    from opd.control import ObservationError
+
+    try:
+        return backend.observe()
+    except ObservationError:
+        return None
+
+
+def test_an_interval_counts_what_was_sent(backend, tmp_path):
+    backend.wait()
+    traffic = Load(backend, tmp_path, [10] * 8)
+    intervals = [backend.wait() for _ in range(3)]
+    observation = backend.observe()
+    traffic.records()
+    assert 10 * PARAMETERS.interval * 0.8 < intervals[-1].offered[0] < 10 * PARAMETERS.interval * 1.2
+    assert intervals[-1].dropped[0] == 0
+    assert observation.incoming_load == pytest.approx(10, rel=0.3)
+    assert observation.configuration == INITIAL and observation.queue.shape == (2,)
+
+
+# --- controllers -----------------------------------------------------------------------------------------------------
+
+
+def test_a_second_controller_is_refused_and_told_who_holds_the_pipeline(backend, store):
+    folder = backend.router.folder
+    with pytest.raises(ControlledError, match=f"is controlled by process {os.getpid()}"):
+        LocalBackend(tiny_pipeline(), PARAMETERS, INITIAL, folder, store)
+    assert backend.router.alive
+
+
+CONTROLLER = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from test_local import INITIAL, PARAMETERS, tiny_pipeline
+from opd.serving.local import LocalBackend
+from pathlib import Path
+with LocalBackend(tiny_pipeline(), PARAMETERS, INITIAL, Path({folder!r}), {store!r}) as backend:
+    print("up", *[process.pid for process in backend.processes()], flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_outlives_its_controller(tmp_path, store, how):
+    script = CONTROLLER.format(tests=str(TESTS), folder=str(tmp_path), store=store)
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as controller:
+        word, *pids = controller.stdout.readline().split()
+        assert word == "up" and len(pids) == 5
+        family = [psutil.Process(controller.pid), *psutil.Process(controller.pid).children(recursive=True)]
+        assert {int(pid) for pid in pids} <= {process.pid for process in family}
+        controller.send_signal(how)
+        assert psutil.wait_procs(family, timeout=20)[1] == []
+
+
+def test_what_cannot_start_leaves_nothing_behind(tmp_path, store):
+    before = set(psutil.Process().children(recursive=True))
+    with pytest.raises(StartError, match="variant 'broken' of 'first' did not start 2 times"):
+        LocalBackend(tiny_pipeline(), PARAMETERS, stages((BROKEN, 1, 1), (FAST, 1, 1)), tmp_path, store)
+    assert wait_until(lambda: set(psutil.Process().children(recursive=True)) <= before, 10)
