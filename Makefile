@@ -24,7 +24,7 @@ export OMP_NUM_THREADS ?= 1
 export NUMBA_CACHE_DIR ?= $(CURDIR)/.cache/numba
 export OPD_TWITTER_TRACE := $(TWITTER_TRACE)
 
-.PHONY: help repro study test lint lab clean
+.PHONY: help repro study live test lint lab clean
 
 help: ## list the commands
 	@echo "Commands (each creates $(VENV) when it is missing or out of date):"
@@ -37,6 +37,9 @@ repro: $(READY) $(if $(filter twitter,$(TRACE)),twitter) ## run the paper's stud
 
 study: $(READY) twitter ## run the full study on the Twitter trace: hours, restartable
 	dvc repro study/dvc.yaml
+
+live: $(READY) ## serve the OCR pipeline on this machine, under load and policies: about half an hour
+	dvc repro live/dvc.yaml
 
 test: lint ## check style and types, then run the tests
 	pytest -n 2 --dist loadscope
@@ -88,6 +91,6 @@ $(READY): pyproject.toml constraints.txt
 	@echo "[2/2] installing the pinned packages into $(VENV) (once; some minutes and gigabytes)"
 	@quiet=-qq; if [ -t 1 ]; then quiet=; fi; \
 	$(VENV)/bin/python -m pip install --no-input --disable-pip-version-check $$quiet \
-		-c constraints.txt -e '.[notebooks,serving,dev]'
+		-c constraints.txt -e '.[notebooks,serving,cluster,dev]'
 	@touch $@
 	@echo "$(VENV) is ready"

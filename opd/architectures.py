@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import (
@@ -84,13 +84,18 @@ class Architecture:
         build: makes the network with random weights; without an argument.
         inputs: makes the keyword arguments of one call for a number of requests.
         new_tokens: tokens to write greedily; 0 where one forward pass is the whole inference.
+        clock: what a call is timed by: CPU time of the calling thread.
+        pause: seconds between two calls.
     """
 
     build: Callable[[], torch.nn.Module]
     inputs: Callable[[int], dict[str, torch.Tensor]]
     new_tokens: int = 0
+    clock: ClassVar[Callable[[], float]] = time.thread_time
+    pause: ClassVar[float] = 0.0
 
-    def load(self, seed: int) -> tuple[torch.nn.Module, float]:
+    @contextmanager
+    def loaded(self, seed: int) -> Iterator[tuple[torch.nn.Module, float]]:
         """A network with random weights, loaded as a serving process does, and how long that took.
 
         The weights are drawn and written to a temporary file; what is timed is constructing the network without
@@ -100,7 +105,7 @@ class Architecture:
         Args:
             seed: of the weights, and of the inputs made later.
 
-        Returns:
+        Yields:
             The network, and the CPU seconds of the calling thread.
         """
         torch.manual_seed(seed)
@@ -113,7 +118,8 @@ class Architecture:
                 model = self.build().eval()
             model.load_state_dict(torch.load(path, weights_only=True, mmap=True))
             self.infer(model, inputs)
-            return model, time.thread_time() - start
+            seconds = time.thread_time() - start
+        yield model, seconds
 
     @staticmethod
     @contextmanager

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-from opd.plots_style import PALETTE, ordered, policy_style, save_figure
+from opd.plots_style import PALETTE, Style, ordered, policy_style, save_figure
 
 
 def plot_course(course: pd.DataFrame, tasks: Sequence[str], title: str, path: str | Path) -> Figure:
@@ -32,48 +32,62 @@ def plot_course(course: pd.DataFrame, tasks: Sequence[str], title: str, path: st
     )  # fmt: skip
     figure.suptitle(title)
     for policy, column in zip(policies, grid.T, strict=True):
-        run, style = course[course["policy"] == policy], policy_style(policy)
+        run, style = course[course["policy"] == policy], _style(policy)
+        edges = _edges(run["time"].to_numpy())
         column[0].set_title(style.label)
-        column[0].step(run["time"], run["load"], where="post", color="0.3", label="measured load")
-        column[0].step(
-            run["time"], run["predicted_load"], where="post", color=PALETTE[8], ls="--", label="forecast maximum"
+        column[0].stairs(run["load"], edges, color="0.3", baseline=None, label="measured load")
+        column[0].stairs(
+            run["predicted_load"], edges, color=PALETTE[3], baseline=None, ls="--", label="forecast maximum"
         )
-        column[1].step(run["time"], run["cost"], where="post", color=style.colour)
-        column[2].step(run["time"], 1e3 * run["latency_mean"], where="post", color=style.colour, label="mean")
-        column[2].step(
-            run["time"], 1e3 * run["latency_p99"], where="post", color=style.colour, lw=0.8, ls=":", label="p99"
-        )
+        column[1].stairs(run["cost"], edges, color=style.colour, baseline=None, lw=1.8)
+        column[2].stairs(1e3 * run["latency_mean"], edges, color=style.colour, baseline=None, lw=1.8, label="mean")
+        column[2].stairs(1e3 * run["latency_p99"], edges, color=style.colour, baseline=None, ls=":", label="p99")
         for axes, task in zip(column[3:], tasks, strict=True):
-            _draw_stage(axes, run, task)
+            _draw_stage(axes, run, task, sorted(course[f"{task}.variant"].unique()))
+            axes.set_ylim(0, 1.7 * course[f"{task}.replicas"].max())
         column[-1].set_xlabel("time (s)")
     labels = ("load\n(requests/s)", "cost (CPU cores)", "latency (ms)", *(f"{task}\n(replicas)" for task in tasks))
     for axes, label in zip(grid[:, 0], labels, strict=True):
         axes.set_ylabel(label)
-    for row in grid[:2]:
-        row[0].set_ylim(bottom=0)
-    grid[2, 0].set_yscale("log")
-    grid[0, 0].legend(fontsize=8)
-    grid[2, 0].legend(fontsize=8)
+    grid[0, 0].set_ylim(0, 1.4 * np.nanmax(course[["load", "predicted_load"]]))
+    grid[1, 0].set_ylim(0, 1.2 * course["cost"].max())
+    _plain_logarithmic(grid[2, 0])
+    grid[0, 0].legend(fontsize=8, loc="upper left", ncols=2)
+    grid[2, 0].legend(fontsize=8, loc="upper left", ncols=2)
     return save_figure(figure, path)
 
 
-def _draw_stage(axes: Axes, run: pd.DataFrame, task: str) -> None:
-    """Replicas as steps, coloured by variant, with the batch size written where either changes."""
-    variants = sorted(run[f"{task}.variant"].unique())
-    times = np.append(run["time"].to_numpy(), 2 * run["time"].iloc[-1] - run["time"].iloc[-2])
+def _style(policy: str) -> Style:
+    return Style("schedule (fixed)", "0.4", "o") if policy == "schedule" else policy_style(policy)
+
+
+def _edges(times: np.ndarray) -> np.ndarray:
+    """Where intervals begin, and where the last one ends."""
+    return np.append(times, times[-1] + (times[1] - times[0] if len(times) > 1 else 1.0))
+
+
+def _plain_logarithmic(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _draw_stage(axes: Axes, run: pd.DataFrame, task: str, variants: Sequence[str]) -> None:
+    """Replicas as steps, coloured by variant, with the batch size written where anything changes."""
+    edges = _edges(run["time"].to_numpy())
     before = None
     for place, row in enumerate(run.to_dict("records")):
         variant, replicas, batch_size = (row[f"{task}.{field}"] for field in ("variant", "replicas", "batch_size"))
         colour = PALETTE[variants.index(variant)]
-        axes.fill_between(times[place : place + 2], 0, replicas, color=colour, alpha=0.5, lw=0)
+        axes.fill_between(edges[place : place + 2], 0, replicas, color=colour, alpha=0.6, lw=0)
         if (variant, replicas, batch_size) != before:
-            axes.annotate(f"b{batch_size}", (times[place], replicas), fontsize=7, va="bottom")
+            axes.annotate(f"b{batch_size}", (edges[place], replicas), fontsize=7, va="bottom")
         before = (variant, replicas, batch_size)
-    handles = [plt.Rectangle((0, 0), 1, 1, color=PALETTE[place], alpha=0.5) for place in range(len(variants))]
-    axes.legend(handles, variants, fontsize=7, loc="upper left", ncols=2, frameon=False)
+    used = [variant for variant in variants if variant in set(run[f"{task}.variant"])]
+    handles = [plt.Rectangle((0, 0), 1, 1, color=PALETTE[variants.index(variant)], alpha=0.6) for variant in used]
+    axes.legend(handles, used, fontsize=7, loc="upper left", ncols=2, frameon=False)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.margins(y=0.6)
-    axes.set_ylim(bottom=0)
 
 
 def plot_replay(replays: Mapping[str, tuple[np.ndarray, np.ndarray]], interval: int, path: str | Path) -> Figure:
@@ -89,11 +103,12 @@ def plot_replay(replays: Mapping[str, tuple[np.ndarray, np.ndarray]], interval: 
     )
     figure.suptitle("Closed loop: mean latency by interval")
     for axes, policy in zip(grid[0], ordered(replays), strict=True):
-        style, (predicted, measured) = policy_style(policy), replays[policy]
-        times = interval * np.arange(len(measured))
-        axes.step(times, 1e3 * measured, where="post", color=style.colour, label="measured")
-        axes.step(times, 1e3 * predicted, where="post", color="0.3", ls="--", label="simulated")
-        axes.set(title=style.label, xlabel="time (s)", yscale="log")
+        style, (predicted, measured) = _style(policy), replays[policy]
+        edges = _edges(interval * np.arange(len(measured)))
+        axes.stairs(1e3 * measured, edges, color=style.colour, baseline=None, lw=1.8, label="measured")
+        axes.stairs(1e3 * predicted, edges, color="0.0", baseline=None, ls="--", label="simulated")
+        axes.set(title=style.label, xlabel="time (s)")
+        _plain_logarithmic(axes)
         axes.legend(fontsize=8)
     grid[0, 0].set_ylabel("mean latency (ms)")
     return save_figure(figure, path)

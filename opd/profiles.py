@@ -20,7 +20,8 @@ Measurements are meant to survive a machine that does other work at the same tim
 time of the calling thread, so that being preempted does not count. On one core that is the whole inference. On
 more, the calling thread does all the serial work and its even share of the parallel work, and waits asleep
 (``OMP_WAIT_POLICY=PASSIVE``) while the others finish theirs; what it takes to wake them is not in the figure.
-Others' use of caches and memory still slows a run, and only ever slows it, hence the faster half.
+Others' use of caches and memory still slows a run, and only ever slows it, hence the faster half. Variants of the
+model store are measured as they are served (:mod:`opd.ocr.stored`), in the time that passes: on an idle machine.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +147,15 @@ def measured_cores(architecture: str) -> tuple[int, ...]:
     return (1,) if architecture.startswith(STORED) else tuple(c for c in MEASURED_CORES if c <= (os.cpu_count() or 1))
 
 
-def time_calls(call: Callable[[], Any], budget: float, min_runs: int, max_runs: int) -> np.ndarray:
-    """CPU seconds of the calling thread for one call.
+def time_calls(
+    call: Callable[[], Any],
+    budget: float,
+    min_runs: int,
+    max_runs: int,
+    clock: Callable[[], float] = time.thread_time,
+    pause: float = 0.0,
+) -> np.ndarray:
+    """Seconds of one call, by default CPU seconds of the calling thread.
 
     The first call is a warm-up and not counted, unless it takes :data:`LONG_CALL`, when what a warm-up sets up
     no longer shows: then it counts, and three runs are enough.
@@ -156,23 +165,26 @@ def time_calls(call: Callable[[], Any], budget: float, min_runs: int, max_runs: 
         budget: seconds after which no further run is started, once there are ``min_runs``.
         min_runs: runs at least, whatever they take.
         max_runs: runs at most.
+        clock: what tells the seconds.
+        pause: seconds to sleep before each call.
 
     Returns:
         (runs,) seconds.
     """
+
+    def run() -> float:
+        time.sleep(pause)
+        start = clock()
+        call()
+        return clock() - start
+
     deadline = time.perf_counter() + budget
-    first = _seconds_of(call)
+    first = run()
     durations = [first] if first >= LONG_CALL else []
     needed = min(min_runs, 3) if first >= LONG_CALL else min_runs
     while len(durations) < needed or (len(durations) < max_runs and time.perf_counter() < deadline):
-        durations.append(_seconds_of(call))
+        durations.append(run())
     return np.array(durations)
-
-
-def _seconds_of(call: Callable[[], Any]) -> float:
-    start = time.thread_time()
-    call()
-    return time.thread_time() - start
 
 
 def measure(
@@ -212,18 +224,17 @@ def measure(
     if max(cores) > available:
         raise ValueError(f"cannot measure on {max(cores)} cores: this machine has {available}; see extrapolate()")
     network = _architecture(architecture)
-    model, load_seconds = network.load(seed)
+    runs = cell_seconds, min_runs, max_runs, network.clock, network.pause
     rows = []
-    for count in cores:
-        with network.threads(count):
-            for batch_size in batch_sizes:
-                inputs = network.inputs(batch_size)
-                seconds = time_calls(partial(network.infer, model, inputs), cell_seconds, min_runs, max_runs)
-                faster_half = np.sort(seconds)[: (len(seconds) + 1) // 2]
-                mean, p99 = float(faster_half.mean()), float(np.quantile(seconds, 0.99))
-                rows.append([task, variant, count, batch_size, mean, p99, len(seconds), "measured", load_seconds])
-                if progress is not None:
-                    progress.update()
+    with network.loaded(seed) as (model, load_seconds):
+        for count, batch_size in product(cores, batch_sizes):
+            with network.threads(count):
+                seconds = time_calls(partial(network.infer, model, network.inputs(batch_size)), *runs)
+            faster_half = np.sort(seconds)[: (len(seconds) + 1) // 2]
+            mean, p99 = float(faster_half.mean()), float(np.quantile(seconds, 0.99))
+            rows.append([task, variant, count, batch_size, mean, p99, len(seconds), "measured", load_seconds])
+            if progress is not None:
+                progress.update()
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

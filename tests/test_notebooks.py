@@ -10,7 +10,7 @@ import papermill
 import pytest
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-STAGES = ("01_profiling", "02_load_forecast", "03_ppo_training", "04_evaluation", "06_report")
+STAGES = ("01_profiling", "02_load_forecast", "03_ppo_training", "04_evaluation", "05_cluster_evaluation", "06_report")
 
 every_notebook = pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
 

@@ -59,7 +59,7 @@ def test_torch_is_the_release_of_the_study():
 
 def test_pins_are_what_is_installed_here():
     """Of the core and the extras that `make` installs, with all they pull in."""
-    wrong, todo, seen = [], ["opd[notebooks,serving,dev]"], set()
+    wrong, todo, seen = [], ["opd[notebooks,serving,cluster,dev]"], set()
     while todo:
         parent = Requirement(todo.pop())
         name = canonicalize_name(parent.name)
@@ -140,7 +140,7 @@ def test_pre_commit_configuration_is_valid():
 
 def test_make_lists_its_commands():
     listed = subprocess.run(["make", "-C", ROOT], check=True, timeout=60, capture_output=True, text=True).stdout
-    for command in ("repro", "study", "test", "lint", "lab", "clean"):
+    for command in ("repro", "study", "live", "test", "lint", "lab", "clean"):
         assert f"make {command} " in listed
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -99,3 +100,12 @@ def test_an_experiment_with_another_parameter(study: Path):
     run("dvc exp run -S weights.cost_weight=0.3 report", study)
     parameters = yaml.safe_load((study / "params.yaml").read_text(encoding="utf-8"))
     assert parameters["weights"]["cost_weight"] == 0.3
+
+
+def test_the_live_notebook_runs_in_the_simulator(study: Path):
+    command = "python -m opd.stage notebooks/05_cluster_evaluation.ipynb --params params.yaml backend=simulated"
+    run(f"{command} live_policies=[greedy,ipa,schedule] live_seconds=60", study)
+    results = json.loads((study / "reports/live/summary.json").read_text(encoding="utf-8"))["policies"]
+    assert list(results) == ["greedy", "ipa", "schedule"]
+    assert results["schedule"]["changes"]["reconfigurations"] >= 4
+    assert all(result["requests"]["completed"] > 0 for result in results.values())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import grpc
 from mlserver.grpc import dataplane_pb2 as messages
@@ -20,6 +23,15 @@ _CHANNEL_OPTIONS = (
     # Calls to different servers must not share one connection's fate.
     ("grpc.use_local_subchannel_pool", 1),
 )
+
+
+Result = TypeVar("Result")
+
+
+def complete(calls: Coroutine[Any, Any, Result]) -> Result:
+    """Run calls to their end from synchronous code, also where an event loop runs already, as it does in a notebook."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, calls).result()
 
 
 def connect(address: str) -> grpc.aio.Channel:

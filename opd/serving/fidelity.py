@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +14,86 @@ from tqdm.auto import tqdm
 
 from opd.pipeline import Configuration, Pipeline
 from opd.serving import load
+from opd.serving.client import Client, complete
 from opd.serving.live import ANSWER_SECONDS
 from opd.serving.local import LocalBackend
+from opd.serving.overhead import PAUSE_SECONDS, TIMEOUT
+from opd.serving.protocol import COMPLETED
 from opd.simulation import SimulationParameters, Simulator, as_array
 
 SEEDS = range(20)
 """Of the simulator's service noise; predictions are means over them."""
 
-WARM_UP_SECONDS = 3
+WARM_UP_CALLS = 5
+
+FIGURES = ("throughput", "latency_mean", "latency_p95")
+"""What is predicted and measured: requests/s, seconds, seconds."""
 
 
 def label(pipeline: Pipeline, configuration: Configuration) -> str:
     """A configuration in one line: variant, replicas and batch size of every stage."""
     chosen = pipeline.selected(configuration)
     return " + ".join(f"{variant.name} x{stage.replicas} b{stage.batch_size}" for variant, stage in chosen)
+
+
+async def _paced_calls(
+    replicas: Sequence[Client], batch_sizes: Sequence[int], payloads: Sequence[bytes], calls: int
+) -> list[dict[int, float]]:
+    results: list[dict[int, float]] = []
+    for replica in replicas:
+        means, answers = {}, []
+        for size in batch_sizes:
+            seconds = []
+            for call in range(calls):
+                batch = [payloads[(call + place) % len(payloads)] for place in range(size)]
+                await asyncio.sleep(PAUSE_SECONDS)
+                begin = time.perf_counter()
+                answers += await replica.infer(batch, 0.0, TIMEOUT)
+                seconds.append(time.perf_counter() - begin)
+            means[size] = float(np.mean(seconds[WARM_UP_CALLS:]))
+        results.append(means)
+        payloads = answers
+    return results
+
+
+def served_latency(
+    backend: LocalBackend, payloads: Sequence[bytes], calls: int = 30 + WARM_UP_CALLS
+) -> list[dict[int, float]]:
+    """What a queue waits for a replica of each stage: one call after the other, with pauses as under light load.
+
+    Beyond the model's own time that is gRPC, MLServer and waking up a process that slept; the profiler, which calls
+    the model in a busy loop, sees none of it.
+
+    Args:
+        backend: the pipeline, up and idle.
+        payloads: for the first stage; each further stage gets the answers of the one before.
+        calls: of each batch size up to the largest of the configuration.
+
+    Returns:
+        of every stage, mean seconds by batch size.
+    """
+
+    async def measure() -> list[dict[int, float]]:
+        replicas = [Client(stage.replicas[0].process.grpc_address, stage.task.name) for stage in backend.stages]
+        try:
+            largest = max(stage.batch_size for stage in backend.configuration)
+            sizes = [size for size in backend.pipeline.batch_sizes if size <= largest]
+            return await _paced_calls(replicas, sizes, payloads, calls)
+        finally:
+            for replica in replicas:
+                await replica.close()
+
+    return complete(measure())
+
+
+def calibrated(pipeline: Pipeline, configuration: Configuration, latencies: Sequence[dict[int, float]]) -> Pipeline:
+    """The pipeline with nothing but the variants of ``configuration``, and the latencies they had when served."""
+    variants = [variant for variant, _ in pipeline.selected(configuration)]
+    tasks = tuple(
+        replace(task, variants=(replace(variant, latency=latency),))
+        for task, variant, latency in zip(pipeline.tasks, variants, latencies, strict=True)
+    )
+    return replace(pipeline, tasks=tasks, max_batch_size=max(stage.batch_size for stage in configuration))
 
 
 def predict(
@@ -39,7 +108,7 @@ def predict(
         arrivals: (M,) seconds, ascending.
     """
     length = int(np.ceil(arrivals[-1] + parameters.drop_after + 1))
-    settings = SimulationParameters(**{**parameters.__dict__, "interval": length})
+    settings = replace(parameters, interval=length)
     results = []
     for seed in SEEDS:
         simulator = Simulator(pipeline, settings, max_rate=len(arrivals), seed=seed, record_latencies=True)
@@ -58,10 +127,15 @@ def measure_fidelity(
     loads: Sequence[float],
     seconds: int,
     payloads: Path,
+    overhead: float,
     folder: Path,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Run every configuration under every load and simulate the very same arrivals.
+
+    Two predictions are made before anything is sent: one from the pipeline's profiles as they are (``_profiled``), and
+    one (``_predicted``) from what a call to a replica takes on this machine (:func:`served_latency`), to which the
+    latency of router and queues is added.
 
     Args:
         backend: the pipeline, up and idle; nothing else should run on the machine.
@@ -70,6 +144,7 @@ def measure_fidelity(
         loads: mean requests/s; every second's count is drawn from a Poisson distribution.
         seconds: of load for each.
         payloads: Parquet file of payloads.
+        overhead: seconds that router and queues add to an idle pipeline, :func:`opd.serving.overhead.measure_overhead`.
         folder: for the load generator's files.
         seed: of counts, arrival times and payloads.
 
@@ -78,53 +153,43 @@ def measure_fidelity(
     """
     rows = []
     generator = np.random.default_rng(seed)
+    pages = pd.read_parquet(payloads, columns=[load.PAYLOAD])[load.PAYLOAD].tolist()
     with tqdm(total=len(configurations) * len(loads), unit="run", desc="fidelity") as progress:
         for configuration in configurations:
             backend.apply(configuration)
-            _send(backend, np.full(WARM_UP_SECONDS, round(min(loads))), payloads, folder, seed)
+            served = calibrated(backend.pipeline, configuration, served_latency(backend, pages))
+            alone = tuple(stage._replace(variant=0) for stage in configuration)
             for rate in loads:
-                counts = generator.poisson(rate, seconds)
-                records = _send(backend, counts, payloads, folder, int(generator.integers(1 << 31)))
-                rows.append(_compare(backend.pipeline, parameters, configuration, rate, records))
+                counts, draw = generator.poisson(rate, seconds), int(generator.integers(1 << 31))
+                arrivals = load.arrival_times(counts, draw)
+                profiled = predict(backend.pipeline, parameters, configuration, arrivals)
+                throughput, mean, p95 = predict(served, parameters, alone, arrivals)
+                predicted = throughput, mean + overhead, p95 + overhead
+                process = load.start(
+                    backend.address, backend.pipeline.name, counts, payloads, draw, folder / "fidelity.parquet"
+                )
+                records = load.finish(process, seconds + ANSWER_SECONDS)
+                row = {"configuration": label(backend.pipeline, configuration), "load": rate, "offered": len(records)}
+                measured = _measured(records)
+                rows.append(row | _named("profiled", profiled) | _named("predicted", predicted) | measured)
                 progress.update()
     return pd.DataFrame(rows)
 
 
-def _send(backend: LocalBackend, counts: np.ndarray, payloads: Path, folder: Path, seed: int) -> pd.DataFrame:
-    path = folder / "fidelity.parquet"
-    process = load.start(backend.address, backend.pipeline.name, counts, payloads, seed, path)
-    return load.finish(process, len(counts) + ANSWER_SECONDS)
+def _named(suffix: str, figures: Sequence[float]) -> dict[str, float]:
+    return {f"{name}_{suffix}": value for name, value in zip(FIGURES, figures, strict=True)}
 
 
-def _compare(
-    pipeline: Pipeline,
-    parameters: SimulationParameters,
-    configuration: Configuration,
-    rate: float,
-    records: pd.DataFrame,
-) -> dict[str, object]:
-    arrivals = np.sort(records["scheduled"].to_numpy())
-    throughput, mean, p95 = predict(pipeline, parameters, configuration, arrivals)
-    done = records[records["outcome"] == "completed"]
-    latency = done["finished"] - done["scheduled"]
-    return {
-        "configuration": label(pipeline, configuration),
-        "load": rate,
-        "offered": len(records),
-        "completed": len(done),
-        "throughput_predicted": throughput,
-        "throughput_measured": len(done) / np.ceil(arrivals[-1]),
-        "latency_mean_predicted": mean,
-        "latency_mean_measured": float(latency.mean()),
-        "latency_p95_predicted": p95,
-        "latency_p95_measured": float(latency.quantile(0.95)),
-    }
+def _measured(records: pd.DataFrame) -> dict[str, float]:
+    """Latency counts from sending: that the generator was late by a millisecond or two is no doing of the pipeline."""
+    done = records[records["outcome"] == COMPLETED]
+    latency = done["finished"] - done["sent"]
+    throughput = len(done) / np.ceil(records["scheduled"].max())
+    figures = float(throughput), float(latency.mean()), float(latency.quantile(0.95))
+    return {"completed": len(done), **_named("measured", figures)}
 
 
 def errors(table: pd.DataFrame) -> pd.DataFrame:
     """Measured over predicted, less one, of throughput, mean and p95 latency, beside configuration and load."""
-    figures = {
-        name: table[f"{name}_measured"] / table[f"{name}_predicted"] - 1.0
-        for name in ("throughput", "latency_mean", "latency_p95")
-    }
+    figures = {name: table[f"{name}_measured"] / table[f"{name}_predicted"] - 1.0 for name in FIGURES}
     return table[["configuration", "load"]].assign(**figures)

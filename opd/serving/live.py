@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from opd.control import Step, run
+from opd.control import Backend, SimulatedBackend, Step, run
 from opd.evaluation import timeline
 from opd.objective import Weights
-from opd.pipeline import Configuration, Pipeline
-from opd.policy import Policy
+from opd.pipeline import Configuration, Pipeline, StageConfiguration
+from opd.policy import Observation, Policy
 from opd.serving import load
 from opd.serving.local import LocalBackend
+from opd.serving.monitoring import URL_VARIABLE, Monitor, MonitoringError, PrometheusUrl
 from opd.simulation import SimulationParameters, Simulator, as_array
+
+SIMULATED, LOCAL, KUBERNETES = BACKENDS = ("simulated", "local", "kubernetes")
+"""Where a pipeline can run."""
 
 ANSWER_SECONDS = 30.0
 """After the last request is sent, answers are waited for this long."""
@@ -42,24 +48,98 @@ class Traffic:
     seed: int
 
 
+def varied_window(counts: np.ndarray, lead: int, seconds: int, least: int, most: int, interval: int) -> int:
+    """Where the load varies most (standard deviation over intervals) among the stretches that stay within bounds.
+
+    Args:
+        counts: (T,) requests of each second.
+        lead: seconds of a stretch before the first decision; they may be anything.
+        seconds: from the first decision on, a multiple of ``interval``.
+        least: requests/s that every interval has at least.
+        most: and at most.
+        interval: seconds.
+
+    Returns:
+        Position in ``counts`` of its first second.
+
+    Raises:
+        ValueError: if no stretch stays within the bounds.
+    """
+    stride = 5
+    windows = np.lib.stride_tricks.sliding_window_view(counts[lead:], seconds)[::stride]
+    means = windows.reshape(len(windows), -1, interval).mean(axis=2)
+    within = (means.min(axis=1) >= least) & (means.max(axis=1) <= most)
+    if not within.any():
+        raise ValueError(
+            f"no {seconds} s of the load stay within {least} and {most} requests/s; widen the bounds or change damping"
+        )
+    return stride * int(np.argmax(np.where(within, means.std(axis=1), -1.0)))
+
+
+class SchedulePolicy:
+    """A fixed sequence of configurations: it shows that every kind of change works, not that it is worth making.
+
+    Args:
+        configurations: in their order, each for as many decisions.
+        decisions: number of them in all.
+    """
+
+    def __init__(self, configurations: Sequence[Configuration], decisions: int) -> None:
+        held = -(-decisions // len(configurations))
+        self._coming = (configuration for configuration in configurations for _ in range(held))
+
+    def decide(self, observation: Observation) -> Configuration:
+        """The next of the sequence; when it is over, what runs goes on."""
+        return next(self._coming, observation.configuration)
+
+
 class LiveRun(NamedTuple):
     """One policy's run.
 
     Attributes:
         steps: of the control loop.
         initial: what ran before the first decision.
-        begin: Unix seconds of the first decision.
-        records: of the load generator, one row a request.
+        begin: Unix seconds of the first decision; 0 in the simulator.
+        records: of the load generator, one row a request; None in the simulator.
     """
 
     steps: list[Step]
     initial: Configuration
     begin: float
-    records: pd.DataFrame
+    records: pd.DataFrame | None
+
+
+class LiveBackend(Backend, Protocol):
+    """A backend that real requests can be sent to."""
+
+    pipeline: Pipeline
+    monitor: Monitor
+
+    @property
+    def address(self) -> str:
+        """``host:port`` of the router's gRPC endpoint."""
+        ...
+
+
+def run_simulated(
+    pipeline: Pipeline,
+    parameters: SimulationParameters,
+    initial: Configuration,
+    policy: Policy,
+    forecast: Callable[[np.ndarray], float],
+    weights: Weights,
+    traffic: Traffic,
+) -> LiveRun:
+    """As :func:`run_live`, in the simulator."""
+    history, counts = traffic.counts[: traffic.lead], traffic.counts[traffic.lead :]
+    backend = SimulatedBackend(pipeline, parameters, history, counts, initial, traffic.seed)
+    decisions = len(counts) // parameters.interval
+    steps = list(run(backend, pipeline, policy, forecast, weights, decisions, parameters.interval))
+    return LiveRun(steps, initial, 0.0, None)
 
 
 def run_live(
-    backend: LocalBackend,
+    backend: LiveBackend,
     policy: Policy,
     forecast: Callable[[np.ndarray], float],
     weights: Weights,
@@ -100,6 +180,88 @@ def run_live(
     return LiveRun(steps, initial, begin, records)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the pipeline of a live evaluation runs.
+
+    Attributes:
+        backend: ``simulated``, ``local`` or ``kubernetes``.
+        folder: for settings, logs and metrics of local processes, and for the load generator's files.
+        spares: processes that each local stage keeps warm.
+        cluster_settings: YAML file with which the pipeline was deployed, for ``kubernetes``.
+        router_address: ``host:port`` of the deployed router's gRPC endpoint as it can be reached from here, likewise.
+
+    Raises:
+        ValueError: if there is no such backend, or a cluster is not fully named.
+    """
+
+    backend: str
+    folder: Path
+    spares: int = 0
+    cluster_settings: str = ""
+    router_address: str = ""
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend {self.backend!r} is not one of {', '.join(BACKENDS)}")
+        if self.backend == KUBERNETES and not (self.cluster_settings and self.router_address):
+            raise ValueError("backend 'kubernetes' needs cluster_settings and router_address; see docs/kubernetes.md")
+
+
+def open_backend(
+    place: Place, pipeline: Pipeline, parameters: SimulationParameters, configuration: Configuration
+) -> AbstractContextManager[LiveBackend]:
+    """The pipeline on the backend of ``place``, running ``configuration``; on Kubernetes once a policy applies it.
+
+    Raises:
+        MonitoringError: if a cluster's Prometheus is not named, or does not answer.
+    """
+    if place.backend == LOCAL:
+        return LocalBackend(pipeline, parameters, configuration, place.folder, spares=place.spares)
+    from opd.cluster.evaluation import DeployedPipeline  # needs the extra `cluster`, as this backend alone does
+    from opd.cluster.settings import read_settings
+
+    url = os.environ.get(URL_VARIABLE, "")
+    if not url:
+        raise MonitoringError(f"a cluster is watched through its Prometheus server: set {URL_VARIABLE} to its URL")
+    monitor = PrometheusUrl(url)
+    monitor.check()
+    settings = read_settings(Path(place.cluster_settings))
+    return DeployedPipeline(pipeline, settings, monitor, parameters.interval, place.router_address)
+
+
+def run_policies(
+    place: Place,
+    pipeline: Pipeline,
+    parameters: SimulationParameters,
+    initial: Configuration,
+    policies: Mapping[str, Policy],
+    forecast: Callable[[np.ndarray], float],
+    weights: Weights,
+    traffic: Traffic,
+) -> tuple[dict[str, LiveRun], str]:
+    """One run after the other, each from the same configuration, in the simulator or on a backend.
+
+    Returns:
+        the runs by policy, and what watched them.
+    """
+    if place.backend == SIMULATED:
+        rest = forecast, weights, traffic
+        runs = {name: run_simulated(pipeline, parameters, initial, policy, *rest) for name, policy in policies.items()}
+        return runs, "the simulator itself"
+    runs = {}
+    with open_backend(place, pipeline, parameters, initial) as backend:
+        for name, policy in tqdm(policies.items(), unit="run", desc="policies"):
+            backend.apply(initial)
+            runs[name] = run_live(backend, policy, forecast, weights, parameters.interval, traffic, place.folder)
+        return runs, backend.monitor.description
+
+
+def configurations(triples: Sequence[Sequence[Sequence[int]]]) -> list[Configuration]:
+    """Configurations from nested lists: of each, for every stage, variant, replicas and batch size."""
+    return [tuple(StageConfiguration(*stage) for stage in configuration) for configuration in triples]
+
+
 def changes(run: LiveRun) -> dict[str, int]:
     """Reconfigurations of a run: how many, and in how many the variant, the replicas or the batch size changed."""
     configurations = np.array([run.initial, *(step.configuration for step in run.steps)])
@@ -113,12 +275,19 @@ def changes(run: LiveRun) -> dict[str, int]:
 
 def summarise(run: LiveRun) -> dict[str, Any]:
     """A run in figures: requests by their end, latencies, reconfigurations, and the means of the scores."""
+    if run.records is None:
+        requests = {
+            name: int(sum(getattr(step.interval, name)[0] for step in run.steps))
+            for name in ("offered", "completed", "dropped")
+        }
+    else:
+        requests = load.summary(run.records)
     scores = {
         name: float(np.nanmean([getattr(step.score, name)[0] for step in run.steps]))
         for name in ("reward", "qos", "cost", "accuracy")
     }
     return {
-        "requests": load.summary(run.records),
+        "requests": requests,
         "decisions": len(run.steps),
         "refused": [step.refused for step in run.steps if step.refused],
         "changes": changes(run),
@@ -154,7 +323,12 @@ def replay(
     Returns:
         (K,) predicted and (K,) measured mean latency in seconds of the requests answered in each interval; NaN where
         there were none.
+
+    Raises:
+        ValueError: if the run was simulated itself.
     """
+    if run.records is None:
+        raise ValueError("a run in the simulator has no measurements to compare with; choose another backend")
     length, intervals = parameters.interval, len(run.steps)
     sent = load.unix_times(run.records, "scheduled") - run.begin
     within = np.sort(sent[(sent >= 0) & (sent < length * intervals)])

@@ -12,25 +12,21 @@ import fcntl
 import logging
 import os
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-import numpy as np
-
-from opd.control import ApplyError, ObservationError, unmeasured
+from opd.control import ApplyError
 from opd.pipeline import Configuration, Pipeline, check_feasible
-from opd.policy import Observation
 from opd.serving.local_stage import LocalStage
-from opd.serving.monitoring import Monitor, MonitoringError, open_monitor
+from opd.serving.monitoring import Monitor, open_monitor
 from opd.serving.processes import STOP_SECONDS, ServerProcess, StartError, wait_until
 from opd.serving.server import ServerSettings
 from opd.serving.stage_queue import StageSettings
 from opd.serving.store import store_url
-from opd.serving.telemetry import Telemetry
-from opd.simulation import Interval, SimulationParameters
+from opd.serving.telemetry_backend import TelemetryBackend
+from opd.simulation import SimulationParameters
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +38,7 @@ class ControlledError(RuntimeError):
     """Another controller runs the pipeline already."""
 
 
-class LocalBackend:
+class LocalBackend(TelemetryBackend):
     """A pipeline of real processes on the loopback interface.
 
     Args:
@@ -75,16 +71,14 @@ class LocalBackend:
         apply_seconds: float = 60.0,
     ) -> None:
         check_feasible(pipeline, configuration)
-        self.pipeline, self.configuration = pipeline, configuration
-        self._seconds, self._apply_seconds = float(parameters.interval), apply_seconds
+        self._apply_seconds = apply_seconds
         folder.mkdir(parents=True, exist_ok=True)
         self._lock_file = _lock(folder, pipeline.name)
         self._targets: dict[str, str] = {}
         self._changed = threading.Condition()
-        self._closing = threading.Event()
         self.stages: list[LocalStage] = []
-        self.monitor = monitor if monitor is not None else open_monitor(folder / "monitor")
-        self._telemetry = Telemetry(self.monitor, pipeline)
+        source = monitor if monitor is not None else open_monitor(folder / "monitor")
+        super().__init__(pipeline, configuration, source, parameters.interval)
         settings = StageSettings(
             batch_timeout=parameters.batch_timeout, drop_after=parameters.drop_after, max_queue=max_queue
         )
@@ -105,41 +99,11 @@ class LocalBackend:
         except BaseException:
             self.close()
             raise
-        self._expect(configuration)
-        self._tick: float | None = None
-
-    # ------------------------------------------------------------------------------------- the control loop's view
 
     @property
     def address(self) -> str:
         """``host:port`` to which requests are sent, for the model named like the pipeline."""
         return self.router.grpc_address
-
-    def observe(self) -> Observation:
-        """What the metrics say.
-
-        Raises:
-            ObservationError: if they say nothing that is recent.
-        """
-        now = time.time()
-        if self._tick is None:  # the first interval begins with the first look
-            self._tick = time.monotonic()
-        try:
-            history = self._telemetry.history(now)
-            queue = self._telemetry.queue(now)
-        except MonitoringError as error:
-            raise ObservationError(str(error)) from error
-        if not len(history):
-            raise ObservationError("the router was scraped less than twice")
-        return Observation(
-            history=history,
-            available_cores=float(self.pipeline.capacity),
-            configuration=self.configuration,
-            task_latency=self._task_latency,
-            ready_throughput=self._ready_throughput,
-            queue=queue,
-            incoming_load=float(history[-round(self._seconds) :].mean()),
-        )
 
     def apply(self, configuration: Configuration) -> None:
         """Run ``configuration``: returns when it serves; what it replaces finishes its work in the background.
@@ -157,27 +121,6 @@ class LocalBackend:
                     stage.want(wanted)
             raise
         self.configuration = configuration
-
-    def wait(self) -> Interval:
-        """Sleep until the interval is over; figures are NaN where nothing could be measured."""
-        now = time.monotonic()
-        self._tick = max((self._tick or now) + self._seconds, now)
-        time.sleep(self._tick - now)
-        end = time.time()
-        try:
-            interval = self._telemetry.interval(end - self._seconds, end, self.configuration)
-        except MonitoringError as error:
-            logger.warning("the interval was not measured: %s", error)
-            self._expect(self.configuration)
-            return unmeasured(self.pipeline)
-        self._task_latency, self._ready_throughput = interval.task_latency[0], interval.ready_throughput[0]
-        return interval
-
-    def _expect(self, configuration: Configuration) -> None:
-        """Until an interval is measured, the stages are taken to do what their profiles say."""
-        chosen = list(self.pipeline.selected(configuration))
-        self._task_latency = np.array([variant.service_time(stage.batch_size) for variant, stage in chosen])
-        self._ready_throughput = np.array([stage.replicas * v.throughput(stage.batch_size) for v, stage in chosen])
 
     # ----------------------------------------------------------------------------------------------- processes
 

@@ -19,7 +19,7 @@ from typing import Any
 import requests
 
 from opd.pipeline import StageConfiguration, Task
-from opd.serving.processes import ServerProcess
+from opd.serving.processes import ServerProcess, model_process
 from opd.serving.server import ServerSettings
 from opd.serving.stage_queue import StageSettings
 
@@ -190,9 +190,8 @@ class LocalStage:
         return self._new_process(name)
 
     def _new_process(self, variant: str | None) -> ServerProcess:
-        parameters = {"pipeline": self.pipeline, "task": self.task.name, "variant": variant, "store": self.store}
-        settings = ServerSettings("model", self.task.name, parameters)
-        return ServerProcess(f"{self.task.name}-{next(self._numbers)}", settings, self.folder)
+        name = f"{self.task.name}-{next(self._numbers)}"
+        return model_process(name, self.pipeline, self.task.name, variant, self.store, self.folder)
 
     def _switch(self) -> None:
         """Tell the queue who serves: the wanted variant once all its replicas are ready, until then the others."""

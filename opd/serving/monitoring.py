@@ -173,7 +173,7 @@ class PrometheusServer:
     def __init__(self, folder: Path, binary: str = "prometheus") -> None:
         self._folder = folder.resolve()
         self._binary = binary
-        self.description = f"own Prometheus server ({binary}) with its storage in {folder}"
+        self.description = f"own Prometheus server ({Path(binary).name})"
         self._process: subprocess.Popen[str] | None = None
         self._folder.mkdir(parents=True, exist_ok=True)
         self._targets, self._log = self._folder / "targets.json", self._folder / "prometheus.log"

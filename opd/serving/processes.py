@@ -13,8 +13,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,29 @@ class ServerProcess:
         if self._process.stdin is not None:
             self._process.stdin.close()
         return True
+
+
+def model_process(name: str, pipeline: str, task: str, variant: str | None, store: str, folder: Path) -> ServerProcess:
+    """A replica of a variant, or with none a spare that takes one later; ``store`` is the URL of the model store."""
+    parameters = {"pipeline": pipeline, "task": task, "variant": variant, "store": store}
+    return ServerProcess(name, ServerSettings("model", task, parameters), folder)
+
+
+@contextmanager
+def running(process: ServerProcess, seconds: float) -> Iterator[None]:
+    """Wait until a server is ready, and end it after the block.
+
+    Raises:
+        StartError: if it ends, or is not ready after ``seconds``.
+    """
+    try:
+        wait_until(lambda: process.ready() or not process.alive, seconds)
+        if not process.ready():
+            raise StartError(f"{process.name} is not ready after {seconds:g} s: {process.last_words()}")
+        yield
+    finally:
+        process.stop()
+        wait_until(process.ended, STOP_SECONDS + HTTP_TIMEOUT)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, poll: float = 0.05) -> bool:

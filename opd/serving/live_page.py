@@ -1,0 +1,103 @@
+"""The page about a live evaluation: what was run, how every policy did, and how well the simulator foretold it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from opd.report_page import markdown_table
+from opd.serving.fidelity import FIGURES, errors
+
+OUTCOMES = ("offered", "completed", "rejected", "dropped", "failed", "lost")
+CHANGES = ("reconfigurations", "variant", "replicas", "batch_size")
+
+MEDIAN_THROUGHPUT, MEDIAN_LATENCY = 0.05, 0.15
+"""How far from the measurement the simulator may be, in the median over configurations and loads."""
+
+
+def write_page(path: Path, summary: Mapping[str, Any], overhead: Mapping[str, Any], fidelity: pd.DataFrame) -> str:
+    """Write the page as Markdown and return it.
+
+    Args:
+        path: of the file.
+        summary: what ``summary.json`` holds.
+        overhead: of :func:`opd.serving.overhead.measure_overhead`; empty where none was measured.
+        fidelity: of :func:`opd.serving.fidelity.measure_fidelity`; empty likewise.
+    """
+    parts = ["# The live pipeline", _about(summary), *_runs(summary["policies"])]
+    if overhead:
+        parts += _overhead(overhead)
+    if len(fidelity):
+        parts += _fidelity(fidelity)
+    page = "\n\n".join(parts) + "\n"
+    path.write_text(page, encoding="utf-8")
+    return page
+
+
+def _about(summary: Mapping[str, Any]) -> str:
+    hardware = summary["hardware"]
+    return (
+        f"Pipeline {summary['pipeline']}, backend {summary['backend']}, monitoring by {summary['monitoring']}. "
+        f"Traffic: {summary['traffic']}. Hardware: {hardware['processor']}, {hardware['cores']} cores, shared by "
+        f"replicas, queues, router, load generator and monitoring. Command: `{summary['command']}`."
+    )
+
+
+def _runs(policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    requests, changed = [], []
+    for name, result in policies.items():
+        sent = result["requests"]
+        latency = {f"{quantile} (ms)": 1e3 * sent[f"latency_{quantile}"] for quantile in ("mean", "p50", "p95", "p99")}
+        requests.append({"policy": name} | {outcome: sent[outcome] for outcome in OUTCOMES} | latency)
+        scores = {"QoS": result["qos"], "cost (cores)": result["cost"], "decision (ms)": result["decision_ms_mean"]}
+        changed.append({"policy": name} | {kind: result["changes"][kind] for kind in CHANGES} | scores)
+    return [
+        "## Requests",
+        "Sent by an open-loop generator; latency is counted from the moment a request was due. Lost are those that "
+        "never had an answer.",
+        markdown_table(pd.DataFrame(requests), digits=1),
+        "## Decisions",
+        "Reconfigurations, and in how many of them the variant, the replicas or the batch size of a stage changed. "
+        "`schedule` decides nothing: it goes through fixed configurations to show that every kind of change works.",
+        markdown_table(pd.DataFrame(changed)),
+        "![Course of the runs](course.png)",
+    ]
+
+
+def _overhead(overhead: Mapping[str, Any]) -> list[str]:
+    added = overhead["added_ms"]
+    return [
+        "## What router and queues cost",
+        f"{overhead['cpu_ms']:.1f} ms of CPU time a request, and {added['p50']:.1f} ms of latency in the median, "
+        f"{added['p95']:.1f} ms at the 95th percentile, beyond calling the replicas directly one after the other "
+        f"({overhead['direct_ms']['p50']:.1f} ms in the median); {overhead['requests']} requests, one at a time.",
+    ]
+
+
+def _fidelity(table: pd.DataFrame) -> list[str]:
+    off = errors(table)
+    medians = off[list(FIGURES)].abs().median()
+    worst = off.to_dict("records")[int(off["latency_mean"].abs().to_numpy().argmax())]
+    within = medians["throughput"] <= MEDIAN_THROUGHPUT and medians["latency_mean"] <= MEDIAN_LATENCY
+    shown = off.rename(
+        columns={"load": "load (requests/s)", "latency_mean": "mean latency", "latency_p95": "p95 latency"}
+    )
+    return [
+        "## Fidelity of the simulator",
+        "Fixed configurations under steady load, and the very same arrivals in the simulator. Measured over predicted, "
+        "less one:",
+        markdown_table(shown),
+        f"In the median the error of the throughput is {medians['throughput']:.1%}, of the mean latency "
+        f"{medians['latency_mean']:.1%} and of the p95 latency {medians['latency_p95']:.1%}: "
+        f"{'within' if within else 'NOT within'} the {MEDIAN_THROUGHPUT:.0%} and {MEDIAN_LATENCY:.0%} that throughput "
+        f"and mean latency shall keep. Worst is {worst['configuration']} at {worst['load']:g} requests/s, whose mean "
+        f"latency is {worst['latency_mean']:+.0%} off. The simulator gives every replica a core of its own. On a "
+        "machine with fewer cores than busy processes they wait for one another, which it does not know: measured "
+        "latency then lies above the prediction, most of all where the load is high. It lies below where a busy "
+        "replica is faster than one that slept between the calls by which it was calibrated.",
+        "![Fidelity](fidelity.png)",
+        "![Closed loop](replay.png)",
+    ]
