@@ -1,0 +1,368 @@
+"""The controller as a service: leads by a Lease, decides every interval, and says how it is."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import unified_diff
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+import yaml
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from opd.cluster.api import Cluster, Object, Patience, credentials
+from opd.cluster.backend import KubernetesBackend, Pace
+from opd.cluster.errors import ClusterError
+from opd.cluster.lease import Lease, LeaseTimes
+from opd.cluster.names import lease_name
+from opd.cluster.record import ControllerMetrics, Recorder, identity
+from opd.cluster.settings import ClusterSettings
+from opd.control import ApplyError, run
+from opd.objective import Weights
+from opd.pipeline import Configuration, Pipeline
+from opd.policy import Observation, Policy
+from opd.serving.monitoring import Monitor
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 5.0
+"""Between two attempts to begin, when the cluster or the policy fails."""
+
+TURN_SECONDS = 0.2
+"""Between two looks whether we lead."""
+
+_UNSHOWN = ("managedFields", "resourceVersion", "generation", "uid", "creationTimestamp")
+
+
+@dataclass(frozen=True)
+class ControllerSettings:
+    """How the controller works.
+
+    Attributes:
+        interval_seconds: between two decisions.
+        weights: of the reward that is reported.
+        port: of ``/healthz``, ``/readyz`` and ``/metrics``; any free one if 0.
+        host: address to listen on.
+        read_nodes: look at the nodes for free cores.
+        dry_run: print what would change, and change nothing.
+        decisions: after which it ends; never if None.
+        stuck_seconds: beyond a change and an interval, after which a loop that does nothing counts as stuck.
+        lease: how long leadership holds.
+        pace: how long the backend waits.
+    """
+
+    interval_seconds: float = 10.0
+    weights: Weights = Weights()
+    port: int = 8080
+    host: str = "0.0.0.0"
+    read_nodes: bool = False
+    dry_run: bool = False
+    decisions: int | None = None
+    stuck_seconds: float = 60.0
+    lease: LeaseTimes = LeaseTimes()
+    pace: Pace = Pace()
+
+
+class WatchedPolicy:
+    """A policy that remembers its last decision, for the record.
+
+    Attributes:
+        observation: on which it was asked to decide, None since :meth:`forget`.
+        wanted: what it decided, likewise.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin a new decision."""
+        self.observation: Observation | None = None
+        self.wanted: Configuration | None = None
+
+    def decide(self, observation: Observation) -> Configuration:
+        """As the policy does."""
+        self.observation = observation
+        self.wanted = self._policy.decide(observation)
+        return self.wanted
+
+
+class DryRunBackend(KubernetesBackend):
+    """Prints what would change instead of changing it."""
+
+    def apply(self, configuration: Configuration) -> None:
+        """Print the difference as the cluster would accept it.
+
+        Raises:
+            ApplyError: always, so that the configuration that runs goes on.
+        """
+        if configuration == self.configuration:
+            return
+        try:
+            changes = self.preview(configuration)
+        except ClusterError as error:
+            raise ApplyError(f"dry run: the cluster would refuse it: {error}") from error
+        print("".join(difference(before, after) for before, after in changes), flush=True)
+        raise ApplyError("dry run: nothing was changed")
+
+
+def difference(before: Object, after: Object) -> str:
+    """What changes between two states of an object, as a unified diff of YAML; an empty state is a new object."""
+    named = after or before
+    name = f"{named['kind']}/{named['metadata']['name']}"
+    old, new = (_shown(each).splitlines(keepends=True) for each in (before, after))
+    return "".join(unified_diff(old, new, f"{name} now", f"{name} then"))
+
+
+def _shown(given: Object) -> str:
+    if not given:
+        return ""
+    metadata = {name: value for name, value in given["metadata"].items() if name not in _UNSHOWN}
+    kept = {name: value for name, value in given.items() if name != "status"}
+    return yaml.safe_dump({**kept, "metadata": metadata}, sort_keys=True)
+
+
+class Controller:
+    """Runs one pipeline until it is stopped.
+
+    Args:
+        cluster: namespace of the pipeline.
+        pipeline: what is controlled.
+        settings: with which it was deployed.
+        monitor: source of metrics.
+        policy: what decides.
+        forecast: predicted maximum load (requests/s) for a history of per-second counts.
+        options: how the controller works.
+        lease_cluster: the same namespace with so little patience that renewing the Lease never takes long.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        pipeline: Pipeline,
+        settings: ClusterSettings,
+        monitor: Monitor,
+        policy: Policy,
+        forecast: Callable[[np.ndarray], float],
+        options: ControllerSettings,
+        lease_cluster: Cluster | None = None,
+    ) -> None:
+        self.holder = identity()
+        self.metrics = ControllerMetrics(pipeline.name)
+        self._cluster, self._pipeline, self._settings, self._monitor = cluster, pipeline, settings, monitor
+        self._policy, self._forecast, self._options = WatchedPolicy(policy), forecast, options
+        self._recorder = Recorder(cluster, pipeline, self.metrics, self.holder, events=not options.dry_run)
+        self._lease = Lease(lease_cluster or cluster, lease_name(pipeline.name), self.holder, options.lease)
+        self._stop = threading.Event()
+        self._backend: KubernetesBackend | None = None
+        self._beat = time.monotonic()
+        self._done = 0
+        self.state = "starting"
+
+    # ---------------------------------------------------------------------------------------------- from outside
+
+    def stop(self) -> None:
+        """End soon, from any thread or a signal handler: a change that is under way is given up in good order."""
+        self._stop.set()
+        backend = self._backend
+        if backend is not None:
+            backend.close()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the loop moves; if not, only a restart helps."""
+        limit = self._settings.apply_seconds * 2 + self._options.interval_seconds + self._options.stuck_seconds
+        return time.monotonic() - self._beat < limit
+
+    @property
+    def ready(self) -> bool:
+        """Whether it controls the pipeline, or stands by to do so."""
+        return self.state in ("leading", "standing by")
+
+    def run(self) -> None:
+        """Lead and decide, whenever we are to, until stopped or done."""
+        if not self._options.dry_run:
+            self._lease.start()
+        try:
+            while not self._stop.is_set() and not self._finished:
+                self._beat = time.monotonic()
+                self.metrics.set("leader", float(self._lease.held))
+                if self._leads:
+                    self._lead()
+                else:
+                    self.state = "standing by"
+                    self._stop.wait(TURN_SECONDS)
+        finally:
+            self.state = "ended"
+            self.metrics.set("leader", 0.0)
+            self._lease.close()
+
+    # ---------------------------------------------------------------------------------------------- leading
+
+    @property
+    def _leads(self) -> bool:
+        """Whether we may go on; who changes nothing need not lead."""
+        return self._options.dry_run or self._lease.held
+
+    @property
+    def _finished(self) -> bool:
+        return self._options.decisions is not None and self._done >= self._options.decisions
+
+    def _lead(self) -> None:
+        """Decide until we no longer lead; what fails unexpectedly is begun again, from the state of the cluster."""
+        try:
+            backend = self._backend = self._open()
+            if self._stop.is_set():  # it was told so while the backend was not there yet
+                return
+            backend.apply(backend.configuration)  # completes or clears away what a predecessor left
+            self._decide(backend)
+        except (ClusterError, ApplyError) as error:
+            self._fail(error)
+        except Exception as error:  # whatever it was, the pipeline must not be left without a controller
+            logger.exception("the control loop failed unexpectedly")
+            self._fail(error)
+        finally:
+            self._backend = None
+
+    def _fail(self, error: Exception) -> None:
+        if not self._stop.is_set():
+            self.state = f"failing: {error}"
+            logger.error("the control loop failed and begins again in %g s: %s", RETRY_SECONDS, error)
+            self._stop.wait(RETRY_SECONDS)
+
+    def _open(self) -> KubernetesBackend:
+        options = self._options
+        return (DryRunBackend if options.dry_run else KubernetesBackend)(
+            self._cluster,
+            self._pipeline,
+            self._settings,
+            self._monitor,
+            options.interval_seconds,
+            options.read_nodes,
+            options.pace,
+            self._recorder.event,
+            lambda: self._leads,
+        )
+
+    def _decide(self, backend: KubernetesBackend) -> None:
+        self.state = "leading"
+        before = backend.configuration
+        self._policy.forget()
+        decisions = sys.maxsize if self._options.decisions is None else self._options.decisions - self._done
+        loop = run(
+            backend,
+            self._pipeline,
+            self._policy,
+            self._forecast,
+            self._options.weights,
+            decisions,
+            self._options.interval_seconds,
+        )
+        for step in loop:
+            self._beat = time.monotonic()
+            self._recorder.decision(step, before, self._policy.observation, self._policy.wanted)
+            before = step.configuration
+            self._policy.forget()
+            self._done += 1
+            self.metrics.set("leader", float(self._lease.held))
+            if self._stop.is_set() or not self._leads:
+                return
+
+
+# ------------------------------------------------------------------------------------------------------ the service
+
+
+@contextmanager
+def health_server(controller: Controller, host: str, port: int) -> Iterator[int]:
+    """Serve ``/healthz``, ``/readyz`` and ``/metrics``; yields the port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 5.0
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            if path == "/metrics":
+                self._answer(200, generate_latest(controller.metrics.registry), CONTENT_TYPE_LATEST)
+            elif path == "/healthz":
+                self._say(controller.healthy)
+            elif path == "/readyz":
+                self._say(controller.ready)
+            else:
+                self._answer(404, b"there are /healthz, /readyz and /metrics\n")
+
+        def _say(self, good: bool) -> None:
+            self._answer(200 if good else 503, json.dumps({"state": controller.state}).encode(), "application/json")
+
+        def _answer(self, code: int, content: bytes, kind: str = "text/plain") -> None:
+            self.send_response(code)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: Any) -> None:
+            """Probes are no news."""
+
+    server = ThreadingHTTPServer((host, port), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True, name="health").start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def run_controller(
+    pipeline: Pipeline,
+    settings: ClusterSettings,
+    monitor: Monitor,
+    policy: Policy,
+    forecast: Callable[[np.ndarray], float],
+    options: ControllerSettings | None = None,
+    kubeconfig: str | None = None,
+    context: str | None = None,
+) -> int:
+    """Control a deployed pipeline until SIGTERM or SIGINT; to be called in the main thread.
+
+    Args:
+        pipeline: what is controlled.
+        settings: with which it was deployed.
+        monitor: source of metrics, for example :class:`opd.serving.monitoring.PrometheusUrl`.
+        policy: what decides.
+        forecast: predicted maximum load (requests/s) for a history of per-second counts.
+        options: how the controller works.
+        kubeconfig: file to reach the cluster with; found as usual if not given.
+        context: of the kubeconfig.
+
+    Returns:
+        the exit code.
+
+    Raises:
+        CredentialsError: if there is nothing to log in with.
+    """
+    options = options or ControllerSettings()
+
+    def connect(patience: Patience) -> Cluster:
+        return Cluster(settings.namespace, lambda: credentials(kubeconfig, context), patience)
+
+    cluster = connect(Patience(read_seconds=settings.call_seconds))
+    call_seconds = (options.lease.duration - options.lease.renewal) / 2
+    lease_cluster = connect(Patience(connect_seconds=call_seconds, read_seconds=call_seconds, attempts=1))
+    controller = Controller(cluster, pipeline, settings, monitor, policy, forecast, options, lease_cluster)
+    # A handler runs inside whatever the main thread does, so it must not take locks which that may hold.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: threading.Thread(target=controller.stop, name="stop").start())
+    with health_server(controller, options.host, options.port) as port:
+        logger.info("controller %s of %s serves its state on port %d", controller.holder, pipeline.name, port)
+        controller.run()
+    return 0

@@ -1,0 +1,428 @@
+"""The objects of a pipeline as a whole: made, looked at, waited for, and taken away again.
+
+Ours is what carries the labels of :mod:`opd.cluster.names`. Anything else is left alone, also if it has a name that we
+would need, and so is what other objects own, which goes with its owner.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from functools import partial
+from typing import NamedTuple
+
+from opd.cluster.api import (
+    CONFIG_MAP,
+    DEPLOYMENT,
+    LEASE,
+    POD,
+    SELDON_DEPLOYMENT,
+    Cluster,
+    Object,
+    Resource,
+    resource_of,
+)
+from opd.cluster.errors import ClusterError, ConflictError, ForbiddenError, NotFoundError
+from opd.cluster.manifests import STAGE_VARIANT, replicas_of
+from opd.cluster.names import (
+    COMPONENT_LABEL,
+    INSTANCE_LABEL,
+    MANAGED_BY_LABEL,
+    MODEL,
+    QUEUE,
+    ROUTER,
+    TASK_LABEL,
+    VARIANT_LABEL,
+    labels,
+    lease_name,
+    selector,
+)
+from opd.cluster.pod_status import homeless, hopeless, is_over, is_ready
+from opd.cluster.pods import HTTP
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+
+BUILT_IN = (
+    CONFIG_MAP,
+    DEPLOYMENT,
+    Resource("v1", "Service"),
+    Resource("networking.k8s.io/v1", "NetworkPolicy"),
+    Resource("policy/v1", "PodDisruptionBudget"),
+    Resource("rbac.authorization.k8s.io/v1", "RoleBinding"),
+    Resource("rbac.authorization.k8s.io/v1", "Role"),
+    Resource("v1", "ServiceAccount"),
+)
+"""Kinds of our objects that every cluster has, in an order in which they can go."""
+
+INSTALLED = (
+    SELDON_DEPLOYMENT,
+    Resource("networking.istio.io/v1", "VirtualService"),
+    Resource("networking.istio.io/v1", "DestinationRule"),
+    Resource("monitoring.coreos.com/v1", "PodMonitor"),
+)
+"""Those that a cluster need not have."""
+
+WORKLOADS = (DEPLOYMENT, SELDON_DEPLOYMENT)
+
+_LAID_OVER = "Service"
+"""The cluster puts addresses into its specification, which must stay."""
+
+
+class NotOursError(ClusterError):
+    """An object that we would need belongs to somebody else."""
+
+
+class NotServingError(ClusterError):
+    """A pipeline does not serve, or not in time."""
+
+
+class LeftoverError(ClusterError):
+    """Objects that were told to go are still there."""
+
+
+class Change(NamedTuple):
+    """An object before and after; empty before it was made, or after it was deleted."""
+
+    before: Object
+    after: Object
+
+    @property
+    def what(self) -> str:
+        """What became of it, in a word."""
+        if not self.before:
+            return "created"
+        if not self.after:
+            return "deleted"
+        versions = {each["metadata"].get("resourceVersion") for each in self}
+        return "unchanged" if len(versions) == 1 else "changed"
+
+
+class Workload(NamedTuple):
+    """A router, a queue, or the replicas of a variant.
+
+    Attributes:
+        name: of the object.
+        component: ``router``, ``queue`` or ``model``.
+        task: empty of the router.
+        variant: empty unless they are replicas.
+        wanted: pods.
+        ready: pods of the state that is wanted.
+        trouble: why a pod does not come, empty if none is known.
+    """
+
+    name: str
+    component: str
+    task: str
+    variant: str
+    wanted: int
+    ready: int
+    trouble: str
+
+    @property
+    def serves(self) -> bool:
+        """Whether all pods are there."""
+        return self.ready >= self.wanted
+
+
+# --------------------------------------------------------------------------------------------------- making
+
+
+def apply(cluster: Cluster, manifests: Sequence[Object], dry_run: bool = False) -> Iterator[Change]:
+    """Create each object, or bring the one that exists to its manifest, in this order; nothing if all is so already.
+
+    Nothing is written unless every object that exists is ours.
+
+    Args:
+        cluster: the namespace.
+        manifests: as of :func:`opd.cluster.manifests.pipeline_objects`.
+        dry_run: let the cluster check everything and keep nothing.
+
+    Yields:
+        what became of each.
+
+    Raises:
+        NotOursError: if an object exists and is not of this pipeline.
+        NotFoundError: if the namespace or a kind of object does not exist.
+        ClusterError: as every call.
+    """
+    for manifest in manifests:
+        _check_ours(_find(cluster, manifest), manifest)
+    for manifest in manifests:
+        yield _apply(cluster, manifest, dry_run)
+
+
+def _apply(cluster: Cluster, manifest: Object, dry_run: bool) -> Change:
+    found = _find(cluster, manifest)
+    if not found:
+        try:
+            return Change({}, cluster.create(manifest, dry_run, repeat=True))
+        except ConflictError:  # it has come meanwhile, perhaps by an attempt of ours that had no answer
+            found = _find(cluster, manifest)
+    name = manifest["metadata"]["name"]
+    after = cluster.modify(resource_of(manifest), name, lambda now: _bring(now, manifest), dry_run)
+    return Change(found, after)
+
+
+def _find(cluster: Cluster, manifest: Object) -> Object:
+    try:
+        return cluster.get(resource_of(manifest), manifest["metadata"]["name"])
+    except NotFoundError:
+        return {}
+
+
+def _bring(found: Object, manifest: Object) -> None:
+    """Put a manifest into an object that exists; labels and annotations of others stay, all else is as we want it."""
+    _check_ours(found, manifest)
+    for name in ("labels", "annotations"):
+        entries = {**(found["metadata"].get(name) or {}), **manifest["metadata"].get(name, {})}
+        if entries:
+            found["metadata"][name] = entries
+    for name in manifest.keys() - {"apiVersion", "kind", "metadata"}:
+        kept = found[name] if found["kind"] == _LAID_OVER else {}
+        found[name] = {**kept, **deepcopy(manifest[name])} if isinstance(manifest[name], Mapping) else manifest[name]
+
+
+def _check_ours(found: Object, manifest: Object) -> None:
+    wanted = manifest["metadata"]["labels"]
+    its_labels = found["metadata"].get("labels") or {} if found else wanted
+    for label in (INSTANCE_LABEL, MANAGED_BY_LABEL):
+        if its_labels.get(label) != wanted[label]:
+            raise NotOursError(
+                f"{manifest['kind']} {manifest['metadata']['name']!r} exists and is not of pipeline "
+                f"{wanted[INSTANCE_LABEL]!r} ({label} is {its_labels.get(label)!r}); rename the pipeline, or use "
+                "another namespace"
+            )
+
+
+def prune(cluster: Cluster, pipeline: str, manifests: Iterable[Object], dry_run: bool = False) -> Iterator[Change]:
+    """Delete what an earlier deployment made and these manifests lack; replicas come and go by themselves and stay.
+
+    Raises:
+        ClusterError: as every call.
+    """
+    manifests = list(manifests)
+    wanted = {(resource_of(each), each["metadata"]["name"]) for each in manifests}
+    replicas = {resource_of(each) for each in manifests if each["metadata"]["labels"].get(COMPONENT_LABEL) == MODEL}
+    for resource, found in owned(cluster, pipeline)[0]:
+        its_own = resource in WORKLOADS and found["metadata"]["labels"].get(COMPONENT_LABEL) == MODEL
+        if (resource, found["metadata"]["name"]) not in wanted and not (its_own and resource in replicas):
+            _delete(cluster, resource, found, dry_run)
+            yield Change(found, {})
+
+
+# --------------------------------------------------------------------------------------------------- looking
+
+
+def owned(cluster: Cluster, pipeline: str) -> tuple[list[tuple[Resource, Object]], list[Resource]]:
+    """All objects of a pipeline by their kinds, and the kinds that this account may not look for.
+
+    Raises:
+        ForbiddenError: if it may not look for a kind that every cluster has.
+        ClusterError: as every call.
+    """
+    chosen = ",".join(f"{key}={value}" for key, value in labels(pipeline).items())
+    found: list[tuple[Resource, Object]] = []
+    unseen: list[Resource] = []
+    for resource in (*BUILT_IN, *INSTALLED):
+        try:
+            objects, _ = cluster.list(resource, chosen)
+        except NotFoundError:  # the cluster has no such kind
+            continue
+        except ForbiddenError:
+            if resource in BUILT_IN:
+                raise
+            unseen.append(resource)
+            continue
+        # Lists leave out what their elements are.
+        found += [
+            (resource, {**_kind(resource), **each}) for each in objects if not each["metadata"].get("ownerReferences")
+        ]
+    return found, unseen
+
+
+def stages(cluster: Cluster, pipeline: str) -> dict[str, Object]:
+    """The ConfigMaps that say what stages run, by task."""
+    found, _ = cluster.list(CONFIG_MAP, selector(pipeline, QUEUE))
+    named = ((each["metadata"]["labels"].get(TASK_LABEL, ""), each) for each in found)
+    return {task: each for task, each in named if STAGE_VARIANT in (each.get("data") or {})}
+
+
+def workloads(cluster: Cluster, pipeline: str) -> list[Workload]:
+    """Router, queues and replicas, with those of their pods that are ready.
+
+    Raises:
+        ClusterError: as every call.
+    """
+    found = [each for resource, each in owned(cluster, pipeline)[0] if resource in WORKLOADS]
+    pods = [pod for pod in cluster.list(POD, selector(pipeline))[0] if not is_over(pod)]
+    return sorted(_workload(each, [pod for pod in pods if _place(pod) == _place(each)]) for each in found)
+
+
+def _workload(found: Object, pods: Sequence[Object]) -> Workload:
+    ready = sum(is_ready(pod) for pod in pods)
+    wanted = replicas_of(found)
+    troubles = [hopeless(pod) or homeless(pod) for pod in pods if not is_ready(pod)]
+    return Workload(
+        found["metadata"]["name"],
+        *_place(found),
+        wanted,
+        ready if _is_current(found, wanted) else min(ready, max(wanted - 1, 0)),
+        next(filter(None, troubles), ""),
+    )
+
+
+def _place(labelled: Object) -> tuple[str, str, str]:
+    its_labels = labelled["metadata"].get("labels") or {}
+    component, task, variant = (its_labels.get(each, "") for each in (COMPONENT_LABEL, TASK_LABEL, VARIANT_LABEL))
+    return component, task, variant
+
+
+def _is_current(found: Object, wanted: int) -> bool:
+    """Whether the pods are those of the present manifest, as far as the cluster says."""
+    status = found.get("status") or {}
+    if "observedGeneration" not in status or resource_of(found) != DEPLOYMENT:
+        return status.get("state", "Available") == "Available"
+    seen = status["observedGeneration"] >= found["metadata"]["generation"]
+    return seen and status.get("updatedReplicas", 0) == status.get("replicas", 0) == wanted
+
+
+def wait_until_serving(
+    cluster: Cluster, pipeline: str, seconds: float, report: Callable[[str], object] = lambda _: None
+) -> None:
+    """Wait until every workload of a pipeline has its pods.
+
+    Args:
+        cluster: the namespace.
+        pipeline: its name.
+        seconds: to wait at most.
+        report: is told what is still missing whenever that changes.
+
+    Raises:
+        NotServingError: naming what is missing, and why if that is known.
+        ClusterError: as every call.
+    """
+    deadline = time.monotonic() + seconds
+    said = ""
+    while True:
+        late = [each for each in workloads(cluster, pipeline) if not each.serves]
+        if not late:
+            return
+        missing = ", ".join(f"{each.name} {each.ready} of {each.wanted}" for each in late)
+        if missing != said:
+            report(missing)
+            said = missing
+        if time.monotonic() > deadline:
+            why = next((f": {each.trouble}" for each in late if each.trouble), "")
+            raise NotServingError(
+                f"pipeline {pipeline!r} does not serve after {seconds:g} s: pods are missing ({missing}){why}; look "
+                "at their events and logs, correct the settings and deploy again"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def waiting(cluster: Cluster, pipeline: str, task: str) -> str:
+    """Requests that wait in a task's queue, as it says itself; ``?`` if it cannot be asked."""
+    try:
+        for pod in cluster.list(POD, selector(pipeline, QUEUE, task))[0]:
+            ports = {each.get("name"): each["containerPort"] for each in pod["spec"]["containers"][0].get("ports", [])}
+            if is_ready(pod) and HTTP in ports:
+                return str(cluster.ask_pod(pod["metadata"]["name"], ports[HTTP], "/stage")["waiting"])
+    except (ClusterError, KeyError, TypeError) as error:
+        logger.info("the queue of %s does not say how many requests wait: %s", task, error)
+    return "?"
+
+
+def leader(cluster: Cluster, pipeline: str) -> str:
+    """Who took the controllers' Lease and has not given it back; empty if nobody, ``?`` if that may not be seen."""
+    try:
+        spec = cluster.get(LEASE, lease_name(pipeline)).get("spec") or {}
+    except NotFoundError:
+        return ""
+    except ForbiddenError:
+        return "?"
+    holder = spec.get("holderIdentity") or ""
+    return f"{holder}, renewed {spec.get('renewTime')}" if holder else ""
+
+
+# --------------------------------------------------------------------------------------------------- taking away
+
+
+def delete(cluster: Cluster, pipeline: str, seconds: float, dry_run: bool = False) -> Iterator[Change]:
+    """Take a pipeline away without losing a request that it has, until nothing is left.
+
+    What stages run goes first, without which no controller can make anything anew; then the router, which finishes what
+    it began, then queues and replicas, then all else. Events stay until the cluster forgets them.
+
+    Args:
+        cluster: the namespace.
+        pipeline: its name.
+        seconds: to wait for each of these at most.
+        dry_run: let the cluster check everything and delete nothing.
+
+    Yields:
+        what is deleted; nothing if there is no such pipeline.
+
+    Raises:
+        LeftoverError: if objects or pods are still there in the end.
+        ClusterError: as every call.
+    """
+    if not owned(cluster, pipeline)[0]:
+        return
+    for turn, component in enumerate(_TURNS):
+        for resource, found in owned(cluster, pipeline)[0]:
+            if _turn(resource, found) == turn:
+                _delete(cluster, resource, found, dry_run)
+                yield Change(found, {})
+        if component and not dry_run:
+            _wait_until_gone(partial(_pods, cluster, pipeline, component), seconds)
+    with suppress(ForbiddenError):  # who may not see it has not run a controller
+        lease = _find(cluster, {**_kind(LEASE), "metadata": {"name": lease_name(pipeline)}})
+        if lease:
+            _delete(cluster, LEASE, lease, dry_run)
+            yield Change({**_kind(LEASE), **lease}, {})
+    if not dry_run:
+        _wait_until_gone(lambda: [_words(*each) for each in owned(cluster, pipeline)[0]], seconds)
+
+
+_TURNS = ("", ROUTER, QUEUE, MODEL, "")
+"""What goes after what: the components whose pods have to end, between the states of stages and everything else."""
+
+
+def _turn(resource: Resource, found: Object) -> int:
+    if resource == CONFIG_MAP and STAGE_VARIANT in (found.get("data") or {}):
+        return 0
+    component = _place(found)[0]
+    return _TURNS.index(component) if resource in WORKLOADS and component in _TURNS else len(_TURNS) - 1
+
+
+def _delete(cluster: Cluster, resource: Resource, found: Object, dry_run: bool) -> None:
+    with suppress(NotFoundError):  # it is gone already
+        cluster.delete(resource, found["metadata"]["name"], dry_run)
+
+
+def _pods(cluster: Cluster, pipeline: str, component: str) -> list[str]:
+    return [_words(POD, pod) for pod in cluster.list(POD, selector(pipeline, component))[0] if not is_over(pod)]
+
+
+def _wait_until_gone(left: Callable[[], list[str]], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while names := left():
+        if time.monotonic() > deadline:
+            raise LeftoverError(
+                f"still there after {seconds:g} s: {', '.join(names)}; look what holds them (finalizers, a node that "
+                "does not answer), or who makes them anew, and delete again"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _kind(resource: Resource) -> Object:
+    return {"apiVersion": resource.api_version, "kind": resource.kind}
+
+
+def _words(resource: Resource, found: Object) -> str:
+    return f"{resource.kind} {found['metadata']['name']}"

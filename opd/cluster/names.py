@@ -1,0 +1,181 @@
+"""What the objects of a pipeline are called and labelled: those who make them and those who look for them agree here.
+
+Every name is a DNS label. Labels follow the recommended scheme of Kubernetes; two of our own say which task and variant
+an object serves.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from opd.pipeline import Pipeline
+
+ROUTER, QUEUE, MODEL, CONTROLLER = COMPONENTS = ("router", "queue", "model", "controller")
+"""Values of the component label."""
+
+NAME_LABEL = "app.kubernetes.io/name"
+INSTANCE_LABEL = "app.kubernetes.io/instance"
+COMPONENT_LABEL = "app.kubernetes.io/component"
+PART_OF_LABEL = "app.kubernetes.io/part-of"
+MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
+TASK_LABEL = "opd.io/task"
+VARIANT_LABEL = "opd.io/variant"
+
+OWNED_PREFIXES = ("app.kubernetes.io/", "opd.io/")
+"""Labels and annotations that begin like this are ours alone."""
+
+APPLICATION = "opd"
+"""Value of the labels that are the same for everything."""
+
+CONTAINER = "server"
+"""Name of our container in every pod."""
+
+MAX_LABEL = 63
+
+_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?")
+_VALUE = re.compile(r"([A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?)?")
+
+
+class BadNameError(ValueError):
+    """A name is no DNS label, or two objects would share it."""
+
+
+def check_name(what: str, name: str) -> str:
+    """``name``, which is a DNS label.
+
+    Args:
+        what: bears the name, for people.
+        name: to be checked.
+
+    Raises:
+        BadNameError: if it is none.
+    """
+    if not isinstance(name, str) or len(name) > MAX_LABEL or not _DNS_LABEL.fullmatch(name):
+        shown = repr(name) if len(str(name)) <= 2 * MAX_LABEL else f"{str(name)[:MAX_LABEL]!r}..."
+        raise BadNameError(
+            f"{what} {shown} is no DNS label: use at most {MAX_LABEL} lower-case letters, digits and '-', with a "
+            "letter or digit at both ends"
+        )
+    return name
+
+
+def check_keys(place: str, entries: Any) -> None:
+    """Raise unless ``entries`` are texts by keys as labels and annotations have them, and none of them ours.
+
+    Raises:
+        BadNameError: naming the key.
+    """
+    if not isinstance(entries, Mapping):
+        raise BadNameError(f"{place} must be a mapping, not {type(entries).__name__}")
+    for key, value in entries.items():
+        if not isinstance(key, str) or not _KEY.fullmatch(key):
+            raise BadNameError(f"{place}: {key!r} is no key; give something like example.com/team")
+        if key.startswith(OWNED_PREFIXES):
+            raise BadNameError(f"{place}: {key!r} belongs to {APPLICATION}, which finds its objects by it")
+        if not isinstance(value, str):
+            raise BadNameError(f"{place}: {key!r} is {value!r}, but must be text; put it in quotes")
+
+
+def check_labels(place: str, entries: Any) -> None:
+    """The same for labels, whose values are restricted too.
+
+    Raises:
+        BadNameError: naming the key.
+    """
+    check_keys(place, entries)
+    for key, value in entries.items():
+        if not _VALUE.fullmatch(value):
+            raise BadNameError(f"{place}: {key!r} is {value!r}, which no label may be: use letters, digits, '-._'")
+
+
+def router_name(pipeline: str) -> str:
+    """Of the router's Deployment, Service and settings."""
+    return f"{pipeline}-router"
+
+
+def queue_name(pipeline: str, task: str) -> str:
+    """Of a queue's Deployment, Service and settings."""
+    return f"{pipeline}-{task}-queue"
+
+
+def queue_account_name(pipeline: str) -> str:
+    """Of the ServiceAccount, Role and RoleBinding by which queues find their replicas."""
+    return f"{pipeline}-queue"
+
+
+def stage_name(pipeline: str, task: str) -> str:
+    """Of the ConfigMap that says what a stage is to run."""
+    return f"{pipeline}-{task}-stage"
+
+
+def lease_name(pipeline: str) -> str:
+    """Of the Lease whose holder controls the pipeline."""
+    return f"{pipeline}-controller"
+
+
+def model_name(pipeline: str, task: str, variant: str) -> str:
+    """Of the workload of a variant and its settings."""
+    return f"{pipeline}-{task}-{variant}"
+
+
+def models_name(pipeline: str, task: str) -> str:
+    """Of what concerns all replicas of a task, whatever their variant."""
+    return f"{pipeline}-{task}-models"
+
+
+def service_host(name: str, namespace: str) -> str:
+    """DNS name of a Service, whatever the domain of the cluster."""
+    return f"{name}.{namespace}.svc"
+
+
+def labels(pipeline: str, component: str = "", task: str = "", variant: str = "") -> dict[str, str]:
+    """All labels of an object; a part that is empty is left out."""
+    every = {
+        NAME_LABEL: APPLICATION,
+        INSTANCE_LABEL: pipeline,
+        COMPONENT_LABEL: component,
+        PART_OF_LABEL: APPLICATION,
+        MANAGED_BY_LABEL: APPLICATION,
+        TASK_LABEL: task,
+        VARIANT_LABEL: variant,
+    }
+    return {key: value for key, value in every.items() if value}
+
+
+def match_labels(of: Mapping[str, str]) -> dict[str, str]:
+    """Those labels that tell objects apart, for selectors; an operator may change the others."""
+    return {key: value for key, value in of.items() if key not in (PART_OF_LABEL, MANAGED_BY_LABEL)}
+
+
+def selector(pipeline: str, component: str = "", task: str = "", variant: str = "") -> str:
+    """A selector as list and watch calls take it; fewer parts select more."""
+    wanted = match_labels(labels(pipeline, component, task, variant))
+    return ",".join(f"{key}={value}" for key, value in wanted.items())
+
+
+def check_names(pipeline: Pipeline) -> None:
+    """Raise unless all objects of ``pipeline`` get names that the cluster takes and that differ.
+
+    Raises:
+        BadNameError: naming the pipeline, task, variant or object.
+    """
+    check_name("pipeline", pipeline.name)
+    if not pipeline.name[0].isalpha():
+        raise BadNameError(f"pipeline {pipeline.name!r} must begin with a letter, as names of Services do")
+    names = [router_name(pipeline.name), queue_account_name(pipeline.name)]
+    for task in pipeline.tasks:
+        check_name("task", task.name)
+        names += [of(pipeline.name, task.name) for of in (queue_name, stage_name, models_name)]
+        for variant in task.variants:
+            check_name(f"variant of task {task.name!r}", variant.name)
+            names.append(model_name(pipeline.name, task.name, variant.name))
+    for name, count in Counter(names).items():
+        check_name("object", name)
+        if count > 1:
+            raise BadNameError(
+                f"{count} objects of pipeline {pipeline.name!r} would be called {name!r}; rename a task or variant"
+            )

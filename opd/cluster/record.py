@@ -1,0 +1,214 @@
+"""Every decision on record: a line of JSON in the log, metrics, and an Event of the router when people should know.
+
+Events are for changes and refusals only: one every interval would drown them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from opd.cluster.api import Cluster, Object
+from opd.cluster.errors import ClusterError
+from opd.cluster.names import labels, router_name
+from opd.control import Step
+from opd.pipeline import Configuration, Pipeline
+from opd.policy import Observation
+
+logger = logging.getLogger(__name__)
+
+APPLIED, KEPT, REFUSED = OUTCOMES = ("applied", "kept", "refused")
+"""Of a decision: another configuration runs, the same one goes on, or what was wanted does not run."""
+
+MAX_NOTE = 1000
+"""Characters that an Event takes."""
+
+COMPONENT = "opd-controller"
+
+_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, float("inf"))
+
+
+class ControllerMetrics:
+    """Metrics of the controller, in a registry of their own.
+
+    Args:
+        pipeline: its name is a label of all of them.
+    """
+
+    def __init__(self, pipeline: str) -> None:
+        self.registry = CollectorRegistry()
+        self._pipeline = pipeline
+        names = ("pipeline",)
+        self.decisions = Counter("opd_decisions", "decisions, by outcome", (*names, "outcome"), registry=self.registry)
+        self.seconds = Histogram(
+            "opd_decision_seconds", "forecast and decision", names, buckets=_SECONDS, registry=self.registry
+        )
+        gauges = {
+            "reward": "Eq. 7, last interval",
+            "qos": "Eq. 3, last interval",
+            "cost": "cores of the configuration",
+            "forecast": "predicted load, requests/s",
+            "leader": "1 if this controller acts",
+        }
+        self._gauges = {
+            name: Gauge(f"opd_controller_{name}", text, names, registry=self.registry) for name, text in gauges.items()
+        }
+        # A series that nobody has counted is absent, which must not be mistaken for silence.
+        self.seconds.labels(pipeline)
+        for outcome in OUTCOMES:
+            self.decisions.labels(pipeline, outcome)
+        self.set("leader", 0.0)
+
+    def set(self, name: str, value: float) -> None:
+        """Set the gauge of that name."""
+        self._gauges[name].labels(self._pipeline).set(value)
+
+    def count(self, step: Step, outcome: str) -> None:
+        """Take over one decision."""
+        self.decisions.labels(self._pipeline, outcome).inc()
+        self.seconds.labels(self._pipeline).observe(step.decision_seconds)
+        values = {name: float(getattr(step.score, name)[0]) for name in ("reward", "qos", "cost")}
+        for name, value in {**values, "forecast": step.predicted_load}.items():
+            self.set(name, value)
+
+
+class Recorder:
+    """Writes down what a controller decides and does.
+
+    Args:
+        cluster: where Events go.
+        pipeline: what is controlled.
+        metrics: where decisions are counted.
+        holder: name of this controller.
+        events: whether to make Events.
+    """
+
+    def __init__(
+        self, cluster: Cluster, pipeline: Pipeline, metrics: ControllerMetrics, holder: str, events: bool = True
+    ) -> None:
+        self._cluster, self._pipeline, self._metrics, self._holder = cluster, pipeline, metrics, holder
+        self._events = events
+
+    def decision(
+        self, step: Step, before: Configuration, observation: Observation | None, wanted: Configuration | None
+    ) -> None:
+        """Record one step of the control loop.
+
+        Args:
+            step: the step.
+            before: what ran before it.
+            observation: on which was decided, None if nothing could be seen.
+            wanted: what the policy decided, None if it did not.
+        """
+        outcome = REFUSED if step.refused else KEPT if step.configuration == before else APPLIED
+        self._metrics.count(step, outcome)
+        logger.info("%s", json.dumps(self.entry(step, outcome, observation, wanted)))
+        if outcome == APPLIED:
+            words = self._words(step.configuration)
+            self.event("Reconfigured", f"{words}; forecast {step.predicted_load:g} requests/s")
+        elif outcome == REFUSED:
+            self.event("Refused", f"{step.refused}; {self._words(step.configuration)} goes on", "Warning")
+
+    def entry(
+        self, step: Step, outcome: str, observation: Observation | None, wanted: Configuration | None
+    ) -> dict[str, Any]:
+        """A step as plain data; figures that are unknown are null."""
+        state = {} if observation is None else _state(observation)
+        return {
+            "event": "decision",
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "controller": self._holder,
+            "pipeline": self._pipeline.name,
+            "outcome": outcome,
+            "reason": step.refused,
+            "state": state,
+            "forecast": _number(step.predicted_load),
+            "wanted": None if wanted is None else self._stages(wanted),
+            "configuration": self._stages(step.configuration),
+            "decision_seconds": step.decision_seconds,
+            "score": {name: _number(float(value[0])) for name, value in step.score._asdict().items()},
+        }
+
+    def event(self, reason: str, note: str, kind: str = "Normal") -> None:
+        """Make an Event of the router; that it fails stops nothing."""
+        logger.log(logging.WARNING if kind == "Warning" else logging.INFO, "%s: %s", reason, note)
+        if not self._events:
+            return
+        try:
+            self._cluster.create(self._event(reason, note[:MAX_NOTE], kind))
+        except ClusterError as error:
+            logger.warning("the event was not recorded: %s", error)
+
+    def _event(self, reason: str, note: str, kind: str) -> Object:
+        now, name = datetime.now(UTC), router_name(self._pipeline.name)
+        second = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+        metadata = {
+            "name": f"{name}.{time.time_ns():x}{uuid.uuid4().hex[:4]}",
+            "namespace": self._cluster.namespace,
+            "labels": labels(self._pipeline.name),
+        }
+        router = {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "name": name,
+            "namespace": self._cluster.namespace,
+        }
+        return {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": metadata,
+            "involvedObject": router,
+            "reason": reason,
+            "message": note,
+            "type": kind,
+            "action": reason,
+            "count": 1,
+            "firstTimestamp": second,
+            "lastTimestamp": second,
+            "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "source": {"component": COMPONENT},
+            "reportingComponent": COMPONENT,
+            "reportingInstance": self._holder,
+        }
+
+    def _stages(self, configuration: Configuration) -> dict[str, Any]:
+        chosen = self._pipeline.selected(configuration)
+        return {
+            task.name: {"variant": variant.name, "replicas": int(stage.replicas), "batch_size": int(stage.batch_size)}
+            for task, (variant, stage) in zip(self._pipeline.tasks, chosen, strict=True)
+        }
+
+    def _words(self, configuration: Configuration) -> str:
+        stages = self._stages(configuration).items()
+        return ", ".join(f"{task} {s['replicas']} x {s['variant']} batch {s['batch_size']}" for task, s in stages)
+
+
+def identity() -> str:
+    """A name for this process that no other has."""
+    return f"{os.environ.get('OPD_POD') or os.uname().nodename}-{uuid.uuid4().hex[:8]}"
+
+
+def _state(observation: Observation) -> dict[str, Any]:
+    return {
+        "available_cores": _number(observation.available_cores),
+        "incoming_load": _number(observation.incoming_load),
+        "task_latency": _numbers(observation.task_latency),
+        "ready_throughput": _numbers(observation.ready_throughput),
+        "queue": _numbers(observation.queue),
+    }
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    return [_number(float(value)) for value in values]
+
+
+def _number(value: float) -> float | None:
+    return round(float(value), 6) if np.isfinite(value) else None

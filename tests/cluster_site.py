@@ -1,0 +1,320 @@
+"""Where the suite of a real cluster runs: the user's cluster, or the emulated one with pods that are real processes."""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pandas as pd
+import yaml
+from cluster_emulator import ApiServer, Kubelet, Prometheus, kubeconfig
+from kubernetes.client import ApiClient, CoreV1Api
+from kubernetes.stream import portforward
+
+from opd import cli
+from opd.cluster.api import POD, Cluster, credentials
+from opd.cluster.names import ROUTER, selector
+from opd.cluster.pipeline_file import read_pipeline
+from opd.cluster.pod_status import is_ready
+from opd.profiles import load_pipeline
+from opd.serving import load
+from opd.serving.store import ModelStore
+
+TESTS = Path(__file__).parent
+GRPC_PORT = 8081
+WAIT_SECONDS = 300
+IMAGE = "opd.invalid/set-by-the-overlay:0"
+
+
+class Forward:
+    """A local port behind which is the router, by way of the API server: needs neither ingress nor DNS."""
+
+    def __init__(self, kubeconfig, cluster, pipeline):
+        self._kubeconfig, self._cluster, self._pipeline = kubeconfig, cluster, pipeline
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True, name="forward").start()
+
+    def close(self):
+        self._listener.close()
+
+    def _accept(self):
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._carry, args=(connection,), daemon=True).start()
+
+    def _carry(self, connection):
+        with connection:
+            pods, _ = self._cluster.list(POD, selector(self._pipeline, ROUTER))
+            pod = next(pod["metadata"]["name"] for pod in pods if is_ready(pod))
+            api = CoreV1Api(ApiClient(credentials(self._kubeconfig)))  # opening a stream changes its client
+            call = api.connect_get_namespaced_pod_portforward
+            forward = portforward(call, pod, self._cluster.namespace, ports=str(GRPC_PORT))
+            remote = forward.socket(GRPC_PORT)
+            back = threading.Thread(target=pump, args=(remote, connection), daemon=True)
+            back.start()
+            pump(connection, remote)
+            back.join(5)
+            forward.close()
+
+
+def pump(source, target):
+    """Pass on bytes until one side ends, then end the other."""
+    with suppress(OSError):
+        while piece := source.recv(65536):
+            target.sendall(piece)
+    with suppress(OSError):
+        target.shutdown(socket.SHUT_RDWR)
+
+
+class Site:
+    """A namespace of a cluster and what is needed to run a pipeline there.
+
+    Args:
+        folder: for files.
+        kubeconfig: of the cluster.
+        namespace: for everything.
+        overlay: file.
+        pipeline: name in the catalogue, or file.
+        store: URL as pods see it.
+        payloads: to send.
+        restart: command that restarts the API server, or a function; None if it cannot be.
+        prometheus: URL, empty if there is none.
+        flavour: of the manifests.
+    """
+
+    def __init__(self, folder, kubeconfig, namespace, overlay, pipeline, store, payloads, restart, prometheus, flavour):
+        self.folder, self.kubeconfig, self.restart, self.prometheus = folder, kubeconfig, restart, prometheus
+        self.chosen = pipeline
+        is_file = str(pipeline).endswith((".yaml", ".yml"))
+        self.pipeline = read_pipeline(Path(pipeline)) if is_file else load_pipeline(pipeline)
+        self.cluster = Cluster(namespace, lambda: credentials(kubeconfig))
+        self._settings = [f"--image={IMAGE}", f"--store={store}", f"--overlay={overlay}", f"--flavour={flavour}"]
+        self._payloads, self._runs = folder / "payloads.parquet", 0
+        pd.DataFrame({"payload": payloads}).to_parquet(self._payloads)
+        self._forward = Forward(kubeconfig, self.cluster, self.pipeline.name)
+        self.address = self._forward.address
+
+    def close(self):
+        self._forward.close()
+
+    def opd(self, command, *options):
+        """The exit code of a command."""
+        settings = self._settings if command == "deploy" else []
+        wait = [f"--wait={WAIT_SECONDS}"] if command in ("deploy", "delete") else []
+        place = [f"--pipeline={self.chosen}", f"--namespace={self.cluster.namespace}"]
+        return cli.main([command, *place, f"--kubeconfig={self.kubeconfig}", *settings, *wait, *options])
+
+    def control(self, *options):
+        """The exit code of ``opd run``, which takes over the signals of its process."""
+        place = [f"--pipeline={self.chosen}", f"--namespace={self.cluster.namespace}"]
+        command = [sys.executable, "-m", "opd", "run", *place, f"--kubeconfig={self.kubeconfig}"]
+        return subprocess.run([*command, *self._settings, *options], timeout=WAIT_SECONDS, cwd=TESTS.parent).returncode
+
+    def configure(self, configuration):
+        """Bring the deployed pipeline to a configuration; the exit code."""
+        chosen = zip(self.pipeline.tasks, self.pipeline.selected(configuration), strict=True)
+        stages = [f"--stage={t.name}={variant.name}:{s.replicas}:{s.batch_size}" for t, (variant, s) in chosen]
+        return self.opd("deploy", *stages)
+
+    @contextmanager
+    def traffic(self, rate=5, seconds=600):
+        """Requests while something else happens, and a little before and after; yields the list of their records."""
+        self._runs += 1
+        output = self.folder / f"requests-{self._runs}.parquet"
+        address, name = self.address, self.pipeline.name
+        running = load.start(address, name, [rate] * seconds, self._payloads, self._runs, output)
+        found = []
+        try:
+            time.sleep(4)
+            yield found
+            time.sleep(2)
+        finally:
+            running.terminate()
+            found.append(load.finish(running, 60))
+
+    def pods(self):
+        """Names of all pods, with how often they were restarted."""
+        pods, _ = self.cluster.list(POD, selector(self.pipeline.name))
+        statuses = {pod["metadata"]["name"]: pod["status"].get("containerStatuses") or [] for pod in pods}
+        return {name: sum(each.get("restartCount", 0) for each in found) for name, found in statuses.items()}
+
+
+# --- the user's cluster -----------------------------------------------------------------------------------------------
+
+
+def missing():
+    """The variables that a real cluster needs and that are not set."""
+    needed = ["OPD_CLUSTER_NAMESPACE", "OPD_CLUSTER_OVERLAY"]
+    found = [name for name in needed if not os.environ.get(name)]
+    if not any(os.environ.get(name) for name in ("OPD_CLUSTER_KUBECONFIG", "KUBECONFIG")):
+        found.append("OPD_CLUSTER_KUBECONFIG (or KUBECONFIG)")
+    return found
+
+
+def user_site(folder):
+    """The site that the environment describes."""
+    given = os.environ.get
+    pipeline = given("OPD_CLUSTER_PIPELINE_FILE", "ocr")
+    return Site(
+        folder,
+        given("OPD_CLUSTER_KUBECONFIG") or given("KUBECONFIG"),
+        given("OPD_CLUSTER_NAMESPACE"),
+        given("OPD_CLUSTER_OVERLAY"),
+        pipeline,
+        given("OPD_CLUSTER_STORE", "/models"),
+        payloads(pipeline),
+        given("OPD_CLUSTER_RESTART_COMMAND"),
+        given("OPD_CLUSTER_PROMETHEUS", ""),
+        given("OPD_CLUSTER_FLAVOUR", "deployment"),
+    )
+
+
+def payloads(pipeline):
+    """A user's own, pages for the OCR pipeline, else a text."""
+    if path := os.environ.get("OPD_CLUSTER_PAYLOAD"):
+        return [Path(path).read_bytes()]
+    if pipeline == "ocr":
+        from opd.ocr.pages import render_pages
+
+        return [page.payload for page in render_pages(5, 0)]
+    return [b"hello"]
+
+
+# --- the emulated one -------------------------------------------------------------------------------------------------
+
+
+class ForwardingApiServer(ApiServer):
+    """An API server that also forwards ports of pods, by its protocol over a web socket."""
+
+    def handle(self, method, target, headers, body, answer):
+        match = re.match(r"/api/v1/namespaces/[^/]+/pods/([^/]+)/portforward\?ports=(\d+)$", target)
+        if match is None or headers.get("Upgrade", "").lower() != "websocket":
+            return super().handle(method, target, headers, body, answer)
+        address = self.find("pods", match[1])["status"]["podIP"]
+        with socket.create_connection((address, int(match[2])), timeout=5) as remote:
+            remote.settimeout(None)
+            self._greet(headers, answer)
+            for channel in (0, 1):
+                self._send(answer, bytes([channel]) + int(match[2]).to_bytes(2, "little"))
+            back = threading.Thread(target=self._return, args=(remote, answer), daemon=True)
+            back.start()
+            with suppress(OSError):
+                while frame := self._receive(answer):
+                    if frame[0] == 0:
+                        remote.sendall(frame[1:])
+                remote.shutdown(socket.SHUT_RDWR)
+            back.join(5)
+        answer.close_connection = True
+        return None
+
+    @staticmethod
+    def _greet(headers, answer):
+        key = headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+        answer.send_response(101)
+        answer.send_header("Upgrade", "websocket")
+        answer.send_header("Connection", "Upgrade")
+        answer.send_header("Sec-WebSocket-Accept", base64.b64encode(hashlib.sha1(key.encode()).digest()).decode())
+        answer.send_header("Sec-WebSocket-Protocol", "v4.channel.k8s.io")
+        answer.end_headers()
+        answer.wfile.flush()
+
+    def _return(self, remote, answer):
+        with suppress(OSError, ValueError):
+            while piece := remote.recv(65536):
+                self._send(answer, b"\0" + piece)
+            answer.connection.shutdown(socket.SHUT_RDWR)
+
+    @staticmethod
+    def _send(answer, content):
+        size = len(content)
+        short = size.to_bytes(1, "big") if size < 126 else None
+        answer.wfile.write(b"\x82" + (short or b"\x7f" + size.to_bytes(8, "big")) + content)
+        answer.wfile.flush()
+
+    @staticmethod
+    def _receive(answer):
+        """The next data frame; None at the end."""
+        while head := answer.rfile.read(2):
+            size = head[1] & 127
+            if size > 125:
+                size = int.from_bytes(answer.rfile.read(2 if size == 126 else 8), "big")
+            mask = answer.rfile.read(4)
+            content = bytes(byte ^ mask[place % 4] for place, byte in enumerate(answer.rfile.read(size)))
+            if head[0] & 15 == 8:
+                return None
+            if head[0] & 15 == 2:
+                return content
+        return None
+
+
+TINY = """
+name: tiny
+capacity: 6
+max_replicas: 3
+max_batch_size: 4
+latency_sla: 1.0
+tasks:
+"""
+TASK = """
+  - name: {}
+    variants:
+      - {{name: fast, accuracy: 0.5, cores: 1, latency: {{1: 0.01, 4: 0.02}}, startup_time: 2}}
+      - {{name: slow, accuracy: 0.6, cores: 1, latency: {{1: 0.03, 4: 0.04}}, startup_time: 2}}
+"""
+
+
+@contextmanager
+def emulated_site(folder):
+    """A cluster of this process, whose pods are servers with tiny models."""
+    api = ForwardingApiServer()
+    config, store, pods = kubeconfig(api, folder), folder / "store", folder / "pods"
+    pods.mkdir()
+    store.mkdir()
+    for task in ("first", "second"):
+        for variant, seconds in (("fast", 0.005), ("slow", 0.03)):
+            source = folder / f"{task}-{variant}"
+            source.mkdir()
+            manifest = {"class": "serving_models:Upper", "settings": {"seconds": seconds}, "files": {}}
+            (source / "manifest.json").write_text(json.dumps(manifest))
+            ModelStore(str(store)).push(source, task, variant)
+    environment = {"KUBECONFIG": str(config), "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
+    server = {"name": "server", "env": [{"name": name, "value": value} for name, value in environment.items()]}
+    overlay, pipeline = folder / "overlay.yaml", folder / "tiny.yaml"
+    overlay.write_text(yaml.safe_dump({"all": {"spec": {"containers": [server]}}}))
+    pipeline.write_text(TINY + TASK.format("first") + TASK.format("second"))
+    kubelet, prometheus = Kubelet(api, pods), Prometheus(read_pipeline(pipeline), load=20.0)
+
+    def restart():
+        api.stop()
+        time.sleep(2)
+        api.start()
+
+    site = Site(
+        folder,
+        str(config),
+        "space",
+        overlay,
+        str(pipeline),
+        str(store),
+        [b"hello"],
+        restart,
+        prometheus.url,
+        os.environ.get("OPD_CLUSTER_FLAVOUR", "deployment"),
+    )
+    try:
+        yield site
+    finally:
+        site.close()
+        kubelet.close()
+        prometheus.close()
+        api.stop()

@@ -1,0 +1,418 @@
+"""The command line against an emulated cluster: every exit code, what is refused before any call, and a whole life."""
+
+import json
+import logging
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("kubernetes", reason="the cluster extra is not installed")
+pytest.importorskip("mlserver", reason="the serving extra is not installed")
+
+from cluster_emulator import ApiServer, Kubelet, Prometheus, kubeconfig  # noqa: E402
+
+from opd import cli  # noqa: E402
+from opd.cluster.pipeline_file import PipelineFileError, read_pipeline  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+
+PIPELINE = """
+name: tiny
+capacity: 6
+max_replicas: 3
+max_batch_size: 4
+latency_sla: 1.0
+tasks:
+  - name: first
+    variants:
+      - {name: small, accuracy: 0.5, cores: 1, latency: {1: 0.05, 4: 0.05}, startup_time: 2.0}
+      - {name: large, accuracy: 0.6, cores: 2, latency: {1: 0.05, 4: 0.05}, startup_time: 2}
+  - name: second
+    variants:
+      - {name: small, accuracy: 0.5, cores: 1, latency: {1: 0.05, 4: 0.05}, startup_time: 2.0}
+"""
+
+
+class Shell:
+    """Calls the command line for one pipeline, namespace and cluster."""
+
+    def __init__(self, folder, capsys):
+        self.api, self.folder, self._capsys = ApiServer(), folder, capsys
+        self.kubelet = Kubelet(self.api)
+        self.config = kubeconfig(self.api, folder)
+        self.file = self.write("tiny.yaml", PIPELINE)
+
+    def write(self, name, text):
+        path = self.folder / name
+        path.write_text(text)
+        return str(path)
+
+    def __call__(self, command, *options, pipeline=None, namespace="space"):
+        place = [f"--namespace={namespace}"] if namespace is not None else []
+        given = [command, f"--pipeline={pipeline or self.file}", f"--kubeconfig={self.config}", *place, *options]
+        try:
+            code = cli.main(given)
+        except SystemExit as exit_:
+            code = exit_.code
+        self.out, self.err = self._capsys.readouterr()
+        return code
+
+    def deploy(self, *options, **place):
+        return self("deploy", "--image=opd:1", "--store=/models", "--wait=10", *options, **place)
+
+    def stage(self, task):
+        return self.api.find("configmaps", f"tiny-{task}-stage")["data"]
+
+    def writes(self):
+        return [(method, target) for method, target, _ in self.api.requests if method != "GET"]
+
+    def names(self, plural):
+        return {each["metadata"]["name"] for each in self.api.all(plural)}
+
+    def close(self):
+        self.kubelet.close()
+        self.api.stop()
+
+
+@pytest.fixture
+def shell(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("opd.cluster.lifecycle.POLL_SECONDS", 0.02)
+    made = Shell(tmp_path, capsys)
+    yield made
+    made.close()
+
+
+# --- without a cluster ------------------------------------------------------------------------------------------------
+
+
+def test_help_names_the_commands_and_exit_codes_without_importing_anything_heavy():
+    code = (
+        "import sys, opd.cli\n"
+        "try: opd.cli.main(['--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'numpy', 'kubernetes', 'pandas', 'mlserver', 'yaml'} & sys.modules.keys()\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for word in ("deploy", "status", "run", "delete", "exit codes: 0 done; 1 failed; 2"):
+        assert word in done.stdout
+
+
+def test_help_lists_the_flavours_and_policies_that_there_are(capsys):
+    from opd.cluster.policies import POLICIES
+    from opd.cluster.settings import FLAVOURS, PULL_POLICIES
+
+    with pytest.raises(SystemExit):
+        cli.main(["run", "--help"])
+    text = capsys.readouterr().out
+    for word in (*FLAVOURS, *POLICIES, *PULL_POLICIES):
+        assert word in text
+
+
+def test_opd_can_be_run_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "opd"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "{deploy,status,run,delete}" in done.stderr
+
+
+# --- refused before any call ------------------------------------------------------------------------------------------
+
+BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nall: {spec: {nodeSelector: *b}}\n"
+
+
+@pytest.mark.parametrize(
+    "options, place, words",
+    [
+        ([], {"namespace": None}, "--namespace"),
+        ([], {"namespace": ""}, "no DNS label"),
+        ([], {"namespace": "other/secrets"}, "no DNS label"),
+        ([], {"namespace": "../kube-system"}, "no DNS label"),
+        ([], {"pipeline": "Tiny_1"}, "no DNS label"),
+        ([], {"pipeline": "../../etc/passwd"}, "no DNS label"),
+        ([], {"pipeline": "nosuch"}, "no pipeline 'nosuch'"),
+        ([], {"pipeline": "nosuch.yaml"}, "no file nosuch.yaml"),
+        (["--flavour=docker"], {}, "flavour 'docker' is not one of"),
+        (["--image=no image"], {}, "image 'no image' is malformed"),
+        (["--store=nowhere"], {}, "store 'nowhere' is malformed"),
+        (["--istio-gateway=a/b/c"], {}, "istio_gateway"),
+        (["--monitoring-label=release"], {}, "KEY=VALUE"),
+        (["--monitoring-label=app.kubernetes.io/name=x"], {}, "belongs to opd"),
+        (["--stage=first=small"], {}, "TASK=VARIANT:REPLICAS:BATCH"),
+        (["--stage=third=small:1:1"], {}, "no task 'third'; it has first, second"),
+        (["--stage=first=huge:1:1"], {}, "no variant 'huge'; it has small, large"),
+        (["--stage=first=small:0:1"], {}, "0 replicas are not within 1..3"),
+        (["--stage=first=small:999999:1"], {}, "999999 replicas are not within 1..3"),
+        (["--stage=first=small:1:3"], {}, "batch size 3 is not one of"),
+        (["--stage=first=large:3:1"], {}, "needs 7 cores, the device has 6"),
+        (["--wait=-1"], {}, "not within"),
+        (["--context=nosuch"], {}, "nosuch"),
+    ],
+)
+def test_wrong_input_is_refused_before_any_call(shell, options, place, words):
+    assert shell.deploy(*options, **place) == cli.REFUSED
+    assert words in shell.err and "Traceback" not in shell.err
+    assert not shell.api.requests
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (BOMB, "anchors and aliases are not allowed"),
+        ("all: !!python/object/apply:os.system [id]", "tags such as"),
+        ("all: {spec: {nodeSelektor: {}}}", "no field 'nodeSelektor'"),
+        ("all: {metadata: {labels: {opd.io/task: x}}}", "belongs to opd"),
+        ("all: " + "[" * 60 + "]" * 60, "nested deeper"),
+        ("# " + "x" * 70_000, "larger than"),
+    ],
+)
+def test_a_malicious_overlay_is_refused_before_any_call(shell, text, words):
+    assert shell.deploy(f"--overlay={shell.write('overlay.yaml', text)}") == cli.REFUSED
+    assert words in shell.err and not shell.api.requests
+
+
+@pytest.mark.parametrize(
+    "old, new, words",
+    [
+        ("name: tiny", "name: tiny\nnamespace: kube-system", "may not set 'namespace'"),
+        ("name: tiny", "name: kube-system/tiny", "no DNS label"),
+        ("name: tiny", "name: 1tiny", "must begin with a letter"),
+        ("name: tiny", "name: [tiny]", "must be text"),
+        ("name: first", "name: 'first\\nx'", "no DNS label"),
+        ("name: large", "name: queue", "2 objects"),
+        ("max_replicas: 3", "max_replicas: 1000000000", "within 1..1000"),
+        ("max_replicas: 3", "max_replicas: true", "whole number"),
+        ("max_batch_size: 4", "max_batch_size: 1024000", "within 1..1024"),
+        ("capacity: 6", "capacity: 1", "too small for any configuration"),
+        ("capacity: 6\n", "", "lacks capacity"),
+        ("cores: 2", "cores: 2.5", "whole number"),
+        ("accuracy: 0.6", "accuracy: .nan", "finite number"),
+        ("{1: 0.05, 4: 0.05}, startup_time: 2}", "[1], startup_time: 2}", "map batch sizes to seconds"),
+        ("tasks:", "other:", "may not set 'other'"),
+    ],
+)
+def test_a_wrong_pipeline_file_is_refused_before_any_call(shell, old, new, words):
+    assert old in PIPELINE
+    path = shell.write("wrong.yaml", PIPELINE.replace(old, new, 1))
+    for command in (lambda: shell.deploy(pipeline=path), lambda: shell("delete", pipeline=path)):
+        assert command() == cli.REFUSED
+        assert words in shell.err and not shell.api.requests
+
+
+def test_a_pipeline_file_is_read_as_written(shell):
+    pipeline = read_pipeline(Path(shell.file))
+    assert (pipeline.name, pipeline.capacity, pipeline.max_replicas, pipeline.latency_sla) == ("tiny", 6, 3, 1.0)
+    assert [variant.cores for variant in pipeline.tasks[0].variants] == [1, 2]
+    assert pipeline.tasks[0].variants[1].service_time(2) == 0.05
+    with pytest.raises(PipelineFileError, match="at least one"):
+        read_pipeline(Path(shell.write("none.yaml", PIPELINE.split("tasks:")[0] + "tasks: []")))
+
+
+def test_settings_of_another_namespace_are_refused(shell):
+    path = shell.write("settings.yaml", "{namespace: theirs, image: 'opd:1', store: /models}")
+    assert shell("deploy", f"--settings={path}") == cli.REFUSED
+    assert "is for namespace 'theirs', not 'space'" in shell.err and not shell.api.requests
+
+
+def test_without_image_and_store_the_remedy_is_named(shell):
+    assert shell("deploy") == cli.REFUSED
+    assert "--image and --store" in shell.err
+
+
+@pytest.mark.parametrize("command", ["status", "delete"])
+def test_a_name_is_checked_but_need_not_be_in_the_catalogue(shell, command):
+    assert shell(command, pipeline="a,b=c") == cli.REFUSED and not shell.api.requests
+    assert shell(command, pipeline="gone-from-the-catalogue") == cli.NOTHING_THERE
+    assert "is not deployed in namespace 'space'" in shell.err
+
+
+# --- a life -----------------------------------------------------------------------------------------------------------
+
+
+def test_deploy_status_change_and_delete(shell):
+    assert shell.deploy() == cli.DONE, shell.err
+    assert re.search(r"^Deployment +tiny-router +created$", shell.out, re.MULTILINE)
+    assert "tiny-router.space.svc, gRPC 8081" in shell.out
+    assert shell.stage("first") == {"variant": "small", "replicas": "1", "batch_size": "1"}
+
+    assert shell("status") == cli.DONE
+    assert re.search(r"^model +first +small +1/1", shell.out, re.MULTILINE)
+    assert re.search(r"^queue +second +- +1/1 +1 +0", shell.out, re.MULTILINE)
+
+    shell.api.requests.clear()
+    assert shell.deploy() == cli.DONE
+    assert "created" not in shell.out and "changed" not in shell.out.replace("unchanged", "")
+
+    assert shell.deploy("--stage=first=large:2:2") == cli.DONE, shell.err
+    assert shell.stage("first") == {"variant": "large", "replicas": "2", "batch_size": "2"}
+    assert shell.stage("second") == {"variant": "small", "replicas": "1", "batch_size": "1"}
+    assert shell("status") == cli.DONE
+    assert re.search(r"^model +first +large +2/2", shell.out, re.MULTILINE) and "first   small" not in shell.out
+
+    shell.api.requests.clear()
+    assert shell.deploy() == cli.DONE  # what runs goes on
+    assert shell.stage("first")["variant"] == "large" and "created" not in shell.out
+
+    assert shell("delete") == cli.DONE, shell.err
+    assert "deleted" in shell.out
+    assert not shell.api.objects
+    assert shell("status") == cli.NOTHING_THERE
+    assert shell("delete") == cli.NOTHING_THERE
+
+
+def test_default_is_a_namespace_like_others_when_it_is_named(shell):
+    assert shell.deploy(namespace="default") == cli.DONE
+    assert {key[2] for key in shell.api.objects} == {"default"}
+
+
+def test_a_pipeline_of_the_catalogue(shell):
+    assert shell.deploy("--flavour=seldon", "--pod-monitor", "--network-policy", pipeline="ocr") == cli.DONE, shell.err
+    assert shell.names("seldondeployments") and shell.names("podmonitors") == {"ocr"}
+    assert shell("status", pipeline="ocr") == cli.DONE and "text-recognition" in shell.out
+    assert shell("delete", pipeline="ocr") == cli.DONE and not shell.api.objects
+
+
+def test_an_overlay_and_settings_reach_the_pods(shell):
+    overlay = shell.write("overlay.yaml", "model: {spec: {nodeSelector: {disk: fast}}}")
+    settings = shell.write("settings.yaml", "{image: 'opd:1', store: /models, dashboard: true}")
+    given = [f"--settings={settings}", "--image=opd:2", f"--overlay={overlay}", "--no-dashboard", "--wait=10"]
+    assert shell("deploy", *given) == cli.DONE, shell.err
+    pods = {
+        name: shell.api.find("deployments", name)["spec"]["template"]["spec"] for name in shell.names("deployments")
+    }
+    assert pods["tiny-first-small"]["nodeSelector"] == {"disk": "fast"} and "nodeSelector" not in pods["tiny-router"]
+    assert {pod["containers"][0]["image"] for pod in pods.values()} == {"opd:2"}
+    assert not any("dashboard" in name for name in shell.names("configmaps"))
+
+
+# --- dry runs ---------------------------------------------------------------------------------------------------------
+
+
+def test_dry_runs_write_nothing(shell):
+    assert shell.deploy("--dry-run") == cli.DONE
+    assert "+++ Deployment/tiny-router then" in shell.out and not shell.api.objects
+    assert shell.deploy() == cli.DONE
+    before = json.dumps(list(shell.api.objects.values()))
+    shell.api.requests.clear()
+    assert shell.deploy("--dry-run") == cli.DONE and shell.out == "nothing would change\n"
+    assert shell.deploy("--dry-run", "--image=opd:2", "--stage=first=large:1:4") == cli.DONE, shell.err
+    assert "+        image: opd:2" in shell.out
+    assert "+  variant: large" in shell.out and "+++ Deployment/tiny-first-large then" in shell.out
+    assert shell("delete", "--dry-run") == cli.DONE
+    assert re.search(r"^Deployment +tiny-router +would be deleted$", shell.out, re.MULTILINE)
+    assert all("dryRun=All" in target for _, target in shell.writes())
+    assert json.dumps(list(shell.api.objects.values())) == before
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_cluster_refuses_is_one_line_with_the_remedy(shell):
+    shell.api.refuse("POST .*deployments", 403, 99, message="deployments.apps is forbidden")
+    assert shell.deploy() == cli.FAILED
+    assert shell.err.startswith("error: ") and shell.err.count("\n") == 1
+    assert "deployments.apps is forbidden" in shell.err and "RoleBinding" in shell.err
+
+
+def test_a_cluster_that_is_away(shell):
+    shell.api.stop()
+    for command in ("status", "delete"):
+        assert shell(command) == cli.FAILED
+        assert "check that the API server runs" in shell.err and "Traceback" not in shell.err
+    shell.api.start()
+
+
+def test_pods_that_do_not_come(shell):
+    shell.kubelet.behave("tiny-first-small", broken="ImagePullBackOff")
+    assert shell.deploy("--wait=1") == cli.FAILED
+    assert "tiny-first-small 0 of 1" in shell.err and "ImagePullBackOff" in shell.err
+    assert shell("status") == cli.FAILED
+    assert re.search(r"^model +first +small +0/1 .*ImagePullBackOff", shell.out, re.MULTILINE)
+    shell.kubelet.behave("tiny-first-small")
+    assert shell.deploy() == cli.DONE
+
+
+def test_a_change_that_fails_is_taken_back(shell):
+    assert shell.deploy() == cli.DONE
+    shell.kubelet.behave("tiny-first-large", broken="CrashLoopBackOff")
+    assert shell.deploy("--stage=first=large:1:1") == cli.FAILED
+    assert "CrashLoopBackOff" in shell.err and "last good configuration is restored" in shell.err
+    assert shell.stage("first")["variant"] == "small"
+
+
+def test_a_change_waits_for_no_controller_that_leads(shell, monkeypatch):
+    monkeypatch.setattr(cli, "LEASE_SECONDS", 0.5)
+    assert shell.deploy() == cli.DONE
+    spec = {"holderIdentity": "other", "leaseDurationSeconds": 60, "renewTime": "2030-01-01T00:00:00.000000Z"}
+    metadata = {"name": "tiny-controller", "namespace": "space"}
+    shell.api.put({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec})
+    assert shell.deploy("--stage=first=large:1:1") == cli.FAILED
+    assert "a controller leads pipeline 'tiny'" in shell.err and shell.stage("first")["variant"] == "small"
+    assert shell("status") == cli.DONE and "controller: other" in shell.out
+
+
+def test_objects_of_others_are_not_touched(shell):
+    theirs = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "tiny-router", "namespace": "space"}}
+    shell.api.put({**theirs, "spec": {"selector": {"app": "theirs"}}})
+    assert shell.deploy() == cli.REFUSED
+    assert "is not of pipeline 'tiny'" in shell.err and not shell.writes()
+    assert shell("delete") == cli.NOTHING_THERE
+    assert shell.names("services") == {"tiny-router"}
+
+
+# --- control ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--policy=clairvoyant", "--prometheus=http://127.0.0.1:1"], "policy 'clairvoyant' is not one of"),
+        (["--policy=agent", "--prometheus=http://127.0.0.1:1"], "checkpoint of a trained agent"),
+        (["--policy=greedy", "--prometheus=http://127.0.0.1:1", "--forecaster=nosuch"], "no forecaster at nosuch"),
+        (["--policy=greedy"], "--prometheus"),
+        (["--policy=greedy", "--decisions=0"], "not at least 1"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused(shell, monkeypatch, options, words):
+    monkeypatch.delenv("OPD_PROMETHEUS_URL", raising=False)
+    assert shell("run", "--image=opd:1", "--store=/models", *options) == cli.REFUSED
+    assert words in shell.err and not shell.api.requests
+
+
+@pytest.fixture
+def control(shell):
+    """Runs the controller of a deployed pipeline in this process, and gives its signals back."""
+    if not (ROOT / "models" / "forecaster.ckpt").is_file():
+        pytest.skip("needs a forecaster: make repro")
+    assert shell.deploy() == cli.DONE
+    prometheus = Prometheus(read_pipeline(Path(shell.file)), load=30.0)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    known = ["--image=opd:1", "--store=/models", "--policy=greedy", f"--prometheus={prometheus.url}", "--interval=0.2"]
+    yield lambda *options: shell("run", *known, *options)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    prometheus.close()
+
+
+def test_a_run_decides_and_ends(shell, control, caplog):
+    with caplog.at_level(logging.INFO):
+        assert control("--decisions=2", "--port=0") == cli.DONE, shell.err
+    assert caplog.text.count('"event": "decision"') == 2 and '"outcome": "applied"' in caplog.text
+    assert shell.stage("first") != {"variant": "small", "replicas": "1", "batch_size": "1"}
+
+
+def test_a_dry_run_of_control_prints_and_changes_nothing(shell, control):
+    shell.api.requests.clear()
+    assert control("--decisions=1", "--port=0", "--dry-run") == cli.DONE, shell.err
+    assert "ConfigMap/tiny-first-stage then" in shell.out or "ConfigMap/tiny-second-stage then" in shell.out
+    assert all("dryRun=All" in target for _, target in shell.writes())
+    assert shell.stage("first") == {"variant": "small", "replicas": "1", "batch_size": "1"}
+
+
+def test_a_port_that_is_taken_is_named(shell, control):
+    port = shell.api.url.rpartition(":")[2]
+    assert control("--decisions=1", f"--port={port}") == cli.FAILED
+    assert "in use" in shell.err and shell.err.count("\n") == 1
