@@ -103,7 +103,6 @@ def run(options: argparse.Namespace) -> Action:
     parameters = read_document(options.params or project_path("params.yaml"))
     simulation = SimulationParameters(**parameters["simulation"])
     weights = Weights(**parameters["weights"])
-    forecaster = Forecaster.load(options.forecaster or project_path("models", "forecaster.ckpt"), parameters["damping"])
     policy = policy_of(
         options.policy,
         pipeline,
@@ -113,6 +112,7 @@ def run(options: argparse.Namespace) -> Action:
         options.agent or _agent(pipeline.name),
         options.seed,
     )
+    forecaster = Forecaster.load(options.forecaster or project_path("models", "forecaster.ckpt"), parameters["damping"])
     how = ControllerSettings(
         interval_seconds=options.interval or simulation.interval,
         weights=weights,

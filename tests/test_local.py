@@ -203,12 +203,13 @@ def test_an_interval_counts_what_was_sent(backend, tmp_path):
     traffic = Load(backend, tmp_path, [10] * 20)
     # The generator takes seconds to start; the interval after the first with requests is the first whole one.
     assert wait_until(lambda: backend.wait().offered[0] > 0, 30, poll=0.0)
-    interval, observation = backend.wait(), backend.observe()
+    # A scrape that comes late counts in the next interval: only together they are exact.
+    intervals, observation = [backend.wait() for _ in range(5)], backend.observe()
     traffic.records()
-    assert interval.offered[0] == pytest.approx(10 * PARAMETERS.interval, rel=0.2)
-    assert interval.dropped[0] == 0
+    assert sum(each.offered[0] for each in intervals) == pytest.approx(5 * 10 * PARAMETERS.interval, rel=0.25)
+    assert sum(each.dropped[0] for each in intervals) == 0
     assert observation.configuration == INITIAL and observation.queue.shape == (2,)
-    assert observation.history.max() == pytest.approx(10, rel=0.3)
+    assert observation.history[-8:].mean() == pytest.approx(10, rel=0.3)
 
 
 def test_after_a_pause_an_interval_is_as_long_as_ever(backend):

@@ -12,7 +12,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Set
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,13 +164,12 @@ class KubernetesBackend(TelemetryBackend):
             if found is None:
                 changes.append(({}, self._cluster.create(self._manifest(key, wanted), dry_run=True)))
             elif replicas_of(found) != wanted:
-                changes.append((found, self._cluster.replace(with_replicas(found, wanted), dry_run=True)))
+                changes.append((found, self._set_replicas(key, wanted, dry_run=True)))
         for n, stage in enumerate(configuration):
             found = self._cluster.get(CONFIG_MAP, stage_name(self.pipeline.name, self.pipeline.tasks[n].name))
-            changed = deepcopy(found)
-            self._enter(changed, n, stage)
-            if changed != found:
-                changes.append((found, self._cluster.replace(changed, dry_run=True)))
+            entered = self._write_stage(n, stage, dry_run=True)
+            if entered["data"] != found.get("data"):
+                changes.append((found, entered))
         return changes
 
     def close(self) -> None:
@@ -276,16 +274,17 @@ class KubernetesBackend(TelemetryBackend):
             self._set_replicas(key, replicas)
         return wanted != now
 
-    def _set_replicas(self, key: Key, replicas: int) -> None:
-        self._check_may_act()
+    def _set_replicas(self, key: Key, replicas: int, dry_run: bool = False) -> Object:
+        if not dry_run:
+            self._check_may_act()
 
         def change(workload: Object) -> None:
             workload.update(with_replicas(workload, replicas))
 
         try:
-            self._cluster.modify(self._kind, self._workload_name(key), change)
+            return self._cluster.modify(self._kind, self._workload_name(key), change, dry_run)
         except NotFoundError:
-            self._cluster.put(self._manifest(key, replicas))
+            return self._cluster.put(self._manifest(key, replicas), dry_run)
 
     def _manifest(self, key: Key, replicas: int) -> Object:
         task = self.pipeline.tasks[key[0]]
@@ -326,10 +325,11 @@ class KubernetesBackend(TelemetryBackend):
             self._write_stage(n, stage)
         return self.configuration
 
-    def _write_stage(self, n: int, stage: StageConfiguration) -> None:
-        self._check_may_act()
+    def _write_stage(self, n: int, stage: StageConfiguration, dry_run: bool = False) -> Object:
+        if not dry_run:
+            self._check_may_act()
         name = stage_name(self.pipeline.name, self.pipeline.tasks[n].name)
-        self._cluster.modify(CONFIG_MAP, name, lambda config_map: self._enter(config_map, n, stage))
+        return self._cluster.modify(CONFIG_MAP, name, lambda config_map: self._enter(config_map, n, stage), dry_run)
 
     def _enter(self, config_map: Object, n: int, stage: StageConfiguration) -> None:
         """Write what a stage is to run into its ConfigMap."""
