@@ -19,7 +19,7 @@ import torch
 from numba import njit
 
 from opd.network import ActorCritic, cheapest_later, options
-from opd.pipeline import Configuration, Pipeline, StageConfiguration
+from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration
 
 FORMAT = "opd agent 1"
 
@@ -141,11 +141,11 @@ class Agent:
         """The configuration for one state (S,) of Eq. 5, within the cores that state says are available.
 
         Raises:
-            ValueError: if not even the smallest configuration fits the available cores.
+            InfeasibleError: if not even the smallest configuration fits the available cores.
         """
         choices = _decide(self.policy, state, self._cores, self._reserve, self._kinds)
         if choices.min() < 0:
-            raise ValueError(
+            raise InfeasibleError(
                 f"{state[0]:g} available cores are too few for any configuration of pipeline {self.pipeline.name!r}"
             )
         return tuple(StageConfiguration(int(z), int(f) + 1, 1 << int(b)) for z, f, b in choices)

@@ -136,7 +136,7 @@ def run(
             decision_seconds = perf_counter() - begin
             refused = guard.admit(wanted, observation.available_cores)
             backend.apply(guard.configuration)
-        except ObservationError as error:
+        except (ObservationError, InfeasibleError) as error:
             refused = f"nothing to decide on: {error}"
         except ApplyError as error:
             refused, guard.configuration = str(error), running

@@ -5,7 +5,7 @@ The baselines of Sec. VI-A, two exact optimisers of the reward as yardsticks, an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -48,8 +48,19 @@ class Policy(Protocol):
     """Anything that configures a pipeline."""
 
     def decide(self, observation: Observation) -> Configuration:
-        """The configuration to run until the next decision."""
+        """The configuration to run until the next decision.
+
+        Raises:
+            InfeasibleError: if not even the smallest configuration fits the available cores.
+        """
         ...
+
+
+def _on(pipeline: Pipeline, observation: Observation) -> Pipeline:
+    """The pipeline on what is left of its device, where something else took cores of it."""
+    if not observation.available_cores < pipeline.capacity:
+        return pipeline
+    return replace(pipeline, capacity=int(observation.available_cores))
 
 
 class RandomPolicy:
@@ -61,7 +72,7 @@ class RandomPolicy:
 
     def decide(self, observation: Observation) -> Configuration:
         """A random feasible configuration."""
-        return random_configuration(self._pipeline, self._generator)
+        return random_configuration(_on(self._pipeline, observation), self._generator)
 
 
 class GreedyPolicy:
@@ -72,7 +83,7 @@ class GreedyPolicy:
 
     def decide(self, observation: Observation) -> Configuration:
         """Fewest cores for the forecast load."""
-        return greedy(self._pipeline, observation.predicted_load)
+        return greedy(_on(self._pipeline, observation), observation.predicted_load)
 
 
 class IpaPolicy:
@@ -86,7 +97,7 @@ class IpaPolicy:
 
     def decide(self, observation: Observation) -> Configuration:
         """The optimum of IPA's objective for the forecast load."""
-        return self._solve(self._pipeline, observation.predicted_load, self._parameters)
+        return self._solve(_on(self._pipeline, observation), observation.predicted_load, self._parameters)
 
 
 class MyopicPolicy:
@@ -97,7 +108,8 @@ class MyopicPolicy:
 
     def decide(self, observation: Observation) -> Configuration:
         """The best single interval if the forecast held."""
-        return myopic(self._pipeline, observation.predicted_load, self._weights, self._batch_timeout)
+        pipeline = _on(self._pipeline, observation)
+        return myopic(pipeline, observation.predicted_load, self._weights, self._batch_timeout)
 
 
 class ClairvoyantPolicy(MyopicPolicy):
@@ -111,7 +123,8 @@ class ClairvoyantPolicy(MyopicPolicy):
         """
         if observation.coming_load is None:
             raise ValueError("the clairvoyant policy needs the coming load, which only the simulated backend knows")
-        return myopic(self._pipeline, observation.coming_load, self._weights, self._batch_timeout)
+        pipeline = _on(self._pipeline, observation)
+        return myopic(pipeline, observation.coming_load, self._weights, self._batch_timeout)
 
 
 class AgentPolicy:

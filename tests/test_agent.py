@@ -15,7 +15,7 @@ from test_network import opinionated, random_states
 
 from opd.agent import FORMAT, Agent, CheckpointError, export
 from opd.network import to_configurations
-from opd.pipeline import Pipeline
+from opd.pipeline import InfeasibleError, Pipeline
 from opd.synthetic_pipelines import synthetic_pipeline
 
 PARAMETERS = {"seed": 3, "weights": {"alpha": 10.0}, "expert_mode": "pretrain"}
@@ -70,7 +70,7 @@ def test_too_few_available_cores_are_an_error_that_says_so():
     pipeline = ocr_pipeline()
     state = random_states(pipeline, 0, 1).numpy()[0]
     state[0] = 1.0
-    with pytest.raises(ValueError, match="1 available cores are too few for any configuration of pipeline 'ocr'"):
+    with pytest.raises(InfeasibleError, match="1 available cores are too few for any configuration of pipeline 'ocr'"):
         agent_for(pipeline).decide(state)
 
 

@@ -15,7 +15,7 @@ from opd import control
 from opd.control import ApplyError, Guard, ObservationError, SimulatedBackend, run
 from opd.environment import Episodes
 from opd.objective import Weights
-from opd.pipeline import InfeasibleError, StageConfiguration
+from opd.pipeline import InfeasibleError, StageConfiguration, used_cores
 from opd.policy import (
     AgentPolicy,
     ClairvoyantPolicy,
@@ -206,6 +206,19 @@ def test_cores_that_are_taken_away_are_respected_at_once():
     assert "needs 6 cores, the device has 5" in steps[2].refused
 
 
+@pytest.mark.parametrize(
+    "policy", [GreedyPolicy(ocr_pipeline()), AgentPolicy(agent_for(ocr_pipeline()))], ids=lambda p: type(p).__name__
+)
+def test_where_nothing_fits_the_cores_that_are_left_what_runs_goes_on(policy):
+    class Crowded(SimulatedBackend):
+        def observe(self):
+            return replace(super().observe(), available_cores=1.0)
+
+    (step,) = loop(backend_for(kind=Crowded), policy, 1)
+    assert step.configuration == SMALLEST
+    assert "too " in step.refused and "for any configuration" in step.refused
+
+
 def test_decision_time_is_that_of_forecast_and_policy(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(control, "perf_counter", lambda: clock[0])
@@ -347,9 +360,11 @@ def observation(pipeline, predicted_load=9.0, coming_load=None):
 
 
 @settings(max_examples=40)
-@given(pipelines(), st.floats(0.0, 60.0), st.integers(0, 1000))
-def test_every_policy_decides_within_the_limits(pipeline, load, seed):
-    seen = observation(pipeline, load, coming_load=load)
+@given(pipelines(), st.floats(0.0, 60.0), st.floats(0.0, 1.0), st.integers(0, 1000))
+def test_every_policy_decides_within_the_limits_and_the_cores_that_are_left(pipeline, load, share, seed):
+    smallest = used_cores(pipeline, pipeline.smallest_configuration())
+    left = float(smallest + share * (pipeline.capacity - smallest))
+    seen = replace(observation(pipeline, load, coming_load=load), available_cores=left)
     for policy in (
         RandomPolicy(pipeline, seed),
         GreedyPolicy(pipeline),
@@ -359,7 +374,7 @@ def test_every_policy_decides_within_the_limits(pipeline, load, seed):
         ClairvoyantPolicy(pipeline, WEIGHTS, 0.25),
         AgentPolicy(agent_for(pipeline, seed)),
     ):
-        assert within_limits(pipeline, policy.decide(seen), pipeline.capacity), type(policy).__name__
+        assert within_limits(pipeline, policy.decide(seen), left), type(policy).__name__
 
 
 def test_the_baselines_plan_for_the_forecast_and_only_the_clairvoyant_for_the_truth():
