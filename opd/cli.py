@@ -121,7 +121,7 @@ def run(options: argparse.Namespace) -> Action:
         dry_run=options.dry_run,
         decisions=options.decisions,
     )
-    monitor = PrometheusUrl(url)
+    monitor = PrometheusUrl(url, labels=settings.series_labels)
     return lambda: run_controller(
         pipeline, settings, monitor, policy, forecaster.predict, how, options.kubeconfig, options.context
     )
@@ -202,12 +202,11 @@ def _configuration(pipeline: Pipeline, stages: Stages) -> Configuration:
 def _reconfigure(cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings, wanted: Configuration) -> None:
     """Bring a pipeline that serves to another configuration, while no controller acts."""
     from opd.cluster.lease import Lease
-    from opd.cluster.names import lease_name
     from opd.cluster.record import identity
     from opd.control import ApplyError
     from opd.serving.processes import wait_until
 
-    lease = Lease(cluster, lease_name(pipeline.name), identity())
+    lease = Lease(cluster, pipeline.name, identity())
     lease.start()
     try:
         if not wait_until(lambda: lease.held, LEASE_SECONDS):
@@ -379,7 +378,7 @@ def _print_changes(changes: Iterable[Change], instead: str = "") -> None:
 
 
 def _print_differences(changes: Iterable[Change]) -> None:
-    from opd.cluster.controller import difference
+    from opd.cluster.difference import difference
 
     print("".join(difference(*change) for change in changes) or "nothing would change")
 

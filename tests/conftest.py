@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
+    from cluster_emulator import ApiServer
+
     from opd.serving.store import ModelStore
 
 torch.set_num_threads(1)
@@ -36,6 +39,16 @@ def twitter_trace_path() -> Path:
     if not path.is_file():
         pytest.fail(f"OPD_TWITTER_TRACE={given} is no file; correct it, or unset it to skip the tests that need it")
     return path
+
+
+@pytest.fixture
+def server() -> Iterator[ApiServer]:
+    """An emulated API server of Kubernetes."""
+    from cluster_emulator import ApiServer
+
+    api = ApiServer()
+    yield api
+    api.stop()
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("kubernetes", reason="the cluster extra is not installed")
 
-from cluster_emulator import ApiServer, kubeconfig  # noqa: E402
+from cluster_emulator import kubeconfig  # noqa: E402
 
 from opd.cluster.api import (  # noqa: E402
     CONFIG_MAP,
@@ -37,13 +37,6 @@ from opd.cluster.errors import (  # noqa: E402
 )
 
 QUICK = Patience(connect_seconds=0.5, read_seconds=0.5, attempts=3, first_pause=0.02, longest_pause=1.0)
-
-
-@pytest.fixture
-def server():
-    api = ApiServer()
-    yield api
-    api.stop()
 
 
 @pytest.fixture

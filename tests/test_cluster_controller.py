@@ -19,7 +19,7 @@ import yaml
 pytest.importorskip("kubernetes", reason="the cluster extra is not installed")
 pytest.importorskip("mlserver", reason="the serving extra is not installed")
 
-from cluster_emulator import ApiServer, kubeconfig  # noqa: E402
+from cluster_emulator import kubeconfig  # noqa: E402
 from prometheus_client import generate_latest  # noqa: E402
 from small_pipelines import every_configuration  # noqa: E402
 from test_cluster_backend import (  # noqa: E402
@@ -36,9 +36,11 @@ from test_cluster_backend import (  # noqa: E402
 )
 
 from opd.cluster.api import LEASE, Cluster, credentials  # noqa: E402
-from opd.cluster.controller import Controller, ControllerSettings, difference, health_server  # noqa: E402
+from opd.cluster.controller import Controller, ControllerSettings, health_server  # noqa: E402
+from opd.cluster.difference import difference  # noqa: E402
 from opd.cluster.errors import ClusterError  # noqa: E402
 from opd.cluster.lease import Lease, LeaseTimes  # noqa: E402
+from opd.cluster.names import CONTROLLER, selector  # noqa: E402
 from opd.cluster.policies import policy_of  # noqa: E402
 from opd.objective import Weights  # noqa: E402
 from opd.policy import Observation  # noqa: E402
@@ -62,21 +64,12 @@ class Clock:
 
 
 @pytest.fixture
-def server():
-    api = ApiServer()
-    yield api
-    api.stop()
-
-
-@pytest.fixture
 def two(server, tmp_path):
     """Two candidates whose clocks differ by days."""
     path = kubeconfig(server, tmp_path)
     clocks = Clock(0.0), Clock(1e6)
     clusters = [Cluster("space", lambda: credentials(str(path)), QUICK) for _ in clocks]
-    return [
-        Lease(c, "tiny-controller", n, LeaseTimes(), k) for c, n, k in zip(clusters, "ab", clocks, strict=True)
-    ], clocks
+    return [Lease(c, "tiny", n, LeaseTimes(), k) for c, n, k in zip(clusters, "ab", clocks, strict=True)], clocks
 
 
 def spec(server):
@@ -393,10 +386,11 @@ def test_sigterm_in_the_middle_of_a_change_ends_it_soon_and_in_good_order(world)
 def test_a_lease_is_a_lease_of_the_cluster(server, tmp_path):
     path = kubeconfig(server, tmp_path)
     cluster = Cluster("space", lambda: credentials(str(path)), QUICK)
-    lease = Lease(cluster, "tiny-controller", "a", FAST)
+    lease = Lease(cluster, "tiny", "a", FAST)
     lease.start()
     assert World.eventually(lambda: lease.held)
     first = cluster.get(LEASE, "tiny-controller")["spec"]
     assert World.eventually(lambda: cluster.get(LEASE, "tiny-controller")["spec"]["renewTime"] != first["renewTime"])
     lease.close()
+    assert cluster.list(LEASE, selector("tiny", CONTROLLER))[0]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", first["acquireTime"])

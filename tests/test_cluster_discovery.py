@@ -104,13 +104,6 @@ class Told:
 
 
 @pytest.fixture
-def server():
-    api = ApiServer()
-    yield api
-    api.stop()
-
-
-@pytest.fixture
 def told(server, tmp_path):
     path = kubeconfig(server, tmp_path)
     server.put(stage())

@@ -537,6 +537,11 @@ def test_settings_are_read_from_a_file(tmp_path):
     assert read_settings(path, "here") == expected
 
 
+def test_with_a_pod_monitor_series_are_told_apart_by_their_namespace():
+    assert PLAIN.series_labels == {}
+    assert replace(PLAIN, pod_monitor=True).series_labels == {"namespace": "pipelines"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

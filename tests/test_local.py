@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -200,14 +201,18 @@ def observed(backend):
 
 def test_an_interval_counts_what_was_sent(backend, tmp_path):
     backend.wait()
-    traffic = Load(backend, tmp_path, [10] * 20)
+    traffic = Load(backend, tmp_path, [10] * 30)
     # The generator takes seconds to start; the interval after the first with requests is the first whole one.
     assert wait_until(lambda: backend.wait().offered[0] > 0, 30, poll=0.0)
-    # A scrape that comes late counts in the next interval: only together they are exact.
-    intervals, observation = [backend.wait() for _ in range(5)], backend.observe()
-    traffic.records()
-    assert sum(each.offered[0] for each in intervals) == pytest.approx(5 * 10 * PARAMETERS.interval, rel=0.25)
+    # A scrape that comes late counts in the next interval, so that only together they are exact; on a machine that is
+    # busy for seconds an interval is not measured at all.
+    intervals = [interval for interval in (backend.wait() for _ in range(6)) if np.isfinite(interval.offered[0])]
+    assert len(intervals) >= 3
+    assert np.mean([each.offered[0] for each in intervals]) == pytest.approx(10 * PARAMETERS.interval, rel=0.25)
     assert sum(each.dropped[0] for each in intervals) == 0
+    observations = (observed(backend) for _ in range(3) if backend.wait())
+    observation = next(filter(None, observations))
+    traffic.records()
     assert observation.configuration == INITIAL and observation.queue.shape == (2,)
     assert observation.history[-8:].mean() == pytest.approx(10, rel=0.3)
 

@@ -191,6 +191,16 @@ def test_a_server_that_runs_already_is_read_by_its_url(prometheus, monkeypatch, 
     opened.close()
 
 
+@needs_prometheus
+def test_only_series_with_our_labels_are_read_from_a_server_that_others_use(prometheus, targets):
+    prometheus.set_targets({"queue": targets[0].address, "other": targets[1].address})
+    scrapes(prometheus, "up", instance="queue")
+    scrapes(prometheus, "up", instance="other")
+    ours = PrometheusUrl(prometheus._reader.url, labels={"instance": "queue"})
+    assert [series.labels["instance"] for series in ours.samples("up", 60.0)] == ["queue"]
+    ours.close()
+
+
 # What goes wrong
 
 

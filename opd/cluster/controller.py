@@ -11,20 +11,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import unified_diff
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
-import yaml
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from opd.cluster.api import Cluster, Object, Patience, credentials
+from opd.cluster.api import Cluster, Patience, credentials
 from opd.cluster.backend import KubernetesBackend, Pace
+from opd.cluster.difference import difference
 from opd.cluster.errors import ClusterError
 from opd.cluster.lease import Lease, LeaseTimes
-from opd.cluster.names import lease_name
 from opd.cluster.record import ControllerMetrics, Recorder, identity
 from opd.cluster.settings import ClusterSettings
 from opd.control import ApplyError, run
@@ -40,8 +38,6 @@ RETRY_SECONDS = 5.0
 
 TURN_SECONDS = 0.2
 """Between two looks whether we lead."""
-
-_UNSHOWN = ("managedFields", "resourceVersion", "generation", "uid", "creationTimestamp")
 
 
 @dataclass(frozen=True)
@@ -116,22 +112,6 @@ class DryRunBackend(KubernetesBackend):
         raise ApplyError("dry run: nothing was changed")
 
 
-def difference(before: Object, after: Object) -> str:
-    """What changes between two states of an object, as a unified diff of YAML; an empty state is a new object."""
-    named = after or before
-    name = f"{named['kind']}/{named['metadata']['name']}"
-    old, new = (_shown(each).splitlines(keepends=True) for each in (before, after))
-    return "".join(unified_diff(old, new, f"{name} now", f"{name} then"))
-
-
-def _shown(given: Object) -> str:
-    if not given:
-        return ""
-    metadata = {name: value for name, value in given["metadata"].items() if name not in _UNSHOWN}
-    kept = {name: value for name, value in given.items() if name != "status"}
-    return yaml.safe_dump({**kept, "metadata": metadata}, sort_keys=True)
-
-
 class Controller:
     """Runs one pipeline until it is stopped.
 
@@ -162,7 +142,7 @@ class Controller:
         self._cluster, self._pipeline, self._settings, self._monitor = cluster, pipeline, settings, monitor
         self._policy, self._forecast, self._options = WatchedPolicy(policy), forecast, options
         self._recorder = Recorder(cluster, pipeline, self.metrics, self.holder, events=not options.dry_run)
-        self._lease = Lease(lease_cluster or cluster, lease_name(pipeline.name), self.holder, options.lease)
+        self._lease = Lease(lease_cluster or cluster, pipeline.name, self.holder, options.lease)
         self._stop = threading.Event()
         self._backend: KubernetesBackend | None = None
         self._beat = time.monotonic()

@@ -7,7 +7,6 @@ from types import TracebackType
 from opd.cluster.api import Cluster, credentials
 from opd.cluster.backend import KubernetesBackend
 from opd.cluster.lease import Lease
-from opd.cluster.names import lease_name
 from opd.cluster.record import identity
 from opd.cluster.settings import ClusterSettings
 from opd.pipeline import Pipeline
@@ -40,7 +39,7 @@ class DeployedPipeline(KubernetesBackend):
     ) -> None:
         cluster = Cluster(settings.namespace, credentials)
         self.address = address
-        self._lease = Lease(cluster, lease_name(pipeline.name), identity())
+        self._lease = Lease(cluster, pipeline.name, identity())
         super().__init__(cluster, pipeline, settings, monitor, interval_seconds, may_act=lambda: self._lease.held)
 
     def __enter__(self) -> DeployedPipeline:

@@ -16,6 +16,7 @@ from typing import Any
 
 from opd.cluster.api import LEASE, Cluster, Object
 from opd.cluster.errors import ClusterError, ConflictError, NotFoundError
+from opd.cluster.names import CONTROLLER, labels, lease_name
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Lease:
 
     Args:
         cluster: namespace of the Lease; its calls should not take longer than ``renewal``.
-        name: of the Lease.
+        pipeline: whose controller it is for.
         holder: who we are, different for every process.
         times: how long it holds.
         clock: monotonic seconds.
@@ -59,12 +60,13 @@ class Lease:
     def __init__(
         self,
         cluster: Cluster,
-        name: str,
+        pipeline: str,
         holder: str,
         times: LeaseTimes | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.name, self.holder = name, holder
+        self.name, self.holder = lease_name(pipeline), holder
+        self._labels = labels(pipeline, CONTROLLER)
         self._cluster, self._times, self._clock = cluster, times or LeaseTimes(), clock
         self._until = float("-inf")
         self._seen: tuple[Any, float] = (None, 0.0)
@@ -138,7 +140,7 @@ class Lease:
         return {
             "apiVersion": LEASE.api_version,
             "kind": LEASE.kind,
-            "metadata": {**metadata, "name": self.name},
+            "metadata": {**metadata, "name": self.name, "labels": {**(metadata.get("labels") or {}), **self._labels}},
             "spec": {**spec, **wanted},
         }
 

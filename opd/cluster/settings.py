@@ -120,6 +120,14 @@ class ClusterSettings:
         """From the order to end until a pod is killed: it drains, finishes the longest call, and ends."""
         return self.drain_seconds + int(self.stage.call_timeout) + FINISH_SECONDS
 
+    @property
+    def series_labels(self) -> dict[str, str]:
+        """Labels by which our series differ from those of a pipeline of the same name in another namespace.
+
+        Only where a PodMonitor is made is it certain that the series have any.
+        """
+        return {"namespace": self.namespace} if self.pod_monitor else {}
+
     def _check_types(self) -> None:
         for each in fields(self):
             if not _is(getattr(self, each.name), str(each.type)):

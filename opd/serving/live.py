@@ -224,9 +224,9 @@ def open_backend(
     url = os.environ.get(URL_VARIABLE, "")
     if not url:
         raise MonitoringError(f"a cluster is watched through its Prometheus server: set {URL_VARIABLE} to its URL")
-    monitor = PrometheusUrl(url)
-    monitor.check()
     settings = read_settings(Path(place.cluster_settings))
+    monitor = PrometheusUrl(url, labels=settings.series_labels)
+    monitor.check()
     return DeployedPipeline(pipeline, settings, monitor, parameters.interval, place.router_address)
 
 

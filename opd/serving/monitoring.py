@@ -113,10 +113,14 @@ class PrometheusUrl:
     Args:
         url: for example ``http://prometheus.monitoring:9090``.
         session: for its requests; one that heeds the environment's proxies if not given.
+        labels: that our series have and those of others on the same server lack.
     """
 
-    def __init__(self, url: str, session: requests.Session | None = None) -> None:
+    def __init__(
+        self, url: str, session: requests.Session | None = None, labels: Mapping[str, str] | None = None
+    ) -> None:
         self.url = url.rstrip("/")
+        self._labels = dict(labels or {})
         self.description = f"Prometheus server at {self.url}"
         retry = Retry(total=1, backoff_factor=0.1, status_forcelist=(502, 503, 504))
         self._client = PrometheusConnect(self.url, retry=retry, session=session or requests.Session())
@@ -130,7 +134,7 @@ class PrometheusUrl:
 
     def samples(self, metric: str, seconds: float, **labels: str) -> list[Series]:
         """As :meth:`Monitor.samples`."""
-        matchers = ",".join(f"{name}={json.dumps(value)}" for name, value in labels.items())
+        matchers = ",".join(f"{name}={json.dumps(value)}" for name, value in {**self._labels, **labels}.items())
         found = self._query(f"{metric}{{{matchers}}}[{max(round(1000 * seconds), 1)}ms]")
         return [_series(entry) for entry in found]
 
