@@ -169,11 +169,12 @@ def test_seldon_says_when_its_deployment_is_there(state, ready):
     assert lifecycle._workload(found, [READY]).ready == ready
 
 
-def test_what_is_missing_and_why_is_told(space):
-    space.kubelet.behave("tiny-second-small", broken="ErrImageNeverPull")
+@pytest.mark.parametrize("reason", ["ErrImageNeverPull", "quota exceeded: cpu"])
+def test_what_is_missing_and_why_is_told(space, reason):
+    space.kubelet.behave("tiny-second-small", broken=reason)
     told = []
     list(lifecycle.apply(space.cluster, space.manifests()))
-    with pytest.raises(lifecycle.NotServingError, match="tiny-second-small 0 of 1.*ErrImageNeverPull"):
+    with pytest.raises(lifecycle.NotServingError, match=f"tiny-second-small 0 of 1.*{reason}"):
         lifecycle.wait_until_serving(space.cluster, "tiny", 0.5, told.append)
     assert told[-1] == "tiny-second-small 0 of 1" and len(told) == len(set(told))
 

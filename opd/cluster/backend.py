@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
-from opd.cluster.api import CONFIG_MAP, DEPLOYMENT, NODE, POD, SELDON_DEPLOYMENT, Cluster, Object, resource_of
+from opd.cluster.api import CONFIG_MAP, DEPLOYMENT, NODE, POD, SELDON_DEPLOYMENT, Cluster, Object
 from opd.cluster.errors import (
     ClusterError,
     ConflictError,
@@ -36,7 +36,7 @@ from opd.cluster.names import (
     stage_name,
 )
 from opd.cluster.node_capacity import free_cores
-from opd.cluster.pod_status import homeless, hopeless, is_leaving, is_over, is_ready
+from opd.cluster.pod_status import homeless, hopeless, is_leaving, is_over, is_ready, refused
 from opd.cluster.settings import SELDON, ClusterSettings
 from opd.cluster.stage_state import StageStateError, read_stage
 from opd.cluster.transition import Move, describe, plan
@@ -435,7 +435,7 @@ class KubernetesBackend(TelemetryBackend):
             if reason:
                 raise UnreadyError(f"{self._workload_name(key)} cannot become ready: {reason}")
         for key, workload in self._workloads().items():
-            if key in wanted and (reason := _refused(workload)):
+            if key in wanted and (reason := refused(workload)):
                 raise UnreadyError(f"{self._workload_name(key)} gets no pods: {reason}")
 
     def _wait_for_queue(self, move: Move, deadline: float) -> None:
@@ -471,14 +471,3 @@ class KubernetesBackend(TelemetryBackend):
         for pod in filter(is_ready, pods):
             return dict(self._cluster.ask_pod(pod["metadata"]["name"], self._settings.http_port, "/stage"))
         return None
-
-
-def _refused(workload: Object) -> str:
-    """Why the cluster makes no pods of a workload, such as a quota; empty if it does."""
-    status = workload.get("status") or {}
-    if status.get("state") == "Failed" and resource_of(workload) == SELDON_DEPLOYMENT:
-        return str(status.get("description") or "Seldon says that it failed")
-    for condition in status.get("conditions") or []:
-        if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
-            return str(condition.get("message", condition.get("reason", "")))
-    return ""

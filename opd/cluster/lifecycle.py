@@ -40,7 +40,7 @@ from opd.cluster.names import (
     lease_name,
     selector,
 )
-from opd.cluster.pod_status import homeless, hopeless, is_over, is_ready
+from opd.cluster.pod_status import homeless, hopeless, is_over, is_ready, refused
 from opd.cluster.pods import HTTP
 
 logger = logging.getLogger(__name__)
@@ -272,7 +272,7 @@ def _workload(found: Object, pods: Sequence[Object]) -> Workload:
         *_place(found),
         wanted,
         ready if _is_current(found, wanted) else min(ready, max(wanted - 1, 0)),
-        next(filter(None, troubles), ""),
+        next(filter(None, troubles), refused(found)),
     )
 
 

@@ -1,4 +1,4 @@
-"""What the state of a pod says: whether it serves, and why it never will."""
+"""What the state of a pod says: whether it serves, and why it never will; and why a workload gets none."""
 
 from __future__ import annotations
 
@@ -56,6 +56,17 @@ def homeless(pod: Pod) -> str:
     if condition.get("status") != "False" or condition.get("reason") != UNSCHEDULABLE:
         return ""
     return f"pod {pod['metadata']['name']!r}: {UNSCHEDULABLE}: {condition.get('message', 'no node takes it')}"
+
+
+def refused(workload: Mapping[str, Any]) -> str:
+    """Why the cluster makes no pods of a workload, such as a quota; empty if it does."""
+    status = workload.get("status") or {}
+    if status.get("state") == "Failed":  # of a SeldonDeployment; a Deployment has no such entry
+        return str(status.get("description") or "Seldon says that it failed")
+    for condition in status.get("conditions") or []:
+        if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
+            return str(condition.get("message", condition.get("reason", "")))
+    return ""
 
 
 def _condition(pod: Pod, kind: str) -> Mapping[str, Any]:
