@@ -238,8 +238,9 @@ def test_a_second_controller_is_refused_and_told_who_holds_the_pipeline(backend,
 
 
 CONTROLLER = """
-import sys, time
+import signal, sys, time
 sys.path.insert(0, {tests!r})
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell began in the background
 from test_local import INITIAL, PARAMETERS, tiny_pipeline
 from opd.serving.local import LocalBackend
 from pathlib import Path

@@ -97,7 +97,7 @@ def test_metrics_and_plots_are_shown(study: Path):
 
 
 def test_an_experiment_with_another_parameter(study: Path):
-    run("dvc exp run -S weights.cost_weight=0.3 report", study)
+    run("dvc exp run -S weights.cost_weight=0.3 train@video", study)
     parameters = yaml.safe_load((study / "params.yaml").read_text(encoding="utf-8"))
     assert parameters["weights"]["cost_weight"] == 0.3
 
