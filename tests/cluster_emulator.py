@@ -295,6 +295,8 @@ class ApiServer:
                 deepcopy(o) for key, o in sorted(self.objects.items()) if _within(key, place) and _matches(o, query)
             ]
             metadata = {"resourceVersion": str(self._version)}
+        if place[0] in ("v1", "apps/v1") or place[0].endswith(".k8s.io/v1"):  # their items do not say what they are
+            found = [{n: value for n, value in o.items() if n not in ("apiVersion", "kind")} for o in found]
         begin, limit = int(query.get("continue", 0)), int(query.get("limit", 0)) or len(found)
         if begin + limit < len(found):
             metadata["continue"] = str(begin + limit)
@@ -532,33 +534,56 @@ class Kubelet:
             predictor = spec["predictors"][0] if key[1] == "seldondeployments" else None
             wanted = predictor["replicas"] if predictor else spec.get("replicas", 1)
             template = predictor["componentSpecs"][0] if predictor else spec["template"]
-            self._shrink(name, wanted)
-            old = [life for life in self._pods.values() if life.workload == name]
-            waits = spec.get("strategy", {}).get("type") == "Recreate" and any(life.leaving for life in old)
-            alive = sum(not life.leaving for life in old)
-            for _ in range(0 if waits else wanted - alive):
-                self._new_pod(name, key[2], template)
-            self._note_status(key, workload, wanted)
+            version = json.dumps(template, sort_keys=True)
+            strategy = spec.get("strategy") or {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+            self._roll(name, wanted, version, strategy)
+            lives = [life for life in self._pods.values() if life.workload == name]
+            waits = strategy.get("type") == "Recreate" and any(life.leaving for life in lives)
+            alive = [life for life in lives if not life.leaving]
+            new = sum(life.version == version for life in alive)
+            surge = strategy.get("rollingUpdate", {}).get("maxSurge", 0)
+            for _ in range(0 if waits else min(wanted - new, wanted + surge - len(alive))):
+                self._new_pod(name, key[2], template, version)
+            self._note_status(key, workload, wanted, version)
+
+    def _roll(self, workload: str, wanted: int, version: str, strategy: dict) -> None:
+        """Tell pods of a former template to end as far as the strategy lets them, and those that are too many."""
+        alive = [life for life in self._pods.values() if life.workload == workload and not life.leaving]
+        old = [life for life in alive if life.version != version]
+        ready = sum(life.ready for life in alive)
+        least = 0 if strategy.get("type") == "Recreate" else wanted - strategy["rollingUpdate"]["maxUnavailable"]
+        for life in old:
+            if not life.ready or ready - 1 >= least:
+                ready -= life.ready
+                self.api._delete(life.key, False)
+        if not old:
+            self._shrink(workload, wanted)
 
     def _shrink(self, workload: str, wanted: int) -> None:
         alive = [life for life in self._pods.values() if life.workload == workload and not life.leaving]
         for life in alive[wanted:]:
             self.api._delete(life.key, False)
 
-    def _new_pod(self, workload: str, namespace: str, template: dict) -> None:
+    def _new_pod(self, workload: str, namespace: str, template: dict, version: str) -> None:
         name = f"{workload}-{next(self._numbers):04d}"
         key = ("v1", "pods", namespace, name)
         metadata = {"name": name, "labels": dict(template["metadata"]["labels"])}
         spec = {**deepcopy(template["spec"]), "nodeName": "node"}
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": {"phase": "Pending"}}
         self.api._create(key[:3], pod, False)
-        self._pods[name] = _PodLife(key, workload, next(self._addresses), _cpu(spec), _is_model(metadata))
+        self._pods[name] = _PodLife(key, workload, version, next(self._addresses), _cpu(spec), _is_model(metadata))
         held = sum(life.cores for life in self._pods.values() if life.is_model)
         self.most_cores = max(self.most_cores, held)
 
-    def _note_status(self, key: tuple, workload: dict, wanted: int) -> None:
-        ready = sum(life.ready for life in self._pods.values() if life.workload == key[3])
-        status = {"replicas": wanted, "readyReplicas": ready, **self.behaviours_status(key[3])}
+    def _note_status(self, key: tuple, workload: dict, wanted: int, version: str) -> None:
+        alive = [life for life in self._pods.values() if life.workload == key[3] and not life.leaving]
+        status = {"replicas": len(alive), "readyReplicas": sum(life.ready for life in alive)}
+        if key[1] == "deployments":
+            updated = sum(life.version == version for life in alive)
+            status |= {"observedGeneration": workload["metadata"]["generation"], "updatedReplicas": updated}
+        else:
+            status["state"] = "Available" if status["readyReplicas"] >= wanted else "Creating"
+        status |= self.behaviours_status(key[3])
         if workload.get("status") != status:
             self.api._store(key, {**workload, "status": status})
 
@@ -709,6 +734,7 @@ class Kubelet:
 class _PodLife:
     key: tuple
     workload: str
+    version: str
     address: str
     cores: float
     is_model: bool

@@ -474,6 +474,31 @@ def test_a_backend_that_is_closed_in_a_change_ends_at_once_and_leaves_nothing_be
     assert world.workloads() == {"tiny-first-small", "tiny-second-small"}
 
 
+def test_what_a_stopped_change_in_place_took_away_comes_back(tmp_path):
+    world = World(tmp_path, capacity=3)
+    try:
+        backend = world.backend()
+        backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
+        world.kubelet.behave("tiny-first-x", broken="silent")
+        threading.Timer(0.5, backend.close).start()
+        with within(2), pytest.raises(ApplyError, match="being stopped"):
+            backend.apply(stages((THIRD, 1, 1), (SMALL, 1, 1)))
+        assert world.workloads() == {"tiny-first-large", "tiny-second-small"}
+        assert world.eventually(lambda: world.pods("first") == {"large": 1})
+    finally:
+        world.close()
+
+
+def test_who_no_longer_leads_does_not_repeat_a_call_that_failed(world):
+    leads = [True]
+    backend = world.backend(may_act=lambda: leads[0])
+    world.api.fail("POST .*deployments", lambda: leads.clear() or leads.append(False))
+    world.api.refuse("POST .*deployments", 500, 99)
+    with pytest.raises(ApplyError, match="another controller leads"):
+        backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
+    assert sum(method == "POST" for method, *_ in world.api.requests) == 1
+
+
 def test_a_preview_changes_nothing(world):
     backend = world.backend()
     changes = backend.preview(stages((LARGE, 1, 1), (SMALL, 2, 1)))

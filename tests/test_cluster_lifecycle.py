@@ -1,5 +1,7 @@
 """A pipeline's objects as a whole, against an emulated cluster: made, made again, pruned, waited for, taken away."""
 
+import threading
+
 import pytest
 
 pytest.importorskip("kubernetes", reason="the cluster extra is not installed")
@@ -13,19 +15,21 @@ from opd.cluster.api import Cluster, credentials  # noqa: E402
 from opd.cluster.errors import ForbiddenError, ServerFailedError  # noqa: E402
 from opd.cluster.manifests import pipeline_objects  # noqa: E402
 from opd.cluster.overlay import Overlay  # noqa: E402
+from opd.cluster.pod_status import is_ready  # noqa: E402
 
 
 class Space:
     """A namespace of an emulated cluster, at first empty."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, capacity=6):
+        self.pipeline = tiny_pipeline(capacity)
         self.api = ApiServer()
         self.kubelet = Kubelet(self.api)
         config = kubeconfig(self.api, folder)
         self.cluster = Cluster("space", lambda: credentials(str(config)), QUICK)
 
     def manifests(self, configuration=INITIAL, **changes):
-        return pipeline_objects(tiny_pipeline(), configuration, settings(**changes))
+        return pipeline_objects(self.pipeline, configuration, settings(**changes))
 
     def deploy(self, configuration=INITIAL, **changes):
         """What became of every object."""
@@ -84,6 +88,35 @@ def test_an_object_that_changes_meanwhile_is_read_again(space):
     router = space.api.find("deployments", "tiny-router")
     assert router["metadata"]["annotations"] == {"b": "c"}
     assert router["spec"]["template"]["spec"]["containers"][0]["image"] == "opd:2"
+
+
+@pytest.mark.parametrize("capacity, fewest", [(6, 1), (2, 0)])
+def test_new_settings_reach_replicas_by_surge_if_the_cores_hold_that_and_else_in_place(tmp_path, capacity, fewest):
+    space = Space(tmp_path, capacity)
+    try:
+        space.deploy()
+        space.kubelet.behave("tiny-first-small", start_seconds=0.3)
+        seen, done = [], threading.Event()
+
+        def look():
+            while not done.wait(0.01):
+                seen.append(len(ready_models(space, "first")))
+
+        watcher = threading.Thread(target=look)
+        watcher.start()
+        space.deploy(image="opd:2")
+        done.set()
+        watcher.join()
+        assert min(seen) == fewest
+        assert [pod["spec"]["containers"][0]["image"] for pod in ready_models(space, "first")] == ["opd:2"]
+    finally:
+        space.kubelet.close()
+        space.api.stop()
+
+
+def ready_models(space, task):
+    found = space.api.all("pods", opd_io__task=task, app_kubernetes_io__component="model")
+    return [pod for pod in found if is_ready(pod)]
 
 
 def test_an_answer_that_is_lost_does_no_harm(space):

@@ -20,7 +20,7 @@ from cluster_site import emulated_site, missing, user_site  # noqa: E402
 
 from opd import cli  # noqa: E402
 from opd.cluster import lifecycle  # noqa: E402
-from opd.cluster.api import POD  # noqa: E402
+from opd.cluster.api import LEASE, POD  # noqa: E402
 from opd.cluster.names import MODEL, QUEUE, selector  # noqa: E402
 from opd.cluster.pod_status import is_leaving  # noqa: E402
 from opd.pipeline import StageConfiguration, used_cores  # noqa: E402
@@ -176,6 +176,7 @@ def test_a_policy_controls_it(deployed):
 def test_it_is_deleted_without_leftovers(deployed, capsys):
     assert deployed.opd("delete") == cli.DONE
     assert lifecycle.owned(deployed.cluster, deployed.pipeline.name)[0] == [] and deployed.pods() == {}
+    assert deployed.cluster.list(LEASE, selector(deployed.pipeline.name))[0] == []
     assert deployed.opd("status") == cli.NOTHING_THERE
     assert deployed.opd("delete") == cli.NOTHING_THERE
     assert "is not deployed" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -85,6 +85,11 @@ class Resource(NamedTuple):
         lower = self.kind.lower()
         return f"{lower[:-1]}ies" if lower.endswith("y") else f"{lower}s"
 
+    @property
+    def type_fields(self) -> Object:
+        """The fields by which an object says of which kind it is."""
+        return {"apiVersion": self.api_version, "kind": self.kind}
+
     def path(self, namespace: str, name: str = "") -> str:
         """Where the API has all objects of a namespace (of all namespaces if empty), or one of them."""
         root = f"/apis/{self.api_version}" if "/" in self.api_version else f"/api/{self.api_version}"
@@ -154,8 +159,15 @@ class Cluster:
     ) -> None:
         self.namespace, self.patience = namespace, patience or Patience()
         self._load = load
+        self._before_write: Callable[[], object] = lambda: None
         self._lock = threading.Lock()
         self._client = self._connect()
+
+    def guarded(self, check: Callable[[], object]) -> Cluster:
+        """The same namespace, where ``check`` is called before every attempt to write and may raise to prevent it."""
+        other = copy(self)
+        other._before_write = check
+        return other
 
     # --------------------------------------------------------------------------------------------- objects
 
@@ -177,7 +189,8 @@ class Cluster:
         following = None
         while True:
             page = self._request("GET", resource, everywhere=everywhere, _continue=following, **selectors)
-            found += page.get("items") or []
+            # Items of built-in kinds do not say what they are.
+            found += [{**resource.type_fields, **each} for each in page.get("items") or []]
             following = page["metadata"].get("continue")
             if not following:
                 return found, page["metadata"].get("resourceVersion", "")
@@ -374,6 +387,8 @@ class Cluster:
         failures, renewed = 0, False
         while True:
             client = self._client
+            if method != "GET":
+                self._before_write()
             try:
                 return self._once(client, what, method, path, body, seconds, whole, parameters)
             except UnauthorisedError:

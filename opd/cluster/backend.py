@@ -109,10 +109,12 @@ class KubernetesBackend(TelemetryBackend):
         announce: Callable[[str, str], object] = lambda reason, note: logger.info("%s: %s", reason, note),
         may_act: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._cluster, self._settings, self._read_nodes = cluster, settings, read_nodes
+        self._cluster = cluster.guarded(self._check_may_act)
+        self._settings, self._read_nodes = settings, read_nodes
         self._pace, self._announce, self._may_act = pace or Pace(), announce, may_act
         self._kind = SELDON_DEPLOYMENT if settings.flavour == SELDON else DEPLOYMENT
         self._capacity = float(pipeline.capacity)
+        self._leaving = False
         super().__init__(pipeline, self._read_configuration(pipeline), monitor, interval_seconds)
 
     # ------------------------------------------------------------------------------------- for the control loop
@@ -226,16 +228,23 @@ class KubernetesBackend(TelemetryBackend):
         return "the last good configuration is restored"
 
     def _clear_away(self) -> None:
-        """Take away what a change began, without waiting, so that it holds no cores while nobody is there."""
-        if not self._may_act():
-            return
+        """Take away what a change began and bring back what it took, without waiting for either.
+
+        So nothing that is not wanted holds cores while nobody is there, and what the ConfigMaps say runs on. Where old
+        and new replicas do not fit together, the cluster starts the former as the latter end.
+        """
+        self._leaving = True
         try:
             running = self._targets(self._running())
-            for key, workload in self._all_workloads():
-                if key not in running:
-                    self._delete(workload["metadata"]["name"])
+            self._release(lambda key: key not in running)
+            found = self._workloads()
+            for key, replicas in running.items():
+                if key not in found or replicas_of(found[key]) != replicas:
+                    self._set_replicas(key, replicas)
         except ClusterError as error:
             logger.warning("what the unfinished change began stays until the next start: %s", error)
+        finally:
+            self._leaving = False
 
     # ----------------------------------------------------------------------------------------- workloads
 
@@ -275,9 +284,6 @@ class KubernetesBackend(TelemetryBackend):
         return wanted != now
 
     def _set_replicas(self, key: Key, replicas: int, dry_run: bool = False) -> Object:
-        if not dry_run:
-            self._check_may_act()
-
         def change(workload: Object) -> None:
             workload.update(with_replicas(workload, replicas))
 
@@ -298,7 +304,6 @@ class KubernetesBackend(TelemetryBackend):
         """Delete workloads, None standing for those of no variant that we know; replicas finish what they serve."""
         for key, workload in self._all_workloads():
             if which(key):
-                self._check_may_act()
                 self._delete(workload["metadata"]["name"])
 
     def _delete(self, name: str) -> None:
@@ -326,8 +331,6 @@ class KubernetesBackend(TelemetryBackend):
         return self.configuration
 
     def _write_stage(self, n: int, stage: StageConfiguration, dry_run: bool = False) -> Object:
-        if not dry_run:
-            self._check_may_act()
         name = stage_name(self.pipeline.name, self.pipeline.tasks[n].name)
         return self._cluster.modify(CONFIG_MAP, name, lambda config_map: self._enter(config_map, n, stage), dry_run)
 
@@ -348,7 +351,8 @@ class KubernetesBackend(TelemetryBackend):
             yield
 
     def _check_may_act(self) -> None:
-        if self._closing.is_set():
+        """Raise if this controller may not change anything now; asked before every attempt to."""
+        if self._closing.is_set() and not self._leaving:
             raise StoppedError("the controller is being stopped; the next start completes or clears away the change")
         if not self._may_act():
             raise StoppedError("another controller leads now; it completes or clears away the change")

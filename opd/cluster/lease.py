@@ -138,8 +138,7 @@ class Lease:
             "leaseTransitions": int(spec.get("leaseTransitions") or 0) + (0 if ours or not spec else 1),
         }
         return {
-            "apiVersion": LEASE.api_version,
-            "kind": LEASE.kind,
+            **LEASE.type_fields,
             "metadata": {**metadata, "name": self.name, "labels": {**(metadata.get("labels") or {}), **self._labels}},
             "spec": {**spec, **wanted},
         }

@@ -238,10 +238,7 @@ def owned(cluster: Cluster, pipeline: str) -> tuple[list[tuple[Resource, Object]
                 raise
             unseen.append(resource)
             continue
-        # Lists leave out what their elements are.
-        found += [
-            (resource, {**_kind(resource), **each}) for each in objects if not each["metadata"].get("ownerReferences")
-        ]
+        found += [(resource, each) for each in objects if not each["metadata"].get("ownerReferences")]
     return found, unseen
 
 
@@ -380,11 +377,10 @@ def delete(cluster: Cluster, pipeline: str, seconds: float, dry_run: bool = Fals
                 yield Change(found, {})
         if component and not dry_run:
             _wait_until_gone(partial(_pods, cluster, pipeline, component), seconds)
-    with suppress(ForbiddenError):  # who may not see it has not run a controller
-        lease = _find(cluster, {**_kind(LEASE), "metadata": {"name": lease_name(pipeline)}})
-        if lease:
-            _delete(cluster, LEASE, lease, dry_run)
-            yield Change({**_kind(LEASE), **lease}, {})
+    with suppress(ForbiddenError, NotFoundError):  # who may not see it has not run a controller
+        lease = cluster.get(LEASE, lease_name(pipeline))
+        _delete(cluster, LEASE, lease, dry_run)
+        yield Change(lease, {})
     if not dry_run:
         _wait_until_gone(lambda: [_words(*each) for each in owned(cluster, pipeline)[0]], seconds)
 
@@ -418,10 +414,6 @@ def _wait_until_gone(left: Callable[[], list[str]], seconds: float) -> None:
                 "does not answer), or who makes them anew, and delete again"
             )
         time.sleep(POLL_SECONDS)
-
-
-def _kind(resource: Resource) -> Object:
-    return {"apiVersion": resource.api_version, "kind": resource.kind}
 
 
 def _words(resource: Resource, found: Object) -> str:

@@ -32,7 +32,7 @@ from opd.cluster.names import (
 )
 from opd.cluster.pods import GRPC, HTTP, METRICS, SETTINGS_FILE, Pod, pod_template
 from opd.cluster.settings import SELDON, ClusterSettings
-from opd.pipeline import Configuration, Pipeline, StageConfiguration, Task, Variant, check_feasible
+from opd.pipeline import Configuration, Pipeline, StageConfiguration, Task, Variant, check_feasible, used_cores
 from opd.serving.server import ServerSettings
 
 STAGE_VARIANT, STAGE_REPLICAS, STAGE_BATCH_SIZE = "variant", "replicas", "batch_size"
@@ -58,6 +58,7 @@ def pipeline_objects(pipeline: Pipeline, configuration: Configuration, settings:
     router = _router_pod(pipeline, settings)
     variants = [_model_pod(pipeline, task, v, settings) for task in pipeline.tasks for v in task.variants]
     chosen = list(zip(pipeline.tasks, pipeline.selected(configuration), strict=True))
+    surge = renewed_by_surge(pipeline, configuration)
     return [
         *_queue_account(pipeline, settings),
         *extra_objects(pipeline, settings),
@@ -65,15 +66,35 @@ def pipeline_objects(pipeline: Pipeline, configuration: Configuration, settings:
         *(stage_config(pipeline, task, stage, settings) for task, (_, stage) in chosen),
         *(_service(pod, settings) for pod in (router, *queues)),
         *(_deployment(pod, 1, {"type": "Recreate"}, settings) for pod in queues),
-        *(model_workload(pipeline, task, variant, stage.replicas, settings) for task, (variant, stage) in chosen),
-        _deployment(router, 1, _ROLLING, settings),
+        *(
+            model_workload(pipeline, task, variant, stage.replicas, settings, surge)
+            for task, (variant, stage) in chosen
+        ),
+        _deployment(router, 1, _SURGE, settings),
     ]
 
 
+def renewed_by_surge(pipeline: Pipeline, configuration: Configuration) -> bool:
+    """Whether W_max holds one more replica of every stage, so that new settings reach replicas without a gap.
+
+    Otherwise they are renewed in place, one of each stage at a time; requests wait where a stage has only that one.
+    """
+    more = sum(variant.cores for variant, _ in pipeline.selected(configuration))
+    return float(used_cores(pipeline, configuration)) + more <= pipeline.capacity
+
+
 def model_workload(
-    pipeline: Pipeline, task: Task, variant: Variant, replicas: int, settings: ClusterSettings
+    pipeline: Pipeline, task: Task, variant: Variant, replicas: int, settings: ClusterSettings, surge: bool = False
 ) -> Manifest:
     """The workload of one variant: a Deployment or a SeldonDeployment, as the flavour is.
+
+    Args:
+        pipeline: to which it belongs.
+        task: to which it belongs.
+        variant: that its replicas serve.
+        replicas: how many.
+        settings: of the pods.
+        surge: renew replicas by one more at a time, not in place, when settings change; Seldon knows only surge.
 
     Raises:
         ValueError: if the pipeline does not allow as many replicas.
@@ -85,7 +106,7 @@ def model_workload(
     if settings.flavour == SELDON:
         metadata = _metadata(pod.name, pod.labels, settings)
         return seldon_workload(metadata, replicas, pod_template(pod, settings))
-    return _deployment(pod, replicas, _ROLLING, settings)
+    return _deployment(pod, replicas, _SURGE if surge else _IN_PLACE, settings)
 
 
 def replicas_of(workload: Mapping[str, Any]) -> int:
@@ -179,7 +200,8 @@ def _server(kind: str, name: str, parameters: dict[str, Any], settings: ClusterS
 
 # --------------------------------------------------------------------------------------------------- objects
 
-_ROLLING: Mapping[str, Any] = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+_SURGE: Mapping[str, Any] = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+_IN_PLACE: Mapping[str, Any] = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
 
 
 def _metadata(name: str, its_labels: Mapping[str, str], settings: ClusterSettings) -> dict[str, Any]:

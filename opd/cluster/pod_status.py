@@ -60,7 +60,9 @@ def homeless(pod: Pod) -> str:
 
 def refused(workload: Mapping[str, Any]) -> str:
     """Why the cluster makes no pods of a workload, such as a quota; empty if it does."""
-    status = workload.get("status") or {}
+    status, generation = workload.get("status") or {}, workload["metadata"].get("generation", 0)
+    if status.get("observedGeneration", generation) < generation:  # it speaks of a state before
+        return ""
     if status.get("state") == "Failed":  # of a SeldonDeployment; a Deployment has no such entry
         return str(status.get("description") or "Seldon says that it failed")
     for condition in status.get("conditions") or []:
