@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from opd.cluster.settings import ClusterSettings
     from opd.pipeline import Configuration, Pipeline, StageConfiguration
 
+logger = logging.getLogger("opd.cli")
+"""Not of ``__name__``, which may be ``__main__``."""
+
 DONE, FAILED, REFUSED, NOTHING_THERE = range(4)
 INTERRUPTED = 130
 
@@ -83,6 +86,9 @@ def status(options: argparse.Namespace) -> Action:
 
 def run(options: argparse.Namespace) -> Action:
     """Control a deployed pipeline from here, as the controller in the cluster does, until interrupted."""
+    from opd.cluster.json_log import log_as_json
+
+    log_as_json()
     from opd.cluster.api import credentials
     from opd.cluster.controller import ControllerSettings, run_controller
     from opd.cluster.documents import read_document
@@ -94,7 +100,6 @@ def run(options: argparse.Namespace) -> Action:
     from opd.simulation import SimulationParameters
     from opd.solvers import IpaParameters
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     url = options.prometheus or os.environ.get(URL_VARIABLE)
     if not url:
         raise InputError(f"name the Prometheus server with --prometheus, or in {URL_VARIABLE}")
@@ -392,10 +397,14 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _complain(error: BaseException, code: int) -> int:
-    """One line on standard error; what a KeyError says is its argument."""
+def _complain(options: argparse.Namespace, error: BaseException, code: int) -> int:
+    """One line on standard error, or in the log of a command that has one; what a KeyError says is its argument."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    _say(f"error: {' '.join(text.split())}")
+    line = " ".join(text.split())
+    if options.prepare is run:
+        logger.error("%s", line)
+    else:
+        _say(f"error: {line}")
     return code
 
 
@@ -494,17 +503,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         act = options.prepare(options)
     except (ClusterError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        return _complain(error, REFUSED)
+        return _complain(options, error, REFUSED)
     try:
         return int(act())
     except InputError as error:
-        return _complain(error, REFUSED)
+        return _complain(options, error, REFUSED)
     except ClusterError as error:
         from opd.cluster.lifecycle import NotOursError
 
-        return _complain(error, REFUSED if isinstance(error, NotOursError) else FAILED)
+        return _complain(options, error, REFUSED if isinstance(error, NotOursError) else FAILED)
     except OSError as error:  # such as a port that is taken
-        return _complain(error, FAILED)
+        return _complain(options, error, FAILED)
     except KeyboardInterrupt:
         _say("interrupted; run the command again to go on")
         return INTERRUPTED

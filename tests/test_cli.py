@@ -1,6 +1,6 @@
 """The command line against an emulated cluster: every exit code, what is refused before any call, and a whole life."""
 
-import logging
+import json
 import re
 import signal
 import subprocess
@@ -381,31 +381,34 @@ def test_objects_of_others_are_not_touched(shell):
         (["--policy=greedy", "--decisions=0"], "not at least 1"),
     ],
 )
-def test_a_run_that_cannot_be_is_refused(shell, monkeypatch, options, words):
+def test_a_run_that_cannot_be_is_refused(shell, monkeypatch, caplog, options, words):
     monkeypatch.delenv("OPD_PROMETHEUS_URL", raising=False)
     assert shell("run", "--image=opd:1", "--store=/models", *options) == cli.REFUSED
-    assert words in shell.err and not shell.api.requests
+    assert words in shell.err + caplog.text and not shell.api.requests
 
 
 @pytest.fixture
-def control(shell):
-    """Runs the controller of a deployed pipeline in this process, and gives its signals back."""
+def controlled(shell):
+    """Options by which a deployed pipeline is controlled."""
     if not (ROOT / "models" / "forecaster.ckpt").is_file():
         pytest.skip("needs a forecaster: make repro")
     assert shell.deploy() == cli.DONE
     prometheus = Prometheus(read_pipeline(Path(shell.file)), load=30.0)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    known = ["--image=opd:1", "--store=/models", "--policy=greedy", f"--prometheus={prometheus.url}", "--interval=0.2"]
-    yield lambda *options: shell("run", *known, *options)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    yield ["--image=opd:1", "--store=/models", "--policy=greedy", f"--prometheus={prometheus.url}", "--interval=0.2"]
     prometheus.close()
 
 
-def test_a_run_decides_and_ends(shell, control, caplog):
-    with caplog.at_level(logging.INFO):
-        assert control("--decisions=2", "--port=0") == cli.DONE, shell.err
-    assert caplog.text.count('"event": "decision"') == 2 and '"outcome": "applied"' in caplog.text
+@pytest.fixture
+def control(shell, controlled):
+    """Runs the controller of a deployed pipeline in this process, and gives its signals back."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield lambda *options: shell("run", *controlled, *options)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_a_run_decides_and_ends(shell, control):
+    assert control("--decisions=2", "--port=0") == cli.DONE, shell.err
     assert shell.stage("first") != {"variant": "small", "replicas": "1", "batch_size": "1"}
 
 
@@ -417,7 +420,25 @@ def test_a_dry_run_of_control_prints_and_changes_nothing(shell, control):
     assert shell.stage("first") == {"variant": "small", "replicas": "1", "batch_size": "1"}
 
 
-def test_a_port_that_is_taken_is_named(shell, control):
+def test_a_port_that_is_taken_is_named(shell, control, caplog):
     port = shell.api.url.rpartition(":")[2]
     assert control("--decisions=1", f"--port={port}") == cli.FAILED
-    assert "in use" in shell.err and shell.err.count("\n") == 1
+    assert "in use" in caplog.records[-1].message
+
+
+def test_every_line_of_the_log_of_a_run_is_a_json_object(shell, controlled):
+    def log(*options):
+        place = [f"--pipeline={shell.file}", f"--kubeconfig={shell.config}", "--namespace=space"]
+        command = [sys.executable, "-m", "opd", "run", *place, *controlled, *options]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        return done.returncode, [json.loads(line) for line in done.stderr.splitlines()]
+
+    code, lines = log("--decisions=2", "--port=0")
+    assert code == cli.DONE
+    assert all({"time", "logger", "level", "message"} <= line.keys() for line in lines)
+    first, second = [line for line in lines if line.get("event") == "decision"]
+    assert (first["outcome"], second["outcome"]) == ("applied", "kept")
+    assert first["state"]["incoming_load"] > 0 and first["message"].startswith("applied: first ")
+    code, lines = log("--policy=clairvoyant")
+    assert code == cli.REFUSED
+    assert [line["level"] for line in lines] == ["ERROR"] and "'clairvoyant' is not one of" in lines[0]["message"]

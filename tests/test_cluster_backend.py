@@ -20,6 +20,7 @@ from opd.cluster.backend import KubernetesBackend, Pace  # noqa: E402
 from opd.cluster.errors import ForbiddenError, NotFoundError  # noqa: E402
 from opd.cluster.manifests import model_workload, pipeline_objects  # noqa: E402
 from opd.cluster.node_capacity import free_cores, requested_cores  # noqa: E402
+from opd.cluster.overlay import Overlay  # noqa: E402
 from opd.cluster.pod_status import is_ready  # noqa: E402
 from opd.cluster.settings import ClusterSettings  # noqa: E402
 from opd.cluster.stage_state import StageStateError  # noqa: E402
@@ -230,6 +231,20 @@ def test_the_cores_of_the_nodes_are_a_limit_when_asked_for(world):
     world.api.refuse("GET /api/v1/nodes", 403, 9)
     with pytest.raises(ObservationError, match="Role"):
         backend.available_cores()
+
+
+@pytest.mark.parametrize("flavour", ["deployment", "seldon"])
+def test_a_tainted_node_counts_if_replicas_tolerate_it(tmp_path, flavour):
+    world = World(tmp_path, flavour)
+    try:
+        taint = {"key": "edge", "effect": "NoSchedule"}
+        world.api.put({"apiVersion": "v1", "kind": "Node", **node("node", "4", taints=[taint])})
+        assert world.backend(read_nodes=True).available_cores() == 0
+        overlay = Overlay({"all": {"spec": {"tolerations": [{"key": "edge", "operator": "Exists"}]}}})
+        tolerant = settings(flavour=flavour, overlay=overlay)
+        assert world.backend(read_nodes=True, settings=tolerant).available_cores() == 2.5
+    finally:
+        world.close()
 
 
 # --- normal life -----------------------------------------------------------------------------------------------------

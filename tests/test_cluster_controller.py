@@ -39,6 +39,7 @@ from opd.cluster.api import LEASE, Cluster, credentials  # noqa: E402
 from opd.cluster.controller import Controller, ControllerSettings, health_server  # noqa: E402
 from opd.cluster.difference import difference  # noqa: E402
 from opd.cluster.errors import ClusterError  # noqa: E402
+from opd.cluster.json_log import JsonFormatter  # noqa: E402
 from opd.cluster.lease import Lease, LeaseTimes  # noqa: E402
 from opd.cluster.names import CONTROLLER, selector  # noqa: E402
 from opd.cluster.policies import policy_of  # noqa: E402
@@ -189,18 +190,45 @@ def test_it_leads_decides_records_and_ends(world, caplog):
     with within(10):
         made.run()
     assert world.state("first") == {"variant": "large", "replicas": "1", "batch_size": "2"}
-    lines = [json.loads(record.message) for record in caplog.records if record.message.startswith('{"event"')]
+    lines = [json.loads(JsonFormatter().format(record)) for record in caplog.records if hasattr(record, "fields")]
     assert [line["outcome"] for line in lines] == ["applied", "kept"]
     assert lines[0]["forecast"] == 5.0 and lines[0]["state"]["incoming_load"] == pytest.approx(5)
     assert lines[0]["wanted"]["first"] == {"variant": "large", "replicas": 1, "batch_size": 2}
     assert lines[0]["score"]["cost"] == 3.0 and lines[0]["reason"] == ""
     found = events(world)
-    assert found["Reconfigured"]["involvedObject"]["name"] == "tiny-router"
+    router = world.api.find("deployments", "tiny-router")["metadata"]
+    about = {"name": "tiny-router", "uid": router["uid"], "kind": "Deployment", "apiVersion": "apps/v1"}
+    assert found["Reconfigured"]["involvedObject"] == {**about, "namespace": "space"}
     assert "surge" in found["Reconfiguring"]["message"]
     text = generate_latest(made.metrics.registry).decode()
     assert 'opd_decisions_total{outcome="applied",pipeline="tiny"} 1.0' in text
     assert 'opd_controller_leader{pipeline="tiny"} 0.0' in text
     assert spec(world.api)["holderIdentity"] == ""
+
+
+def test_an_event_is_made_though_the_router_cannot_be_read(world):
+    world.api.refuse("GET .*deployments/tiny-router", 403, 10**6)
+    controller(world, decisions=1).run()
+    assert "uid" not in events(world)["Reconfigured"]["involvedObject"]
+
+
+def test_the_router_is_read_once_for_all_events(world):
+    controller(world, decisions=1).run()
+    assert len(events(world)) == 2
+    assert len([target for _, target, _ in world.api.requests if target.endswith("deployments/tiny-router")]) == 1
+
+
+def test_a_logged_error_is_one_line_with_its_stack_trace():
+    try:
+        raise ZeroDivisionError("a bug")
+    except ZeroDivisionError:
+        record = logging.LogRecord("opd", logging.ERROR, "", 0, "it %s\nbadly", ("failed",), sys.exc_info())
+    text = JsonFormatter().format(record)
+    line = json.loads(text)
+    assert "\n" not in text and line["message"] == "it failed\nbadly" and line["level"] == "ERROR"
+    assert line["exception"].startswith("Traceback") and line["exception"].endswith("ZeroDivisionError: a bug")
+    record.created = 1.5
+    assert json.loads(JsonFormatter().format(record))["time"] == "1970-01-01T00:00:01.500+00:00"
 
 
 def test_a_refusal_is_an_event_and_a_metric(world):
@@ -376,8 +404,8 @@ def test_sigterm_in_the_middle_of_a_change_ends_it_soon_and_in_good_order(world)
     with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, env=os.environ) as process:
         assert world.eventually(lambda: "tiny-first-large" in world.workloads(), 60)
         process.send_signal(signal.SIGTERM)
-        with within(8):
-            _, log = process.communicate(timeout=10)
+        with within(20):  # of the 30 s of an interval
+            _, log = process.communicate(timeout=25)
     assert process.returncode == 0, log
     assert world.workloads() == {"tiny-first-small", "tiny-second-small"}
     assert spec(world.api)["holderIdentity"] == ""

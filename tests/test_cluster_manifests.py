@@ -272,11 +272,12 @@ def test_a_workload_is_scaled_without_touching_anything_else(flavour):
 
 
 def test_a_pod_drains_longer_than_it_may_be_sent_to_and_less_than_until_it_is_killed():
-    wanted = replace(PLAIN, drain_seconds=7, stage=StageSettings(call_timeout=3.0))
+    wanted = replace(PLAIN, drain_seconds=7, stage=StageSettings(drop_after=20.0, call_timeout=3.5))
     objects = objects_of(wanted=wanted)
     model = template_of(found(objects, "Deployment", "ocr-text-detection-v5-256"))["spec"]
     assert model["containers"][0]["lifecycle"]["preStop"] == {"exec": {"command": ["sleep", "7"]}}
-    assert model["terminationGracePeriodSeconds"] == 7 + 3 + 5
+    # A request that waited almost 20 s is not given up, and then may take another 3.5 s.
+    assert model["terminationGracePeriodSeconds"] == 7 + 24 + 5
     queue = found(objects, "Deployment", "ocr-text-detection-queue")["spec"]
     assert "lifecycle" not in queue["template"]["spec"]["containers"][0]
     assert queue["strategy"] == {"type": "Recreate"}
@@ -492,7 +493,6 @@ def test_a_workload_with_absurd_replicas_is_refused(replicas):
         ({"flavour": "helm"}, "not one of deployment, seldon"),
         ({"pull_policy": "Sometimes"}, "not one of Always"),
         ({"storage_secret": "../secret"}, "no DNS label"),
-        ({"controller_account": "Admin"}, "no DNS label"),
         ({"router_millicores": 0}, "not within 1"),
         ({"model_memory": "-1Gi"}, "malformed"),
         ({"model_memory": "1e9"}, "malformed"),
@@ -613,11 +613,41 @@ def assembled(folder):
     return resources
 
 
+def rendered(folder):
+    """The objects that kustomize makes of a folder."""
+    command = ["kubectl", "kustomize", str(folder)]
+    return list(
+        yaml.safe_load_all(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
+    )
+
+
+def example_with(folder, changes):
+    """A copy of the example, in a copy of the whole, with other or more entries in its kustomization."""
+    shutil.copytree(DEPLOY, folder / "deploy")
+    content = kustomization(EXAMPLE)
+    for key, value in changes.items():
+        if key == "configMapGenerator":
+            names_given = {each["name"] for each in value}
+            content[key] = [each for each in content[key] if each["name"] not in names_given] + value
+        else:
+            content[key] = content[key] + value if isinstance(value, list) else value
+    made = folder / "deploy" / "example"
+    (made / "kustomization.yaml").write_text(yaml.safe_dump(content))
+    return made
+
+
+def documented(language):
+    """Blocks of code of the how-to."""
+    text = (TESTS.parent / "docs" / "kubernetes.md").read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+EXAMPLE = DEPLOY / "example"
 CONTROLLER = DEPLOY / "controller"
 COMPONENTS = sorted((DEPLOY / "components").iterdir())
 
 
-@pytest.mark.parametrize("folder", [CONTROLLER, *COMPONENTS, DEPLOY / "example"], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [CONTROLLER, *COMPONENTS, EXAMPLE], ids=lambda folder: folder.name)
 def test_kustomizations_name_what_there_is_and_set_only_what_kustomize_knows(folder):
     content = kustomization(folder)
     is_component = folder in COMPONENTS
@@ -625,7 +655,7 @@ def test_kustomizations_name_what_there_is_and_set_only_what_kustomize_knows(fol
     assert content["apiVersion"] == f"kustomize.config.k8s.io/{version}"
     assert content["kind"] == kind
     known = {"apiVersion", "kind", "namespace", "resources", "components", "configMapGenerator", "labels", "images"}
-    assert set(content) <= known
+    assert set(content) <= known | {"patches"}
     for generated in content.get("configMapGenerator", []):
         assert all((folder / file).is_file() for file in generated.get("files", []))
     listed = {entry for entry in content["resources"] if entry.endswith(".yaml")}
@@ -646,9 +676,9 @@ def test_the_controllers_objects_suit_their_published_schemas(version):
 
 def test_the_controller_lands_only_in_a_namespace_that_is_named():
     assert "namespace" not in kustomization(CONTROLLER)
-    for manifest in assembled(DEPLOY / "example"):
+    for manifest in assembled(EXAMPLE):
         assert "namespace" not in manifest["metadata"]
-    assert kustomization(DEPLOY / "example")["namespace"] not in ("", "default")
+    assert kustomization(EXAMPLE)["namespace"] not in ("", "default")
 
 
 def test_the_controller_may_do_no_more_than_it_needs():
@@ -685,14 +715,14 @@ def test_the_controllers_pod_is_as_secure_as_the_others_and_its_parts_fit():
     pod = template_of(deployment)
     assert server_of(deployment)["securityContext"] == SECURITY_CONTEXT
     assert server_of(deployment)["resources"]["requests"] == server_of(deployment)["resources"]["limits"]
-    assert pod["spec"]["serviceAccountName"] == PLAIN.controller_account
+    assert pod["spec"]["serviceAccountName"] == "opd-controller"
     selector = deployment["spec"]["selector"]["matchLabels"]
     assert selector.items() <= pod["metadata"]["labels"].items()
     assert found(objects, "Service", "opd-controller")["spec"]["selector"] == selector
     for role in ("Role", "ClusterRole"):
         for binding in (each for folder in (CONTROLLER, *COMPONENTS) for each in assembled(folder)):
             if binding["kind"] == f"{role}Binding":
-                assert binding["subjects"] == [{"kind": "ServiceAccount", "name": PLAIN.controller_account}]
+                assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "opd-controller"}]
                 assert binding["roleRef"]["kind"] == role
     generated = {each["name"] for each in kustomization(CONTROLLER)["configMapGenerator"]}
     volumes = {each["configMap"]["name"] for each in pod["spec"]["volumes"] if "configMap" in each}
@@ -703,24 +733,77 @@ def test_the_controllers_settings_are_settings():
     assert read_settings(CONTROLLER / "settings.yaml", "pipelines").flavour == "deployment"
 
 
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl, which has kustomize built in")
+def test_the_example_has_one_image_and_one_label_for_the_prometheus_operator():
+    content, example = kustomization(EXAMPLE), read_settings(EXAMPLE / "settings.yaml", "pipelines")
+    (image,) = content["images"]
+    base = found(assembled(CONTROLLER), "Deployment", "opd-controller")
+    assert image["name"] == server_of(base)["image"].split(":")[0]
+    assert f"{image['newName']}:{image['newTag']}" == example.image
+    (patch,) = [each for each in content["patches"] if each["target"]["kind"] == "PodMonitor"]
+    (operation,) = yaml.safe_load(patch["patch"])
+    assert {operation["path"].removeprefix("/metadata/labels/"): operation["value"]} == example.monitoring_labels
+    assert example.pod_monitor
+
+
+def test_the_how_to_shows_the_settings_of_the_example():
+    (shown,) = [block for block in documented("yaml") if block.startswith("# settings.yaml")]
+    assert yaml.safe_load(shown) == yaml.safe_load((EXAMPLE / "settings.yaml").read_text())
+
+
+needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl has kustomize built in")
+
+
+@needs_kubectl
 def test_kustomize_builds_the_example_into_one_namespace():
-    command = ["kubectl", "kustomize", str(DEPLOY / "example")]
-    built = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    namespace = kustomization(DEPLOY / "example")["namespace"]
-    objects = list(yaml.safe_load_all(built))
+    namespace = kustomization(EXAMPLE)["namespace"]
+    objects = rendered(EXAMPLE)
     for manifest in objects:
         validate(manifest, KUBERNETES[-1])
-        is_cluster_wide = manifest["kind"].startswith("Cluster")
-        assert manifest["metadata"].get("namespace") == (None if is_cluster_wide else namespace)
+        assert not manifest["kind"].startswith("Cluster")
+        assert manifest["metadata"]["namespace"] == namespace
         for subject in manifest.get("subjects", []):
             assert subject["namespace"] == namespace
-    assert {identity(each) for each in assembled(DEPLOY / "example")} <= set(map(identity, objects))
-    pod = template_of(found(objects, "Deployment", "opd-controller"))["spec"]
+    assert {identity(each) for each in assembled(EXAMPLE)} <= set(map(identity, objects))
+    controller = found(objects, "Deployment", "opd-controller")
+    pod = template_of(controller)["spec"]
+    assert "--read-nodes" not in server_of(controller)["args"]
     referred = {each["configMap"]["name"] for each in pod["volumes"] if "configMap" in each}
     referred |= {each["configMapRef"]["name"] for each in pod["containers"][0]["envFrom"]}
     generated = {name for kind, name in map(identity, objects) if kind == "ConfigMap"}
     assert referred - {"opd-models"} == generated
+    assert found(objects, "PodMonitor", "opd-controller")["metadata"]["labels"]["release"] == "prometheus"
+    (settings_data,) = [each["data"] for each in objects if "settings.yaml" in each.get("data", {})]
+    assert settings_data == {"settings.yaml": (EXAMPLE / "settings.yaml").read_text()}
+
+
+@needs_kubectl
+def test_node_capacity_makes_the_controller_read_nodes_and_a_suffix_tells_namespaces_apart(tmp_path):
+    changes = {"components": ["../components/node-capacity"], "namespace": "others", "nameSuffix": "-others"}
+    objects = rendered(example_with(tmp_path, changes))
+    controller = found(objects, "Deployment", "opd-controller-others")
+    assert "--read-nodes" in server_of(controller)["args"]
+    binding = found(objects, "ClusterRoleBinding", "opd-node-capacity-others")
+    account = template_of(controller)["spec"]["serviceAccountName"]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account, "namespace": "others"}]
+    assert found(objects, "ClusterRole", binding["roleRef"]["name"]) and found(objects, "ServiceAccount", account)
+
+
+@needs_kubectl
+def test_the_controller_gets_a_pipeline_file_as_the_how_to_says(tmp_path):
+    (block,) = [block for block in documented("yaml") if "opd-pipeline" in block]
+    folder = example_with(tmp_path, yaml.safe_load(block))
+    (folder / "pipeline.yaml").write_text("name: mine\n")
+    objects = rendered(folder)
+    controller = found(objects, "Deployment", "opd-controller")
+    (config,) = [each for each in objects if each["metadata"]["name"].startswith("opd-pipeline-")]
+    assert config["data"] == {"pipeline.yaml": "name: mine\n"}
+    volumes = template_of(controller)["spec"]["volumes"]
+    (volume,) = [each["name"] for each in volumes if each.get("configMap", {}).get("name") == identity(config)[1]]
+    (mount,) = [each["mountPath"] for each in server_of(controller)["volumeMounts"] if each["name"] == volume]
+    (variables,) = [each["data"] for each in objects if "OPD_PIPELINE" in each.get("data", {})]
+    assert variables["OPD_PIPELINE"] == f"{mount}/pipeline.yaml"
+    assert variables["OPD_POLICY"] == "agent"
+    assert len(volumes) == 4 and len(server_of(controller)["volumeMounts"]) == 4
 
 
 # --- image -----------------------------------------------------------------------------------------------------------

@@ -121,6 +121,14 @@ def test_a_component_gets_what_is_for_all_and_then_its_own():
     assert applied(text, "router")["spec"]["priority"] == 1
 
 
+def test_what_the_overlay_alone_says_of_a_pod_is_known():
+    text = "{all: {spec: {priority: 1, nodeSelector: {a: b}}}, model: {spec: {nodeSelector: {c: d}, priority: null}}}"
+    overlay = Overlay(parse_document(text.encode(), "overlay"))
+    assert overlay.spec("model") == {"nodeSelector": {"a": "b", "c": "d"}}
+    assert overlay.spec("queue") == {"priority": 1, "nodeSelector": {"a": "b"}}
+    assert Overlay().spec("model") == {}
+
+
 def test_labels_and_annotations_of_the_users_own_are_added():
     metadata = applied("{model: {metadata: {labels: {team: vision}, annotations: {a.b/c: 'any text'}}}}")["metadata"]
     assert metadata["labels"] == {"app.kubernetes.io/name": "opd", "team": "vision"}
@@ -299,6 +307,7 @@ def test_a_file_is_read_no_further_than_the_limit(tmp_path):
         ("[]", "must be a mapping of all, router"),
         ("all", "must be a mapping of all, router"),
         ("{models: {}}", "may not set 'models', only all, router"),
+        ("{controller: {}}", "may not set 'controller', only all, router, queue, model$"),
         ("{1: {}}", "may not set 1"),
         ("{all: null}", "all must be a mapping"),
         ("{all: {kind: Secret}}", "all may not set 'kind', only metadata, spec"),

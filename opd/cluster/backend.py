@@ -127,7 +127,8 @@ class KubernetesBackend(TelemetryBackend):
                 pods, _ = self._cluster.list(POD, everywhere=True)
             except ClusterError as error:
                 raise ObservationError(f"the cores of the nodes cannot be seen: {error}") from error
-            self._capacity = min(float(self.pipeline.capacity), free_cores(nodes, pods, self._is_replica))
+            free = free_cores(nodes, pods, self._is_replica, self._settings.overlay.spec(MODEL))
+            self._capacity = min(float(self.pipeline.capacity), free)
         return self._capacity
 
     def apply(self, configuration: Configuration) -> None:

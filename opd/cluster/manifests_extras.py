@@ -129,13 +129,12 @@ def _allow(direction: str, ports: Sequence[int], peers: Sequence[Mapping[str, An
 
 def _virtual_service(pipeline: Pipeline, settings: ClusterSettings) -> Manifest:
     """What arrives at the gateway for this pipeline goes to the router, which does all retrying there is."""
-    seconds = settings.stage.drop_after + settings.stage.call_timeout
     paths = {GRPC_SERVICE: settings.grpc_port, f"/v2/models/{pipeline.name}/": settings.http_port}
     routes = [
         {
             "match": [{"uri": {"prefix": prefix}}],
             "route": [{"destination": {"host": router_name(pipeline.name), "port": {"number": port}}}],
-            "timeout": f"{seconds:g}s",
+            "timeout": f"{settings.request_seconds:g}s",
             "retries": {"attempts": 0},
         }
         for prefix, port in paths.items()

@@ -13,8 +13,11 @@ from typing import Any
 
 from opd.pipeline import Pipeline
 
-ROUTER, QUEUE, MODEL, CONTROLLER = COMPONENTS = ("router", "queue", "model", "controller")
-"""Values of the component label."""
+ROUTER, QUEUE, MODEL = COMPONENTS = ("router", "queue", "model")
+"""Values of the component label of a pipeline's pods."""
+
+CONTROLLER = "controller"
+"""The same of what belongs to the controller."""
 
 NAME_LABEL = "app.kubernetes.io/name"
 INSTANCE_LABEL = "app.kubernetes.io/instance"

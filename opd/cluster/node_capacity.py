@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from kubernetes.utils import parse_quantity
@@ -11,20 +11,28 @@ from opd.cluster.pod_status import is_over
 
 _REPELLING = ("NoSchedule", "NoExecute")
 
+_CORDONED: Mapping[str, Any] = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
+"""The taint that a cordoned node has, or is about to get."""
+
 
 def free_cores(
     nodes: Iterable[Mapping[str, Any]],
     pods: Iterable[Mapping[str, Any]],
     is_ours: Callable[[Mapping[str, Any]], bool],
+    pod_spec: Mapping[str, Any] | None = None,
 ) -> float:
-    """Cores of all nodes that take pods, less those that others request there.
+    """Cores of all nodes that take the pipeline's replicas, less those that others request there.
 
     Args:
-        nodes: of the cluster; those that are not ready, cordoned or tainted do not count.
+        nodes: of the cluster; those that are not ready do not count, nor do those that are cordoned or tainted unless
+            the replicas tolerate it, nor those that they do not select.
         pods: of all namespaces.
         is_ours: whether a pod's cores are for the pipeline to use again.
+        pod_spec: of the replicas, of which ``tolerations`` and ``nodeSelector`` count; they have none if not given.
     """
-    usable = {node["metadata"]["name"]: _cores(node["status"].get("allocatable", {})) for node in nodes if _takes(node)}
+    spec = pod_spec or {}
+    takes = (node for node in nodes if _takes(node, spec.get("tolerations") or [], spec.get("nodeSelector") or {}))
+    usable = {node["metadata"]["name"]: _cores(node["status"].get("allocatable", {})) for node in takes}
     taken = sum(
         requested_cores(pod)
         for pod in pods
@@ -59,8 +67,23 @@ def _cores(quantities: Mapping[str, Any]) -> float:
     return float(parse_quantity(quantities.get("cpu", 0)))
 
 
-def _takes(node: Mapping[str, Any]) -> bool:
+def _takes(node: Mapping[str, Any], tolerations: Sequence[Mapping[str, Any]], selector: Mapping[str, str]) -> bool:
     spec = node.get("spec", {})
     conditions = {each["type"]: each["status"] for each in node["status"].get("conditions") or []}
-    tainted = any(taint["effect"] in _REPELLING for taint in spec.get("taints") or [])
-    return conditions.get("Ready") == "True" and not spec.get("unschedulable") and not tainted
+    taints = [*(spec.get("taints") or []), *([_CORDONED] if spec.get("unschedulable") else [])]
+    return (
+        conditions.get("Ready") == "True"
+        and selector.items() <= (node["metadata"].get("labels") or {}).items()
+        and all(any(_tolerates(t, taint) for t in tolerations) for taint in taints if taint["effect"] in _REPELLING)
+    )
+
+
+def _tolerates(toleration: Mapping[str, Any], taint: Mapping[str, Any]) -> bool:
+    """As the scheduler sees it: what a toleration leaves out, it does not restrict, except for the value."""
+    exists = toleration.get("operator") == "Exists"
+    equal = toleration.get("operator", "Equal") == "Equal" and toleration.get("value", "") == taint.get("value", "")
+    return (
+        toleration.get("effect") in (None, "", taint["effect"])
+        and toleration.get("key") in ((None, "", taint["key"]) if exists else (taint["key"],))
+        and (exists or equal)
+    )

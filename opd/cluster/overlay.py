@@ -91,13 +91,21 @@ class Overlay:
         Raises:
             OverlayError: if a container has no image then.
         """
-        merged: dict[str, Any] = deepcopy(dict(template))
-        for name in (ALL, component):
-            merged = _merge(merged, self.sections.get(name, {}))
+        merged = self._merged(template, component)
         for kind in ("containers", "initContainers"):
             for container in merged["spec"].get(kind, ()):
                 if not container.get("image"):
                     raise OverlayError(f"{kind} of {component}: container {container['name']!r} needs an image")
+        return merged
+
+    def spec(self, component: str) -> dict[str, Any]:
+        """What the overlay alone says of a component's pods, such as their ``tolerations`` and ``nodeSelector``."""
+        return dict(self._merged({}, component).get("spec", {}))
+
+    def _merged(self, template: Mapping[str, Any], component: str) -> dict[str, Any]:
+        merged: dict[str, Any] = deepcopy(dict(template))
+        for name in (ALL, component):
+            merged = _merge(merged, self.sections.get(name, {}))
         return merged
 
 

@@ -1,11 +1,10 @@
-"""Every decision on record: a line of JSON in the log, metrics, and an Event of the router when people should know.
+"""Every decision on record: an entry in the log, metrics, and an Event of the router when people should know.
 
 Events are for changes and refusals only: one every interval would drown them.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -16,8 +15,9 @@ from typing import Any
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from opd.cluster.api import Cluster, Object
+from opd.cluster.api import DEPLOYMENT, Cluster, Object
 from opd.cluster.errors import ClusterError
+from opd.cluster.json_log import FIELDS
 from opd.cluster.names import labels, router_name
 from opd.control import Step
 from opd.pipeline import Configuration, Pipeline
@@ -96,6 +96,7 @@ class Recorder:
     ) -> None:
         self._cluster, self._pipeline, self._metrics, self._holder = cluster, pipeline, metrics, holder
         self._events = events
+        self._router_uid = ""
 
     def decision(
         self, step: Step, before: Configuration, observation: Observation | None, wanted: Configuration | None
@@ -110,12 +111,12 @@ class Recorder:
         """
         outcome = REFUSED if step.refused else KEPT if step.configuration == before else APPLIED
         self._metrics.count(step, outcome)
-        logger.info("%s", json.dumps(self.entry(step, outcome, observation, wanted)))
+        words = self._words(step.configuration)
+        logger.info("%s: %s", outcome, words, extra={FIELDS: self.entry(step, outcome, observation, wanted)})
         if outcome == APPLIED:
-            words = self._words(step.configuration)
             self.event("Reconfigured", f"{words}; forecast {step.predicted_load:g} requests/s")
         elif outcome == REFUSED:
-            self.event("Refused", f"{step.refused}; {self._words(step.configuration)} goes on", "Warning")
+            self.event("Refused", f"{step.refused}; {words} goes on", "Warning")
 
     def entry(
         self, step: Step, outcome: str, observation: Observation | None, wanted: Configuration | None
@@ -124,7 +125,6 @@ class Recorder:
         state = {} if observation is None else _state(observation)
         return {
             "event": "decision",
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "controller": self._holder,
             "pipeline": self._pipeline.name,
             "outcome": outcome,
@@ -160,6 +160,7 @@ class Recorder:
             "kind": "Deployment",
             "name": name,
             "namespace": self._cluster.namespace,
+            **self._uid_of_router(name),
         }
         return {
             "apiVersion": "v1",
@@ -178,6 +179,15 @@ class Recorder:
             "reportingComponent": COMPONENT,
             "reportingInstance": self._holder,
         }
+
+    def _uid_of_router(self, name: str) -> dict[str, str]:
+        """By which ``kubectl describe`` finds a router's Events; they are made without it if it cannot be read."""
+        if not self._router_uid:
+            try:
+                self._router_uid = str(self._cluster.get(DEPLOYMENT, name)["metadata"]["uid"])
+            except ClusterError as error:
+                logger.warning("the event does not show with the router: %s", error)
+        return {"uid": self._router_uid} if self._router_uid else {}
 
     def _stages(self, configuration: Configuration) -> dict[str, Any]:
         chosen = self._pipeline.selected(configuration)

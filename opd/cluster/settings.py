@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -20,7 +21,7 @@ DEPLOYMENT, SELDON = FLAVOURS = ("deployment", "seldon")
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 
 FINISH_SECONDS = 5
-"""Beyond the longest call, what a server needs to end once it is told to."""
+"""Beyond the longest request, what a server needs to end once it is told to."""
 
 _IMAGE = re.compile(r"[a-z0-9][\w.-]*(:\d+)?(/[\w.-]+)*(:[\w.-]+|@sha256:[0-9a-f]{64}|:[\w.-]+@sha256:[0-9a-f]{64})")
 _MEMORY = re.compile(r"[1-9]\d{0,5}(Mi|Gi)")
@@ -59,7 +60,6 @@ class ClusterSettings:
         startup_seconds: a server that does not answer after this long is started again.
         apply_seconds: a change that is not done after this long is taken back.
         call_seconds: one call to the API server may take this long.
-        controller_account: ServiceAccount of the controller.
         istio_gateway: Istio Gateway, ``name`` or ``namespace/name``, through which requests come; none if empty.
         istio_host: host name of the requests that the gateway hands to the router.
         pod_monitor: make a PodMonitor for the Prometheus operator.
@@ -96,7 +96,6 @@ class ClusterSettings:
     startup_seconds: int = 120
     apply_seconds: float = 180.0
     call_seconds: float = 10.0
-    controller_account: str = "opd-controller"
     istio_gateway: str = ""
     istio_host: str = "*"
     pod_monitor: bool = False
@@ -116,9 +115,14 @@ class ClusterSettings:
         self._check_numbers()
 
     @property
+    def request_seconds(self) -> float:
+        """The longest that a request lives: it is not given up yet when a replica takes it, which then finishes it."""
+        return self.stage.drop_after + self.stage.call_timeout
+
+    @property
     def grace_seconds(self) -> int:
-        """From the order to end until a pod is killed: it drains, finishes the longest call, and ends."""
-        return self.drain_seconds + int(self.stage.call_timeout) + FINISH_SECONDS
+        """From the order to end until a pod is killed: it drains, finishes the longest request, and ends."""
+        return self.drain_seconds + math.ceil(self.request_seconds) + FINISH_SECONDS
 
     @property
     def series_labels(self) -> dict[str, str]:
@@ -135,7 +139,6 @@ class ClusterSettings:
 
     def _check_names(self) -> None:
         check_name("namespace", self.namespace)
-        check_name("controller_account", self.controller_account)
         check_name("monitoring_namespace", self.monitoring_namespace)
         check_labels("monitoring_labels", self.monitoring_labels)
         if self.storage_secret:

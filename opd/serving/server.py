@@ -70,10 +70,10 @@ def end_with_parent() -> None:
 
 async def serve(settings: ServerSettings) -> None:
     """Serve until SIGTERM, when requests that run are finished first, or until the model turns out not to load."""
-    from mlserver import MLServer
     from mlserver.settings import ModelParameters, ModelSettings, Settings
     from prometheus_client import start_http_server
 
+    from opd.serving.finishing_server import FinishingServer
     from opd.serving.protocol import MAX_MESSAGE_BYTES
 
     server_settings = Settings(
@@ -94,7 +94,7 @@ async def serve(settings: ServerSettings) -> None:
         parameters=ModelParameters(extra=settings.parameters),
     )
     metrics_server, _ = start_http_server(settings.metrics_port, settings.host)
-    server = MLServer(server_settings)
+    server = FinishingServer(server_settings)
     try:
         await server.start([model])
     finally:

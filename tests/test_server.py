@@ -1,0 +1,61 @@
+"""A server process that is told to end."""
+
+import asyncio
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mlserver", reason="the serving extra is not installed")
+
+from opd.serving.client import Client  # noqa: E402
+from opd.serving.processes import model_process, running, wait_until  # noqa: E402
+from opd.serving.store import ModelStore  # noqa: E402
+
+SECONDS = 6.5
+"""Of one inference: longer than the five seconds after which MLServer would cancel it."""
+
+
+@pytest.fixture
+def replica(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    source, store = tmp_path / "variant", str(tmp_path / "store")
+    source.mkdir()
+    manifest = {"class": "serving_models:Upper", "settings": {"seconds": SECONDS}, "files": {}}
+    (source / "manifest.json").write_text(json.dumps(manifest))
+    ModelStore(store).push(source, "task", "slow")
+    process = model_process("replica", "tiny", "task", "slow", store, tmp_path)
+    with running(process, 60):
+        yield process
+
+
+def test_a_request_that_runs_is_finished_however_long_it_takes(replica):
+    async def stop_meanwhile():
+        client = Client(replica.grpc_address, "task")
+        call = asyncio.create_task(client.infer([b"hello"], 0.0, 30.0))
+        await asyncio.sleep(0.5)
+        os.kill(replica.pid, signal.SIGTERM)
+        try:
+            return await call
+        finally:
+            await client.close()
+
+    assert asyncio.run(stop_meanwhile()) == [b"HELLO"]
+    assert wait_until(lambda: not replica.alive, 3.0)
+
+
+def test_a_server_with_nothing_to_do_ends_at_once_though_callers_are_connected(replica):
+    async def stop_meanwhile():
+        client = Client(replica.grpc_address, "task")
+        assert await client.ready(5.0)
+        begin = time.monotonic()
+        os.kill(replica.pid, signal.SIGTERM)
+        while replica.alive and time.monotonic() - begin < 10.0:
+            await asyncio.sleep(0.05)
+        await client.close()
+        return time.monotonic() - begin
+
+    assert asyncio.run(stop_meanwhile()) < 3.0
