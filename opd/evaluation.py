@@ -99,15 +99,25 @@ def build_policy(name: str, pipeline: Pipeline, seed: int, setting: Setting) -> 
     return AgentPolicy(Agent.load(path, pipeline))
 
 
-def run_cycle(pipeline: Pipeline, name: str, cycle: Cycle, seed: int, setting: Setting) -> list[Step]:
-    """One policy through one cycle of 1200 s, from the cheapest configuration for its first forecast."""
+def run_cycle(
+    pipeline: Pipeline, policy: Policy, cycle: Cycle, seed: int, setting: Setting, device: Pipeline | None = None
+) -> list[Step]:
+    """One policy through one cycle of 1200 s, from the cheapest configuration for its first forecast.
+
+    Args:
+        pipeline: what policy and control loop know.
+        policy: decides.
+        cycle: when in the trace.
+        seed: of arrivals and service noise.
+        setting: what is the same for all.
+        device: the pipeline as it really is; by default as it is known.
+    """
     start = setting.trace.position(cycle.start)
     counts = setting.trace.counts
     history = counts[max(start - HISTORY_SECONDS, 0) : start]
     initial = greedy(pipeline, setting.forecaster.predict(history))
     window = counts[start : start + CYCLE_SECONDS]
-    backend = SimulatedBackend(pipeline, setting.simulation, history, window, initial, seed)
-    policy = build_policy(name, pipeline, seed, setting)
+    backend = SimulatedBackend(device or pipeline, setting.simulation, history, window, initial, seed)
     seconds = setting.simulation.interval
     decisions = len(window) // seconds
     return list(run(backend, pipeline, policy, setting.forecaster.predict, setting.weights, decisions, seconds))
@@ -155,7 +165,8 @@ class Cell:
 
 
 def _evaluate_cell(cell: Cell, setting: Setting) -> tuple[dict[str, object], pd.DataFrame]:
-    steps = run_cycle(cell.pipeline, cell.policy, cell.cycle, cell.seed, setting)
+    policy = build_policy(cell.policy, cell.pipeline, cell.seed, setting)
+    steps = run_cycle(cell.pipeline, policy, cell.cycle, cell.seed, setting)
     key = {"pipeline": cell.pipeline.name, "cycle": cell.cycle.name, "policy": cell.policy, "seed": cell.seed}
     return key | summarise(steps), timeline(steps, setting.simulation.interval).assign(**key)  # type: ignore[arg-type]
 

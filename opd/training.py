@@ -278,6 +278,7 @@ def begin_episodes(
 class ProximalPolicyOptimisation(pl.LightningModule):
     """Eqs. 9-12 with expert guidance; one ``training_step`` is one update on a fresh rollout."""
 
+    network_class: type[ActorCritic] = ActorCritic
     update: Tensor
     reward_mean: Tensor
     reward_deviation: Tensor
@@ -292,7 +293,7 @@ class ProximalPolicyOptimisation(pl.LightningModule):
         self.settings = parameters
         self.seed = seed
         torch.manual_seed(seed)
-        self.network = ActorCritic(problem.pipeline, parameters.width, parameters.blocks)
+        self.network = self.network_class(problem.pipeline, parameters.width, parameters.blocks)
         self.register_buffer("update", torch.zeros((), dtype=torch.int64))
         self.register_buffer("reward_mean", torch.zeros(()))
         self.register_buffer("reward_deviation", torch.ones(()))
@@ -538,6 +539,7 @@ def train(
     seed: int,
     folder: Path,
     title: str = "agent",
+    learner: Callable[[Problem, TrainingParameters, int, str], ProximalPolicyOptimisation] = ProximalPolicyOptimisation,
 ) -> ActorCritic:
     """Train an agent and return the network of its best checkpoint.
 
@@ -550,9 +552,10 @@ def train(
         seed: of everything random; two runs with the same seed are equal.
         folder: where the run is kept.
         title: begins every line of progress.
+        learner: what learns, where it is not :class:`ProximalPolicyOptimisation` itself.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its advice on hardware is not for us
-    module = ProximalPolicyOptimisation(problem, parameters, seed, title)
+    module = learner(problem, parameters, seed, title)
     kept = folder / "checkpoints"
     best = ModelCheckpoint(kept, filename="best", monitor="validation/selection", mode="max")
     last = ModelCheckpoint(kept, filename="last", enable_version_counter=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from small_pipelines import ocr_pipeline
@@ -15,6 +17,11 @@ from opd.solvers import IpaParameters, greedy
 from opd.workload import Cycle, Trace
 
 CYCLE = Cycle("waves", 20_000)
+
+
+def cycle_of(policy, seed, setting):
+    pipeline = ocr_pipeline()
+    return run_cycle(pipeline, build_policy(policy, pipeline, seed, setting), CYCLE, seed, setting)
 
 
 class RecentMaximum:
@@ -41,7 +48,7 @@ def setting(tmp_path_factory):
 
 
 def test_a_cycle_is_every_interval_of_its_1200_seconds(setting):
-    steps = run_cycle(ocr_pipeline(), "greedy", CYCLE, 0, setting)
+    steps = cycle_of("greedy", 0, setting)
     counts = setting.trace.counts[20_000:21_200]
     assert [step.interval.offered[0] for step in steps] == counts.reshape(120, 10).sum(axis=1).tolist()
     for number, step in enumerate(steps):
@@ -53,15 +60,31 @@ def test_a_cycle_is_every_interval_of_its_1200_seconds(setting):
 
 @pytest.mark.parametrize("policy", [*BASELINES, "agent"])
 def test_every_policy_meets_the_same_load_and_keeps_the_limits(setting, policy):
-    steps = run_cycle(ocr_pipeline(), policy, CYCLE, 3, setting)
+    steps = cycle_of(policy, 3, setting)
     assert len(steps) == 120
     assert all(step.refused == "" for step in steps)
     assert sum(step.interval.offered[0] for step in steps) == setting.trace.counts[20_000:21_200].sum()
     assert max(step.score.cost[0] for step in steps) <= ocr_pipeline().capacity
 
 
+def test_a_device_that_is_slower_than_its_profiles_surprises_the_policy(setting):
+    pipeline = ocr_pipeline()
+    slower = [
+        tuple(replace(variant, latency={b: 1.5 * t for b, t in variant.latency.items()}) for variant in task.variants)
+        for task in pipeline.tasks
+    ]
+    tasks = tuple(replace(task, variants=each) for task, each in zip(pipeline.tasks, slower, strict=True))
+    slow = replace(pipeline, tasks=tasks)
+    believed = cycle_of("greedy", 0, setting)
+    found = run_cycle(pipeline, build_policy("greedy", pipeline, 0, setting), CYCLE, 0, setting, device=slow)
+    assert [step.configuration for step in found] == [step.configuration for step in believed]
+    ready = [np.mean([step.interval.ready_throughput for step in steps], axis=(0, 1)) for steps in (believed, found)]
+    np.testing.assert_allclose(ready[0] / ready[1], 1.5)
+    assert summarise(found)["latency_mean"] > summarise(believed)["latency_mean"]
+
+
 def test_a_row_by_hand(setting):
-    steps = run_cycle(ocr_pipeline(), "greedy", CYCLE, 0, setting)
+    steps = cycle_of("greedy", 0, setting)
     row = summarise(steps)
     completed = np.array([step.interval.completed[0] for step in steps])
     means = np.array([step.interval.latency_mean[0] for step in steps])
@@ -74,7 +97,7 @@ def test_a_row_by_hand(setting):
 
 
 def test_a_timeline_has_a_row_an_interval(setting):
-    steps = run_cycle(ocr_pipeline(), "myopic", CYCLE, 0, setting)
+    steps = cycle_of("myopic", 0, setting)
     table = timeline(steps, 10.0)
     assert table["time"].tolist() == [10.0 * number for number in range(120)]
     assert (10 * table["load"]).round().tolist() == [step.interval.offered[0] for step in steps]

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_simulator import IntervalRecord, ReferenceSimulator
 from scipy import stats
 
+from benchmarks.peer_simpy import IntervalRecord, ReferenceSimulator
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, Task, Variant
 from opd.simulation import Interval, SimulationParameters, Simulator, as_array
 

@@ -1,0 +1,238 @@
+"""How long a decision takes as pipelines grow (Fig. 6), up to ten stages of ten variants: the agent beside solvers.
+
+IPA's problem is solved by HiGHS, by Gurobi where its size-limited licence reaches, and by the exact dynamic programme;
+that all find the same optimum is checked. Every decision is preceded by the same forecast, timed on its own, so that
+the reader sees what is the forecast's and what the decider's. Times are of the wall, on one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.peer_gurobi import GurobiPolicy, GurobiUnavailable
+from opd.decision_time import SIZES, observations, policies
+from opd.forecast import Forecaster, ForecastParameters, train_forecaster
+from opd.pipeline import Configuration, Pipeline
+from opd.policy import Observation, Policy
+from opd.solvers import IpaParameters
+from opd.solvers_ipa import ipa_objective
+from opd.synthetic_pipelines import synthetic_pipeline
+from opd.workload import HISTORY_SECONDS, load_trace
+
+AGENT = "agent"
+REFERENCE = "ipa-highs"
+GUROBI = "ipa-gurobi"
+
+TOLERANCE = 1e-6
+"""By how much the optima of two solvers may differ, in units of IPA's objective of some 10 to 100."""
+
+
+class DisagreementError(AssertionError):
+    """Two exact solvers find different optima, so that their speeds cannot be compared."""
+
+
+class Decided(NamedTuple):
+    """What a policy did in one cycle of D decisions.
+
+    Attributes:
+        forecast_ms: (D,) milliseconds of each forecast.
+        decision_ms: (D,) milliseconds of each decision, the forecast not included.
+        loads: (D,) predicted loads, requests/s.
+        chosen: D configurations.
+    """
+
+    forecast_ms: np.ndarray
+    decision_ms: np.ndarray
+    loads: np.ndarray
+    chosen: list[Configuration]
+
+
+def measure_decision_times(
+    counts: np.ndarray | None = None,
+    forecaster: Forecaster | None = None,
+    ipa: IpaParameters | None = None,
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    decisions: int = 120,
+    repetitions: int = 5,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Time agent and solvers on synthetic pipelines of several sizes, on the decisions of one workload.
+
+    Args:
+        counts: (T,) requests per second, T at least 120 + 10 x ``decisions``; by default the most varied stretch of
+            the bundled trace's test split.
+        forecaster: asked before every decision; by default one of the paper's size, briefly trained.
+        ipa: weights of the objective that the solvers maximise.
+        sizes: stages and variants of each pipeline.
+        decisions: in a cycle; 120 are the paper's.
+        repetitions: cycles of every policy; all its decisions count.
+        seed: of pipelines, networks and the default forecaster.
+
+    Returns:
+        One row for each size and policy: columns stages, variants, policy; forecast_ms and decision_ms (medians, the
+        decision without the forecast); median_ms and p99_ms (of forecast and decision together), total_ms (H of
+        Alg. 1, their sum over a cycle, median of the repetitions); median_ratio, p99_ratio, total_ratio and
+        decision_ratio (of these figures to the agent's; above 1 the agent is faster); largest_gap (of a solver's
+        objective to that of HiGHS, NaN for the agent); and skipped (why there are no figures, empty if there are).
+
+    Raises:
+        DisagreementError: if the solvers do not find the same optima.
+        ValueError: if the counts are too few.
+    """
+    if counts is None:
+        counts = varied_stretch(decisions)
+    if len(counts) < HISTORY_SECONDS + 10 * (decisions - 1):
+        raise ValueError(f"{len(counts)} s of counts are too few for {decisions} decisions, one every 10 s")
+    forecaster = forecaster or briefly_trained_forecaster(seed)
+    tables = []
+    for stages, variants in sizes:
+        pipeline = synthetic_pipeline(stages, variants, seed)
+        rows = _measure_pipeline(
+            pipeline, observations(pipeline, counts, decisions), forecaster, ipa or IpaParameters(), repetitions, seed
+        )
+        tables.append(rows.assign(stages=stages, variants=variants))
+    table = pd.concat(tables, ignore_index=True)
+    return table[["stages", "variants", *table.columns.drop(["stages", "variants"])]]
+
+
+def briefly_trained_forecaster(seed: int = 0) -> Forecaster:
+    """A forecaster of the paper's size on the bundled trace; good enough for loads that look like loads.
+
+    Args:
+        seed: of its training.
+    """
+    return train_forecaster(load_trace("synthetic", damping=8), ForecastParameters(epochs=2, train_windows=8000), seed)
+
+
+def varied_stretch(decisions: int) -> np.ndarray:
+    """(120 + 10 x ``decisions``,) counts of the bundled trace's test split where they vary most, requests/s."""
+    trace = load_trace("synthetic", damping=8)
+    counts = trace.counts[trace.split("test")]
+    stretches = np.lib.stride_tricks.sliding_window_view(counts, HISTORY_SECONDS + 10 * decisions)[::600]
+    return stretches[stretches.std(axis=1).argmax()]
+
+
+def _measure_pipeline(
+    pipeline: Pipeline,
+    seen: Sequence[Observation],
+    forecaster: Forecaster,
+    ipa: IpaParameters,
+    repetitions: int,
+    seed: int,
+) -> pd.DataFrame:
+    """The rows of one size, without its stages and variants."""
+    deciders = policies(pipeline, ipa, seed)
+    skipped: dict[str, str] = {}
+    try:
+        deciders[GUROBI] = GurobiPolicy(pipeline, ipa)
+    except GurobiUnavailable as error:
+        skipped[GUROBI] = str(error)
+    cycles: dict[str, list[Decided]] = {name: [] for name in deciders}
+    # In turns, so that a slow moment of the machine meets all alike.
+    for _ in range(repetitions):
+        for name, policy in deciders.items():
+            if name in skipped:
+                continue
+            try:
+                cycles[name].append(_run_cycle(policy, seen, forecaster))
+            except GurobiUnavailable as error:
+                skipped[name] = str(error)
+    table = pd.DataFrame([_row(name, each) for name, each in cycles.items() if name not in skipped])
+    agent = table.set_index("policy").loc[AGENT]
+    for column in ("median", "p99", "total", "decision"):
+        table[f"{column}_ratio"] = table[f"{column}_ms"] / agent[f"{column}_ms"]
+    table["largest_gap"] = [
+        np.nan if name == AGENT else _largest_gap(pipeline, ipa, cycles[name][0], cycles[REFERENCE][0], name)
+        for name in table["policy"]
+    ]
+    table["skipped"] = ""
+    if skipped:
+        without = pd.DataFrame({"policy": list(skipped), "skipped": list(skipped.values())})
+        table = pd.concat([table, without], ignore_index=True)
+    return table
+
+
+def _run_cycle(policy: Policy, seen: Sequence[Observation], forecaster: Forecaster) -> Decided:
+    """Decide once for warming up, then on every observation."""
+    policy.decide(replace(seen[0], predicted_load=forecaster.predict(seen[0].history)))
+    times, loads, chosen = [], [], []
+    for observation in seen:
+        begin = perf_counter()
+        load = forecaster.predict(observation.history)
+        known = perf_counter()
+        configuration = policy.decide(replace(observation, predicted_load=load))
+        times.append((begin, known, perf_counter()))
+        loads.append(load)
+        chosen.append(configuration)
+    forecast_ms, decision_ms = 1e3 * np.diff(times, axis=1).T
+    return Decided(forecast_ms, decision_ms, np.array(loads), chosen)
+
+
+def _row(name: str, cycles: Sequence[Decided]) -> dict[str, str | float]:
+    together = np.array([cycle.forecast_ms + cycle.decision_ms for cycle in cycles])
+    return {
+        "policy": name,
+        "forecast_ms": float(np.median([cycle.forecast_ms for cycle in cycles])),
+        "decision_ms": float(np.median([cycle.decision_ms for cycle in cycles])),
+        "median_ms": float(np.median(together)),
+        "p99_ms": float(np.quantile(together, 0.99)),
+        "total_ms": float(np.median(together.sum(axis=1))),
+    }
+
+
+def _largest_gap(pipeline: Pipeline, ipa: IpaParameters, one: Decided, reference: Decided, name: str) -> float:
+    """Largest difference in IPA's objective between the decisions of two solvers.
+
+    Raises:
+        DisagreementError: if it is more than rounding.
+    """
+    objectives = [
+        np.array([ipa_objective(pipeline, configuration, ipa) for configuration in each.chosen])
+        for each in (one, reference)
+    ]
+    gaps = np.abs(objectives[0] - objectives[1])
+    worst = int(gaps.argmax())
+    if gaps[worst] > TOLERANCE:
+        raise DisagreementError(
+            f"{name} and {REFERENCE} disagree on pipeline {pipeline.name!r} at {one.loads[worst]:g} requests/s: "
+            f"objectives {objectives[0][worst]:.9g} and {objectives[1][worst]:.9g}"
+        )
+    return float(gaps[worst])
+
+
+def growth(times: pd.DataFrame) -> pd.DataFrame:
+    """How the decision alone, without the forecast, grows with stages x variants.
+
+    Args:
+        times: table of :func:`measure_decision_times`, of at least two sizes.
+
+    Returns:
+        Columns policy, smallest_ms and largest_ms (median decision_ms at the smallest and the largest size that was
+        measured), and exponent (of stages x variants, by least squares on logarithms: 1 is linear).
+    """
+    rows = []
+    for policy, each in times[times["skipped"] == ""].groupby("policy", sort=False):
+        size = (each["stages"] * each["variants"]).to_numpy(dtype=float)
+        milliseconds = each["decision_ms"].to_numpy()[np.argsort(size)]
+        exponent = np.polyfit(np.log(np.sort(size)), np.log(milliseconds), 1)[0]
+        rows.append((policy, milliseconds[0], milliseconds[-1], exponent))
+    return pd.DataFrame(rows, columns=["policy", "smallest_ms", "largest_ms", "exponent"])
+
+
+def faster_than_agent(times: pd.DataFrame) -> pd.DataFrame:
+    """Where a solver decides faster than the agent, by the median of the decision alone or of the whole.
+
+    Args:
+        times: table of :func:`measure_decision_times`.
+
+    Returns:
+        The columns stages, variants, policy, decision_ratio and median_ratio of those rows; none where the agent wins.
+    """
+    faster = (times["decision_ratio"] < 1.0) | (times["median_ratio"] < 1.0)
+    return times.loc[faster, ["stages", "variants", "policy", "decision_ratio", "median_ratio"]]

@@ -1,0 +1,60 @@
+"""Pipelines in ciw, as far as ciw can express them: a network of queues in a row.
+
+Ciw's nodes serve customers one by one. They have no batches that form while a request waits for others, servers that
+start late have no place in them, and patience counts anew at every node instead of from the arrival in the network.
+The comparison is therefore of the case that all simulators share: batch size 1, a fixed configuration, and no request
+old enough to be dropped. There the answers are the same request for request.
+"""
+
+from __future__ import annotations
+
+import ciw
+import numpy as np
+
+from opd.pipeline import Configuration, Pipeline
+
+
+def ciw_simulation(pipeline: Pipeline, configuration: Configuration, times: np.ndarray) -> ciw.Simulation:
+    """A simulation that is ready to run.
+
+    Args:
+        pipeline: the pipeline to simulate.
+        configuration: what runs throughout, all replicas ready.
+        times: (M,) arrivals in seconds, ascending.
+
+    Raises:
+        ValueError: if a batch size is not 1.
+    """
+    if any(stage.batch_size != 1 for stage in configuration):
+        raise ValueError(f"ciw cannot form batches, but the configuration is {configuration}; use batch size 1")
+    gaps = np.diff(times, prepend=0.0).tolist()
+    stages = len(configuration)
+    network = ciw.create_network(
+        # The sequence would begin again after its last gap, were that not endless.
+        arrival_distributions=[ciw.dists.Sequential([*gaps, np.inf]), *[None] * (stages - 1)],
+        service_distributions=[
+            ciw.dists.Deterministic(variant.service_time(1)) for variant, _ in pipeline.selected(configuration)
+        ],
+        number_of_servers=[stage.replicas for stage in configuration],
+        routing=np.eye(stages, k=1).tolist(),
+    )
+    return ciw.Simulation(network)
+
+
+def ciw_latencies(simulation: ciw.Simulation, stages: int, end: float) -> tuple[np.ndarray, np.ndarray]:
+    """Run a simulation and read what it recorded.
+
+    Args:
+        simulation: one of :func:`ciw_simulation`.
+        stages: number of its nodes.
+        end: seconds at which it stops.
+
+    Returns:
+        (K,) time of completion and (K,) seconds since the arrival, of every request that is through, by completion.
+    """
+    simulation.simulate_until_max_time(end)
+    records = simulation.get_all_records()
+    births = {record.id_number: record.arrival_date for record in records if record.node == 1}
+    through = sorted((record.exit_date, record.id_number) for record in records if record.node == stages)
+    exits = np.array([exit_date for exit_date, _ in through])
+    return exits, exits - np.array([births[number] for _, number in through])

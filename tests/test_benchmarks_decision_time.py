@@ -1,0 +1,200 @@
+"""Decision times: the solvers find the same optimum, and the figures that are compared follow from what was timed."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from small_pipelines import every_configuration, ocr_pipeline
+
+from benchmarks import decision_time, peer_gurobi, plots
+from benchmarks.decision_time import AGENT, GUROBI, DisagreementError, faster_than_agent, growth
+from benchmarks.peer_gurobi import GurobiPolicy, GurobiUnavailable, ipa_gurobi
+from opd.environment import recent_maximum
+from opd.pipeline import used_cores
+from opd.solvers_ipa import IpaParameters, ipa_dynamic_program, ipa_highs, ipa_objective
+from opd.synthetic_pipelines import synthetic_pipeline
+
+SIZES = [(2, 5), (3, 6)]
+DECISIONS = 6
+
+
+class RecentMaximum:
+    """The forecast that needs no training, where a trained forecaster is expected."""
+
+    def predict(self, history):
+        return float(recent_maximum(history, np.array([len(history)]))[0])
+
+
+@pytest.fixture
+def gurobi():
+    """Skips without the package or a licence that still holds."""
+    try:
+        peer_gurobi._environment()
+    except GurobiUnavailable as error:
+        pytest.skip(str(error))
+
+
+def keeps_limits(pipeline, configuration, load):
+    """IPA's limits, for a configuration of the enumeration: throughput of every stage, and the latency target."""
+    latency = 0.0
+    for variant, stage in pipeline.selected(configuration):
+        if stage.replicas * variant.throughput(stage.batch_size) < load:
+            return False
+        latency += variant.service_time(stage.batch_size) + (stage.batch_size - 1) / load
+    return latency <= pipeline.latency_sla
+
+
+@pytest.mark.parametrize("load", [1.0, 6.0, 11.0])
+def test_gurobi_finds_the_best_of_all_configurations(gurobi, load):
+    pipeline, parameters = ocr_pipeline(), IpaParameters()
+    allowed = [choice for choice in every_configuration(pipeline) if keeps_limits(pipeline, choice, load)]
+    best = max(ipa_objective(pipeline, choice, parameters) for choice in allowed)
+    found = ipa_gurobi(pipeline, load, parameters)
+    assert found in allowed
+    assert ipa_objective(pipeline, found, parameters) == pytest.approx(best, abs=1e-9)
+
+
+@pytest.mark.parametrize(("stages", "variants"), [(2, 5), (4, 6), (10, 10)])
+@pytest.mark.parametrize("load", [0.0, 12.0, 300.0])
+def test_gurobi_highs_and_the_dynamic_programme_agree(gurobi, stages, variants, load):
+    """Without load, where batches never fill; with one; and with more than the device can carry."""
+    pipeline, parameters = synthetic_pipeline(stages, variants, 1), IpaParameters()
+    solved = [solve(pipeline, load, parameters) for solve in (ipa_gurobi, ipa_highs, ipa_dynamic_program)]
+    objectives = [ipa_objective(pipeline, configuration, parameters) for configuration in solved]
+    assert np.ptp(objectives) <= decision_time.TOLERANCE
+    assert all(used_cores(pipeline, configuration) <= pipeline.capacity for configuration in solved)
+
+
+def test_gurobi_says_when_its_licence_does_not_reach(gurobi):
+    with pytest.raises(GurobiUnavailable, match="2400 variables and 32 constraints.*2000 of each"):
+        ipa_gurobi(synthetic_pipeline(30, 20, 0), 12.0, IpaParameters())
+
+
+@pytest.fixture(scope="module")
+def times() -> pd.DataFrame:
+    counts = np.random.default_rng(0).poisson(12, 120 + 10 * DECISIONS)
+    return decision_time.measure_decision_times(
+        counts,
+        RecentMaximum(),  # type: ignore[arg-type]
+        sizes=SIZES,
+        decisions=DECISIONS,
+        repetitions=2,
+    )
+
+
+def test_every_size_has_the_agent_and_every_solver(times):
+    policies = {AGENT, "ipa-highs", "dynamic-program", GUROBI}
+    for size in SIZES:
+        rows = times[(times["stages"] == size[0]) & (times["variants"] == size[1])]
+        assert set(rows["policy"]) == policies
+        assert len(rows) == len(policies)
+
+
+def test_the_solvers_that_are_compared_found_the_same_optimum(times):
+    solvers = times[(times["policy"] != AGENT) & (times["skipped"] == "")]
+    assert (solvers["largest_gap"] <= decision_time.TOLERANCE).all()
+    assert times.loc[times["policy"] == AGENT, "largest_gap"].isna().all()
+
+
+def test_ratios_are_to_the_agent_of_the_same_size(times):
+    measured = times[times["skipped"] == ""]
+    for _, rows in measured.groupby(["stages", "variants"]):
+        agent = rows[rows["policy"] == AGENT].iloc[0]
+        for figure in ("median", "p99", "total", "decision"):
+            np.testing.assert_allclose(rows[f"{figure}_ratio"], rows[f"{figure}_ms"] / agent[f"{figure}_ms"])
+            assert (rows[f"{figure}_ratio"] > 0).all()
+    assert (measured["p99_ms"] >= measured["median_ms"]).all()
+    assert (measured["median_ms"] > measured["decision_ms"]).all()
+    assert (measured["forecast_ms"] > 0).all()
+
+
+def test_without_gurobi_the_others_are_measured(monkeypatch):
+    def unavailable(*_):
+        raise GurobiUnavailable("no licence today")
+
+    monkeypatch.setattr(decision_time, "GurobiPolicy", unavailable)
+    table = decision_time.measure_decision_times(
+        np.full(150, 5),
+        RecentMaximum(),  # type: ignore[arg-type]
+        sizes=[(2, 3)],
+        decisions=2,
+        repetitions=1,
+    )
+    row = table[table["policy"] == GUROBI].iloc[0]
+    assert row["skipped"] == "no licence today" and np.isnan(row["median_ms"])
+    assert (table.loc[table["policy"] != GUROBI, "skipped"] == "").all()
+    figure = plots.plot_decision_times(table)
+    assert "IPA (Gurobi)" not in [text.get_text() for text in figure.legends[0].get_texts()]
+    plt.close(figure)
+
+
+def test_a_licence_that_does_not_reach_leaves_a_row_that_says_so(monkeypatch):
+    def too_large(*_):
+        raise GurobiUnavailable("too large")
+
+    monkeypatch.setattr(peer_gurobi, "_environment", lambda: None)
+    monkeypatch.setattr(GurobiPolicy, "decide", too_large)
+    table = decision_time.measure_decision_times(
+        np.full(150, 5),
+        RecentMaximum(),  # type: ignore[arg-type]
+        sizes=[(2, 3)],
+        decisions=2,
+        repetitions=1,
+    )
+    assert table.set_index("policy")["skipped"].to_dict()[GUROBI] == "too large"
+
+
+def test_solvers_that_differ_are_an_error():
+    pipeline, parameters = ocr_pipeline(), IpaParameters()
+    best = ipa_dynamic_program(pipeline, 3.0, parameters)
+    worse = pipeline.smallest_configuration()
+    nothing = np.zeros(1)
+    one, two = (decision_time.Decided(nothing, nothing, np.array([3.0]), [choice]) for choice in (worse, best))
+    with pytest.raises(DisagreementError, match="other and ipa-highs disagree on pipeline 'ocr' at 3 requests/s"):
+        decision_time._largest_gap(pipeline, parameters, one, two, "other")
+
+
+def test_too_few_counts_are_refused():
+    with pytest.raises(ValueError, match="100 s of counts are too few for 2 decisions"):
+        decision_time.measure_decision_times(np.ones(100, dtype=int), decisions=2)
+
+
+def written_by_hand() -> pd.DataFrame:
+    """Linear growth for one, quadratic for another, which is faster than the agent at first."""
+    rows = []
+    for stages, variants in ((2, 5), (4, 5), (10, 10)):
+        size = stages * variants
+        for policy, milliseconds in ((AGENT, 0.1 * size), ("dynamic-program", 0.005 * size**2)):
+            figures = dict.fromkeys(("decision_ms", "median_ms", "p99_ms", "total_ms"), milliseconds)
+            ratios = {f"{name}_ratio": milliseconds / (0.1 * size) for name in ("decision", "median", "p99", "total")}
+            rows.append(
+                {"stages": stages, "variants": variants, "policy": policy, "skipped": "", "forecast_ms": 0.03}
+                | figures
+                | ratios
+            )
+    return pd.DataFrame(rows)
+
+
+def test_growth_by_hand():
+    table = growth(written_by_hand()).set_index("policy")
+    assert table["exponent"].to_dict() == pytest.approx({AGENT: 1.0, "dynamic-program": 2.0})
+    assert table.loc["dynamic-program", ["smallest_ms", "largest_ms"]].tolist() == pytest.approx([0.5, 50.0])
+
+
+def test_where_a_solver_is_faster_is_said():
+    table = faster_than_agent(written_by_hand())
+    assert table[["stages", "variants", "policy"]].to_numpy().tolist() == [[2, 5, "dynamic-program"]]
+    assert table["decision_ratio"].item() == pytest.approx(0.5)
+
+
+def test_the_figure_shows_times_and_ratios():
+    figure = plots.plot_decision_times(written_by_hand())
+    together, alone, ratio = figure.axes
+    assert [axes.get_yscale() for axes in figure.axes] == ["log"] * 3
+    assert together.get_ylabel() == alone.get_ylabel() == "milliseconds"
+    assert [text.get_text() for text in ratio.get_xticklabels()] == ["2×5", "4×5", "10×10"]
+    labels = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert {"agent", "IPA (exact dynamic program)", "the forecast alone"} <= labels
+    plt.close(figure)
