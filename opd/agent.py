@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from numba import njit
 
-from opd.network import ActorCritic, cheapest_later, options
+from opd.heads import Heads, choose, limits_of
+from opd.network import ActorCritic
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration
 
 FORMAT = "opd agent 1"
@@ -65,7 +66,7 @@ def export(network: ActorCritic) -> Policy:
         context_bias=w["context.bias"],
         choice_embedding=w["choice_embedding"],
         head_shift=w["head_shift"],
-        head_weight=np.ascontiguousarray(w["head_weight"].transpose(0, 2, 1)),
+        head_weight=w["head_weight"],
         head_bias=w["head_bias"],
     )
 
@@ -76,18 +77,7 @@ def _rectified(vector):
 
 
 @njit(cache=True)
-def _best(policy, choice, context, allowed):
-    """The first ``allowed`` options whose logit is largest, as flagged in the mask ``allowed``."""
-    logits = policy.head_weight[choice] @ _rectified(context + policy.head_shift[choice]) + policy.head_bias[choice]
-    best = -1
-    for option in range(len(allowed)):
-        if allowed[option] and (best < 0 or logits[option] > logits[best]):
-            best = option
-    return best
-
-
-@njit(cache=True)
-def _decide(policy, state, cores, reserve, kinds):
+def _decide(policy, heads, limits, state):
     """Greedy action for one state: (N, 3) choice indices, -1 where nothing fits the cores that are left."""
     limit = np.float32(10.0)
     features = np.minimum(np.maximum((state - policy.mean) / policy.deviation, -limit), limit)
@@ -96,28 +86,9 @@ def _decide(policy, state, cores, reserve, kinds):
         inner = _rectified(policy.block_weight[r, 0] @ features + policy.block_bias[r, 0])
         features = _rectified(features + (policy.block_weight[r, 1] @ inner + policy.block_bias[r, 1]))
     context = policy.context_weight @ features + policy.context_bias
-    tasks = len(reserve)
-    choices = np.full((tasks, 3), -1)
-    left = float(state[0])
-    allowed = np.zeros(policy.head_bias.shape[1], dtype=np.bool_)
-    for task in range(tasks):
-        budget = left - reserve[task]
-        for kind in range(3):
-            variant = choices[task, 0]
-            for option in range(len(allowed)):
-                allowed[option] = option < kinds[kind] and (
-                    kind == 2
-                    or (kind == 0 and cores[task, option] <= budget)
-                    or (kind == 1 and (option + 1) * cores[task, variant] <= budget)
-                )
-            choice = 3 * task + kind
-            best = _best(policy, choice, context, allowed)
-            if best < 0:
-                return choices
-            choices[task, kind] = best
-            context = context + policy.choice_embedding[choice, best]
-        left -= (choices[task, 1] + 1) * cores[task, choices[task, 0]]
-    return choices
+    greedily = np.full((1, len(heads.bias)), np.float32(-1.0))
+    choices = choose(heads, limits, context.reshape(1, -1), np.full(1, float(state[0])), greedily)[0]
+    return choices.reshape(-1, 3)
 
 
 class Agent:
@@ -133,9 +104,8 @@ class Agent:
         self.pipeline = pipeline
         self.policy = policy
         self.parameters = dict(parameters)
-        self._cores = pipeline.tables.cores
-        self._reserve = cheapest_later(pipeline)
-        self._kinds = np.array(options(pipeline))
+        self._heads = Heads(policy.choice_embedding, policy.head_shift, policy.head_weight, policy.head_bias)
+        self._limits = limits_of(pipeline)
 
     def decide(self, state: np.ndarray) -> Configuration:
         """The configuration for one state (S,) of Eq. 5, within the cores that state says are available.
@@ -143,7 +113,7 @@ class Agent:
         Raises:
             InfeasibleError: if not even the smallest configuration fits the available cores.
         """
-        choices = _decide(self.policy, state, self._cores, self._reserve, self._kinds)
+        choices = _decide(self.policy, self._heads, self._limits, state)
         if choices.min() < 0:
             raise InfeasibleError(
                 f"{state[0]:g} available cores are too few for any configuration of pipeline {self.pipeline.name!r}"

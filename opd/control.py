@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from opd.environment import Score, score
+from opd.environment import Score, recent_maximum, score
 from opd.forecast import HORIZON_SECONDS
 from opd.objective import Weights
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, check_feasible
@@ -63,6 +63,7 @@ class Step:
 
     Attributes:
         predicted_load: p, requests/s; NaN if there was nothing to see.
+        forecast_failure: why ``predicted_load`` is no forecast but the largest load of the last 20 s, empty if it is one.
         configuration: what ran in the interval.
         refused: why the policy did not decide or its action does not run, empty if it does.
         decision_seconds: d_t of Alg. 1, forecast and features included.
@@ -71,6 +72,7 @@ class Step:
     """
 
     predicted_load: float
+    forecast_failure: str
     configuration: Configuration
     refused: str
     decision_seconds: float
@@ -103,6 +105,18 @@ class Guard:
         return ""
 
 
+def expected_load(forecast: Callable[[np.ndarray], float], history: np.ndarray) -> tuple[float, str]:
+    """The forecast for a history of per-second counts; where it fails, the largest load of the last 20 s, and why."""
+    try:
+        load = float(forecast(history))
+        failure = "" if 0.0 <= load < np.inf else f"the forecast is {load} requests/s, which is no load"
+    except Exception as error:  # whatever is wrong with a forecaster, the pipeline has to go on
+        failure = f"the forecast failed with {type(error).__name__}: {error}"
+    if failure:
+        load = float(recent_maximum(history, np.array([len(history)]))[0])
+    return load, failure
+
+
 def run(
     backend: Backend,
     pipeline: Pipeline,
@@ -114,7 +128,8 @@ def run(
 ) -> Iterator[Step]:
     """Alg. 1: observe, forecast, decide, guard, apply, wait, reward; yields every step as it ends.
 
-    What cannot be seen or cannot be applied ends nothing: the last good configuration goes on and the step says why.
+    What cannot be seen or cannot be applied ends nothing: the last good configuration goes on and the step says why. Nor
+    does a forecast that fails: the largest load of the last 20 s takes its place.
 
     Args:
         backend: where the pipeline runs.
@@ -127,11 +142,11 @@ def run(
     """
     guard = Guard(pipeline, backend.configuration)
     for _ in range(decisions):
-        predicted_load, decision_seconds, running = np.nan, 0.0, guard.configuration
+        predicted_load, failure, decision_seconds, running = np.nan, "", 0.0, guard.configuration
         try:
             observation = backend.observe()
             begin = perf_counter()
-            predicted_load = forecast(observation.history)
+            predicted_load, failure = expected_load(forecast, observation.history)
             wanted = policy.decide(replace(observation, predicted_load=predicted_load))
             decision_seconds = perf_counter() - begin
             refused = guard.admit(wanted, observation.available_cores)
@@ -142,7 +157,7 @@ def run(
             refused, guard.configuration = str(error), running
         interval = backend.wait()
         result = score(pipeline, weights, as_array(guard.configuration)[None], interval, interval_seconds)
-        yield Step(predicted_load, guard.configuration, refused, decision_seconds, interval, result)
+        yield Step(predicted_load, failure, guard.configuration, refused, decision_seconds, interval, result)
 
 
 def unmeasured(pipeline: Pipeline) -> Interval:

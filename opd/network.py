@@ -1,12 +1,8 @@
 """The agent's network (Sec. IV-C): residual feature extractor, masked autoregressive heads, value.
 
-The features of Eq. 5 pass a fully connected layer and residual blocks. The policy then chooses task
-by task, and within a task variant, replicas and batch size in turn: 3 N choices, each seeing those
-before it and masked by what is left of the capacity once the cheapest completion of the later tasks
-is set aside. Every action is therefore feasible by construction (Eq. 4).
-
-A choice is an index: variant z, replicas f - 1, batch size log2(b); E is the batch of states and K
-the largest number of options any choice has.
+The features of Eq. 5 pass a fully connected layer and residual blocks; from what comes out, the heads of
+:mod:`opd.heads` choose an action, and a small network of its own estimates the value of the state. E is the batch of
+states, K the largest number of options any choice has.
 """
 
 from __future__ import annotations
@@ -16,22 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from opd.environment import state_names
+from opd.heads import Heads, choose, limits_of, masks_of
 from opd.pipeline import Pipeline
 
 MASKED = -1e9
-
-
-def options(pipeline: Pipeline) -> tuple[int, int, int]:
-    """Most variants of any task, most replicas, and number of batch sizes."""
-    return max(len(task.variants) for task in pipeline.tasks), pipeline.max_replicas, len(pipeline.batch_sizes)
-
-
-def cheapest_later(pipeline: Pipeline) -> np.ndarray:
-    """(N,) cores that one replica of the smallest variant of every later task needs."""
-    smallest = pipeline.tables.cores.min(axis=1)
-    return smallest.sum() - np.cumsum(smallest)
 
 
 def to_configurations(choices: np.ndarray) -> np.ndarray:
@@ -100,23 +87,18 @@ class ActorCritic(nn.Module):
         blocks: number of residual blocks.
     """
 
-    cores: Tensor
-    reserve: Tensor
-
     def __init__(self, pipeline: Pipeline, width: int = 128, blocks: int = 2) -> None:
         super().__init__()
         self.tasks = len(pipeline.tasks)
-        self.kinds = options(pipeline)
-        steps, most = 3 * self.tasks, max(self.kinds)
+        self.limits = limits_of(pipeline)
+        steps, most = 3 * self.tasks, int(self.limits.kinds.max())
         self.extractor = FeatureExtractor(len(state_names(pipeline)), width, blocks)
         self.context = nn.Linear(width, width)
         self.choice_embedding = nn.Parameter(torch.randn(steps, most, width) * 0.1)
         self.head_shift = nn.Parameter(torch.zeros(steps, width))
-        self.head_weight = nn.Parameter(torch.empty(steps, width, most))
+        self.head_weight = nn.Parameter(torch.empty(steps, most, width))
         self.head_bias = nn.Parameter(torch.zeros(steps, most))
         self.value = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
-        self.register_buffer("cores", torch.as_tensor(pipeline.tables.cores, dtype=torch.float32))
-        self.register_buffer("reserve", torch.as_tensor(cheapest_later(pipeline), dtype=torch.float32))
         self._initialise()
 
     def _initialise(self) -> None:
@@ -127,62 +109,36 @@ class ActorCritic(nn.Module):
         for step in range(len(self.head_weight)):
             nn.init.orthogonal_(self.head_weight.data[step], 0.01)
 
-    def mask(self, choice: int, left: Tensor, cores: Tensor) -> Tensor:
-        """(E, K) which options keep the capacity.
-
-        Args:
-            choice: position 0..3 N - 1 in the sequence of choices.
-            left: (E,) cores not yet taken by earlier tasks.
-            cores: (E,) cores of one replica of the variant chosen for this task; only replicas look at it.
-        """
-        task, kind = divmod(choice, 3)
-        allowed = torch.zeros(len(left), max(self.kinds), dtype=torch.bool)
-        budget = left - self.reserve[task]
-        if kind == 0:
-            allowed[:, : self.kinds[0]] = self.cores[task] <= budget[:, None]
-        elif kind == 1:
-            allowed[:, : self.kinds[1]] = torch.arange(1, self.kinds[1] + 1) * cores[:, None] <= budget[:, None]
-        else:
-            allowed[:, : self.kinds[2]] = True
-        return allowed
+    @property
+    def heads(self) -> Heads:
+        """The weights of the choices, sharing memory with the parameters."""
+        parts = (self.choice_embedding, self.head_shift, self.head_weight, self.head_bias)
+        return Heads(*(part.detach().numpy() for part in parts))
 
     @torch.no_grad()
-    def act(self, states: Tensor, generator: torch.Generator | None, given: Tensor | None = None) -> Decision:
+    def act(self, states: Tensor, generator: torch.Generator | None) -> Decision:
         """Choose an action for every state, by sampling, or greedily if there is no ``generator``.
 
         Args:
             states: (E, S); its first entry is the cores available now.
             generator: source of randomness.
-            given: (E, N, 3) choices to take instead, whose masks and probability are wanted.
         """
         features = self.extractor(states)
-        context = self.context(features)
-        left = states[:, 0].clone()
-        log_probability = torch.zeros(len(states))
-        cores = torch.zeros(len(states))
-        choices, masks = [], []
-        for choice in range(3 * self.tasks):
-            task, kind = divmod(choice, 3)
-            mask = self.mask(choice, left, cores)
-            hidden = torch.relu(context + self.head_shift[choice])
-            logits = hidden @ self.head_weight[choice] + self.head_bias[choice]
-            log_probabilities = torch.log_softmax(logits.masked_fill(~mask, MASKED), dim=-1)
-            if given is not None:
-                taken = given[:, task, kind]
-            elif generator is None:
-                taken = log_probabilities.argmax(dim=-1)
-            else:
-                taken = torch.multinomial(log_probabilities.exp(), 1, generator=generator).squeeze(1)
-            log_probability += log_probabilities.gather(1, taken[:, None]).squeeze(1)
-            context = context + self.choice_embedding[choice, taken]
-            if kind == 0:
-                cores = self.cores[task, taken]
-            elif kind == 1:
-                left = left - cores * (taken + 1)
-            choices.append(taken)
-            masks.append(mask)
-        chosen = torch.stack(choices, dim=1).reshape(-1, self.tasks, 3)
-        return Decision(chosen, torch.stack(masks, dim=1), log_probability, self.value(features).squeeze(1))
+        shape = len(states), 3 * self.tasks
+        chance = torch.full(shape, -1.0) if generator is None else torch.rand(shape, generator=generator)
+        context, left = self.context(features).numpy(), states[:, 0].double().numpy()
+        choices, masks, log_probability = choose(self.heads, self.limits, context, left, chance.numpy())
+        return Decision(
+            torch.from_numpy(choices).reshape(-1, self.tasks, 3),
+            torch.from_numpy(masks),
+            torch.from_numpy(log_probability),
+            self.value(features).squeeze(1),
+        )
+
+    def masks(self, states: Tensor, choices: Tensor) -> Tensor:
+        """(E, 3 N, K) masks under which choices (E, N, 3) are made in states (E, S)."""
+        left, taken = states[:, 0].double().numpy(), choices.reshape(len(choices), -1).numpy()
+        return torch.from_numpy(masks_of(self.limits, left, taken, self.head_bias.shape[1]))
 
     def evaluate(self, states: Tensor, choices: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probability (E,), entropy (E,) and value (E,) of stored actions under their stored masks.
@@ -190,12 +146,14 @@ class ActorCritic(nn.Module):
         The choices are known, so that all heads are computed in one product.
         """
         features = self.extractor(states)
-        taken = choices.reshape(len(choices), -1)
-        embedded = self.choice_embedding[torch.arange(taken.shape[1]), taken]
-        before = torch.cumsum(embedded, dim=1) - embedded
-        hidden = torch.relu(self.context(features)[:, None] + before + self.head_shift)
-        logits = torch.einsum("esh,shk->esk", hidden, self.head_weight) + self.head_bias
-        log_probabilities = torch.log_softmax(logits.masked_fill(~masks, MASKED), dim=-1)
-        log_probability = log_probabilities.gather(2, taken[..., None]).squeeze(2).sum(dim=1)
-        entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=(1, 2))
+        context = self.context(features)
+        taken = choices.reshape(len(choices), -1).T
+        hidden = []
+        for step, shift in enumerate(self.head_shift):
+            hidden.append(torch.relu(context + shift))
+            context = context + embedding(taken[step], self.choice_embedding[step])
+        logits = torch.baddbmm(self.head_bias[:, None], torch.stack(hidden), self.head_weight.transpose(1, 2))
+        log_probabilities = torch.log_softmax(logits.masked_fill(~masks.transpose(0, 1), MASKED), dim=-1)
+        log_probability = log_probabilities.gather(2, taken[..., None]).squeeze(2).sum(dim=0)
+        entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=(0, 2))
         return log_probability, entropy, self.value(features).squeeze(1)

@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader
 from opd.agent import Agent, CheckpointError, export
 from opd.environment import Episodes, Score, Workload
 from opd.forecast import Forecaster
-from opd.network import ActorCritic, to_choices, to_configurations
+from opd.network import ActorCritic, Decision, to_choices, to_configurations
 from opd.objective import Weights
 from opd.pipeline import Pipeline
 from opd.simulation import Interval, SimulationParameters
@@ -300,7 +300,7 @@ class ProximalPolicyOptimisation(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam with the epsilon that PPO implementations share."""
-        return torch.optim.Adam(self.network.parameters(), lr=self.settings.learning_rate, eps=1e-5)
+        return torch.optim.Adam(self.network.parameters(), lr=self.settings.learning_rate, eps=1e-5, fused=True)
 
     # -- experience -----------------------------------------------------------------------------
 
@@ -337,6 +337,13 @@ class ProximalPolicyOptimisation(pl.LightningModule):
             rewards.append(self.training_reward(score, interval))
         return np.concatenate(states), torch.cat(choices), np.array(rewards)
 
+    @torch.no_grad()
+    def take(self, states: Tensor, choices: Tensor) -> Decision:
+        """The decision that choices (E, N, 3) are in states (E, S), with the probability that the agent gives them."""
+        masks = self.network.masks(states, choices)
+        log_probability, _, value = self.network.evaluate(states, choices, masks)
+        return Decision(choices, masks, log_probability, value)
+
     def training_reward(self, score: Score, interval: Interval) -> np.ndarray:
         """(E,) Eq. 7 less the penalty for dropped requests."""
         return score.reward - self.settings.drop_penalty * interval.dropped
@@ -361,8 +368,8 @@ class ProximalPolicyOptimisation(pl.LightningModule):
             decision = self.network.act(tensor, generator)
             if by_expert.any():
                 expert = self.expert_choices(episodes, state)
-                mixed = torch.where(by_expert[:, None, None], expert, decision.choices)
-                decision = self.network.act(tensor, None, given=mixed)
+                choices = torch.where(by_expert[:, None, None], expert, decision.choices)
+                decision = self.take(tensor, choices)
             score, interval = episodes.step(to_configurations(decision.choices.numpy()))
             states.append(tensor)
             steps.append(decision)
@@ -400,7 +407,7 @@ class ProximalPolicyOptimisation(pl.LightningModule):
             self.network.extractor.observe(states)
             self.reward_mean.fill_(float(rewards.mean()))
             self.reward_deviation.fill_(max(float(rewards.std()), 1e-3))
-        masks = self.network.act(torch.as_tensor(states), None, given=choices).masks
+        masks = self.network.masks(torch.as_tensor(states), choices)
         # The rewards are centred, so that nothing is the best guess of what comes after the rollout.
         nothing = np.zeros((len(rewards) + 1, rewards.shape[1]))
         returns = generalised_advantages(self.scale(rewards), nothing, self.settings.discount, 1.0)
@@ -410,7 +417,7 @@ class ProximalPolicyOptimisation(pl.LightningModule):
 
     def imitate(self) -> None:
         """Behaviour cloning of the demonstrations."""
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-3, eps=1e-5)
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-3, eps=1e-5, fused=True)
         generator = torch.Generator().manual_seed(self.seed)
         for _ in range(self.settings.cloning_steps):
             rows = torch.randint(len(self.demonstrations[0]), (self.settings.minibatch,), generator=generator)

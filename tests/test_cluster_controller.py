@@ -151,16 +151,13 @@ def world(tmp_path):
     world.close()
 
 
-def controller(world, policy=None, **options):
+def controller(world, policy=None, forecast=lambda history: 5.0, **options):
     chosen = ControllerSettings(
         **{"interval_seconds": 0.2, "lease": FAST, "pace": PACE, "host": "127.0.0.1", **options}
     )
     cluster = Cluster("space", lambda: credentials(str(world.config)), QUICK)
     monitor = PrometheusUrl(world.prometheus.url)
-    made = Controller(
-        cluster, world.pipeline, world.settings, monitor, policy or Wanting(WANTED), lambda history: 5.0, chosen
-    )
-    return made
+    return Controller(cluster, world.pipeline, world.settings, monitor, policy or Wanting(WANTED), forecast, chosen)
 
 
 class Running:
@@ -204,6 +201,14 @@ def test_it_leads_decides_records_and_ends(world, caplog):
     assert 'opd_decisions_total{outcome="applied",pipeline="tiny"} 1.0' in text
     assert 'opd_controller_leader{pipeline="tiny"} 0.0' in text
     assert spec(world.api)["holderIdentity"] == ""
+
+
+def test_a_forecast_that_fails_is_an_event_and_the_pipeline_is_reconfigured_all_the_same(world):
+    controller(world, forecast=lambda history: float("nan"), decisions=1).run()
+    assert events(world)["ForecastFailed"]["type"] == "Warning"
+    assert "the forecast is nan" in events(world)["ForecastFailed"]["message"]
+    assert "last 20 s" in events(world)["ForecastFailed"]["message"]
+    assert world.state("first") == {"variant": "large", "replicas": "1", "batch_size": "2"}
 
 
 def test_an_event_is_made_though_the_router_cannot_be_read(world):

@@ -261,6 +261,25 @@ def test_the_forecast_sees_the_recent_history_and_the_policy_the_forecast():
         assert steps[number].predicted_load == policy.seen[number].predicted_load == history.max()
 
 
+@pytest.mark.parametrize("said", [np.nan, np.inf, -1.0, KeyError("weights")], ids=str)
+def test_where_the_forecast_fails_the_largest_recent_load_takes_its_place(said):
+    counts = varying_workload().counts[:300]
+    policy, answers = Scripted(SMALLEST, SMALLEST, SMALLEST), [7.0, said, 8.0]
+
+    def forecast(history):
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    first, broken, last = loop(backend_for(counts=counts), policy, 3, forecast=forecast)
+    everything = np.concatenate([np.arange(120), counts])
+    assert [seen.predicted_load for seen in policy.seen] == [7.0, everything[110:130].max(), 8.0]
+    assert broken.predicted_load == everything[110:130].max()
+    assert str(said) in broken.forecast_failure and broken.refused == ""
+    assert first.forecast_failure == last.forecast_failure == ""
+
+
 def test_a_policy_that_fails_stops_the_loop_before_anything_is_applied():
     applied = []
 

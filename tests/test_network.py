@@ -39,6 +39,13 @@ def random_states(pipeline, seed, number):
     return torch.as_tensor(states, dtype=torch.float32)
 
 
+def taken(network, states, choices):
+    """Masks, log-probability and entropy of choices that somebody else made."""
+    masks = network.masks(states, choices)
+    log_probability, entropy, _ = network.evaluate(states, choices, masks)
+    return masks, log_probability.detach(), entropy.detach()
+
+
 def configuration(rows):
     return tuple(StageConfiguration(*row) for row in rows.tolist())
 
@@ -63,8 +70,8 @@ def test_probabilities_sum_to_one_over_exactly_the_feasible_actions(pipeline, se
     candidates = everything_selectable(pipeline)
     state = random_states(pipeline, seed, 1)
     choices = torch.as_tensor(to_choices(np.stack([as_array(candidate) for candidate in candidates])))
-    decision = opinionated(pipeline, seed).act(state.expand(len(choices), -1), None, given=choices)
-    probabilities = decision.log_probability.double().exp().numpy()
+    log_probability = taken(opinionated(pipeline, seed), state.expand(len(choices), -1), choices)[1]
+    probabilities = log_probability.double().exp().numpy()
     feasible = np.array([within_limits(pipeline, candidate, float(state[0, 0])) for candidate in candidates])
     assert probabilities[feasible].sum() == pytest.approx(1.0, abs=1e-4)
     assert (probabilities[feasible] > 0.0).all()
@@ -75,7 +82,7 @@ def test_variants_that_a_task_does_not_have_have_no_probability():
     pipeline = ocr_pipeline(capacity=100)
     state = random_states(pipeline, 0, 1)
     padded = torch.tensor([[[2, 0, 0], [0, 0, 0]]])
-    assert opinionated(pipeline, 0).act(state, None, given=padded).log_probability.exp() == 0.0
+    assert taken(opinionated(pipeline, 0), state, padded)[1].exp() == 0.0
 
 
 def test_a_tight_device_leaves_a_single_variant_and_replica():
@@ -90,20 +97,21 @@ def test_a_tight_device_leaves_a_single_variant_and_replica():
 
 
 def all_feasible(network, pipeline, state):
-    """Choices (A, N, 3) of every feasible action, with the masks and log-probabilities they have in ``state``."""
+    """Choices (A, N, 3) of every feasible action, and the probabilities and entropies they have in ``state``."""
     candidates = [c for c in everything_selectable(pipeline) if within_limits(pipeline, c, float(state[0, 0]))]
     choices = torch.as_tensor(to_choices(np.stack([as_array(candidate) for candidate in candidates])))
-    return network.act(state.expand(len(choices), -1), None, given=choices)
+    _, log_probability, entropy = taken(network, state.expand(len(choices), -1), choices)
+    return choices, log_probability.exp(), entropy
 
 
 def test_actions_are_sampled_as_often_as_their_probability_says():
     pipeline = ocr_pipeline(capacity=4, max_replicas=2)
-    network, state = opinionated(pipeline, 1), random_states(pipeline, 1, 1)
-    expected = all_feasible(network, pipeline, state)
-    probabilities = expected.log_probability.exp().numpy()
+    network, state = opinionated(pipeline, 26), random_states(pipeline, 26, 1)
+    every, probabilities, _ = all_feasible(network, pipeline, state)
+    probabilities = probabilities.numpy()
     number = 40_000
     sampled = network.act(state.expand(number, -1), torch.Generator().manual_seed(2)).choices.reshape(number, -1)
-    same = (sampled[:, None] == expected.choices.reshape(1, len(probabilities), -1)).all(dim=2)
+    same = (sampled[:, None] == every.reshape(1, len(probabilities), -1)).all(dim=2)
     counts = same.sum(dim=0).numpy()
     assert counts.sum() == number
     deviation = (counts - number * probabilities) / np.sqrt(number * probabilities * (1 - probabilities) + 1.0)
@@ -118,27 +126,24 @@ def test_what_is_recomputed_equals_what_was_stored(pipeline, seed):
     log_probability, _, value = network.evaluate(states, stored.choices, stored.masks)
     torch.testing.assert_close(log_probability.detach(), stored.log_probability, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(value.detach(), stored.value, rtol=1e-5, atol=1e-5)
-    again = network.act(states, None, given=stored.choices)
-    for part, expected in zip(again, stored, strict=True):
-        assert torch.equal(part, expected)
+    assert torch.equal(network.masks(states, stored.choices), stored.masks)
 
 
 def test_entropy_is_that_of_the_joint_distribution_in_the_mean():
     # By the chain rule the entropies of the choices along the sampled paths average to that of the whole action.
     pipeline = ocr_pipeline(capacity=5, max_replicas=2)
-    network, state = opinionated(pipeline, 4), random_states(pipeline, 4, 1)
-    every = all_feasible(network, pipeline, state)
-    probabilities = every.log_probability.exp()
-    joint = -(probabilities * every.log_probability).sum()
-    _, entropy, _ = network.evaluate(state.expand(len(probabilities), -1), every.choices, every.masks)
-    torch.testing.assert_close((probabilities * entropy.detach()).sum(), joint, rtol=1e-4, atol=1e-4)
+    network, state = opinionated(pipeline, 26), random_states(pipeline, 26, 1)
+    _, probabilities, entropy = all_feasible(network, pipeline, state)
+    joint = torch.special.entr(probabilities).sum()
+    assert joint > 1.0
+    torch.testing.assert_close((probabilities * entropy).sum(), joint, rtol=1e-4, atol=1e-4)
 
 
 def test_without_a_generator_every_choice_is_the_most_probable_one():
     pipeline = ocr_pipeline()
     network, state = opinionated(pipeline, 6), random_states(pipeline, 6, 1)
-    every = all_feasible(network, pipeline, state)
-    flat, probabilities = every.choices.reshape(len(every.choices), -1), every.log_probability.exp()
+    every, probabilities, _ = all_feasible(network, pipeline, state)
+    flat = every.reshape(len(every), -1)
     prefix = torch.ones(len(flat), dtype=torch.bool)
     best = []
     for choice in range(flat.shape[1]):
@@ -219,29 +224,37 @@ def test_later_choices_depend_on_earlier_ones():
 
     def last_choice(first):
         given = torch.tensor([[[first, 0, 0], [0, 0, size]] for size in last])
-        return network.act(state.expand(len(given), -1), None, given=given).log_probability.log_softmax(dim=0)
+        return taken(network, state.expand(len(given), -1), given)[1].log_softmax(dim=0)
 
     one, other = (last_choice(first) for first in range(2))
     assert not torch.allclose(one, other, atol=1e-3)
 
 
+def states_with(pipeline, cores):
+    states = random_states(pipeline, 0, len(cores))
+    states[:, 0] = torch.tensor(cores)
+    return states
+
+
 def test_a_state_with_too_few_cores_leaves_no_option():
     pipeline = ocr_pipeline()
-    network = ActorCritic(pipeline)
-    masks = [network.mask(0, torch.tensor([float(cores)]), torch.zeros(1))[0].any().item() for cores in range(4)]
-    assert masks == [False, False, True, True]
+    states = states_with(pipeline, [0.0, 1.0, 2.0, 3.0])
+    masks = ActorCritic(pipeline).masks(states, torch.zeros(4, 2, 3, dtype=torch.int64))
+    assert masks[:, 0].any(dim=1).tolist() == [False, False, True, True]
+    assert (ActorCritic(pipeline).act(states, None).choices < 0).any(dim=(1, 2)).tolist() == [True, True, False, False]
     with pytest.raises(InfeasibleError):
         replace(pipeline, capacity=1)
 
 
 def test_masks_by_hand():
     pipeline = ocr_pipeline()
-    network = ActorCritic(pipeline)
-    left, none = torch.tensor([3.0, 5.0]), torch.zeros(2)
+    # Detection runs one replica of 2 cores and one of 1, recognition then one of 1 and two of 2.
+    choices = torch.tensor([[[1, 0, 0], [0, 0, 1]], [[0, 0, 1], [1, 1, 0]]])
+    masks = ActorCritic(pipeline).masks(states_with(pipeline, [3.0, 5.0]), choices).tolist()
     # One core is kept for recognition: 2 and 4 are left for detection.
-    assert network.mask(0, left, none).tolist() == [[True, True, False]] * 2
-    assert network.mask(1, left, torch.tensor([2.0, 1.0])).tolist() == [[True, False, False], [True, True, True]]
-    assert network.mask(2, left, none).tolist() == [[True, True, False]] * 2
-    # Nothing comes after recognition.
-    assert network.mask(3, left, none).tolist() == [[True, True, False], [True, True, True]]
-    assert network.mask(4, left, torch.tensor([2.0, 2.0])).tolist() == [[True, False, False], [True, True, False]]
+    assert [mask[0] for mask in masks] == [[True, True, False]] * 2
+    assert [mask[1] for mask in masks] == [[True, False, False], [True, True, True]]
+    assert [mask[2] for mask in masks] == [[True, True, False]] * 2
+    # Nothing comes after recognition, which has 1 and 4.
+    assert [mask[3] for mask in masks] == [[True, False, False], [True, True, True]]
+    assert [mask[4] for mask in masks] == [[True, False, False], [True, True, False]]

@@ -113,6 +113,9 @@ class Recorder:
         self._metrics.count(step, outcome)
         words = self._words(step.configuration)
         logger.info("%s: %s", outcome, words, extra={FIELDS: self.entry(step, outcome, observation, wanted)})
+        if step.forecast_failure:
+            instead = f"the largest of the last 20 s, {step.predicted_load:g} requests/s, takes its place"
+            self.event("ForecastFailed", f"{step.forecast_failure}; {instead}", "Warning")
         if outcome == APPLIED:
             self.event("Reconfigured", f"{words}; forecast {step.predicted_load:g} requests/s")
         elif outcome == REFUSED:
@@ -131,6 +134,7 @@ class Recorder:
             "reason": step.refused,
             "state": state,
             "forecast": _number(step.predicted_load),
+            "forecast_failure": step.forecast_failure,
             "wanted": None if wanted is None else self._stages(wanted),
             "configuration": self._stages(step.configuration),
             "decision_seconds": step.decision_seconds,
