@@ -63,7 +63,7 @@ class Step:
 
     Attributes:
         predicted_load: p, requests/s; NaN if there was nothing to see.
-        forecast_failure: why ``predicted_load`` is no forecast but the largest load of the last 20 s, empty if it is one.
+        forecast_failure: why ``predicted_load`` is the largest load of the last 20 s and no forecast, empty if it is one.
         configuration: what ran in the interval.
         refused: why the policy did not decide or its action does not run, empty if it does.
         decision_seconds: d_t of Alg. 1, forecast and features included.
@@ -128,8 +128,8 @@ def run(
 ) -> Iterator[Step]:
     """Alg. 1: observe, forecast, decide, guard, apply, wait, reward; yields every step as it ends.
 
-    What cannot be seen or cannot be applied ends nothing: the last good configuration goes on and the step says why. Nor
-    does a forecast that fails: the largest load of the last 20 s takes its place.
+    What cannot be seen or cannot be applied ends nothing: the last good configuration goes on and the step says why.
+    Nor does a forecast that fails: the largest load of the last 20 s takes its place.
 
     Args:
         backend: where the pipeline runs.
