@@ -63,7 +63,7 @@ class Step:
 
     Attributes:
         predicted_load: p, requests/s; NaN if there was nothing to see.
-        forecast_failure: why ``predicted_load`` is the largest load of the last 20 s and no forecast, empty if it is one.
+        forecast_failure: why ``predicted_load`` is the largest load of the last 20 s and no forecast; else empty.
         configuration: what ran in the interval.
         refused: why the policy did not decide or its action does not run, empty if it does.
         decision_seconds: d_t of Alg. 1, forecast and features included.
