@@ -24,7 +24,7 @@ export OMP_NUM_THREADS ?= 1
 export NUMBA_CACHE_DIR ?= $(CURDIR)/.cache/numba
 export OPD_TWITTER_TRACE := $(TWITTER_TRACE)
 
-.PHONY: help repro study live test lint lab clean
+.PHONY: help repro study live bench test lint lab clean
 
 help: ## list the commands
 	@echo "Commands (each creates $(VENV) when it is missing or out of date):"
@@ -41,13 +41,16 @@ study: $(READY) twitter ## run the full study on the Twitter trace: hours, resta
 live: $(READY) ## serve the OCR pipeline on this machine, under load and policies: about half an hour
 	dvc repro live/dvc.yaml
 
+bench: $(READY) ## measure simulator, training and decisions against their peers: about 15 minutes
+	dvc repro benchmarks/dvc.yaml
+
 test: lint ## check style and types, then run the tests
-	pytest -n 2 --dist loadscope
+	pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 lint: $(READY) ## check style and types
 	ruff check .
 	ruff format --check .
-	mypy opd
+	mypy opd benchmarks
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	jupyter lab notebooks

@@ -8,13 +8,15 @@ the reader sees what is the forecast's and what the decider's. Times are of the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from tqdm.auto import tqdm
 
+from benchmarks.errors import DisagreementError
 from benchmarks.peer_gurobi import GurobiPolicy, GurobiUnavailable
 from opd.decision_time import SIZES, observations, policies
 from opd.forecast import Forecaster, ForecastParameters, train_forecaster
@@ -33,10 +35,6 @@ TOLERANCE = 1e-6
 """By how much the optima of two solvers may differ, in units of IPA's objective of some 10 to 100."""
 
 
-class DisagreementError(AssertionError):
-    """Two exact solvers find different optima, so that their speeds cannot be compared."""
-
-
 class Decided(NamedTuple):
     """What a policy did in one cycle of D decisions.
 
@@ -53,25 +51,40 @@ class Decided(NamedTuple):
     chosen: list[Configuration]
 
 
+@dataclass(frozen=True)
+class DecisionBudget:
+    """How much is measured.
+
+    Attributes:
+        sizes: stages and variants of each pipeline.
+        decisions: in a cycle; 120 are the paper's.
+        repetitions: cycles of every policy; all their decisions count.
+    """
+
+    sizes: Sequence[tuple[int, int]] = SIZES
+    decisions: int = 120
+    repetitions: int = 5
+
+
+FULL = DecisionBudget()
+SMOKE = DecisionBudget(sizes=((2, 5), (3, 6)), decisions=6, repetitions=1)
+
+
 def measure_decision_times(
+    budget: DecisionBudget = FULL,
     counts: np.ndarray | None = None,
     forecaster: Forecaster | None = None,
     ipa: IpaParameters | None = None,
-    sizes: Sequence[tuple[int, int]] = SIZES,
-    decisions: int = 120,
-    repetitions: int = 5,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Time agent and solvers on synthetic pipelines of several sizes, on the decisions of one workload.
 
     Args:
-        counts: (T,) requests per second, T at least 120 + 10 x ``decisions``; by default the most varied stretch of
-            the bundled trace's test split.
+        budget: how much is measured; :data:`FULL` or :data:`SMOKE`.
+        counts: (T,) requests per second, T at least 120, and 10 more for every decision after the first; by default
+            the most varied stretch of the bundled trace's test split.
         forecaster: asked before every decision; by default one of the paper's size, briefly trained.
         ipa: weights of the objective that the solvers maximise.
-        sizes: stages and variants of each pipeline.
-        decisions: in a cycle; 120 are the paper's.
-        repetitions: cycles of every policy; all its decisions count.
         seed: of pipelines, networks and the default forecaster.
 
     Returns:
@@ -85,17 +98,17 @@ def measure_decision_times(
         DisagreementError: if the solvers do not find the same optima.
         ValueError: if the counts are too few.
     """
+    decisions = budget.decisions
     if counts is None:
         counts = varied_stretch(decisions)
     if len(counts) < HISTORY_SECONDS + 10 * (decisions - 1):
         raise ValueError(f"{len(counts)} s of counts are too few for {decisions} decisions, one every 10 s")
-    forecaster = forecaster or briefly_trained_forecaster(seed)
+    forecaster, ipa = forecaster or briefly_trained_forecaster(seed), ipa or IpaParameters()
     tables = []
-    for stages, variants in sizes:
+    for stages, variants in tqdm(budget.sizes, unit="size"):
         pipeline = synthetic_pipeline(stages, variants, seed)
-        rows = _measure_pipeline(
-            pipeline, observations(pipeline, counts, decisions), forecaster, ipa or IpaParameters(), repetitions, seed
-        )
+        seen = observations(pipeline, counts, decisions)
+        rows = _measure_pipeline(pipeline, seen, forecaster, ipa, budget.repetitions, seed)
         tables.append(rows.assign(stages=stages, variants=variants))
     table = pd.concat(tables, ignore_index=True)
     return table[["stages", "variants", *table.columns.drop(["stages", "variants"])]]
@@ -223,16 +236,3 @@ def growth(times: pd.DataFrame) -> pd.DataFrame:
         exponent = np.polyfit(np.log(np.sort(size)), np.log(milliseconds), 1)[0]
         rows.append((policy, milliseconds[0], milliseconds[-1], exponent))
     return pd.DataFrame(rows, columns=["policy", "smallest_ms", "largest_ms", "exponent"])
-
-
-def faster_than_agent(times: pd.DataFrame) -> pd.DataFrame:
-    """Where a solver decides faster than the agent, by the median of the decision alone or of the whole.
-
-    Args:
-        times: table of :func:`measure_decision_times`.
-
-    Returns:
-        The columns stages, variants, policy, decision_ratio and median_ratio of those rows; none where the agent wins.
-    """
-    faster = (times["decision_ratio"] < 1.0) | (times["median_ratio"] < 1.0)
-    return times.loc[faster, ["stages", "variants", "policy", "decision_ratio", "median_ratio"]]

@@ -115,7 +115,7 @@ def _solve(programme: highspy.HighsLp, time_limit: float, what: str) -> np.ndarr
             raise TimeoutError(f"Gurobi found no proven optimum for {what} within {time_limit:g} s; raise time_limit")
         if model.Status != gurobipy.GRB.OPTIMAL:
             raise RuntimeError(f"Gurobi stopped with status {model.Status} on {what}")
-        return taken.X
+        return np.asarray(taken.X)
 
 
 class GurobiPolicy:

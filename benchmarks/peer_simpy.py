@@ -17,6 +17,7 @@ from functools import partial
 
 import numpy as np
 import simpy
+from simpy.events import EventPriority
 
 from opd.pipeline import Configuration, Pipeline, StageConfiguration, Task, Variant
 from opd.simulation import SimulationParameters
@@ -26,7 +27,7 @@ Process = Generator[simpy.Event, object, None]
 ROUNDING = 1e-9
 """Seconds within which two instants are one: simpy takes delays, so its clock rounds."""
 
-AFTER_ALL_ELSE = 2
+AFTER_ALL_ELSE = EventPriority(2)
 """Priority of an event that comes last among those of one instant; simpy itself uses 0 and 1."""
 
 

@@ -26,7 +26,7 @@ What is not the same:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
@@ -41,7 +41,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from tqdm.auto import tqdm
 
 from benchmarks.peer_stable_baselines import PEERS, Decide, train_peer
 from opd.environment import Workload
@@ -51,7 +53,6 @@ from opd.objective import Weights
 from opd.paths import project_path
 from opd.profiles import load_pipeline
 from opd.simulation import SimulationParameters
-from opd.stage import read_parameters
 from opd.training import (
     Problem,
     ProximalPolicyOptimisation,
@@ -140,30 +141,37 @@ class Task(NamedTuple):
     test_parameters: TrainingParameters
 
 
-def build_task(budget: TrainingBudget, pipeline: str, source: dict[str, Any] | None = None) -> Task:
+def build_task(
+    budget: TrainingBudget, pipeline: str, source: dict[str, Any] | None = None, forecaster: Forecaster | None = None
+) -> Task:
     """The study's own problem, with its forecaster.
 
     Args:
         budget: how much is trained.
         pipeline: name of a pipeline of the catalogue.
         source: parameters of the study; by default those of ``params.yaml``.
+        forecaster: foretells the load; by default the study's.
 
     Raises:
-        FileNotFoundError: if no forecaster has been trained; ``make repro`` does it.
+        FileNotFoundError: if no forecaster is given and none has been trained; ``make repro`` does it.
     """
-    given = source or read_parameters([project_path("params.yaml")])
+    given = source or yaml.safe_load(project_path("params.yaml").read_text(encoding="utf-8"))
     parameters = TrainingParameters(**given["training"] | budget.changes)
     trace = load_trace(given["trace"], given["damping"])
-    path = project_path("models", "forecaster.ckpt")
-    if not path.is_file():
-        raise FileNotFoundError(f"no forecaster at {path}; `make repro` trains it, as its second stage")
-    forecaster = Forecaster.load(path, given["damping"])
+    forecaster = forecaster or _study_forecaster(given["damping"])
     simulation = SimulationParameters(**given["simulation"])
     device = load_pipeline(pipeline, profiles=project_path(given["profiles"]))
     problem = build_problem(device, trace, forecaster, Weights(**given["weights"]), simulation, parameters)
     days = Workload.of(trace, "test", simulation.interval, forecaster.predict_many)
     bursts = (burst_starts(trace, "test") - trace.split("test").start) // simulation.interval
     return task_with_test(problem, days, bursts, parameters, budget)
+
+
+def _study_forecaster(damping: int) -> Forecaster:
+    path = project_path("models", "forecaster.ckpt")
+    if not path.is_file():
+        raise FileNotFoundError(f"no forecaster at {path}; `make repro` trains it, as its second stage")
+    return Forecaster.load(path, damping)
 
 
 def task_with_test(
@@ -315,25 +323,38 @@ def run_all(task: Task, budget: TrainingBudget) -> list[Run]:
     # The peers, which take longest, first, so that no core is left alone with one at the end.
     todo = [(method, seed) for method in reversed(budget.methods) for seed in budget.seeds]
     if budget.workers == 1:
-        return [run(task, method, seed) for method, seed in todo]
+        return _told((run(task, method, seed) for method, seed in todo), len(todo))
     with ProcessPoolExecutor(budget.workers, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(run, [task] * len(todo), *zip(*todo, strict=True)))
+        return _told(pool.map(run, [task] * len(todo), *zip(*todo, strict=True)), len(todo))
 
 
-def measure_training(budget: TrainingBudget = FULL, pipeline: str = "video") -> tuple[pd.DataFrame, pd.DataFrame]:
+def _told(runs: Iterable[Run], number: int) -> list[Run]:
+    """The runs, each with a line when it is there; from this process, so that a notebook shows it once."""
+    done = []
+    for one in tqdm(runs, total=number, unit="run"):
+        spent = one.curve["cpu_seconds"].iloc[-1]
+        print(f"{one.method}, seed {one.seed}: {spent:.0f} CPU-seconds, test reward {one.test.reward:.2f}", flush=True)
+        done.append(one)
+    return done
+
+
+def measure_training(
+    budget: TrainingBudget = FULL, pipeline: str = "video", forecaster: Forecaster | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train ours and the peers on a pipeline of the study.
 
     Args:
         budget: how much; :data:`FULL` or :data:`SMOKE`.
         pipeline: name of a pipeline of the catalogue.
+        forecaster: foretells the load; by default the study's.
 
     Returns:
         The summary, see :func:`summarise`, and the curves, see :func:`measure_task`.
 
     Raises:
-        FileNotFoundError: if no forecaster has been trained; ``make repro`` does it.
+        FileNotFoundError: if no forecaster is given and none has been trained; ``make repro`` does it.
     """
-    return measure_task(build_task(budget, pipeline), budget)
+    return measure_task(build_task(budget, pipeline, forecaster=forecaster), budget)
 
 
 def measure_task(task: Task, budget: TrainingBudget) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -28,6 +28,15 @@ settings.register_profile("opd", deadline=None, suppress_health_check=[HealthChe
 settings.register_profile("ci", settings.get_profile("opd"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "opd")
 
+LONGEST = ("test_reproduction", "test_local", "test_live", "test_cluster_discovery", "test_cluster_evaluation")
+"""Modules that take a minute or more: begun first, so that no process is left alone with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest modules first; everything else stays in its order."""
+    order = {f"{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
 
 @pytest.fixture(scope="session")
 def twitter_trace_path() -> Path:

@@ -8,16 +8,20 @@ import pandas as pd
 import pytest
 from small_pipelines import every_configuration, ocr_pipeline
 
-from benchmarks import decision_time, peer_gurobi, plots
-from benchmarks.decision_time import AGENT, GUROBI, DisagreementError, faster_than_agent, growth
+from benchmarks import decision_time, peer_gurobi
+from benchmarks.bars import decision_bars
+from benchmarks.decision_time import AGENT, GUROBI, DecisionBudget, growth
+from benchmarks.errors import DisagreementError
 from benchmarks.peer_gurobi import GurobiPolicy, GurobiUnavailable, ipa_gurobi
+from benchmarks.plots_decision_time import plot_decision_times
 from opd.environment import recent_maximum
 from opd.pipeline import used_cores
 from opd.solvers_ipa import IpaParameters, ipa_dynamic_program, ipa_highs, ipa_objective
 from opd.synthetic_pipelines import synthetic_pipeline
 
-SIZES = [(2, 5), (3, 6)]
+SIZES = ((2, 5), (3, 6))
 DECISIONS = 6
+ONE_SIZE = DecisionBudget(sizes=((2, 3),), decisions=2, repetitions=1)
 
 
 class RecentMaximum:
@@ -25,6 +29,10 @@ class RecentMaximum:
 
     def predict(self, history):
         return float(recent_maximum(history, np.array([len(history)]))[0])
+
+
+def measure(budget: DecisionBudget, counts: np.ndarray) -> pd.DataFrame:
+    return decision_time.measure_decision_times(budget, counts, RecentMaximum())  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -75,13 +83,7 @@ def test_gurobi_says_when_its_licence_does_not_reach(gurobi):
 @pytest.fixture(scope="module")
 def times() -> pd.DataFrame:
     counts = np.random.default_rng(0).poisson(12, 120 + 10 * DECISIONS)
-    return decision_time.measure_decision_times(
-        counts,
-        RecentMaximum(),  # type: ignore[arg-type]
-        sizes=SIZES,
-        decisions=DECISIONS,
-        repetitions=2,
-    )
+    return measure(DecisionBudget(SIZES, DECISIONS, repetitions=2), counts)
 
 
 def test_every_size_has_the_agent_and_every_solver(times):
@@ -115,17 +117,11 @@ def test_without_gurobi_the_others_are_measured(monkeypatch):
         raise GurobiUnavailable("no licence today")
 
     monkeypatch.setattr(decision_time, "GurobiPolicy", unavailable)
-    table = decision_time.measure_decision_times(
-        np.full(150, 5),
-        RecentMaximum(),  # type: ignore[arg-type]
-        sizes=[(2, 3)],
-        decisions=2,
-        repetitions=1,
-    )
+    table = measure(ONE_SIZE, np.full(150, 5))
     row = table[table["policy"] == GUROBI].iloc[0]
     assert row["skipped"] == "no licence today" and np.isnan(row["median_ms"])
     assert (table.loc[table["policy"] != GUROBI, "skipped"] == "").all()
-    figure = plots.plot_decision_times(table)
+    figure = plot_decision_times(table)
     assert "IPA (Gurobi)" not in [text.get_text() for text in figure.legends[0].get_texts()]
     plt.close(figure)
 
@@ -136,13 +132,7 @@ def test_a_licence_that_does_not_reach_leaves_a_row_that_says_so(monkeypatch):
 
     monkeypatch.setattr(peer_gurobi, "_environment", lambda: None)
     monkeypatch.setattr(GurobiPolicy, "decide", too_large)
-    table = decision_time.measure_decision_times(
-        np.full(150, 5),
-        RecentMaximum(),  # type: ignore[arg-type]
-        sizes=[(2, 3)],
-        decisions=2,
-        repetitions=1,
-    )
+    table = measure(ONE_SIZE, np.full(150, 5))
     assert table.set_index("policy")["skipped"].to_dict()[GUROBI] == "too large"
 
 
@@ -158,7 +148,7 @@ def test_solvers_that_differ_are_an_error():
 
 def test_too_few_counts_are_refused():
     with pytest.raises(ValueError, match="100 s of counts are too few for 2 decisions"):
-        decision_time.measure_decision_times(np.ones(100, dtype=int), decisions=2)
+        measure(ONE_SIZE, np.ones(100, dtype=int))
 
 
 def written_by_hand() -> pd.DataFrame:
@@ -183,14 +173,25 @@ def test_growth_by_hand():
     assert table.loc["dynamic-program", ["smallest_ms", "largest_ms"]].tolist() == pytest.approx([0.5, 50.0])
 
 
-def test_where_a_solver_is_faster_is_said():
-    table = faster_than_agent(written_by_hand())
-    assert table[["stages", "variants", "policy"]].to_numpy().tolist() == [[2, 5, "dynamic-program"]]
-    assert table["decision_ratio"].item() == pytest.approx(0.5)
+def test_the_bar_is_met_where_the_agent_is_faster_at_every_size():
+    times = written_by_hand()
+    (bar,) = decision_bars(times).to_dict("records")
+    assert "dynamic-program" in bar["bar"] and bar["measured"] == pytest.approx(0.5) and not bar["met"]
+    larger = times[times["stages"] > 2].copy()
+    assert decision_bars(larger)["measured"].item() == pytest.approx(1.0)
+    assert not decision_bars(larger)["met"].item(), "as fast is not faster"
+    larger.loc[larger["policy"] != AGENT, ["decision_ratio", "median_ratio"]] = [[3.0, 1.5], [2.0, 4.0]]
+    assert decision_bars(larger)[["measured", "met"]].to_numpy().tolist() == [[1.5, True]]
+
+
+def test_the_bar_of_a_solver_without_figures_is_not_met():
+    times = pd.concat([written_by_hand(), pd.DataFrame({"policy": [GUROBI], "skipped": ["no licence"]})])
+    bar = decision_bars(times).iloc[-1]
+    assert GUROBI in bar["bar"] and np.isnan(bar["measured"]) and not bar["met"]
 
 
 def test_the_figure_shows_times_and_ratios():
-    figure = plots.plot_decision_times(written_by_hand())
+    figure = plot_decision_times(written_by_hand())
     together, alone, ratio = figure.axes
     assert [axes.get_yscale() for axes in figure.axes] == ["log"] * 3
     assert together.get_ylabel() == alone.get_ylabel() == "milliseconds"

@@ -9,10 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import plots, simulator
+from benchmarks import bars, environment_steps, simulated_requests
+from benchmarks.errors import DisagreementError
 from benchmarks.peer_ciw import ciw_latencies, ciw_simulation
 from benchmarks.peer_simpy import ReferenceSimulator, simulate_queues
-from benchmarks.simulator import QUEUES, SMOKE, WHOLE_MODEL, Answer, DisagreementError, Size
+from benchmarks.plots_simulator import plot_simulator
+from benchmarks.simulated_requests import BATCHED, QUEUES, REFERENCE, WHOLE_MODEL, Answer
+from benchmarks.simulator_setting import SMOKE, Size
 from opd.pipeline import Pipeline, StageConfiguration, Task, Variant
 from opd.simulation import SimulationParameters, Simulator, as_array
 
@@ -71,33 +74,33 @@ def test_ciw_refuses_batches():
 
 def test_peers_get_the_arrivals_that_the_simulator_draws():
     """Uniform within each second, by count, and such that the answers agree request for request."""
-    work = simulator.scenario("video", QUEUES, TINY, seed=4)
+    work = simulated_requests.scenario("video", QUEUES, TINY, seed=4)
     for number, (times, counts) in enumerate(zip(work.arrivals, work.counts[:, 0], strict=True)):
         seconds = np.floor(times - number * work.parameters.interval).astype(int)
         np.testing.assert_array_equal(np.bincount(seconds, minlength=10), counts)
 
 
 def test_the_whole_model_has_batches_changes_and_drops():
-    work = simulator.scenario("video", WHOLE_MODEL, SMOKE, seed=0)
+    work = simulated_requests.scenario("video", WHOLE_MODEL, SMOKE, seed=0)
     assert max(stage.batch_size for choice in work.configurations for stage in choice) > 1
     assert all(one != two for one, two in zip(work.configurations, work.configurations[1:], strict=False))
-    answer = next(c for c in simulator.CONTENDERS if c.name == simulator.REFERENCE).prepare(work)()
+    answer = next(c for c in simulated_requests.CONTENDERS if c.name == REFERENCE).prepare(work)()
     assert answer.dropped.sum() > 0
 
 
 @pytest.fixture(scope="module")
 def requests() -> pd.DataFrame:
-    return simulator.measure_requests(SMOKE)
+    return simulated_requests.measure_requests(SMOKE)
 
 
 @pytest.fixture(scope="module")
 def steps() -> pd.DataFrame:
-    return simulator.measure_steps(TINY)
+    return environment_steps.measure_steps(TINY)
 
 
 @pytest.fixture(scope="module")
 def parts() -> pd.DataFrame:
-    return simulator.profile(TINY, environments=4)
+    return environment_steps.profile(TINY, environments=4)
 
 
 def test_requests_are_compared_where_a_simulator_can_express_the_case(requests):
@@ -109,10 +112,10 @@ def test_requests_are_compared_where_a_simulator_can_express_the_case(requests):
 
 
 def test_compared_simulators_gave_the_same_answers(requests):
-    assert (requests["difference"] <= simulator.TOLERANCE).all()
+    assert (requests["difference"] <= simulated_requests.TOLERANCE).all()
     for _, rows in requests.groupby(["pipeline", "case"]):
         assert rows["completed"].nunique() == rows["dropped"].nunique() == 1
-        assert np.ptp(rows["latency_mean"]) <= simulator.TOLERANCE
+        assert np.ptp(rows["latency_mean"]) <= simulated_requests.TOLERANCE
         assert rows["completed"].iloc[0] > 0
     assert (requests.loc[requests["case"] == QUEUES, "dropped"] == 0).all()
 
@@ -141,14 +144,14 @@ ANSWER = Answer(np.array([10, 12]), np.array([0, 1]), np.array([0.5, 0.75]))
     ],
 )
 def test_answers_that_differ_are_an_error(other, message):
-    assert simulator.largest_difference(ANSWER, ANSWER, "one", "two") == 0.0
+    assert simulated_requests.largest_difference(ANSWER, ANSWER, "one", "two") == 0.0
     with pytest.raises(DisagreementError, match=f"one and two disagree: {message}"):
-        simulator.largest_difference(ANSWER, other, "one", "two")
+        simulated_requests.largest_difference(ANSWER, other, "one", "two")
 
 
 def test_steps_are_measured_single_and_batched(steps):
-    layers = [(simulator.GYMNASIUM, 1)]
-    layers += [(layer, batch) for batch in (1, 4) for layer in (simulator.EPISODES, simulator.SIMULATOR)]
+    batched = (environment_steps.EPISODES, environment_steps.SIMULATOR)
+    layers = [(environment_steps.GYMNASIUM, 1), *((layer, batch) for batch in (1, 4) for layer in batched)]
     assert list(zip(steps["layer"], steps["environments"], strict=True)) == layers
     assert steps["steps"].tolist() == [8, 8, 8, 32, 32]
     np.testing.assert_allclose(steps["microseconds"] * steps["steps_per_cpu_second"], 1e6)
@@ -165,16 +168,35 @@ def test_the_parts_of_a_step_add_up(parts):
 
 
 def test_profiling_leaves_no_timer_behind():
-    before = [getattr(owner, name) for _, owner, name in simulator._PARTS]
-    simulator.profile(replace(TINY, steps=4, repetitions=1), environments=2)
-    assert [getattr(owner, name) for _, owner, name in simulator._PARTS] == before
+    before = [getattr(owner, name) for _, owner, name in environment_steps._PARTS]
+    environment_steps.profile(replace(TINY, steps=4, repetitions=1), environments=2)
+    assert [getattr(owner, name) for _, owner, name in environment_steps._PARTS] == before
+
+
+def two_cases(ratio: float) -> pd.DataFrame:
+    """Requests in which ours is ``ratio`` times as fast as simpy in one case and 120 times in the other."""
+    cases = {"one": {BATCHED: ratio, REFERENCE: 1.0, "ciw": 500.0}, "two": {BATCHED: 240.0, REFERENCE: 1.0}}
+    cases["two"] |= {f"{REFERENCE}, Resource": 2.0}
+    rows = [("video", case, name, value) for case, ratios in cases.items() for name, value in ratios.items()]
+    return pd.DataFrame(rows, columns=["pipeline", "case", "simulator", "ratio"])
+
+
+@pytest.mark.parametrize(("ratio", "speed"), [(100.0, 50_000.0), (99.9, 49_999.0)])
+def test_the_bars_are_held_against_the_faster_model_in_simpy_and_against_whole_steps(ratio, speed):
+    layers = [environment_steps.GYMNASIUM, environment_steps.EPISODES, environment_steps.EPISODES]
+    steps = pd.DataFrame({"layer": [*layers, "simulator"], "steps_per_cpu_second": [6e4, 3e3, speed, 9e4]})
+    table = bars.simulator_bars(two_cases(ratio), steps)
+    assert table["measured"].tolist() == [ratio, 120.0, speed]
+    met = ratio >= 100.0
+    assert table["met"].tolist() == [met, True, met]
+    assert "video, one" in table["bar"][0] and "50,000" in table["bar"][2]
 
 
 def test_the_figure_shows_every_simulator_and_both_bars(requests, steps, parts):
-    figure = plots.plot_simulator({"requests": requests, "steps": steps, "profile": parts})
+    figure = plot_simulator(requests, steps, parts)
     bars, lines, profile = figure.axes
     labels = bars.get_legend_handles_labels()[1]
-    assert labels == ["100 × simpy", *(contender.name for contender in simulator.CONTENDERS)]
+    assert labels == ["100 × simpy", *(contender.name for contender in simulated_requests.CONTENDERS)]
     assert "per CPU-second" in bars.get_ylabel() and bars.get_yscale() == "log"
     heights = sorted(patch.get_height() for patch in bars.patches)
     np.testing.assert_allclose(heights, sorted(requests["requests_per_cpu_second"]))

@@ -12,6 +12,7 @@ from gymnasium.utils.seeding import np_random
 from small_pipelines import everything_selectable, ocr_pipeline, varying_workload, within_limits
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
+from benchmarks.bars import training_bars
 from benchmarks.peer_stable_baselines import (
     PEERS,
     GreedyPeer,
@@ -239,6 +240,22 @@ def test_the_summary_of_known_runs():
     assert agent["to_myopic_cpu_seconds"] == agent["above_myopic_cpu_seconds"] == 2.0
     assert np.isnan(ppo["to_myopic_cpu_seconds"])
     assert (ppo["final_reward"], ppo["final_reward_min"], ppo["final_reward_max"]) == (8.5, 8.0, 9.0)
+
+
+def test_the_bars_are_those_of_the_seed_that_compares_worst():
+    runs = [
+        run_of("agent", 0, [0.0, 1.0], [9.0, 9.0], 11.0),
+        run_of("agent", 1, [0.0, 1.0], [9.0, 9.0], 12.0),
+        run_of("ppo", 0, [0.0, 4.0], [9.0, 9.0], 11.0),
+        run_of("ppo", 1, [0.0, 2.0], [9.0, 9.0], 10.0),
+        run_of("maskable-ppo", 0, [0.0, 9.0], [9.0, 9.0], 9.0),
+        run_of("maskable-ppo", 1, [0.0, 1.9], [9.0, 9.0], 12.5),
+    ]
+    solver = Validation(10.0, 0.0, 0.0, 0.0, 0.0)
+    table = training_bars(summarise(runs, solver, solver))
+    assert [" ppo" in bar for bar in table["bar"]] == [True, True, False, False]
+    assert table["measured"].tolist() == pytest.approx([2.0, 0.0, 1.9, -0.5])
+    assert table["met"].tolist() == [True, True, False, False]
 
 
 def test_everything_is_trained_measured_and_drawn():

@@ -1,4 +1,4 @@
-"""How fast the simulator is: requests and environment steps per CPU-second, beside simpy and ciw.
+"""How fast requests are simulated: requests per CPU-second of opd, simpy and ciw.
 
 Every simulator gets the same arrivals and has to give the same answers; a measurement with answers that differ is an
 error. Time is that of the process, not of the wall, on one thread, after everything is compiled; building a model is
@@ -8,28 +8,23 @@ not timed, running it and reading its results is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import product
 from time import process_time
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pandas as pd
+from tqdm.auto import tqdm
 
+from benchmarks.errors import DisagreementError
 from benchmarks.peer_ciw import ciw_latencies, ciw_simulation
 from benchmarks.peer_simpy import ReferenceSimulator, simulate_queues
-from opd import environment, simulation
-from opd.environment import Episodes, PipelineEnvironment, Workload, recent_maximum
-from opd.network import to_choices
-from opd.objective import Weights
+from benchmarks.simulator_setting import FULL, LOAD, Size, varied_configurations
 from opd.pipeline import Configuration, Pipeline
 from opd.profiles import load_pipeline
-from opd.simulation import SimulationParameters, Simulator, as_array
-from opd.solvers import IpaParameters, greedy, ipa_dynamic_program
-
-LOAD = 12
-"""Mean requests/s of the workload."""
+from opd.simulation import Interval, SimulationParameters, Simulator, as_array
+from opd.solvers import greedy
 
 PIPELINES = ("video", "nlp")
 """Two stages and three, of the catalogue."""
@@ -43,34 +38,9 @@ TOLERANCE = 1e-6
 """Seconds by which mean latencies of an interval may differ between simulators, through rounding alone."""
 
 REFERENCE = "simpy"
-"""The simulator that ratios are of."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much is measured.
-
-    Attributes:
-        intervals: decisions of 10 s that every simulator of requests runs.
-        copies: episodes that opd simulates together beside simpy and ciw.
-        batches: numbers of episodes stepped together, for environment steps.
-        steps: environment steps in one measurement, over all episodes.
-        single_steps: the same where episodes are not stepped together.
-        repetitions: of every measurement, of which the median counts.
-    """
-
-    intervals: int
-    copies: int
-    batches: tuple[int, ...]
-    steps: int
-    single_steps: int
-    repetitions: int
-
-
-FULL = Size(
-    intervals=120, copies=256, batches=(1, 4, 16, 64, 256, 1024), steps=20_480, single_steps=1200, repetitions=7
-)
-SMOKE = Size(intervals=6, copies=8, batches=(1, 16), steps=64, single_steps=16, repetitions=2)
+"""The simulator that ratios are to."""
+BATCHED = "opd, batched"
+"""Ours as training uses it, with many episodes together."""
 
 
 # ------------------------------------------------------------------------------------------------- what is simulated
@@ -154,16 +124,6 @@ def scenario(name: str, case: str, size: Size, seed: int) -> Scenario:
     )
 
 
-def varied_configurations(pipeline: Pipeline) -> list[Configuration]:
-    """Configurations that a policy may run in turn: frugal ones and accurate ones, for the load and for more."""
-    loads = [factor * LOAD for factor in (1.25, 1.5)]
-    return [
-        choice
-        for load in loads
-        for choice in (greedy(pipeline, load), ipa_dynamic_program(pipeline, load, IpaParameters()))
-    ]
-
-
 def drawn_arrivals(
     pipeline: Pipeline, parameters: SimulationParameters, counts: np.ndarray, seed: int
 ) -> Iterator[np.ndarray]:
@@ -221,7 +181,7 @@ def _opd_batched(work: Scenario) -> Callable[[], Answer]:
     return run
 
 
-def _first_copy(measured: Sequence[simulation.Interval]) -> Answer:
+def _first_copy(measured: Sequence[Interval]) -> Answer:
     figures = np.array([(each.completed[0], each.dropped[0], each.latency_mean[0]) for each in measured]).T
     return Answer(figures[0].astype(np.int64), figures[1].astype(np.int64), figures[2])
 
@@ -275,17 +235,13 @@ class Contender:
 
 
 CONTENDERS = (
-    Contender("opd, batched", _opd_batched, whole_model=True, simulates_all_copies=True),
+    Contender(BATCHED, _opd_batched, whole_model=True, simulates_all_copies=True),
     Contender("opd, one episode", _opd_single, whole_model=True),
     Contender(REFERENCE, _simpy, whole_model=True),
     Contender("simpy, Resource", _simpy_resource, whole_model=False),
     Contender("ciw", _ciw, whole_model=False),
 )
 """Simulators in the order of the table; the first one's answer is what the others are held against."""
-
-
-class DisagreementError(AssertionError):
-    """Two simulators give different answers for the same work, so that their speeds cannot be compared."""
 
 
 def largest_difference(answer: Answer, expected: Answer, name: str, other: str) -> float:
@@ -307,7 +263,7 @@ def largest_difference(answer: Answer, expected: Answer, name: str, other: str) 
     return difference
 
 
-# ------------------------------------------------------------------------------------------------- requests
+# ------------------------------------------------------------------------------------------------- measurement
 
 
 def measure_requests(size: Size = FULL, pipelines: Sequence[str] = PIPELINES, seed: int = 0) -> pd.DataFrame:
@@ -328,9 +284,8 @@ def measure_requests(size: Size = FULL, pipelines: Sequence[str] = PIPELINES, se
         DisagreementError: if the simulators do not agree.
     """
     rows = []
-    for name in pipelines:
-        for case in (QUEUES, WHOLE_MODEL):
-            rows += _measure_case(scenario(name, case, size, seed), size.repetitions)
+    for name, case in tqdm(list(product(pipelines, (QUEUES, WHOLE_MODEL))), unit="case"):
+        rows += _measure_case(scenario(name, case, size, seed), size.repetitions)
     return pd.DataFrame(rows)
 
 
@@ -376,212 +331,3 @@ def _requests(work: Scenario, contender: Contender) -> int:
 
 def _mean_latency(answer: Answer) -> float:
     return float((answer.latency_mean * answer.completed).sum() / max(answer.completed.sum(), 1))
-
-
-# ------------------------------------------------------------------------------------------------- environment steps
-
-GYMNASIUM = "Gymnasium environment"
-EPISODES = "episodes"
-SIMULATOR = "simulator"
-
-
-def measure_steps(size: Size = FULL, name: str = "video", seed: int = 0) -> pd.DataFrame:
-    """Environment steps per CPU-second; a step is an interval of 10 s at 12 requests/s.
-
-    Configurations change at every step, service times have noise. ``Gymnasium environment`` is ``step`` of
-    ``opd/Pipeline-v0``; ``episodes`` is what training uses, simulation, reward and the next state of a batch;
-    ``simulator`` is the simulation alone.
-
-    Args:
-        size: how much is measured.
-        name: of the pipeline in the catalogue.
-        seed: of workload and simulation.
-
-    Returns:
-        Columns layer, environments (stepped together), steps, microseconds (median, CPU time of one step of one
-        environment), steps_per_cpu_second, and ratio (to the Gymnasium environment's).
-    """
-    pipeline = load_pipeline(name)
-    measurements: list[tuple[str, int, int, Callable[[], Callable[[], None]]]] = [
-        (GYMNASIUM, 1, size.single_steps, lambda: _gymnasium_steps(pipeline, size.single_steps, seed))
-    ]
-    for environments in size.batches:
-        steps = max((size.steps if environments > 1 else size.single_steps) // environments, 1)
-        for layer, prepare in ((EPISODES, _episode_steps), (SIMULATOR, _simulator_steps)):
-            measurements.append(
-                (
-                    layer,
-                    environments,
-                    steps * environments,
-                    # Bound now: a closure would see the last values of the loop.
-                    lambda prepare=prepare, steps=steps, environments=environments: prepare(  # type: ignore[misc]
-                        pipeline, environments, steps, seed
-                    ),
-                )
-            )
-    seconds = np.array([[_cpu_seconds(m[3]()) for m in measurements] for _ in range(size.repetitions + 1)])[1:]
-    table = pd.DataFrame([m[:3] for m in measurements], columns=["layer", "environments", "steps"])
-    table["microseconds"] = 1e6 * np.median(seconds, axis=0) / table["steps"]
-    table["steps_per_cpu_second"] = 1e6 / table["microseconds"]
-    table["ratio"] = table["steps_per_cpu_second"] / table["steps_per_cpu_second"].iloc[0]
-    return table
-
-
-def _cpu_seconds(run: Callable[[], object]) -> float:
-    begin = process_time()
-    run()
-    return process_time() - begin
-
-
-def steady_workload(decisions: int, load: float, seed: int) -> Workload:
-    """Poisson counts with the maximum of the last 20 s as forecast.
-
-    Args:
-        decisions: length in intervals of 10 s.
-        load: mean requests/s.
-        seed: of the counts.
-    """
-    counts = np.random.default_rng(seed).poisson(load, 10 * decisions)
-    return Workload(counts, recent_maximum(counts, np.arange(0, len(counts) + 1, 10)), 10)
-
-
-def _gymnasium_steps(pipeline: Pipeline, steps: int, seed: int) -> Callable[[], None]:
-    environment = PipelineEnvironment(pipeline, steady_workload(steps + 2, LOAD, seed), episode_length=steps)
-    environment.reset(seed=seed)
-    choices = to_choices(np.stack([as_array(choice) for choice in varied_configurations(pipeline)]))
-    actions = [choices[step % len(choices)].ravel() for step in range(steps)]
-
-    def run() -> None:
-        for action in actions:
-            environment.step(action)
-
-    return run
-
-
-def _batches(pipeline: Pipeline, environments: int) -> np.ndarray:
-    """(P, E, N, 3) configurations to run in turn; environments are out of step with each other."""
-    varied = np.stack([as_array(choice) for choice in varied_configurations(pipeline)])
-    return np.stack([varied[(phase + np.arange(environments)) % len(varied)] for phase in range(len(varied))])
-
-
-def _episodes(
-    pipeline: Pipeline, environments: int, steps: int, seed: int, load: float = LOAD, noise: float | None = None
-) -> tuple[Episodes, np.ndarray]:
-    """Episodes that have begun at different decisions, and the configurations to run in turn."""
-    usual = SimulationParameters()
-    parameters = usual if noise is None else replace(usual, service_noise=noise)
-    # As many more decisions as it takes for the episodes to see different loads.
-    spread = 500
-    work = steady_workload(steps + spread + 2, load, seed)
-    episodes = Episodes(pipeline, Weights(), parameters, work, environments, seed)
-    batches = _batches(pipeline, environments)
-    episodes.begin(np.arange(environments), 1 + np.arange(environments) % spread, batches[-1])
-    return episodes, batches
-
-
-def _episode_steps(pipeline: Pipeline, environments: int, steps: int, seed: int, **settings: Any) -> Callable[[], None]:
-    episodes, batches = _episodes(pipeline, environments, steps, seed, **settings)
-
-    def run() -> None:
-        for step in range(steps):
-            episodes.step(batches[step % len(batches)])
-            episodes.state()
-
-    return run
-
-
-def _simulator_steps(pipeline: Pipeline, environments: int, steps: int, seed: int) -> Callable[[], None]:
-    batches = _batches(pipeline, environments)
-    counts = np.random.default_rng(seed).poisson(LOAD, (steps, environments, 10))
-    simulator = Simulator(pipeline, SimulationParameters(), environments, int(counts.max()), seed)
-    simulator.reset(varied_configurations(pipeline)[-1])
-
-    def run() -> None:
-        for step in range(steps):
-            simulator.step(batches[step % len(batches)], counts[step])
-
-    return run
-
-
-# ------------------------------------------------------------------------------------------------- what bounds a step
-
-_PARTS: tuple[tuple[str, Any, str], ...] = (
-    ("arrivals drawn (compiled)", simulation, "_admit"),
-    ("kernel", simulation, "_step"),
-    ("counts looked up", Workload, "windows"),
-    ("reward", environment, "score"),
-    ("state vector", environment, "state_vector"),
-)
-"""Parts of a step, each with the module or class and the name of the function that is timed."""
-
-
-@contextmanager
-def _timed(parts: dict[str, float]) -> Iterator[None]:
-    """Sum up the CPU-seconds spent in each of :data:`_PARTS`."""
-
-    def wrap(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any) -> Any:
-            begin = process_time()
-            try:
-                return function(*args)
-            finally:
-                parts[name] = parts.get(name, 0.0) + process_time() - begin
-
-        return timed
-
-    with ExitStack() as stack:
-        for name, owner, attribute in _PARTS:
-            stack.enter_context(mock.patch.object(owner, attribute, wrap(name, getattr(owner, attribute))))
-        yield
-
-
-def profile(size: Size = FULL, environments: int = 256, name: str = "video", seed: int = 0) -> pd.DataFrame:
-    """Where the time of a batched environment step goes.
-
-    The compiled kernel cannot be timed from within; what its parts cost is found by leaving them out: the noise of
-    service times, then all requests.
-
-    Args:
-        size: how much is measured.
-        environments: episodes stepped together.
-        name: of the pipeline in the catalogue.
-        seed: of workload and simulation.
-
-    Returns:
-        Columns part, microseconds (CPU time of one step of one environment, median) and share (of the step).
-    """
-    pipeline = load_pipeline(name)
-    settings: dict[str, dict[str, Any]] = {
-        "usual": {},
-        "no noise": {"noise": 0.0},
-        # A load that is never drawn, but not zero: queues need room for one request.
-        "silent": {"noise": 0.0, "load": 1e-3},
-    }
-    rounds = {
-        which: [_profiled_step(pipeline, environments, size, seed, given) for _ in range(size.repetitions + 1)][1:]
-        for which, given in settings.items()
-    }
-    medians = {which: pd.DataFrame(each).median() for which, each in rounds.items()}
-    usual, kernel = medians["usual"].copy(), {which: float(each["kernel"]) for which, each in medians.items()}
-    del usual["kernel"]
-    parts = {
-        "kernel: queues, batches and latencies of requests": kernel["no noise"] - kernel["silent"],
-        "kernel: noise of service times": kernel["usual"] - kernel["no noise"],
-        "kernel: replicas, and the interval without requests": kernel["silent"],
-    } | usual.to_dict()
-    table = pd.DataFrame({"part": list(parts), "microseconds": list(parts.values())})
-    table["share"] = table["microseconds"] / table["microseconds"].sum()
-    return table.sort_values("microseconds", ascending=False, ignore_index=True)
-
-
-def _profiled_step(
-    pipeline: Pipeline, environments: int, size: Size, seed: int, settings: dict[str, Any]
-) -> dict[str, float]:
-    """Microseconds of each part of one environment step."""
-    steps = max(size.steps // environments, 1)
-    run = _episode_steps(pipeline, environments, steps, seed, **settings)
-    parts: dict[str, float] = {}
-    with _timed(parts):
-        total = _cpu_seconds(run)
-    parts["checks, buffers and the rest (Python)"] = total - sum(parts.values())
-    return {part: 1e6 * seconds / (steps * environments) for part, seconds in parts.items()}
