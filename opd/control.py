@@ -97,8 +97,11 @@ class Guard:
         """Take over ``configuration`` if it is feasible now; otherwise say why it was refused."""
         if not np.isfinite(available_cores):
             return f"the device reports {available_cores} available cores, which is no finite number"
+        cores = int(available_cores)
         try:
-            check_feasible(replace(self._pipeline, capacity=int(available_cores)), configuration)
+            # A pipeline checks itself when it is made, which would take longer than everything else here.
+            pipeline = self._pipeline if cores == self._pipeline.capacity else replace(self._pipeline, capacity=cores)
+            check_feasible(pipeline, configuration)
         except InfeasibleError as error:
             return str(error)
         self.configuration = configuration

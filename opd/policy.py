@@ -5,8 +5,9 @@ The baselines of Sec. VI-A, two exact optimisers of the reward as yardsticks, an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -127,14 +128,34 @@ class ClairvoyantPolicy(MyopicPolicy):
         return myopic(pipeline, observation.coming_load, self._weights, self._batch_timeout)
 
 
+def expert_policy(pipeline: Pipeline, parameters: Mapping[str, Any]) -> Policy:
+    """The expert that an agent was trained with, from what is kept beside it."""
+    weights, timeout = Weights(**parameters["weights"]), parameters["simulation"]["batch_timeout"]
+    if parameters["training"]["expert"] == "ipa":
+        rates = IpaParameters(weights.alpha, weights.cost_weight, weights.batch_weight)
+        return IpaPolicy(pipeline, rates, "dynamic-program")
+    return MyopicPolicy(pipeline, weights, timeout)
+
+
 class AgentPolicy:
-    """The trained agent."""
+    """The trained agent; where there is more load than it was trained with, its expert.
+
+    Beyond what it has seen a network says anything, and most often what it said last, which then is far too little.
+
+    Args:
+        agent: decides; where its parameters name no ``largest_load``, whatever the load.
+    """
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
+        self._largest_load = agent.parameters.get("largest_load", np.inf)
+        self._expert = expert_policy(agent.pipeline, agent.parameters) if np.isfinite(self._largest_load) else None
 
     def decide(self, observation: Observation) -> Configuration:
         """One forward pass on the state of Eq. 5."""
+        load = max(observation.predicted_load, observation.incoming_load)
+        if self._expert is not None and load > self._largest_load:
+            return self._expert.decide(replace(observation, predicted_load=load))
         state = state_vector(
             self._agent.pipeline,
             np.array([observation.available_cores]),

@@ -613,7 +613,7 @@ class Job:
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """All that the trained agent depends on beside its pipeline; data by their checksums."""
+        """All that the trained agent depends on beside its pipeline; data by their checksums and their largest load."""
         workloads = self.problem.training, self.problem.validation
         data = [zlib.crc32(part.tobytes()) for w in workloads for part in (w.counts, w.forecasts)]
         return {
@@ -623,6 +623,7 @@ class Job:
             "training": asdict(self.parameters),
             "simulation": asdict(self.problem.simulation),
             "data": data,
+            "largest_load": float(self.problem.training.forecasts.max()),
         }
 
     @cached_property

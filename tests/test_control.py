@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from small_pipelines import ocr_pipeline, pipelines, varying_workload, within_li
 from test_agent import agent_for
 
 from opd import control
+from opd.agent import Agent
 from opd.control import ApplyError, Guard, ObservationError, SimulatedBackend, run
 from opd.environment import Episodes
 from opd.objective import Weights
@@ -438,6 +439,7 @@ def test_the_agent_sees_every_part_of_the_observation():
     class Recording:
         def __init__(self):
             self.pipeline = pipeline
+            self.parameters = {}
 
         def decide(self, state):
             states.append(state)
@@ -454,3 +456,27 @@ def test_the_agent_sees_every_part_of_the_observation():
     )
     AgentPolicy(Recording()).decide(seen)  # type: ignore[arg-type]
     assert states[0].tolist() == [7, 13, 11, 0.25, 10, 1, 2, 1, 4, 3, 0.5, 50, 0, 2, 2, 2, 4]
+
+
+@pytest.mark.parametrize("expert", ["myopic", "ipa"])
+@pytest.mark.parametrize(("predicted", "incoming"), [(30.5, 5.0), (5.0, 31.0), (30.0, 30.0)])
+def test_above_the_load_of_its_training_the_agent_leaves_it_to_its_expert(expert, predicted, incoming):
+    pipeline, weights = ocr_pipeline(), Weights(cost_weight=0.4)
+    trained = {
+        "largest_load": 30.0,
+        "weights": asdict(weights),
+        "training": {"expert": expert},
+        "simulation": {"batch_timeout": 0.5},
+    }
+    agent = agent_for(pipeline)
+    seen = replace(observation(pipeline, predicted_load=predicted), incoming_load=incoming)
+    alone = AgentPolicy(agent).decide(seen)
+    load = max(predicted, incoming)
+    by_expert = (
+        myopic(pipeline, load, weights, 0.5)
+        if expert == "myopic"
+        else ipa_dynamic_program(pipeline, load, IpaParameters(10.0, 0.4, 0.02))
+    )
+    assert alone != by_expert
+    decided = AgentPolicy(Agent(pipeline, agent.policy, trained)).decide(seen)
+    assert decided == (by_expert if load > 30.0 else alone)

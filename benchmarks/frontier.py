@@ -1,0 +1,214 @@
+"""What QoS costs: the frontier that agent, IPA and the myopic solver reach when the price of a core is swept.
+
+For every ``cost_weight`` each policy optimises with that price: the myopic solver the reward of Eq. 7, IPA its own
+objective with the same rates of exchange, the agent by being trained with it, once for every seed. All run through the
+control loop of the evaluation on the same cycles. A policy's point is its mean cost and mean QoS; neither depends on
+the price itself, so that points of different prices can be compared.
+
+Every agent first imitates the myopic solver of its own price. Where a core is worth more than unmet demand, that
+expert leaves demand unmet, and so may the agent: the reward asks for it, although lost requests cost extra in training.
+The study's frugal agents, which shall carry the load, learn from IPA instead. IPA must carry it at any price, so that
+its cheapest points are not as cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from opd.evaluation import Cell, Setting, evaluate
+from opd.objective import Weights
+from opd.pipeline import Pipeline
+from opd.report import AGENT
+from opd.solvers import IpaParameters
+from opd.training import Job, Problem, TrainingParameters, build_problem, expert_table, run_jobs
+from opd.workload import Cycle
+
+IPA, MYOPIC = "ipa", "myopic"
+POLICIES = (IPA, MYOPIC, AGENT)
+
+EXPERT = "myopic"
+"""Whom the agents imitate first, whatever the study's parameters say."""
+
+ANY, SERVED = "lowest of any policy", "lowest of IPA"
+"""What the QoS of a hypervolume's reference point is."""
+
+Key = tuple[str, float, int]
+"""Pipeline, cost weight and seed: what there is one agent of."""
+
+
+# ------------------------------------------------------------------------------------------------- training
+
+
+def frontier_jobs(
+    pipelines: Iterable[Pipeline],
+    setting: Setting,
+    parameters: TrainingParameters,
+    cost_weights: Sequence[float],
+    seeds: Sequence[int],
+    folder: Path,
+) -> dict[Key, Job]:
+    """The agents to train.
+
+    Args:
+        pipelines: to configure.
+        setting: of the evaluation; its weights but for ``cost_weight``. Where one of its agents is the very one that
+            is needed here, it takes the place of a training.
+        parameters: of the trainings, but for the expert.
+        cost_weights: reward lost per core, each.
+        seeds: of the trainings.
+        folder: agents are kept in ``<folder>/<pipeline>/<cost weight>-<seed>.pt``.
+    """
+    own = replace(parameters, expert=EXPERT)
+    jobs = {}
+    for pipeline in pipelines:
+        problem = build_problem(pipeline, setting.trace, setting.forecaster, setting.weights, setting.simulation, own)
+        for cost_weight in map(float, cost_weights):
+            priced = _priced(problem, cost_weight)
+            for seed in seeds:
+                path = folder / pipeline.name / f"{cost_weight:g}-{seed}.pt"
+                job = Job(f"{AGENT}-{cost_weight:g}", seed, priced, own, path)
+                jobs[pipeline.name, cost_weight, seed] = _trained_already(job, setting) or job
+    return jobs
+
+
+def _priced(problem: Problem, cost_weight: float) -> Problem:
+    """The same problem at another price of a core: the workloads, which took long to forecast, are shared."""
+    weights = replace(problem.weights, cost_weight=cost_weight)
+    largest = len(problem.expert) - 1
+    table = expert_table(problem.pipeline, weights, problem.simulation, EXPERT, largest)
+    return problem._replace(weights=weights, expert=table)
+
+
+def _trained_already(job: Job, setting: Setting) -> Job | None:
+    """The same training under the study's name, if the study has done it."""
+    path = setting.agents.get((job.problem.pipeline.name, AGENT, job.seed))
+    known = replace(job, policy=AGENT, path=path) if path else None
+    return known if known and known.done else None
+
+
+# ----------------------------------------------------------------------------------------------- evaluation
+
+
+def priced_setting(setting: Setting, cost_weight: float, agents: Mapping[Key, Path]) -> Setting:
+    """The setting in which every policy optimises with one price of a core."""
+    weights: Weights = replace(setting.weights, cost_weight=cost_weight)
+    ipa = IpaParameters(weights.alpha, weights.cost_weight, weights.batch_weight)
+    here = {(name, AGENT, seed): path for (name, price, seed), path in agents.items() if price == cost_weight}
+    return replace(setting, weights=weights, ipa=ipa, agents=here)
+
+
+def measure_frontier(
+    pipelines: Sequence[Pipeline],
+    cycles: Sequence[Cycle],
+    setting: Setting,
+    parameters: TrainingParameters,
+    cost_weights: Sequence[float],
+    seeds: Sequence[int],
+    folder: Path,
+    workers: int = 1,
+) -> pd.DataFrame:
+    """Train what is missing, then run every policy at every price on every cycle with every seed.
+
+    Args:
+        pipelines: to configure.
+        cycles: to evaluate on.
+        setting: as in :func:`frontier_jobs`.
+        parameters: of the trainings, but for the expert.
+        cost_weights: reward lost per core, each.
+        seeds: of the trainings and of the requests.
+        folder: of the agents; what is finished is not trained again, what was interrupted goes on.
+        workers: processes.
+
+    Returns:
+        One row a pipeline, policy, ``cost_weight`` and seed: the means over all cycles of ``cost`` (cores), ``qos``
+        (Eq. 3) and ``dropped`` (requests a cycle).
+    """
+    jobs = frontier_jobs(pipelines, setting, parameters, cost_weights, seeds, folder)
+    run_jobs(list(jobs.values()), workers)
+    agents = {key: job.path for key, job in jobs.items()}
+    cells = [Cell(p, name, cycle, seed) for p in pipelines for name in POLICIES for cycle in cycles for seed in seeds]
+    parts = []
+    for cost_weight in map(float, cost_weights):
+        rows, _ = evaluate(cells, priced_setting(setting, cost_weight, agents), workers)
+        parts.append(rows.assign(cost_weight=cost_weight))
+    groups = pd.concat(parts).groupby(["pipeline", "policy", "cost_weight", "seed"], sort=False)
+    return groups[["cost", "qos", "dropped"]].mean().reset_index()
+
+
+# ---------------------------------------------------------------------------------------------- hypervolume
+
+
+def non_dominated(points: np.ndarray) -> np.ndarray:
+    """Those points that no other one beats in cost or QoS without losing in the other.
+
+    Args:
+        points: (P, 2) cost and QoS.
+
+    Returns:
+        (K, 2) the rest, by rising cost and so by rising QoS; equal points once.
+    """
+    ordered = points[np.lexsort((-points[:, 1], points[:, 0]))]
+    best_of_cheaper = np.maximum.accumulate(np.append(-np.inf, ordered[:-1, 1]))
+    return ordered[ordered[:, 1] > best_of_cheaper]
+
+
+def hypervolume(points: np.ndarray, reference: tuple[float, float]) -> float:
+    """The area between a set of points and a reference point that is worse than they are: the more, the better.
+
+    Args:
+        points: (P, 2) cost and QoS.
+        reference: cost and QoS; what lies beyond it adds nothing.
+
+    Returns:
+        Cores times QoS.
+    """
+    worst_cost, worst_qos = reference
+    cost, qos = non_dominated(points).T
+    edges = np.append(cost, worst_cost).clip(max=worst_cost)
+    return float(np.sum(np.diff(edges) * (qos - worst_qos).clip(min=0.0)))
+
+
+def hypervolumes(points: pd.DataFrame, capacities: Mapping[str, int]) -> pd.DataFrame:
+    """The hypervolume of every policy's points, and how many times another's the agent's is.
+
+    The reference costs as much as the device has cores. Its QoS is the lowest of any point of any policy and seed, or
+    the lowest of IPA's: a policy that leaves demand unmet reaches so low a QoS that the area below all sensible points
+    outweighs what tells them apart, whereas IPA always carries the load if it can be carried.
+
+    Args:
+        points: of :func:`measure_frontier`.
+        capacities: cores of each pipeline's device.
+
+    Returns:
+        One row a pipeline, ``reference`` (:data:`ANY` or :data:`SERVED`) and policy: ``reference_cost``,
+        ``reference_qos``, ``hypervolume`` (cores times QoS), and ``agent_times``, the agent's divided by this policy's,
+        seed by seed; the last two as the mean of the seeds with ``_min`` and ``_max``. The ratio is NaN where the
+        policy has no area.
+    """
+    rows = []
+    for pipeline, here in points.groupby("pipeline", sort=False):
+        cost = float(capacities[str(pipeline)])
+        for name, lowest in ((ANY, here["qos"].min()), (SERVED, here.loc[here["policy"] == IPA, "qos"].min())):
+            areas = _areas(here, (cost, float(lowest)))
+            ratios = areas.rdiv(areas[AGENT], axis=0).where(areas > 0.0)
+            for policy in dict.fromkeys(here["policy"]):
+                row = {"pipeline": pipeline, "reference": name, "policy": policy}
+                row |= {"reference_cost": cost, "reference_qos": lowest}
+                rows.append(row | _spread("hypervolume", areas[policy]) | _spread("agent_times", ratios[policy]))
+    return pd.DataFrame(rows)
+
+
+def _areas(points: pd.DataFrame, reference: tuple[float, float]) -> pd.DataFrame:
+    """Hypervolumes of one pipeline: a row a seed, a column a policy."""
+    groups = points.groupby(["seed", "policy"])[["cost", "qos"]]
+    return pd.Series({key: hypervolume(own.to_numpy(), reference) for key, own in groups}).unstack()
+
+
+def _spread(name: str, of_seeds: pd.Series) -> dict[str, float]:
+    """Mean, smallest and largest of the seeds."""
+    return {name: of_seeds.mean(), f"{name}_min": of_seeds.min(), f"{name}_max": of_seeds.max()}

@@ -1,0 +1,65 @@
+"""How sure a mean over seeds and cycles of load is.
+
+All seeds of a policy meet the same cycles, and cycles differ far more than seeds do: a policy's rows are no independent
+draws, and more seeds do not make up for few cycles. So both are resampled, seeds and within each of them cycles, and
+within a resample all seeds keep the same cycles, as they do in the evaluation. Were cycles drawn anew for every seed,
+their effects would cancel in the mean, and with five seeds six of ten intervals would hold the truth.
+
+:func:`scipy.stats.bootstrap` can resample two such factors, but refuses a single seed, which is what a short study has.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+LEVEL = 0.95
+"""How many of the intervals should hold the truth."""
+
+
+def resampled_means(values: np.ndarray, samples: int = 2000, seed: int = 0) -> np.ndarray:
+    """Means of resamples of a table; tables of one shape are resampled alike, so that they can be combined.
+
+    Args:
+        values: (S, C), seeds x cycles.
+        samples: number of resamples.
+        seed: of the draws.
+
+    Returns:
+        (samples,) means, in the unit of ``values``.
+
+    Raises:
+        ValueError: if ``values`` is no table, is empty or holds what is not finite, or there are no resamples.
+    """
+    if np.ndim(values) != 2 or not np.size(values) or not np.isfinite(values).all():
+        raise ValueError(f"values of shape {np.shape(values)} are no full table of finite figures, seeds x cycles")
+    if samples < 1:
+        raise ValueError(f"samples is {samples}, but must be at least 1")
+    seeds, cycles = values.shape
+    generator = np.random.default_rng(seed)
+    drawn_seeds = generator.integers(seeds, size=(samples, seeds))
+    drawn_cycles = generator.integers(cycles, size=(samples, cycles))
+    return values[drawn_seeds[:, :, None], drawn_cycles[:, None, :]].mean(axis=(1, 2))
+
+
+def spanned(figures: np.ndarray) -> tuple[float, float]:
+    """The two figures between which the middle 95 % of resampled ones lie."""
+    low, high = np.quantile(figures, [(1.0 - LEVEL) / 2.0, (1.0 + LEVEL) / 2.0])
+    return float(low), float(high)
+
+
+def interval(values: np.ndarray, samples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """The mean's 95 % interval by resampling seeds and, within, cycles.
+
+    Args:
+        values: (S, C), seeds x cycles.
+        samples: number of resamples.
+        seed: of the draws.
+
+    Returns:
+        Its ends, in the unit of ``values``. With the few seeds of a study it is somewhat too narrow where seeds differ
+        more than cycles do; with a single one it says nothing of other trainings.
+
+    Raises:
+        ValueError: if ``values`` is no table, is empty or holds what is not finite, or there are no resamples.
+    """
+    return spanned(resampled_means(values, samples, seed))

@@ -1,0 +1,152 @@
+"""How good the policies are, and how sure that is: what the evaluation of the study says with 95 % intervals.
+
+Everything is computed from the rows of ``evaluation.csv``, columns of :data:`opd.evaluation.COLUMNS`. For one seed all
+policies meet the same requests, so that policies are compared in pairs: same pipeline, same cycle, same seed. The
+intervals are those of :mod:`benchmarks.intervals`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.intervals import interval, resampled_means, spanned
+from opd.report import AGENT, FRUGAL, ReportError, paper_comparison, read_json
+
+MYOPIC, CLAIRVOYANT = "myopic", "clairvoyant"
+
+QUANTITIES = ("reward", "qos", "cost", "dropped")
+"""What of each policy is given with an interval; cost in cores, ``dropped`` in requests a cycle."""
+
+COMPARED = ("reward", "qos", "cost")
+"""What of the agent is compared with every policy."""
+
+NOISE = "the gap is within its own noise of zero"
+NO_GAP = "the clairvoyant solver does worse than the myopic one"
+
+
+def read_evaluation(folder: Path, trace: str) -> pd.DataFrame:
+    """The evaluation in a folder of results.
+
+    Args:
+        folder: such as ``reports/twitter``.
+        trace: label of the trace that it must come from.
+
+    Raises:
+        ReportError: if it is not there, comes from another trace, or lacks a policy that others are measured by.
+    """
+    for name in ("evaluation.csv", "evaluation.json"):
+        if not (folder / name).is_file():
+            raise ReportError(f"no {name} in {folder}; notebook 04_evaluation writes it")
+    found = read_json(folder / "evaluation.json")["trace"]
+    if found != trace:
+        raise ReportError(f"the evaluation in {folder} is of the {found}, not of the {trace}; name the other folder")
+    evaluation = pd.read_csv(folder / "evaluation.csv")
+    if missing := sorted({AGENT, MYOPIC, CLAIRVOYANT} - set(evaluation["policy"])):
+        raise ReportError(f"the evaluation in {folder} lacks {', '.join(missing)}; add them to its policies")
+    return evaluation
+
+
+def seeds_by_cycles(rows: pd.DataFrame, policy: str, quantity: str) -> pd.DataFrame:
+    """(S, C) one quantity of one policy on one pipeline, seeds x cycles; differences of such tables are paired."""
+    return rows[rows["policy"] == policy].pivot(index="seed", columns="cycle", values=quantity)
+
+
+def _estimate(name: str, values: pd.DataFrame) -> dict[str, float]:
+    """Mean of an (S, C) table and the ends of its interval, under names made of ``name``."""
+    table = values.to_numpy()
+    low, high = interval(table)
+    return {name: float(table.mean()), f"{name}_low": low, f"{name}_high": high}
+
+
+def quality_table(evaluation: pd.DataFrame) -> pd.DataFrame:
+    """Every policy on every pipeline, over all cycles and seeds.
+
+    Returns:
+        One row a pipeline and policy; each figure is a mean, with the ends of its interval in ``_low`` and ``_high``:
+
+        * ``reward`` (Eq. 7), ``qos`` (Eq. 3), ``cost`` (cores) and ``dropped`` (requests a cycle);
+        * ``agent_more_reward``, ``agent_more_qos``, ``agent_more_cost``: the agent's less this policy's;
+        * ``more_reward_than_myopic``: this policy's reward less the myopic solver's.
+
+    Raises:
+        ValueError: if a policy was not run on every cycle with every seed of the agent and the myopic solver.
+    """
+    rows = []
+    for pipeline, here in evaluation.groupby("pipeline", sort=False):
+        for policy in dict.fromkeys(here["policy"]):
+            own = {quantity: seeds_by_cycles(here, policy, quantity) for quantity in QUANTITIES}
+            row: dict[str, object] = {"pipeline": pipeline, "policy": policy}
+            for quantity in QUANTITIES:
+                row |= _estimate(quantity, own[quantity])
+            for quantity in COMPARED:
+                row |= _estimate(f"agent_more_{quantity}", seeds_by_cycles(here, AGENT, quantity) - own[quantity])
+            row |= _estimate("more_reward_than_myopic", own["reward"] - seeds_by_cycles(here, MYOPIC, "reward"))
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def gap_table(evaluation: pd.DataFrame) -> pd.DataFrame:
+    """Which share of what a perfect forecast would gain the agent gains without one.
+
+    That is (agent - myopic) / (clairvoyant - myopic) in mean reward. It can exceed 1, because the clairvoyant solver
+    is blind to start-up times and queues. Numerator and denominator are resampled together.
+
+    Returns:
+        One row a pipeline: ``gap``, the clairvoyant solver's reward less the myopic one's, and ``share``, each with
+        ``_low`` and ``_high``. Where the interval of the gap is not above zero, there is no share but a ``note``.
+
+    Raises:
+        ValueError: if one of the three was not run on every cycle with every seed of the others.
+    """
+    rows = []
+    for pipeline, here in evaluation.groupby("pipeline", sort=False):
+        agent, myopic, clairvoyant = (seeds_by_cycles(here, name, "reward") for name in (AGENT, MYOPIC, CLAIRVOYANT))
+        gap, gain = clairvoyant - myopic, agent - myopic
+        row = {"pipeline": pipeline} | (estimate := _estimate("gap", gap))
+        if estimate["gap_low"] > 0.0:
+            rows.append(row | _share(gain, gap) | {"note": ""})
+        else:
+            rows.append(row | {"note": NO_GAP if estimate["gap_high"] < 0.0 else NOISE})
+    columns = ["pipeline", *("gap", "gap_low", "gap_high"), *("share", "share_low", "share_high"), "note"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _share(gain: pd.DataFrame, gap: pd.DataFrame) -> dict[str, float]:
+    """The ratio of two means, and its interval."""
+    low, high = spanned(resampled_means(gain.to_numpy()) / resampled_means(gap.to_numpy()))
+    return {"share": float(gain.to_numpy().mean() / gap.to_numpy().mean()), "share_low": low, "share_high": high}
+
+
+def paper_table(evaluation: pd.DataFrame) -> pd.DataFrame:
+    """The paper's comparisons beside those of both agents: :func:`opd.report.paper_comparison` with ``policy``."""
+    tables = {policy: paper_comparison(evaluation, policy) for policy in (AGENT, FRUGAL)}
+    return pd.concat(tables, names=["policy", None]).reset_index("policy").reset_index(drop=True)
+
+
+def verdict(quality: pd.DataFrame, policy: str, quantity: str) -> str:
+    """In how many pipelines the agent's ``quantity`` is above or below a policy's, with an interval that excludes zero.
+
+    Args:
+        quality: of :func:`quality_table`.
+        policy: one of its policies.
+        quantity: one of :data:`COMPARED`.
+    """
+    rows = quality[quality["policy"] == policy]
+    above = int((rows[f"agent_more_{quantity}_low"] > 0.0).sum())
+    below = int((rows[f"agent_more_{quantity}_high"] < 0.0).sum())
+    return f"higher in {above} of {len(rows)} pipelines, lower in {below}"
+
+
+def readable(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
+    """The table to read: each figure with its interval in one cell, such as ``1.20 (1.10 to 1.30)``."""
+    shown = table.copy()
+    for name in [str(column) for column in table if f"{column}_low" in table]:
+        parts = table[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False)
+        shown[name] = [
+            "" if pd.isna(mean) else f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+            for mean, low, high in parts
+        ]
+        shown = shown.drop(columns=[f"{name}_low", f"{name}_high"])
+    return shown

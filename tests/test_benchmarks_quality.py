@@ -1,0 +1,422 @@
+"""The quality part of the benchmarks: intervals, tables and hypervolumes by hand, and a tiny frontier in full."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_pipelines import ocr_pipeline
+
+from benchmarks import frontier
+from benchmarks.frontier import (
+    ANY,
+    SERVED,
+    frontier_jobs,
+    hypervolume,
+    hypervolumes,
+    measure_frontier,
+    non_dominated,
+    priced_setting,
+)
+from benchmarks.intervals import interval, resampled_means
+from benchmarks.plots_quality import plot_frontier, plot_intervals
+from benchmarks.quality import (
+    NO_GAP,
+    NOISE,
+    gap_table,
+    paper_table,
+    quality_table,
+    read_evaluation,
+    readable,
+    verdict,
+)
+from benchmarks.training import SMOKE
+from opd import training
+from opd.environment import recent_maximum
+from opd.evaluation import Setting, build_policy, run_cycle
+from opd.objective import Weights
+from opd.report import ReportError
+from opd.simulation import SimulationParameters
+from opd.solvers import IpaParameters
+from opd.training import Job, TrainingParameters, run_job
+from opd.workload import Cycle, Trace
+
+PARAMETERS = TrainingParameters(**SMOKE.changes)
+
+
+# --- intervals -------------------------------------------------------------------------------------------------------
+
+
+def test_constant_values_are_sure():
+    assert interval(np.full((3, 4), 2.5)) == (2.5, 2.5)
+
+
+def test_values_that_differ_by_seed_alone():
+    # The mean of two seeds drawn out of two is 1, 2 or 3, one time in four, two and four.
+    values = np.array([[1.0] * 5, [3.0] * 5])
+    assert interval(values) == (1.0, 3.0)
+    assert set(resampled_means(values)) == {1.0, 2.0, 3.0}
+    assert np.mean(resampled_means(values) == 2.0) == pytest.approx(0.5, abs=0.05)
+
+
+def test_values_that_differ_by_cycle_alone_do_not_get_surer_by_more_seeds():
+    cycles = np.random.default_rng(0).normal(size=12)
+    few, many = (interval(np.tile(cycles, (seeds, 1))) for seeds in (1, 50))
+    expected = 2 * 1.96 * cycles.std() / np.sqrt(12)
+    for low, high in (few, many):
+        assert high - low == pytest.approx(expected, rel=0.1)
+
+
+def test_an_interval_holds_the_truth_about_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    held = 0
+    for number in range(400):
+        # As in the evaluation: seeds differ little, cycles a lot.
+        values = (
+            0.1 * generator.normal(size=(5, 1)) + generator.normal(size=(1, 20)) + 0.3 * generator.normal(size=(5, 20))
+        )
+        low, high = interval(values, samples=500, seed=number)
+        held += low <= 0.0 <= high
+    assert 0.90 <= held / 400 <= 0.98
+
+
+def test_tables_of_one_shape_are_resampled_alike():
+    one, other = np.random.default_rng(0).normal(size=(2, 3, 4))
+    np.testing.assert_allclose(resampled_means(one + other), resampled_means(one) + resampled_means(other), atol=1e-12)
+    assert interval(one, seed=1) == interval(one, seed=1) != interval(one, seed=2)
+
+
+@pytest.mark.parametrize(
+    "values", [np.zeros(3), np.zeros((0, 3)), np.array([[1.0, np.nan]])], ids=["row", "empty", "nan"]
+)
+def test_what_is_no_full_table_is_refused(values):
+    with pytest.raises(ValueError, match="no full table of finite figures"):
+        interval(values)
+
+
+def test_no_samples_are_refused():
+    with pytest.raises(ValueError, match="samples is 0"):
+        interval(np.zeros((2, 2)), samples=0)
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def evaluation_of(rewards, pipeline="video") -> pd.DataFrame:
+    """Rows of policies whose reward in two cycles and two seeds is given; QoS is 1 more, cost 2, nothing dropped."""
+    rows = [
+        {"pipeline": pipeline, "cycle": f"c{cycle}", "policy": policy, "seed": seed, "reward": reward}
+        for policy, table in rewards.items()
+        for seed, of_seed in enumerate(table)
+        for cycle, reward in enumerate(of_seed)
+    ]
+    return pd.DataFrame(rows).assign(qos=lambda rows: rows["reward"] + 1.0, cost=2.0, dropped=0)
+
+
+REWARDS = {
+    "random": [[-9.0, -9.0], [-9.0, -9.0]],
+    "ipa": [[9.0, 1.0], [9.0, 1.0]],
+    "myopic": [[10.0, 4.0], [10.0, 4.0]],
+    "clairvoyant": [[12.0, 6.0], [12.0, 6.0]],
+    "agent": [[11.0, 5.0], [11.0, 5.0]],
+}
+
+
+def test_means_and_paired_differences_by_hand():
+    # Shuffled: pairs are found by seed and cycle, not by position.
+    table = quality_table(evaluation_of(REWARDS).sample(frac=1.0, random_state=0)).set_index("policy")
+    assert sorted(table.index) == sorted(REWARDS)
+    ipa = table.loc["ipa"]
+    assert [ipa[name] for name in ("reward", "reward_low", "reward_high")] == [5.0, 1.0, 9.0]
+    assert [ipa[name] for name in ("cost", "cost_low", "cost_high", "dropped", "qos")] == [2.0, 2.0, 2.0, 0.0, 6.0]
+    # The agent is ahead of IPA by 2 in the one cycle and by 4 in the other, of the solver by 1 in both.
+    names = [f"agent_more_reward{end}" for end in ("", "_low", "_high")]
+    assert ipa[names].tolist() == [3.0, 2.0, 4.0]
+    assert table.loc["myopic", names].tolist() == [1.0, 1.0, 1.0]
+    assert table.loc["agent", names].tolist() == [0.0, 0.0, 0.0]
+    assert ipa[[name.replace("reward", "cost") for name in names]].tolist() == [0.0, 0.0, 0.0]
+    names = [f"more_reward_than_myopic{end}" for end in ("", "_low", "_high")]
+    assert ipa[names].tolist() == [-2.0, -3.0, -1.0]
+
+
+def test_a_policy_that_lacks_a_cycle_cannot_be_paired():
+    rows = evaluation_of(REWARDS)
+    with pytest.raises(ValueError, match="no full table"):
+        quality_table(rows[(rows["policy"] != "ipa") | (rows["cycle"] != "c1")])
+
+
+def test_the_verdict_counts_pipelines_in_which_the_sign_is_sure():
+    undecided = REWARDS | {"agent": [[8.0, 2.0], [8.0, 2.0]]}
+    behind = REWARDS | {"agent": [[8.0, 0.0], [8.0, 0.0]]}
+    parts = [evaluation_of(REWARDS, "video"), evaluation_of(undecided, "nlp"), evaluation_of(behind, "ocr")]
+    table = quality_table(pd.concat(parts))
+    assert verdict(table, "ipa", "reward") == "higher in 1 of 3 pipelines, lower in 1"
+    assert verdict(table, "ipa", "cost") == "higher in 0 of 3 pipelines, lower in 0"
+
+
+def test_the_share_of_the_gap_by_hand():
+    (row,) = gap_table(evaluation_of(REWARDS)).to_dict("records")
+    assert [row[name] for name in ("gap", "gap_low", "gap_high")] == [2.0, 2.0, 2.0]
+    assert [row[name] for name in ("share", "share_low", "share_high")] == [0.5, 0.5, 0.5]
+    assert row["note"] == ""
+
+
+def test_numerator_and_denominator_are_resampled_together():
+    # The gap is 1 in the one cycle and 3 in the other, and the agent closes all of it in both.
+    same = [[11.0, 7.0], [11.0, 7.0]]
+    (row,) = gap_table(evaluation_of(REWARDS | {"clairvoyant": same, "agent": same})).to_dict("records")
+    assert [row[name] for name in ("gap", "gap_low", "gap_high")] == [2.0, 1.0, 3.0]
+    assert [row[name] for name in ("share", "share_low", "share_high")] == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(("clairvoyant", "note"), [([12.0, 3.0], NOISE), ([9.0, 3.0], NO_GAP)])
+def test_without_a_gap_there_is_no_share(clairvoyant, note):
+    (row,) = gap_table(evaluation_of(REWARDS | {"clairvoyant": [clairvoyant] * 2})).to_dict("records")
+    assert row["note"] == note
+    assert np.isnan([row[name] for name in ("share", "share_low", "share_high")]).all()
+
+
+def test_the_papers_comparisons_of_both_agents():
+    rows = evaluation_of({name: [[10.0], [10.0]] for name in ("greedy", "agent", "agent-frugal")})
+    rows = rows.assign(cycle="steady-low")
+    rows.loc[rows["policy"] == "agent", "cost"] = 3.0
+    rows.loc[rows["policy"] == "agent-frugal", "qos"] = 5.5
+    table = paper_table(rows).set_index(["policy", "cycle", "against", "quantity"])
+    assert list(table.columns) == ["paper", "mean", "video"]
+    assert table.loc[("agent", "steady-low", "greedy", "cost")].tolist() == [120.0, 50.0, 50.0]
+    assert table.loc[("agent-frugal", "steady-low", "greedy", "qos")].tolist() == [36.0, -50.0, -50.0]
+
+
+def test_a_figure_and_its_interval_share_a_cell():
+    table = pd.DataFrame(
+        {"pipeline": ["video", "ocr"], "gap": [1.0, np.nan], "gap_low": [0.5, np.nan], "gap_high": 1.5}
+    )
+    assert readable(table, 1).to_dict("list") == {"pipeline": ["video", "ocr"], "gap": ["1.0 (0.5 to 1.5)", ""]}
+
+
+def test_an_evaluation_is_read_with_care(tmp_path):
+    with pytest.raises(ReportError, match=r"no evaluation\.csv .* notebook 04_evaluation writes it"):
+        read_evaluation(tmp_path, "waves trace")
+    rows = evaluation_of(REWARDS)
+    rows.to_csv(tmp_path / "evaluation.csv", index=False)
+    (tmp_path / "evaluation.json").write_text(json.dumps({"trace": "waves trace"}))
+    assert read_evaluation(tmp_path, "waves trace").equals(rows)
+    with pytest.raises(ReportError, match=r"is of the waves trace, not of the twitter trace"):
+        read_evaluation(tmp_path, "twitter trace")
+    rows[rows["policy"] != "myopic"].to_csv(tmp_path / "evaluation.csv", index=False)
+    with pytest.raises(ReportError, match="lacks myopic"):
+        read_evaluation(tmp_path, "waves trace")
+
+
+def test_the_figure_of_intervals_leaves_random_and_the_reference_out():
+    figure = plot_intervals(quality_table(evaluation_of(REWARDS)), "waves trace")
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["IPA", "clairvoyant", "agent"]
+    assert "random, far below, is left out" in figure.get_suptitle()
+
+
+# --- hypervolume -----------------------------------------------------------------------------------------------------
+
+
+def test_the_area_of_two_points_by_hand():
+    # From 2 to 4 cores it is 3 - 1 high, from 4 to 10 cores 6 - 1.
+    assert hypervolume(np.array([[4.0, 6.0], [2.0, 3.0]]), (10.0, 1.0)) == 2 * 2 + 6 * 5
+
+
+@pytest.mark.parametrize(
+    "dominated",
+    [[5.0, 5.0], [4.0, 5.0], [5.0, 6.0], [4.0, 6.0], [2.0, 2.0]],
+    ids=["dearer and worse", "worse", "dearer", "the same", "between"],
+)
+def test_a_dominated_point_changes_nothing(dominated):
+    points = np.array([[4.0, 6.0], [2.0, 3.0]])
+    more = np.vstack([points, dominated])
+    assert non_dominated(more).tolist() == [[2.0, 3.0], [4.0, 6.0]]
+    assert hypervolume(more, (10.0, 1.0)) == hypervolume(points, (10.0, 1.0))
+
+
+def test_beyond_the_reference_there_is_no_area():
+    assert hypervolume(np.array([[12.0, 6.0], [2.0, 0.5]]), (10.0, 1.0)) == 0.0
+    assert hypervolume(np.array([[10.0, 6.0], [2.0, 1.0]]), (10.0, 1.0)) == 0.0
+
+
+@given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), min_size=1, max_size=8))
+def test_the_area_is_that_of_all_unit_squares_below_a_point(points):
+    squares = sum(any(cost <= x and qos > y for cost, qos in points) for x in range(7) for y in range(1, 7))
+    assert hypervolume(np.array(points, dtype=float), (7.0, 1.0)) == squares
+
+
+def points_of(**policies) -> pd.DataFrame:
+    """One row for every price and seed of a policy, given as {seed: [(cost, qos), ...]}."""
+    rows = [
+        {"pipeline": "video", "policy": policy, "cost_weight": 0.1 * (n + 1), "seed": seed, "cost": cost, "qos": qos}
+        for policy, seeds in policies.items()
+        for seed, points in seeds.items()
+        for n, (cost, qos) in enumerate(points)
+    ]
+    return pd.DataFrame(rows).assign(dropped=0.0)
+
+
+POINTS = points_of(
+    ipa={0: [(6.0, 5.0), (4.0, 3.0)], 1: [(6.0, 5.0), (4.0, 3.0)]},
+    myopic={0: [(4.0, 5.0), (2.0, 1.0)], 1: [(4.0, 5.0), (2.0, 1.0)]},
+    agent={0: [(4.0, 6.0), (2.0, 2.0)], 1: [(4.0, 5.0), (2.0, 2.0)]},
+)
+
+
+def test_hypervolumes_and_ratios_by_hand():
+    table = hypervolumes(POINTS, {"video": 10}).set_index(["reference", "policy"])
+    assert set(table["reference_cost"]) == {10.0}
+    # Above 1, the lowest of myopic: 2 x 2 + 4 x 4 and 6 x 4, and the agent's 2 x 1 + 6 x 5 and 2 x 1 + 6 x 4.
+    wanted = ["reference_qos", "hypervolume", "agent_times", "agent_times_min", "agent_times_max"]
+    assert table.loc[(ANY, "ipa"), wanted].tolist() == pytest.approx([1.0, 20.0, 29 / 20, 26 / 20, 32 / 20])
+    assert table.loc[(ANY, "myopic"), wanted].tolist() == pytest.approx([1.0, 24.0, 29 / 24, 26 / 24, 32 / 24])
+    assert table.loc[(ANY, "agent"), wanted].tolist() == [1.0, 29.0, 1.0, 1.0, 1.0]
+    # Above 3, the lowest of IPA: 4 x 2, 6 x 2, and the agent's 6 x 3 and 6 x 2.
+    assert table.loc[(SERVED, "ipa"), wanted].tolist() == pytest.approx([3.0, 8.0, 15 / 8, 12 / 8, 18 / 8])
+    assert table.loc[(SERVED, "myopic"), wanted].tolist() == pytest.approx([3.0, 12.0, 15 / 12, 1.0, 18 / 12])
+
+
+def test_nothing_is_a_multiple_of_no_area():
+    flat = POINTS.assign(qos=5.0)
+    table = hypervolumes(flat, {"video": 10})
+    assert (table["hypervolume"] == 0.0).all() and table["agent_times"].isna().all()
+
+
+def test_the_figure_of_the_frontier_names_ratios_and_what_lies_outside():
+    figure = plot_frontier(POINTS, hypervolumes(POINTS, {"video": 10}), "waves trace")
+    (axes,) = figure.axes
+    assert axes.get_title().splitlines() == [
+        "video",
+        "hypervolume: 1.450 × IPA, 1.208 × myopic",
+        "above IPA's lowest QoS: 1.875 × IPA, 1.250 × myopic",
+    ]
+    assert [text.get_text().splitlines() for text in axes.texts] == [
+        ["myopic: 1 further down, to QoS 1", "agent: 1 further down, to QoS 2"]
+    ]
+    (steps,) = [line for line in axes.lines if line.get_drawstyle() == "steps-post" and line.get_color() == "#0173b2"]
+    assert steps.get_xydata().tolist() == [[2.0, 2.0], [4.0, 5.5]]
+
+
+# --- frontier --------------------------------------------------------------------------------------------------------
+
+CYCLE = Cycle("waves", 20_000)
+PRICES, SEEDS = (0.15, 2.0), (0, 1)
+
+
+class RecentMaximum:
+    """The forecast that needs no training, where a trained forecaster is expected."""
+
+    def predict(self, history):
+        return float(recent_maximum(history, np.array([len(history)]))[0])
+
+    def predict_many(self, counts, ends):
+        return recent_maximum(counts, ends)
+
+
+@pytest.fixture(scope="module")
+def setting() -> Setting:
+    seconds = np.arange(6 * 3600)
+    counts = np.random.default_rng(0).poisson(8.0 + 5.0 * np.sin(seconds / 120.0))
+    trace = Trace("waves", counts, seconds)
+    return Setting(trace, RecentMaximum(), Weights(), SimulationParameters(), IpaParameters(), {})  # type: ignore[arg-type]
+
+
+def swept(setting, folder, prices=PRICES) -> pd.DataFrame:
+    return measure_frontier([ocr_pipeline()], [CYCLE], setting, PARAMETERS, prices, SEEDS, folder)
+
+
+@pytest.fixture(scope="module")
+def finished(setting, tmp_path_factory):
+    """A folder of agents and the points that they and the solvers reach."""
+    folder = tmp_path_factory.mktemp("frontier")
+    return folder, swept(setting, folder)
+
+
+@pytest.fixture
+def trainings(monkeypatch) -> list[str]:
+    """The titles of all trainings that are begun."""
+    begun: list[str] = []
+    train = training.train
+
+    def listed(problem, parameters, seed, folder, title):
+        begun.append(title)
+        return train(problem, parameters, seed, folder, title)
+
+    monkeypatch.setattr(training, "train", listed)
+    return begun
+
+
+def test_a_point_is_the_mean_of_the_cycles_of_the_evaluation(setting, finished):
+    folder, points = finished
+    assert list(points.columns) == ["pipeline", "policy", "cost_weight", "seed", "cost", "qos", "dropped"]
+    assert len(points) == 3 * len(PRICES) * len(SEEDS)
+    table = points.set_index(["policy", "cost_weight", "seed"]).sort_index()
+    pipeline = ocr_pipeline()
+    agents = {("ocr", 2.0, 1): folder / "ocr" / "2-1.pt"}
+    own = priced_setting(setting, 2.0, agents)
+    assert own.ipa == IpaParameters(10.0, 2.0, 0.02) and own.weights == Weights(cost_weight=2.0)
+    for policy in ("ipa", "myopic", "agent"):
+        steps = run_cycle(pipeline, build_policy(policy, pipeline, 1, own), CYCLE, 1, own)
+        expected = [np.mean([getattr(step.score, name)[0] for step in steps]) for name in ("cost", "qos")]
+        assert table.loc[(policy, 2.0, 1), ["cost", "qos"]].tolist() == pytest.approx(expected)
+    for solver in ("ipa", "myopic"):
+        assert (table.loc[(solver, 2.0), "cost"] < table.loc[(solver, 0.15), "cost"]).all()
+
+
+def test_every_agent_has_its_own_price_and_imitates_the_myopic_solver(setting, tmp_path):
+    parameters = replace(PARAMETERS, expert="ipa")
+    jobs = frontier_jobs([ocr_pipeline()], setting, parameters, PRICES, SEEDS, tmp_path)
+    assert list(jobs) == [("ocr", price, seed) for price in PRICES for seed in SEEDS]
+    for (_, price, seed), job in jobs.items():
+        problem, weights = job.problem, Weights(cost_weight=price)
+        assert (problem.weights, job.parameters.expert, job.seed) == (weights, "myopic", seed)
+        table = training.expert_table(problem.pipeline, weights, problem.simulation, "myopic", len(problem.expert) - 1)
+        assert np.array_equal(problem.expert, table)
+    assert len({job.folder for job in jobs.values()}) == len({job.path for job in jobs.values()}) == 4
+
+
+def test_what_is_finished_is_not_trained_again(setting, finished, trainings):
+    folder, points = finished
+    assert swept(setting, folder).equals(points)
+    assert trainings == []
+
+
+def test_an_interrupted_sweep_goes_on(setting, finished, trainings, tmp_path, monkeypatch):
+    def interrupted(job):
+        if job.path.name == "2-0.pt":
+            raise KeyboardInterrupt
+        return run_job(job)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(training, "run_job", interrupted)
+        swept(setting, tmp_path)
+    assert trainings == ["ocr agent-0.15 0", "ocr agent-0.15 1"]
+    assert swept(setting, tmp_path).equals(finished[1])
+    assert trainings[2:] == ["ocr agent-2 0", "ocr agent-2 1"]
+
+
+def test_an_agent_of_the_study_takes_the_place_of_a_training(setting, trainings, tmp_path):
+    job = frontier_jobs([ocr_pipeline()], setting, PARAMETERS, [0.15], [0], tmp_path)["ocr", 0.15, 0]
+    studied = Job("agent", 0, job.problem, job.parameters, tmp_path / "studied" / "agent-0.pt")
+    run_job(studied)
+    known = replace(setting, agents={("ocr", "agent", 0): studied.path, ("ocr", "agent", 1): tmp_path / "none.pt"})
+    jobs = frontier_jobs([ocr_pipeline()], known, PARAMETERS, PRICES, SEEDS, tmp_path)
+    assert [job.path.name for job in jobs.values()] == ["agent-0.pt", "0.15-1.pt", "2-0.pt", "2-1.pt"]
+    other = replace(PARAMETERS, width=8)
+    jobs = frontier_jobs([ocr_pipeline()], known, other, [0.15], [0], tmp_path)
+    assert [job.path.name for job in jobs.values()] == ["0.15-0.pt"]
+    assert trainings == ["ocr agent 0"]
+
+
+def test_the_frontier_is_drawn(finished):
+    points = finished[1]
+    areas = hypervolumes(points, {"ocr": ocr_pipeline().capacity})
+    assert list(areas["policy"]) == [*frontier.POLICIES, *frontier.POLICIES]
+    figure = plot_frontier(points, areas, "waves trace")
+    assert "0.15, 2" in figure.get_suptitle()
