@@ -128,6 +128,20 @@ class ClairvoyantPolicy(MyopicPolicy):
         return myopic(pipeline, observation.coming_load, self._weights, self._batch_timeout)
 
 
+def observed_state(pipeline: Pipeline, observation: Observation) -> np.ndarray:
+    """(1, S) the state of Eq. 5 that an observation stands for."""
+    return state_vector(
+        pipeline,
+        np.array([observation.available_cores]),
+        np.array([observation.predicted_load]),
+        np.array([observation.incoming_load]),
+        np.array([observation.configuration]),
+        observation.task_latency[None],
+        observation.ready_throughput[None],
+        observation.queue[None],
+    )
+
+
 def expert_policy(pipeline: Pipeline, parameters: Mapping[str, Any]) -> Policy:
     """The expert that an agent was trained with, from what is kept beside it."""
     weights, timeout = Weights(**parameters["weights"]), parameters["simulation"]["batch_timeout"]
@@ -156,14 +170,4 @@ class AgentPolicy:
         load = max(observation.predicted_load, observation.incoming_load)
         if self._expert is not None and load > self._largest_load:
             return self._expert.decide(replace(observation, predicted_load=load))
-        state = state_vector(
-            self._agent.pipeline,
-            np.array([observation.available_cores]),
-            np.array([observation.predicted_load]),
-            np.array([observation.incoming_load]),
-            np.array([observation.configuration]),
-            observation.task_latency[None],
-            observation.ready_throughput[None],
-            observation.queue[None],
-        )
-        return self._agent.decide(state[0])
+        return self._agent.decide(observed_state(self._agent.pipeline, observation)[0])
