@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.refusal import admit, running_configurations
 from opd.environment import (
-    NODE_FEATURES,
-    TASK_FEATURES,
     Episodes,
     PipelineEnvironment,
     Score,
@@ -25,7 +24,7 @@ from opd.environment import (
     state_names,
 )
 from opd.network import MASKED, ActorCritic, Decision, FeatureExtractor, ResidualBlock
-from opd.pipeline import Pipeline, used_cores
+from opd.pipeline import Pipeline
 from opd.simulation import Interval
 from opd.training import ProximalPolicyOptimisation
 
@@ -129,28 +128,6 @@ class IndependentNetwork(ActorCritic):
 
 
 # ---------------------------------------------------------------------------------------------------- training
-
-
-def admit(pipeline: Pipeline, running: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What runs once actions are refused that exceed the capacity: there, what ran before.
-
-    Args:
-        pipeline: the pipeline, N tasks.
-        running: (E, N, 3) configurations that run.
-        wanted: (E, N, 3) configurations that were chosen.
-
-    Returns:
-        (E, N, 3) configurations, and (E,) which were refused.
-    """
-    refused = used_cores(pipeline, wanted) > pipeline.capacity
-    return np.where(refused[:, None, None], running, wanted), refused
-
-
-def running_configurations(pipeline: Pipeline, states: np.ndarray) -> np.ndarray:
-    """(E, N, 3) configurations that run in states (E, S) of Eq. 5."""
-    tasks = states[:, len(NODE_FEATURES) :].reshape(len(states), len(pipeline.tasks), len(TASK_FEATURES))
-    first = TASK_FEATURES.index("variant")
-    return tasks[..., first : first + 3].astype(np.int64)
 
 
 class RefusingEpisodes(Episodes):

@@ -12,6 +12,8 @@ What has to be known to read the results:
   are held against, and in evaluation. Only the configuration that a cycle begins with is the same for all.
 * ``independent-heads`` can choose what exceeds the capacity. Then what ran before goes on, in evaluation by the control
   loop's own guard. In training that costs a penalty. How often it happens in evaluation is counted.
+* Networks are evaluated alone: the expert, which stands in for the deployed agent where load is beyond what it was
+  trained with, stands in for nobody here.
 * Without start-up delays everything changes for all policies. What counts there is how far the agent is above the
   myopic solver, which knows nothing of delays, with and without them.
 """
@@ -35,11 +37,11 @@ from tqdm.auto import tqdm
 
 from benchmarks.ablation_networks import AblatedTraining, IndependentNetwork, PlainNetwork, QueuelessNetwork
 from benchmarks.intervals import interval
-from opd.environment import Workload, recent_maximum, state_vector
+from opd.environment import Workload, recent_maximum
 from opd.evaluation import Setting, run_cycle, summarise
 from opd.network import ActorCritic, to_configurations
 from opd.pipeline import Configuration, Pipeline
-from opd.policy import MyopicPolicy, Observation, Policy
+from opd.policy import MyopicPolicy, Observation, Policy, observed_state
 from opd.stage_options import to_configuration
 from opd.training import Job, Problem, TrainingParameters, train
 from opd.workload import Cycle
@@ -102,23 +104,15 @@ VARIANTS = (*ABLATIONS, *SOLVERS)
 
 COLUMNS = ["pipeline", "variant", "seed", "cycle", "reward", "qos", "cost", "dropped", "refused"]
 
-QUICK: dict[str, Any] = dict(
-    updates=2,
-    environments=4,
-    rollout=8,
-    epochs=2,
-    minibatch=16,
-    width=16,
-    blocks=1,
-    cloning_steps=5,
-    validate_every=1,
-    validation_episodes=4,
-    validation_decisions=5,
-)
-"""Departures from the training parameters that only show that everything runs."""
-
 _FORMAT = "opd ablation 1"
 _UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError)
+
+
+def overview() -> pd.DataFrame:
+    """What is ablated: columns part and variant, by name."""
+    return pd.DataFrame(
+        {name: [each.part, each.label] for name, each in ABLATIONS.items()}, index=["part", "variant"]
+    ).T
 
 
 def world_of(variant: str) -> World:
@@ -215,18 +209,8 @@ class NetworkPolicy:
 
     def decide(self, observation: Observation) -> Configuration:
         """One forward pass on the state of Eq. 5."""
-        state = state_vector(
-            self._pipeline,
-            np.array([observation.available_cores]),
-            np.array([observation.predicted_load]),
-            np.array([observation.incoming_load]),
-            np.array([observation.configuration]),
-            observation.task_latency[None],
-            observation.ready_throughput[None],
-            observation.queue[None],
-        )
-        choices = self._network.act(torch.as_tensor(state), None).choices
-        return to_configuration(to_configurations(choices.numpy())[0])
+        state = torch.as_tensor(observed_state(self._pipeline, observation))
+        return to_configuration(to_configurations(self._network.act(state, None).choices.numpy())[0])
 
 
 # ----------------------------------------------------------------------------------------------------- training

@@ -37,9 +37,10 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
-from opd.environment import NODE_FEATURES, TASK_FEATURES, PipelineEnvironment
+from benchmarks.refusal import admit, running_configurations
+from opd.environment import PipelineEnvironment
 from opd.network import FeatureExtractor, to_configurations
-from opd.pipeline import Pipeline, used_cores
+from opd.pipeline import Pipeline
 from opd.training import Problem, TrainingParameters
 
 PEERS = ("ppo", "maskable-ppo")
@@ -54,13 +55,6 @@ Observe = Callable[[int, Callable[[], Decide]], object]
 # ---------------------------------------------------------------------------------------------------- actions
 
 
-def running_configurations(pipeline: Pipeline, states: np.ndarray) -> np.ndarray:
-    """(E, N, 3) configurations that run in states (E, S) of Eq. 5."""
-    tasks = states[:, len(NODE_FEATURES) :].reshape(len(states), len(pipeline.tasks), len(TASK_FEATURES))
-    first = TASK_FEATURES.index("variant")
-    return tasks[..., first : first + 3].astype(np.int64)
-
-
 def applied_configurations(pipeline: Pipeline, actions: np.ndarray, states: np.ndarray) -> np.ndarray:
     """What the environment runs for its actions: those it refuses leave running what runs.
 
@@ -73,8 +67,7 @@ def applied_configurations(pipeline: Pipeline, actions: np.ndarray, states: np.n
         (E, N, 3) configurations.
     """
     wanted = to_configurations(actions.reshape(len(actions), -1, 3))
-    refused = used_cores(pipeline, wanted) > pipeline.capacity
-    return np.where(refused[:, None, None], running_configurations(pipeline, states), wanted)
+    return admit(pipeline, running_configurations(pipeline, states), wanted)[0]
 
 
 class StageActions(gymnasium.ActionWrapper):

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from benchmarks.ablation_text import signed
 from benchmarks.ablations import ABLATIONS, AGENT, INSTANT, MYOPIC
+from benchmarks.wording import signed
 from opd.plots_style import PALETTE, Style, policy_style
 
 PARTS = {

@@ -27,8 +27,8 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from benchmarks.ablation_text import signed, with_interval
 from benchmarks.intervals import interval
+from benchmarks.wording import signed, with_interval
 from opd.evaluation import Setting, build_policy, run_cycle, summarise
 from opd.forecast import Forecaster
 from opd.pipeline import Configuration, Pipeline

@@ -46,6 +46,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from tqdm.auto import tqdm
 
 from benchmarks.peer_stable_baselines import PEERS, Decide, train_peer
+from benchmarks.quick import QUICK
 from opd.environment import Workload
 from opd.forecast import Forecaster
 from opd.network import ActorCritic, to_configurations
@@ -105,19 +106,7 @@ FULL = TrainingBudget()
 
 SMOKE = TrainingBudget(
     seeds=(0,),
-    changes=dict(
-        updates=2,
-        environments=4,
-        rollout=8,
-        epochs=2,
-        minibatch=16,
-        width=16,
-        blocks=1,
-        cloning_steps=5,
-        validate_every=1,
-        validation_episodes=4,
-        validation_decisions=5,
-    ),
+    changes=QUICK,
     test_episodes=4,
     test_decisions=5,
     workers=1,

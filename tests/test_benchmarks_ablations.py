@@ -17,15 +17,12 @@ from benchmarks.ablation_networks import (
     PlainNetwork,
     QueuelessNetwork,
     RefusingEpisodes,
-    admit,
     entry_masks,
-    running_configurations,
 )
-from benchmarks.ablation_text import forecast_paragraph, listed, part_paragraph, signed, startup_paragraph, verdict
+from benchmarks.ablation_text import forecast_paragraph, listed, part_paragraph, startup_paragraph, verdict
 from benchmarks.ablations import (
     ABLATIONS,
     COLUMNS,
-    QUICK,
     SOLVERS,
     VARIANTS,
     Foretold,
@@ -40,6 +37,9 @@ from benchmarks.ablations import (
     training_of,
 )
 from benchmarks.plots_ablations import PARTS, WORLDS, plot_ablations
+from benchmarks.quick import QUICK
+from benchmarks.refusal import admit, running_configurations
+from benchmarks.wording import signed
 from opd.agent import Agent, export
 from opd.environment import Episodes, state_names
 from opd.evaluation import Setting, run_cycle
