@@ -7,6 +7,7 @@ intervals are those of :mod:`benchmarks.intervals`.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
 
 import pandas as pd
@@ -23,7 +24,9 @@ COMPARED = ("reward", "qos", "cost")
 """What of the agent is compared with every policy."""
 
 NOISE = "the gap is within its own noise of zero"
-NO_GAP = "the clairvoyant solver does worse than the myopic one"
+NO_GAP = "the clairvoyant solver does no better than the myopic one"
+
+ALL = "all pipelines"
 
 
 def read_evaluation(folder: Path, trace: str) -> pd.DataFrame:
@@ -94,29 +97,36 @@ def gap_table(evaluation: pd.DataFrame) -> pd.DataFrame:
     is blind to start-up times and queues. Numerator and denominator are resampled together.
 
     Returns:
-        One row a pipeline: ``gap``, the clairvoyant solver's reward less the myopic one's, and ``share``, each with
-        ``_low`` and ``_high``. Where the interval of the gap is not above zero, there is no share but a ``note``.
+        One row a pipeline, and one for the mean of :data:`ALL`: ``gap``, the clairvoyant solver's reward less the
+        myopic one's, ``gain``, the agent's less the myopic one's, and ``share``, each with ``_low`` and ``_high``.
+        Where the interval of the gap is not above zero, the share has no interval but a ``note``, and where the gap
+        itself is not, there is no share.
 
     Raises:
         ValueError: if one of the three was not run on every cycle with every seed of the others.
     """
-    rows = []
+    gaps: dict[Hashable, pd.DataFrame] = {}
+    gains: dict[Hashable, pd.DataFrame] = {}
     for pipeline, here in evaluation.groupby("pipeline", sort=False):
         agent, myopic, clairvoyant = (seeds_by_cycles(here, name, "reward") for name in (AGENT, MYOPIC, CLAIRVOYANT))
-        gap, gain = clairvoyant - myopic, agent - myopic
-        row = {"pipeline": pipeline} | (estimate := _estimate("gap", gap))
-        if estimate["gap_low"] > 0.0:
-            rows.append(row | _share(gain, gap) | {"note": ""})
-        else:
-            rows.append(row | {"note": NO_GAP if estimate["gap_high"] < 0.0 else NOISE})
-    columns = ["pipeline", *("gap", "gap_low", "gap_high"), *("share", "share_low", "share_high"), "note"]
-    return pd.DataFrame(rows, columns=columns)
+        gaps[pipeline], gains[pipeline] = clairvoyant - myopic, agent - myopic
+    if len(gaps) > 1:
+        gaps[ALL], gains[ALL] = (pd.concat(each).groupby(level="seed").mean() for each in (gaps, gains))
+    rows = [{"pipeline": pipeline} | _gap_row(gaps[pipeline], gains[pipeline]) for pipeline in gaps]
+    figures = (f"{name}{end}" for name in ("gap", "gain", "share") for end in ("", "_low", "_high"))
+    return pd.DataFrame(rows, columns=["pipeline", *figures, "note"])
 
 
-def _share(gain: pd.DataFrame, gap: pd.DataFrame) -> dict[str, float]:
-    """The ratio of two means, and its interval."""
+def _gap_row(gap: pd.DataFrame, gain: pd.DataFrame) -> dict[str, float | str]:
+    row: dict[str, float | str] = {**_estimate("gap", gap), **_estimate("gain", gain), "note": ""}
+    mean = float(gap.to_numpy().mean())
+    if mean <= 0.0:
+        return row | {"note": NO_GAP}
+    row["share"] = float(gain.to_numpy().mean()) / mean
+    if float(row["gap_low"]) <= 0.0:
+        return row | {"note": NOISE}
     low, high = spanned(resampled_means(gain.to_numpy()) / resampled_means(gap.to_numpy()))
-    return {"share": float(gain.to_numpy().mean() / gap.to_numpy().mean()), "share_low": low, "share_high": high}
+    return row | {"share_low": low, "share_high": high}
 
 
 def paper_table(evaluation: pd.DataFrame) -> pd.DataFrame:
@@ -144,9 +154,11 @@ def readable(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
     shown = table.copy()
     for name in [str(column) for column in table if f"{column}_low" in table]:
         parts = table[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False)
-        shown[name] = [
-            "" if pd.isna(mean) else f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-            for mean, low, high in parts
-        ]
+        shown[name] = ["" if pd.isna(mean) else _cell(mean, low, high, digits) for mean, low, high in parts]
         shown = shown.drop(columns=[f"{name}_low", f"{name}_high"])
     return shown
+
+
+def _cell(mean: float, low: float, high: float, digits: int) -> str:
+    text = f"{mean:.{digits}f}"
+    return text if pd.isna(low) else f"{text} ({low:.{digits}f} to {high:.{digits}f})"

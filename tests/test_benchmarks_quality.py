@@ -26,6 +26,7 @@ from benchmarks.frontier import (
 from benchmarks.intervals import interval, resampled_means
 from benchmarks.plots_quality import plot_frontier, plot_intervals
 from benchmarks.quality import (
+    ALL,
     NO_GAP,
     NOISE,
     gap_table,
@@ -174,11 +175,25 @@ def test_numerator_and_denominator_are_resampled_together():
     assert [row[name] for name in ("share", "share_low", "share_high")] == [1.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize(("clairvoyant", "note"), [([12.0, 3.0], NOISE), ([9.0, 3.0], NO_GAP)])
-def test_without_a_gap_there_is_no_share(clairvoyant, note):
-    (row,) = gap_table(evaluation_of(REWARDS | {"clairvoyant": [clairvoyant] * 2})).to_dict("records")
-    assert row["note"] == note
+def test_a_share_of_a_gap_that_may_be_none_has_no_interval():
+    # The gap is 2 in the one cycle and -1 in the other, the agent gains 1 in both.
+    (row,) = gap_table(evaluation_of(REWARDS | {"clairvoyant": [[12.0, 3.0]] * 2})).to_dict("records")
+    assert (row["gap"], row["gain"], row["share"], row["note"]) == (0.5, 1.0, 2.0, NOISE)
+    assert np.isnan([row["share_low"], row["share_high"]]).all()
+
+
+def test_without_a_gap_there_is_no_share():
+    (row,) = gap_table(evaluation_of(REWARDS | {"clairvoyant": [[9.0, 3.0]] * 2})).to_dict("records")
+    assert row["note"] == NO_GAP
     assert np.isnan([row[name] for name in ("share", "share_low", "share_high")]).all()
+
+
+def test_the_gap_of_all_pipelines_is_their_mean():
+    other = evaluation_of(REWARDS | {"clairvoyant": [[10.0, 4.0]] * 2}).assign(pipeline="ocr")
+    table = gap_table(pd.concat([evaluation_of(REWARDS), other])).set_index("pipeline")
+    assert list(table.index) == ["video", "ocr", ALL]
+    assert table["gap"].tolist() == [2.0, 0.0, 1.0]
+    assert table.loc[ALL, ["gain", "share", "share_low", "share_high"]].tolist() == [1.0, 1.0, 1.0, 1.0]
 
 
 def test_the_papers_comparisons_of_both_agents():
@@ -194,9 +209,9 @@ def test_the_papers_comparisons_of_both_agents():
 
 def test_a_figure_and_its_interval_share_a_cell():
     table = pd.DataFrame(
-        {"pipeline": ["video", "ocr"], "gap": [1.0, np.nan], "gap_low": [0.5, np.nan], "gap_high": 1.5}
+        {"pipeline": ["a", "b", "c"], "gap": [1.0, np.nan, 2.0], "gap_low": [0.5, np.nan, np.nan], "gap_high": 1.5}
     )
-    assert readable(table, 1).to_dict("list") == {"pipeline": ["video", "ocr"], "gap": ["1.0 (0.5 to 1.5)", ""]}
+    assert readable(table, 1)["gap"].tolist() == ["1.0 (0.5 to 1.5)", "", "2.0"]
 
 
 def test_an_evaluation_is_read_with_care(tmp_path):
