@@ -36,7 +36,7 @@ import torch
 from tqdm.auto import tqdm
 
 from benchmarks.ablation_networks import AblatedTraining, IndependentNetwork, PlainNetwork, QueuelessNetwork
-from benchmarks.intervals import interval
+from benchmarks.intervals import estimate
 from opd.environment import Workload, recent_maximum
 from opd.evaluation import Setting, run_cycle, summarise
 from opd.network import ActorCritic, to_configurations
@@ -411,11 +411,6 @@ def rewards(rows: pd.DataFrame, pipeline: str, variant: str) -> np.ndarray:
     return _rows_of(rows, pipeline, variant).pivot(index="seed", columns="cycle", values="reward").to_numpy()
 
 
-def _with_interval(name: str, differences: np.ndarray) -> dict[str, float]:
-    low, high = interval(differences)
-    return {name: float(differences.mean()), f"{name}_low": low, f"{name}_high": high}
-
-
 def summarise_ablations(rows: pd.DataFrame) -> pd.DataFrame:
     """Means of every pipeline and variant, and differences in pairs of seed and cycle.
 
@@ -434,8 +429,8 @@ def summarise_ablations(rows: pd.DataFrame) -> pd.DataFrame:
         own = rewards(rows, pipeline, variant)
         table.append(
             {"pipeline": pipeline, "variant": variant, **means}
-            | _with_interval("difference", own - rewards(rows, pipeline, counterpart(variant)))
-            | _with_interval("over_myopic", own - rewards(rows, pipeline, rival(variant)))
+            | estimate("difference", own - rewards(rows, pipeline, counterpart(variant)))
+            | estimate("over_myopic", own - rewards(rows, pipeline, rival(variant)))
         )
     return pd.DataFrame(table)
 
@@ -449,5 +444,5 @@ def startup_worth(rows: pd.DataFrame) -> pd.DataFrame:
     table = []
     for pipeline in dict.fromkeys(rows["pipeline"]):
         edges = [rewards(rows, pipeline, name) - rewards(rows, pipeline, rival(name)) for name in (AGENT, INSTANT)]
-        table.append({"pipeline": pipeline} | _with_interval("gain", edges[0] - edges[1]))
+        table.append({"pipeline": pipeline} | estimate("gain", edges[0] - edges[1]))
     return pd.DataFrame(table)

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from benchmarks.errors import DisagreementError
 from benchmarks.peer_gurobi import GurobiPolicy, GurobiUnavailable
 from opd.decision_time import SIZES, observations, policies
-from opd.forecast import Forecaster, ForecastParameters, train_forecaster
+from opd.forecast import Forecaster
 from opd.pipeline import Configuration, Pipeline
 from opd.policy import Observation, Policy
 from opd.solvers import IpaParameters
@@ -71,21 +71,21 @@ SMOKE = DecisionBudget(sizes=((2, 5), (3, 6)), decisions=6, repetitions=1)
 
 
 def measure_decision_times(
+    forecaster: Forecaster,
     budget: DecisionBudget = FULL,
     counts: np.ndarray | None = None,
-    forecaster: Forecaster | None = None,
     ipa: IpaParameters | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Time agent and solvers on synthetic pipelines of several sizes, on the decisions of one workload.
 
     Args:
+        forecaster: asked before every decision.
         budget: how much is measured; :data:`FULL` or :data:`SMOKE`.
         counts: (T,) requests per second, T at least 120, and 10 more for every decision after the first; by default
             the most varied stretch of the bundled trace's test split.
-        forecaster: asked before every decision; by default one of the paper's size, briefly trained.
         ipa: weights of the objective that the solvers maximise.
-        seed: of pipelines, networks and the default forecaster.
+        seed: of pipelines and networks.
 
     Returns:
         One row for each size and policy: columns stages, variants, policy; forecast_ms and decision_ms (medians, the
@@ -103,7 +103,7 @@ def measure_decision_times(
         counts = varied_stretch(decisions)
     if len(counts) < HISTORY_SECONDS + 10 * (decisions - 1):
         raise ValueError(f"{len(counts)} s of counts are too few for {decisions} decisions, one every 10 s")
-    forecaster, ipa = forecaster or briefly_trained_forecaster(seed), ipa or IpaParameters()
+    ipa = ipa or IpaParameters()
     tables = []
     for stages, variants in tqdm(budget.sizes, unit="size"):
         pipeline = synthetic_pipeline(stages, variants, seed)
@@ -112,15 +112,6 @@ def measure_decision_times(
         tables.append(rows.assign(stages=stages, variants=variants))
     table = pd.concat(tables, ignore_index=True)
     return table[["stages", "variants", *table.columns.drop(["stages", "variants"])]]
-
-
-def briefly_trained_forecaster(seed: int = 0) -> Forecaster:
-    """A forecaster of the paper's size on the bundled trace; good enough for loads that look like loads.
-
-    Args:
-        seed: of its training.
-    """
-    return train_forecaster(load_trace("synthetic", damping=8), ForecastParameters(epochs=2, train_windows=8000), seed)
 
 
 def varied_stretch(decisions: int) -> np.ndarray:

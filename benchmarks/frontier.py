@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from benchmarks.intervals import spread
 from opd.evaluation import Cell, Setting, evaluate
 from opd.objective import Weights
 from opd.pipeline import Pipeline
@@ -199,7 +200,7 @@ def hypervolumes(points: pd.DataFrame, capacities: Mapping[str, int]) -> pd.Data
             for policy in dict.fromkeys(here["policy"]):
                 row = {"pipeline": pipeline, "reference": name, "policy": policy}
                 row |= {"reference_cost": cost, "reference_qos": lowest}
-                rows.append(row | _spread("hypervolume", areas[policy]) | _spread("agent_times", ratios[policy]))
+                rows.append(row | spread("hypervolume", areas[policy]) | spread("agent_times", ratios[policy]))
     return pd.DataFrame(rows)
 
 
@@ -207,8 +208,3 @@ def _areas(points: pd.DataFrame, reference: tuple[float, float]) -> pd.DataFrame
     """Hypervolumes of one pipeline: a row a seed, a column a policy."""
     groups = points.groupby(["seed", "policy"])[["cost", "qos"]]
     return pd.Series({key: hypervolume(own.to_numpy(), reference) for key, own in groups}).unstack()
-
-
-def _spread(name: str, of_seeds: pd.Series) -> dict[str, float]:
-    """Mean, smallest and largest of the seeds."""
-    return {name: of_seeds.mean(), f"{name}_min": of_seeds.min(), f"{name}_max": of_seeds.max()}

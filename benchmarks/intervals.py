@@ -10,7 +10,10 @@ their effects would cancel in the mean, and with five seeds six of ten intervals
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import pandas as pd
 
 LEVEL = 0.95
 """How many of the intervals should hold the truth."""
@@ -63,3 +66,29 @@ def interval(values: np.ndarray, samples: int = 2000, seed: int = 0) -> tuple[fl
         ValueError: if ``values`` is no table, is empty or holds what is not finite, or there are no resamples.
     """
     return spanned(resampled_means(values, samples, seed))
+
+
+def estimate(name: str, values: np.ndarray | pd.DataFrame) -> dict[str, float]:
+    """A mean and the ends of its interval as parts of a table's row.
+
+    Args:
+        name: of the mean; the ends add ``_low`` and ``_high``.
+        values: (S, C), seeds x cycles.
+
+    Raises:
+        ValueError: as :func:`interval`.
+    """
+    table = np.asarray(values)
+    low, high = interval(table)
+    return {name: float(table.mean()), f"{name}_low": low, f"{name}_high": high}
+
+
+def spread(name: str, of_seeds: Sequence[float] | np.ndarray | pd.Series) -> dict[str, float]:
+    """The seeds' mean, smallest and largest as parts of a table's row, where there are too few to resample.
+
+    Args:
+        name: of the mean; the others add ``_min`` and ``_max``.
+        of_seeds: (S,); seeds that have none (NaN) are left out, unless all are.
+    """
+    known = pd.Series(of_seeds, dtype=float)
+    return {name: known.mean(), f"{name}_min": known.min(), f"{name}_max": known.max()}

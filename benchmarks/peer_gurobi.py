@@ -15,7 +15,7 @@ from scipy import sparse
 
 from opd.pipeline import Configuration, Pipeline
 from opd.policy import Observation
-from opd.solvers_ipa import _LATENCY_TOLERANCE, IpaParameters, _configure, _programme
+from opd.solvers_ipa import LATENCY_TOLERANCE, IpaParameters, ipa_by_programme
 
 try:
     import gurobipy
@@ -27,8 +27,8 @@ _OPTIONS: dict[str, int | float] = {
     "Threads": 1,
     "MIPGap": 0.0,
     "MIPGapAbs": 0.0,
-    "FeasibilityTol": _LATENCY_TOLERANCE,
-    "IntFeasTol": _LATENCY_TOLERANCE,
+    "FeasibilityTol": LATENCY_TOLERANCE,
+    "IntFeasTol": LATENCY_TOLERANCE,
 }
 """What opd asks of HiGHS, in Gurobi's words."""
 
@@ -72,15 +72,8 @@ def ipa_gurobi(pipeline: Pipeline, load: float, parameters: IpaParameters, time_
         TimeoutError: if Gurobi has not proved an optimum within ``time_limit``.
         RuntimeError: if Gurobi stops for any other reason.
     """
-
-    def choose(
-        cores: np.ndarray, latency: np.ndarray, score: np.ndarray, capacity: int, latency_sla: float
-    ) -> np.ndarray:
-        programme, columns = _programme(cores, latency, score, capacity, latency_sla)
-        taken = columns[_solve(programme, time_limit, f"pipeline {pipeline.name!r} at {load:g} requests/s") > 0.5]
-        return taken[np.argsort(taken[:, 0]), 1]
-
-    return _configure(pipeline, load, parameters, choose)
+    what = f"pipeline {pipeline.name!r} at {load:g} requests/s"
+    return ipa_by_programme(pipeline, load, parameters, lambda programme: _solve(programme, time_limit, what))
 
 
 def _solve(programme: highspy.HighsLp, time_limit: float, what: str) -> np.ndarray:

@@ -41,15 +41,15 @@ from benchmarks.refusal import admit, running_configurations
 from opd.environment import PipelineEnvironment
 from opd.network import FeatureExtractor, to_configurations
 from opd.pipeline import Pipeline
-from opd.training import Problem, TrainingParameters
+from opd.training import Problem, TrainingParameters, Validation
 
 PEERS = ("ppo", "maskable-ppo")
 
 Decide = Callable[[np.ndarray], np.ndarray]
 """Configurations (E, N, 3) for states (E, S)."""
 
-Observe = Callable[[int, Callable[[], Decide]], object]
-"""Is told the number of steps so far, and how to take a copy of the greedy policy."""
+Observe = Callable[[int, Callable[[], Decide]], Validation]
+"""Is told the number of steps so far, and how to take a copy of the greedy policy; says how that does."""
 
 
 # ---------------------------------------------------------------------------------------------------- actions

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.intervals import interval, resampled_means, spanned
+from benchmarks.intervals import estimate, resampled_means, spanned
 from opd.report import AGENT, FRUGAL, ReportError, paper_comparison, read_json
 
 MYOPIC, CLAIRVOYANT = "myopic", "clairvoyant"
@@ -56,13 +56,6 @@ def seeds_by_cycles(rows: pd.DataFrame, policy: str, quantity: str) -> pd.DataFr
     return rows[rows["policy"] == policy].pivot(index="seed", columns="cycle", values=quantity)
 
 
-def _estimate(name: str, values: pd.DataFrame) -> dict[str, float]:
-    """Mean of an (S, C) table and the ends of its interval, under names made of ``name``."""
-    table = values.to_numpy()
-    low, high = interval(table)
-    return {name: float(table.mean()), f"{name}_low": low, f"{name}_high": high}
-
-
 def quality_table(evaluation: pd.DataFrame) -> pd.DataFrame:
     """Every policy on every pipeline, over all cycles and seeds.
 
@@ -82,10 +75,10 @@ def quality_table(evaluation: pd.DataFrame) -> pd.DataFrame:
             own = {quantity: seeds_by_cycles(here, policy, quantity) for quantity in QUANTITIES}
             row: dict[str, object] = {"pipeline": pipeline, "policy": policy}
             for quantity in QUANTITIES:
-                row |= _estimate(quantity, own[quantity])
+                row |= estimate(quantity, own[quantity])
             for quantity in COMPARED:
-                row |= _estimate(f"agent_more_{quantity}", seeds_by_cycles(here, AGENT, quantity) - own[quantity])
-            row |= _estimate("more_reward_than_myopic", own["reward"] - seeds_by_cycles(here, MYOPIC, "reward"))
+                row |= estimate(f"agent_more_{quantity}", seeds_by_cycles(here, AGENT, quantity) - own[quantity])
+            row |= estimate("more_reward_than_myopic", own["reward"] - seeds_by_cycles(here, MYOPIC, "reward"))
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -118,7 +111,7 @@ def gap_table(evaluation: pd.DataFrame) -> pd.DataFrame:
 
 
 def _gap_row(gap: pd.DataFrame, gain: pd.DataFrame) -> dict[str, float | str]:
-    row: dict[str, float | str] = {**_estimate("gap", gap), **_estimate("gain", gain), "note": ""}
+    row: dict[str, float | str] = {**estimate("gap", gap), **estimate("gain", gain), "note": ""}
     mean = float(gap.to_numpy().mean())
     if mean <= 0.0:
         return row | {"note": NO_GAP}

@@ -27,13 +27,13 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from benchmarks.intervals import interval
+from benchmarks.intervals import estimate
 from benchmarks.wording import signed, with_interval
 from opd.evaluation import Setting, build_policy, run_cycle, summarise
 from opd.forecast import Forecaster
-from opd.pipeline import Configuration, Pipeline
+from opd.pipeline import Pipeline
 from opd.plots_style import policy_style
-from opd.policy import IpaPolicy, Observation, Policy
+from opd.policy import IpaPolicy, Policy
 from opd.training import Job, TrainingParameters, build_problem, run_jobs
 from opd.workload import HISTORY_SECONDS, MIN_SECONDS, Cycle, Trace
 
@@ -276,25 +276,6 @@ def trained_agents(
 # -------------------------------------------------------------------------------------------------------- runs
 
 
-class Remembering:
-    """A policy that looks at nothing but cores and forecast, and so need answer each only once.
-
-    Args:
-        policy: greedy, IPA or myopic.
-    """
-
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-        self._known: dict[tuple[float, float], Configuration] = {}
-
-    def decide(self, observation: Observation) -> Configuration:
-        """What the policy decides."""
-        asked = observation.available_cores, observation.predicted_load
-        if asked not in self._known:
-            self._known[asked] = self._policy.decide(observation)
-        return self._known[asked]
-
-
 @dataclass(frozen=True)
 class Cell:
     """One cycle to run: the number of the world, and who decides for what."""
@@ -338,11 +319,9 @@ class Bench:
 
 
 def _build(cell: Cell, setting: Setting) -> Policy:
-    if cell.policy == AGENT:
-        return build_policy(AGENT, cell.pipeline, cell.seed, setting)
     if cell.policy == IPA:  # the same optimum as by HiGHS, in a fraction of its time
-        return Remembering(IpaPolicy(cell.pipeline, setting.ipa, "dynamic-program"))
-    return Remembering(build_policy(cell.policy, cell.pipeline, cell.seed, setting))
+        return IpaPolicy(cell.pipeline, setting.ipa, "dynamic-program")
+    return build_policy(cell.policy, cell.pipeline, cell.seed, setting)
 
 
 _bench: Bench | None = None
@@ -396,18 +375,11 @@ def evaluate(
 
 
 def table_of(values: pd.Series) -> np.ndarray:
-    """(S, C) means over the pipelines, seeds x cycles, of figures indexed by :data:`KEYS`."""
-    return values.groupby(["seed", "cycle"]).mean().unstack("cycle").to_numpy()
+    """(S, C) means over the pipelines, seeds x cycles, of figures indexed by :data:`KEYS`.
 
-
-def estimate(name: str, values: pd.Series) -> dict[str, float]:
-    """Mean of figures indexed by :data:`KEYS` and the ends of its 95 % interval.
-
-    Pipelines are no sample of anything, so only seeds and cycles are resampled.
+    Pipelines are no sample of anything: only seeds and cycles are resampled.
     """
-    table = table_of(values)
-    low, high = interval(table)
-    return {name: float(table.mean()), f"{name}_low": low, f"{name}_high": high}
+    return values.groupby(["seed", "cycle"]).mean().unstack("cycle").to_numpy()
 
 
 def _parts(rows: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
@@ -443,9 +415,10 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
         before = trained[part["trace"].iloc[0], names["policy"]]
         line: dict[str, Any] = dict(names)
         for figure in ("reward", "qos"):
-            line |= estimate(figure, part[figure]) | estimate(f"{figure}_loss", before[figure] - part[figure])
+            line |= estimate(figure, table_of(part[figure]))
+            line |= estimate(f"{figure}_loss", table_of(before[figure] - part[figure]))
         if names["policy"] != AGENT:
-            line |= estimate("lead", agents[names["world"], names["variant"]] - part["reward"])
+            line |= estimate("lead", table_of(agents[names["world"], names["variant"]] - part["reward"]))
         lines.append(line | part[["dropped", "refused", "fallbacks"]].mean().to_dict())
     return pd.DataFrame(lines)
 

@@ -45,7 +45,8 @@ import yaml
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from tqdm.auto import tqdm
 
-from benchmarks.peer_stable_baselines import PEERS, Decide, train_peer
+from benchmarks.intervals import spread
+from benchmarks.peer_stable_baselines import PEERS, Decide, Observe, train_peer
 from benchmarks.quick import QUICK
 from opd.environment import Workload
 from opd.forecast import Forecaster
@@ -66,9 +67,6 @@ from opd.training import (
     validate,
 )
 from opd.workload import burst_starts, load_trace
-
-Observe = Callable[[int, Callable[[], Decide]], Validation]
-"""Is told the number of steps so far, and how to take a copy of the greedy policy; says how that does."""
 
 MODES = {"agent": "pretrain", "agent-unaided": "none"}
 """Expert mode of our two methods."""
@@ -397,12 +395,6 @@ def above_for_good(curve: pd.DataFrame, level: float) -> float:
     return float(curve["cpu_seconds"].iloc[first]) if first < len(curve) else np.nan
 
 
-def _spread(name: str, values: Sequence[float] | np.ndarray) -> dict[str, float]:
-    """Mean, smallest and largest of the seeds; NaN where a seed has none is left out, unless all are."""
-    known = pd.Series(values, dtype=float)
-    return {name: known.mean(), f"{name}_min": known.min(), f"{name}_max": known.max()}
-
-
 def summarise(runs: Sequence[Run], validation: Validation, test: Validation) -> pd.DataFrame:
     """One row a method, and one for the myopic solver.
 
@@ -430,13 +422,13 @@ def summarise(runs: Sequence[Run], validation: Validation, test: Validation) -> 
     for row, group in zip(rows, groups.values(), strict=True):
         for own in ours:
             name = own.replace("-", "_")
-            row |= _spread(f"{name}_times_speed", _speeds(groups[own]) / _speeds(group))
-            row |= _spread(f"{name}_more_reward", _test_rewards(groups[own]) - _test_rewards(group))
+            row |= spread(f"{name}_times_speed", _speeds(groups[own]) / _speeds(group))
+            row |= spread(f"{name}_more_reward", _test_rewards(groups[own]) - _test_rewards(group))
     solver = {"method": MYOPIC, "seeds": 0, "steps": 0, "reached": ""}
-    solver |= _spread("final_reward", [validation.reward])
-    solver |= _spread("test_reward", [test.reward]) | _spread("test_dropped", [test.dropped])
+    solver |= spread("final_reward", [validation.reward])
+    solver |= spread("test_reward", [test.reward]) | spread("test_dropped", [test.dropped])
     for own in ours:
-        solver |= _spread(f"{own.replace('-', '_')}_more_reward", _test_rewards(groups[own]) - test.reward)
+        solver |= spread(f"{own.replace('-', '_')}_more_reward", _test_rewards(groups[own]) - test.reward)
     return pd.DataFrame([*rows, solver])
 
 
@@ -458,12 +450,12 @@ def _row(group: Sequence[Run], level: float) -> dict[str, Any]:
         "seeds": len(group),
         "steps": int(ends["steps"].iloc[0]),
         "reached": f"{reached} of {len(group)}" if reached else "not reached",
-        **_spread("cpu_seconds", ends["cpu_seconds"].to_numpy()),
-        **_spread("steps_per_cpu_second", _speeds(group)),
-        **_spread("gradient_steps", ends["gradient_steps"].to_numpy()),
-        **_spread("to_myopic_cpu_seconds", first),
-        **_spread("above_myopic_cpu_seconds", [above_for_good(run.curve, level) for run in group]),
-        **_spread("final_reward", ends["reward"].to_numpy()),
-        **_spread("test_reward", _test_rewards(group)),
-        **_spread("test_dropped", [run.test.dropped for run in group]),
+        **spread("cpu_seconds", ends["cpu_seconds"].to_numpy()),
+        **spread("steps_per_cpu_second", _speeds(group)),
+        **spread("gradient_steps", ends["gradient_steps"].to_numpy()),
+        **spread("to_myopic_cpu_seconds", first),
+        **spread("above_myopic_cpu_seconds", [above_for_good(run.curve, level) for run in group]),
+        **spread("final_reward", ends["reward"].to_numpy()),
+        **spread("test_reward", _test_rewards(group)),
+        **spread("test_dropped", [run.test.dropped for run in group]),
     }

@@ -166,7 +166,7 @@ class AgentPolicy:
         self._expert = expert_policy(agent.pipeline, agent.parameters) if np.isfinite(self._largest_load) else None
 
     def decide(self, observation: Observation) -> Configuration:
-        """One forward pass on the state of Eq. 5."""
+        """One forward pass on the state of Eq. 5, or the expert's answer to a load beyond the agent's training."""
         load = max(observation.predicted_load, observation.incoming_load)
         if self._expert is not None and load > self._largest_load:
             return self._expert.decide(replace(observation, predicted_load=load))

@@ -15,14 +15,19 @@ batch they have begun is finished.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
+from scipy.special import ndtri
 
 from opd.pipeline import Configuration, Pipeline, StageConfiguration, check_feasible
 
 DISTRIBUTIONS = ("lognormal", "exponential")
+
+QUANTILES = 1 << 14
+"""Number of quantiles that stand for the distribution of service times."""
 
 
 @dataclass(frozen=True)
@@ -201,17 +206,29 @@ def _first_idle(free, retire, places):
     return best
 
 
-@njit(cache=True)
-def _service_factor(generator, noise, exponential):
-    if exponential:
-        return generator.standard_exponential()
-    if noise > 0.0:
-        return np.exp(noise * generator.standard_normal() - 0.5 * noise * noise)
-    return 1.0
+@cache
+def service_factors(parameters: SimulationParameters) -> np.ndarray:
+    """(Q,) equally likely factors on service times, of mean 1: the middles of as many quantiles of their distribution.
+
+    Drawing one of them takes a fraction of the time of a normal and its exponential, a third of a whole step before.
+    """
+    shares = (np.arange(QUANTILES) + 0.5) / QUANTILES
+    if parameters.service_distribution == "exponential":
+        factors = -np.log1p(-shares)
+    elif parameters.service_noise > 0.0:
+        factors = np.exp(parameters.service_noise * ndtri(shares))
+    else:
+        return np.ones(1)
+    return factors / factors.mean()
 
 
 @njit(cache=True)
-def _serve(state, e, n, batch_size, service_time, end, timeout, drop_after, generator, noise, exponential):
+def _service_factor(generator, factors):
+    return factors[int(len(factors) * generator.random())] if len(factors) > 1 else factors[0]
+
+
+@njit(cache=True)
+def _serve(state, e, n, batch_size, service_time, end, timeout, drop_after, generator, factors):
     """Serve one stage until ``end``.
 
     Returns:
@@ -255,7 +272,7 @@ def _serve(state, e, n, batch_size, service_time, end, timeout, drop_after, gene
         room = next_length + size <= next_times.shape[0]
         if not room:
             break
-        done = begin + service_time[n, kind[r], size] * _service_factor(generator, noise, exponential)
+        done = begin + service_time[n, kind[r], size] * _service_factor(generator, factors)
         free[r] = done
         for request in range(head, head + size):
             seconds += done - times[request]
@@ -360,7 +377,7 @@ def _waiting(state, e, n, end):
 
 
 @njit(cache=True)
-def _step(state, configurations, tables, length, timeout, drop_after, noise, exponential, interval, service):
+def _step(state, configurations, tables, length, timeout, drop_after, factors, interval, service):
     """Simulate one interval of every environment whose first-stage queue already holds its arrivals."""
     room = True
     tasks = state.replicas.shape[1]
@@ -371,7 +388,7 @@ def _step(state, configurations, tables, length, timeout, drop_after, noise, exp
             variant, replicas, batch_size = configurations[e, n]
             _reconfigure(state, e, n, variant, replicas, tables.startup_time[n, variant])
             left, seconds, dropped, fits = _serve(
-                state, e, n, batch_size, tables.service_time, end, timeout, drop_after, service, noise, exponential
+                state, e, n, batch_size, tables.service_time, end, timeout, drop_after, service, factors
             )
             room = room and fits
             interval.dropped[e] += dropped
@@ -447,6 +464,7 @@ class Simulator:
         self.parameters = parameters
         self.max_rate = max_rate
         self._arrivals, self._service = np.random.default_rng(seed).spawn(2)
+        self._factors = service_factors(parameters)
         tasks = len(pipeline.tasks)
         tables = pipeline.tables
         slowest = float(np.max(tables.service_time[np.isfinite(tables.service_time)]))
@@ -555,7 +573,6 @@ class Simulator:
 
     def _run(self, configurations: np.ndarray, interval: Interval) -> Interval:
         p = self.parameters
-        exponential = p.service_distribution == "exponential"
         self._require(
             _step(
                 self._state,
@@ -564,8 +581,7 @@ class Simulator:
                 float(p.interval),
                 p.batch_timeout,
                 p.drop_after,
-                p.service_noise,
-                exponential,
+                self._factors,
                 interval,
                 self._service,
             )

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import highspy
 import numpy as np
@@ -35,7 +36,7 @@ from opd.stage_options import (
     to_configuration,
 )
 
-_LATENCY_TOLERANCE = 1e-9
+LATENCY_TOLERANCE = 1e-9
 """Seconds by which rounding may exceed the latency target, the same for both solvers."""
 
 _HIGHS_OPTIONS: dict[str, bool | int | float] = {
@@ -43,8 +44,8 @@ _HIGHS_OPTIONS: dict[str, bool | int | float] = {
     "threads": 1,
     "mip_rel_gap": 0.0,
     "mip_abs_gap": 0.0,
-    "primal_feasibility_tolerance": _LATENCY_TOLERANCE,
-    "mip_feasibility_tolerance": _LATENCY_TOLERANCE,
+    "primal_feasibility_tolerance": LATENCY_TOLERANCE,
+    "mip_feasibility_tolerance": LATENCY_TOLERANCE,
 }
 
 _SCORE_TOLERANCE = 1e-10
@@ -56,6 +57,9 @@ _PRICES = 16
 
 _Choose = Callable[[np.ndarray, np.ndarray, np.ndarray, int, float], np.ndarray]
 """Cores, latency and score of every option (N, M), capacity and latency target in; the option of each stage out."""
+
+Solve = Callable[[highspy.HighsLp], np.ndarray]
+"""A mixed-integer programme in, the optimal value of each of its columns out."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def _configure(pipeline: Pipeline, load: float, parameters: IpaParameters, choos
     cores = np.where(replicas > 0, np.minimum(replicas * options.cores, capacity + 1), capacity + 1)
     latency = options.service_time + forming_time(options.batch_size, load)
     score = parameters.alpha * options.accuracy - parameters.beta * cores - parameters.gamma * options.batch_size
-    target = pipeline.latency_sla + _LATENCY_TOLERANCE
+    target = pipeline.latency_sla + LATENCY_TOLERANCE
     shortest = -best_by_cores(cores, -latency, capacity)[0][0, capacity]
     if shortest > target:
         target = np.inf
@@ -304,6 +308,27 @@ def _programme(
     return programme, columns
 
 
+def ipa_by_programme(pipeline: Pipeline, load: float, parameters: IpaParameters, solve: Solve) -> Configuration:
+    """IPA's optimum by any solver of mixed-integer programmes.
+
+    Args:
+        pipeline: the pipeline.
+        load: requests/s to plan for.
+        parameters: the weights of the objective.
+        solve: the solver; what it raises is passed on.
+
+    Raises:
+        ValueError: if the load is negative, infinite or not a number.
+    """
+
+    def choose(*problem: Any) -> np.ndarray:
+        programme, columns = _programme(*problem)
+        taken = columns[solve(programme) > 0.5]
+        return taken[np.argsort(taken[:, 0]), 1]
+
+    return _configure(pipeline, load, parameters, choose)
+
+
 def ipa_highs(pipeline: Pipeline, load: float, parameters: IpaParameters, time_limit: float = 10.0) -> Configuration:
     """IPA's optimum by the mixed-integer solver HiGHS, on one thread and to an optimality gap of 0.
 
@@ -318,29 +343,26 @@ def ipa_highs(pipeline: Pipeline, load: float, parameters: IpaParameters, time_l
         TimeoutError: if HiGHS has not proved an optimum within ``time_limit``.
         RuntimeError: if HiGHS stops for any other reason.
     """
+    what = f"pipeline {pipeline.name!r} at {load:g} requests/s"
+    return ipa_by_programme(pipeline, load, parameters, lambda programme: _solve(programme, time_limit, what))
 
-    def choose(
-        cores: np.ndarray, latency: np.ndarray, score: np.ndarray, capacity: int, latency_sla: float
-    ) -> np.ndarray:
-        programme, columns = _programme(cores, latency, score, capacity, latency_sla)
-        solver = highspy.Highs()
-        for option, value in _HIGHS_OPTIONS.items():
-            solver.setOptionValue(option, value)
-        solver.setOptionValue("time_limit", time_limit)
-        solver.passModel(programme)
-        solver.run()
-        status = solver.getModelStatus()
-        if status == highspy.HighsModelStatus.kTimeLimit:
-            raise TimeoutError(
-                f"HiGHS found no proven optimum for pipeline {pipeline.name!r} at {load:g} requests/s within "
-                f"{time_limit:g} s; raise time_limit or use ipa_dynamic_program"
-            )
-        if status != highspy.HighsModelStatus.kOptimal:
-            raise RuntimeError(
-                f"HiGHS stopped with {solver.modelStatusToString(status)!r} on pipeline {pipeline.name!r} at {load:g} "
-                "requests/s; use ipa_dynamic_program and report the pipeline"
-            )
-        taken = columns[np.array(solver.getSolution().col_value) > 0.5]
-        return taken[np.argsort(taken[:, 0]), 1]
 
-    return _configure(pipeline, load, parameters, choose)
+def _solve(programme: highspy.HighsLp, time_limit: float, what: str) -> np.ndarray:
+    solver = highspy.Highs()
+    for option, value in _HIGHS_OPTIONS.items():
+        solver.setOptionValue(option, value)
+    solver.setOptionValue("time_limit", time_limit)
+    solver.passModel(programme)
+    solver.run()
+    status = solver.getModelStatus()
+    if status == highspy.HighsModelStatus.kTimeLimit:
+        raise TimeoutError(
+            f"HiGHS found no proven optimum for {what} within {time_limit:g} s; "
+            "raise time_limit or use ipa_dynamic_program"
+        )
+    if status != highspy.HighsModelStatus.kOptimal:
+        raise RuntimeError(
+            f"HiGHS stopped with {solver.modelStatusToString(status)!r} on {what}; "
+            "use ipa_dynamic_program and report the pipeline"
+        )
+    return np.array(solver.getSolution().col_value)

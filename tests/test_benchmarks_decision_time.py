@@ -32,7 +32,7 @@ class RecentMaximum:
 
 
 def measure(budget: DecisionBudget, counts: np.ndarray) -> pd.DataFrame:
-    return decision_time.measure_decision_times(budget, counts, RecentMaximum())  # type: ignore[arg-type]
+    return decision_time.measure_decision_times(RecentMaximum(), budget, counts)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -25,7 +25,6 @@ from benchmarks.robustness import (
     PROFILES_WRONG,
     BrokenForecaster,
     ForecastLostError,
-    Remembering,
     all_worlds,
     distorted,
     drawn,
@@ -283,22 +282,6 @@ def test_a_factor_is_told_where_there_is_one(rows):
 def test_the_table_is_the_same_for_any_number_of_workers(settings):
     few = [world for world in all_worlds(settings[0], [CYCLE], settings[1], [LATER]) if world.name == PROFILES_WRONG]
     pd.testing.assert_frame_equal(*(evaluate(few[-1:], [ocr_pipeline()], [0, 1], workers) for workers in (1, 2)))
-
-
-def test_a_remembered_answer_is_the_answer_and_is_asked_for_once(settings):
-    pipeline, asked = ocr_pipeline(), []
-    policy = build_policy("greedy", pipeline, 0, settings[0])
-
-    class Asked:
-        def decide(self, observation):
-            asked.append((observation.available_cores, observation.predicted_load))
-            return policy.decide(observation)
-
-    remembering = Remembering(Asked())
-    for load, cores in ((4.0, 8.0), (9.0, 8.0), (4.0, 8.0), (4.0, 5.0), (9.0, 8.0)):
-        observation = replace(OBSERVATION, predicted_load=load, available_cores=cores)
-        assert remembering.decide(observation) == policy.decide(observation)
-    assert asked == [(8.0, 4.0), (8.0, 9.0), (5.0, 4.0)]
 
 
 # --- summary ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from scipy import stats
 
 from benchmarks.peer_simpy import IntervalRecord, ReferenceSimulator
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, Task, Variant
-from opd.simulation import Interval, SimulationParameters, Simulator, as_array
+from opd.simulation import Interval, SimulationParameters, Simulator, as_array, service_factors
 
 
 def make_task(*service_times: float, name: str = "task", startup_time: float = 0.0, max_batch_size: int = 1) -> Task:
@@ -134,6 +134,24 @@ def test_lognormal_noise_keeps_the_mean_and_has_the_variance_of_m_g_1():
     second_moment = 0.1**2 * np.exp(0.6**2)
     expected = 0.1 + 7.0 * second_moment / (2 * (1 - 0.7))
     assert result["latency"] == pytest.approx(expected, rel=0.015)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "distribution"),
+    [
+        (SimulationParameters(service_noise=0.3), stats.lognorm(0.3, scale=np.exp(-(0.3**2) / 2))),
+        (SimulationParameters(service_distribution="exponential"), stats.expon()),
+    ],
+)
+def test_service_factors_follow_their_distribution(parameters, distribution):
+    factors = service_factors(parameters)
+    assert factors.mean() == pytest.approx(1.0)
+    assert factors.std() == pytest.approx(distribution.std(), rel=0.01)
+    assert stats.kstest(factors, distribution.cdf).statistic < 1e-3
+
+
+def test_without_noise_every_service_takes_its_mean_time():
+    assert service_factors(SimulationParameters(service_noise=0.0)).tolist() == [1.0]
 
 
 def test_exponential_tandem():
