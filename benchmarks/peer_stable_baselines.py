@@ -31,6 +31,7 @@ from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -252,6 +253,7 @@ def train_peer(peer: str, problem: Problem, parameters: TrainingParameters, seed
     """
     vectorised = environments(peer, problem, parameters)
     model = build_model(peer, vectorised, parameters, seed)
+    model.set_logger(Logger(folder=None, output_formats=[]))  # by default a folder is left among temporary files
     dummy = vectorised.venv
     assert isinstance(dummy, DummyVecEnv)
     stages = dummy.envs[0] if isinstance(dummy.envs[0], StageActions) else None
