@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from opd.workload import SYNTHETIC_FILE
+
 ROOT = Path(__file__).parents[1]
 TINY = {
     "pipelines": ["video", "nlp"],
@@ -31,6 +33,9 @@ TINY = {
     "cycles": 0,
     "decisions": 10,
 }
+
+TINY_DAYS = 4
+"""What is left of the bundled trace."""
 
 
 def run(command: str, folder: Path) -> str:
@@ -62,6 +67,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy2(ROOT / name, folder / name)
     parameters = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
     (folder / "params.yaml").write_text(yaml.safe_dump(parameters | TINY), encoding="utf-8")
+    trace = folder.joinpath(*SYNTHETIC_FILE)
+    pd.read_parquet(trace).iloc[: TINY_DAYS * 86_400].to_parquet(trace)
     run("git init -q", folder)
     run("git add -A", folder)
     run("git -c user.name=test -c user.email=test@example.org commit -q -m tiny", folder)
