@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from benchmarks.ablations import ABLATIONS, AGENT, INSTANT, MYOPIC
 from benchmarks.wording import signed
@@ -35,6 +35,9 @@ WORLDS = {
 
 Row = tuple[str, str, Style]
 """A variant, its label and its looks."""
+
+_TICKS = np.array([-10.0, -3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0, 10.0])
+"""Where an axis that is not linear is marked, in units of the difference up to which it is."""
 
 
 def plot_ablations(summary: pd.DataFrame, title: str = "") -> Figure:
@@ -112,8 +115,10 @@ def _scale(axes: Axes, shown: pd.DataFrame, quantity: str) -> str:
     typical, largest = float(np.median(ends)), float(ends.max())
     axes.margins(x=0.08)
     if not largest > 8.0 * typical > 0.0:
+        axes.locator_params(axis="x", nbins=5)
         return ""
     linear = float(10.0 ** np.ceil(np.log10(typical)))
     axes.set_xscale("symlog", linthresh=linear, linscale=1.5)
+    axes.xaxis.set_major_locator(FixedLocator(list(linear * _TICKS)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
     return f"\n(logarithmic beyond ±{linear:g})"
