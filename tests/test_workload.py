@@ -240,7 +240,8 @@ def test_evaluation_cycles_of_the_bundled_trace(bundled):
 @given(gap=st.integers(1, 1800), at=st.integers(14_500, 33_000), extra=st.integers(0, 4))
 @settings(max_examples=30, deadline=None)
 def test_cycles_avoid_recording_gaps(gap, at, extra):
-    counts = np.random.default_rng(at).poisson(40, 12 * 3600)
+    swing = 20.0 * np.sin(2.0 * np.pi * np.arange(12 * 3600) / 7200.0)  # low and high loads lie an hour apart
+    counts = np.random.default_rng(at).poisson(40.0 + swing)
     raw_index = np.arange(len(counts)) + gap * (np.arange(len(counts)) >= at)
     trace = make_trace(counts, raw_index)
     cycles = evaluation_cycles(trace, extra)
