@@ -287,35 +287,16 @@ class Cell:
     seed: int
 
 
-class Bench:
-    """Runs cells one after the other, and keeps the policies for the next.
-
-    Args:
-        worlds: where.
-    """
-
-    def __init__(self, worlds: Sequence[World]) -> None:
-        self._worlds = list(worlds)
-        self._policies: dict[Any, Policy] = {}
-
-    def row(self, cell: Cell) -> dict[str, Any]:
-        """What one cycle brought, see :func:`evaluate`."""
-        world = self._worlds[cell.world]
-        pipeline, cycle, seed = cell.pipeline, cell.cycle, cell.seed
-        met = world.meet(world.setting, pipeline, cycle, seed)
-        row = {"world": world.name, "variant": world.variant, "trace": world.setting.trace.name, "factor": met.factor}
-        row |= {"pipeline": pipeline.name, "cycle": cycle.name, "policy": cell.policy, "seed": seed}
-        steps = run_cycle(pipeline, self._policy(cell, met.setting), cycle, seed, met.setting, met.device)
-        row |= {"refused": sum(bool(step.refused) for step in steps)}
-        row |= {"fallbacks": sum(bool(step.forecast_failure) for step in steps)}
-        return row | summarise(steps)
-
-    def _policy(self, cell: Cell, setting: Setting) -> Policy:
-        agent = setting.agents.get((cell.pipeline.name, cell.policy, cell.seed))
-        key = cell.pipeline.name, cell.policy, agent, setting.weights, setting.ipa, setting.simulation
-        if key not in self._policies:
-            self._policies[key] = _build(cell, setting)
-        return self._policies[key]
+def run(world: World, cell: Cell) -> dict[str, Any]:
+    """What one cycle brought, see :func:`evaluate`; the policy is built for it, since some remember what they did."""
+    pipeline, cycle, seed = cell.pipeline, cell.cycle, cell.seed
+    met = world.meet(world.setting, pipeline, cycle, seed)
+    row = {"world": world.name, "variant": world.variant, "trace": world.setting.trace.name, "factor": met.factor}
+    row |= {"pipeline": pipeline.name, "cycle": cycle.name, "policy": cell.policy, "seed": seed}
+    steps = run_cycle(pipeline, _build(cell, met.setting), cycle, seed, met.setting, met.device)
+    row |= {"refused": sum(bool(step.refused) for step in steps)}
+    row |= {"fallbacks": sum(bool(step.forecast_failure) for step in steps)}
+    return row | summarise(steps)
 
 
 def _build(cell: Cell, setting: Setting) -> Policy:
@@ -324,17 +305,16 @@ def _build(cell: Cell, setting: Setting) -> Policy:
     return build_policy(cell.policy, cell.pipeline, cell.seed, setting)
 
 
-_bench: Bench | None = None
+_worlds: Sequence[World] = ()
 
 
 def _start_worker(worlds: Sequence[World]) -> None:
-    global _bench  # handed to each worker once instead of with each of thousands of cells
-    _bench = Bench(worlds)
+    global _worlds  # handed to each worker once instead of with each of thousands of cells
+    _worlds = worlds
 
 
 def _work(cell: Cell) -> dict[str, Any]:
-    assert _bench is not None
-    return _bench.row(cell)
+    return run(_worlds[cell.world], cell)
 
 
 def evaluate(
@@ -363,8 +343,7 @@ def evaluate(
         for seed in seeds
     ]
     if workers == 1:
-        bench = Bench(worlds)
-        rows = [bench.row(cell) for cell in tqdm(cells, unit="cycle")]
+        rows = [run(worlds[cell.world], cell) for cell in tqdm(cells, unit="cycle")]
     else:
         with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(worlds,)) as pool:
             rows = list(tqdm(pool.map(_work, cells, chunksize=8), total=len(cells), unit="cycle"))

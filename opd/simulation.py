@@ -210,7 +210,7 @@ def _first_idle(free, retire, places):
 def service_factors(parameters: SimulationParameters) -> np.ndarray:
     """(Q,) equally likely factors on service times, of mean 1: the middles of as many quantiles of their distribution.
 
-    Drawing one of them takes a fraction of the time of a normal and its exponential, a third of a whole step before.
+    Drawing one of them costs less than a normal and its exponential.
     """
     shares = (np.arange(QUANTILES) + 0.5) / QUANTILES
     if parameters.service_distribution == "exponential":

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import highspy
 import numpy as np
@@ -321,8 +320,10 @@ def ipa_by_programme(pipeline: Pipeline, load: float, parameters: IpaParameters,
         ValueError: if the load is negative, infinite or not a number.
     """
 
-    def choose(*problem: Any) -> np.ndarray:
-        programme, columns = _programme(*problem)
+    def choose(
+        cores: np.ndarray, latency: np.ndarray, score: np.ndarray, capacity: int, latency_sla: float
+    ) -> np.ndarray:
+        programme, columns = _programme(cores, latency, score, capacity, latency_sla)
         taken = columns[solve(programme) > 0.5]
         return taken[np.argsort(taken[:, 0]), 1]
 

@@ -174,7 +174,7 @@ def carried_load(pipeline: Pipeline, load: float) -> float:
 
 def forming_time(batch_size: np.ndarray, load: float) -> np.ndarray:
     """Seconds from the first to the last request of a full batch, (b - 1) / load; infinite if they never come."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         return np.where(batch_size > 1, (batch_size - 1.0) / np.float64(load), 0.0)
 
 

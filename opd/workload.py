@@ -329,9 +329,9 @@ def characteristic_cycles(trace: Trace) -> list[Cycle]:
     """A steady low, a fluctuating and a steady high cycle of the test split, in this order.
 
     Every minute of the split is a candidate. Its level is the mean, its unrest the standard deviation of the means of
-    ten seconds over the level. Steady low is the calmest of the lowest fifth by level and steady high the calmest of
-    the highest fiftieth. Fluctuating is, of the rest, the one whose means of one minute rise and fall the most in sum:
-    bursts that begin and end inside the cycle.
+    ten seconds over the level. Steady low is the calmest of the lowest fifth by level; steady high is the calmest of
+    the highest fiftieth of those that do not touch it. Fluctuating is, of the rest, the one whose means of one minute
+    rise and fall the most in sum: bursts that begin and end inside the cycle.
 
     Raises:
         TraceError: if the test split has no room for three such cycles.
@@ -346,17 +346,18 @@ def characteristic_cycles(trace: Trace) -> list[Cycle]:
     movement = np.abs(np.diff(minutes, axis=1)).sum(axis=1)
 
     chosen: dict[str, int] = {}
-    for name, eligible, badness in (
-        ("steady-low", level <= np.quantile(level, 0.20), unrest),
-        ("steady-high", level >= np.quantile(level, 0.98), unrest),
-        ("fluctuating", np.full(len(level), True), -movement),
+    for name, rank, share, badness in (
+        ("steady-low", level, 0.20, unrest),
+        ("steady-high", -level, 0.02, unrest),
+        ("fluctuating", level, 1.0, -movement),
     ):
-        eligible = eligible & _apart(candidates, list(chosen.values()))
-        if not eligible.any():
+        free = _apart(candidates, list(chosen.values()))
+        if not free.any():
             raise TraceError(
                 f"trace {trace.name!r}: the test split has no {name} cycle of {CYCLE_SECONDS} s beside the others; "
                 "bring a longer recording or give the start of every cycle"
             )
+        eligible = free & (rank <= np.quantile(rank[free], share))
         chosen[name] = int(candidates[np.where(eligible, badness, np.inf).argmin()])
     order = ("steady-low", "fluctuating", "steady-high")
     return [Cycle(name, int(trace.raw_index[chosen[name]])) for name in order]

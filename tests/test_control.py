@@ -18,6 +18,7 @@ from opd.environment import Episodes
 from opd.objective import Weights
 from opd.pipeline import InfeasibleError, StageConfiguration, used_cores
 from opd.policy import (
+    RELIEF,
     AgentPolicy,
     ClairvoyantPolicy,
     GreedyPolicy,
@@ -466,7 +467,7 @@ def test_above_the_load_of_its_training_the_agent_leaves_it_to_its_expert(expert
         "largest_load": 30.0,
         "weights": asdict(weights),
         "training": {"expert": expert},
-        "simulation": {"batch_timeout": 0.5},
+        "simulation": {"batch_timeout": 0.5, "interval": 10},
     }
     agent = agent_for(pipeline)
     seen = replace(observation(pipeline, predicted_load=predicted), incoming_load=incoming)
@@ -480,3 +481,57 @@ def test_above_the_load_of_its_training_the_agent_leaves_it_to_its_expert(expert
     assert alone != by_expert
     decided = AgentPolicy(Agent(pipeline, agent.policy, trained)).decide(seen)
     assert decided == (by_expert if load > 30.0 else alone)
+
+
+class Noting:
+    """An agent that is far too thrifty, and notes when it is asked."""
+
+    def __init__(self, pipeline, **parameters):
+        self.pipeline, self.asked = pipeline, 0
+        self.parameters = {
+            "largest_load": 100.0,
+            "weights": asdict(WEIGHTS),
+            "training": {"expert": "myopic"},
+            "simulation": {"batch_timeout": 0.5, "interval": 10},
+        } | parameters
+
+    def decide(self, state):
+        self.asked += 1
+        return self.pipeline.smallest_configuration()
+
+
+def test_an_agent_that_has_fallen_behind_is_relieved_by_an_expert_who_plans_for_what_waits():
+    pipeline = ocr_pipeline()
+    agent = Noting(pipeline)
+    policy = AgentPolicy(agent)  # type: ignore[arg-type]
+    calm = replace(observation(pipeline, predicted_load=8.0), incoming_load=6.0, queue=np.array([5, 3]))
+    piled = replace(calm, queue=np.array([5, 4]))
+
+    def by_expert(load):
+        return myopic(pipeline, load, WEIGHTS, 0.5)
+
+    assert by_expert(8.9) != pipeline.smallest_configuration()
+    assert policy.decide(calm) == pipeline.smallest_configuration()  # 8 wait, as many as come in a second
+    assert policy.decide(piled) == by_expert(8.0 + 9 / 10)
+    for _ in range(RELIEF - 1):
+        assert policy.decide(calm) == by_expert(8.0 + 8 / 10)
+    assert agent.asked == 1
+    assert policy.decide(calm) == pipeline.smallest_configuration()
+
+
+def test_an_agent_without_an_expert_is_never_relieved():
+    agent = Noting(ocr_pipeline(), largest_load=np.inf)
+    seen = replace(observation(ocr_pipeline(), predicted_load=8.0), queue=np.array([500, 500]))
+    assert AgentPolicy(agent).decide(seen) == ocr_pipeline().smallest_configuration()  # type: ignore[arg-type]
+
+
+def test_relief_ends_the_loss_of_requests():
+    """A thrifty agent alone loses requests all the time; with relief it loses some at first and then no more."""
+    lost = []
+    for largest in (np.inf, 100.0):
+        policy = AgentPolicy(Noting(ocr_pipeline(), largest_load=largest))  # type: ignore[arg-type]
+        steps = loop(backend_for(counts=np.full(400, 20)), policy, 40)
+        lost.append([int(step.interval.dropped[0]) for step in steps])
+    alone, relieved = lost
+    assert min(alone[6:]) > 0
+    assert sum(relieved[6:]) == 0

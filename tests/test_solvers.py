@@ -20,7 +20,7 @@ from opd.solvers import (
     predicted_reward,
     random_configuration,
 )
-from opd.stage_options import carried_load, replicas_needed
+from opd.stage_options import carried_load, forming_time, replicas_needed
 from opd.synthetic_pipelines import synthetic_pipeline
 
 PARAMETERS = IpaParameters()
@@ -323,3 +323,10 @@ class TestDegradeAndRefuse:
     def test_synthetic_pipeline_is_repeatable(self):
         assert synthetic_pipeline(3, 4, 7) == synthetic_pipeline(3, 4, 7)
         assert synthetic_pipeline(3, 4, 7) != synthetic_pipeline(3, 4, 8)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("load", [0.0, 1e-320])
+def test_a_batch_that_never_fills_takes_for_ever_to_form(load):
+    assert forming_time(np.array([1, 8]), load).tolist() == [0.0, np.inf]
+    assert forming_time(np.array([1, 8]), 2.0).tolist() == [0.0, 3.5]
