@@ -12,8 +12,8 @@ What has to be known to read the results:
   are held against, and in evaluation. Only the configuration that a cycle begins with is the same for all.
 * ``independent-heads`` can choose what exceeds the capacity. Then what ran before goes on, in evaluation by the control
   loop's own guard. In training that costs a penalty. How often it happens in evaluation is counted.
-* Networks are evaluated alone: the expert, which stands in for the deployed agent where load is beyond what it was
-  trained with, stands in for nobody here.
+* Networks are evaluated alone: the expert, which stands in for the deployed agent where it is beyond its training or
+  has fallen behind, stands in for nobody here.
 * Without start-up delays everything changes for all policies. What counts there is how far the agent is above the
   myopic solver, which knows nothing of delays, with and without them.
 """

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from benchmarks.ablations import ABLATIONS, AGENT, INSTANT, MYOPIC
+from benchmarks.plots_axes import symmetric_logarithmic
 from benchmarks.wording import signed
 from opd.plots_style import PALETTE, Style, policy_style
 
@@ -35,9 +35,6 @@ WORLDS = {
 
 Row = tuple[str, str, Style]
 """A variant, its label and its looks."""
-
-_TICKS = np.array([-10.0, -3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0, 10.0])
-"""Where an axis that is not linear is marked, in units of the difference up to which it is."""
 
 
 def plot_ablations(summary: pd.DataFrame, title: str = "") -> Figure:
@@ -118,7 +115,5 @@ def _scale(axes: Axes, shown: pd.DataFrame, quantity: str) -> str:
         axes.locator_params(axis="x", nbins=5)
         return ""
     linear = float(10.0 ** np.ceil(np.log10(typical)))
-    axes.set_xscale("symlog", linthresh=linear, linscale=1.5)
-    axes.xaxis.set_major_locator(FixedLocator(list(linear * _TICKS)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
+    symmetric_logarithmic(axes, linear, width=1.5)
     return f"\n(logarithmic beyond ±{linear:g})"

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.frontier import ANY, IPA, POLICIES, SERVED, non_dominated
+from benchmarks.plots_axes import symmetric_logarithmic
 from benchmarks.quality import MYOPIC
 from opd.plots_style import ordered, policy_style
 from opd.report import AGENT
@@ -85,14 +86,9 @@ def _draw_intervals(axes: Axes, rows: pd.DataFrame) -> None:
 def _share_width(panels: Iterable[Axes], shown: pd.DataFrame) -> None:
     """The same symmetric logarithmic axis for all panels."""
     ends = shown[["more_reward_than_myopic_low", "more_reward_than_myopic_high"]].to_numpy()
-    ticks = [-3.0, -1.0, -0.3, -0.1, 0.0, 0.1, 0.3, 1.0, 3.0]
     for axes in panels:
-        axes.set_xscale("symlog", linthresh=_LINEAR, linscale=1.0)
         axes.set_xlim(2.0 * min(ends.min(), -_LINEAR), 1.3 * max(ends.max(), _LINEAR))
-        low, high = axes.get_xlim()
-        inside = [tick for tick in ticks if low < tick < high]
-        axes.set_xticks(inside, [f"{tick:g}" for tick in inside])
-        axes.minorticks_off()
+        symmetric_logarithmic(axes, _LINEAR)
 
 
 # -------------------------------------------------------------------------------------------------- frontier

@@ -10,12 +10,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.plots_axes import symmetric_logarithmic
 from benchmarks.robustness import AGENT, IPA, MYOPIC
 from opd.plots_style import ordered, policy_style
 
 _LEADS = (MYOPIC, IPA)
-_LEAD_TICKS = (-10.0, -3.0, -1.0, -0.3, -0.1, 0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
-_DROP_TICKS = (0, 1, 10, 100, 1_000, 10_000)
 
 
 def plot_robustness(summary: pd.DataFrame, label: str) -> Figure:
@@ -65,9 +64,9 @@ def _plot_leads(axes: Axes, summary: pd.DataFrame, places: dict[tuple[str, str],
             color=style.colour, marker=style.marker, ms=6, linestyle="", elinewidth=1.4, capsize=3,
         )  # fmt: skip
     axes.axvline(0.0, color="0.4", linewidth=1)
-    axes.set_xscale("symlog", linthresh=0.1, linscale=0.6)
     axes.margins(x=0.08)
-    _tick(axes, _LEAD_TICKS, [f"{tick:+g}" if tick else "0" for tick in _LEAD_TICKS])
+    symmetric_logarithmic(axes, 0.1, width=0.6)
+    axes.grid(axis="x", alpha=0.3)
     names = " and ".join(policy_style(policy).label for policy in _LEADS)
     axes.set(title=f"the agent's lead over {names}", xlabel="reward of a decision (Eq. 7), right: the agent is better")
 
@@ -82,9 +81,9 @@ def _plot_drops(axes: Axes, summary: pd.DataFrame, places: dict[tuple[str, str],
             rows["dropped"], heights, color=style.colour, marker=style.marker, ms=6, linestyle="", zorder=front,
             label=style.label,
         )  # fmt: skip
-    axes.set_xscale("symlog", linthresh=1.0, linscale=0.5)
     axes.set_xlim(-0.3, 2.0 * max(1.0, summary["dropped"].max()))
-    _tick(axes, _DROP_TICKS, [f"{tick:,}" for tick in _DROP_TICKS])
+    symmetric_logarithmic(axes, 1.0, width=0.5, digits=[1.0], label="{:,.0f}".format)
+    axes.grid(axis="x", alpha=0.3)
     axes.set(title="requests dropped", xlabel="mean of a cycle")
 
 
@@ -92,12 +91,3 @@ def _heights(rows: pd.DataFrame, places: dict[tuple[str, str], int], number: int
     """Where the marks of a policy are: in the line of their world, a little below those of the policy before."""
     lines = np.array([places[variant] for variant in zip(rows["world"], rows["variant"], strict=True)])
     return lines + 0.18 * (number - (policies - 1) / 2.0)
-
-
-def _tick(axes: Axes, ticks: Sequence[float], labels: Sequence[str]) -> None:
-    """Label the ticks that lie within the axis."""
-    low, high = axes.get_xlim()
-    shown = [(tick, label) for tick, label in zip(ticks, labels, strict=True) if low <= tick <= high]
-    axes.set_xticks([tick for tick, _ in shown], [label for _, label in shown])
-    axes.xaxis.set_minor_locator(plt.NullLocator())
-    axes.grid(axis="x", alpha=0.3)

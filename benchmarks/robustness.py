@@ -11,6 +11,8 @@ What has to be known to read the results:
 * A forecaster that fails does so after its first forecast in a cycle, which chooses the configuration to begin with.
 * Where every variant is wrong by a factor of its own, the device is another in every cycle and for every seed.
 * Greedy, IPA and myopic do not learn: their seed is that of the requests.
+* The agent is the deployed one, whose expert, a myopic solver, takes over where it is beyond its training or has
+  fallen behind. How many of its decisions that were is counted.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from opd.evaluation import Setting, build_policy, run_cycle, summarise
 from opd.forecast import Forecaster
 from opd.pipeline import Pipeline
 from opd.plots_style import policy_style
-from opd.policy import IpaPolicy, Policy
+from opd.policy import AgentPolicy, IpaPolicy, Policy
 from opd.training import Job, TrainingParameters, build_problem, run_jobs
 from opd.workload import HISTORY_SECONDS, MIN_SECONDS, Cycle, Trace
 
@@ -56,7 +58,7 @@ KEYS = ["pipeline", "cycle", "seed"]
 
 COLUMNS = [
     *("world", "variant", "trace", "pipeline", "cycle", "policy", "seed", "factor"),
-    *("reward", "qos", "cost", "dropped", "refused", "fallbacks"),
+    *("reward", "qos", "cost", "dropped", "refused", "fallbacks", "by_expert"),
 ]
 
 
@@ -293,9 +295,11 @@ def run(world: World, cell: Cell) -> dict[str, Any]:
     met = world.meet(world.setting, pipeline, cycle, seed)
     row = {"world": world.name, "variant": world.variant, "trace": world.setting.trace.name, "factor": met.factor}
     row |= {"pipeline": pipeline.name, "cycle": cycle.name, "policy": cell.policy, "seed": seed}
-    steps = run_cycle(pipeline, _build(cell, met.setting), cycle, seed, met.setting, met.device)
+    policy = _build(cell, met.setting)
+    steps = run_cycle(pipeline, policy, cycle, seed, met.setting, met.device)
     row |= {"refused": sum(bool(step.refused) for step in steps)}
     row |= {"fallbacks": sum(bool(step.forecast_failure) for step in steps)}
+    row |= {"by_expert": policy.by_expert if isinstance(policy, AgentPolicy) else 0}
     return row | summarise(steps)
 
 
@@ -330,9 +334,9 @@ def evaluate(
 
     Returns:
         A row a cycle with the columns of :data:`COLUMNS`: ``reward`` and ``qos`` (Eqs. 7 and 3) and ``cost`` (cores)
-        are means over its decisions, ``dropped`` the requests and ``refused`` the decisions that were, and
-        ``fallbacks`` the decisions for which the control loop had no forecast and took the largest load of the last
-        20 s.
+        are means over its decisions, ``dropped`` the requests and ``refused`` the decisions that were, ``fallbacks``
+        the decisions for which the control loop had no forecast and took the largest load of the last 20 s, and
+        ``by_expert`` those of the agent that its expert made.
     """
     cells = [
         Cell(number, pipeline, policy, cycle, seed)
@@ -383,7 +387,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
         * ``reward_loss`` and ``qos_loss``: what the same policy had on the same cycles as trained, less what it has;
         * ``lead``: the agent's reward in this world less this policy's.
 
-        Then ``dropped``, ``refused`` and ``fallbacks``, numbers a cycle.
+        Then ``dropped``, ``refused``, ``fallbacks`` and ``by_expert``, numbers a cycle.
     """
     trained = {
         (part["trace"].iloc[0], names["policy"]): part for names, part in _parts(rows) if names["world"] == AS_TRAINED
@@ -398,7 +402,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
             line |= estimate(f"{figure}_loss", table_of(before[figure] - part[figure]))
         if names["policy"] != AGENT:
             line |= estimate("lead", table_of(agents[names["world"], names["variant"]] - part["reward"]))
-        lines.append(line | part[["dropped", "refused", "fallbacks"]].mean().to_dict())
+        lines.append(line | part[["dropped", "refused", "fallbacks", "by_expert"]].mean().to_dict())
     return pd.DataFrame(lines)
 
 
@@ -419,8 +423,9 @@ def _item(variant: str, rows: pd.DataFrame) -> str:
     as_trained = rows["world"].iloc[0] == AS_TRAINED
     text = f"* **{variant}**. " + ("" if as_trained else f"Change of reward: {changes}. ")
     text += f"The agent's lead: {', '.join(leads)}. Requests dropped in a cycle: {dropped}."
+    text += f" Decisions of a cycle that the agent's expert made: {lines[policy_style(AGENT).label]['by_expert']:.1f}."
     fallbacks = rows["fallbacks"].max()
-    return text + (f" Decisions of a cycle without a forecast: {fallbacks:.0f}." if fallbacks else "")
+    return text + (f" Without a forecast: {fallbacks:.0f}." if fallbacks else "")
 
 
 def overview(summary: pd.DataFrame) -> str:

@@ -170,6 +170,9 @@ class AgentPolicy:
 
     Args:
         agent: decides; where its parameters name no ``largest_load``, always.
+
+    Attributes:
+        by_expert: decisions so far that the expert made.
     """
 
     def __init__(self, agent: Agent) -> None:
@@ -177,12 +180,14 @@ class AgentPolicy:
         self._largest_load = agent.parameters.get("largest_load", np.inf)
         self._expert = expert_policy(agent.pipeline, agent.parameters) if np.isfinite(self._largest_load) else None
         self._relieved = 0
+        self.by_expert = 0
 
     def decide(self, observation: Observation) -> Configuration:
         """One forward pass on the state of Eq. 5, or the expert's answer."""
         load, waiting = max(observation.predicted_load, observation.incoming_load), float(observation.queue.sum())
         self._relieved = RELIEF if waiting > BEHIND * load else max(self._relieved - 1, 0)
         if self._expert is not None and (self._relieved or load > self._largest_load):
+            self.by_expert += 1
             interval = self._agent.parameters["simulation"]["interval"]
             return self._expert.decide(replace(observation, predicted_load=load + waiting / interval))
         return self._agent.decide(observed_state(self._agent.pipeline, observation)[0])

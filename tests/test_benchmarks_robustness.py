@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -38,6 +38,7 @@ from benchmarks.robustness import (
     table_of,
     trained_agents,
 )
+from opd.agent import Agent
 from opd.environment import recent_maximum
 from opd.evaluation import Setting, build_policy, run_cycle, summarise
 from opd.objective import Weights
@@ -279,6 +280,17 @@ def test_a_factor_is_told_where_there_is_one(rows):
     assert np.isnan(factors[AS_TRAINED, "home"]).all()
 
 
+def test_decisions_that_the_expert_made_are_counted(settings, tmp_path, rows):
+    assert (rows["by_expert"] == 0).all()  # these agents name no largest load
+    agent = agent_for(ocr_pipeline())
+    trained = {"largest_load": 0.0, "weights": asdict(Weights()), "training": {"expert": "myopic"}}
+    trained |= {"simulation": {"batch_timeout": 0.5, "interval": 10}}
+    Agent(agent.pipeline, agent.policy, trained).save(tmp_path / "beyond.pt")
+    home = replace(settings[0], agents={("ocr", AGENT, 0): tmp_path / "beyond.pt"})
+    counted = evaluate(all_worlds(home, [CYCLE], settings[1], [LATER])[:1], [ocr_pipeline()], [0])
+    assert counted.set_index("policy")["by_expert"].to_dict() == {AGENT: 120, "myopic": 0, IPA: 0, "greedy": 0}
+
+
 def test_the_table_is_the_same_for_any_number_of_workers(settings):
     few = [world for world in all_worlds(settings[0], [CYCLE], settings[1], [LATER]) if world.name == PROFILES_WRONG]
     pd.testing.assert_frame_equal(*(evaluate(few[-1:], [ocr_pipeline()], [0, 1], workers) for workers in (1, 2)))
@@ -302,6 +314,7 @@ def known_rows():
                             {"world": world, "variant": "here", "trace": "home", "pipeline": pipeline, "cycle": cycle}
                             | {"policy": policy, "seed": seed, "reward": figure, "qos": 2.0 * figure, "cost": 1.0}
                             | {"dropped": 4 * place, "refused": 0, "fallbacks": 120 * (world == "dark")}
+                            | {"by_expert": 6 * place * (policy == "agent")}
                         )
     return pd.DataFrame(lines)
 
@@ -324,7 +337,7 @@ def test_the_summary_of_known_rows():
     assert [myopic[f"qos_loss{end}"] for end in ("", "_low", "_high")] == [6.0] * 3
     assert [myopic[f"lead{end}"] for end in ("", "_low", "_high")] == [3.0] * 3
     assert ipa["lead"] == 1.0 and np.isnan(agent["lead"])
-    assert (agent["dropped"], agent["refused"], agent["fallbacks"]) == (2.0, 0.0, 120.0)
+    assert (agent["dropped"], agent["refused"], agent["fallbacks"], agent["by_expert"]) == (2.0, 0.0, 120.0, 3.0)
     assert table.loc[(AS_TRAINED, "greedy"), "reward_loss"] == 0.0
 
 
@@ -334,7 +347,7 @@ def test_sentences_of_known_rows():
     (text,) = paragraph(table, "dark").splitlines()
     assert "* **here**. Change of reward: agent −1.000, myopic (exact) −3.000, IPA 0.000, greedy −2.000." in text
     assert "over myopic (exact) +3.000 [+3.000, +3.000]" in text
-    assert text.endswith("Decisions of a cycle without a forecast: 120.")
+    assert text.endswith("Decisions of a cycle that the agent's expert made: 3.0. Without a forecast: 120.")
     (reference,) = paragraph(table, AS_TRAINED).splitlines()
     assert "Change" not in reference and "without a forecast" not in reference
 

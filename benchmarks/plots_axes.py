@@ -1,0 +1,38 @@
+"""The axis on which small differences can be read beside some that dwarf them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from matplotlib.axes import Axes
+
+_DECADES = 8
+
+
+def plainly(value: float) -> str:
+    """A figure in the fewest digits, with a minus sign instead of a hyphen."""
+    return f"{value:g}".replace("-", "−")
+
+
+def symmetric_logarithmic(
+    axes: Axes,
+    linear: float,
+    width: float = 1.0,
+    digits: Sequence[float] = (1.0, 3.0),
+    label: Callable[[float], str] = plainly,
+) -> None:
+    """Make the x axis linear around zero and logarithmic beyond.
+
+    Args:
+        axes: with all that they show: what is marked depends on where they end.
+        linear: distance from zero up to which the axis is linear.
+        width: that distance on paper, in decades.
+        digits: what is marked of every decade beyond, in multiples of its beginning.
+        label: says what is written beside a mark.
+    """
+    axes.set_xscale("symlog", linthresh=linear, linscale=width)
+    beyond = [linear * digit * 10.0**decade for decade in range(_DECADES) for digit in digits]
+    low, high = axes.get_xlim()
+    marks = [mark for mark in (*(-mark for mark in reversed(beyond)), 0.0, *beyond) if low <= mark <= high]
+    axes.set_xticks(marks, [label(mark) for mark in marks])
+    axes.minorticks_off()
