@@ -95,7 +95,7 @@ def serving(site):
 def test_it_is_deployed_and_serves(deployed):
     assert deployed.opd("status") == cli.DONE
     with deployed.traffic() as records:
-        pass
+        time.sleep(10)  # a busy machine takes some seconds to start the load
     assert len(records[0]) >= 20 and not lost(records[0])
     assert records[0]["answer"].str.len().min() > 0
 
