@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from test_network import opinionated, random_states
 
 from opd.agent import FORMAT, Agent, CheckpointError, export
 from opd.network import to_configurations
+from opd.objective import Weights
 from opd.pipeline import InfeasibleError, Pipeline
 from opd.synthetic_pipelines import synthetic_pipeline
 
@@ -23,6 +25,16 @@ PARAMETERS = {"seed": 3, "weights": {"alpha": 10.0}, "expert_mode": "pretrain"}
 
 def agent_for(pipeline: Pipeline, seed: int = 0) -> Agent:
     return Agent(pipeline, export(opinionated(pipeline, seed)), PARAMETERS)
+
+
+def trained_with(largest_load: float, weights: Weights, expert: str = "myopic") -> dict[str, Any]:
+    """What a checkpoint says of its training to the expert that stands in for the agent."""
+    return {
+        "largest_load": largest_load,
+        "weights": asdict(weights),
+        "training": {"expert": expert},
+        "simulation": {"batch_timeout": 0.5, "interval": 10},
+    }
 
 
 # --- decisions -------------------------------------------------------------------------------------------------------

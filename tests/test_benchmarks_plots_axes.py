@@ -10,9 +10,7 @@ from benchmarks.plots_axes import symmetric_logarithmic
 
 @pytest.fixture
 def axes():
-    figure, axes = plt.subplots()
-    yield axes
-    plt.close(figure)
+    return plt.subplots()[1]
 
 
 def labels(axes):

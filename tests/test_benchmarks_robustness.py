@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from small_pipelines import ocr_pipeline
-from test_agent import agent_for
+from test_agent import agent_for, trained_with
 
 from benchmarks import robustness
 from benchmarks.plots_robustness import plot_robustness
@@ -283,9 +283,7 @@ def test_a_factor_is_told_where_there_is_one(rows):
 def test_decisions_that_the_expert_made_are_counted(settings, tmp_path, rows):
     assert (rows["by_expert"] == 0).all()  # these agents name no largest load
     agent = agent_for(ocr_pipeline())
-    trained = {"largest_load": 0.0, "weights": asdict(Weights()), "training": {"expert": "myopic"}}
-    trained |= {"simulation": {"batch_timeout": 0.5, "interval": 10}}
-    Agent(agent.pipeline, agent.policy, trained).save(tmp_path / "beyond.pt")
+    Agent(agent.pipeline, agent.policy, trained_with(0.0, Weights())).save(tmp_path / "beyond.pt")
     home = replace(settings[0], agents={("ocr", AGENT, 0): tmp_path / "beyond.pt"})
     counted = evaluate(all_worlds(home, [CYCLE], settings[1], [LATER])[:1], [ocr_pipeline()], [0])
     assert counted.set_index("policy")["by_expert"].to_dict() == {AGENT: 120, "myopic": 0, IPA: 0, "greedy": 0}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_pipelines import ocr_pipeline, pipelines, varying_workload, within_limits
-from test_agent import agent_for
+from test_agent import agent_for, trained_with
 
 from opd import control
 from opd.agent import Agent
@@ -463,12 +463,6 @@ def test_the_agent_sees_every_part_of_the_observation():
 @pytest.mark.parametrize(("predicted", "incoming"), [(30.5, 5.0), (5.0, 31.0), (30.0, 30.0)])
 def test_above_the_load_of_its_training_the_agent_leaves_it_to_its_expert(expert, predicted, incoming):
     pipeline, weights = ocr_pipeline(), Weights(cost_weight=0.4)
-    trained = {
-        "largest_load": 30.0,
-        "weights": asdict(weights),
-        "training": {"expert": expert},
-        "simulation": {"batch_timeout": 0.5, "interval": 10},
-    }
     agent = agent_for(pipeline)
     seen = replace(observation(pipeline, predicted_load=predicted), incoming_load=incoming)
     alone = AgentPolicy(agent).decide(seen)
@@ -479,21 +473,16 @@ def test_above_the_load_of_its_training_the_agent_leaves_it_to_its_expert(expert
         else ipa_dynamic_program(pipeline, load, IpaParameters(10.0, 0.4, 0.02))
     )
     assert alone != by_expert
-    decided = AgentPolicy(Agent(pipeline, agent.policy, trained)).decide(seen)
+    decided = AgentPolicy(Agent(pipeline, agent.policy, trained_with(30.0, weights, expert))).decide(seen)
     assert decided == (by_expert if load > 30.0 else alone)
 
 
 class Noting:
     """An agent that is far too thrifty, and notes when it is asked."""
 
-    def __init__(self, pipeline, **parameters):
+    def __init__(self, pipeline, largest_load=100.0):
         self.pipeline, self.asked = pipeline, 0
-        self.parameters = {
-            "largest_load": 100.0,
-            "weights": asdict(WEIGHTS),
-            "training": {"expert": "myopic"},
-            "simulation": {"batch_timeout": 0.5, "interval": 10},
-        } | parameters
+        self.parameters = trained_with(largest_load, WEIGHTS)
 
     def decide(self, state):
         self.asked += 1
