@@ -87,3 +87,16 @@ def startup_paragraph(summary: pd.DataFrame, gains: pd.DataFrame) -> str:
         f"The agent's reward less the myopic solver's: {with_delays} with start-up delays, {without} without. "
         f"With delays the difference is larger by {changes}."
     )
+
+
+def findings(summary: pd.DataFrame, gains: pd.DataFrame) -> dict[str, str]:
+    """All paragraphs, each under the question that it answers; arguments as those of :func:`startup_paragraph`."""
+    forecasts = f"{part_paragraph(summary, 'forecast')} {forecast_paragraph(summary)}"
+    return {
+        "Does it need an expert?": part_paragraph(summary, "expert"),
+        "Does it need residual features?": part_paragraph(summary, "features"),
+        "Must its choices see each other?": part_paragraph(summary, "heads"),
+        "What is the forecast worth?": forecasts,
+        "Does it need to see the queues?": part_paragraph(summary, "queues"),
+        "Is it about start-up delays?": startup_paragraph(summary, gains),
+    }

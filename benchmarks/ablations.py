@@ -170,7 +170,7 @@ def in_world(problem: Problem, world: World) -> Problem:
 # ---------------------------------------------------------------------------------------------------- policies
 
 
-class Foretold:
+class Foretold(Policy):
     """A policy that is given another forecast than the control loop makes.
 
     Args:
@@ -196,7 +196,7 @@ class Foretold:
         return observation.coming_load
 
 
-class NetworkPolicy:
+class NetworkPolicy(Policy):
     """A trained network as it is, greedy; its actions may exceed the capacity.
 
     Args:

@@ -1,7 +1,8 @@
 """How long a decision takes as pipelines grow (Fig. 6), up to ten stages of ten variants: the agent beside solvers.
 
 IPA's problem is solved by HiGHS, by Gurobi where its size-limited licence reaches, and by the exact dynamic programme;
-that all find the same optimum is checked. Every decision is preceded by the same forecast, timed on its own, so that
+that all find the same optimum is checked. The exact myopic solver, which a deployed agent has for its expert, is timed
+beside them. Every decision is preceded by the same forecast, timed on its own, so that
 the reader sees what is the forecast's and what the decider's. Times are of the wall, on one thread.
 """
 
@@ -20,8 +21,10 @@ from benchmarks.errors import DisagreementError
 from benchmarks.peer_gurobi import GurobiPolicy, GurobiUnavailable
 from opd.decision_time import SIZES, observations, policies
 from opd.forecast import Forecaster
+from opd.objective import Weights
 from opd.pipeline import Configuration, Pipeline
-from opd.policy import Observation, Policy
+from opd.policy import MyopicPolicy, Observation, Policy
+from opd.simulation import SimulationParameters
 from opd.solvers import IpaParameters
 from opd.solvers_ipa import ipa_objective
 from opd.synthetic_pipelines import synthetic_pipeline
@@ -30,6 +33,8 @@ from opd.workload import HISTORY_SECONDS, load_trace
 AGENT = "agent"
 REFERENCE = "ipa-highs"
 GUROBI = "ipa-gurobi"
+EXPERT = "myopic"
+"""Decides in place of a deployed agent that has fallen behind; it solves Eq. 7 and no problem of IPA's."""
 
 TOLERANCE = 1e-6
 """By how much the optima of two solvers may differ, in units of IPA's objective of some 10 to 100."""
@@ -92,7 +97,8 @@ def measure_decision_times(
         decision without the forecast); median_ms and p99_ms (of forecast and decision together), total_ms (H of
         Alg. 1, their sum over a cycle, median of the repetitions); median_ratio, p99_ratio, total_ratio and
         decision_ratio (of these figures to the agent's; above 1 the agent is faster); largest_gap (of a solver's
-        objective to that of HiGHS, NaN for the agent); and skipped (why there are no figures, empty if there are).
+        objective to that of HiGHS, NaN for those who solve another problem); and skipped (why there are no figures, or
+        empty).
 
     Raises:
         DisagreementError: if the solvers do not find the same optima.
@@ -132,6 +138,7 @@ def _measure_pipeline(
 ) -> pd.DataFrame:
     """The rows of one size, without its stages and variants."""
     deciders = policies(pipeline, ipa, seed)
+    deciders[EXPERT] = MyopicPolicy(pipeline, Weights(), SimulationParameters.batch_timeout)
     skipped: dict[str, str] = {}
     try:
         deciders[GUROBI] = GurobiPolicy(pipeline, ipa)
@@ -152,7 +159,7 @@ def _measure_pipeline(
     for column in ("median", "p99", "total", "decision"):
         table[f"{column}_ratio"] = table[f"{column}_ms"] / agent[f"{column}_ms"]
     table["largest_gap"] = [
-        np.nan if name == AGENT else _largest_gap(pipeline, ipa, cycles[name][0], cycles[REFERENCE][0], name)
+        np.nan if name in (AGENT, EXPERT) else _largest_gap(pipeline, ipa, cycles[name][0], cycles[REFERENCE][0], name)
         for name in table["policy"]
     ]
     table["skipped"] = ""

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import sparse
 
 from opd.pipeline import Configuration, Pipeline
-from opd.policy import Observation
+from opd.policy import Observation, Policy
 from opd.solvers_ipa import LATENCY_TOLERANCE, IpaParameters, ipa_by_programme
 
 try:
@@ -111,7 +111,7 @@ def _solve(programme: highspy.HighsLp, time_limit: float, what: str) -> np.ndarr
         return np.asarray(taken.X)
 
 
-class GurobiPolicy:
+class GurobiPolicy(Policy):
     """IPA with the capacity limit added, solved by Gurobi; a policy as those of ``opd.policy``.
 
     Args:

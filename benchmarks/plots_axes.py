@@ -6,12 +6,9 @@ from collections.abc import Callable, Sequence
 
 from matplotlib.axes import Axes
 
+from benchmarks.wording import plainly
+
 _DECADES = 8
-
-
-def plainly(value: float) -> str:
-    """A figure in the fewest digits, with a minus sign instead of a hyphen."""
-    return f"{value:g}".replace("-", "−")
 
 
 def symmetric_logarithmic(
@@ -26,7 +23,7 @@ def symmetric_logarithmic(
     Args:
         axes: with all that they show: what is marked depends on where they end.
         linear: distance from zero up to which the axis is linear.
-        width: that distance on paper, in decades.
+        width: that distance on paper, in about as many decades: matplotlib makes it 10/9 of that.
         digits: what is marked of every decade beyond, in multiples of its beginning.
         label: says what is written beside a mark.
     """

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from benchmarks.frontier import ANY, IPA, POLICIES, SERVED, non_dominated
 from benchmarks.plots_axes import symmetric_logarithmic
 from benchmarks.quality import MYOPIC
+from benchmarks.wording import signed
 from opd.plots_style import ordered, policy_style
 from opd.report import AGENT
 
@@ -76,7 +77,7 @@ def _draw_intervals(axes: Axes, rows: pd.DataFrame) -> None:
         mean, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
         axes.plot([low, high], [place, place], color=style.colour, linewidth=2.2, solid_capstyle="butt")
         axes.plot(mean, place, color=style.colour, marker=style.marker, markersize=9 if style.marker == "*" else 7)
-        axes.annotate(f"{mean:+.3f}", (mean, place), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+        axes.annotate(signed(mean), (mean, place), (0, 7), textcoords="offset points", ha="center", fontsize=8)
     axes.axvline(0.0, color=policy_style(MYOPIC).colour, linewidth=1.3, linestyle="--")
     axes.set_yticks(range(len(rows)), [_short(str(policy)) for policy in rows.index])
     axes.set_ylim(len(rows) - 0.5, -0.7)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.intervals import estimate, resampled_means, spanned
+from benchmarks.wording import with_interval
 from opd.report import AGENT, FRUGAL, ReportError, paper_comparison, read_json
 
 MYOPIC, CLAIRVOYANT = "myopic", "clairvoyant"
@@ -140,6 +141,26 @@ def verdict(quality: pd.DataFrame, policy: str, quantity: str) -> str:
     above = int((rows[f"agent_more_{quantity}_low"] > 0.0).sum())
     below = int((rows[f"agent_more_{quantity}_high"] < 0.0).sum())
     return f"higher in {above} of {len(rows)} pipelines, lower in {below}"
+
+
+def comparisons(quality: pd.DataFrame) -> str:
+    """What the agent has more and less than every other policy of :func:`quality_table`, as a list in Markdown."""
+    lines = []
+    for policy in dict.fromkeys(quality["policy"]):
+        if policy != AGENT:
+            reward, qos, cost = (verdict(quality, str(policy), quantity) for quantity in COMPARED)
+            lines.append(f"* against **{policy}**: reward {reward}; QoS {qos}; cost {cost}")
+    return "\n".join(lines)
+
+
+def gap_sentence(gap: pd.DataFrame) -> str:
+    """Where in :func:`gap_table` there is a gap beyond doubt, and what the agent gains over all pipelines."""
+    told = int((gap["note"] == "").sum())
+    whole = gap.to_dict("records")[-1]
+    return (
+        f"The gap between the clairvoyant and the myopic solver is beyond doubt in {told} of {len(gap)} rows. Over "
+        f"{whole['pipeline']} it is {with_interval(whole, 'gap')}, and the agent gains {with_interval(whole, 'gain')}."
+    )
 
 
 def readable(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:

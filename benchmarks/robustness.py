@@ -11,7 +11,9 @@ What has to be known to read the results:
 * A forecaster that fails does so after its first forecast in a cycle, which chooses the configuration to begin with.
 * Where every variant is wrong by a factor of its own, the device is another in every cycle and for every seed.
 * Greedy, IPA and myopic do not learn: their seed is that of the requests.
-* The agent is the deployed one, whose expert, a myopic solver, takes over where it is beyond its training or has
+* All three plan for the forecast alone. The agent also sees what waits, and so does a second myopic solver, which plans
+  for the load and for working off within an interval what waits: a rival that knows no less than the agent.
+* The agent is the deployed one, whose expert, that very rival, takes over where it is beyond its training or has
   fallen behind. How many of its decisions that were is counted.
 """
 
@@ -35,11 +37,11 @@ from opd.evaluation import Setting, build_policy, run_cycle, summarise
 from opd.forecast import Forecaster
 from opd.pipeline import Pipeline
 from opd.plots_style import policy_style
-from opd.policy import AgentPolicy, IpaPolicy, Policy
+from opd.policy import IpaPolicy, Policy
 from opd.training import Job, TrainingParameters, build_problem, run_jobs
 from opd.workload import HISTORY_SECONDS, MIN_SECONDS, Cycle, Trace
 
-AGENT, MYOPIC, IPA, GREEDY = POLICIES = ("agent", "myopic", "ipa", "greedy")
+AGENT, BACKLOG, MYOPIC, IPA, GREEDY = POLICIES = ("agent", "myopic-backlog", "myopic", "ipa", "greedy")
 
 AS_TRAINED = "as trained"
 OTHER_TRACE = "other trace"
@@ -153,23 +155,17 @@ def overloaded(setting: Setting, pipeline: Pipeline, cycle: Cycle, seed: int) ->
 # ---------------------------------------------------------------------------------------------------- forecast
 
 
-class ForecastLostError(RuntimeError):
-    """The forecaster has no answer."""
-
-
-def _no_answer(truth: float, first: float) -> float:
-    raise ForecastLostError("the forecaster does not answer")
-
-
 FAILURES: Mapping[str, Callable[[float, float], float]] = {
     "says 0": lambda truth, first: 0.0,
     "says NaN": lambda truth, first: np.nan,
     "stuck": lambda truth, first: first,
     "says twice": lambda truth, first: 2.0 * truth,
     "says half": lambda truth, first: 0.5 * truth,
-    "raises": _no_answer,
 }
-"""What a failed forecaster says (requests/s) instead of its forecast, from that and its first one in the cycle."""
+"""What a failed forecaster says (requests/s) instead of its forecast, from that and its first one in the cycle.
+
+One that raises an error is no world of its own: to the control loop that is the same as no number.
+"""
 
 
 class BrokenForecaster:
@@ -185,11 +181,7 @@ class BrokenForecaster:
         self._first: float | None = None
 
     def predict(self, history: np.ndarray) -> float:
-        """The forecast (requests/s) the first time, then what the failure makes of it.
-
-        Raises:
-            ForecastLostError: if that is the failure.
-        """
+        """The forecast (requests/s) the first time, then what the failure makes of it."""
         truth = self._forecaster.predict(history)
         if self._first is None:
             self._first = truth
@@ -299,7 +291,6 @@ def run(world: World, cell: Cell) -> dict[str, Any]:
     steps = run_cycle(pipeline, policy, cycle, seed, met.setting, met.device)
     row |= {"refused": sum(bool(step.refused) for step in steps)}
     row |= {"fallbacks": sum(bool(step.forecast_failure) for step in steps)}
-    row |= {"by_expert": policy.by_expert if isinstance(policy, AgentPolicy) else 0}
     return row | summarise(steps)
 
 
@@ -441,3 +432,9 @@ def _standing(rows: pd.DataFrame) -> str:
     where = ": " + "; ".join(below["world"] + ", " + below["variant"]) if len(below) else ""
     name = policy_style(rows["policy"].iloc[0]).label
     return f"* Against {name}: above in {len(above)} of {len(rows)}, below in {len(below)}{where}."
+
+
+def findings(summary: pd.DataFrame) -> dict[str, str]:
+    """The overview and the paragraph of every world, each under its heading."""
+    worlds = {world[0].upper() + world[1:]: paragraph(summary, world) for world in dict.fromkeys(summary["world"])}
+    return {"All at once": overview(summary)} | worlds

@@ -66,6 +66,7 @@ class Step:
         forecast_failure: why ``predicted_load`` is the largest load of the last 20 s and no forecast; else empty.
         configuration: what ran in the interval.
         refused: why the policy did not decide or its action does not run, empty if it does.
+        by_expert: whether an agent's expert decided in its place.
         decision_seconds: d_t of Alg. 1, forecast and features included.
         interval: what was measured; NaN where nothing could be.
         score: the same in the terms of Eqs. 1-3 and 7.
@@ -75,6 +76,7 @@ class Step:
     forecast_failure: str
     configuration: Configuration
     refused: str
+    by_expert: bool
     decision_seconds: float
     interval: Interval
     score: Score
@@ -145,13 +147,14 @@ def run(
     """
     guard = Guard(pipeline, backend.configuration)
     for _ in range(decisions):
-        predicted_load, failure, decision_seconds, running = np.nan, "", 0.0, guard.configuration
+        predicted_load, failure, by_expert, decision_seconds = np.nan, "", False, 0.0
+        running = guard.configuration
         try:
             observation = backend.observe()
             begin = perf_counter()
             predicted_load, failure = expected_load(forecast, observation.history)
             wanted = policy.decide(replace(observation, predicted_load=predicted_load))
-            decision_seconds = perf_counter() - begin
+            decision_seconds, by_expert = perf_counter() - begin, policy.by_expert
             refused = guard.admit(wanted, observation.available_cores)
             backend.apply(guard.configuration)
         except (ObservationError, InfeasibleError) as error:
@@ -160,7 +163,7 @@ def run(
             refused, guard.configuration = str(error), running
         interval = backend.wait()
         result = score(pipeline, weights, as_array(guard.configuration)[None], interval, interval_seconds)
-        yield Step(predicted_load, failure, guard.configuration, refused, decision_seconds, interval, result)
+        yield Step(predicted_load, failure, guard.configuration, refused, by_expert, decision_seconds, interval, result)
 
 
 def unmeasured(pipeline: Pipeline) -> Interval:

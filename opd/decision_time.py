@@ -20,7 +20,7 @@ from opd.agent import Agent, export
 from opd.forecast import Forecaster
 from opd.network import ActorCritic
 from opd.pipeline import Pipeline
-from opd.policy import AgentPolicy, IpaPolicy, Observation, Policy
+from opd.policy import AgentPolicy, IpaPolicy, Observation, Policy, idle_observation
 from opd.solvers import IpaParameters
 from opd.synthetic_pipelines import synthetic_pipeline
 
@@ -29,20 +29,10 @@ SIZES = ((2, 5), (3, 5), (4, 6), (6, 8), (10, 10))
 
 def observations(pipeline: Pipeline, counts: np.ndarray, decisions: int, interval: int = 10) -> list[Observation]:
     """Observations along a workload whose other entries are those of an idle pipeline."""
-    configuration = pipeline.smallest_configuration()
-    idle = np.array([variant.throughput(1) for variant, _ in pipeline.selected(configuration)])
-    ends = 120 + interval * np.arange(decisions)
+    idle = idle_observation(pipeline)
     return [
-        Observation(
-            history=counts[end - 120 : end],
-            available_cores=float(pipeline.capacity),
-            configuration=configuration,
-            task_latency=1.0 / idle,
-            ready_throughput=idle,
-            queue=np.zeros(len(idle)),
-            incoming_load=float(counts[end - interval : end].mean()),
-        )
-        for end in ends
+        replace(idle, history=counts[end - 120 : end], incoming_load=float(counts[end - interval : end].mean()))
+        for end in 120 + interval * np.arange(decisions)
     ]
 
 

@@ -22,6 +22,7 @@ from opd.objective import Weights
 from opd.pipeline import Pipeline
 from opd.policy import (
     AgentPolicy,
+    BacklogPolicy,
     ClairvoyantPolicy,
     GreedyPolicy,
     IpaPolicy,
@@ -33,7 +34,7 @@ from opd.simulation import SimulationParameters
 from opd.solvers import IpaParameters, greedy
 from opd.workload import CYCLE_SECONDS, HISTORY_SECONDS, Cycle, Trace
 
-BASELINES = ("random", "greedy", "ipa", "myopic", "clairvoyant")
+BASELINES = ("random", "greedy", "ipa", "myopic", "myopic-backlog", "clairvoyant")
 COLUMNS = [
     "pipeline",
     "cycle",
@@ -47,6 +48,7 @@ COLUMNS = [
     "latency_mean",
     "latency_p99",
     "dropped",
+    "by_expert",
     "decision_ms_mean",
 ]
 
@@ -87,6 +89,8 @@ def build_policy(name: str, pipeline: Pipeline, seed: int, setting: Setting) -> 
         return IpaPolicy(pipeline, setting.ipa)
     if name == "myopic":
         return MyopicPolicy(pipeline, setting.weights, timeout)
+    if name == "myopic-backlog":
+        return BacklogPolicy(MyopicPolicy(pipeline, setting.weights, timeout), setting.simulation.interval)
     if name == "clairvoyant":
         return ClairvoyantPolicy(pipeline, setting.weights, timeout)
     path = setting.agents.get((pipeline.name, name, seed))
@@ -124,7 +128,10 @@ def run_cycle(
 
 
 def summarise(steps: Sequence[Step]) -> dict[str, float]:
-    """One row of the evaluation from the steps of a cycle; latencies are over all completed requests."""
+    """One row of the evaluation from the steps of a cycle; latencies are over all completed requests.
+
+    ``by_expert`` counts the decisions that an agent's expert made.
+    """
     latencies = np.concatenate([step.interval.latencies[0, : step.interval.completed[0]] for step in steps])
     row = {
         name: float(np.mean([getattr(step.score, name)[0] for step in steps]))
@@ -133,6 +140,7 @@ def summarise(steps: Sequence[Step]) -> dict[str, float]:
     row["latency_mean"] = float(latencies.mean()) if len(latencies) else float("nan")
     row["latency_p99"] = float(np.quantile(latencies, 0.99)) if len(latencies) else float("nan")
     row["dropped"] = int(sum(step.interval.dropped[0] for step in steps))
+    row["by_expert"] = sum(step.by_expert for step in steps)
     row["decision_ms_mean"] = 1e3 * float(np.mean([step.decision_seconds for step in steps]))
     return row
 

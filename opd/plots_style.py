@@ -29,12 +29,13 @@ _STYLES = {
     "ipa-highs": Style("IPA (HiGHS)", PALETTE[2], "s"),
     "dynamic-program": Style("IPA (exact dynamic program)", PALETTE[9], "^"),
     "myopic": Style("myopic (exact)", PALETTE[4], "D"),
+    "myopic-backlog": Style("myopic, told what waits", PALETTE[6], "d"),
     "clairvoyant": Style("clairvoyant (knows the load)", PALETTE[5], "P"),
     "agent": Style("agent", PALETTE[0], "o"),
     "agent-frugal": Style("agent-frugal", PALETTE[3], "*"),
 }
 # For agents that users name themselves.
-_SPARE_COLOURS = (PALETTE[8], PALETTE[6], "#000000")
+_SPARE_COLOURS = (PALETTE[8], PALETTE[9], "#000000")
 _SPARE_MARKERS = "hp<>"
 
 

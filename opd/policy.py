@@ -45,8 +45,26 @@ class Observation:
     coming_load: float | None = None
 
 
+def idle_observation(pipeline: Pipeline) -> Observation:
+    """What is seen of a pipeline that runs its smallest configuration and has had no request."""
+    configuration = pipeline.smallest_configuration()
+    throughput = np.array([variant.throughput(1) for variant, _ in pipeline.selected(configuration)])
+    return Observation(
+        history=np.zeros(0, dtype=np.int64),
+        available_cores=float(pipeline.capacity),
+        configuration=configuration,
+        task_latency=1.0 / throughput,
+        ready_throughput=throughput,
+        queue=np.zeros(len(throughput)),
+        incoming_load=0.0,
+    )
+
+
 class Policy(Protocol):
     """Anything that configures a pipeline."""
+
+    by_expert: bool = False
+    """Whether the last decision was not an agent's own but its expert's."""
 
     def decide(self, observation: Observation) -> Configuration:
         """The configuration to run until the next decision.
@@ -64,7 +82,7 @@ def _on(pipeline: Pipeline, observation: Observation) -> Pipeline:
     return replace(pipeline, capacity=int(observation.available_cores))
 
 
-class RandomPolicy:
+class RandomPolicy(Policy):
     """Any feasible configuration, anew at every decision."""
 
     def __init__(self, pipeline: Pipeline, seed: int) -> None:
@@ -76,7 +94,7 @@ class RandomPolicy:
         return random_configuration(_on(self._pipeline, observation), self._generator)
 
 
-class GreedyPolicy:
+class GreedyPolicy(Policy):
     """The cheapest configuration that carries the forecast."""
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -87,7 +105,7 @@ class GreedyPolicy:
         return greedy(_on(self._pipeline, observation), observation.predicted_load)
 
 
-class IpaPolicy:
+class IpaPolicy(Policy):
     """IPA with the capacity limit added, solved exactly: by HiGHS, or by dynamic programming."""
 
     def __init__(self, pipeline: Pipeline, parameters: IpaParameters, solver: str = "highs") -> None:
@@ -101,7 +119,7 @@ class IpaPolicy:
         return self._solve(_on(self._pipeline, observation), observation.predicted_load, self._parameters)
 
 
-class MyopicPolicy:
+class MyopicPolicy(Policy):
     """The exact maximiser of Eq. 7 for the forecast load, blind to start-up times and to what comes later."""
 
     def __init__(self, pipeline: Pipeline, weights: Weights, batch_timeout: float) -> None:
@@ -128,6 +146,28 @@ class ClairvoyantPolicy(MyopicPolicy):
         return myopic(pipeline, observation.coming_load, self._weights, self._batch_timeout)
 
 
+def planned_load(observation: Observation) -> float:
+    """Requests/s to reckon with: the forecast, and no less than what came in the last interval."""
+    return max(observation.predicted_load, observation.incoming_load)
+
+
+class BacklogPolicy(Policy):
+    """Another policy that plans for what waits, too: for the load and for working it off within an interval.
+
+    Args:
+        policy: decides.
+        interval: seconds between two decisions.
+    """
+
+    def __init__(self, policy: Policy, interval: float) -> None:
+        self._policy, self._interval = policy, interval
+
+    def decide(self, observation: Observation) -> Configuration:
+        """What the policy would decide if all that waits came in the next interval, beside the load."""
+        backlog = float(observation.queue.sum()) / self._interval
+        return self._policy.decide(replace(observation, predicted_load=planned_load(observation) + backlog))
+
+
 def observed_state(pipeline: Pipeline, observation: Observation) -> np.ndarray:
     """(1, S) the state of Eq. 5 that an observation stands for."""
     return state_vector(
@@ -152,42 +192,51 @@ def expert_policy(pipeline: Pipeline, parameters: Mapping[str, Any]) -> Policy:
 
 
 BEHIND = 1.0
-"""Seconds of load that may wait before an agent is relieved; the best of 1, 2 and 4 on the validation days."""
+"""Seconds of load that may wait, beside the batches that form, before an agent is relieved."""
 
 RELIEF = 18
 """Decisions that its expert then makes: three minutes. Twice as many gain little on the validation days."""
 
 
-class AgentPolicy:
+class AgentPolicy(Policy):
     """The trained agent, and its expert where the agent cannot be trusted.
 
     Beyond what it has seen a network says anything, and most often what it said last, which then is far too little. So
     the expert decides where there is more load than the agent was trained with, and for a while after requests have
     piled up: an agent that has fallen behind would do so again as soon as the queues are empty. The expert plans for
-    the load and for working off within an interval what waits.
+    what waits, too.
 
     A policy remembers how long its agent is still relieved, so every cycle needs one of its own.
 
     Args:
         agent: decides; where its parameters name no ``largest_load``, always.
-
-    Attributes:
-        by_expert: decisions so far that the expert made.
     """
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._largest_load = agent.parameters.get("largest_load", np.inf)
-        self._expert = expert_policy(agent.pipeline, agent.parameters) if np.isfinite(self._largest_load) else None
+        self._expert = _backlog_expert(agent) if np.isfinite(self._largest_load) else None
         self._relieved = 0
-        self.by_expert = 0
 
     def decide(self, observation: Observation) -> Configuration:
         """One forward pass on the state of Eq. 5, or the expert's answer."""
-        load, waiting = max(observation.predicted_load, observation.incoming_load), float(observation.queue.sum())
-        self._relieved = RELIEF if waiting > BEHIND * load else max(self._relieved - 1, 0)
-        if self._expert is not None and (self._relieved or load > self._largest_load):
-            self.by_expert += 1
-            interval = self._agent.parameters["simulation"]["interval"]
-            return self._expert.decide(replace(observation, predicted_load=load + waiting / interval))
+        self._relieved = RELIEF if _behind(observation) else max(self._relieved - 1, 0)
+        beyond = planned_load(observation) > self._largest_load
+        if self._expert is not None and (self._relieved or beyond):
+            self.by_expert = True
+            return self._expert.decide(observation)
+        self.by_expert = False
         return self._agent.decide(observed_state(self._agent.pipeline, observation)[0])
+
+
+def _behind(observation: Observation) -> bool:
+    """Whether more waits than a second of load and, at every stage, a batch that forms."""
+    forming = sum(stage.batch_size for stage in observation.configuration)
+    return float(observation.queue.sum()) > BEHIND * planned_load(observation) + forming
+
+
+def _backlog_expert(agent: Agent) -> BacklogPolicy:
+    """The agent's expert, planning for what waits, too; it has decided once, because the first time takes longest."""
+    expert = BacklogPolicy(expert_policy(agent.pipeline, agent.parameters), agent.parameters["simulation"]["interval"])
+    expert.decide(idle_observation(agent.pipeline))
+    return expert

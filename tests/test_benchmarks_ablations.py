@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_pipelines import every_configuration, everything_selectable, ocr_pipeline, varying_workload
 
-from benchmarks import ablations
+from benchmarks import ablation_text, ablations
 from benchmarks.ablation_networks import (
     AblatedTraining,
     IndependentNetwork,
@@ -39,7 +39,7 @@ from benchmarks.ablations import (
 from benchmarks.plots_ablations import PARTS, WORLDS, plot_ablations
 from benchmarks.quick import QUICK
 from benchmarks.refusal import admit, running_configurations
-from benchmarks.wording import signed
+from benchmarks.wording import signed, write_page
 from opd.agent import Agent, export
 from opd.environment import Episodes, state_names
 from opd.evaluation import Setting, run_cycle
@@ -47,7 +47,7 @@ from opd.forecast import largest_ahead
 from opd.network import ActorCritic, to_choices
 from opd.objective import Weights
 from opd.pipeline import StageConfiguration
-from opd.policy import AgentPolicy, ClairvoyantPolicy, MyopicPolicy, Observation
+from opd.policy import AgentPolicy, ClairvoyantPolicy, MyopicPolicy, Observation, Policy
 from opd.simulation import SimulationParameters, as_array
 from opd.solvers import IpaParameters
 from opd.training import Problem, ProximalPolicyOptimisation, TrainingParameters, expert_table, train
@@ -255,7 +255,7 @@ def test_training_and_validation_refuse_what_independent_heads_take(monkeypatch)
 
 
 def test_the_guard_of_the_control_loop_refuses_in_the_same_way():
-    class TooMuch:
+    class TooMuch(Policy):
         def decide(self, observation: Observation):
             return tuple(StageConfiguration(*stage) for stage in TOO_MUCH)
 
@@ -294,7 +294,7 @@ def test_forecasts_are_what_they_are_called():
 
 
 def test_a_policy_is_given_the_forecast_of_its_world():
-    class Recorder:
+    class Recorder(Policy):
         def decide(self, observation: Observation):
             seen.append(observation.predicted_load)
             return ocr_pipeline().smallest_configuration()
@@ -579,6 +579,16 @@ def test_sentences_say_what_the_table_does():
     startup = startup_paragraph(summary, startup_worth(KNOWN))
     assert "+0.250 [+0.250, +0.250] (nlp) with start-up delays" in startup
     assert "+0.125 [+0.125, +0.125] (nlp) without. With delays the difference is larger by +0.125" in startup
+
+
+def test_the_page_has_a_paragraph_for_every_part(tmp_path):
+    summary = summarise_ablations(KNOWN)
+    found = ablation_text.findings(summary, startup_worth(KNOWN))
+    assert len(found) == len({ablation.part for ablation in ABLATIONS.values()}) - 1  # all but the full agent
+    write_page(tmp_path / "page.md", "Parts", "Made up.", found)
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert page.startswith("# Parts\n\nMade up.\n\n## Does it need an expert?\n\n**Expert acts")
+    assert page.count("\n## ") == len(found) and page.endswith(".\n")
 
 
 def test_figures_in_sentences():

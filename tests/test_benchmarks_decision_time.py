@@ -87,7 +87,7 @@ def times() -> pd.DataFrame:
 
 
 def test_every_size_has_the_agent_and_every_solver(times):
-    policies = {AGENT, "ipa-highs", "dynamic-program", GUROBI}
+    policies = {AGENT, "ipa-highs", "dynamic-program", GUROBI, "myopic"}
     for size in SIZES:
         rows = times[(times["stages"] == size[0]) & (times["variants"] == size[1])]
         assert set(rows["policy"]) == policies
@@ -95,9 +95,9 @@ def test_every_size_has_the_agent_and_every_solver(times):
 
 
 def test_the_solvers_that_are_compared_found_the_same_optimum(times):
-    solvers = times[(times["policy"] != AGENT) & (times["skipped"] == "")]
-    assert (solvers["largest_gap"] <= decision_time.TOLERANCE).all()
-    assert times.loc[times["policy"] == AGENT, "largest_gap"].isna().all()
+    others = times["policy"].isin([AGENT, "myopic"])  # solve no problem of IPA's
+    assert (times.loc[~others & (times["skipped"] == ""), "largest_gap"] <= decision_time.TOLERANCE).all()
+    assert times.loc[others, "largest_gap"].isna().all()
 
 
 def test_ratios_are_to_the_agent_of_the_same_size(times):

@@ -22,6 +22,7 @@ from benchmarks.frontier import (
     measure_frontier,
     non_dominated,
     priced_setting,
+    times_of_the_agent,
 )
 from benchmarks.intervals import interval, resampled_means
 from benchmarks.plots_quality import plot_frontier, plot_intervals
@@ -29,6 +30,8 @@ from benchmarks.quality import (
     ALL,
     NO_GAP,
     NOISE,
+    comparisons,
+    gap_sentence,
     gap_table,
     paper_table,
     quality_table,
@@ -158,11 +161,18 @@ def test_the_verdict_counts_pipelines_in_which_the_sign_is_sure():
     table = quality_table(pd.concat(parts))
     assert verdict(table, "ipa", "reward") == "higher in 1 of 3 pipelines, lower in 1"
     assert verdict(table, "ipa", "cost") == "higher in 0 of 3 pipelines, lower in 0"
+    lines = comparisons(table).splitlines()
+    assert len(lines) == len(REWARDS) - 1
+    sure = "reward higher in 1 of 3 pipelines, lower in 1"
+    assert any(line.startswith(f"* against **ipa**: {sure}; QoS ") for line in lines)
 
 
 def test_the_share_of_the_gap_by_hand():
     (row,) = gap_table(evaluation_of(REWARDS)).to_dict("records")
     assert [row[name] for name in ("gap", "gap_low", "gap_high")] == [2.0, 2.0, 2.0]
+    sentence = gap_sentence(pd.DataFrame([row]))
+    assert "beyond doubt in 1 of 1 rows. Over video it is +2.000 [+2.000, +2.000]" in sentence
+    assert sentence.endswith("the agent gains +1.000 [+1.000, +1.000].")
     assert [row[name] for name in ("share", "share_low", "share_high")] == [0.5, 0.5, 0.5]
     assert row["note"] == ""
 
@@ -295,6 +305,13 @@ def test_hypervolumes_and_ratios_by_hand():
     # Above 3, the lowest of IPA: 4 x 2, 6 x 2, and the agent's 6 x 3 and 6 x 2.
     assert table.loc[(SERVED, "ipa"), wanted].tolist() == pytest.approx([3.0, 8.0, 15 / 8, 12 / 8, 18 / 8])
     assert table.loc[(SERVED, "myopic"), wanted].tolist() == pytest.approx([3.0, 12.0, 15 / 12, 1.0, 18 / 12])
+
+
+def test_the_agents_areas_in_words():
+    lines = times_of_the_agent(hypervolumes(POINTS, {"video": 10})).splitlines()
+    extent = "in 1 of 1 pipelines that have an area, 1.450 to 1.450 times"
+    assert lines[0] == f"* reference lowest of any policy: at least as large as ipa's {extent}"
+    assert len(lines) == 4
 
 
 def test_nothing_is_a_multiple_of_no_area():

@@ -28,6 +28,7 @@ from opd.cluster.transition import Move, describe, plan  # noqa: E402
 from opd.control import ApplyError, ObservationError, run  # noqa: E402
 from opd.objective import Weights  # noqa: E402
 from opd.pipeline import Pipeline, StageConfiguration, Task, Variant, used_cores  # noqa: E402
+from opd.policy import Policy  # noqa: E402
 from opd.serving.monitoring import PrometheusUrl  # noqa: E402
 
 QUICK = Patience(connect_seconds=0.5, read_seconds=1.0, attempts=4, first_pause=0.02, longest_pause=1.0)
@@ -537,7 +538,7 @@ def test_what_prometheus_says_is_observed(world):
     assert observation.available_cores == 6 and observation.configuration == INITIAL
 
 
-class Wanting:
+class Wanting(Policy):
     """Always wants the same."""
 
     def __init__(self, configuration):

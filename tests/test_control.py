@@ -20,11 +20,13 @@ from opd.pipeline import InfeasibleError, StageConfiguration, used_cores
 from opd.policy import (
     RELIEF,
     AgentPolicy,
+    BacklogPolicy,
     ClairvoyantPolicy,
     GreedyPolicy,
     IpaPolicy,
     MyopicPolicy,
     Observation,
+    Policy,
     RandomPolicy,
 )
 from opd.simulation import SimulationParameters, as_array
@@ -49,7 +51,7 @@ def backend_for(pipeline=None, counts=None, history=None, configuration=SMALLEST
     return kind(pipeline or ocr_pipeline(), QUIET, history, counts, configuration, seed)
 
 
-class Scripted:
+class Scripted(Policy):
     """A policy that says what it was told to say."""
 
     def __init__(self, *script):
@@ -493,19 +495,57 @@ def test_an_agent_that_has_fallen_behind_is_relieved_by_an_expert_who_plans_for_
     pipeline = ocr_pipeline()
     agent = Noting(pipeline)
     policy = AgentPolicy(agent)  # type: ignore[arg-type]
-    calm = replace(observation(pipeline, predicted_load=8.0), incoming_load=6.0, queue=np.array([5, 3]))
-    piled = replace(calm, queue=np.array([5, 4]))
+    calm = replace(observation(pipeline, predicted_load=8.0), incoming_load=6.0, queue=np.array([5, 5]))
+    piled = replace(calm, queue=np.array([5, 6]))
 
     def by_expert(load):
         return myopic(pipeline, load, WEIGHTS, 0.5)
 
     assert by_expert(8.9) != pipeline.smallest_configuration()
-    assert policy.decide(calm) == pipeline.smallest_configuration()  # 8 wait, as many as come in a second
-    assert policy.decide(piled) == by_expert(8.0 + 9 / 10)
+    # 10 wait: as many as come in a second, and a batch of one that forms at each of two stages.
+    assert policy.decide(calm) == pipeline.smallest_configuration() and not policy.by_expert
+    assert policy.decide(piled) == by_expert(8.0 + 11 / 10) and policy.by_expert
     for _ in range(RELIEF - 1):
-        assert policy.decide(calm) == by_expert(8.0 + 8 / 10)
+        assert policy.decide(calm) == by_expert(8.0 + 10 / 10) and policy.by_expert
     assert agent.asked == 1
-    assert policy.decide(calm) == pipeline.smallest_configuration()
+    assert policy.decide(calm) == pipeline.smallest_configuration() and not policy.by_expert
+
+
+def test_batches_that_form_are_no_backlog():
+    """With large batches more waits by design: those that form at every stage count beside a second of load."""
+    pipeline = ocr_pipeline()
+    policy = AgentPolicy(Noting(pipeline))  # type: ignore[arg-type]
+    batches = tuple(stage._replace(batch_size=4) for stage in pipeline.smallest_configuration())
+    seen = replace(observation(pipeline, predicted_load=8.0), incoming_load=8.0, configuration=batches)
+    policy.decide(replace(seen, queue=np.array([8, 8])))
+    assert not policy.by_expert
+    policy.decide(replace(seen, queue=np.array([8, 9])))
+    assert policy.by_expert
+
+
+def test_a_policy_told_of_the_backlog_plans_for_load_and_what_waits():
+    planned = []
+
+    class Planning(Policy):
+        def decide(self, observation):
+            planned.append(observation.predicted_load)
+            return SMALLEST
+
+    policy = BacklogPolicy(Planning(), 10.0)
+    for predicted, incoming in ((8.0, 6.0), (6.0, 9.0)):
+        seen = replace(observation(ocr_pipeline(), predicted), incoming_load=incoming, queue=np.array([5, 4]))
+        assert policy.decide(seen) == SMALLEST
+    assert planned == [8.0 + 0.9, 9.0 + 0.9]
+
+
+def test_steps_tell_which_decisions_the_expert_made():
+    pipeline = ocr_pipeline()
+    agent = agent_for(pipeline)
+    known = Agent(pipeline, agent.policy, trained_with(30.0, WEIGHTS))
+    loads = iter([5.0, 31.0, 5.0])
+    backend = backend_for(counts=np.full(400, 5), history=np.full(120, 5))
+    steps = loop(backend, AgentPolicy(known), 3, forecast=lambda history: next(loads))
+    assert [step.by_expert for step in steps] == [False, True, False]
 
 
 def test_an_agent_without_an_expert_is_never_relieved():

@@ -95,7 +95,8 @@ def test_a_summary_has_what_the_generator_saw_and_skips_what_was_not_measured():
     run = run_of([SMALL, SMALL], requests([0.5, 11.0], 0.3))
     blind = run.steps[1].score._replace(**{name: np.full(1, np.nan) for name in ("reward", "qos", "cost", "accuracy")})
     seen = run.steps[0].score
-    steps = [run.steps[0], type(run.steps[1])(np.nan, "", SMALL, "nothing to decide on", 0.0, unmeasured(OCR), blind)]
+    unseen = type(run.steps[1])(np.nan, "", SMALL, "nothing to decide on", False, 0.0, unmeasured(OCR), blind)
+    steps = [run.steps[0], unseen]
     summary = live.summarise(run._replace(steps=steps))
     assert summary["requests"]["completed"] == 2 and summary["requests"]["lost"] == 0
     assert summary["requests"]["latency_mean"] == pytest.approx(0.3)

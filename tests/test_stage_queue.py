@@ -151,6 +151,14 @@ def test_a_request_is_given_up_at_its_age_limit_whether_or_not_a_replica_is_idle
     assert all(isinstance(answer, TooOldError) and ended == pytest.approx(2.0) for ended, answer in results)
 
 
+def test_no_rounding_keeps_a_request_at_its_age_limit():
+    """The virtual clock stands still at the end of a timer: what is too young then would be so for ever."""
+    joined, limit = 4.238, 0.3
+    assert (joined + limit) - joined < limit
+    [(ended, answer)] = serve([dict(delay=joined)], replicas=0, drop_after=limit)[1]
+    assert isinstance(answer, TooOldError) and ended == joined + limit
+
+
 def test_the_age_a_request_brings_along_counts():
     _, results = serve([dict(age=1.5)], replicas=0, drop_after=2.0)
     assert results[0][0] == pytest.approx(0.5)

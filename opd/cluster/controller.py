@@ -69,7 +69,7 @@ class ControllerSettings:
     pace: Pace = Pace()
 
 
-class WatchedPolicy:
+class WatchedPolicy(Policy):
     """A policy that remembers its last decision, for the record.
 
     Attributes:
@@ -90,6 +90,7 @@ class WatchedPolicy:
         """As the policy does."""
         self.observation = observation
         self.wanted = self._policy.decide(observation)
+        self.by_expert = self._policy.by_expert
         return self.wanted
 
 

@@ -76,7 +76,7 @@ def varied_window(counts: np.ndarray, lead: int, seconds: int, least: int, most:
     return stride * int(np.argmax(np.where(within, means.std(axis=1), -1.0)))
 
 
-class SchedulePolicy:
+class SchedulePolicy(Policy):
     """A fixed sequence of configurations: it shows that every kind of change works, not that it is worth making.
 
     Args:
@@ -291,14 +291,16 @@ def summarise(run: LiveRun) -> dict[str, Any]:
         "decisions": len(run.steps),
         "refused": [step.refused for step in run.steps if step.refused],
         "changes": changes(run),
+        "by_expert": sum(step.by_expert for step in run.steps),
         "decision_ms_mean": 1e3 * float(np.mean([step.decision_seconds for step in run.steps])),
         **scores,
     }
 
 
 def course(pipeline: Pipeline, run: LiveRun, interval: int) -> pd.DataFrame:
-    """The run by interval: what :func:`opd.evaluation.timeline` has, the measured latencies, and what ran."""
+    """The run by interval: that of :func:`opd.evaluation.timeline`, who decided, measured latencies, and what ran."""
     table = timeline(run.steps, interval)
+    table["by_expert"] = [step.by_expert for step in run.steps]
     table["latency_mean"] = [float(step.interval.latency_mean[0]) for step in run.steps]
     table["latency_p99"] = [float(step.interval.latency_p99[0]) for step in run.steps]
     for position, task in enumerate(pipeline.tasks):

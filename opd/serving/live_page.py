@@ -52,7 +52,12 @@ def _runs(policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
         sent = result["requests"]
         latency = {f"{quantile} (ms)": 1e3 * sent[f"latency_{quantile}"] for quantile in ("mean", "p50", "p95", "p99")}
         requests.append({"policy": name} | {outcome: sent[outcome] for outcome in OUTCOMES} | latency)
-        scores = {"QoS": result["qos"], "cost (cores)": result["cost"], "decision (ms)": result["decision_ms_mean"]}
+        scores = {
+            "by expert": result["by_expert"],
+            "QoS": result["qos"],
+            "cost (cores)": result["cost"],
+            "decision (ms)": result["decision_ms_mean"],
+        }
         changed.append({"policy": name} | {kind: result["changes"][kind] for kind in CHANGES} | scores)
     return [
         "## Requests",
@@ -61,7 +66,9 @@ def _runs(policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
         markdown_table(pd.DataFrame(requests), digits=1),
         "## Decisions",
         "Reconfigurations, and in how many of them the variant, the replicas or the batch size of a stage changed. "
-        "`schedule` decides nothing: it goes through fixed configurations to show that every kind of change works.",
+        "By expert are decisions that the agent's expert made, because more waited or came than the agent can be "
+        "trusted with. `schedule` decides nothing: it goes through fixed configurations to show that every kind of "
+        "change works.",
         markdown_table(pd.DataFrame(changed)),
         "![Course of the runs](course.png)",
     ]

@@ -241,7 +241,8 @@ class StageQueue:
 
     def _give_up_old(self, now: float) -> None:
         while self._waiting:
-            if now - self._waiting[0].born < self.settings.drop_after:
+            # The very sum that the timer is set to: by another one, rounding could find it a little too young for ever.
+            if now < self._waiting[0].born + self.settings.drop_after:
                 return
             error = TooOldError(f"waited longer than {self.settings.drop_after:g} s in the pipeline")
             self._fail(self._waiting.popleft(), error)
