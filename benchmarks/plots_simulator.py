@@ -78,7 +78,7 @@ def _plot_requests(axes: Axes, requests: pd.DataFrame) -> None:
             text = _plainly(rate) if name == REFERENCE else f"{_plainly(rate)}\n{_short(ratio)} ×"
             axes.annotate(
                 text, (place, rate), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=8,
-                bbox=dict(facecolor="white", edgecolor="none", alpha=0.75, pad=0.2),
+                bbox=dict(facecolor="white", edgecolor="none", alpha=1.0, pad=0.2), zorder=4,
             )  # fmt: skip
     _mark_bar(axes, requests)
     _logarithmic(axes, (1.0,))
