@@ -18,6 +18,7 @@ from opd.environment import Episodes
 from opd.objective import Weights
 from opd.pipeline import InfeasibleError, StageConfiguration, used_cores
 from opd.policy import (
+    FAMILIAR,
     RELIEF,
     AgentPolicy,
     BacklogPolicy,
@@ -463,7 +464,7 @@ def test_the_agent_sees_every_part_of_the_observation():
 
 @pytest.mark.parametrize("expert", ["myopic", "ipa"])
 @pytest.mark.parametrize(("predicted", "incoming"), [(30.5, 5.0), (5.0, 31.0), (30.0, 30.0)])
-def test_above_the_load_of_its_training_the_agent_leaves_it_to_its_expert(expert, predicted, incoming):
+def test_above_the_loads_it_is_familiar_with_the_agent_leaves_it_to_its_expert(expert, predicted, incoming):
     pipeline, weights = ocr_pipeline(), Weights(cost_weight=0.4)
     agent = agent_for(pipeline)
     seen = replace(observation(pipeline, predicted_load=predicted), incoming_load=incoming)
@@ -475,7 +476,8 @@ def test_above_the_load_of_its_training_the_agent_leaves_it_to_its_expert(expert
         else ipa_dynamic_program(pipeline, load, IpaParameters(10.0, 0.4, 0.02))
     )
     assert alone != by_expert
-    decided = AgentPolicy(Agent(pipeline, agent.policy, trained_with(30.0, weights, expert))).decide(seen)
+    trained = trained_with(30.0 / FAMILIAR, weights, expert)
+    decided = AgentPolicy(Agent(pipeline, agent.policy, trained)).decide(seen)
     assert decided == (by_expert if load > 30.0 else alone)
 
 
@@ -541,7 +543,7 @@ def test_a_policy_told_of_the_backlog_plans_for_load_and_what_waits():
 def test_steps_tell_which_decisions_the_expert_made():
     pipeline = ocr_pipeline()
     agent = agent_for(pipeline)
-    known = Agent(pipeline, agent.policy, trained_with(30.0, WEIGHTS))
+    known = Agent(pipeline, agent.policy, trained_with(30.0 / FAMILIAR, WEIGHTS))
     loads = iter([5.0, 31.0, 5.0])
     backend = backend_for(counts=np.full(400, 5), history=np.full(120, 5))
     steps = loop(backend, AgentPolicy(known), 3, forecast=lambda history: next(loads))
