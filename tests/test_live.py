@@ -229,8 +229,14 @@ def backend(tmp_path_factory, ocr_store):
 
 def test_the_ocr_pipeline_is_reconfigured_live_and_loses_nothing(backend, pages, tmp_path):
     traffic = live.Traffic(np.full(24, 5), 6, pages, seed=1)
-    policy = live.SchedulePolicy(CHANGES, 3)
-    run = live.run_live(backend, policy, lambda history: history.max(), Weights(), 6, traffic, tmp_path)
+    policy, seen = live.SchedulePolicy(CHANGES, 3), []
+
+    def forecast(history):
+        seen.append(history)
+        return history.max()
+
+    run = live.run_live(backend, policy, forecast, Weights(), 6, traffic, tmp_path)
+    assert 1 <= len(seen[0]) <= 6 and seen[0][0] > 0, "of this run alone, from its first request on"
     assert [step.configuration for step in run.steps] == CHANGES
     assert live.changes(run) == {"reconfigurations": 3, "variant": 3, "replicas": 2, "batch_size": 2}
     summary = live.summarise(run)
