@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,8 @@ from opd.control import ApplyError  # noqa: E402
 from opd.pipeline import Pipeline, StageConfiguration, Task, Variant  # noqa: E402
 from opd.serving import load  # noqa: E402
 from opd.serving.local import ControlledError, LocalBackend  # noqa: E402
-from opd.serving.processes import StartError, wait_until  # noqa: E402
+from opd.serving.processes import ServerProcess, StartError, wait_until  # noqa: E402
+from opd.serving.server import ServerSettings  # noqa: E402
 from opd.serving.store import ModelStore  # noqa: E402
 from opd.simulation import SimulationParameters  # noqa: E402
 
@@ -227,6 +229,17 @@ def test_after_a_pause_an_interval_is_as_long_as_ever(backend):
     assert time.monotonic() - begin > 0.8 * PARAMETERS.interval
 
 
+def test_no_proxy_of_the_environment_is_asked(backend, tmp_path, monkeypatch):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        for name in ("http_proxy", "HTTP_PROXY", "grpc_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        backend.apply(stages((SLOW, 1, 1), (FAST, 1, 1)))
+        assert outcomes(Load(backend, tmp_path, [3]).records()) == {"completed": 3}
+
+
 # --- controllers -----------------------------------------------------------------------------------------------------
 
 
@@ -260,6 +273,14 @@ def test_no_process_outlives_its_controller(tmp_path, store, how):
         assert {int(pid) for pid in pids} <= {process.pid for process in family}
         controller.send_signal(how)
         assert psutil.wait_procs(family, timeout=20)[1] == []
+
+
+def test_the_last_words_of_a_server_are_its_own(tmp_path):
+    (tmp_path / "queue.log").write_text("OSError: of an earlier one\n")
+    process = ServerProcess("queue", ServerSettings("queue", "first"), tmp_path)
+    assert process.last_words() == "it wrote nothing"
+    assert wait_until(process.ended, 15)
+    assert process.last_words().startswith("KeyError: 'pipeline'")
 
 
 def test_what_cannot_start_leaves_nothing_behind(tmp_path, store):
