@@ -58,21 +58,21 @@ class ServerProcess:
 
     Args:
         name: of its files in ``folder``.
-        settings: what it runs; its ports are chosen here unless ``keep_ports``.
+        settings: what it runs; its ports are chosen here.
         folder: for its settings and its log.
-        keep_ports: use the ports of ``settings``, as those who call it know them.
     """
 
-    def __init__(self, name: str, settings: ServerSettings, folder: Path, keep_ports: bool = False) -> None:
-        if not keep_ports:
-            http, grpc, metrics = free_ports(3)
-            settings = replace(settings, http_port=http, grpc_port=grpc, metrics_port=metrics)
+    def __init__(self, name: str, settings: ServerSettings, folder: Path) -> None:
+        http, grpc, metrics = free_ports(3)
         self.name, self.folder = name, folder
-        self.settings = replace(settings, end_with_parent=True)
-        self.started = time.monotonic()
+        self.settings = replace(settings, http_port=http, grpc_port=grpc, metrics_port=metrics, end_with_parent=True)
         self._log = folder / f"{name}.log"
         self._stop_by: float | None = None
-        document = self.settings.write(folder / f"{name}.json")
+        self._start()
+
+    def _start(self) -> None:
+        document = self.settings.write(self.folder / f"{self.name}.json")
+        self.started = time.monotonic()
         with self._log.open("ab") as log:
             self._log_begin = log.tell()
             self._process = subprocess.Popen(
