@@ -17,6 +17,7 @@ from opd.control import unmeasured  # noqa: E402
 from opd.objective import Weights  # noqa: E402
 from opd.ocr.accuracy import text_accuracy  # noqa: E402
 from opd.ocr.pages import load_pages, write_pages  # noqa: E402
+from opd.paths import project_path  # noqa: E402
 from opd.pipeline import StageConfiguration  # noqa: E402
 from opd.profiles import load_pipeline  # noqa: E402
 from opd.serving import fidelity, live, live_page  # noqa: E402
@@ -165,7 +166,7 @@ def test_errors_are_relative_to_the_prediction():
 
 
 def test_the_page_names_the_worst_and_says_when_a_bound_is_missed(tmp_path):
-    summary = {"pipeline": "ocr", "backend": "local", "monitoring": "x", "traffic": "y", "command": "make live"}
+    summary = {"pipeline": "ocr", "backend": "local", "monitoring": "x", "traffic": "y"}
     summary |= {"hardware": {"processor": "p", "cores": 2}}
     summary["policies"] = {"agent": live.summarise(run_of([SMALL], requests([0.5], 0.3)))}
     spread = {"mean": 4.0, "p50": 3.0, "p95": 6.0}
@@ -173,8 +174,21 @@ def test_the_page_names_the_worst_and_says_when_a_bound_is_missed(tmp_path):
     page = live_page.write_page(tmp_path / "page.md", summary, overhead, fidelity_table())
     assert "Worst is a x1 b1 + b x1 b1 at 12 requests/s, whose mean latency is -50% off" in page
     assert "NOT within the 5% and 15%" in page
+    assert live_page.NOTEBOOK in page and "Command" not in page
+    assert (project_path() / live_page.NOTEBOOK).is_file()
     assert "2.5 ms of CPU time a request" in page
     assert (tmp_path / "page.md").read_text() == page
+
+
+def test_the_page_shows_a_run_in_which_nothing_was_completed(tmp_path):
+    records = requests([0.5], 0.3).assign(outcome="dropped")
+    records.attrs = {"started": 1000.0, "seconds": 20.0}
+    summary = {"pipeline": "ocr", "backend": "local", "monitoring": "x", "traffic": "y"}
+    summary |= {"hardware": {"processor": "p", "cores": 2}}
+    summary["policies"] = {"agent": live.summarise(run_of([SMALL], records))}
+    assert summary["policies"]["agent"]["requests"]["latency_p99"] is None
+    page = live_page.write_page(tmp_path / "page.md", summary, {}, pd.DataFrame())
+    assert "| agent | 1 | 0 | 0 | 1 | 0 | 0 | nan | nan | nan | nan |" in page
 
 
 def test_figures_show_every_run_and_configuration(tmp_path):
@@ -216,8 +230,14 @@ def backend(tmp_path_factory, ocr_store):
 
 def test_the_ocr_pipeline_is_reconfigured_live_and_loses_nothing(backend, pages, tmp_path):
     traffic = live.Traffic(np.full(24, 5), 6, pages, seed=1)
-    policy = live.SchedulePolicy(CHANGES, 3)
-    run = live.run_live(backend, policy, lambda history: history.max(), Weights(), 6, traffic, tmp_path)
+    policy, seen = live.SchedulePolicy(CHANGES, 3), []
+
+    def forecast(history):
+        seen.append(history)
+        return history.max()
+
+    run = live.run_live(backend, policy, forecast, Weights(), 6, traffic, tmp_path)
+    assert 1 <= len(seen[0]) <= 6 and seen[0][0] > 0, "of this run alone, from its first request on"
     assert [step.configuration for step in run.steps] == CHANGES
     assert live.changes(run) == {"reconfigurations": 3, "variant": 3, "replicas": 2, "batch_size": 2}
     summary = live.summarise(run)

@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,9 +19,13 @@ pytest.importorskip("mlserver", reason="the serving extra is not installed")
 
 from opd.control import ApplyError  # noqa: E402
 from opd.pipeline import Pipeline, StageConfiguration, Task, Variant  # noqa: E402
-from opd.serving import load  # noqa: E402
+from opd.serving import kept_server, load, local, processes  # noqa: E402
 from opd.serving.local import ControlledError, LocalBackend  # noqa: E402
-from opd.serving.processes import StartError, wait_until  # noqa: E402
+from opd.serving.local_stage import LocalStage  # noqa: E402
+from opd.serving.monitoring import URL_VARIABLE, MonitoringError  # noqa: E402
+from opd.serving.processes import ServerProcess, StartError, wait_until  # noqa: E402
+from opd.serving.server import ServerSettings  # noqa: E402
+from opd.serving.stage_queue import StageSettings  # noqa: E402
 from opd.serving.store import ModelStore  # noqa: E402
 from opd.simulation import SimulationParameters  # noqa: E402
 
@@ -227,6 +233,98 @@ def test_after_a_pause_an_interval_is_as_long_as_ever(backend):
     assert time.monotonic() - begin > 0.8 * PARAMETERS.interval
 
 
+def test_no_proxy_of_the_environment_is_asked(backend, tmp_path, monkeypatch):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        for name in ("http_proxy", "HTTP_PROXY", "grpc_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        backend.apply(stages((SLOW, 1, 1), (FAST, 1, 1)))
+        assert outcomes(Load(backend, tmp_path, [3]).records()) == {"completed": 3}
+
+
+@pytest.fixture
+def without_spares(backend, monkeypatch):
+    """No replica starts faster than another."""
+    for stage in backend.stages:
+        monkeypatch.setattr(stage, "spares", 0)
+    for stage in backend.stages:
+        for process in list(stage._spare):
+            process.kill()
+    assert wait_until(lambda: not any(stage._spare for stage in backend.stages), 5)
+
+
+def test_a_server_that_was_late_is_named_with_the_limit(backend, without_spares, monkeypatch):
+    monkeypatch.setattr(kept_server, "START_SECONDS", 0.2)
+    with pytest.raises(ApplyError, match="variant 'slow' of 'first' did not start 2 times .* not ready after 0.2 s; "):
+        backend.apply(stages((SLOW, 1, 1), (FAST, 1, 1)))
+
+
+def test_what_is_missing_when_the_time_is_over_is_named(backend, without_spares, monkeypatch):
+    monkeypatch.setattr(backend, "_apply_seconds", 0.3)
+    with pytest.raises(
+        ApplyError, match=r"ready after 0.3 s: 0 of 2 replicas of 'slow' at 'second'.*second-\d+ began 0"
+    ):
+        backend.apply(stages((FAST, 1, 1), (SLOW, 2, 1)))
+
+
+@pytest.mark.parametrize("which", ["queue", "router"])
+def test_a_server_that_cannot_start_is_named_with_its_reason(backend, which):
+    server = {"queue": backend.stages[0].queue, "router": backend.router}[which]
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with backend._changed:  # nobody tends the processes meanwhile
+            os.kill(server.pid, signal.SIGKILL)
+            assert wait_until(lambda: not server.alive, 5)
+            taken.bind(("127.0.0.1", server.settings.metrics_port))
+            taken.listen()
+        with pytest.raises(ApplyError, match=rf"{server.name} did not start 2 times in a row: OSError: .* in use"):
+            backend.apply(stages((SLOW, 1, 1), (FAST, 1, 1)))
+    assert wait_until(lambda: server.answers and not server.error, 15)
+
+
+@pytest.mark.parametrize("which", ["queue", "router"])
+def test_a_stopped_queue_or_router_is_noticed_by_its_silence(backend, tmp_path, monkeypatch, which):
+    server = {"queue": backend.stages[0].queue, "router": backend.router}[which]
+    monkeypatch.setattr(processes, "HTTP_TIMEOUT", 0.5)
+    stopped = server.pid
+    os.kill(stopped, signal.SIGSTOP)
+    assert wait_until(lambda: server.pid != stopped and server.answers, 30)
+    assert wait_until(lambda: backend.stages[0].settled, 10)
+    assert outcomes(Load(backend, tmp_path, [3]).records()) == {"completed": 3}
+
+
+def test_who_leaves_is_kept_while_the_queue_does_not_say_that_it_has_finished(backend):
+    stage = backend.stages[0]
+    with backend._changed:  # nobody tends the processes meanwhile
+        os.kill(stage.queue.pid, signal.SIGSTOP)
+        (replica,) = stage.replicas
+        replica.leaving = True
+        try:
+            stage._release_leaving()
+            assert not stage._push({"batch_size": 2, "replicas": []})
+        finally:
+            os.kill(stage.queue.pid, signal.SIGCONT)
+        stage._release_leaving()  # what the queue knows is not certain until it has been told again
+        assert stage.replicas == [replica] and replica.process.alive
+    assert wait_until(lambda: stage.settled and replica not in stage.replicas, 15)
+
+
+def test_a_spare_that_may_have_a_variant_is_not_kept(backend):
+    stage = backend.stages[0]
+    assert wait_until(lambda: stage._spare and listens(stage._spare[0]), 15)
+    (spare,) = stage._spare
+    os.kill(spare.pid, signal.SIGSTOP)
+    backend.apply(stages((SLOW, 1, 1), (FAST, 1, 1)))
+    assert spare not in stage._spare and wait_until(spare.ended, 5)
+
+
+def listens(process):
+    with socket.socket() as caller:
+        return caller.connect_ex(("127.0.0.1", process.settings.http_port)) == 0
+
+
 # --- controllers -----------------------------------------------------------------------------------------------------
 
 
@@ -260,6 +358,36 @@ def test_no_process_outlives_its_controller(tmp_path, store, how):
         assert {int(pid) for pid in pids} <= {process.pid for process in family}
         controller.send_signal(how)
         assert psutil.wait_procs(family, timeout=20)[1] == []
+
+
+def test_nothing_is_started_once_the_backend_closes(tmp_path):
+    closing = threading.Event()
+    stage = LocalStage("tiny", tiny_pipeline().tasks[0], StageSettings(), "", tmp_path, INITIAL[0], closing=closing)
+    closing.set()
+    stage.queue.kill()
+    assert wait_until(stage.queue.ended, 5)
+    stage.tend()
+    assert stage.replicas == [] and not stage.queue.alive
+
+
+def test_the_last_words_of_a_server_are_its_own(tmp_path):
+    (tmp_path / "queue.log").write_text("OSError: of an earlier one\n")
+    process = ServerProcess("queue", ServerSettings("queue", "first"), tmp_path)
+    assert process.last_words() == "it wrote nothing"
+    assert wait_until(process.ended, 15)
+    assert process.last_words().startswith("KeyError: 'pipeline'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [(dict(max_queue=0), "max_queue 0"), (dict(), "Prometheus server at http://nobody:1 cannot")],
+)
+def test_a_start_that_fails_early_leaves_the_folder_to_others(tmp_path, store, monkeypatch, arguments, error):
+    monkeypatch.setenv(URL_VARIABLE, "http://nobody:1")
+    with pytest.raises((ValueError, MonitoringError), match=error) as caught:  # holds the frames and all in them
+        LocalBackend(tiny_pipeline(), PARAMETERS, INITIAL, tmp_path, store, **arguments)
+    local._lock(tmp_path, "tiny").close()
+    assert caught.value
 
 
 def test_what_cannot_start_leaves_nothing_behind(tmp_path, store):

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -20,11 +23,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from opd.serving import guard, monitoring  # noqa: E402
 from opd.serving.monitoring import (  # noqa: E402
     MonitoringError,
+    NoDataError,
     PrometheusServer,
     PrometheusUrl,
     Scraper,
     open_monitor,
 )
+from opd.serving.processes import direct_session, free_ports, wait_until  # noqa: E402
 from opd.serving.telemetry import increase  # noqa: E402
 
 needs_prometheus = pytest.mark.skipif(
@@ -96,7 +101,10 @@ def scrapes(monitor, metric, count=1, seconds=60.0, **labels):
     """The only series of ``metric`` once it has ``count`` samples."""
 
     def enough():
-        found = monitor.samples(metric, seconds, **labels)
+        try:
+            found = monitor.samples(metric, seconds, **labels)
+        except NoDataError:
+            return None
         return found if found and len(found[0].times) >= count else None
 
     (series,) = wait_for(enough)
@@ -177,17 +185,56 @@ def test_a_prometheus_that_is_killed_is_said_and_started_again(prometheus, targe
     wait_for(lambda: prometheus.samples("up", 60.0, instance="queue")[0].times[-1] > kept[0].times[-1])
 
 
+@pytest.fixture
+def foreign(tmp_path):
+    """URL of a Prometheus that somebody else has configured to read the targets of two runs in ``tmp_path``."""
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    configuration = tmp_path / "prometheus.yml"
+    configuration.write_text(
+        "scrape_configs:\n- job_name: pipelines\n  scrape_interval: 1s\n"
+        f"  file_sd_configs: [{{files: [{tmp_path}/ours/targets.json, {tmp_path}/other/targets.json], "
+        "refresh_interval: 1s}]\n"
+    )
+    options = [f"--config.file={configuration}", f"--storage.tsdb.path={tmp_path / 'storage'}"]
+    process = guard.start(["prometheus", *options, f"--web.listen-address={address}", "--log.level=warn"])
+    try:
+        wait_for(lambda: monitoring._answers(direct_session(), f"http://{address}/-/ready"))
+        yield f"http://{address}"
+    finally:
+        guard.stop(process, 5.0)
+
+
 @needs_prometheus
-def test_a_server_that_runs_already_is_read_by_its_url(prometheus, monkeypatch, tmp_path):
-    url = prometheus._reader.url
-    prometheus.samples("up", 1.0)
-    monkeypatch.setenv(monitoring.URL_VARIABLE, url + "/")
-    opened = open_monitor(tmp_path)
-    assert isinstance(opened, PrometheusUrl) and opened.description == f"Prometheus server at {url}"
-    opened.set_targets({})
-    assert opened.samples("up", 60.0)
+def test_of_a_server_named_by_its_url_each_run_reads_what_it_had_scraped_itself(
+    foreign, targets, monkeypatch, tmp_path
+):
+    monkeypatch.setenv(monitoring.URL_VARIABLE, foreign + "/")
+    ours, other = open_monitor(tmp_path / "ours"), open_monitor(tmp_path / "other")
+    assert ours.description == f"Prometheus server at {foreign}"
+    ours.set_targets({"router": targets[0].address})
+    other.set_targets({"router": targets[0].address, "queue": targets[1].address})
+    assert scrapes(ours, "opd_requests_total", 2, pipeline='a "quoted" one').labels["instance"] == "router"
+    scrapes(other, "up", instance="queue")
+    assert len(other.samples("up", 60.0)) == 2
+    assert len(ours.samples("up", 60.0)) == 1
+    assert ours.samples("opd_unheard_of", 60.0) == []
     with pytest.raises(MonitoringError, match="refuses the query"):
-        opened.samples("no name", 1.0)
+        ours.samples("no name", 1.0)
+    ours.close()
+    other.close()
+    assert json.loads((tmp_path / "ours" / "targets.json").read_text()) == []
+
+
+@needs_prometheus
+def test_a_server_that_does_not_read_our_targets_is_told_how_to(prometheus, targets, tmp_path):
+    prometheus.set_targets({"router": targets[0].address})
+    scrapes(prometheus, "up", instance="router")
+    opened = open_monitor(tmp_path, prometheus._reader.url)
+    opened.set_targets({"router": targets[0].address})
+    with pytest.raises(
+        NoDataError, match=rf"file_sd_configs: \[{{files: \[{tmp_path}/targets.json\], refresh_interval: 1s}}\]"
+    ):
+        opened.samples("up", 5.0)
     opened.close()
 
 
@@ -293,6 +340,18 @@ def test_closing_ends_the_server(tmp_path):
     opened.close()
     opened.close()
     assert all(ended(process) for process in everyone)
+
+
+def test_an_interrupted_start_leaves_nothing_behind(tmp_path):
+    program = tmp_path / "slow-prometheus"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    before = set(psutil.Process().children(recursive=True))
+    interrupt = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        PrometheusServer(tmp_path / "monitor", str(program))
+    assert wait_until(lambda: set(psutil.Process().children(recursive=True)) <= before, 5.0)
 
 
 def guarded(code):

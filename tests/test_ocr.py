@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -232,6 +233,23 @@ def test_the_store_holds_what_was_chosen(ocr_store: ModelStore):
 def test_a_complete_store_is_left_as_it_is(ocr_store: ModelStore, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(build, "build_variant", lambda *_: pytest.fail("built again"))
     build.build_store(ocr_store)
+
+
+def test_the_live_stages_fill_the_store_they_declare_and_the_one_that_is_read():
+    stages = yaml.safe_load(project_path("live", "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    (declared,) = stages["store"]["outs"][0]
+    assert stages["store"]["cmd"] == f"python -m opd.ocr.build --store {declared}"
+    assert stages["evaluate"]["cmd"][0] == "python -m opd.ocr.build"
+
+
+def test_a_variant_whose_manifest_broke_off_is_built_again(ocr_store: ModelStore, tmp_path: Path):
+    store, task, name = ModelStore(str(tmp_path)), "text-detection", DETECTION[0]
+    store.push(ocr_store.pull(task, name), task, name)
+    expected = build.origin(RECIPES, task, name)
+    assert build._is_built(store, task, name, expected)
+    manifest = tmp_path / task / name / "manifest.json"
+    manifest.write_text(manifest.read_text()[:100])
+    assert not build._is_built(store, task, name, expected)
 
 
 def test_an_ascii_head_reads_as_the_whole_one_does(ocr_store: ModelStore, tmp_path: Path):

@@ -237,6 +237,24 @@ def test_a_replica_that_answers_again_gets_work_again():
     assert results[0][1] == b"A" and 1.2 < results[0][0] < 2.2
 
 
+def test_a_replica_that_is_retired_while_it_is_asked_gets_no_work():
+    async def retire(stage):
+        server = stage.servers["r0"]
+        server.up = False
+        await asyncio.sleep(0.2)
+        server.up, server.ready = True, slow_to_say_so
+        await asyncio.sleep(0.5)  # it is being asked
+        stage.configure(1, "r1")
+
+    async def slow_to_say_so(timeout):
+        await asyncio.sleep(0.4)
+        return True
+
+    stage, results = serve([dict(), dict(delay=2.0), dict(delay=2.0)], retire)
+    assert [answer for _, answer in results] == [b"A"] * 3
+    assert [len(stage.servers[name].batches) for name in ("r0", "r1")] == [1, 3]
+
+
 def test_a_request_on_which_two_replicas_died_fails_and_takes_no_neighbour_with_it():
     stage, results = serve([dict(payload=p) for p in (b"a", b"deadly", b"b")], replicas=3, batch_size=3)
     assert [answer for _, answer in (results[0], results[2])] == [b"A", b"B"]

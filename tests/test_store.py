@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import uuid
 from collections.abc import Iterator
@@ -125,6 +126,23 @@ def test_what_is_cached_is_not_copied_again(store: ModelStore, variant: Path):
     folder = store.pull("detection", "small")
     store._files.rm(f"{store._root}/detection/small/model.onnx")
     assert store.pull("detection", "small") == folder
+
+
+@pytest.mark.parametrize("store", ["memory"], indirect=True)
+def test_what_a_killed_replica_left_of_its_pull_is_removed_and_a_pull_that_runs_is_not(
+    store: ModelStore, variant: Path
+):
+    store.push(variant, "detection", "small")
+    cache = store.pull("detection", "small").parent
+    left, running = cache / ".pull-left", cache / ".pull-running"
+    for folder in (left, running):
+        (folder / "copy").mkdir(parents=True)
+    os.utime(left, (0, 0))
+    (variant / "characters.txt").write_text("c\n")
+    write_manifest(variant, "opd.ocr.models:TextDetector", {"size": [64, 32]})
+    store.push(variant, "detection", "small")
+    store.pull("detection", "small")
+    assert running.is_dir() and not left.exists()
 
 
 @pytest.mark.parametrize("store", ["s3"], indirect=True)  # fsspec's memory files are not safe between threads

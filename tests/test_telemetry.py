@@ -15,6 +15,7 @@ from opd.pipeline import StageConfiguration  # noqa: E402
 from opd.serving import telemetry  # noqa: E402
 from opd.serving.monitoring import MonitoringError, NoDataError, Series  # noqa: E402
 from opd.serving.telemetry import Telemetry, counted, from_zero, increase, quantile, time_average  # noqa: E402
+from opd.serving.telemetry_backend import TelemetryBackend  # noqa: E402
 
 
 def series(times, values, **labels):
@@ -190,6 +191,16 @@ def test_no_samples_are_not_taken_for_no_load():
     assert issubclass(NoDataError, MonitoringError)
 
 
+def test_the_history_of_a_run_is_its_own_from_its_first_request_on():
+    now = time.time()
+    times = now - 0.5 - np.arange(60, -1, -1)
+    rate = np.concatenate([np.full(30, 50), np.zeros(10), [2, 3, 0, 4], np.full(17, 5)])
+    reader = Telemetry(Given(opd_requests_total=[requests(times, np.cumsum(rate))]), ocr_pipeline())
+    np.testing.assert_allclose(reader.history(now, now - 28), [2, 3, 0, 4, *[5] * 17], atol=1e-6)
+    idle = Telemetry(Given(opd_requests_total=[requests(times, np.full(61, 7))]), ocr_pipeline())
+    assert idle.history(now, now - 28).tolist() == [0] * 27
+
+
 def test_old_samples_are_not_taken_for_no_load():
     now = time.time()
     times = now - 6 - np.arange(5, -1, -1.0)
@@ -299,6 +310,20 @@ def test_an_interval_waits_until_its_end_is_scraped_but_not_for_ever(monkeypatch
     monkeypatch.setattr(telemetry, "SCRAPE_WAIT_SECONDS", 60.0)
     monkeypatch.setattr(monitor, "samples", with_a_scrape_after_a_while)
     assert reader.interval(end - 10, end, CONFIGURATION).offered == pytest.approx([200])
+
+
+def test_a_run_is_told_nothing_of_the_one_before():
+    # The last two samples are yet to come when the run begins.
+    backend = TelemetryBackend(ocr_pipeline(), CONFIGURATION, scraped(time.time() + 1.0), 0.5)
+    expected = backend.observe()
+    backend.wait()
+    measured = backend.observe()
+    assert measured.task_latency == pytest.approx([0.25, 0.05]) and len(measured.history) > 10
+    backend.begin_run()
+    first = backend.observe()
+    assert first.history == pytest.approx([20])
+    np.testing.assert_array_equal(first.task_latency, expected.task_latency)
+    np.testing.assert_array_equal(first.ready_throughput, expected.ready_throughput)
 
 
 @pytest.mark.parametrize("metric", ["opd_stage_replicas", "opd_stage_queue_length"])

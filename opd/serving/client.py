@@ -22,6 +22,8 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Calls to different servers must not share one connection's fate.
     ("grpc.use_local_subchannel_pool", 1),
+    # Servers are on the loopback interface or in the cluster; the environment's proxies are for neither.
+    ("grpc.enable_http_proxy", 0),
 )
 
 

@@ -115,6 +115,10 @@ class LiveBackend(Backend, Protocol):
     pipeline: Pipeline
     monitor: Monitor
 
+    def begin_run(self) -> None:
+        """Forget what was measured until now."""
+        ...
+
     @property
     def address(self) -> str:
         """``host:port`` of the router's gRPC endpoint."""
@@ -160,6 +164,7 @@ def run_live(
     """
     initial = backend.configuration
     decisions = (len(traffic.counts) - traffic.lead) // interval
+    backend.begin_run()
     generator = load.start(
         backend.address,
         backend.pipeline.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import pandas as pd
 
 from opd.report_page import markdown_table
 from opd.serving.fidelity import FIGURES, errors
+
+NOTEBOOK = "notebooks/05_cluster_evaluation.ipynb"
+"""What writes the page, with whatever parameters; it does not know by which command it was run."""
 
 OUTCOMES = ("offered", "completed", "rejected", "dropped", "failed", "lost")
 CHANGES = ("reconfigurations", "variant", "replicas", "batch_size")
@@ -42,14 +46,15 @@ def _about(summary: Mapping[str, Any]) -> str:
     return (
         f"Pipeline {summary['pipeline']}, backend {summary['backend']}, monitoring by {summary['monitoring']}. "
         f"Traffic: {summary['traffic']}. Hardware: {hardware['processor']}, {hardware['cores']} cores, shared by "
-        f"replicas, queues, router, load generator and monitoring. Command: `{summary['command']}`."
+        f"replicas, queues, router, load generator and monitoring. Written by `{NOTEBOOK}`, which `make live` runs."
     )
 
 
 def _runs(policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
     requests, changed = [], []
     for name, result in policies.items():
-        sent = result["requests"]
+        # Of a run in which nothing was completed there is no latency.
+        sent = {figure: math.nan if value is None else value for figure, value in result["requests"].items()}
         latency = {f"{quantile} (ms)": 1e3 * sent[f"latency_{quantile}"] for quantile in ("mean", "p50", "p95", "p99")}
         requests.append({"policy": name} | {outcome: sent[outcome] for outcome in OUTCOMES} | latency)
         scores = {

@@ -13,12 +13,14 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 from opd.control import ApplyError
 from opd.pipeline import Configuration, Pipeline, check_feasible
+from opd.serving.kept_server import KeptServer
 from opd.serving.local_stage import LocalStage
 from opd.serving.monitoring import Monitor, open_monitor
 from opd.serving.processes import STOP_SECONDS, ServerProcess, StartError, wait_until
@@ -71,34 +73,32 @@ class LocalBackend(TelemetryBackend):
         apply_seconds: float = 60.0,
     ) -> None:
         check_feasible(pipeline, configuration)
-        self._apply_seconds = apply_seconds
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock_file = _lock(folder, pipeline.name)
-        self._targets: dict[str, str] = {}
-        self._changed = threading.Condition()
-        self.stages: list[LocalStage] = []
-        source = monitor if monitor is not None else open_monitor(folder / "monitor")
-        super().__init__(pipeline, configuration, source, parameters.interval)
         settings = StageSettings(
             batch_timeout=parameters.batch_timeout, drop_after=parameters.drop_after, max_queue=max_queue
         )
         url = store if store is not None else store_url()
-        try:
+        self._apply_seconds = apply_seconds
+        self._targets: dict[str, str] = {}
+        self._changed = threading.Condition()
+        self.stages: list[LocalStage] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as acquired:
+            acquired.enter_context(_lock(folder, pipeline.name))
+            source = monitor if monitor is not None else open_monitor(folder / "monitor")
+            acquired.callback(source.close)
+            super().__init__(pipeline, configuration, source, parameters.interval)
+            acquired.callback(self._end_processes)
             for task, stage in zip(pipeline.tasks, configuration, strict=True):
-                self.stages.append(LocalStage(pipeline.name, task, settings, url, folder, stage, spares))
+                self.stages.append(LocalStage(pipeline.name, task, settings, url, folder, stage, spares, self._closing))
             self.router = self._start_router(settings, folder)
             self._keeper = threading.Thread(target=self._keep, daemon=True, name="keeper")
             self._keeper.start()
-            self._reach(configuration)
-            if not wait_until(self.router.ready, apply_seconds):
-                raise StartError(f"the router is not ready after {apply_seconds:g} s: {self.router.last_words()}")
+            try:
+                self._reach(configuration)
+            except ApplyError as error:
+                raise StartError(str(error)) from error
             self._telemetry.wait(apply_seconds)
-        except ApplyError as error:
-            self.close()
-            raise StartError(str(error)) from error
-        except BaseException:
-            self.close()
-            raise
+            self._acquired = acquired.pop_all()
 
     @property
     def address(self) -> str:
@@ -129,7 +129,7 @@ class LocalBackend(TelemetryBackend):
         router = [self.router] if hasattr(self, "router") else []
         return router + [process for stage in self.stages for process in stage.processes()]
 
-    def _start_router(self, settings: StageSettings, folder: Path) -> ServerProcess:
+    def _start_router(self, settings: StageSettings, folder: Path) -> KeptServer:
         stages = [{"task": stage.task.name, "address": stage.queue.grpc_address} for stage in self.stages]
         parameters = {
             "pipeline": self.pipeline.name,
@@ -137,23 +137,33 @@ class LocalBackend(TelemetryBackend):
             "drop_after": settings.drop_after,
             "call_timeout": settings.call_timeout,
         }
-        return ServerProcess("router", ServerSettings("router", self.pipeline.name, parameters), folder)
+        return KeptServer("router", ServerSettings("router", self.pipeline.name, parameters), folder)
 
     def _reach(self, configuration: Configuration) -> None:
-        """Wait until every stage runs its part of ``configuration``."""
+        """Wait until every stage runs its part of ``configuration``, and the router answers."""
         with self._changed:
             for stage, wanted in zip(self.stages, configuration, strict=True):
                 stage.want(wanted)
-            done = self._changed.wait_for(
-                lambda: all(stage.settled for stage in self.stages) or any(stage.error for stage in self.stages),
-                self._apply_seconds,
-            )
-            errors = [stage.error for stage in self.stages if stage.error]
-            slow = [stage.task.name for stage in self.stages if not stage.settled]
+            self._changed.wait_for(lambda: self._errors() or self._settled(), self._apply_seconds)
+            errors, missing = self._errors(), self._missing()
         if errors:
             raise ApplyError("; ".join(errors))
-        if not done:
-            raise ApplyError(f"not every replica of {', '.join(slow)} is ready after {self._apply_seconds:g} s")
+        if missing:
+            raise ApplyError(f"not everything is ready after {self._apply_seconds:g} s: {'; '.join(missing)}")
+
+    def _errors(self) -> list[str]:
+        """Why what is wanted cannot be had."""
+        stages = [error for stage in self.stages for error in (stage.queue.error, stage.error)]
+        return [error for error in (self.router.error, *stages) if error]
+
+    def _settled(self) -> bool:
+        """Whether what is wanted runs."""
+        return self.router.answers and all(stage.settled for stage in self.stages)
+
+    def _missing(self) -> list[str]:
+        """What is still wanting."""
+        router = [] if self.router.answers else [f"the router does not answer ({self.router.last_words()})"]
+        return router + [stage.missing() for stage in self.stages if not stage.settled]
 
     def _keep(self) -> None:
         """Tend the stages until the backend closes."""
@@ -168,9 +178,9 @@ class LocalBackend(TelemetryBackend):
     def _tend(self) -> None:
         for stage in self.stages:
             stage.tend()
-        if self.router.ended():
-            logger.warning("the router died (%s); starting it again", self.router.last_words())
-            self.router = ServerProcess("router", self.router.settings, self.router.folder, keep_ports=True)
+        if self._closing.is_set():
+            return
+        self.router.tend()
         targets = {process.name: process.metrics_address for process in self.processes()}
         if targets != self._targets:
             self.monitor.set_targets(targets)
@@ -178,6 +188,9 @@ class LocalBackend(TelemetryBackend):
 
     def close(self) -> None:
         """Stop taking requests, finish those that run, and end every process."""
+        self._acquired.close()
+
+    def _end_processes(self) -> None:
         self._closing.set()
         if hasattr(self, "_keeper"):
             self._keeper.join(STOP_SECONDS)
@@ -185,8 +198,6 @@ class LocalBackend(TelemetryBackend):
             _stop([self.router])
         _stop([stage.queue for stage in self.stages])
         _stop([process for stage in self.stages for process in stage.processes()])
-        self.monitor.close()
-        self._lock_file.close()
 
     def __enter__(self) -> LocalBackend:
         return self

@@ -9,6 +9,7 @@ them.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -19,20 +20,12 @@ from typing import Any
 import requests
 
 from opd.pipeline import StageConfiguration, Task
+from opd.serving.kept_server import START_ATTEMPTS, KeptServer, is_late, pause, why_it_ended
 from opd.serving.processes import ServerProcess, model_process
 from opd.serving.server import ServerSettings
 from opd.serving.stage_queue import StageSettings
 
 logger = logging.getLogger(__name__)
-
-START_SECONDS = 30.0
-"""A replica that is not ready after this long counts as failed."""
-
-START_ATTEMPTS = 2
-"""So many replicas of a variant in a row may fail to start before the variant counts as broken."""
-
-LONGEST_PAUSE = 30.0
-"""Seconds between two attempts to replace a replica whose variant does not start, at most."""
 
 LOOK_SECONDS = 1.0
 """Between two questions to the queue about replicas that do not answer."""
@@ -60,7 +53,8 @@ class LocalStage:
         folder: for settings and logs of its processes.
         target: what it is to run.
         spares: processes kept ready with everything but a model, so that a new replica starts faster.
-        error: why the target cannot be reached; empty while there is hope.
+        closing: once it is set, nothing is started any more.
+        error: why the replicas of the target cannot be had; empty while there is hope.
     """
 
     pipeline: str
@@ -70,26 +64,30 @@ class LocalStage:
     folder: Path
     target: StageConfiguration
     spares: int = 0
+    closing: threading.Event = field(default_factory=threading.Event)
     error: str = ""
     replicas: list[LocalReplica] = field(default_factory=list)
     _spare: list[ServerProcess] = field(default_factory=list)
     _stopped: list[ServerProcess] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=count)
     _failures: int = 0
+    _last_failure: str = ""
     _next_start: float = 0.0
     _next_look: float = 0.0
     _pushed: dict[str, Any] | None = None
     _settled: bool = False
 
     def __post_init__(self) -> None:
-        self.queue = self._new_queue(None)
+        parameters = {"pipeline": self.pipeline, "task": self.task.name, "settings": asdict(self.settings)}
+        settings = ServerSettings("queue", self.task.name, parameters)
+        self.queue = KeptServer(f"{self.task.name}-queue", settings, self.folder)
 
     # ------------------------------------------------------------------------------------------- for the backend
 
     def want(self, target: StageConfiguration) -> None:
         """Set what is to run from now on."""
         if target != self.target:
-            self.target, self._failures, self._next_start = target, 0, 0.0
+            self.target, self._failures, self._last_failure, self._next_start = target, 0, "", 0.0
             self._settled = False
         self.error = ""
 
@@ -98,39 +96,62 @@ class LocalStage:
         """Whether the stage runs its target."""
         return self._settled
 
+    def missing(self) -> str:
+        """What the stage lacks to run its target, for people; empty if nothing."""
+        if self._settled:
+            return ""
+        if not self.queue.answers:
+            return f"{self.queue.name} does not answer ({self.queue.last_words()})"
+        wanted = self._of_target()
+        ready = sum(replica.ready for replica in wanted)
+        variant = self.task.variants[self.target.variant].name
+        parts = [f"{ready} of {self.target.replicas} replicas of {variant!r} at {self.task.name!r} are ready"]
+        for replica in wanted:
+            if not replica.ready:
+                seconds = time.monotonic() - replica.process.started
+                parts.append(f"{replica.process.name} began {seconds:.0f} s ago ({replica.process.last_words()})")
+        return ", ".join([*parts, *([self._last_failure] if self._last_failure else [])])
+
     def processes(self) -> list[ServerProcess]:
         """Everything that runs for the stage."""
         return [self.queue, *(replica.process for replica in self.replicas), *self._spare, *self._stopped]
 
     def tend(self) -> None:
         """Do what is missing now, without waiting for it."""
-        self._tend_queue()
-        self._bury_dead()
-        self._see_ready()
-        self._start_missing()
-        self._switch()
-        self._see_hanging()
-        self._release_leaving()
-        self._keep_spares()
+        for step in (
+            self._tend_queue,
+            self._bury_dead,
+            self._see_ready,
+            self._start_missing,
+            self._switch,
+            self._see_hanging,
+            self._release_leaving,
+            self._keep_spares,
+        ):
+            if self.closing.is_set():
+                return
+            step()
 
     # --------------------------------------------------------------------------------------------- the queue
 
-    def _new_queue(self, previous: ServerProcess | None) -> ServerProcess:
-        parameters = {"pipeline": self.pipeline, "task": self.task.name, "settings": asdict(self.settings)}
-        settings = ServerSettings("queue", self.task.name, parameters) if previous is None else previous.settings
-        return ServerProcess(f"{self.task.name}-queue", settings, self.folder, keep_ports=previous is not None)
-
     def _tend_queue(self) -> None:
-        if self.queue.ended():
-            logger.warning("stage %s: the queue died (%s); starting it again", self.task.name, self.queue.last_words())
-            self.queue = self._new_queue(self.queue)
+        if self.queue.tend():
             self._pushed = None
+
+    def _ask_queue(self, method: str, body: dict[str, Any] | None = None) -> dict[str, Any] | None:
+        """What the queue says of its stage; None if it does not answer."""
+        if not self.queue.answers:  # a look at it may take seconds; one a second is enough
+            return None
+        try:
+            return dict(self.queue.http(method, "/stage", body))
+        except requests.RequestException:  # it has died or hangs, which the next looks will tell
+            return None
 
     # ------------------------------------------------------------------------------------------ the replicas
 
     def _bury_dead(self) -> None:
         for replica in list(self.replicas):
-            late = not replica.ready and time.monotonic() - replica.process.started > START_SECONDS
+            late = is_late(replica.process, replica.ready)
             if late:
                 replica.process.kill()
             if not replica.process.ended() and not late:
@@ -146,24 +167,23 @@ class LocalStage:
     def _note_death(self, replica: LocalReplica) -> None:
         self._settled = False
         variant = self.task.variants[replica.variant].name
-        logger.warning(
-            "stage %s: replica %s died: %s", self.task.name, replica.process.name, replica.process.last_words()
-        )
+        reason = why_it_ended(replica.process, replica.ready)
+        logger.warning("stage %s: replica %s died: %s", self.task.name, replica.process.name, reason)
         if replica.ready or replica.variant != self.target.variant:
             return
         self._failures += 1
-        self._next_start = time.monotonic() + min(2.0**self._failures, LONGEST_PAUSE)
+        self._last_failure = f"{replica.process.name} did not start: {reason}"
+        self._next_start = time.monotonic() + pause(self._failures)
         if self._failures >= START_ATTEMPTS:
             self.error = (
-                f"variant {variant!r} of {self.task.name!r} did not start {self._failures} times in a row: "
-                f"{replica.process.last_words()}"
+                f"variant {variant!r} of {self.task.name!r} did not start {self._failures} times in a row: {reason}"
             )
 
     def _see_ready(self) -> None:
         for replica in self.replicas:
             if not replica.ready and not replica.leaving and replica.process.ready():
                 replica.ready = True
-                self._failures = 0
+                self._failures, self._last_failure = 0, ""
 
     def _start_missing(self) -> None:
         wanted = self._of_target()
@@ -172,6 +192,8 @@ class LocalStage:
         if time.monotonic() < self._next_start:
             return
         for _ in range(self.target.replicas - len(wanted)):
+            if self.closing.is_set():  # asking spares may take seconds
+                return
             self.replicas.append(LocalReplica(self._process_for(self.target.variant), self.target.variant))
 
     def _of_target(self) -> list[LocalReplica]:
@@ -179,10 +201,15 @@ class LocalStage:
 
     def _process_for(self, variant: int) -> ServerProcess:
         name = self.task.variants[variant].name
-        for process in self._spare:
+        for process in list(self._spare):
             try:
                 process.http("PUT", "/variant", {"variant": name})
-            except requests.RequestException:
+            except requests.ReadTimeout:  # whether it has taken the variant is not known
+                self._spare.remove(process)
+                process.kill()
+                self._stopped.append(process)
+                continue
+            except requests.RequestException:  # it is starting
                 continue
             self._spare.remove(process)
             process.started = time.monotonic()
@@ -214,35 +241,29 @@ class LocalStage:
         self._settled = complete and pushed
 
     def _push(self, wanted: dict[str, Any]) -> bool:
+        """Tell the queue unless it knows; whether it does."""
         if wanted != self._pushed:
-            try:
-                self.queue.http("PUT", "/stage", wanted)
-            except requests.RequestException:  # it is starting, or has died, which the next look will tell
-                return False
-            self._pushed = wanted
-        return True
+            self._pushed = wanted if self._ask_queue("PUT", wanted) is not None else None
+        return self._pushed is not None
 
     def _see_hanging(self) -> None:
         """A replica that the queue gets no answer from, though its process runs, is as good as dead."""
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + LOOK_SECONDS
-        failed = {replica["name"] for replica in self._queue_replicas() if replica["failed"]}
+        status = self._ask_queue("GET") or {"replicas": []}
+        failed = {replica["name"] for replica in status["replicas"] if replica["failed"]}
         for replica in self.replicas:
             if replica.ready and replica.process.name in failed:
                 replica.process.kill()
 
-    def _queue_replicas(self) -> list[dict[str, Any]]:
-        try:
-            return list(self.queue.http("GET", "/stage")["replicas"])
-        except requests.RequestException:
-            return []
-
     def _release_leaving(self) -> None:
+        """Stop those that leave and have finished, which only a queue that knows that they leave can tell."""
         leaving = [replica for replica in self.replicas if replica.leaving]
-        if not leaving or self._pushed is None:
+        status = self._ask_queue("GET") if leaving and self._pushed is not None else None
+        if status is None:
             return
-        busy = {replica["name"] for replica in self._queue_replicas()}
+        busy = {replica["name"] for replica in status["replicas"]}
         for replica in leaving:
             if replica.process.name not in busy:
                 replica.process.stop()

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import threading
 import time
+import uuid
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from urllib3.util.retry import Retry
 
 from opd.serving import guard
-from opd.serving.processes import free_ports, wait_until
+from opd.serving.processes import direct_session, free_ports, wait_until
 
 URL_VARIABLE = "OPD_PROMETHEUS_URL"
 """Environment variable with the URL of a Prometheus server that runs already."""
@@ -39,11 +40,20 @@ QUERY_TIMEOUT = 3.0
 READY_SECONDS = 30.0
 STOP_SECONDS = 5.0
 GUARD_SECONDS = 0.5
+SEEN_SECONDS = 30.0
+"""Without any scrape for this long a server does not know its targets."""
+
 KEEP_SECONDS = 300.0
 """Age at which the embedded scraper forgets a sample."""
 
 PREFIX = "opd_"
 """The embedded scraper keeps metrics whose names begin like this."""
+
+TARGETS = "targets.json"
+"""The file with its targets in a monitor's folder."""
+
+RUN = "run"
+"""Label that sets the targets of one run apart from those of others on the same server."""
 
 UP = "up"
 """1 for a scrape that was answered, 0 for one that was not."""
@@ -160,6 +170,62 @@ def _series(entry: Mapping) -> Series:
     return Series(labels, times, values)
 
 
+class PrometheusByFile(PrometheusUrl):
+    """A Prometheus server that runs already and reads from a file what it is to scrape.
+
+    Each opening labels its targets with a name of its own and reads only what has it: the same pipeline may be scraped
+    by the same server in another run, or in a cluster.
+
+    Args:
+        url: for example ``http://localhost:9090``.
+        targets: the file, which ``file_sd_configs`` of the server's configuration must name.
+    """
+
+    def __init__(self, url: str, targets: Path) -> None:
+        super().__init__(url, labels={RUN: uuid.uuid4().hex})
+        self._targets = targets.resolve()
+
+    def set_targets(self, targets: Mapping[str, str]) -> None:
+        """As :meth:`Monitor.set_targets`."""
+        self._targets.parent.mkdir(parents=True, exist_ok=True)
+        write_targets(self._targets, targets, self._labels)
+
+    def samples(self, metric: str, seconds: float, **labels: str) -> list[Series]:
+        """As :meth:`Monitor.samples`.
+
+        Raises:
+            NoDataError: if the server scrapes none of the targets.
+        """
+        found = super().samples(metric, seconds, **labels)
+        if not found and not super().samples(UP, max(seconds, SEEN_SECONDS)):
+            raise NoDataError(
+                f"{self.description} has not scraped this run's processes lately; its configuration needs a job with "
+                f"scrape_interval: {SCRAPE_SECONDS:g}s and file_sd_configs: [{{files: [{self._targets}], "
+                f"refresh_interval: 1s}}], and it must be able to read that file; or unset {URL_VARIABLE}"
+            )
+        return found
+
+    def close(self) -> None:
+        """Leave nothing to scrape, and close the connection."""
+        self.set_targets({})
+        super().close()
+
+
+def write_targets(path: Path, targets: Mapping[str, str], labels: Mapping[str, str]) -> None:
+    """Write a file for Prometheus' ``file_sd_configs``.
+
+    Args:
+        path: of the file.
+        targets: as :meth:`Monitor.set_targets`.
+        labels: of all of them.
+    """
+    entries = [{"targets": [address], "labels": {"instance": name, **labels}} for name, address in targets.items()]
+    # Renamed into place, for Prometheus may read it at any time.
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps(entries))
+    draft.replace(path)
+
+
 class PrometheusServer:
     """A Prometheus server of our own, on a free port of the loopback interface; it ends when this process does.
 
@@ -180,17 +246,13 @@ class PrometheusServer:
         self.description = f"own Prometheus server ({Path(binary).name})"
         self._process: subprocess.Popen[str] | None = None
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._targets, self._log = self._folder / "targets.json", self._folder / "prometheus.log"
+        self._targets, self._log = self._folder / TARGETS, self._folder / "prometheus.log"
         self.set_targets({})
         self._start()
 
     def set_targets(self, targets: Mapping[str, str]) -> None:
         """As :meth:`Monitor.set_targets`."""
-        entries = [{"targets": [address], "labels": {"instance": name}} for name, address in targets.items()]
-        # Renamed into place, for Prometheus may read it at any time.
-        draft = self._targets.with_suffix(".draft")
-        draft.write_text(json.dumps(entries))
-        draft.replace(self._targets)
+        write_targets(self._targets, targets, {})
 
     def samples(self, metric: str, seconds: float, **labels: str) -> list[Series]:
         """As :meth:`Monitor.samples`."""
@@ -216,16 +278,17 @@ class PrometheusServer:
         address = f"127.0.0.1:{free_ports(1)[0]}"
         with self._log.open("wb") as log:
             process = guard.start(self._command(address), stdout=log, stderr=subprocess.STDOUT)
-        # Proxies of the environment are not for the loopback interface.
-        session = requests.Session()
-        session.trust_env = False
+        session = direct_session()
 
         def settled() -> bool:
             return process.poll() is not None or _answers(session, f"http://{address}/-/ready")
 
-        if not wait_until(settled, READY_SECONDS) or process.poll() is not None:
+        try:
+            if not wait_until(settled, READY_SECONDS) or process.poll() is not None:
+                raise MonitoringError(f"{self.description} did not start: {self._last_words()}; its log is {self._log}")
+        except BaseException:
             guard.stop(process, STOP_SECONDS)
-            raise MonitoringError(f"{self.description} did not start: {self._last_words()}; its log is {self._log}")
+            raise
         self._process = process
         self._reader = PrometheusUrl(f"http://{address}", session)
         return process
@@ -273,8 +336,7 @@ class Scraper:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._pool = ThreadPoolExecutor(8, thread_name_prefix="scrape")
-        self._session = requests.Session()
-        self._session.trust_env = False
+        self._session = direct_session()
         self._thread = threading.Thread(target=self._run, daemon=True, name="scraper")
         self._thread.start()
 
@@ -352,8 +414,8 @@ def open_monitor(folder: Path, url: str | None = None, binary: str | None = None
     """The best source there is: a running server, else one of our own, else the embedded scraper.
 
     Args:
-        folder: for the files of a server of our own.
-        url: of a server that runs; the environment variable ``OPD_PROMETHEUS_URL`` if not given.
+        folder: for the file of targets, and for those of a server of our own.
+        url: of a server that runs and reads that file; the environment variable ``OPD_PROMETHEUS_URL`` if not given.
         binary: name or path of the program; ``prometheus`` if that is on the path.
 
     Raises:
@@ -361,7 +423,7 @@ def open_monitor(folder: Path, url: str | None = None, binary: str | None = None
     """
     url = url or os.environ.get(URL_VARIABLE)
     if url:
-        server = PrometheusUrl(url)
+        server = PrometheusByFile(url, folder / TARGETS)
         server.check()
         return server
     found = shutil.which(binary or "prometheus")

@@ -46,27 +46,35 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
+def direct_session() -> requests.Session:
+    """A session that heeds no proxy of the environment: those are not for the loopback interface."""
+    session = requests.Session()
+    session.trust_env = False
+    return session
+
+
 class ServerProcess:
     """One server.
 
     Args:
         name: of its files in ``folder``.
-        settings: what it runs; its ports are chosen here unless ``keep_ports``.
+        settings: what it runs; its ports are chosen here.
         folder: for its settings and its log.
-        keep_ports: use the ports of ``settings``, as those who call it know them.
     """
 
-    def __init__(self, name: str, settings: ServerSettings, folder: Path, keep_ports: bool = False) -> None:
-        if not keep_ports:
-            http, grpc, metrics = free_ports(3)
-            settings = replace(settings, http_port=http, grpc_port=grpc, metrics_port=metrics)
+    def __init__(self, name: str, settings: ServerSettings, folder: Path) -> None:
+        http, grpc, metrics = free_ports(3)
         self.name, self.folder = name, folder
-        self.settings = replace(settings, end_with_parent=True)
-        self.started = time.monotonic()
+        self.settings = replace(settings, http_port=http, grpc_port=grpc, metrics_port=metrics, end_with_parent=True)
         self._log = folder / f"{name}.log"
         self._stop_by: float | None = None
-        document = self.settings.write(folder / f"{name}.json")
+        self._start()
+
+    def _start(self) -> None:
+        document = self.settings.write(self.folder / f"{self.name}.json")
+        self.started = time.monotonic()
         with self._log.open("ab") as log:
+            self._log_begin = log.tell()
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "opd.serving.server", str(document)],
                 stdin=subprocess.PIPE,
@@ -106,7 +114,8 @@ class ServerProcess:
             requests.RequestException: if it does not answer in time, or with an error.
         """
         url = f"http://{self.settings.host}:{self.settings.http_port}{path}"
-        answer = requests.request(method, url, json=body, timeout=HTTP_TIMEOUT)
+        with direct_session() as session:
+            answer = session.request(method, url, json=body, timeout=HTTP_TIMEOUT)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
@@ -118,17 +127,11 @@ class ServerProcess:
             return False
         return True
 
-    def reachable(self) -> bool:
-        """Whether it answers at all, be its model loaded or not."""
-        try:
-            self.http("GET", "/v2/health/live")
-        except requests.RequestException:
-            return False
-        return True
-
     def last_words(self) -> str:
-        """The last error in its log, or else its last line."""
-        lines = self._log.read_text(errors="replace").strip().splitlines() or ["it wrote nothing"]
+        """The last error it wrote to its log, or else its last line; servers before it wrote there too."""
+        with self._log.open("rb") as log:
+            log.seek(self._log_begin)
+            lines = log.read().decode(errors="replace").strip().splitlines() or ["it wrote nothing"]
         return next((line for line in reversed(lines) if _EXCEPTION.match(line)), lines[-1])
 
     def stop(self) -> None:

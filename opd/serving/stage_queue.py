@@ -334,13 +334,17 @@ class StageQueue:
 
     async def _wait_until_it_answers(self, replica: Replica) -> None:
         while not replica.retired:
-            if not replica.serving and await replica.server.ready(PROBE_SECONDS):
+            if await self._answers(replica):
                 replica.failed = False
                 self._idle.append(replica)
                 self._count_replicas()
                 self._dispatch()
                 return
             await asyncio.sleep(PROBE_SECONDS)
+
+    async def _answers(self, replica: Replica) -> bool:
+        # It may be retired while it is asked.
+        return not replica.serving and await replica.server.ready(PROBE_SECONDS) and not replica.retired
 
     # --------------------------------------------------------------------------------------------- replicas
 

@@ -11,8 +11,9 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ URL_VARIABLE = "OPD_MODEL_STORE"
 
 CACHE_VARIABLE = "OPD_MODEL_CACHE"
 """Environment variable with the folder for what was pulled; without it, ``.cache/models`` of the project."""
+
+SCRATCH_PREFIX = ".pull-"
+SCRATCH_SECONDS = 3600.0
+"""No pull takes longer; a folder of one that is older was left by a replica that was killed."""
 
 S3_OPTIONS: dict[str, Any] = {
     "config_kwargs": {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 3}}
@@ -128,7 +133,8 @@ class ModelStore:
     def _copy(self, source: str, manifest: bytes, target: Path) -> Path:
         """Copy a variant into a folder of its own, verify it there, and only then give it its place."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".pull-") as scratch:
+        _sweep(target.parent)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=SCRATCH_PREFIX) as scratch:
             copy = Path(scratch, "copy")
             copy.mkdir()
             (copy / MANIFEST).write_bytes(manifest)
@@ -161,6 +167,14 @@ class ModelStore:
                 f"the model store {self.url} cannot be used: {type(error).__name__}: {error}; check {URL_VARIABLE}, "
                 "the endpoint and the credentials"
             ) from error
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what replicas that were killed while they pulled have left."""
+    for scratch in folder.glob(f"{SCRATCH_PREFIX}*"):
+        with suppress(FileNotFoundError):  # its replica, or another one that sweeps, was faster
+            if time.time() - scratch.stat().st_mtime > SCRATCH_SECONDS:
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _is_intact(folder: Path) -> bool:

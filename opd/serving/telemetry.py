@@ -141,7 +141,7 @@ class Telemetry:
                     raise
             time.sleep(POLL_SECONDS)
 
-    def history(self, now: float) -> np.ndarray:
+    def history(self, now: float, begin: float = -np.inf) -> np.ndarray:
         """Requests that arrived in each of the last seconds, as far as they were watched.
 
         The seconds end with the newest sample, at most some 1 s before ``now``, and so fall in step with the scrapes:
@@ -149,6 +149,8 @@ class Telemetry:
 
         Args:
             now: Unix seconds.
+            begin: Unix seconds of the beginning of a run. The history is then of this run alone and starts with its
+                first request, for until then its load was about to come and not zero.
 
         Returns:
             (H,) requests, newest last, H at most 120; empty before the second sample.
@@ -157,13 +159,17 @@ class Telemetry:
             NoDataError: if there are no samples, or none that are recent.
             MonitoringError: if the monitor cannot be read.
         """
-        found = self._requests(now - HISTORY_SECONDS - STALE_SECONDS, now)
+        oldest = now - HISTORY_SECONDS - STALE_SECONDS
+        found = self._requests(max(oldest, begin), now)
         newest = _newest(found)
         watched = newest - min(float(series.times[0]) for series in found)
         # Scrapes are a second apart give or take some milliseconds, which the oldest second may lack.
         seconds = min(int(watched + 0.1 * SCRAPE_SECONDS), HISTORY_SECONDS)
         edges = newest - np.arange(seconds, -1.0, -1.0)
-        return np.diff(np.sum([counted(series, edges) for series in found], axis=0))
+        counts = np.diff(np.sum([counted(series, edges) for series in found], axis=0))
+        # Less than half a request belongs to the next second: the scrape came some milliseconds late.
+        came = counts > 0.5
+        return counts[np.argmax(came) :] if begin > oldest and came.any() else counts
 
     def queue(self, now: float) -> np.ndarray:
         """Requests waiting at each task.

@@ -36,7 +36,13 @@ class TelemetryBackend:
         self._telemetry = Telemetry(monitor, pipeline)
         self._closing = threading.Event()
         self._tick: float | None = None
+        self._begin = -np.inf
         self._expect(configuration)
+
+    def begin_run(self) -> None:
+        """Forget what was measured until now: a policy is told only of the run in which it decides."""
+        self._begin = time.time()
+        self._expect(self.configuration)
 
     def observe(self) -> Observation:
         """What the metrics say.
@@ -49,7 +55,7 @@ class TelemetryBackend:
         if self._tick is None or time.monotonic() > self._tick + self._seconds:
             self._tick = time.monotonic()
         try:
-            history = self._telemetry.history(now)
+            history = self._telemetry.history(now, self._begin)
             queue = self._telemetry.queue(now)
         except MonitoringError as error:
             raise ObservationError(str(error)) from error
