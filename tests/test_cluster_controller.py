@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,7 @@ from opd.cluster.lease import Lease, LeaseTimes  # noqa: E402
 from opd.cluster.names import CONTROLLER, selector  # noqa: E402
 from opd.cluster.policies import policy_of  # noqa: E402
 from opd.objective import Weights  # noqa: E402
+from opd.pipeline import Task, Variant  # noqa: E402
 from opd.policy import Observation  # noqa: E402
 from opd.serving.monitoring import PrometheusUrl  # noqa: E402
 from opd.solvers import IpaParameters  # noqa: E402
@@ -210,6 +212,15 @@ def test_a_forecast_that_fails_is_an_event_and_the_pipeline_is_reconfigured_all_
     assert "the forecast is nan" in events(world)["ForecastFailed"]["message"]
     assert "last 20 s" in events(world)["ForecastFailed"]["message"]
     assert world.state("first") == {"variant": "large", "replicas": "1", "batch_size": "2"}
+
+
+def test_a_variant_that_was_taken_out_of_the_pipeline_does_not_stop_it(world):
+    former = tuple(Variant("former", 0.5, 1, {1: 0.05, 4: 0.05}, 2.0) for _ in world.pipeline.tasks)
+    tasks = tuple(Task(t.name, (v, *t.variants)) for t, v in zip(world.pipeline.tasks, former, strict=True))
+    world.prometheus.pipeline = replace(world.pipeline, tasks=tasks)  # of whose first variants it shows replicas
+    with Running(controller(world, decisions=2)) as made:
+        assert world.eventually(lambda: made.state == "ended", 4)  # of the 5 s after which what failed begins again
+    assert world.state("first")["variant"] == "large"
 
 
 def test_an_event_is_made_though_the_router_cannot_be_read(world):
