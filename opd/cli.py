@@ -11,8 +11,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -209,36 +209,49 @@ def _configuration(pipeline: Pipeline, stages: Stages) -> Configuration:
     return configuration
 
 
-def _reconfigure(cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings, wanted: Configuration) -> None:
-    """Bring a pipeline that serves to another configuration, while no controller acts."""
+@contextmanager
+def _leading(cluster: Cluster, name: str) -> Iterator[Callable[[], bool]]:
+    """Holds the controllers' Lease, so that none of them acts; yields whether we still do."""
     from opd.cluster.lease import Lease
     from opd.cluster.record import identity
-    from opd.control import ApplyError
     from opd.serving.processes import wait_until
 
-    lease = Lease(cluster, pipeline.name, identity())
+    lease = Lease(cluster, name, identity())
     lease.start()
     try:
         if not wait_until(lambda: lease.held, LEASE_SECONDS):
             raise ClusterError(
-                f"a controller leads pipeline {pipeline.name!r} and would undo the change; stop it, then deploy again"
+                f"a controller leads pipeline {name!r} and would undo the change; stop it, then deploy again"
             )
-        _with_backend(cluster, pipeline, settings, lambda backend: backend.apply(wanted))
-    except ApplyError as error:
-        raise ClusterError(str(error)) from error
+        yield lambda: lease.held
     finally:
         lease.close()
 
 
+def _reconfigure(cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings, wanted: Configuration) -> None:
+    """Bring a pipeline that serves to another configuration, while no controller acts."""
+    from opd.control import ApplyError
+
+    with _leading(cluster, pipeline.name) as held:
+        try:
+            _with_backend(cluster, pipeline, settings, lambda backend: backend.apply(wanted), held)
+        except ApplyError as error:
+            raise ClusterError(str(error)) from error
+
+
 def _with_backend(
-    cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings, use: Callable[[KubernetesBackend], Any]
+    cluster: Cluster,
+    pipeline: Pipeline,
+    settings: ClusterSettings,
+    use: Callable[[KubernetesBackend], Any],
+    may_act: Callable[[], bool] = lambda: True,
 ) -> Any:
     """What ``use`` returns for the backend of the control loop, which here need not see any metrics."""
     from opd.cluster.backend import KubernetesBackend
     from opd.serving.monitoring import Scraper
 
     with closing(Scraper()) as unused:
-        return use(KubernetesBackend(cluster, pipeline, settings, unused, interval_seconds=1.0))
+        return use(KubernetesBackend(cluster, pipeline, settings, unused, interval_seconds=1.0, may_act=may_act))
 
 
 def _address(name: str, settings: ClusterSettings) -> str:

@@ -359,6 +359,20 @@ def test_a_change_waits_for_no_controller_that_leads(shell, monkeypatch):
     assert shell("status") == cli.DONE and "controller: other" in shell.out
 
 
+def test_a_change_ends_when_the_lease_is_lost(shell):
+    assert shell.deploy() == cli.DONE
+    shell.kubelet.behave("tiny-first-large", start_seconds=4.0)  # by then the loss, at the first pod, is known
+    theirs = {"holderIdentity": "other", "leaseDurationSeconds": 60}
+    shell.api.fail("POST .*deployments", lambda: shell.api.edit("leases", "tiny-controller", taken))
+
+    def taken(lease):
+        lease["spec"].update(theirs)
+
+    assert shell.deploy("--stage=first=large:1:1") == cli.FAILED
+    assert "another controller leads now" in shell.err and shell.stage("first")["variant"] == "small"
+    assert shell.api.find("leases", "tiny-controller")["spec"]["holderIdentity"] == "other"
+
+
 def test_objects_of_others_are_not_touched(shell):
     theirs = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "tiny-router", "namespace": "space"}}
     shell.api.put({**theirs, "spec": {"selector": {"app": "theirs"}}})

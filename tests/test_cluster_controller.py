@@ -36,10 +36,10 @@ from test_cluster_backend import (  # noqa: E402
     within,
 )
 
-from opd.cluster.api import LEASE, Cluster, credentials  # noqa: E402
+from opd.cluster.api import LEASE, Cluster, Patience, credentials  # noqa: E402
 from opd.cluster.controller import Controller, ControllerSettings, health_server  # noqa: E402
 from opd.cluster.difference import difference  # noqa: E402
-from opd.cluster.errors import ClusterError  # noqa: E402
+from opd.cluster.errors import ClusterError, UnreachableError  # noqa: E402
 from opd.cluster.json_log import JsonFormatter  # noqa: E402
 from opd.cluster.lease import Lease, LeaseTimes  # noqa: E402
 from opd.cluster.names import CONTROLLER, selector  # noqa: E402
@@ -137,6 +137,17 @@ def test_without_the_api_server_it_is_lost_in_time(server, two):
     with pytest.raises(ClusterError):
         a.attempt()
     assert not a.held
+
+
+def test_it_is_asked_for_with_one_short_attempt_whatever_the_patience_of_others(server, tmp_path):
+    path = kubeconfig(server, tmp_path)
+    cluster = Cluster("space", lambda: credentials(str(path)), Patience(read_seconds=10.0, attempts=4))
+    lease = Lease(cluster, "tiny", "a", LeaseTimes(duration=1.5, renewal=1.0, retry=0.1))
+    server.fail("GET .*leases", lambda: time.sleep(1.5), 9)
+    with within(1), pytest.raises(UnreachableError, match="0.25 s to read"):
+        lease.attempt()
+    assert len(server.requests) == 1 and cluster.patience.attempts == 4
+    assert LeaseTimes().patience == Patience(connect_seconds=2.5, read_seconds=2.5, attempts=1)
 
 
 def test_times_that_cannot_work_are_refused():

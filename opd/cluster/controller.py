@@ -123,7 +123,6 @@ class Controller:
         policy: what decides.
         forecast: predicted maximum load (requests/s) for a history of per-second counts.
         options: how the controller works.
-        lease_cluster: the same namespace with so little patience that renewing the Lease never takes long.
     """
 
     def __init__(
@@ -135,14 +134,13 @@ class Controller:
         policy: Policy,
         forecast: Callable[[np.ndarray], float],
         options: ControllerSettings,
-        lease_cluster: Cluster | None = None,
     ) -> None:
         self.holder = identity()
         self.metrics = ControllerMetrics(pipeline.name)
         self._cluster, self._pipeline, self._settings, self._monitor = cluster, pipeline, settings, monitor
         self._policy, self._forecast, self._options = WatchedPolicy(policy), forecast, options
         self._recorder = Recorder(cluster, pipeline, self.metrics, self.holder, events=not options.dry_run)
-        self._lease = Lease(lease_cluster or cluster, pipeline.name, self.holder, options.lease)
+        self._lease = Lease(cluster, pipeline.name, self.holder, options.lease)
         self._stop = threading.Event()
         self._backend: KubernetesBackend | None = None
         self._beat = time.monotonic()
@@ -331,14 +329,9 @@ def run_controller(
         CredentialsError: if there is nothing to log in with.
     """
     options = options or ControllerSettings()
-
-    def connect(patience: Patience) -> Cluster:
-        return Cluster(settings.namespace, lambda: credentials(kubeconfig, context), patience)
-
-    cluster = connect(Patience(read_seconds=settings.call_seconds))
-    call_seconds = (options.lease.duration - options.lease.renewal) / 2
-    lease_cluster = connect(Patience(connect_seconds=call_seconds, read_seconds=call_seconds, attempts=1))
-    controller = Controller(cluster, pipeline, settings, monitor, policy, forecast, options, lease_cluster)
+    patience = Patience(read_seconds=settings.call_seconds)
+    cluster = Cluster(settings.namespace, lambda: credentials(kubeconfig, context), patience)
+    controller = Controller(cluster, pipeline, settings, monitor, policy, forecast, options)
     # A handler runs inside whatever the main thread does, so it must not take locks which that may hold.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: threading.Thread(target=controller.stop, name="stop").start())
