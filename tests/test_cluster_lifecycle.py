@@ -212,6 +212,15 @@ def test_what_is_missing_and_why_is_told(space, reason):
     assert told[-1] == "tiny-second-small 0 of 1" and len(told) == len(set(told))
 
 
+def test_looking_and_waiting_need_no_rights_beyond_those_of_the_role_view(space):
+    space.deploy()
+    space.api.refuse("GET .*(roles|rolebindings|secrets|leases|proxy)", 403, 99)
+    space.api.refuse("GET .*(seldon|istio|monitoring)", 403, 99)
+    lifecycle.wait_until_serving(space.cluster, "tiny", 5)
+    assert len(lifecycle.workloads(space.cluster, "tiny")) == 5
+    assert (lifecycle.waiting(space.cluster, "tiny", "first"), lifecycle.leader(space.cluster, "tiny")) == ("?", "?")
+
+
 def test_what_waits_is_asked_of_the_queue_and_unknown_if_it_does_not_say(space):
     space.deploy()
     assert lifecycle.waiting(space.cluster, "tiny", "first") == "0"

@@ -225,10 +225,16 @@ def owned(cluster: Cluster, pipeline: str) -> tuple[list[tuple[Resource, Object]
         ForbiddenError: if it may not look for a kind that every cluster has.
         ClusterError: as every call.
     """
+    return _owned(cluster, pipeline, (*BUILT_IN, *INSTALLED))
+
+
+def _owned(
+    cluster: Cluster, pipeline: str, kinds: Iterable[Resource]
+) -> tuple[list[tuple[Resource, Object]], list[Resource]]:
     chosen = ",".join(f"{key}={value}" for key, value in labels(pipeline).items())
     found: list[tuple[Resource, Object]] = []
     unseen: list[Resource] = []
-    for resource in (*BUILT_IN, *INSTALLED):
+    for resource in kinds:
         try:
             objects, _ = cluster.list(resource, chosen)
         except NotFoundError:  # the cluster has no such kind
@@ -255,7 +261,7 @@ def workloads(cluster: Cluster, pipeline: str) -> list[Workload]:
     Raises:
         ClusterError: as every call.
     """
-    found = [each for resource, each in owned(cluster, pipeline)[0] if resource in WORKLOADS]
+    found = [each for _, each in _owned(cluster, pipeline, WORKLOADS)[0]]
     pods = [pod for pod in cluster.list(POD, selector(pipeline))[0] if not is_over(pod)]
     return sorted(_workload(each, [pod for pod in pods if _place(pod) == _place(each)]) for each in found)
 
