@@ -147,12 +147,13 @@ def _deploy(
     """Objects come with what runs already, so that a changed configuration is reached without losing a request."""
     from opd.cluster import lifecycle
     from opd.cluster.manifests import pipeline_objects, renewed_by_surge
+    from opd.cluster.settings import SELDON
 
     running = _running(cluster, pipeline)
     wanted = _configuration(pipeline, {**running, **asked})
     begin = _configuration(pipeline, running) if running else wanted
     manifests = pipeline_objects(pipeline, begin, settings)
-    if running and not renewed_by_surge(pipeline, begin):
+    if running and settings.flavour != SELDON and not renewed_by_surge(pipeline, begin):
         _say(
             f"note: replicas whose settings change are renewed in place, one of each stage at a time, as "
             f"{pipeline.capacity} cores hold none beside them"

@@ -274,6 +274,14 @@ def test_a_pipeline_of_the_catalogue(shell):
     assert shell("delete", pipeline="ocr") == cli.DONE and not shell.api.objects
 
 
+@pytest.mark.parametrize("flavour, said", [("deployment", True), ("seldon", False)])
+def test_only_plain_deployments_are_renewed_in_place(shell, flavour, said):
+    full = shell.write("full.yaml", PIPELINE.replace("capacity: 6", "capacity: 2"))
+    assert shell.deploy(f"--flavour={flavour}", pipeline=full) == cli.DONE, shell.err
+    assert shell.deploy(f"--flavour={flavour}", "--image=opd:2", pipeline=full) == cli.DONE, shell.err
+    assert ("renewed in place" in shell.err) == said
+
+
 def test_an_overlay_and_settings_reach_the_pods(shell):
     overlay = shell.write("overlay.yaml", "model: {spec: {nodeSelector: {disk: fast}}}")
     settings = shell.write("settings.yaml", "{image: 'opd:1', store: /models, dashboard: true}")

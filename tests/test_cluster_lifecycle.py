@@ -196,10 +196,20 @@ def test_seldon_says_when_its_deployment_is_there(state, ready):
         "apiVersion": "machinelearning.seldon.io/v1",
         "kind": "SeldonDeployment",
         "metadata": {"name": "d", "labels": {}},
-        "spec": {"predictors": [{"replicas": 1}]},
+        "spec": {"predictors": [{"replicas": 1, "componentSpecs": [{"spec": {}}]}]},
         "status": {"state": state},
     }
     assert lifecycle._workload(found, [READY]).ready == ready
+
+
+def test_seldon_pods_of_the_state_before_do_not_count_though_the_operator_has_not_looked_yet(space):
+    space.deploy(flavour="seldon")
+    space.kubelet.close()
+    overlay = Overlay({"model": {"spec": {"nodeSelector": {"disk": "fast"}}}})
+    list(lifecycle.apply(space.cluster, space.manifests(flavour="seldon", overlay=overlay)))
+    assert {each["status"]["state"] for each in space.api.all("seldondeployments")} == {"Available"}
+    with pytest.raises(lifecycle.NotServingError, match="tiny-first-small 0 of 1, tiny-second-small 0 of 1"):
+        lifecycle.wait_until_serving(space.cluster, "tiny", 0.1)
 
 
 @pytest.mark.parametrize("reason", ["ErrImageNeverPull", "quota exceeded: cpu"])

@@ -316,7 +316,9 @@ def test_replicas_of_a_variant_that_the_pipeline_does_not_have_carry_nothing_tha
     monitor = scraped(end)
     before = Telemetry(monitor, ocr_pipeline()).interval(end - 10, end, CONFIGURATION)
     former = monitor.known["opd_stage_replicas"][0]
-    monitor.known["opd_stage_replicas"].append(Series({**former.labels, "variant": "huge"}, former.times, former.values))
+    monitor.known["opd_stage_replicas"].append(
+        Series({**former.labels, "variant": "huge"}, former.times, former.values)
+    )
     after = Telemetry(monitor, ocr_pipeline()).interval(end - 10, end, CONFIGURATION)
     assert (after.ready_throughput == before.ready_throughput).all() and before.ready_throughput.all()
 

@@ -26,7 +26,7 @@ from opd.cluster.api import (
     resource_of,
 )
 from opd.cluster.errors import ClusterError, ConflictError, ForbiddenError, NotFoundError
-from opd.cluster.manifests import STAGE_VARIANT, replicas_of
+from opd.cluster.manifests import STAGE_VARIANT, replicas_of, template_of
 from opd.cluster.names import (
     COMPONENT_LABEL,
     INSTANCE_LABEL,
@@ -41,7 +41,7 @@ from opd.cluster.names import (
     selector,
 )
 from opd.cluster.pod_status import homeless, hopeless, is_over, is_ready, refused
-from opd.cluster.pods import HTTP
+from opd.cluster.pods import HTTP, SETTINGS_ANNOTATION
 
 logger = logging.getLogger(__name__)
 
@@ -267,7 +267,7 @@ def workloads(cluster: Cluster, pipeline: str) -> list[Workload]:
 
 
 def _workload(found: Object, pods: Sequence[Object]) -> Workload:
-    ready = sum(is_ready(pod) for pod in pods)
+    ready = sum(is_ready(pod) and _is_present(pod, found) for pod in pods)
     wanted = replicas_of(found)
     troubles = [hopeless(pod) or homeless(pod) for pod in pods if not is_ready(pod)]
     return Workload(
@@ -283,6 +283,17 @@ def _place(labelled: Object) -> tuple[str, str, str]:
     its_labels = labelled["metadata"].get("labels") or {}
     component, task, variant = (its_labels.get(each, "") for each in (COMPONENT_LABEL, TASK_LABEL, VARIANT_LABEL))
     return component, task, variant
+
+
+def _is_present(pod: Object, found: Object) -> bool:
+    """Whether a pod is of the present manifest, where the workload does not say up to which one it speaks: Seldon's."""
+    if resource_of(found) != SELDON_DEPLOYMENT:
+        return True
+    its_hash, wanted = (
+        (each.get("metadata", {}).get("annotations") or {}).get(SETTINGS_ANNOTATION)
+        for each in (pod, template_of(found))
+    )
+    return bool(its_hash == wanted)
 
 
 def _is_current(found: Object, wanted: int) -> bool:
