@@ -15,6 +15,7 @@ pytest.importorskip("mlserver", reason="the serving extra is not installed")
 from cluster_emulator import ApiServer, Kubelet, Prometheus, kubeconfig  # noqa: E402
 
 from opd import cli  # noqa: E402
+from opd.cluster.manifests import replicas_of  # noqa: E402
 from opd.cluster.pipeline_file import PipelineFileError, read_pipeline  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -71,6 +72,18 @@ class Shell:
 
     def names(self, plural):
         return {each["metadata"]["name"] for each in self.api.all(plural)}
+
+    def models(self):
+        """How many replicas there are to be of each workload, of either flavour."""
+        kinds = ("deployments", "seldondeployments")
+        found = [each for kind in kinds for each in self.api.all(kind, app_kubernetes_io__component="model")]
+        return {each["metadata"]["name"]: replicas_of(each) for each in found}
+
+    def give_the_lease_to_another(self):
+        spec = {"holderIdentity": "other", "leaseDurationSeconds": 60, "renewTime": "2030-01-01T00:00:00.000000Z"}
+        metadata = {"name": "tiny-controller", "namespace": "space"}
+        kind = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease"}
+        self.api.put({**kind, "metadata": metadata, "spec": spec})
 
     def close(self):
         self.kubelet.close()
@@ -274,6 +287,80 @@ def test_a_pipeline_of_the_catalogue(shell):
     assert shell("delete", pipeline="ocr") == cli.DONE and not shell.api.objects
 
 
+# --- a pipeline that is defined anew ----------------------------------------------------------------------------------
+
+THIRD = """
+  - name: third
+    variants:
+      - {name: small, accuracy: 0.5, cores: 1, latency: {1: 0.05, 4: 0.05}, startup_time: 2.0}
+"""
+SECOND = PIPELINE[PIPELINE.index("  - name: second") :]
+LARGE = PIPELINE[PIPELINE.index("      - {name: large") : PIPELINE.index("  - name: second")]
+
+
+@pytest.mark.parametrize("flavour", ["deployment", "seldon"])
+@pytest.mark.parametrize(
+    "replicas, old, new, running, words",
+    [
+        (2, "capacity: 6", "capacity: 3", {"first-small": 1, "second-small": 1}, "device has 3"),
+        (1, LARGE, "", {"first-small": 1, "second-small": 2}, "no variant 'large'"),
+        (2, LARGE, "", {"first-small": 1, "second-small": 2}, "no variant 'large'"),
+        (1, SECOND, SECOND + THIRD, {"first-large": 1, "second-small": 2, "third-small": 1}, "added: third"),
+        (1, SECOND, "", {"first-large": 1}, ""),
+    ],
+    ids=["less capacity", "a variant less", "a variant less, without room", "a task more", "a task less"],
+)
+def test_only_what_is_wanted_runs_after_a_change_of_the_pipeline(shell, flavour, replicas, old, new, running, words):
+    stages = f"--stage=first=large:{replicas}:2", "--stage=second=small:2:1"
+    assert shell.deploy(f"--flavour={flavour}", *stages) == cli.DONE, shell.err
+    shell.kubelet.cores = 3 if "capacity" in new else 6
+    redefined = shell.write("redefined.yaml", PIPELINE.replace(old, new, 1))
+    assert shell.deploy(f"--flavour={flavour}", pipeline=redefined) == cli.DONE, shell.err
+    assert words in shell.err
+    assert shell.models() == {f"tiny-{name}": replicas for name, replicas in running.items()}
+    assert shell.stage("first")["batch_size"] == ("2" if "first-large" in running else "1")
+    assert shell.deploy(f"--flavour={flavour}", pipeline=redefined) == cli.DONE
+    assert "created" not in shell.out and "deleted" not in shell.out and "warning" not in shell.err
+
+
+def test_old_replicas_serve_until_the_new_ones_do_if_there_is_room(shell):
+    assert shell.deploy("--stage=first=large:1:1") == cli.DONE
+    shell.kubelet.behave("tiny-first-small", start_seconds=0.5)
+    seen = []
+    shell.api.fail("GET .*pods", lambda: seen.append(shell.models()), 99)
+    assert shell.deploy(pipeline=shell.write("redefined.yaml", PIPELINE.replace(LARGE, ""))) == cli.DONE, shell.err
+    assert seen[-1] == {"tiny-first-large": 1, "tiny-first-small": 1, "tiny-second-small": 1}
+    assert shell.models() == {"tiny-first-small": 1, "tiny-second-small": 1}
+
+
+def test_old_replicas_that_never_come_are_not_waited_for(shell):
+    shell.kubelet.behave("tiny-first-large", broken="ImagePullBackOff")
+    assert shell.deploy("--stage=first=large:1:1", "--wait=0.2") == cli.FAILED
+    assert shell.deploy(pipeline=shell.write("redefined.yaml", PIPELINE.replace(LARGE, ""))) == cli.DONE, shell.err
+
+
+def test_replicas_are_not_released_while_a_controller_leads(shell, monkeypatch):
+    monkeypatch.setattr(cli, "LEASE_SECONDS", 0.5)
+    assert shell.deploy("--stage=first=large:1:1") == cli.DONE
+    shell.give_the_lease_to_another()
+    redefined = shell.write("redefined.yaml", PIPELINE.replace(LARGE, ""))
+    assert shell.deploy(pipeline=redefined) == cli.FAILED and "a controller leads" in shell.err
+    assert (
+        shell.models() == {"tiny-first-large": 1, "tiny-second-small": 1} and shell.stage("first")["variant"] == "large"
+    )
+    assert shell.deploy("--dry-run", pipeline=redefined) == cli.DONE
+    assert "+++ Deployment/tiny-first-small then" in shell.out and "--- Deployment/tiny-first-large now" in shell.out
+
+
+def test_another_flavour_takes_the_place_of_the_former_one_though_there_is_no_room_for_both(shell):
+    shell.kubelet.cores = 6
+    full = "--stage=first=large:2:1", "--stage=second=small:2:1"
+    assert shell.deploy(*full) == cli.DONE, shell.err
+    assert shell.deploy("--flavour=seldon") == cli.DONE, shell.err
+    assert not any(name.endswith(("small", "large")) for name in shell.names("deployments"))
+    assert shell.names("seldondeployments") == {"tiny-first-large", "tiny-second-small"}
+
+
 @pytest.mark.parametrize("flavour, said", [("deployment", True), ("seldon", False)])
 def test_only_plain_deployments_are_renewed_in_place(shell, flavour, said):
     full = shell.write("full.yaml", PIPELINE.replace("capacity: 6", "capacity: 2"))
@@ -359,9 +446,7 @@ def test_a_change_that_fails_is_taken_back(shell):
 def test_a_change_waits_for_no_controller_that_leads(shell, monkeypatch):
     monkeypatch.setattr(cli, "LEASE_SECONDS", 0.5)
     assert shell.deploy() == cli.DONE
-    spec = {"holderIdentity": "other", "leaseDurationSeconds": 60, "renewTime": "2030-01-01T00:00:00.000000Z"}
-    metadata = {"name": "tiny-controller", "namespace": "space"}
-    shell.api.put({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec})
+    shell.give_the_lease_to_another()
     assert shell.deploy("--stage=first=large:1:1") == cli.FAILED
     assert "a controller leads pipeline 'tiny'" in shell.err and shell.stage("first")["variant"] == "small"
     assert shell("status") == cli.DONE and "controller: other" in shell.out

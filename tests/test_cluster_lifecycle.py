@@ -152,13 +152,18 @@ def test_what_is_no_longer_wanted_is_pruned(space):
     assert list(lifecycle.prune(space.cluster, "tiny", later)) == []
 
 
-def test_replicas_are_pruned_only_with_their_kind(space):
+def test_replicas_that_manifests_lack_are_not_pruned_but_released(space):
     space.deploy()
-    large = space.manifests(stages((LARGE, 1, 1), (SMALL, 1, 1)))
-    assert list(lifecycle.prune(space.cluster, "tiny", large)) == []  # a controller lets them go when it is time
-    seldon = space.manifests(flavour="seldon")
-    gone = {change.before["metadata"]["name"] for change in lifecycle.prune(space.cluster, "tiny", seldon)}
-    assert gone == {"tiny-first-small", "tiny-second-small"}
+    for manifests, gone in (
+        (space.manifests(stages((LARGE, 1, 1), (SMALL, 1, 1))), {"tiny-first-small"}),
+        (space.manifests(flavour="seldon"), {"tiny-first-small", "tiny-second-small"}),
+    ):
+        assert list(lifecycle.prune(space.cluster, "tiny", manifests)) == []
+        former = lifecycle.superseded(space.cluster, "tiny", manifests)
+        changes = list(lifecycle.release(space.cluster, former, dry_run=True))
+        assert {change.before["metadata"]["name"] for change in changes} == gone
+    assert {change.what for change in lifecycle.release(space.cluster, former)} == {"deleted"}
+    assert not space.names("deployments") & {"tiny-first-small", "tiny-second-small"}
 
 
 # --- looking and waiting ----------------------------------------------------------------------------------------------

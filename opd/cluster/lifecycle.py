@@ -200,19 +200,42 @@ def _check_ours(found: Object, manifest: Object) -> None:
 
 
 def prune(cluster: Cluster, pipeline: str, manifests: Iterable[Object], dry_run: bool = False) -> Iterator[Change]:
-    """Delete what an earlier deployment made and these manifests lack; replicas come and go by themselves and stay.
+    """Delete what an earlier deployment made and these manifests lack, except replicas: see :func:`superseded`.
 
     Raises:
         ClusterError: as every call.
     """
-    manifests = list(manifests)
-    wanted = {(resource_of(each), each["metadata"]["name"]) for each in manifests}
-    replicas = {resource_of(each) for each in manifests if each["metadata"]["labels"].get(COMPONENT_LABEL) == MODEL}
+    wanted = set(map(_key, manifests))
     for resource, found in owned(cluster, pipeline)[0]:
-        its_own = resource in WORKLOADS and found["metadata"]["labels"].get(COMPONENT_LABEL) == MODEL
-        if (resource, found["metadata"]["name"]) not in wanted and not (its_own and resource in replicas):
+        if _key(found) not in wanted and not _is_model(resource, found):
             _delete(cluster, resource, found, dry_run)
             yield Change(found, {})
+
+
+def superseded(cluster: Cluster, pipeline: str, manifests: Iterable[Object]) -> list[Object]:
+    """Workloads of replicas that these manifests lack: of a variant that does not run any more, or of a former task."""
+    wanted = set(map(_key, manifests))
+    found = _owned(cluster, pipeline, WORKLOADS)[0]
+    return [each for resource, each in found if _is_model(resource, each) and _key(each) not in wanted]
+
+
+def release(cluster: Cluster, workloads: Iterable[Object], dry_run: bool = False) -> Iterator[Change]:
+    """Delete workloads; their replicas finish what they serve.
+
+    Raises:
+        ClusterError: as every call.
+    """
+    for found in workloads:
+        _delete(cluster, resource_of(found), found, dry_run)
+        yield Change(found, {})
+
+
+def _key(found: Object) -> tuple[Resource, str]:
+    return resource_of(found), found["metadata"]["name"]
+
+
+def _is_model(resource: Resource, found: Object) -> bool:
+    return resource in WORKLOADS and _place(found)[0] == MODEL
 
 
 # --------------------------------------------------------------------------------------------------- looking
@@ -261,7 +284,11 @@ def workloads(cluster: Cluster, pipeline: str) -> list[Workload]:
     Raises:
         ClusterError: as every call.
     """
-    found = [each for _, each in _owned(cluster, pipeline, WORKLOADS)[0]]
+    return _look(cluster, pipeline, lambda found: True)
+
+
+def _look(cluster: Cluster, pipeline: str, which: Callable[[Object], bool]) -> list[Workload]:
+    found = [each for _, each in _owned(cluster, pipeline, WORKLOADS)[0] if which(each)]
     pods = [pod for pod in cluster.list(POD, selector(pipeline))[0] if not is_over(pod)]
     return sorted(_workload(each, [pod for pod in pods if _place(pod) == _place(each)]) for each in found)
 
@@ -306,7 +333,11 @@ def _is_current(found: Object, wanted: int) -> bool:
 
 
 def wait_until_serving(
-    cluster: Cluster, pipeline: str, seconds: float, report: Callable[[str], object] = lambda _: None
+    cluster: Cluster,
+    pipeline: str,
+    seconds: float,
+    report: Callable[[str], object] = lambda _: None,
+    leaving: Iterable[Object] = (),
 ) -> None:
     """Wait until every workload of a pipeline has its pods.
 
@@ -315,6 +346,7 @@ def wait_until_serving(
         pipeline: its name.
         seconds: to wait at most.
         report: is told what is still missing whenever that changes.
+        leaving: workloads that are to go, whose pods are not waited for.
 
     Raises:
         NotServingError: naming what is missing, and why if that is known.
@@ -322,8 +354,9 @@ def wait_until_serving(
     """
     deadline = time.monotonic() + seconds
     said = ""
+    left_out = set(map(_key, leaving))
     while True:
-        late = [each for each in workloads(cluster, pipeline) if not each.serves]
+        late = [each for each in _look(cluster, pipeline, lambda w: _key(w) not in left_out) if not each.serves]
         if not late:
             return
         missing = ", ".join(f"{each.name} {each.ready} of {each.wanted}" for each in late)
