@@ -151,7 +151,7 @@ def apply(cluster: Cluster, manifests: Sequence[Object], dry_run: bool = False) 
         ClusterError: as every call.
     """
     for manifest in manifests:
-        _check_ours(_find(cluster, manifest), manifest)
+        check_ours(_find(cluster, manifest), manifest)
     for manifest in manifests:
         yield _apply(cluster, manifest, dry_run)
 
@@ -177,7 +177,7 @@ def _find(cluster: Cluster, manifest: Object) -> Object:
 
 def _bring(found: Object, manifest: Object) -> None:
     """Put a manifest into an object that exists; labels and annotations of others stay, all else is as we want it."""
-    _check_ours(found, manifest)
+    check_ours(found, manifest)
     for name in ("labels", "annotations"):
         entries = {**(found["metadata"].get(name) or {}), **manifest["metadata"].get(name, {})}
         if entries:
@@ -187,7 +187,12 @@ def _bring(found: Object, manifest: Object) -> None:
         found[name] = {**kept, **deepcopy(manifest[name])} if isinstance(manifest[name], Mapping) else manifest[name]
 
 
-def _check_ours(found: Object, manifest: Object) -> None:
+def check_ours(found: Object, manifest: Object) -> None:
+    """Raise if an object is not of the pipeline to which its manifest belongs; one that does not exist is empty.
+
+    Raises:
+        NotOursError: naming the object and its label.
+    """
     wanted = manifest["metadata"]["labels"]
     its_labels = found["metadata"].get("labels") or {} if found else wanted
     for label in (INSTANCE_LABEL, MANAGED_BY_LABEL):
