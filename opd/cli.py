@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opd.cluster.errors import ClusterError
+from opd.cluster.errors import ClusterError, NotDeployedError
 
 if TYPE_CHECKING:
     from opd.cluster.api import Cluster, Object
@@ -597,6 +597,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(act())
     except InputError as error:
         return _complain(options, error, REFUSED)
+    except NotDeployedError as error:
+        return _complain(options, error, NOTHING_THERE)
     except ClusterError as error:
         from opd.cluster.lifecycle import NotOursError
 

@@ -519,6 +519,12 @@ def test_a_run_decides_and_ends(shell, control):
     assert shell.stage("first") != {"variant": "small", "replicas": "1", "batch_size": "1"}
 
 
+def test_a_run_of_some_decisions_for_a_pipeline_that_is_not_deployed(shell, control, caplog):
+    assert shell("delete") == cli.DONE
+    assert control("--decisions=1", "--port=0") == cli.NOTHING_THERE
+    assert "pipeline 'tiny' is not deployed" in caplog.records[-1].message
+
+
 def test_a_dry_run_of_control_prints_and_changes_nothing(shell, control):
     shell.api.requests.clear()
     assert control("--decisions=1", "--port=0", "--dry-run") == cli.DONE, shell.err

@@ -39,7 +39,7 @@ from test_cluster_backend import (  # noqa: E402
 from opd.cluster.api import LEASE, Cluster, Patience, credentials  # noqa: E402
 from opd.cluster.controller import Controller, ControllerSettings, health_server  # noqa: E402
 from opd.cluster.difference import difference  # noqa: E402
-from opd.cluster.errors import ClusterError, UnreachableError  # noqa: E402
+from opd.cluster.errors import ClusterError, LedByAnotherError, NotDeployedError, UnreachableError  # noqa: E402
 from opd.cluster.json_log import JsonFormatter  # noqa: E402
 from opd.cluster.lease import Lease, LeaseTimes  # noqa: E402
 from opd.cluster.names import CONTROLLER, selector  # noqa: E402
@@ -320,6 +320,27 @@ def test_it_waits_for_a_cluster_that_is_away_and_says_so(world, monkeypatch):
         assert world.eventually(lambda: answers("/readyz").status_code == 200)
         assert "opd_decision_seconds_bucket" in answers("/metrics").text
         assert answers("/elsewhere").status_code == 404
+
+
+def test_a_run_of_some_decisions_ends_if_the_pipeline_is_not_deployed_and_the_service_waits_for_it(world, monkeypatch):
+    monkeypatch.setattr("opd.cluster.controller.RETRY_SECONDS", 0.1)
+    world.api.refuse("GET .*configmaps", 404, 10**6)
+    for dry_run in (False, True):
+        with within(4), pytest.raises(NotDeployedError, match="'tiny' is not deployed.*namespace 'space'"):
+            controller(world, decisions=1, dry_run=dry_run).run()
+    assert spec(world.api)["holderIdentity"] == ""
+    with Running(controller(world)) as made:
+        assert world.eventually(lambda: made.state.startswith("failing"))
+        world.api.faults.clear()
+        assert world.eventually(lambda: made.state == "leading")
+
+
+def test_a_run_of_some_decisions_does_not_stand_by_for_ever(world):
+    with Running(controller(world)) as first:
+        assert world.eventually(lambda: first.state == "leading")
+        with within(4), pytest.raises(LedByAnotherError, match="holds the Lease 'tiny-controller' of pipeline 'tiny'"):
+            controller(world, decisions=1, lead_seconds=0.5).run()
+        assert first.state == "leading"
 
 
 def test_a_loop_that_hangs_is_unhealthy(world):

@@ -34,6 +34,14 @@ class NotFoundError(ClusterError):
     """404: the object, or the kind of object, does not exist."""
 
 
+class NotDeployedError(ClusterError):
+    """The pipeline is not there."""
+
+
+class LedByAnotherError(ClusterError):
+    """Another controller leads the pipeline, and goes on to."""
+
+
 class ConflictError(ClusterError):
     """409: the object changed meanwhile, or exists already."""
 
