@@ -13,6 +13,7 @@ from test_cluster_backend import INITIAL, LARGE, QUICK, SMALL, World, settings, 
 from opd.cluster import lifecycle  # noqa: E402
 from opd.cluster.api import Cluster, credentials  # noqa: E402
 from opd.cluster.errors import ForbiddenError, ServerFailedError  # noqa: E402
+from opd.cluster.lease import Lease, LeaseTimes  # noqa: E402
 from opd.cluster.manifests import pipeline_objects  # noqa: E402
 from opd.cluster.overlay import Overlay  # noqa: E402
 from opd.cluster.pod_status import is_ready  # noqa: E402
@@ -249,8 +250,8 @@ def test_what_waits_is_asked_of_the_queue_and_unknown_if_it_does_not_say(space):
 @pytest.mark.parametrize("flavour", ["deployment", "seldon"])
 def test_nothing_is_left(space, flavour):
     space.deploy(flavour=flavour, **EVERYTHING)
-    metadata = {"name": "tiny-controller", "namespace": "space"}
-    space.api.put({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": {}})
+    Lease(space.cluster, "tiny", "me").attempt()
+    space.api.edit("leases", "tiny-controller", lambda lease: lease["spec"].update(holderIdentity=""))
     other = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "theirs", "namespace": "space"}}
     space.api.put(other)
     gone = space.delete()
@@ -263,6 +264,26 @@ def test_a_lease_of_somebody_else_stays(space):
     metadata = {"name": "tiny-controller", "namespace": "space"}
     space.api.put({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": {}})
     assert space.delete() == [] and space.names("leases") == {"tiny-controller"}
+
+
+def test_a_lease_that_stayed_behind_is_deleted_later(space, monkeypatch):
+    monkeypatch.setattr(lifecycle, "RENEWED_SECONDS", 0.3)
+    Lease(space.cluster, "tiny", "me").attempt()
+    assert [change.before["kind"] for change in lifecycle.delete(space.cluster, "tiny", 1, dry_run=True)] == ["Lease"]
+    assert [change.before["kind"] for change in space.delete(1)] == ["Lease"] and not space.api.objects
+
+
+def test_a_controller_that_still_runs_is_named_and_its_lease_goes_once_it_has_ended(space):
+    lease = Lease(space.cluster, "tiny", "me", LeaseTimes(retry=0.1))
+    space.deploy()
+    lease.start()
+    try:
+        with pytest.raises(lifecycle.LeftoverError, match="Lease tiny-controller, which me .*a controller still runs"):
+            space.delete(0.5)
+        threading.Timer(0.5, lease.close).start()
+        assert [change.before["kind"] for change in space.delete()] == ["Lease"] and not space.api.objects
+    finally:
+        lease.close()
 
 
 def test_the_router_goes_before_what_it_needs(space):

@@ -26,9 +26,11 @@ from opd.cluster.api import (
     resource_of,
 )
 from opd.cluster.errors import ClusterError, ConflictError, ForbiddenError, NotFoundError
+from opd.cluster.lease import LeaseTimes
 from opd.cluster.manifests import STAGE_VARIANT, replicas_of, template_of
 from opd.cluster.names import (
     COMPONENT_LABEL,
+    CONTROLLER,
     INSTANCE_LABEL,
     MANAGED_BY_LABEL,
     MODEL,
@@ -46,6 +48,9 @@ from opd.cluster.pods import HTTP, SETTINGS_ANNOTATION
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
+
+RENEWED_SECONDS = 1.5 * LeaseTimes().retry
+"""A controller that runs renews its Lease within this."""
 
 BUILT_IN = (
     CONFIG_MAP,
@@ -423,7 +428,7 @@ def delete(cluster: Cluster, pipeline: str, seconds: float, dry_run: bool = Fals
         LeftoverError: if objects or pods are still there in the end.
         ClusterError: as every call.
     """
-    if not owned(cluster, pipeline)[0]:
+    if not owned(cluster, pipeline)[0] and not _lease(cluster, pipeline):
         return
     for turn, component in enumerate(_TURNS):
         for resource, found in owned(cluster, pipeline)[0]:
@@ -432,8 +437,9 @@ def delete(cluster: Cluster, pipeline: str, seconds: float, dry_run: bool = Fals
                 yield Change(found, {})
         if component and not dry_run:
             _wait_until_gone(partial(_pods, cluster, pipeline, component), seconds)
-    with suppress(ForbiddenError, NotFoundError):  # who may not see it has not run a controller
-        lease = cluster.get(LEASE, lease_name(pipeline))
+    if not dry_run:
+        _wait_until_nobody_leads(cluster, pipeline, seconds)
+    if lease := _lease(cluster, pipeline):
         _delete(cluster, LEASE, lease, dry_run)
         yield Change(lease, {})
     if not dry_run:
@@ -454,6 +460,39 @@ def _turn(resource: Resource, found: Object) -> int:
 def _delete(cluster: Cluster, resource: Resource, found: Object, dry_run: bool) -> None:
     with suppress(NotFoundError):  # it is gone already
         cluster.delete(resource, found["metadata"]["name"], dry_run)
+
+
+def _lease(cluster: Cluster, pipeline: str) -> Object:
+    """The controllers' Lease if there is one and it is ours; who may not see it has not run a controller."""
+    try:
+        found = cluster.get(LEASE, lease_name(pipeline))
+    except (ForbiddenError, NotFoundError):
+        return {}
+    ours = labels(pipeline, CONTROLLER).items() <= (found["metadata"].get("labels") or {}).items()
+    return found if ours else {}
+
+
+def _wait_until_nobody_leads(cluster: Cluster, pipeline: str, seconds: float) -> None:
+    """Wait until the Lease is not renewed any more: a controller that runs would make it anew.
+
+    Raises:
+        LeftoverError: naming the Lease and its holder.
+    """
+    begin = renewed = time.monotonic()
+    seen = lease = _lease(cluster, pipeline)
+    while holder := (lease.get("spec") or {}).get("holderIdentity"):
+        now = time.monotonic()
+        if lease != seen:
+            seen, renewed = lease, now
+        if now - renewed > RENEWED_SECONDS:  # its holder has died
+            return
+        if now - begin > seconds and renewed > begin:
+            raise LeftoverError(
+                f"still there after {seconds:g} s: Lease {lease_name(pipeline)}, which {holder} holds and renews: a "
+                "controller still runs; stop it, and delete again"
+            )
+        time.sleep(POLL_SECONDS)
+        lease = _lease(cluster, pipeline)
 
 
 def _pods(cluster: Cluster, pipeline: str, component: str) -> list[str]:
