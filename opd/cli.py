@@ -10,6 +10,7 @@ import argparse
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -86,6 +87,8 @@ def status(options: argparse.Namespace) -> Action:
 
 def run(options: argparse.Namespace) -> Action:
     """Control a deployed pipeline from here, as the controller in the cluster does, until interrupted."""
+    # The first process of a container does not hear SIGTERM without a handler; loading a policy takes a while.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(DONE))
     from opd.cluster.json_log import log_as_json
 
     log_as_json()

@@ -1,10 +1,12 @@
 """The command line against an emulated cluster: every exit code, what is refused before any call, and a whole life."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -93,9 +95,12 @@ class Shell:
 @pytest.fixture
 def shell(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("opd.cluster.lifecycle.POLL_SECONDS", 0.02)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     made = Shell(tmp_path, capsys)
     yield made
     made.close()
+    for number, handler in handlers.items():  # a run takes them
+        signal.signal(number, handler)
 
 
 # --- without a cluster ------------------------------------------------------------------------------------------------
@@ -507,11 +512,8 @@ def controlled(shell):
 
 @pytest.fixture
 def control(shell, controlled):
-    """Runs the controller of a deployed pipeline in this process, and gives its signals back."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield lambda *options: shell("run", *controlled, *options)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    """Runs the controller of a deployed pipeline in this process."""
+    return lambda *options: shell("run", *controlled, *options)
 
 
 def test_a_run_decides_and_ends(shell, control):
@@ -537,6 +539,30 @@ def test_a_port_that_is_taken_is_named(shell, control, caplog):
     port = shell.api.url.rpartition(":")[2]
     assert control("--decisions=1", f"--port={port}") == cli.FAILED
     assert "in use" in caplog.records[-1].message
+
+
+def test_sigterm_while_it_loads_its_policy_ends_a_run_at_once(shell):
+    started = shell.folder / "started"
+    shell.write("torch.py", f"import pathlib, time\npathlib.Path({str(started)!r}).touch()\ntime.sleep(60)\n")
+    given = [
+        f"--pipeline={shell.file}",
+        "--namespace=space",
+        "--image=opd:1",
+        "--store=/models",
+        "--prometheus=http://p",
+    ]
+    path = os.pathsep.join([str(shell.folder), str(ROOT)])
+    command = [sys.executable, "-m", "opd.cli", "run", *given]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
+    ) as running:
+        deadline = time.monotonic() + 60
+        while not started.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        begin = time.monotonic()
+        running.send_signal(signal.SIGTERM)
+        log = running.communicate(timeout=30)[1]
+    assert (running.returncode, log) == (cli.DONE, "") and time.monotonic() - begin < 5 and started.exists()
 
 
 def test_every_line_of_the_log_of_a_run_is_a_json_object(shell, controlled):
