@@ -10,17 +10,18 @@ import argparse
 import logging
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opd.cluster.errors import ClusterError
+from opd.cluster.errors import ClusterError, NotDeployedError
 
 if TYPE_CHECKING:
-    from opd.cluster.api import Cluster
+    from opd.cluster.api import Cluster, Object
     from opd.cluster.backend import KubernetesBackend
     from opd.cluster.lifecycle import Change
     from opd.cluster.settings import ClusterSettings
@@ -86,6 +87,8 @@ def status(options: argparse.Namespace) -> Action:
 
 def run(options: argparse.Namespace) -> Action:
     """Control a deployed pipeline from here, as the controller in the cluster does, until interrupted."""
+    # The first process of a container does not hear SIGTERM without a handler; loading a policy takes a while.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(DONE))
     from opd.cluster.json_log import log_as_json
 
     log_as_json()
@@ -146,62 +149,101 @@ def _deploy(
 ) -> int:
     """Objects come with what runs already, so that a changed configuration is reached without losing a request."""
     from opd.cluster import lifecycle
-    from opd.cluster.manifests import pipeline_objects, renewed_by_surge
+    from opd.cluster.manifests import pipeline_objects
 
     running = _running(cluster, pipeline)
     wanted = _configuration(pipeline, {**running, **asked})
-    begin = _configuration(pipeline, running) if running else wanted
+    begin = _configuration(pipeline, running) if len(running) == len(pipeline.tasks) else wanted
     manifests = pipeline_objects(pipeline, begin, settings)
-    if running and not renewed_by_surge(pipeline, begin):
-        _say(
-            f"note: replicas whose settings change are renewed in place, one of each stage at a time, as "
-            f"{pipeline.capacity} cores hold none beside them"
-        )
-    changes = list(lifecycle.apply(cluster, manifests, options.dry_run))
+    former = lifecycle.superseded(cluster, pipeline.name, manifests)
+    if running:
+        _say_how_renewed(pipeline, begin, settings)
     if options.dry_run:
-        changes += lifecycle.prune(cluster, pipeline.name, manifests, dry_run=True)
+        changes = _preview(cluster, pipeline.name, manifests, former)
         if wanted != begin:
             preview = _with_backend(cluster, pipeline, settings, lambda backend: backend.preview(wanted))
             changes += [lifecycle.Change(*pair) for pair in preview]
         _print_differences(changes)
         return DONE
-    lifecycle.wait_until_serving(cluster, pipeline.name, options.wait, lambda text: _say(f"waiting for {text}"))
-    if wanted != begin:
-        _reconfigure(cluster, pipeline, settings, wanted)
-    changes += lifecycle.prune(cluster, pipeline.name, manifests)
+    with _leading(cluster, pipeline.name, bool(former) or wanted != begin) as held:
+        guarded = cluster.guarded(lambda: _check_leads(held))
+        room = _fit(pipeline, begin, former)
+        changes = _bring(guarded, pipeline.name, manifests, former, room, options.wait)
+        if wanted != begin:
+            _reconfigure(cluster, pipeline, settings, wanted, held)
     _print_changes(changes)
     print(f"\npipeline {pipeline.name} serves in namespace {cluster.namespace}: {_address(pipeline.name, settings)}")
     return DONE
 
 
+def _preview(cluster: Cluster, name: str, manifests: list[Object], former: list[Object]) -> list[Change]:
+    """What :func:`_bring` would change."""
+    from opd.cluster import lifecycle
+
+    return [
+        *lifecycle.apply(cluster, manifests, dry_run=True),
+        *lifecycle.prune(cluster, name, manifests, dry_run=True),
+        *lifecycle.release(cluster, former, dry_run=True),
+    ]
+
+
+def _bring(
+    cluster: Cluster, name: str, manifests: list[Object], former: list[Object], room: bool, seconds: float
+) -> list[Change]:
+    """Bring the objects of a pipeline to their manifests; former replicas serve until it does, if there is room."""
+    from opd.cluster import lifecycle
+
+    changes = list(lifecycle.apply(cluster, manifests))
+    if not room:
+        changes += lifecycle.release(cluster, former)
+    lifecycle.wait_until_serving(cluster, name, seconds, lambda text: _say(f"waiting for {text}"), former)
+    changes += lifecycle.prune(cluster, name, manifests)
+    if room:
+        changes += lifecycle.release(cluster, former)
+    return changes
+
+
 def _running(cluster: Cluster, pipeline: Pipeline) -> dict[str, StageConfiguration]:
-    """What stages run now; empty unless all of them say so and keep the limits that the pipeline has now."""
+    """What the pipeline's stages run now, without those that are new or not valid; empty if that breaks its limits."""
     from opd.cluster.lifecycle import stages
     from opd.cluster.stage_state import StageStateError, read_stage
     from opd.pipeline import InfeasibleError, check_feasible
 
     found = stages(cluster, pipeline.name)
-    if not found.keys() >= {task.name for task in pipeline.tasks}:
-        return {}
+    running = {}
+    for task in pipeline.tasks:
+        if task.name not in found:
+            continue
+        try:
+            running[task.name] = read_stage(pipeline, task, found[task.name])
+        except StageStateError as error:
+            _say(f"warning: what stage {task.name!r} runs is not kept: {error}")
     try:
-        running = {task.name: read_stage(pipeline, task, found[task.name]) for task in pipeline.tasks}
-        check_feasible(pipeline, tuple(running.values()))
-    except (StageStateError, InfeasibleError) as error:
+        check_feasible(pipeline, _completed(pipeline, running))
+    except InfeasibleError as error:
         _say(f"warning: what runs is not kept: {error}")
         return {}
+    added = [task.name for task in pipeline.tasks if found and task.name not in found]
+    if added:
+        _say(f"warning: the pipeline that runs lacks stages, which are added: {', '.join(added)}")
     return running
 
 
+def _completed(pipeline: Pipeline, stages: Stages) -> Configuration:
+    """A configuration of the whole pipeline, of the smallest where nothing is said."""
+    smallest = zip(pipeline.tasks, pipeline.smallest_configuration(), strict=True)
+    return tuple(stages.get(task.name, stage) for task, stage in smallest)
+
+
 def _configuration(pipeline: Pipeline, stages: Stages) -> Configuration:
-    """A configuration of the whole pipeline, of the smallest where nothing is said.
+    """The same, within the limits of the pipeline.
 
     Raises:
         InputError: naming the limit that it breaks.
     """
     from opd.pipeline import InfeasibleError, check_feasible
 
-    smallest = zip(pipeline.tasks, pipeline.smallest_configuration(), strict=True)
-    configuration = tuple(stages.get(task.name, stage) for task, stage in smallest)
+    configuration = _completed(pipeline, stages)
     try:
         check_feasible(pipeline, configuration)
     except InfeasibleError as error:
@@ -209,36 +251,86 @@ def _configuration(pipeline: Pipeline, stages: Stages) -> Configuration:
     return configuration
 
 
-def _reconfigure(cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings, wanted: Configuration) -> None:
-    """Bring a pipeline that serves to another configuration, while no controller acts."""
+def _say_how_renewed(pipeline: Pipeline, begin: Configuration, settings: ClusterSettings) -> None:
+    from opd.cluster.manifests import renewed_by_surge
+    from opd.cluster.settings import SELDON
+
+    if settings.flavour != SELDON and not renewed_by_surge(pipeline, begin):
+        _say(
+            f"note: replicas whose settings change are renewed in place, one of each stage at a time, as "
+            f"{pipeline.capacity} cores hold none beside them"
+        )
+
+
+def _fit(pipeline: Pipeline, configuration: Configuration, former: Iterable[Object]) -> bool:
+    """Whether W_max holds the replicas of former workloads beside those of a configuration."""
+    from opd.cluster.manifests import replicas_of, template_of
+    from opd.cluster.node_capacity import requested_cores
+    from opd.pipeline import used_cores
+
+    leaving = sum(replicas_of(each) * requested_cores(template_of(each)) for each in former)
+    return float(used_cores(pipeline, configuration)) + leaving <= pipeline.capacity
+
+
+@contextmanager
+def _leading(cluster: Cluster, name: str, needed: bool) -> Iterator[Callable[[], bool]]:
+    """Holds the controllers' Lease if it is needed, so that none of them acts; yields whether we still may."""
     from opd.cluster.lease import Lease
     from opd.cluster.record import identity
-    from opd.control import ApplyError
     from opd.serving.processes import wait_until
 
-    lease = Lease(cluster, pipeline.name, identity())
+    if not needed:
+        yield lambda: True
+        return
+    lease = Lease(cluster, name, identity())
     lease.start()
     try:
         if not wait_until(lambda: lease.held, LEASE_SECONDS):
             raise ClusterError(
-                f"a controller leads pipeline {pipeline.name!r} and would undo the change; stop it, then deploy again"
+                f"a controller leads pipeline {name!r} and would undo the change; stop it, then deploy again"
             )
-        _with_backend(cluster, pipeline, settings, lambda backend: backend.apply(wanted))
-    except ApplyError as error:
-        raise ClusterError(str(error)) from error
+        yield lambda: lease.held
     finally:
         lease.close()
 
 
+def _check_leads(held: Callable[[], bool]) -> None:
+    if not held():
+        raise ClusterError(
+            "another controller leads now, or the Lease could not be renewed; stop that controller, or see why the API "
+            "server does not answer, then deploy again"
+        )
+
+
+def _reconfigure(
+    cluster: Cluster,
+    pipeline: Pipeline,
+    settings: ClusterSettings,
+    wanted: Configuration,
+    held: Callable[[], bool],
+) -> None:
+    """Bring a pipeline that serves to another configuration, as long as no controller acts."""
+    from opd.control import ApplyError
+
+    try:
+        _with_backend(cluster, pipeline, settings, lambda backend: backend.apply(wanted), held)
+    except ApplyError as error:
+        raise ClusterError(str(error)) from error
+
+
 def _with_backend(
-    cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings, use: Callable[[KubernetesBackend], Any]
+    cluster: Cluster,
+    pipeline: Pipeline,
+    settings: ClusterSettings,
+    use: Callable[[KubernetesBackend], Any],
+    may_act: Callable[[], bool] = lambda: True,
 ) -> Any:
     """What ``use`` returns for the backend of the control loop, which here need not see any metrics."""
     from opd.cluster.backend import KubernetesBackend
     from opd.serving.monitoring import Scraper
 
     with closing(Scraper()) as unused:
-        return use(KubernetesBackend(cluster, pipeline, settings, unused, interval_seconds=1.0))
+        return use(KubernetesBackend(cluster, pipeline, settings, unused, interval_seconds=1.0, may_act=may_act))
 
 
 def _address(name: str, settings: ClusterSettings) -> str:
@@ -508,6 +600,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(act())
     except InputError as error:
         return _complain(options, error, REFUSED)
+    except NotDeployedError as error:
+        return _complain(options, error, NOTHING_THERE)
     except ClusterError as error:
         from opd.cluster.lifecycle import NotOursError
 

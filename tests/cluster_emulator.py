@@ -567,7 +567,7 @@ class Kubelet:
     def _new_pod(self, workload: str, namespace: str, template: dict, version: str) -> None:
         name = f"{workload}-{next(self._numbers):04d}"
         key = ("v1", "pods", namespace, name)
-        metadata = {"name": name, "labels": dict(template["metadata"]["labels"])}
+        metadata = {"name": name, **deepcopy(template["metadata"])}
         spec = {**deepcopy(template["spec"]), "nodeName": "node"}
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": {"phase": "Pending"}}
         self.api._create(key[:3], pod, False)

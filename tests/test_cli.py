@@ -1,10 +1,12 @@
 """The command line against an emulated cluster: every exit code, what is refused before any call, and a whole life."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ pytest.importorskip("mlserver", reason="the serving extra is not installed")
 from cluster_emulator import ApiServer, Kubelet, Prometheus, kubeconfig  # noqa: E402
 
 from opd import cli  # noqa: E402
+from opd.cluster.manifests import replicas_of  # noqa: E402
 from opd.cluster.pipeline_file import PipelineFileError, read_pipeline  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -72,6 +75,18 @@ class Shell:
     def names(self, plural):
         return {each["metadata"]["name"] for each in self.api.all(plural)}
 
+    def models(self):
+        """How many replicas there are to be of each workload, of either flavour."""
+        kinds = ("deployments", "seldondeployments")
+        found = [each for kind in kinds for each in self.api.all(kind, app_kubernetes_io__component="model")]
+        return {each["metadata"]["name"]: replicas_of(each) for each in found}
+
+    def give_the_lease_to_another(self):
+        spec = {"holderIdentity": "other", "leaseDurationSeconds": 60, "renewTime": "2030-01-01T00:00:00.000000Z"}
+        metadata = {"name": "tiny-controller", "namespace": "space"}
+        kind = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease"}
+        self.api.put({**kind, "metadata": metadata, "spec": spec})
+
     def close(self):
         self.kubelet.close()
         self.api.stop()
@@ -80,9 +95,12 @@ class Shell:
 @pytest.fixture
 def shell(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("opd.cluster.lifecycle.POLL_SECONDS", 0.02)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     made = Shell(tmp_path, capsys)
     yield made
     made.close()
+    for number, handler in handlers.items():  # a run takes them
+        signal.signal(number, handler)
 
 
 # --- without a cluster ------------------------------------------------------------------------------------------------
@@ -274,6 +292,88 @@ def test_a_pipeline_of_the_catalogue(shell):
     assert shell("delete", pipeline="ocr") == cli.DONE and not shell.api.objects
 
 
+# --- a pipeline that is defined anew ----------------------------------------------------------------------------------
+
+THIRD = """
+  - name: third
+    variants:
+      - {name: small, accuracy: 0.5, cores: 1, latency: {1: 0.05, 4: 0.05}, startup_time: 2.0}
+"""
+SECOND = PIPELINE[PIPELINE.index("  - name: second") :]
+LARGE = PIPELINE[PIPELINE.index("      - {name: large") : PIPELINE.index("  - name: second")]
+
+
+@pytest.mark.parametrize("flavour", ["deployment", "seldon"])
+@pytest.mark.parametrize(
+    "replicas, old, new, running, words",
+    [
+        (2, "capacity: 6", "capacity: 3", {"first-small": 1, "second-small": 1}, "device has 3"),
+        (1, LARGE, "", {"first-small": 1, "second-small": 2}, "no variant 'large'"),
+        (2, LARGE, "", {"first-small": 1, "second-small": 2}, "no variant 'large'"),
+        (1, SECOND, SECOND + THIRD, {"first-large": 1, "second-small": 2, "third-small": 1}, "added: third"),
+        (1, SECOND, "", {"first-large": 1}, ""),
+    ],
+    ids=["less capacity", "a variant less", "a variant less, without room", "a task more", "a task less"],
+)
+def test_only_what_is_wanted_runs_after_a_change_of_the_pipeline(shell, flavour, replicas, old, new, running, words):
+    stages = f"--stage=first=large:{replicas}:2", "--stage=second=small:2:1"
+    assert shell.deploy(f"--flavour={flavour}", *stages) == cli.DONE, shell.err
+    shell.kubelet.cores = 3 if "capacity" in new else 6
+    redefined = shell.write("redefined.yaml", PIPELINE.replace(old, new, 1))
+    assert shell.deploy(f"--flavour={flavour}", pipeline=redefined) == cli.DONE, shell.err
+    assert words in shell.err
+    assert shell.models() == {f"tiny-{name}": replicas for name, replicas in running.items()}
+    assert shell.stage("first")["batch_size"] == ("2" if "first-large" in running else "1")
+    assert shell.deploy(f"--flavour={flavour}", pipeline=redefined) == cli.DONE
+    assert "created" not in shell.out and "deleted" not in shell.out and "warning" not in shell.err
+
+
+def test_old_replicas_serve_until_the_new_ones_do_if_there_is_room(shell):
+    assert shell.deploy("--stage=first=large:1:1") == cli.DONE
+    shell.kubelet.behave("tiny-first-small", start_seconds=0.5)
+    seen = []
+    shell.api.fail("GET .*pods", lambda: seen.append(shell.models()), 99)
+    assert shell.deploy(pipeline=shell.write("redefined.yaml", PIPELINE.replace(LARGE, ""))) == cli.DONE, shell.err
+    assert seen[-1] == {"tiny-first-large": 1, "tiny-first-small": 1, "tiny-second-small": 1}
+    assert shell.models() == {"tiny-first-small": 1, "tiny-second-small": 1}
+
+
+def test_old_replicas_that_never_come_are_not_waited_for(shell):
+    shell.kubelet.behave("tiny-first-large", broken="ImagePullBackOff")
+    assert shell.deploy("--stage=first=large:1:1", "--wait=0.2") == cli.FAILED
+    assert shell.deploy(pipeline=shell.write("redefined.yaml", PIPELINE.replace(LARGE, ""))) == cli.DONE, shell.err
+
+
+def test_replicas_are_not_released_while_a_controller_leads(shell, monkeypatch):
+    monkeypatch.setattr(cli, "LEASE_SECONDS", 0.5)
+    assert shell.deploy("--stage=first=large:1:1") == cli.DONE
+    shell.give_the_lease_to_another()
+    redefined = shell.write("redefined.yaml", PIPELINE.replace(LARGE, ""))
+    assert shell.deploy(pipeline=redefined) == cli.FAILED and "a controller leads" in shell.err
+    assert (
+        shell.models() == {"tiny-first-large": 1, "tiny-second-small": 1} and shell.stage("first")["variant"] == "large"
+    )
+    assert shell.deploy("--dry-run", pipeline=redefined) == cli.DONE
+    assert "+++ Deployment/tiny-first-small then" in shell.out and "--- Deployment/tiny-first-large now" in shell.out
+
+
+def test_another_flavour_takes_the_place_of_the_former_one_though_there_is_no_room_for_both(shell):
+    shell.kubelet.cores = 6
+    full = "--stage=first=large:2:1", "--stage=second=small:2:1"
+    assert shell.deploy(*full) == cli.DONE, shell.err
+    assert shell.deploy("--flavour=seldon") == cli.DONE, shell.err
+    assert not any(name.endswith(("small", "large")) for name in shell.names("deployments"))
+    assert shell.names("seldondeployments") == {"tiny-first-large", "tiny-second-small"}
+
+
+@pytest.mark.parametrize("flavour, said", [("deployment", True), ("seldon", False)])
+def test_only_plain_deployments_are_renewed_in_place(shell, flavour, said):
+    full = shell.write("full.yaml", PIPELINE.replace("capacity: 6", "capacity: 2"))
+    assert shell.deploy(f"--flavour={flavour}", pipeline=full) == cli.DONE, shell.err
+    assert shell.deploy(f"--flavour={flavour}", "--image=opd:2", pipeline=full) == cli.DONE, shell.err
+    assert ("renewed in place" in shell.err) == said
+
+
 def test_an_overlay_and_settings_reach_the_pods(shell):
     overlay = shell.write("overlay.yaml", "model: {spec: {nodeSelector: {disk: fast}}}")
     settings = shell.write("settings.yaml", "{image: 'opd:1', store: /models, dashboard: true}")
@@ -351,12 +451,24 @@ def test_a_change_that_fails_is_taken_back(shell):
 def test_a_change_waits_for_no_controller_that_leads(shell, monkeypatch):
     monkeypatch.setattr(cli, "LEASE_SECONDS", 0.5)
     assert shell.deploy() == cli.DONE
-    spec = {"holderIdentity": "other", "leaseDurationSeconds": 60, "renewTime": "2030-01-01T00:00:00.000000Z"}
-    metadata = {"name": "tiny-controller", "namespace": "space"}
-    shell.api.put({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec})
+    shell.give_the_lease_to_another()
     assert shell.deploy("--stage=first=large:1:1") == cli.FAILED
     assert "a controller leads pipeline 'tiny'" in shell.err and shell.stage("first")["variant"] == "small"
     assert shell("status") == cli.DONE and "controller: other" in shell.out
+
+
+def test_a_change_ends_when_the_lease_is_lost(shell):
+    assert shell.deploy() == cli.DONE
+    shell.kubelet.behave("tiny-first-large", start_seconds=4.0)  # by then the loss, at the first pod, is known
+    theirs = {"holderIdentity": "other", "leaseDurationSeconds": 60}
+    shell.api.fail("POST .*deployments", lambda: shell.api.edit("leases", "tiny-controller", taken))
+
+    def taken(lease):
+        lease["spec"].update(theirs)
+
+    assert shell.deploy("--stage=first=large:1:1") == cli.FAILED
+    assert "another controller leads now" in shell.err and shell.stage("first")["variant"] == "small"
+    assert shell.api.find("leases", "tiny-controller")["spec"]["holderIdentity"] == "other"
 
 
 def test_objects_of_others_are_not_touched(shell):
@@ -400,16 +512,19 @@ def controlled(shell):
 
 @pytest.fixture
 def control(shell, controlled):
-    """Runs the controller of a deployed pipeline in this process, and gives its signals back."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield lambda *options: shell("run", *controlled, *options)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    """Runs the controller of a deployed pipeline in this process."""
+    return lambda *options: shell("run", *controlled, *options)
 
 
 def test_a_run_decides_and_ends(shell, control):
     assert control("--decisions=2", "--port=0") == cli.DONE, shell.err
     assert shell.stage("first") != {"variant": "small", "replicas": "1", "batch_size": "1"}
+
+
+def test_a_run_of_some_decisions_for_a_pipeline_that_is_not_deployed(shell, control, caplog):
+    assert shell("delete") == cli.DONE
+    assert control("--decisions=1", "--port=0") == cli.NOTHING_THERE
+    assert "pipeline 'tiny' is not deployed" in caplog.records[-1].message
 
 
 def test_a_dry_run_of_control_prints_and_changes_nothing(shell, control):
@@ -424,6 +539,30 @@ def test_a_port_that_is_taken_is_named(shell, control, caplog):
     port = shell.api.url.rpartition(":")[2]
     assert control("--decisions=1", f"--port={port}") == cli.FAILED
     assert "in use" in caplog.records[-1].message
+
+
+def test_sigterm_while_it_loads_its_policy_ends_a_run_at_once(shell):
+    started = shell.folder / "started"
+    shell.write("torch.py", f"import pathlib, time\npathlib.Path({str(started)!r}).touch()\ntime.sleep(60)\n")
+    given = [
+        f"--pipeline={shell.file}",
+        "--namespace=space",
+        "--image=opd:1",
+        "--store=/models",
+        "--prometheus=http://p",
+    ]
+    path = os.pathsep.join([str(shell.folder), str(ROOT)])
+    command = [sys.executable, "-m", "opd.cli", "run", *given]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
+    ) as running:
+        deadline = time.monotonic() + 60
+        while not started.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        begin = time.monotonic()
+        running.send_signal(signal.SIGTERM)
+        log = running.communicate(timeout=30)[1]
+    assert (running.returncode, log) == (cli.DONE, "") and time.monotonic() - begin < 5 and started.exists()
 
 
 def test_every_line_of_the_log_of_a_run_is_a_json_object(shell, controlled):

@@ -473,6 +473,30 @@ def test_a_deleted_workload_comes_back(world):
     assert world.eventually(lambda: world.pods("first") == {"small": 1})
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"app": "theirs"},
+        {"app.kubernetes.io/instance": "other", "app.kubernetes.io/managed-by": "opd"},
+        {"app.kubernetes.io/instance": "tiny", "app.kubernetes.io/managed-by": "helm"},
+    ],
+)
+def test_a_workload_of_somebody_else_is_left_alone_and_the_last_configuration_goes_on(world, labels):
+    task = world.pipeline.tasks[0]
+    theirs = model_workload(world.pipeline, task, task.variants[LARGE], 0, world.settings)
+    theirs["metadata"]["labels"] = labels
+    world.api.put(theirs)
+    backend = world.backend()
+    with (
+        within(4),
+        pytest.raises(ApplyError, match="'tiny-first-large' exists and is not of .*configuration is restored"),
+    ):
+        backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 2)))
+    assert backend.configuration == INITIAL and world.state("second")["batch_size"] == "1"
+    found = world.api.find("deployments", "tiny-first-large")
+    assert found["metadata"]["labels"] == labels and found["spec"]["replicas"] == 0
+
+
 def test_who_does_not_lead_changes_nothing(world):
     backend = world.backend(may_act=lambda: False)
     world.api.requests.clear()

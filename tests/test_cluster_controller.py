@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,15 +36,16 @@ from test_cluster_backend import (  # noqa: E402
     within,
 )
 
-from opd.cluster.api import LEASE, Cluster, credentials  # noqa: E402
+from opd.cluster.api import LEASE, Cluster, Patience, credentials  # noqa: E402
 from opd.cluster.controller import Controller, ControllerSettings, health_server  # noqa: E402
 from opd.cluster.difference import difference  # noqa: E402
-from opd.cluster.errors import ClusterError  # noqa: E402
+from opd.cluster.errors import ClusterError, LedByAnotherError, NotDeployedError, UnreachableError  # noqa: E402
 from opd.cluster.json_log import JsonFormatter  # noqa: E402
 from opd.cluster.lease import Lease, LeaseTimes  # noqa: E402
 from opd.cluster.names import CONTROLLER, selector  # noqa: E402
 from opd.cluster.policies import policy_of  # noqa: E402
 from opd.objective import Weights  # noqa: E402
+from opd.pipeline import Task, Variant  # noqa: E402
 from opd.policy import Observation  # noqa: E402
 from opd.serving.monitoring import PrometheusUrl  # noqa: E402
 from opd.solvers import IpaParameters  # noqa: E402
@@ -137,6 +139,17 @@ def test_without_the_api_server_it_is_lost_in_time(server, two):
     assert not a.held
 
 
+def test_it_is_asked_for_with_one_short_attempt_whatever_the_patience_of_others(server, tmp_path):
+    path = kubeconfig(server, tmp_path)
+    cluster = Cluster("space", lambda: credentials(str(path)), Patience(read_seconds=10.0, attempts=4))
+    lease = Lease(cluster, "tiny", "a", LeaseTimes(duration=1.5, renewal=1.0, retry=0.1))
+    server.fail("GET .*leases", lambda: time.sleep(1.5), 9)
+    with within(1), pytest.raises(UnreachableError, match="0.25 s to read"):
+        lease.attempt()
+    assert len(server.requests) == 1 and cluster.patience.attempts == 4
+    assert LeaseTimes().patience == Patience(connect_seconds=2.5, read_seconds=2.5, attempts=1)
+
+
 def test_times_that_cannot_work_are_refused():
     with pytest.raises(ValueError, match="retry < renewal < duration"):
         LeaseTimes(duration=5, renewal=10)
@@ -210,6 +223,15 @@ def test_a_forecast_that_fails_is_an_event_and_the_pipeline_is_reconfigured_all_
     assert "the forecast is nan" in events(world)["ForecastFailed"]["message"]
     assert "last 20 s" in events(world)["ForecastFailed"]["message"]
     assert world.state("first") == {"variant": "large", "replicas": "1", "batch_size": "2"}
+
+
+def test_a_variant_that_was_taken_out_of_the_pipeline_does_not_stop_it(world):
+    former = tuple(Variant("former", 0.5, 1, {1: 0.05, 4: 0.05}, 2.0) for _ in world.pipeline.tasks)
+    tasks = tuple(Task(t.name, (v, *t.variants)) for t, v in zip(world.pipeline.tasks, former, strict=True))
+    world.prometheus.pipeline = replace(world.pipeline, tasks=tasks)  # of whose first variants it shows replicas
+    with Running(controller(world, decisions=2)) as made:
+        assert world.eventually(lambda: made.state == "ended", 4)  # of the 5 s after which what failed begins again
+    assert world.state("first")["variant"] == "large"
 
 
 def test_an_event_is_made_though_the_router_cannot_be_read(world):
@@ -298,6 +320,27 @@ def test_it_waits_for_a_cluster_that_is_away_and_says_so(world, monkeypatch):
         assert world.eventually(lambda: answers("/readyz").status_code == 200)
         assert "opd_decision_seconds_bucket" in answers("/metrics").text
         assert answers("/elsewhere").status_code == 404
+
+
+def test_a_run_of_some_decisions_ends_if_the_pipeline_is_not_deployed_and_the_service_waits_for_it(world, monkeypatch):
+    monkeypatch.setattr("opd.cluster.controller.RETRY_SECONDS", 0.1)
+    world.api.refuse("GET .*configmaps", 404, 10**6)
+    for dry_run in (False, True):
+        with within(4), pytest.raises(NotDeployedError, match="'tiny' is not deployed.*namespace 'space'"):
+            controller(world, decisions=1, dry_run=dry_run).run()
+    assert spec(world.api)["holderIdentity"] == ""
+    with Running(controller(world)) as made:
+        assert world.eventually(lambda: made.state.startswith("failing"))
+        world.api.faults.clear()
+        assert world.eventually(lambda: made.state == "leading")
+
+
+def test_a_run_of_some_decisions_does_not_stand_by_for_ever(world):
+    with Running(controller(world)) as first:
+        assert world.eventually(lambda: first.state == "leading")
+        with within(4), pytest.raises(LedByAnotherError, match="holds the Lease 'tiny-controller' of pipeline 'tiny'"):
+            controller(world, decisions=1, lead_seconds=0.5).run()
+        assert first.state == "leading"
 
 
 def test_a_loop_that_hangs_is_unhealthy(world):

@@ -13,6 +13,7 @@ from test_cluster_backend import INITIAL, LARGE, QUICK, SMALL, World, settings, 
 from opd.cluster import lifecycle  # noqa: E402
 from opd.cluster.api import Cluster, credentials  # noqa: E402
 from opd.cluster.errors import ForbiddenError, ServerFailedError  # noqa: E402
+from opd.cluster.lease import Lease, LeaseTimes  # noqa: E402
 from opd.cluster.manifests import pipeline_objects  # noqa: E402
 from opd.cluster.overlay import Overlay  # noqa: E402
 from opd.cluster.pod_status import is_ready  # noqa: E402
@@ -152,13 +153,18 @@ def test_what_is_no_longer_wanted_is_pruned(space):
     assert list(lifecycle.prune(space.cluster, "tiny", later)) == []
 
 
-def test_replicas_are_pruned_only_with_their_kind(space):
+def test_replicas_that_manifests_lack_are_not_pruned_but_released(space):
     space.deploy()
-    large = space.manifests(stages((LARGE, 1, 1), (SMALL, 1, 1)))
-    assert list(lifecycle.prune(space.cluster, "tiny", large)) == []  # a controller lets them go when it is time
-    seldon = space.manifests(flavour="seldon")
-    gone = {change.before["metadata"]["name"] for change in lifecycle.prune(space.cluster, "tiny", seldon)}
-    assert gone == {"tiny-first-small", "tiny-second-small"}
+    for manifests, gone in (
+        (space.manifests(stages((LARGE, 1, 1), (SMALL, 1, 1))), {"tiny-first-small"}),
+        (space.manifests(flavour="seldon"), {"tiny-first-small", "tiny-second-small"}),
+    ):
+        assert list(lifecycle.prune(space.cluster, "tiny", manifests)) == []
+        former = lifecycle.superseded(space.cluster, "tiny", manifests)
+        changes = list(lifecycle.release(space.cluster, former, dry_run=True))
+        assert {change.before["metadata"]["name"] for change in changes} == gone
+    assert {change.what for change in lifecycle.release(space.cluster, former)} == {"deleted"}
+    assert not space.names("deployments") & {"tiny-first-small", "tiny-second-small"}
 
 
 # --- looking and waiting ----------------------------------------------------------------------------------------------
@@ -196,10 +202,20 @@ def test_seldon_says_when_its_deployment_is_there(state, ready):
         "apiVersion": "machinelearning.seldon.io/v1",
         "kind": "SeldonDeployment",
         "metadata": {"name": "d", "labels": {}},
-        "spec": {"predictors": [{"replicas": 1}]},
+        "spec": {"predictors": [{"replicas": 1, "componentSpecs": [{"spec": {}}]}]},
         "status": {"state": state},
     }
     assert lifecycle._workload(found, [READY]).ready == ready
+
+
+def test_seldon_pods_of_the_state_before_do_not_count_though_the_operator_has_not_looked_yet(space):
+    space.deploy(flavour="seldon")
+    space.kubelet.close()
+    overlay = Overlay({"model": {"spec": {"nodeSelector": {"disk": "fast"}}}})
+    list(lifecycle.apply(space.cluster, space.manifests(flavour="seldon", overlay=overlay)))
+    assert {each["status"]["state"] for each in space.api.all("seldondeployments")} == {"Available"}
+    with pytest.raises(lifecycle.NotServingError, match="tiny-first-small 0 of 1, tiny-second-small 0 of 1"):
+        lifecycle.wait_until_serving(space.cluster, "tiny", 0.1)
 
 
 @pytest.mark.parametrize("reason", ["ErrImageNeverPull", "quota exceeded: cpu"])
@@ -210,6 +226,15 @@ def test_what_is_missing_and_why_is_told(space, reason):
     with pytest.raises(lifecycle.NotServingError, match=f"tiny-second-small 0 of 1.*{reason}"):
         lifecycle.wait_until_serving(space.cluster, "tiny", 0.5, told.append)
     assert told[-1] == "tiny-second-small 0 of 1" and len(told) == len(set(told))
+
+
+def test_looking_and_waiting_need_no_rights_beyond_those_of_the_role_view(space):
+    space.deploy()
+    space.api.refuse("GET .*(roles|rolebindings|secrets|leases|proxy)", 403, 99)
+    space.api.refuse("GET .*(seldon|istio|monitoring)", 403, 99)
+    lifecycle.wait_until_serving(space.cluster, "tiny", 5)
+    assert len(lifecycle.workloads(space.cluster, "tiny")) == 5
+    assert (lifecycle.waiting(space.cluster, "tiny", "first"), lifecycle.leader(space.cluster, "tiny")) == ("?", "?")
 
 
 def test_what_waits_is_asked_of_the_queue_and_unknown_if_it_does_not_say(space):
@@ -225,8 +250,8 @@ def test_what_waits_is_asked_of_the_queue_and_unknown_if_it_does_not_say(space):
 @pytest.mark.parametrize("flavour", ["deployment", "seldon"])
 def test_nothing_is_left(space, flavour):
     space.deploy(flavour=flavour, **EVERYTHING)
-    metadata = {"name": "tiny-controller", "namespace": "space"}
-    space.api.put({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": {}})
+    Lease(space.cluster, "tiny", "me").attempt()
+    space.api.edit("leases", "tiny-controller", lambda lease: lease["spec"].update(holderIdentity=""))
     other = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "theirs", "namespace": "space"}}
     space.api.put(other)
     gone = space.delete()
@@ -239,6 +264,26 @@ def test_a_lease_of_somebody_else_stays(space):
     metadata = {"name": "tiny-controller", "namespace": "space"}
     space.api.put({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": {}})
     assert space.delete() == [] and space.names("leases") == {"tiny-controller"}
+
+
+def test_a_lease_that_stayed_behind_is_deleted_later(space, monkeypatch):
+    monkeypatch.setattr(lifecycle, "RENEWED_SECONDS", 0.3)
+    Lease(space.cluster, "tiny", "me").attempt()
+    assert [change.before["kind"] for change in lifecycle.delete(space.cluster, "tiny", 1, dry_run=True)] == ["Lease"]
+    assert [change.before["kind"] for change in space.delete(1)] == ["Lease"] and not space.api.objects
+
+
+def test_a_controller_that_still_runs_is_named_and_its_lease_goes_once_it_has_ended(space):
+    lease = Lease(space.cluster, "tiny", "me", LeaseTimes(retry=0.1))
+    space.deploy()
+    lease.start()
+    try:
+        with pytest.raises(lifecycle.LeftoverError, match="Lease tiny-controller, which me .*a controller still runs"):
+            space.delete(0.5)
+        threading.Timer(0.5, lease.close).start()
+        assert [change.before["kind"] for change in space.delete()] == ["Lease"] and not space.api.objects
+    finally:
+        lease.close()
 
 
 def test_the_router_goes_before_what_it_needs(space):

@@ -283,14 +283,17 @@ def test_a_pod_drains_longer_than_it_may_be_sent_to_and_less_than_until_it_is_ki
     assert queue["strategy"] == {"type": "Recreate"}
 
 
-def test_pods_start_anew_when_their_settings_change():
+@pytest.mark.parametrize(
+    "changes", [{"store": "/models"}, {"overlay": Overlay({"model": {"spec": {"nodeSelector": {"disk": "fast"}}}})}]
+)
+def test_pods_start_anew_when_their_settings_change_and_their_hash_says_so(changes):
     def hashes(wanted):
         return [
             template_of(each)["metadata"]["annotations"]["opd.io/settings"]
             for each in workloads(objects_of(wanted=wanted))
         ]
 
-    changed = [old != new for old, new in zip(hashes(PLAIN), hashes(replace(PLAIN, store="/models")), strict=True)]
+    changed = [old != new for old, new in zip(hashes(PLAIN), hashes(replace(PLAIN, **changes)), strict=True)]
     assert changed == [False, False, True, True, False]
 
 

@@ -169,6 +169,12 @@ class Cluster:
         other._before_write = check
         return other
 
+    def with_patience(self, patience: Patience) -> Cluster:
+        """The same namespace with other patience."""
+        other = copy(self)
+        other.patience = patience
+        return other
+
     # --------------------------------------------------------------------------------------------- objects
 
     def get(self, resource: Resource, name: str) -> Object:

@@ -24,6 +24,7 @@ from opd.cluster.errors import (
     TooManyRequestsError,
     UnreachableError,
 )
+from opd.cluster.lifecycle import check_ours
 from opd.cluster.manifests import model_workload, replicas_of, stage_config, with_replicas
 from opd.cluster.names import (
     INSTANCE_LABEL,
@@ -285,13 +286,16 @@ class KubernetesBackend(TelemetryBackend):
         return wanted != now
 
     def _set_replicas(self, key: Key, replicas: int, dry_run: bool = False) -> Object:
+        manifest = self._manifest(key, replicas)
+
         def change(workload: Object) -> None:
+            check_ours(workload, manifest)
             workload.update(with_replicas(workload, replicas))
 
         try:
             return self._cluster.modify(self._kind, self._workload_name(key), change, dry_run)
         except NotFoundError:
-            return self._cluster.put(self._manifest(key, replicas), dry_run)
+            return self._cluster.put(manifest, dry_run)
 
     def _manifest(self, key: Key, replicas: int) -> Object:
         task = self.pipeline.tasks[key[0]]

@@ -21,7 +21,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from opd.cluster.api import Cluster, Patience, credentials
 from opd.cluster.backend import KubernetesBackend, Pace
 from opd.cluster.difference import difference
-from opd.cluster.errors import ClusterError
+from opd.cluster.errors import ClusterError, LedByAnotherError, NotDeployedError, NotFoundError
 from opd.cluster.lease import Lease, LeaseTimes
 from opd.cluster.record import ControllerMetrics, Recorder, identity
 from opd.cluster.settings import ClusterSettings
@@ -51,7 +51,9 @@ class ControllerSettings:
         host: address to listen on.
         read_nodes: look at the nodes for free cores.
         dry_run: print what would change, and change nothing.
-        decisions: after which it ends; never if None.
+        decisions: after which it ends; never if None, in which case it also waits for what is not there yet.
+        lead_seconds: with ``decisions``, it waits at most so long to lead; the Lease of a controller that died runs out
+            within this.
         stuck_seconds: beyond a change and an interval, after which a loop that does nothing counts as stuck.
         lease: how long leadership holds.
         pace: how long the backend waits.
@@ -64,6 +66,7 @@ class ControllerSettings:
     read_nodes: bool = False
     dry_run: bool = False
     decisions: int | None = None
+    lead_seconds: float = 30.0
     stuck_seconds: float = 60.0
     lease: LeaseTimes = LeaseTimes()
     pace: Pace = Pace()
@@ -124,7 +127,6 @@ class Controller:
         policy: what decides.
         forecast: predicted maximum load (requests/s) for a history of per-second counts.
         options: how the controller works.
-        lease_cluster: the same namespace with so little patience that renewing the Lease never takes long.
     """
 
     def __init__(
@@ -136,14 +138,13 @@ class Controller:
         policy: Policy,
         forecast: Callable[[np.ndarray], float],
         options: ControllerSettings,
-        lease_cluster: Cluster | None = None,
     ) -> None:
         self.holder = identity()
         self.metrics = ControllerMetrics(pipeline.name)
         self._cluster, self._pipeline, self._settings, self._monitor = cluster, pipeline, settings, monitor
         self._policy, self._forecast, self._options = WatchedPolicy(policy), forecast, options
         self._recorder = Recorder(cluster, pipeline, self.metrics, self.holder, events=not options.dry_run)
-        self._lease = Lease(lease_cluster or cluster, pipeline.name, self.holder, options.lease)
+        self._lease = Lease(cluster, pipeline.name, self.holder, options.lease)
         self._stop = threading.Event()
         self._backend: KubernetesBackend | None = None
         self._beat = time.monotonic()
@@ -171,18 +172,24 @@ class Controller:
         return self.state in ("leading", "standing by")
 
     def run(self) -> None:
-        """Lead and decide, whenever we are to, until stopped or done."""
+        """Lead and decide, whenever we are to, until stopped or done.
+
+        Raises:
+            NotDeployedError: if the pipeline is not deployed, and a number of decisions was asked for.
+            LedByAnotherError: if it is led by another controller all the time, likewise.
+        """
         if not self._options.dry_run:
             self._lease.start()
+        led = time.monotonic()
         try:
             while not self._stop.is_set() and not self._finished:
                 self._beat = time.monotonic()
                 self.metrics.set("leader", float(self._lease.held))
                 if self._leads:
                     self._lead()
+                    led = time.monotonic()
                 else:
-                    self.state = "standing by"
-                    self._stop.wait(TURN_SECONDS)
+                    self._stand_by(led)
         finally:
             self.state = "ended"
             self.metrics.set("leader", 0.0)
@@ -199,14 +206,27 @@ class Controller:
     def _finished(self) -> bool:
         return self._options.decisions is not None and self._done >= self._options.decisions
 
+    def _stand_by(self, since: float) -> None:
+        """Wait a moment for leadership; a run that is to end does not do so for ever."""
+        self.state = "standing by"
+        if self._options.decisions is not None and time.monotonic() - since > self._options.lead_seconds:
+            raise LedByAnotherError(
+                f"no decision was made for {self._options.lead_seconds:g} s, as another controller holds the Lease "
+                f"{self._lease.name!r} of pipeline {self._pipeline.name!r}, or it cannot be seen; stop that one, "
+                "or see what the log says of the Lease"
+            )
+        self._stop.wait(TURN_SECONDS)
+
     def _lead(self) -> None:
         """Decide until we no longer lead; what fails unexpectedly is begun again, from the state of the cluster."""
         try:
-            backend = self._backend = self._open()
+            backend = self._backend = self._open_deployed()
             if self._stop.is_set():  # it was told so while the backend was not there yet
                 return
             backend.apply(backend.configuration)  # completes or clears away what a predecessor left
             self._decide(backend)
+        except NotDeployedError:
+            raise
         except (ClusterError, ApplyError) as error:
             self._fail(error)
         except Exception as error:  # whatever it was, the pipeline must not be left without a controller
@@ -220,6 +240,14 @@ class Controller:
             self.state = f"failing: {error}"
             logger.error("the control loop failed and begins again in %g s: %s", RETRY_SECONDS, error)
             self._stop.wait(RETRY_SECONDS)
+
+    def _open_deployed(self) -> KubernetesBackend:
+        try:
+            return self._open()
+        except NotFoundError as error:
+            if self._options.decisions is None:  # the service waits for its pipeline
+                raise
+            raise NotDeployedError(f"pipeline {self._pipeline.name!r} is not deployed: {error}") from error
 
     def _open(self) -> KubernetesBackend:
         options = self._options
@@ -330,16 +358,13 @@ def run_controller(
 
     Raises:
         CredentialsError: if there is nothing to log in with.
+        NotDeployedError: as :meth:`Controller.run`.
+        LedByAnotherError: as :meth:`Controller.run`.
     """
     options = options or ControllerSettings()
-
-    def connect(patience: Patience) -> Cluster:
-        return Cluster(settings.namespace, lambda: credentials(kubeconfig, context), patience)
-
-    cluster = connect(Patience(read_seconds=settings.call_seconds))
-    call_seconds = (options.lease.duration - options.lease.renewal) / 2
-    lease_cluster = connect(Patience(connect_seconds=call_seconds, read_seconds=call_seconds, attempts=1))
-    controller = Controller(cluster, pipeline, settings, monitor, policy, forecast, options, lease_cluster)
+    patience = Patience(read_seconds=settings.call_seconds)
+    cluster = Cluster(settings.namespace, lambda: credentials(kubeconfig, context), patience)
+    controller = Controller(cluster, pipeline, settings, monitor, policy, forecast, options)
     # A handler runs inside whatever the main thread does, so it must not take locks which that may hold.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: threading.Thread(target=controller.stop, name="stop").start())

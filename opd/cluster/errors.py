@@ -18,6 +18,14 @@ class OtherNamespaceError(ClusterError):
     """An object is not of the namespace that this program works in."""
 
 
+class NotDeployedError(ClusterError):
+    """The pipeline is not there."""
+
+
+class LedByAnotherError(ClusterError):
+    """Another controller leads the pipeline, and goes on to."""
+
+
 class UnreachableError(ClusterError):
     """No answer, or none in time."""
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from opd.cluster.api import LEASE, Cluster, Object
+from opd.cluster.api import LEASE, Cluster, Object, Patience
 from opd.cluster.errors import ClusterError, ConflictError, NotFoundError
 from opd.cluster.names import CONTROLLER, labels, lease_name
 
@@ -45,12 +45,18 @@ class LeaseTimes:
                 f"a Lease needs 0 < retry < renewal < duration, not {self.retry}, {self.renewal}, {self.duration} s"
             )
 
+    @property
+    def patience(self) -> Patience:
+        """One attempt, which ends while the Lease still holds; the next one is made at the next turn."""
+        seconds = (self.duration - self.renewal) / 2
+        return Patience(connect_seconds=seconds, read_seconds=seconds, attempts=1)
+
 
 class Lease:
     """Takes the Lease when it is free and keeps it, in a thread of its own, until it is closed.
 
     Args:
-        cluster: namespace of the Lease; its calls should not take longer than ``renewal``.
+        cluster: namespace of the Lease, which is asked with the patience of ``times``.
         pipeline: whose controller it is for.
         holder: who we are, different for every process.
         times: how long it holds.
@@ -67,7 +73,8 @@ class Lease:
     ) -> None:
         self.name, self.holder = lease_name(pipeline), holder
         self._labels = labels(pipeline, CONTROLLER)
-        self._cluster, self._times, self._clock = cluster, times or LeaseTimes(), clock
+        self._times, self._clock = times or LeaseTimes(), clock
+        self._cluster = cluster.with_patience(self._times.patience)
         self._until = float("-inf")
         self._seen: tuple[Any, float] = (None, 0.0)
         self._closing = threading.Event()

@@ -26,9 +26,11 @@ from opd.cluster.api import (
     resource_of,
 )
 from opd.cluster.errors import ClusterError, ConflictError, ForbiddenError, NotFoundError
-from opd.cluster.manifests import STAGE_VARIANT, replicas_of
+from opd.cluster.lease import LeaseTimes
+from opd.cluster.manifests import STAGE_VARIANT, replicas_of, template_of
 from opd.cluster.names import (
     COMPONENT_LABEL,
+    CONTROLLER,
     INSTANCE_LABEL,
     MANAGED_BY_LABEL,
     MODEL,
@@ -41,11 +43,14 @@ from opd.cluster.names import (
     selector,
 )
 from opd.cluster.pod_status import homeless, hopeless, is_over, is_ready, refused
-from opd.cluster.pods import HTTP
+from opd.cluster.pods import HTTP, SETTINGS_ANNOTATION
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
+
+RENEWED_SECONDS = 1.5 * LeaseTimes().retry
+"""A controller that runs renews its Lease within this."""
 
 BUILT_IN = (
     CONFIG_MAP,
@@ -151,7 +156,7 @@ def apply(cluster: Cluster, manifests: Sequence[Object], dry_run: bool = False) 
         ClusterError: as every call.
     """
     for manifest in manifests:
-        _check_ours(_find(cluster, manifest), manifest)
+        check_ours(_find(cluster, manifest), manifest)
     for manifest in manifests:
         yield _apply(cluster, manifest, dry_run)
 
@@ -177,7 +182,7 @@ def _find(cluster: Cluster, manifest: Object) -> Object:
 
 def _bring(found: Object, manifest: Object) -> None:
     """Put a manifest into an object that exists; labels and annotations of others stay, all else is as we want it."""
-    _check_ours(found, manifest)
+    check_ours(found, manifest)
     for name in ("labels", "annotations"):
         entries = {**(found["metadata"].get(name) or {}), **manifest["metadata"].get(name, {})}
         if entries:
@@ -187,7 +192,12 @@ def _bring(found: Object, manifest: Object) -> None:
         found[name] = {**kept, **deepcopy(manifest[name])} if isinstance(manifest[name], Mapping) else manifest[name]
 
 
-def _check_ours(found: Object, manifest: Object) -> None:
+def check_ours(found: Object, manifest: Object) -> None:
+    """Raise if an object is not of the pipeline to which its manifest belongs; one that does not exist is empty.
+
+    Raises:
+        NotOursError: naming the object and its label.
+    """
     wanted = manifest["metadata"]["labels"]
     its_labels = found["metadata"].get("labels") or {} if found else wanted
     for label in (INSTANCE_LABEL, MANAGED_BY_LABEL):
@@ -200,19 +210,42 @@ def _check_ours(found: Object, manifest: Object) -> None:
 
 
 def prune(cluster: Cluster, pipeline: str, manifests: Iterable[Object], dry_run: bool = False) -> Iterator[Change]:
-    """Delete what an earlier deployment made and these manifests lack; replicas come and go by themselves and stay.
+    """Delete what an earlier deployment made and these manifests lack, except replicas: see :func:`superseded`.
 
     Raises:
         ClusterError: as every call.
     """
-    manifests = list(manifests)
-    wanted = {(resource_of(each), each["metadata"]["name"]) for each in manifests}
-    replicas = {resource_of(each) for each in manifests if each["metadata"]["labels"].get(COMPONENT_LABEL) == MODEL}
+    wanted = set(map(_key, manifests))
     for resource, found in owned(cluster, pipeline)[0]:
-        its_own = resource in WORKLOADS and found["metadata"]["labels"].get(COMPONENT_LABEL) == MODEL
-        if (resource, found["metadata"]["name"]) not in wanted and not (its_own and resource in replicas):
+        if _key(found) not in wanted and not _is_model(resource, found):
             _delete(cluster, resource, found, dry_run)
             yield Change(found, {})
+
+
+def superseded(cluster: Cluster, pipeline: str, manifests: Iterable[Object]) -> list[Object]:
+    """Workloads of replicas that these manifests lack: of a variant that does not run any more, or of a former task."""
+    wanted = set(map(_key, manifests))
+    found = _owned(cluster, pipeline, WORKLOADS)[0]
+    return [each for resource, each in found if _is_model(resource, each) and _key(each) not in wanted]
+
+
+def release(cluster: Cluster, workloads: Iterable[Object], dry_run: bool = False) -> Iterator[Change]:
+    """Delete workloads; their replicas finish what they serve.
+
+    Raises:
+        ClusterError: as every call.
+    """
+    for found in workloads:
+        _delete(cluster, resource_of(found), found, dry_run)
+        yield Change(found, {})
+
+
+def _key(found: Object) -> tuple[Resource, str]:
+    return resource_of(found), found["metadata"]["name"]
+
+
+def _is_model(resource: Resource, found: Object) -> bool:
+    return resource in WORKLOADS and _place(found)[0] == MODEL
 
 
 # --------------------------------------------------------------------------------------------------- looking
@@ -225,10 +258,16 @@ def owned(cluster: Cluster, pipeline: str) -> tuple[list[tuple[Resource, Object]
         ForbiddenError: if it may not look for a kind that every cluster has.
         ClusterError: as every call.
     """
+    return _owned(cluster, pipeline, (*BUILT_IN, *INSTALLED))
+
+
+def _owned(
+    cluster: Cluster, pipeline: str, kinds: Iterable[Resource]
+) -> tuple[list[tuple[Resource, Object]], list[Resource]]:
     chosen = ",".join(f"{key}={value}" for key, value in labels(pipeline).items())
     found: list[tuple[Resource, Object]] = []
     unseen: list[Resource] = []
-    for resource in (*BUILT_IN, *INSTALLED):
+    for resource in kinds:
         try:
             objects, _ = cluster.list(resource, chosen)
         except NotFoundError:  # the cluster has no such kind
@@ -255,13 +294,17 @@ def workloads(cluster: Cluster, pipeline: str) -> list[Workload]:
     Raises:
         ClusterError: as every call.
     """
-    found = [each for resource, each in owned(cluster, pipeline)[0] if resource in WORKLOADS]
+    return _look(cluster, pipeline, lambda found: True)
+
+
+def _look(cluster: Cluster, pipeline: str, which: Callable[[Object], bool]) -> list[Workload]:
+    found = [each for _, each in _owned(cluster, pipeline, WORKLOADS)[0] if which(each)]
     pods = [pod for pod in cluster.list(POD, selector(pipeline))[0] if not is_over(pod)]
     return sorted(_workload(each, [pod for pod in pods if _place(pod) == _place(each)]) for each in found)
 
 
 def _workload(found: Object, pods: Sequence[Object]) -> Workload:
-    ready = sum(is_ready(pod) for pod in pods)
+    ready = sum(is_ready(pod) and _is_present(pod, found) for pod in pods)
     wanted = replicas_of(found)
     troubles = [hopeless(pod) or homeless(pod) for pod in pods if not is_ready(pod)]
     return Workload(
@@ -279,6 +322,17 @@ def _place(labelled: Object) -> tuple[str, str, str]:
     return component, task, variant
 
 
+def _is_present(pod: Object, found: Object) -> bool:
+    """Whether a pod is of the present manifest, where the workload does not say up to which one it speaks: Seldon's."""
+    if resource_of(found) != SELDON_DEPLOYMENT:
+        return True
+    its_hash, wanted = (
+        (each.get("metadata", {}).get("annotations") or {}).get(SETTINGS_ANNOTATION)
+        for each in (pod, template_of(found))
+    )
+    return bool(its_hash == wanted)
+
+
 def _is_current(found: Object, wanted: int) -> bool:
     """Whether the pods are those of the present manifest, as far as the cluster says."""
     status = found.get("status") or {}
@@ -289,7 +343,11 @@ def _is_current(found: Object, wanted: int) -> bool:
 
 
 def wait_until_serving(
-    cluster: Cluster, pipeline: str, seconds: float, report: Callable[[str], object] = lambda _: None
+    cluster: Cluster,
+    pipeline: str,
+    seconds: float,
+    report: Callable[[str], object] = lambda _: None,
+    leaving: Iterable[Object] = (),
 ) -> None:
     """Wait until every workload of a pipeline has its pods.
 
@@ -298,6 +356,7 @@ def wait_until_serving(
         pipeline: its name.
         seconds: to wait at most.
         report: is told what is still missing whenever that changes.
+        leaving: workloads that are to go, whose pods are not waited for.
 
     Raises:
         NotServingError: naming what is missing, and why if that is known.
@@ -305,8 +364,9 @@ def wait_until_serving(
     """
     deadline = time.monotonic() + seconds
     said = ""
+    left_out = set(map(_key, leaving))
     while True:
-        late = [each for each in workloads(cluster, pipeline) if not each.serves]
+        late = [each for each in _look(cluster, pipeline, lambda w: _key(w) not in left_out) if not each.serves]
         if not late:
             return
         missing = ", ".join(f"{each.name} {each.ready} of {each.wanted}" for each in late)
@@ -368,7 +428,7 @@ def delete(cluster: Cluster, pipeline: str, seconds: float, dry_run: bool = Fals
         LeftoverError: if objects or pods are still there in the end.
         ClusterError: as every call.
     """
-    if not owned(cluster, pipeline)[0]:
+    if not owned(cluster, pipeline)[0] and not _lease(cluster, pipeline):
         return
     for turn, component in enumerate(_TURNS):
         for resource, found in owned(cluster, pipeline)[0]:
@@ -377,8 +437,9 @@ def delete(cluster: Cluster, pipeline: str, seconds: float, dry_run: bool = Fals
                 yield Change(found, {})
         if component and not dry_run:
             _wait_until_gone(partial(_pods, cluster, pipeline, component), seconds)
-    with suppress(ForbiddenError, NotFoundError):  # who may not see it has not run a controller
-        lease = cluster.get(LEASE, lease_name(pipeline))
+    if not dry_run:
+        _wait_until_nobody_leads(cluster, pipeline, seconds)
+    if lease := _lease(cluster, pipeline):
         _delete(cluster, LEASE, lease, dry_run)
         yield Change(lease, {})
     if not dry_run:
@@ -399,6 +460,39 @@ def _turn(resource: Resource, found: Object) -> int:
 def _delete(cluster: Cluster, resource: Resource, found: Object, dry_run: bool) -> None:
     with suppress(NotFoundError):  # it is gone already
         cluster.delete(resource, found["metadata"]["name"], dry_run)
+
+
+def _lease(cluster: Cluster, pipeline: str) -> Object:
+    """The controllers' Lease if there is one and it is ours; who may not see it has not run a controller."""
+    try:
+        found = cluster.get(LEASE, lease_name(pipeline))
+    except (ForbiddenError, NotFoundError):
+        return {}
+    ours = labels(pipeline, CONTROLLER).items() <= (found["metadata"].get("labels") or {}).items()
+    return found if ours else {}
+
+
+def _wait_until_nobody_leads(cluster: Cluster, pipeline: str, seconds: float) -> None:
+    """Wait until the Lease is not renewed any more: a controller that runs would make it anew.
+
+    Raises:
+        LeftoverError: naming the Lease and its holder.
+    """
+    begin = renewed = time.monotonic()
+    seen = lease = _lease(cluster, pipeline)
+    while holder := (lease.get("spec") or {}).get("holderIdentity"):
+        now = time.monotonic()
+        if lease != seen:
+            seen, renewed = lease, now
+        if now - renewed > RENEWED_SECONDS:  # its holder has died
+            return
+        if now - begin > seconds and renewed > begin:
+            raise LeftoverError(
+                f"still there after {seconds:g} s: Lease {lease_name(pipeline)}, which {holder} holds and renews: a "
+                "controller still runs; stop it, and delete again"
+            )
+        time.sleep(POLL_SECONDS)
+        lease = _lease(cluster, pipeline)
 
 
 def _pods(cluster: Cluster, pipeline: str, component: str) -> list[str]:

@@ -114,6 +114,13 @@ def replicas_of(workload: Mapping[str, Any]) -> int:
     return int(_scaled(workload).get("replicas", 1))
 
 
+def template_of(workload: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The pod template of a workload."""
+    scaled = _scaled(workload)
+    template: Mapping[str, Any] = scaled["componentSpecs"][0] if workload["kind"] == KIND else scaled["template"]
+    return template
+
+
 def with_replicas(workload: Mapping[str, Any], replicas: int) -> Manifest:
     """The same workload with another number of replicas, all else as it was, for a replacement of the object."""
     changed = deepcopy(dict(workload))

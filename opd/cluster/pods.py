@@ -28,7 +28,7 @@ SETTINGS_FOLDER = "/etc/opd"
 CACHE_FOLDER = "/cache"
 
 SETTINGS_ANNOTATION = "opd.io/settings"
-"""Hash of the settings: a pod is replaced when they change."""
+"""Hash of the settings and of the pod itself: a pod is replaced when they change, and is known by it to be of today."""
 
 HTTP, GRPC, METRICS = "http", "grpc", "metrics"
 """Names of the ports."""
@@ -90,9 +90,11 @@ def pod_template(pod: Pod, settings: ClusterSettings) -> dict[str, Any]:
     }
     if pod.account:
         spec["serviceAccountName"] = pod.account
-    digest = hashlib.sha256(pod.document.encode()).hexdigest()[:16]
-    metadata = {"labels": dict(pod.labels), "annotations": {SETTINGS_ANNOTATION: digest}}
-    return settings.overlay.apply(pod.labels[COMPONENT_LABEL], {"metadata": metadata, "spec": spec})
+    metadata = {"labels": dict(pod.labels), "annotations": {SETTINGS_ANNOTATION: ""}}
+    template = settings.overlay.apply(pod.labels[COMPONENT_LABEL], {"metadata": metadata, "spec": spec})
+    everything = json.dumps([pod.document, template], sort_keys=True)
+    template["metadata"]["annotations"][SETTINGS_ANNOTATION] = hashlib.sha256(everything.encode()).hexdigest()[:16]
+    return template
 
 
 def _container(pod: Pod, settings: ClusterSettings) -> dict[str, Any]:

@@ -204,7 +204,8 @@ class Telemetry:
             begin: Unix seconds.
             end: Unix seconds.
             configuration: what was wanted in it: its batch sizes say what the replicas that were there could carry,
-                and its variants how long a request takes at a task that none left.
+                and its variants how long a request takes at a task that none left. Replicas of a variant that the
+                pipeline does not have carry nothing that is known.
 
         Returns:
             a batch of one, without the latencies of single requests.
@@ -212,7 +213,6 @@ class Telemetry:
         Raises:
             NoDataError: if the requests, or the queue or the replicas of a task, were not watched at its end.
             MonitoringError: if the monitor cannot be read.
-            KeyError: if a task runs a variant that the pipeline does not have.
         """
         since = begin - STALE_SECONDS
         requests = self._requests_past(since, end)
@@ -243,10 +243,11 @@ class Telemetry:
     def _ready_throughput(self, begin: float, end: float, configuration: Configuration) -> np.ndarray:
         throughput = np.zeros(len(configuration))
         for n, replicas in enumerate(self._replicas(begin - STALE_SECONDS, end)):
-            task = self._pipeline.tasks[n]
+            variants, batch_size = self._pipeline.tasks[n].variants, configuration[n].batch_size
+            known = {variant.name: variant.throughput(batch_size) for variant in variants}
             for series in replicas:
-                variant = task.variants[task.variant_index(series.labels["variant"])]
-                throughput[n] += time_average(series, begin, end) * variant.throughput(configuration[n].batch_size)
+                # A queue goes on to show variants that the pipeline once had, whose speed nobody knows.
+                throughput[n] += time_average(series, begin, end) * known.get(series.labels["variant"], 0.0)
         return throughput
 
     def _replicas(self, since: float, now: float) -> list[list[Series]]:
