@@ -342,7 +342,15 @@ def test_closing_ends_the_server(tmp_path):
     assert all(ended(process) for process in everyone)
 
 
-def test_an_interrupted_start_leaves_nothing_behind(tmp_path):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a program of its own: workers that share out the tests ignore it."""
+    ignoring = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, ignoring)
+
+
+def test_an_interrupted_start_leaves_nothing_behind(tmp_path, interruptible):
     program = tmp_path / "slow-prometheus"
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     program.chmod(0o755)
