@@ -2,8 +2,8 @@
 
 IPA's problem is solved by HiGHS, by Gurobi where its size-limited licence reaches, and by the exact dynamic programme;
 that all find the same optimum is checked. The exact myopic solver, which a deployed agent has for its expert, is timed
-beside them. Every decision is preceded by the same forecast, timed on its own, so that
-the reader sees what is the forecast's and what the decider's. Times are of the wall, on one thread.
+beside them. Every decision is preceded by the same forecast, timed on its own, so that the reader sees what is the
+forecast's and what the decider's. Times are of the wall, on one thread.
 """
 
 from __future__ import annotations

@@ -207,9 +207,8 @@ def hypervolumes(points: pd.DataFrame, capacities: Mapping[str, int]) -> pd.Data
 def times_of_the_agent(areas: pd.DataFrame) -> str:
     """How many times the others' areas of :func:`hypervolumes` the agent's are, as a list in Markdown."""
     lines = []
-    for (reference, policy), times in areas[areas["policy"] != AGENT].groupby(["reference", "policy"], sort=False)[
-        "agent_times"
-    ]:
+    others = areas[areas["policy"] != AGENT].groupby(["reference", "policy"], sort=False)
+    for (reference, policy), times in others["agent_times"]:
         count = f"{(times >= 1.0).sum()} of {times.notna().sum()} pipelines that have an area"
         extent = f"{times.min():.3f} to {times.max():.3f} times"
         lines.append(f"* reference {reference}: at least as large as {policy}'s in {count}, {extent}")

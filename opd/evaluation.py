@@ -153,6 +153,7 @@ def timeline(steps: Sequence[Step], seconds: float) -> pd.DataFrame:
             "load": [step.interval.offered[0] / seconds for step in steps],
             "predicted_load": [step.predicted_load for step in steps],
             "dropped": [float(step.interval.dropped[0]) for step in steps],
+            "by_expert": [step.by_expert for step in steps],
             "decision_ms": [1e3 * step.decision_seconds for step in steps],
             **{
                 name: [float(getattr(step.score, name)[0]) for step in steps]

@@ -192,14 +192,13 @@ def expert_policy(pipeline: Pipeline, parameters: Mapping[str, Any]) -> Policy:
 
 
 FAMILIAR = 0.8
-"""Share of the largest load of its training up to which an agent is trusted: beyond, it has seen little. The whole
-gains 0.001 of reward on the validation days, and loses 0.03 where they are overloaded."""
+"""Share of the largest load of its training up to which an agent is trusted: beyond, it has seen little."""
 
 BEHIND = 1.0
 """Seconds of load that may wait, beside the batches that form, before an agent is relieved."""
 
 RELIEF = 18
-"""Decisions that its expert then makes: three minutes. Twice as many gain little on the validation days."""
+"""Decisions that its expert then makes: three minutes, in which queues empty and new replicas are up."""
 
 
 class AgentPolicy(Policy):

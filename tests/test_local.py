@@ -19,7 +19,7 @@ pytest.importorskip("mlserver", reason="the serving extra is not installed")
 
 from opd.control import ApplyError  # noqa: E402
 from opd.pipeline import Pipeline, StageConfiguration, Task, Variant  # noqa: E402
-from opd.serving import kept_server, load, local, processes  # noqa: E402
+from opd.serving import load, local, processes, starts  # noqa: E402
 from opd.serving.local import ControlledError, LocalBackend  # noqa: E402
 from opd.serving.local_stage import LocalStage  # noqa: E402
 from opd.serving.monitoring import URL_VARIABLE, MonitoringError  # noqa: E402
@@ -256,7 +256,7 @@ def without_spares(backend, monkeypatch):
 
 
 def test_a_server_that_was_late_is_named_with_the_limit(backend, without_spares, monkeypatch):
-    monkeypatch.setattr(kept_server, "START_SECONDS", 0.2)
+    monkeypatch.setattr(starts, "START_SECONDS", 0.2)
     with pytest.raises(ApplyError, match="variant 'slow' of 'first' did not start 2 times .* not ready after 0.2 s; "):
         backend.apply(stages((SLOW, 1, 1), (FAST, 1, 1)))
 
@@ -281,7 +281,7 @@ def test_a_server_that_cannot_start_is_named_with_its_reason(backend, which):
             taken.listen()
         with pytest.raises(ApplyError, match=rf"{server.name} did not start 2 times in a row: OSError: .* in use"):
             backend.apply(stages((SLOW, 1, 1), (FAST, 1, 1)))
-    assert wait_until(lambda: server.answers and not server.error, 15)
+    assert wait_until(lambda: server.answers and not server.starts.error, 15)
 
 
 @pytest.mark.parametrize("which", ["queue", "router"])
@@ -368,6 +368,23 @@ def test_nothing_is_started_once_the_backend_closes(tmp_path):
     assert wait_until(stage.queue.ended, 5)
     stage.tend()
     assert stage.replicas == [] and not stage.queue.alive
+
+
+def test_nobody_is_given_the_ports_of_a_server_that_is_starting(tmp_path):
+    process = ServerProcess("queue", ServerSettings("queue", "first"), tmp_path)
+    settings = process.settings
+    for port in (settings.http_port, settings.grpc_port, settings.metrics_port):
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
+    process.kill()
+    assert wait_until(process.ended, 5)
+
+
+def test_a_server_can_listen_on_a_held_port():
+    with processes.hold_port() as holder:
+        place = ("127.0.0.1", processes.port_of(holder))
+        with socket.create_server(place), socket.create_connection(place, 1):
+            pass
 
 
 def test_the_last_words_of_a_server_are_its_own(tmp_path):

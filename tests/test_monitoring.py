@@ -29,7 +29,7 @@ from opd.serving.monitoring import (  # noqa: E402
     Scraper,
     open_monitor,
 )
-from opd.serving.processes import direct_session, free_ports, wait_until  # noqa: E402
+from opd.serving.processes import direct_session, hold_port, port_of, wait_until  # noqa: E402
 from opd.serving.telemetry import increase  # noqa: E402
 
 needs_prometheus = pytest.mark.skipif(
@@ -188,7 +188,8 @@ def test_a_prometheus_that_is_killed_is_said_and_started_again(prometheus, targe
 @pytest.fixture
 def foreign(tmp_path):
     """URL of a Prometheus that somebody else has configured to read the targets of two runs in ``tmp_path``."""
-    address = f"127.0.0.1:{free_ports(1)[0]}"
+    with hold_port() as holder:
+        address = f"127.0.0.1:{port_of(holder)}"
     configuration = tmp_path / "prometheus.yml"
     configuration.write_text(
         "scrape_configs:\n- job_name: pipelines\n  scrape_interval: 1s\n"

@@ -303,9 +303,8 @@ def summarise(run: LiveRun) -> dict[str, Any]:
 
 
 def course(pipeline: Pipeline, run: LiveRun, interval: int) -> pd.DataFrame:
-    """The run by interval: that of :func:`opd.evaluation.timeline`, who decided, measured latencies, and what ran."""
+    """The run by interval: that of :func:`opd.evaluation.timeline`, measured latencies, and what ran."""
     table = timeline(run.steps, interval)
-    table["by_expert"] = [step.by_expert for step in run.steps]
     table["latency_mean"] = [float(step.interval.latency_mean[0]) for step in run.steps]
     table["latency_p99"] = [float(step.interval.latency_p99[0]) for step in run.steps]
     for position, task in enumerate(pipeline.tasks):

@@ -153,8 +153,8 @@ class LocalBackend(TelemetryBackend):
 
     def _errors(self) -> list[str]:
         """Why what is wanted cannot be had."""
-        stages = [error for stage in self.stages for error in (stage.queue.error, stage.error)]
-        return [error for error in (self.router.error, *stages) if error]
+        stages = [starts for stage in self.stages for starts in (stage.queue.starts, stage.starts)]
+        return [starts.error for starts in (self.router.starts, *stages) if starts.error]
 
     def _settled(self) -> bool:
         """Whether what is wanted runs."""

@@ -20,15 +20,13 @@ from typing import Any
 import requests
 
 from opd.pipeline import StageConfiguration, Task
-from opd.serving.kept_server import START_ATTEMPTS, KeptServer, is_late, pause, why_it_ended
+from opd.serving.kept_server import LOOK_SECONDS, KeptServer
 from opd.serving.processes import ServerProcess, model_process
 from opd.serving.server import ServerSettings
 from opd.serving.stage_queue import StageSettings
+from opd.serving.starts import Starts, is_late, why_it_ended
 
 logger = logging.getLogger(__name__)
-
-LOOK_SECONDS = 1.0
-"""Between two questions to the queue about replicas that do not answer."""
 
 
 @dataclass(eq=False)
@@ -54,7 +52,7 @@ class LocalStage:
         target: what it is to run.
         spares: processes kept ready with everything but a model, so that a new replica starts faster.
         closing: once it is set, nothing is started any more.
-        error: why the replicas of the target cannot be had; empty while there is hope.
+        starts: failed ones of replicas of the target, and why these cannot be had.
     """
 
     pipeline: str
@@ -65,14 +63,11 @@ class LocalStage:
     target: StageConfiguration
     spares: int = 0
     closing: threading.Event = field(default_factory=threading.Event)
-    error: str = ""
+    starts: Starts = field(default_factory=Starts)
     replicas: list[LocalReplica] = field(default_factory=list)
     _spare: list[ServerProcess] = field(default_factory=list)
     _stopped: list[ServerProcess] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=count)
-    _failures: int = 0
-    _last_failure: str = ""
-    _next_start: float = 0.0
     _next_look: float = 0.0
     _pushed: dict[str, Any] | None = None
     _settled: bool = False
@@ -87,9 +82,8 @@ class LocalStage:
     def want(self, target: StageConfiguration) -> None:
         """Set what is to run from now on."""
         if target != self.target:
-            self.target, self._failures, self._last_failure, self._next_start = target, 0, "", 0.0
-            self._settled = False
-        self.error = ""
+            self.target, self.starts, self._settled = target, Starts(), False
+        self.starts.error = ""  # only what fails from now on ends the wait for it
 
     @property
     def settled(self) -> bool:
@@ -110,7 +104,7 @@ class LocalStage:
             if not replica.ready:
                 seconds = time.monotonic() - replica.process.started
                 parts.append(f"{replica.process.name} began {seconds:.0f} s ago ({replica.process.last_words()})")
-        return ", ".join([*parts, *([self._last_failure] if self._last_failure else [])])
+        return ", ".join([*parts, *filter(None, [self.starts.last_failure])])
 
     def processes(self) -> list[ServerProcess]:
         """Everything that runs for the stage."""
@@ -171,25 +165,19 @@ class LocalStage:
         logger.warning("stage %s: replica %s died: %s", self.task.name, replica.process.name, reason)
         if replica.ready or replica.variant != self.target.variant:
             return
-        self._failures += 1
-        self._last_failure = f"{replica.process.name} did not start: {reason}"
-        self._next_start = time.monotonic() + pause(self._failures)
-        if self._failures >= START_ATTEMPTS:
-            self.error = (
-                f"variant {variant!r} of {self.task.name!r} did not start {self._failures} times in a row: {reason}"
-            )
+        self.starts.failed(f"variant {variant!r} of {self.task.name!r}", reason)
 
     def _see_ready(self) -> None:
         for replica in self.replicas:
             if not replica.ready and not replica.leaving and replica.process.ready():
                 replica.ready = True
-                self._failures, self._last_failure = 0, ""
+                self.starts.succeeded()
 
     def _start_missing(self) -> None:
         wanted = self._of_target()
         for replica in sorted(wanted, key=lambda replica: not replica.ready)[self.target.replicas :]:
             replica.leaving = True
-        if time.monotonic() < self._next_start:
+        if not self.starts.due:
             return
         for _ in range(self.target.replicas - len(wanted)):
             if self.closing.is_set():  # asking spares may take seconds

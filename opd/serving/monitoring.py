@@ -29,7 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from urllib3.util.retry import Retry
 
 from opd.serving import guard
-from opd.serving.processes import direct_session, free_ports, wait_until
+from opd.serving.processes import direct_session, hold_port, port_of, wait_until
 
 URL_VARIABLE = "OPD_PROMETHEUS_URL"
 """Environment variable with the URL of a Prometheus server that runs already."""
@@ -275,7 +275,10 @@ class PrometheusServer:
             self._process = None
 
     def _start(self) -> subprocess.Popen[str]:
-        address = f"127.0.0.1:{free_ports(1)[0]}"
+        with hold_port() as holder:
+            return self._start_at(f"127.0.0.1:{port_of(holder)}")
+
+    def _start_at(self, address: str) -> subprocess.Popen[str]:
         with self._log.open("wb") as log:
             process = guard.start(self._command(address), stdout=log, stderr=subprocess.STDOUT)
         session = direct_session()

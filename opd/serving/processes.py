@@ -13,8 +13,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,21 @@ class StartError(RuntimeError):
     """A server did not start; the message ends with what it last wrote."""
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface on which nothing listens now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+def hold_port() -> socket.socket:
+    """A socket whose port on the loopback interface is given to nobody as a free one while the socket is open.
+
+    It does not listen, so that a server that is told the port can: between the choice of a port and the start of its
+    server lie seconds.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    return holder
+
+
+def port_of(holder: socket.socket) -> int:
+    """The port that a socket of :func:`hold_port` holds."""
+    return int(holder.getsockname()[1])
 
 
 def direct_session() -> requests.Session:
@@ -51,6 +60,11 @@ def direct_session() -> requests.Session:
     session = requests.Session()
     session.trust_env = False
     return session
+
+
+def _close(holders: Iterable[socket.socket]) -> None:
+    for holder in holders:
+        holder.close()
 
 
 class ServerProcess:
@@ -63,7 +77,9 @@ class ServerProcess:
     """
 
     def __init__(self, name: str, settings: ServerSettings, folder: Path) -> None:
-        http, grpc, metrics = free_ports(3)
+        holders = [hold_port() for _ in range(3)]  # for as long as it may be started again
+        weakref.finalize(self, _close, holders)
+        http, grpc, metrics = map(port_of, holders)
         self.name, self.folder = name, folder
         self.settings = replace(settings, http_port=http, grpc_port=grpc, metrics_port=metrics, end_with_parent=True)
         self._log = folder / f"{name}.log"
