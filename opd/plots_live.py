@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -90,26 +90,33 @@ def _draw_stage(axes: Axes, run: pd.DataFrame, task: str, variants: Sequence[str
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def plot_replay(replays: Mapping[str, tuple[np.ndarray, np.ndarray]], interval: int, path: str | Path) -> Figure:
+_PREDICTIONS = {"calibrated": ("0.0", "--"), "profiled": ("0.55", ":")}
+
+
+def plot_replay(replays: pd.DataFrame, path: str | Path) -> Figure:
     """Mean latency of every interval of the closed loop, as the simulator says for the same arrivals, and as measured.
 
     Args:
-        replays: by policy, what :func:`opd.serving.live.replay` returns.
-        interval: seconds between two decisions.
+        replays: rows of :func:`opd.serving.live.replay` with the policy in column ``policy``; predictions are called
+            ``profiled`` and, where there is one, ``calibrated``.
         path: image file to write.
     """
+    policies = ordered(replays["policy"])
     figure, grid = plt.subplots(
-        1, len(replays), figsize=(4.6 * len(replays), 3.2), sharey=True, layout="constrained", squeeze=False
+        1, len(policies), figsize=(4.6 * len(policies), 3.6), sharey=True, layout="constrained", squeeze=False
     )
     figure.suptitle("Closed loop: mean latency by interval")
-    for axes, policy in zip(grid[0], ordered(replays), strict=True):
-        style, (predicted, measured) = _style(policy), replays[policy]
-        edges = _edges(interval * np.arange(len(measured)))
-        axes.stairs(1e3 * measured, edges, color=style.colour, baseline=None, lw=1.8, label="measured")
-        axes.stairs(1e3 * predicted, edges, color="0.0", baseline=None, ls="--", label="simulated")
+    for axes, policy in zip(grid[0], policies, strict=True):
+        run, style = replays[replays["policy"] == policy], _style(policy)
+        edges = _edges(run["time"].to_numpy())
+        axes.stairs(1e3 * run["measured"], edges, color=style.colour, baseline=None, lw=1.8, label="measured")
+        for name, (colour, line) in _PREDICTIONS.items():
+            if name in run:
+                values = 1e3 * run[name]
+                axes.stairs(values, edges, color=colour, baseline=None, lw=1.4, ls=line, label=f"simulated, {name}")
         axes.set(title=style.label, xlabel="time (s)")
         _plain_logarithmic(axes)
-        axes.legend(fontsize=8)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     grid[0, 0].set_ylabel("mean latency (ms)")
     return save_figure(figure, path)
 

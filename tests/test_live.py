@@ -115,11 +115,21 @@ def test_the_course_names_what_ran():
 def test_the_replay_simulates_the_arrivals_that_came():
     # Far apart, nothing waits: latency is the service time of both stages, 0.1 + 0.05 s.
     run = run_of([SMALL, SMALL], requests([1.0, 3.0, 12.0], 0.2))
-    predicted, measured = live.replay(ocr_pipeline(), SimulationParameters(service_noise=0.0), run, [0])
-    assert predicted == pytest.approx([0.15, 0.15])
-    assert measured == pytest.approx([0.2, 0.2])
+    known = ocr_pipeline()
+    slower = fidelity.calibrated(known, SMALL, [{1: 0.3}, {1: 0.05}])
+    table = live.replay({"profiled": known, "slower": slower}, SimulationParameters(service_noise=0.0), run, [0, 1])
+    assert table["time"].tolist() == [0, 10]
+    assert table["profiled"].tolist() == pytest.approx([0.15, 0.15])
+    assert table["slower"].tolist() == pytest.approx([0.35, 0.35])
+    assert table["measured"].tolist() == pytest.approx([0.2, 0.2])
     with pytest.raises(ValueError, match="no measurements to compare with"):
-        live.replay(ocr_pipeline(), SimulationParameters(), run_of([SMALL]), [0])
+        live.replay({"profiled": known}, SimulationParameters(), run_of([SMALL]), [0])
+
+
+def test_an_interval_in_which_nothing_is_answered_has_no_latency():
+    run = run_of([SMALL, SMALL, SMALL], requests([1.0, 19.9], 0.2))
+    table = live.replay({"profiled": ocr_pipeline()}, SimulationParameters(service_noise=0.0), run, [0])
+    assert table["measured"].isna().tolist() == table["profiled"].isna().tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -145,10 +155,21 @@ def test_a_prediction_without_waiting_is_the_service_time():
 
 
 def test_a_calibrated_pipeline_has_the_served_latencies_and_nothing_else_changes():
-    served = fidelity.calibrated(ocr_pipeline(), LARGE, [{1: 0.3, 2: 0.5}, {1: 0.4, 2: 0.6}])
-    assert [variant.name for task in served.tasks for variant in task.variants] == ["large", "large"]
-    assert served.tasks[1].variants[0].service_time(2) == 0.6
-    assert (served.capacity, served.max_replicas, served.max_batch_size) == (8, 3, 2)
+    known = ocr_pipeline()
+    served = fidelity.calibrated(known, LARGE, [{1: 0.3, 2: 0.5}, {1: 0.4}])
+    detection, recognition = (variant for variant, _ in served.selected(LARGE))
+    assert (detection.service_time(1), detection.service_time(2), recognition.service_time(1)) == (0.3, 0.5, 0.4)
+    assert recognition.service_time(2) == known.tasks[1].variants[LARGE[1].variant].service_time(2)
+    assert served != known
+    assert fidelity.calibrated(served, LARGE, [variant.latency for variant, _ in known.selected(LARGE)]) == known
+
+
+def test_few_configurations_cover_every_variant():
+    run = live.configurations([[[0, 1, 1], [0, 2, 1]], [[0, 3, 4], [0, 1, 2]], [[1, 1, 1], [0, 1, 1]]])
+    run += live.configurations([[[1, 2, 1], [1, 1, 1]], [[0, 1, 1], [1, 1, 1]]])
+    assert fidelity.covering(run) == live.configurations(
+        [[[0, 1, 4], [0, 1, 4]], [[1, 1, 4], [0, 1, 4]], [[1, 1, 4], [1, 1, 4]]]
+    )
 
 
 def fidelity_table():
@@ -157,6 +178,11 @@ def fidelity_table():
     for kind, factor in (("profiled", 0.8), ("predicted", 1.0), ("measured", 1.1)):
         row |= {f"{name}_{kind}": factor * value for name, value in figures.items()}
     return pd.DataFrame([row, row | {"load": 12.0, "latency_mean_measured": 0.05}])
+
+
+def replay_table(**figures):
+    figures = {"measured": [0.1, 0.2], "profiled": [0.2, 0.2]} | figures
+    return pd.DataFrame({"time": [0, 10], "policy": "agent", **figures})
 
 
 def test_errors_are_relative_to_the_prediction():
@@ -171,12 +197,16 @@ def test_the_page_names_the_worst_and_says_when_a_bound_is_missed(tmp_path):
     summary["policies"] = {"agent": live.summarise(run_of([SMALL], requests([0.5], 0.3)))}
     spread = {"mean": 4.0, "p50": 3.0, "p95": 6.0}
     overhead = {"requests": 9, "cpu_ms": 2.5, "direct_ms": spread, "routed_ms": spread, "added_ms": spread}
-    page = live_page.write_page(tmp_path / "page.md", summary, overhead, fidelity_table())
+    page = live_page.write_page(
+        tmp_path / "page.md", summary, overhead, fidelity_table(), replay_table(calibrated=[0.08, 0.16])
+    )
     assert "Worst is a x1 b1 + b x1 b1 at 12 requests/s, whose mean latency is -50% off" in page
     assert "NOT within the 5% and 15%" in page
     assert live_page.NOTEBOOK in page and "Command" not in page
     assert (project_path() / live_page.NOTEBOOK).is_file()
     assert "2.5 ms of CPU time a request" in page
+    assert "| policy | calibrated, median | calibrated, worst | profiled, median | profiled, worst |" in page
+    assert "| agent | 0.25 | 0.25 | 0.25 | 0.50 |" in page
     assert (tmp_path / "page.md").read_text() == page
 
 
@@ -187,8 +217,11 @@ def test_the_page_shows_a_run_in_which_nothing_was_completed(tmp_path):
     summary |= {"hardware": {"processor": "p", "cores": 2}}
     summary["policies"] = {"agent": live.summarise(run_of([SMALL], records))}
     assert summary["policies"]["agent"]["requests"]["latency_p99"] is None
-    page = live_page.write_page(tmp_path / "page.md", summary, {}, pd.DataFrame())
+    page = live_page.write_page(
+        tmp_path / "page.md", summary, {}, pd.DataFrame(), replay_table(measured=[np.nan, np.nan])
+    )
     assert "| agent | 1 | 0 | 0 | 1 | 0 | 0 | nan | nan | nan | nan |" in page
+    assert "| policy | profiled, median | profiled, worst |" in page
 
 
 def test_figures_show_every_run_and_configuration(tmp_path):
@@ -196,12 +229,14 @@ def test_figures_show_every_run_and_configuration(tmp_path):
     course = live.course(ocr_pipeline(), run, 10).assign(policy="agent")
     drawn = [
         plots_live.plot_course(course, ["detection", "recognition"], "a title", tmp_path / "course.png"),
-        plots_live.plot_replay({"agent": (np.ones(2), np.ones(2))}, 10, tmp_path / "replay.png"),
+        plots_live.plot_replay(replay_table(calibrated=[0.1, 0.2]), tmp_path / "replay.png"),
         plots_live.plot_fidelity(fidelity_table(), tmp_path / "fidelity.png"),
     ]
     words = ["\n".join(a.get_text() for a in f.findobj(lambda a: hasattr(a, "get_text"))) for f in drawn]
     assert all(word in words[0] for word in ("agent", "tiny", "b2", "cost (CPU cores)", "load\n(requests/s)"))
-    assert "simulated" in words[1] and "mean latency (ms)" in words[1]
+    assert all(
+        word in words[1] for word in ("measured", "simulated, calibrated", "simulated, profiled", "latency (ms)")
+    )
     assert "a x1 b1 + b x1 b1" in words[2] and "12 requests/s" in words[2]
     for name in ("course", "replay", "fidelity"):
         with Image.open(tmp_path / f"{name}.png") as image:
@@ -251,8 +286,8 @@ def test_the_ocr_pipeline_is_reconfigured_live_and_loses_nothing(backend, pages,
     truth = [page.text for page in load_pages(pages)]
     read = run.records["answer"].tolist()
     assert text_accuracy(read, [truth[page] for page in run.records["payload"]]) > 0.5
-    predicted, measured = live.replay(OCR, SimulationParameters(interval=6), run, [0])
-    assert np.isfinite(predicted).all() and np.isfinite(measured).all()
+    table = live.replay({"profiled": OCR}, SimulationParameters(interval=6), run, [0])
+    assert np.isfinite(table[["profiled", "measured"]]).all(axis=None)
 
 
 def test_overhead_and_served_latencies_are_measured(backend, pages):
@@ -263,6 +298,15 @@ def test_overhead_and_served_latencies_are_measured(backend, pages):
     served = fidelity.served_latency(backend, payloads, calls=8)
     assert [list(latency) for latency in served] == [[1], [1]]
     assert all(0.001 < latency[1] < 1.0 for latency in served)
+
+
+def test_the_variants_that_ran_are_calibrated(backend, pages):
+    served = fidelity.calibrate(backend, [FIRST], pages)
+    assert backend.configuration == FIRST
+    for task, known, stage in zip(served.tasks, OCR.tasks, FIRST, strict=True):
+        for index, (variant, profiled) in enumerate(zip(task.variants, known.variants, strict=True)):
+            assert (variant.latency == profiled.latency) == (index != stage.variant)
+        assert 0.001 < task.variants[stage.variant].latency[1] < 1.0
 
 
 def test_fidelity_compares_what_was_sent(backend, pages, tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from opd.pipeline import Configuration, Pipeline
+from opd.pipeline import Configuration, Pipeline, StageConfiguration
 from opd.serving import load
 from opd.serving.client import Client, complete
 from opd.serving.live import ANSWER_SECONDS
@@ -87,13 +87,52 @@ def served_latency(
 
 
 def calibrated(pipeline: Pipeline, configuration: Configuration, latencies: Sequence[dict[int, float]]) -> Pipeline:
-    """The pipeline with nothing but the variants of ``configuration``, and the latencies they had when served."""
-    variants = [variant for variant, _ in pipeline.selected(configuration)]
-    tasks = tuple(
-        replace(task, variants=(replace(variant, latency=latency),))
-        for task, variant, latency in zip(pipeline.tasks, variants, latencies, strict=True)
-    )
-    return replace(pipeline, tasks=tasks, max_batch_size=max(stage.batch_size for stage in configuration))
+    """The pipeline in which the variants of ``configuration`` take as long as they did when served.
+
+    Args:
+        pipeline: with its profiles.
+        configuration: what was served.
+        latencies: of :func:`served_latency`; batch sizes that are not among them stay as profiled.
+    """
+    tasks = []
+    for task, stage, latency in zip(pipeline.tasks, configuration, latencies, strict=True):
+        variants = list(task.variants)
+        profiled = variants[stage.variant]
+        variants[stage.variant] = replace(profiled, latency={**profiled.latency, **latency})
+        tasks.append(replace(task, variants=tuple(variants)))
+    return replace(pipeline, tasks=tuple(tasks))
+
+
+def calibrate(backend: LocalBackend, configurations: Sequence[Configuration], payloads: Path) -> Pipeline:
+    """The pipeline in which every variant that ``configurations`` run takes as long as it does here and now.
+
+    Args:
+        backend: the pipeline, up and idle; nothing else should run on the machine.
+        configurations: of the variants that matter, and of their batch sizes.
+        payloads: Parquet file of payloads.
+    """
+    pages, pipeline = _payloads(payloads), backend.pipeline
+    for configuration in tqdm(covering(configurations), unit="configuration", desc="calibration"):
+        backend.apply(configuration)
+        pipeline = calibrated(pipeline, configuration, served_latency(backend, pages))
+    return pipeline
+
+
+def covering(configurations: Sequence[Configuration]) -> list[Configuration]:
+    """A few configurations of single replicas in which every variant of the given ones runs, at their largest batch."""
+    largest = max(stage.batch_size for configuration in configurations for stage in configuration)
+    chosen: list[Configuration] = []
+    covered: set[tuple[int, int]] = set()
+    for configuration in configurations:
+        variants = [stage.variant for stage in configuration]
+        if not covered.issuperset(enumerate(variants)):
+            covered.update(enumerate(variants))
+            chosen.append(tuple(StageConfiguration(variant, 1, largest) for variant in variants))
+    return chosen
+
+
+def _payloads(path: Path) -> list[bytes]:
+    return list(pd.read_parquet(path, columns=[load.PAYLOAD])[load.PAYLOAD])
 
 
 def predict(
@@ -153,17 +192,16 @@ def measure_fidelity(
     """
     rows = []
     generator = np.random.default_rng(seed)
-    pages = pd.read_parquet(payloads, columns=[load.PAYLOAD])[load.PAYLOAD].tolist()
+    pages = _payloads(payloads)
     with tqdm(total=len(configurations) * len(loads), unit="run", desc="fidelity") as progress:
         for configuration in configurations:
             backend.apply(configuration)
             served = calibrated(backend.pipeline, configuration, served_latency(backend, pages))
-            alone = tuple(stage._replace(variant=0) for stage in configuration)
             for rate in loads:
                 counts, draw = generator.poisson(rate, seconds), int(generator.integers(1 << 31))
                 arrivals = load.arrival_times(counts, draw)
                 profiled = predict(backend.pipeline, parameters, configuration, arrivals)
-                throughput, mean, p95 = predict(served, parameters, alone, arrivals)
+                throughput, mean, p95 = predict(served, parameters, configuration, arrivals)
                 predicted = throughput, mean + overhead, p95 + overhead
                 process = load.start(
                     backend.address, backend.pipeline.name, counts, payloads, draw, folder / "fidelity.parquet"

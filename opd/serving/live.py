@@ -316,19 +316,19 @@ def course(pipeline: Pipeline, run: LiveRun, interval: int) -> pd.DataFrame:
 
 
 def replay(
-    pipeline: Pipeline, parameters: SimulationParameters, run: LiveRun, seeds: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray]:
+    pipelines: Mapping[str, Pipeline], parameters: SimulationParameters, run: LiveRun, seeds: Sequence[int]
+) -> pd.DataFrame:
     """What the simulator predicts for the arrivals and the configurations of a run, and what was measured.
 
     Args:
-        pipeline: what ran.
+        pipelines: what ran, as it is known, by the name of the prediction.
         parameters: of the simulator; its interval is that of the run.
         run: the run.
         seeds: of the service noise; predictions are means over them.
 
     Returns:
-        (K,) predicted and (K,) measured mean latency in seconds of the requests answered in each interval; NaN where
-        there were none.
+        A row for each of the K intervals: ``time`` in seconds, and the mean latency in seconds of the requests answered
+        in it, ``measured`` and in one column a prediction; NaN where there were none.
 
     Raises:
         ValueError: if the run was simulated itself.
@@ -338,17 +338,32 @@ def replay(
     length, intervals = parameters.interval, len(run.steps)
     sent = load.unix_times(run.records, "scheduled") - run.begin
     within = np.sort(sent[(sent >= 0) & (sent < length * intervals)])
-    most = int(np.bincount(within.astype(np.int64), minlength=1).max()) + 1
-    predicted = np.zeros((len(seeds), intervals))
-    for row, seed in zip(predicted, seeds, strict=True):
-        simulator = Simulator(pipeline, parameters, max_rate=most, seed=seed)
-        simulator.reset(run.initial)
-        for k, step in enumerate(run.steps):
-            times = within[(within >= k * length) & (within < (k + 1) * length)]
-            interval = simulator.step_arrivals(as_array(step.configuration), times)
-            row[k] = interval.latency_mean[0] if interval.completed[0] else np.nan
-    done = run.records[run.records["outcome"] == "completed"]
-    finished = load.unix_times(done, "finished") - run.begin
-    number = np.floor(finished / length)
-    latency = pd.Series((done["finished"] - done["scheduled"]).to_numpy()).groupby(number).mean()
-    return predicted.mean(axis=0), latency.reindex(range(intervals)).to_numpy()
+    predictions = {
+        name: np.mean([_replayed(pipeline, parameters, run, within, seed) for seed in seeds], axis=0)
+        for name, pipeline in pipelines.items()
+    }
+    measured = _measured_latency(run.records, run.begin, length).reindex(range(intervals))
+    times = length * np.arange(intervals)
+    return pd.DataFrame({"time": times, "measured": measured.to_numpy(), **predictions})
+
+
+def _replayed(
+    pipeline: Pipeline, parameters: SimulationParameters, run: LiveRun, arrivals: np.ndarray, seed: int
+) -> list[float]:
+    """Mean latency of each interval in the simulator; NaN where nothing was answered."""
+    most = int(np.bincount(arrivals.astype(np.int64), minlength=1).max()) + 1
+    simulator = Simulator(pipeline, parameters, max_rate=most, seed=seed)
+    simulator.reset(run.initial)
+    means, length = [], parameters.interval
+    for k, step in enumerate(run.steps):
+        times = arrivals[(arrivals >= k * length) & (arrivals < (k + 1) * length)]
+        interval = simulator.step_arrivals(as_array(step.configuration), times)
+        means.append(float(interval.latency_mean[0]) if interval.completed[0] else np.nan)
+    return means
+
+
+def _measured_latency(records: pd.DataFrame, begin: float, length: int) -> pd.Series:
+    """Mean latency in seconds by the number of the interval in which a request was answered."""
+    done = records[records["outcome"] == "completed"]
+    number = np.floor((load.unix_times(done, "finished") - begin) / length)
+    return pd.Series((done["finished"] - done["scheduled"]).to_numpy()).groupby(number).mean()

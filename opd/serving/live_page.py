@@ -22,7 +22,9 @@ MEDIAN_THROUGHPUT, MEDIAN_LATENCY = 0.05, 0.15
 """How far from the measurement the simulator may be, in the median over configurations and loads."""
 
 
-def write_page(path: Path, summary: Mapping[str, Any], overhead: Mapping[str, Any], fidelity: pd.DataFrame) -> str:
+def write_page(
+    path: Path, summary: Mapping[str, Any], overhead: Mapping[str, Any], fidelity: pd.DataFrame, replays: pd.DataFrame
+) -> str:
     """Write the page as Markdown and return it.
 
     Args:
@@ -30,12 +32,14 @@ def write_page(path: Path, summary: Mapping[str, Any], overhead: Mapping[str, An
         summary: what ``summary.json`` holds.
         overhead: of :func:`opd.serving.overhead.measure_overhead`; empty where none was measured.
         fidelity: of :func:`opd.serving.fidelity.measure_fidelity`; empty likewise.
+        replays: of :func:`opd.serving.live.replay`, with the policy in column ``policy``.
     """
     parts = ["# The live pipeline", _about(summary), *_runs(summary["policies"])]
     if overhead:
         parts += _overhead(overhead)
     if len(fidelity):
         parts += _fidelity(fidelity)
+    parts += _closed_loop(replays)
     page = "\n\n".join(parts) + "\n"
     path.write_text(page, encoding="utf-8")
     return page
@@ -111,5 +115,25 @@ def _fidelity(table: pd.DataFrame) -> list[str]:
         "latency then lies above the prediction, most of all where the load is high. It lies below where a busy "
         "replica is faster than one that slept between the calls by which it was calibrated.",
         "![Fidelity](fidelity.png)",
+    ]
+
+
+def _closed_loop(replays: pd.DataFrame) -> list[str]:
+    predictions = [name for name in ("calibrated", "profiled") if name in replays]
+    errors = pd.DataFrame({name: replays["measured"] / replays[name] - 1.0 for name in predictions})
+    runs = errors.abs().groupby(replays["policy"], sort=False)
+    figures = {"median": runs.median(), "worst": runs.max()}
+    shown = pd.DataFrame({f"{name}, {of}": values[name] for name in predictions for of, values in figures.items()})
+    about = (
+        "The configurations that ran and the arrivals that came, in the simulator: error of the mean latency of an "
+        "interval, measured over simulated, less one, without its sign. `profiled` is with what the policies plan with, "
+        "the catalogue's latencies, measured on another day and maybe another machine"
+    )
+    if "calibrated" in predictions:
+        about += "; `calibrated` with what a call to a replica takes on this one, and what router and queues add"
+    return [
+        "## Fidelity in the closed loop",
+        f"{about}.",
+        markdown_table(shown.reset_index()),
         "![Closed loop](replay.png)",
     ]
