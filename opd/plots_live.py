@@ -116,7 +116,9 @@ def plot_replay(replays: pd.DataFrame, path: str | Path) -> Figure:
                 axes.stairs(values, edges, color=colour, baseline=None, lw=1.4, ls=line, label=f"simulated, {name}")
         axes.set(title=style.label, xlabel="time (s)")
         _plain_logarithmic(axes)
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    (_, *handles), names = grid[0, 0].get_legend_handles_labels()
+    measured = plt.Line2D([], [], color="0.3", lw=1.8)  # of no policy's colour, for it stands for all
+    figure.legend([measured, *handles], names, loc="outside lower center", ncols=3, frameon=False)
     grid[0, 0].set_ylabel("mean latency (ms)")
     return save_figure(figure, path)
 

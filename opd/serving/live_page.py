@@ -126,8 +126,8 @@ def _closed_loop(replays: pd.DataFrame) -> list[str]:
     shown = pd.DataFrame({f"{name}, {of}": values[name] for name in predictions for of, values in figures.items()})
     about = (
         "The configurations that ran and the arrivals that came, in the simulator: error of the mean latency of an "
-        "interval, measured over simulated, less one, without its sign. `profiled` is with what the policies plan with, "
-        "the catalogue's latencies, measured on another day and maybe another machine"
+        "interval, measured over simulated, less one, without its sign. `profiled` is with what the policies plan "
+        "with, the catalogue's latencies, measured on another day and maybe another machine"
     )
     if "calibrated" in predictions:
         about += "; `calibrated` with what a call to a replica takes on this one, and what router and queues add"
