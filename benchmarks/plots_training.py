@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from benchmarks.training import METHODS, MYOPIC
 from opd.plots_style import PALETTE, Style, policy_style
@@ -82,4 +83,5 @@ def _draw_speeds(axes: Axes, summary: pd.DataFrame) -> None:
     axes.set_yticks(
         places, [STYLES[method].label.replace(", ", ",\n").replace(" M", "\nM") for method in rows["method"]]
     )
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set(title="speed, from end to end", xlabel="steps per CPU-second")
