@@ -188,8 +188,6 @@ def test_a_prometheus_that_is_killed_is_said_and_started_again(prometheus, targe
 @pytest.fixture
 def foreign(tmp_path):
     """URL of a Prometheus that somebody else has configured to read the targets of two runs in ``tmp_path``."""
-    with hold_port() as holder:
-        address = f"127.0.0.1:{port_of(holder)}"
     configuration = tmp_path / "prometheus.yml"
     configuration.write_text(
         "scrape_configs:\n- job_name: pipelines\n  scrape_interval: 1s\n"
@@ -197,12 +195,14 @@ def foreign(tmp_path):
         "refresh_interval: 1s}]\n"
     )
     options = [f"--config.file={configuration}", f"--storage.tsdb.path={tmp_path / 'storage'}"]
-    process = guard.start(["prometheus", *options, f"--web.listen-address={address}", "--log.level=warn"])
-    try:
-        wait_for(lambda: monitoring._answers(direct_session(), f"http://{address}/-/ready"))
-        yield f"http://{address}"
-    finally:
-        guard.stop(process, 5.0)
+    with hold_port() as holder:
+        address = f"127.0.0.1:{port_of(holder)}"
+        process = guard.start(["prometheus", *options, f"--web.listen-address={address}", "--log.level=warn"])
+        try:
+            wait_for(lambda: monitoring._answers(direct_session(), f"http://{address}/-/ready"))
+            yield f"http://{address}"
+        finally:
+            guard.stop(process, 5.0)
 
 
 @needs_prometheus
