@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("kubernetes", reason="the cluster extra is not installed")
 
 from cluster_emulator import kubeconfig  # noqa: E402
+from deadlines import eventually, within  # noqa: E402
 
 from opd.cluster.api import (  # noqa: E402
     CONFIG_MAP,
@@ -67,19 +68,6 @@ def page_url():
 
 def config_map(name="settings", **data):
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": {"of": name}}, "data": data}
-
-
-def within(seconds):
-    """Fails when what is inside takes longer."""
-
-    class Clock:
-        def __enter__(self):
-            self.begin = time.monotonic()
-
-        def __exit__(self, *_):
-            assert time.monotonic() - self.begin < seconds
-
-    return Clock()
 
 
 # --- known answers ---------------------------------------------------------------------------------------------------
@@ -183,7 +171,7 @@ def test_a_renewed_token_is_read_after_a_401(server, tmp_path):
 
 def test_credentials_that_stay_refused_are_tried_twice(server, cluster):
     server.token = "another"
-    with within(2), pytest.raises(UnauthorisedError, match="log in again"):
+    with within(), pytest.raises(UnauthorisedError, match="log in again"):
         cluster.get(CONFIG_MAP, "settings")
     assert len(server.requests) == 2
 
@@ -222,7 +210,7 @@ def test_a_context_that_is_missing_is_named(server, tmp_path):
 )
 def test_a_refusal_has_its_error_and_its_remedy_and_is_not_repeated(server, cluster, code, error, remedy):
     server.refuse("GET .*configmaps", code, 99, message="no such luck")
-    with within(1), pytest.raises(error, match=f"no such luck.*{remedy}"):
+    with within(), pytest.raises(error, match=f"no such luck.*{remedy}"):
         cluster.get(CONFIG_MAP, "settings")
     assert len(server.requests) == 1
 
@@ -243,7 +231,7 @@ def test_an_object_that_others_keep_changing_is_given_up(server, cluster):
     server.fail(
         "PUT", lambda: server.edit("configmaps", "settings", lambda o: o["data"].update(n=str(next(changes)))), 99
     )
-    with within(5), pytest.raises(ConflictError, match=f"by others {CONFLICT_ATTEMPTS} times"):
+    with within(), pytest.raises(ConflictError, match=f"by others {CONFLICT_ATTEMPTS} times"):
         cluster.modify(CONFIG_MAP, "settings", lambda found: found["data"].update(batch_size="2"))
 
 
@@ -252,12 +240,12 @@ def test_retry_after_is_heeded(server, cluster):
     server.refuse("GET", 429, Retry_After="1")
     begin = time.monotonic()
     cluster.get(CONFIG_MAP, "settings")
-    assert 0.95 < time.monotonic() - begin < 2
+    assert time.monotonic() - begin > 0.95
 
 
 def test_a_cluster_that_wants_too_much_patience_has_refused(server, cluster):
     server.refuse("POST", 429, 99, Retry_After="600")
-    with within(1), pytest.raises(TooManyRequestsError) as caught:
+    with within(), pytest.raises(TooManyRequestsError) as caught:
         cluster.create(config_map())
     assert caught.value.retry_after == 600
     assert len(server.requests) == 1
@@ -265,7 +253,7 @@ def test_a_cluster_that_wants_too_much_patience_has_refused(server, cluster):
 
 def test_a_cluster_that_refuses_for_ever_is_asked_a_few_times(server, cluster):
     server.refuse("GET", 429, 99, Retry_After="0")
-    with within(2), pytest.raises(TooManyRequestsError):
+    with within(), pytest.raises(TooManyRequestsError):
         cluster.get(CONFIG_MAP, "settings")
     assert len(server.requests) == QUICK.attempts
 
@@ -282,7 +270,7 @@ def test_what_passes_is_tried_again(server, cluster, fault):
         server.fail("GET", lambda: time.sleep(0.8), 2)
     else:
         server.refuse("GET", int(fault), 2)
-    with within(4):
+    with within():
         assert cluster.get(CONFIG_MAP, "settings")
 
 
@@ -296,7 +284,7 @@ def test_what_stays_is_an_error_after_a_bounded_time(server, cluster, act, error
         server.fail("PUT|GET", lambda: time.sleep(0.8), 99)
     else:
         server.refuse("PUT|GET", 500, 99, Retry_After="3600")
-    with within(3), pytest.raises(error):
+    with within(), pytest.raises(error):
         cluster.get(CONFIG_MAP, "settings")
     assert len(server.requests) == QUICK.attempts
 
@@ -311,7 +299,7 @@ def test_a_creation_without_an_answer_is_not_repeated(server, cluster):
 def test_a_cluster_that_is_not_there_is_named(server, cluster):
     server.stop()
     try:
-        with within(3), pytest.raises(UnreachableError, match=server.url):
+        with within(), pytest.raises(UnreachableError, match=server.url):
             cluster.get(CONFIG_MAP, "settings")
     finally:
         server.start()
@@ -330,7 +318,7 @@ def test_an_answer_that_is_no_json_is_named(page_url, tmp_path):
 
     path = kubeconfig(Page, tmp_path)
     cluster = Cluster("space", lambda: credentials(str(path)), QUICK)
-    with within(2), pytest.raises(ServerFailedError, match="no JSON.*address is that of an API server"):
+    with within(), pytest.raises(ServerFailedError, match="no JSON.*address is that of an API server"):
         cluster.get(CONFIG_MAP, "settings")
 
 
@@ -350,23 +338,16 @@ class Follower:
         for state in cluster.follow(*arguments):
             self.states.append({name: found.get("data") for name, found in state.items()})
 
-    def sees(self, expected, seconds=3):
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if self.states and self.states[-1] == expected:
-                return True
-            time.sleep(0.01)
-        raise AssertionError(f"{self.states} does not end with {expected}")
+    def sees(self, expected):
+        eventually(lambda: self.states[-1:] == [expected])
 
 
 @pytest.fixture
 def follower(server, cluster):
     cluster.create(config_map("a"))
     follower = Follower(cluster)
-    assert follower.sees({"a": {}})
-    deadline = time.monotonic() + 2
-    while not server.watches() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    follower.sees({"a": {}})
+    eventually(server.watches)
     yield follower
     follower.stop.set()
     server.end_watches()
@@ -374,18 +355,18 @@ def follower(server, cluster):
 
 def test_changes_are_followed(cluster, follower):
     cluster.modify(CONFIG_MAP, "a", lambda found: found["data"].update(x="1"))
-    assert follower.sees({"a": {"x": "1"}})
+    follower.sees({"a": {"x": "1"}})
     cluster.create(config_map("b"))
-    assert follower.sees({"a": {"x": "1"}, "b": {}})
+    follower.sees({"a": {"x": "1"}, "b": {}})
     cluster.delete(CONFIG_MAP, "a")
-    assert follower.sees({"b": {}})
+    follower.sees({"b": {}})
 
 
 def test_a_watch_that_ends_is_opened_again_without_listing(server, cluster, follower):
     lists = len([path for _, path, _ in server.requests if "watch" not in path])
     server.end_watches()
     cluster.create(config_map("b"))
-    assert follower.sees({"a": {}, "b": {}})
+    follower.sees({"a": {}, "b": {}})
     requests = [path for method, path, _ in server.requests if method == "GET" and "watch" not in path]
     assert len(requests) == lists - 1  # all but the creation of the fixture
 
@@ -393,7 +374,7 @@ def test_a_watch_that_ends_is_opened_again_without_listing(server, cluster, foll
 def test_history_that_is_gone_is_listed_again(server, cluster, follower):
     server.forget_history()
     cluster.create(config_map("b"))
-    assert follower.sees({"a": {}, "b": {}})
+    follower.sees({"a": {}, "b": {}})
 
 
 def test_a_410_at_the_start_of_a_watch_is_gone(server, cluster):
@@ -408,7 +389,7 @@ def test_a_restarted_api_server_is_found_again(server, cluster, follower):
     time.sleep(0.2)
     server.edit("configmaps", "a", lambda found: found["data"].update(x="1"))
     server.start()
-    assert follower.sees({"a": {"x": "1"}}, 5)
+    follower.sees({"a": {"x": "1"}})
 
 
 @pytest.mark.parametrize("code", [401, 403, 429, 500])
@@ -416,4 +397,4 @@ def test_a_watch_that_is_refused_keeps_what_is_known_and_recovers(server, cluste
     server.refuse("watch=", code, 4)
     server.end_watches()
     cluster.create(config_map("b"))
-    assert follower.sees({"a": {}, "b": {}}, 5)
+    follower.sees({"a": {}, "b": {}})

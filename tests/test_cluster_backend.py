@@ -1,8 +1,6 @@
 """The backend of a cluster against an emulated one: plans first, then changes, faults and recovery."""
 
 import threading
-import time
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ pytest.importorskip("kubernetes", reason="the cluster extra is not installed")
 pytest.importorskip("mlserver", reason="the serving extra is not installed")
 
 from cluster_emulator import ApiServer, Kubelet, Prometheus, kubeconfig  # noqa: E402
+from deadlines import PATIENCE, eventually, within  # noqa: E402
 from small_pipelines import every_configuration, pipelines  # noqa: E402
 
 from opd.cluster.api import Cluster, Patience, credentials  # noqa: E402
@@ -52,7 +51,7 @@ INITIAL = stages((SMALL, 1, 1), (SMALL, 1, 1))
 
 def settings(**changes):
     return ClusterSettings(
-        **{"namespace": "space", "image": "opd:1", "store": "/models", "apply_seconds": 5, **changes}
+        **{"namespace": "space", "image": "opd:1", "store": "/models", "apply_seconds": 4 * PATIENCE, **changes}
     )
 
 
@@ -68,8 +67,8 @@ class World:
         self.announced = []
         for manifest in pipeline_objects(self.pipeline, INITIAL, self.settings):
             self.api.put(manifest)
-        assert self.eventually(lambda: self.pods("first") == self.pods("second") == {"small": 1})
-        assert self.eventually(lambda: all(map(self.queue_ready, ("first", "second"))))
+        eventually(lambda: self.pods("first") == self.pods("second") == {"small": 1})
+        eventually(lambda: all(map(self.queue_ready, ("first", "second"))))
 
     def backend(self, **changes):
         cluster = Cluster("space", lambda: credentials(str(self.config)), QUICK)
@@ -97,27 +96,10 @@ class World:
         kind = "seldondeployments" if self.settings.flavour == "seldon" else "deployments"
         return {each["metadata"]["name"] for each in self.api.all(kind, app_kubernetes_io__component="model")}
 
-    @staticmethod
-    def eventually(condition, seconds=5.0):
-        deadline = time.monotonic() + seconds
-        while not condition():
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.02)
-        return True
-
     def close(self):
         self.kubelet.close()
         self.prometheus.close()
         self.api.stop()
-
-
-@contextmanager
-def within(seconds):
-    """Fails when what is inside takes longer."""
-    begin = time.monotonic()
-    yield
-    assert time.monotonic() - begin < seconds
 
 
 @pytest.fixture
@@ -258,15 +240,15 @@ def test_variant_replicas_and_batch_change(tmp_path, flavour):
         backend = world.backend()
         assert backend.configuration == INITIAL
         wanted = stages((LARGE, 1, 2), (SMALL, 2, 4))
-        with within(4):
+        with within():
             backend.apply(wanted)
         assert backend.configuration == wanted
         assert world.state("first") == {"variant": "large", "replicas": "1", "batch_size": "2"}
-        assert world.eventually(lambda: (world.pods("first"), world.pods("second")) == ({"large": 1}, {"small": 2}))
-        assert world.eventually(lambda: world.workloads() == {"tiny-first-large", "tiny-second-small"})
+        eventually(lambda: (world.pods("first"), world.pods("second")) == ({"large": 1}, {"small": 2}))
+        eventually(lambda: world.workloads() == {"tiny-first-large", "tiny-second-small"})
         assert world.backend().configuration == wanted
         assert "surge" in world.announced[0][1]
-        with within(4):
+        with within():
             backend.apply(INITIAL)
         assert world.kubelet.most_cores <= 6
     finally:
@@ -306,7 +288,7 @@ def test_in_place_when_the_capacity_does_not_hold_both(tmp_path):
         backend.apply(stages((THIRD, 1, 1), (SMALL, 1, 1)))
         assert world.kubelet.most_cores <= 3
         assert "first in place" in world.announced[-1][1]
-        assert world.eventually(lambda: world.pods("first") == {"x": 1})
+        eventually(lambda: world.pods("first") == {"x": 1})
     finally:
         world.close()
 
@@ -318,18 +300,18 @@ def test_in_place_when_the_capacity_does_not_hold_both(tmp_path):
 def test_hopeless_replicas_are_noticed_early_and_taken_back(world, reason):
     world.kubelet.behave("tiny-first-large", broken=reason)
     backend = world.backend()
-    with within(4), pytest.raises(ApplyError, match=f"{reason}.*last good configuration is restored"):
+    with within(), pytest.raises(ApplyError, match=f"{reason}.*last good configuration is restored"):
         backend.apply(stages((LARGE, 1, 1), (SMALL, 2, 1)))
     assert backend.configuration == INITIAL
     assert world.workloads() == {"tiny-first-small", "tiny-second-small"}
-    assert world.eventually(lambda: world.pods("second") == {"small": 1})
+    eventually(lambda: world.pods("second") == {"small": 1})
     assert world.state("second")["replicas"] == "1"
 
 
 def test_replicas_that_never_become_ready_are_given_up_at_the_deadline(world):
     world.kubelet.behave("tiny-first-large", broken="silent")
     backend = world.backend(settings=settings(apply_seconds=1))
-    with within(4), pytest.raises(ApplyError, match="tiny-first-large has 0 of 1"):
+    with within(), pytest.raises(ApplyError, match="tiny-first-large has 0 of 1"):
         backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
     assert world.workloads() == {"tiny-first-small", "tiny-second-small"}
 
@@ -337,7 +319,7 @@ def test_replicas_that_never_become_ready_are_given_up_at_the_deadline(world):
 def test_a_queue_that_does_not_switch_keeps_the_old_replicas(world):
     world.api.refuse("GET .*proxy/stage", 403, 999, message="not through this proxy")
     backend = world.backend(settings=settings(apply_seconds=3), pace=Pace(0.02, 0.5, 0.5))
-    with within(8), pytest.raises(ApplyError, match="queue of 'first' does not serve.*not through this proxy"):
+    with within(), pytest.raises(ApplyError, match="queue of 'first' does not serve.*not through this proxy"):
         backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
     assert world.pods("first")["small"] == 1
 
@@ -346,7 +328,7 @@ def test_a_way_back_that_fails_too_is_gone_again_later(world):
     backend = world.backend(settings=settings(apply_seconds=1))
     world.kubelet.behave("tiny-first-large", broken="CrashLoopBackOff")
     world.api.refuse("DELETE", 403, 2, message="hands off")
-    with within(4), pytest.raises(ApplyError, match="not fully restored.*hands off"):
+    with within(), pytest.raises(ApplyError, match="not fully restored.*hands off"):
         backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
     world.api.faults.clear()
     backend.apply(INITIAL)
@@ -361,9 +343,9 @@ def test_passing_faults_in_the_middle_of_a_change(world, code):
     backend = world.backend()
     for pattern in ("POST .*deployments", "GET .*pods", "PUT .*configmaps", "DELETE .*deployments"):
         world.api.refuse(pattern, code, 1 if code == 401 else 2, Retry_After="0")
-    with within(6):
+    with within():
         backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 2)))
-    assert world.eventually(lambda: world.pods("first") == {"large": 1})
+    eventually(lambda: world.pods("first") == {"large": 1})
     assert not [fault for fault in world.api.faults if fault.times]
 
 
@@ -377,32 +359,32 @@ def test_conflicts_keep_what_others_changed(world):
     world.api.fail(f"PUT .*deployments/{name}", meddle, 1)
     backend.apply(stages((SMALL, 1, 1), (SMALL, 2, 1)))
     assert world.api.find("deployments", name)["metadata"]["annotations"] == {"a": "b"}
-    assert world.eventually(lambda: world.pods("second") == {"small": 2})
+    eventually(lambda: world.pods("second") == {"small": 2})
 
 
 def test_without_permission_nothing_changes_and_the_remedy_is_named(world):
     backend = world.backend()
     world.api.refuse("POST .*deployments", 403, 9)
-    with within(3), pytest.raises(ApplyError, match="Role"):
+    with within(), pytest.raises(ApplyError, match="Role"):
         backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
-    assert world.eventually(lambda: world.pods("first") == {"small": 1})
+    eventually(lambda: world.pods("first") == {"small": 1})
 
 
 def test_a_namespace_without_permission_is_named_at_once(world):
     world.api.refuse("GET", 403, 99)
-    with within(1), pytest.raises(ForbiddenError, match="'space'"):
+    with within(), pytest.raises(ForbiddenError, match="'space'"):
         world.backend()
 
 
 def test_a_dead_api_server_ends_a_change_in_bounded_time_and_a_later_one_succeeds(world):
     backend = world.backend(settings=settings(apply_seconds=1))
     world.api.drop(".", 999)
-    with within(12), pytest.raises(ApplyError, match="no answer"):
+    with within(), pytest.raises(ApplyError, match="no answer"):
         backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
     world.api.faults.clear()
     backend.apply(INITIAL)
     backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
-    assert world.eventually(lambda: world.pods("first") == {"large": 1})
+    eventually(lambda: world.pods("first") == {"large": 1})
 
 
 # --- state in the cluster --------------------------------------------------------------------------------------------
@@ -433,7 +415,7 @@ def test_what_a_dead_controller_began_is_cleared_away(world):
     backend = world.backend()
     backend.apply(backend.configuration)
     assert world.workloads() == {"tiny-first-small", "tiny-second-small"}
-    assert world.eventually(lambda: world.pods("second") == {"small": 1})
+    eventually(lambda: world.pods("second") == {"small": 1})
 
 
 def test_what_a_dead_controller_switched_is_completed(world):
@@ -470,7 +452,7 @@ def test_replicas_of_a_deleted_workload_are_not_taken_for_those_of_the_next_one(
 def test_a_deleted_workload_comes_back(world):
     world.api.remove(("apps/v1", "deployments", "space", "tiny-first-small"))
     world.backend().apply(INITIAL)
-    assert world.eventually(lambda: world.pods("first") == {"small": 1})
+    eventually(lambda: world.pods("first") == {"small": 1})
 
 
 @pytest.mark.parametrize(
@@ -488,7 +470,7 @@ def test_a_workload_of_somebody_else_is_left_alone_and_the_last_configuration_go
     world.api.put(theirs)
     backend = world.backend()
     with (
-        within(4),
+        within(),
         pytest.raises(ApplyError, match="'tiny-first-large' exists and is not of .*configuration is restored"),
     ):
         backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 2)))
@@ -509,7 +491,7 @@ def test_a_backend_that_is_closed_in_a_change_ends_at_once_and_leaves_nothing_be
     world.kubelet.behave("tiny-first-large", broken="silent")
     backend = world.backend()
     threading.Timer(0.5, backend.close).start()
-    with within(2), pytest.raises(ApplyError, match="being stopped"):
+    with within(), pytest.raises(ApplyError, match="being stopped"):
         backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
     assert world.workloads() == {"tiny-first-small", "tiny-second-small"}
 
@@ -521,10 +503,10 @@ def test_what_a_stopped_change_in_place_took_away_comes_back(tmp_path):
         backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
         world.kubelet.behave("tiny-first-x", broken="silent")
         threading.Timer(0.5, backend.close).start()
-        with within(2), pytest.raises(ApplyError, match="being stopped"):
+        with within(), pytest.raises(ApplyError, match="being stopped"):
             backend.apply(stages((THIRD, 1, 1), (SMALL, 1, 1)))
         assert world.workloads() == {"tiny-first-large", "tiny-second-small"}
-        assert world.eventually(lambda: world.pods("first") == {"large": 1})
+        eventually(lambda: world.pods("first") == {"large": 1})
     finally:
         world.close()
 
@@ -579,7 +561,7 @@ def test_without_figures_the_last_good_configuration_goes_on_until_they_are_back
     world.prometheus.state = state
     if state == "absent":
         world.prometheus.close()
-    with within(16):
+    with within():
         step = next(steps)
     assert "nothing to decide on" in step.refused and step.configuration == INITIAL
     assert np.isnan(step.predicted_load)

@@ -14,6 +14,7 @@ pytest.importorskip("kubernetes", reason="the cluster extra is not installed")
 pytest.importorskip("mlserver", reason="the serving extra is not installed")
 
 from cluster_emulator import ApiServer, Kubelet, Prometheus, kubeconfig  # noqa: E402
+from deadlines import PATIENCE, eventually  # noqa: E402
 
 from opd.cluster.api import POD, Cluster, Patience, credentials  # noqa: E402
 from opd.cluster.backend import KubernetesBackend  # noqa: E402
@@ -96,11 +97,8 @@ class Told:
     def __call__(self, batch_size, places):
         self.states.append((batch_size, [each.name for each in places]))
 
-    def ends_with(self, batch_size, *names, seconds=4.0):
-        deadline = time.monotonic() + seconds
-        while not self.states or self.states[-1] != (batch_size, list(names)):
-            assert time.monotonic() < deadline, f"{self.states} does not end with {(batch_size, names)}"
-            time.sleep(0.01)
+    def ends_with(self, batch_size, *names):
+        eventually(lambda: self.states[-1:] == [(batch_size, list(names))])
 
 
 @pytest.fixture
@@ -111,9 +109,7 @@ def told(server, tmp_path):
     told = Told()
     discovery = Discovery(Cluster("space", lambda: credentials(str(path)), QUICK), SETTINGS, told)
     told.ends_with(2, "a")
-    deadline = time.monotonic() + 2
-    while server.watches() < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    eventually(lambda: server.watches() == 2)
     yield told
     discovery.close()
     server.end_watches()
@@ -199,7 +195,7 @@ def test_a_deployed_pipeline_is_reconfigured_under_load_without_losing_a_request
     pipeline, api = real_pipeline(), ApiServer()
     path = kubeconfig(api, tmp_path)
     monkeypatch.setenv("KUBECONFIG", str(path))
-    settings = ClusterSettings("space", "opd:1", store, drain_seconds=1, apply_seconds=40)
+    settings = ClusterSettings("space", "opd:1", store, drain_seconds=1, apply_seconds=PATIENCE)
     initial = stages((0, 1, 1), (0, 1, 1))
     for manifest in pipeline_objects(pipeline, initial, settings):
         api.put(manifest)
@@ -209,7 +205,7 @@ def test_a_deployed_pipeline_is_reconfigured_under_load_without_losing_a_request
     try:
         cluster = Cluster("space", lambda: credentials(str(path)))
         backend = KubernetesBackend(cluster, pipeline, settings, PrometheusUrl(prometheus.url), 1.0)
-        address = ready_address(api, 30)
+        address = eventually(lambda: ready_address(api))
         payloads = tmp_path / "payloads.parquet"
         pd.DataFrame({"payload": [b"hello"]}).to_parquet(payloads)
         traffic = load.start(address, "tiny", [15] * 16, payloads, 0, tmp_path / "requests.parquet")
@@ -225,9 +221,7 @@ def test_a_deployed_pipeline_is_reconfigured_under_load_without_losing_a_request
         assert serving(cluster, api, "first") == (4, ["slow"]) and serving(cluster, api, "second") == (4, ["slow"])
         victim = api.all("pods", opd_io__task="first", app_kubernetes_io__component="model")[0]["metadata"]["name"]
         cluster.delete(POD, victim)
-        deadline = time.monotonic() + 60
-        while not done and time.monotonic() < deadline:
-            time.sleep(0.1)
+        eventually(lambda: done)
         assert done[0]["outcome"].value_counts().to_dict() == {"completed": 15 * 16}
         assert set(done[0]["answer"]) == {"HELLO"}
         assert kubelet.most_cores <= pipeline.capacity
@@ -237,17 +231,14 @@ def test_a_deployed_pipeline_is_reconfigured_under_load_without_losing_a_request
         api.stop()
 
 
-def ready_address(api, seconds):
-    """Of the router, once everything is ready."""
-    deadline = time.monotonic() + seconds
-    while True:
-        pods = api.all("pods")
-        ready = [{"type": "Ready", "status": "True"} in each["status"].get("conditions", []) for each in pods]
-        if len(pods) == 5 and all(ready):
-            router = api.all("pods", app_kubernetes_io__component="router")[0]
-            return f"{router['status']['podIP']}:8081"
-        assert time.monotonic() < deadline, [each["status"] for each in pods]
-        time.sleep(0.1)
+def ready_address(api):
+    """Of the router, once everything is ready; nothing before."""
+    pods = api.all("pods")
+    ready = [{"type": "Ready", "status": "True"} in each["status"].get("conditions", []) for each in pods]
+    if len(pods) < 5 or not all(ready):
+        return None
+    router = api.all("pods", app_kubernetes_io__component="router")[0]
+    return f"{router['status']['podIP']}:8081"
 
 
 def serving(cluster, api, task):

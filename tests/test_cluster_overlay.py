@@ -1,12 +1,12 @@
 """What a user's overlay changes of the pods, and everything it may not be."""
 
 import contextlib
-import time
 from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import yaml
+from deadlines import within
 from hypothesis import given
 from hypothesis import strategies as st
 from small_pipelines import ocr_pipeline
@@ -272,10 +272,8 @@ LAUGHS = "\n".join(
     ],
 )
 def test_documents_that_are_more_than_plain_data_are_refused_at_once(text, message):
-    begin = time.monotonic()
-    with pytest.raises(DocumentError, match=message):
+    with within(), pytest.raises(DocumentError, match=message):
         parse_document(text.encode(), "overlay")
-    assert time.monotonic() - begin < 5.0
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"\x00", b"all: \x07"])
@@ -287,9 +285,8 @@ def test_what_is_no_text_is_refused(content):
 def test_the_largest_document_of_many_keys_is_read_in_little_time():
     content = b"{" + b", ".join(b"%x: 1" % number for number in range(7000)) + b"}"
     assert len(content) < MAX_BYTES
-    begin = time.monotonic()
-    assert len(parse_document(content, "overlay")) == 7000
-    assert time.monotonic() - begin < 10.0
+    with within():
+        assert len(parse_document(content, "overlay")) == 7000
 
 
 def test_a_file_is_read_no_further_than_the_limit(tmp_path):

@@ -17,6 +17,7 @@ pytest.importorskip("kubernetes", reason="the cluster extra is not installed")
 pytest.importorskip("mlserver", reason="the serving extra is not installed")
 
 from cluster_site import emulated_site, missing, user_site  # noqa: E402
+from deadlines import eventually  # noqa: E402
 
 from opd import cli  # noqa: E402
 from opd.cluster import lifecycle  # noqa: E402
@@ -118,7 +119,7 @@ def test_a_change_loses_no_request(deployed, change):
     with deployed.traffic() as records:
         assert deployed.configure(wanted) == cli.DONE
         variant = deployed.pipeline.tasks[0].variants[wanted[0].variant].name
-        assert wait_for(lambda: serving(deployed) == (wanted[0].batch_size, [variant] * wanted[0].replicas), 30)
+        eventually(lambda: serving(deployed) == (wanted[0].batch_size, [variant] * wanted[0].replicas), 30, poll=0.5)
     assert records[0]["outcome"].eq(COMPLETED).sum() >= 20 and not lost(records[0])
     assert deployed.opd("status") == cli.DONE
 
@@ -129,8 +130,8 @@ def test_a_deleted_pod_is_replaced_without_losing_a_request(deployed):
     victim = next(pod["metadata"]["name"] for pod in pods if not is_leaving(pod))
     with deployed.traffic() as records:
         deployed.cluster.delete(POD, victim)
-        assert wait_for(lambda: victim not in deployed.pods(), 120)
-        assert wait_for(lambda: deployed.opd("status") == cli.DONE, 120)
+        eventually(lambda: victim not in deployed.pods(), 120, poll=0.5)
+        eventually(lambda: deployed.opd("status") == cli.DONE, 120, poll=0.5)
     assert not lost(records[0])
 
 
@@ -155,7 +156,7 @@ def test_it_outlives_the_api_server(deployed):
         deployed.restart()
     else:
         subprocess.run(deployed.restart, shell=True, check=True, timeout=RESTART_SECONDS)
-    assert wait_for(lambda: deployed.opd("status") == cli.DONE, RESTART_SECONDS)
+    eventually(lambda: deployed.opd("status") == cli.DONE, RESTART_SECONDS, poll=0.5)
     assert deployed.pods() == before  # nothing was started anew
     with deployed.traffic() as records:
         assert deployed.configure(deployed.pipeline.smallest_configuration()) == cli.DONE
@@ -180,13 +181,3 @@ def test_it_is_deleted_without_leftovers(deployed, capsys):
     assert deployed.opd("status") == cli.NOTHING_THERE
     assert deployed.opd("delete") == cli.NOTHING_THERE
     assert "is not deployed" in capsys.readouterr().err
-
-
-def wait_for(condition, seconds):
-    """Whether it comes true in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.5)
-    return True

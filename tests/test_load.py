@@ -16,6 +16,7 @@ import pytest
 grpc = pytest.importorskip("grpc", reason="needs the extra 'serving'")
 pytest.importorskip("mlserver", reason="needs the extra 'serving'")
 
+from deadlines import PATIENCE, eventually  # noqa: E402
 from mlserver.grpc import dataplane_pb2 as messages  # noqa: E402
 from mlserver.grpc import dataplane_pb2_grpc as services  # noqa: E402
 
@@ -72,7 +73,7 @@ def offered(counts, payloads, service=None, **options):
         async with serving(service or Service()) as address:
             return await offer(address, "pipeline", np.array(counts), payloads, 0, **options)
 
-    return asyncio.run(asyncio.wait_for(run(), 20.0))
+    return asyncio.run(asyncio.wait_for(run(), PATIENCE))
 
 
 # Arrivals
@@ -172,7 +173,7 @@ def test_what_a_status_stands_for_is_the_outcome():
 
 def test_a_server_that_stalls_does_not_delay_the_sending():
     service = Service()
-    service.stalled_until = time.monotonic() + 2.5
+    service.stalled_until = time.monotonic() + 4.0
     records = offered([40], [b"a"], service)
     assert service.asked == 40 and (records["outcome"] == "completed").all()
     # Sent before the first answer could come, and counted as slow as they were for those who waited.
@@ -199,10 +200,10 @@ def test_a_run_that_is_stopped_keeps_every_request_it_sent(monkeypatch):
         async with serving(service) as address:
             return await offer(address, "pipeline", np.full(60, 20), [b"fine", b"hang"], 0, stop=stop)
 
-    records = asyncio.run(asyncio.wait_for(run(), 20.0))
+    records = asyncio.run(asyncio.wait_for(run(), PATIENCE))
     assert len(records) == service.asked > 0
     assert records["code"].tolist() == [["OK", NO_ANSWER][row] for row in records["payload"]]
-    assert 0.5 <= records.attrs["seconds"] < 10.0 and records["finished"].notna().all()
+    assert 0.5 <= records.attrs["seconds"] < 60.0 and records["finished"].notna().all()
 
 
 def test_a_server_that_goes_away_fails_requests_but_not_the_run():
@@ -214,7 +215,7 @@ def test_a_server_that_goes_away_fails_requests_but_not_the_run():
         await server.__aexit__(None, None, None)
         return await ending
 
-    records = asyncio.run(asyncio.wait_for(run(), 20.0))
+    records = asyncio.run(asyncio.wait_for(run(), PATIENCE))
     assert len(records) == 40
     assert set(records["outcome"]) == {"completed", "failed"}
     assert set(records.loc[records["outcome"] == "failed", "code"]) == {"UNAVAILABLE"}
@@ -256,10 +257,10 @@ def address(service):
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(run()), daemon=True)
     thread.start()
-    assert opened.wait(10.0)
+    assert opened.wait(PATIENCE)
     yield found[0]
     loop.call_soon_threadsafe(closed.set)
-    thread.join(10.0)
+    thread.join(PATIENCE)
     loop.close()
 
 
@@ -278,7 +279,7 @@ def command(address, files):
 
 def test_the_command_writes_the_records_and_prints_their_summary(address, tmp_path):
     files = written(tmp_path, [10, 5], [b"one", b"two"])
-    ended = subprocess.run(command(address, files), capture_output=True, text=True, timeout=20)
+    ended = subprocess.run(command(address, files), capture_output=True, text=True, timeout=PATIENCE)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == "", "no progress bar without a terminal"
     records = pd.read_parquet(files[2])
@@ -289,22 +290,15 @@ def test_the_command_writes_the_records_and_prints_their_summary(address, tmp_pa
 
 def test_the_command_says_why_it_offers_nothing(tmp_path):
     files = written(tmp_path, [1, -1], [b"one"])
-    ended = subprocess.run(command("127.0.0.1:1", files), capture_output=True, text=True, timeout=20)
+    ended = subprocess.run(command("127.0.0.1:1", files), capture_output=True, text=True, timeout=PATIENCE)
     assert ended.returncode == 1 and "no load was offered: count -1 of second 1" in ended.stderr
     assert not files[2].exists()
-
-
-def wait_for(condition, seconds=15.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def test_a_started_run_gives_its_records(address, tmp_path):
     _, payloads, output = written(tmp_path, [], [b"one"])
     generator = load.start(address, "pipeline", np.array([10]), payloads, 5, output)
-    records = load.finish(generator, 20.0)
+    records = load.finish(generator, PATIENCE)
     assert generator.process.returncode == 0
     assert records["answer"].tolist() == ["ONE"] * 10
     np.testing.assert_array_equal(records["scheduled"], arrival_times(np.array([10]), 5))
@@ -317,7 +311,7 @@ def test_a_run_without_records_is_said_with_its_exit_code(address, tmp_path):
     output.write_text("of an earlier run")
     generator = load.start(address, "pipeline", np.array([10]), tmp_path / "missing.parquet", 5, output)
     with pytest.raises(LoadError, match="ended with code 1 and without records"):
-        load.finish(generator, 20.0)
+        load.finish(generator, PATIENCE)
 
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT, "parent"])
@@ -325,12 +319,12 @@ def test_an_interrupted_run_writes_what_it_sent(address, service, tmp_path, endi
     _, payloads, output = written(tmp_path, [], [b"one"])
     counts = np.full(600, 20)
     generator = load.start(address, "pipeline", counts, payloads, 0, output)
-    wait_for(lambda: service.asked > 10)
+    eventually(lambda: service.asked > 10)
     if ending == "parent":
         # As when the process that started it ends in whatever way.
         generator.process.stdin.close()
     else:
         generator.process.send_signal(ending)
-    records = load.finish(generator, 15.0)
-    assert 0 < len(records) < 600 and (records["outcome"] == "completed").all()
+    records = load.finish(generator, PATIENCE)
+    assert 0 < len(records) < counts.sum() and (records["outcome"] == "completed").all()
     np.testing.assert_array_equal(records["scheduled"], arrival_times(counts, 0)[: len(records)])

@@ -17,7 +17,7 @@ psutil = pytest.importorskip("psutil", reason="looks at processes")
 pytest.importorskip("mlserver", reason="needs the extra 'serving'")
 pytest.importorskip("prometheus_api_client", reason="needs the extra 'serving'")
 
-
+from deadlines import PATIENCE, eventually  # noqa: E402
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server  # noqa: E402
 
 from opd.serving import guard, monitoring  # noqa: E402
@@ -29,7 +29,7 @@ from opd.serving.monitoring import (  # noqa: E402
     Scraper,
     open_monitor,
 )
-from opd.serving.processes import direct_session, hold_port, port_of, wait_until  # noqa: E402
+from opd.serving.processes import direct_session, hold_port, port_of  # noqa: E402
 from opd.serving.telemetry import increase  # noqa: E402
 
 needs_prometheus = pytest.mark.skipif(
@@ -89,14 +89,6 @@ def monitor(request):
     return request.getfixturevalue(request.param)
 
 
-def wait_for(condition, seconds=15.0):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
-    return found
-
-
 def scrapes(monitor, metric, count=1, seconds=60.0, **labels):
     """The only series of ``metric`` once it has ``count`` samples."""
 
@@ -107,7 +99,7 @@ def scrapes(monitor, metric, count=1, seconds=60.0, **labels):
             return None
         return found if found and len(found[0].times) >= count else None
 
-    (series,) = wait_for(enough)
+    (series,) = eventually(enough)
     return series
 
 
@@ -129,7 +121,7 @@ def test_samples_have_the_names_labels_and_times_of_their_scrapes(monitor, targe
 
 def test_histograms_have_buckets_sum_and_count(monitor, targets):
     bounds = {
-        float(series.labels["le"]) for series in wait_for(lambda: monitor.samples("opd_latency_seconds_bucket", 9.0))
+        float(series.labels["le"]) for series in eventually(lambda: monitor.samples("opd_latency_seconds_bucket", 9.0))
     }
     assert bounds == {1.0, 2.0, np.inf}
     scrapes(monitor, "opd_latency_seconds_sum")
@@ -149,7 +141,7 @@ def test_both_count_the_same_increase(scraper, prometheus, targets):
     end = time.time()
     sent = counter._value.get() - before
     for monitor in (scraper, prometheus):
-        wait_for(lambda monitor=monitor: monitor.samples("up", 60.0)[0].times[-1] > end + 0.5)
+        eventually(lambda monitor=monitor: monitor.samples("up", 60.0)[0].times[-1] > end + 0.5)
         (series,) = monitor.samples("opd_requests_total", 60.0)
         # The load was even, but interpolation at either end may be off by what a part of a second brings.
         assert increase(series, begin - 1.0, end + 1.0) == pytest.approx(sent, abs=10)
@@ -166,7 +158,7 @@ def test_targets_come_go_and_fail(monitor, targets):
         monitor.set_targets({"queue": targets[1].address, "silent": silent})
         assert scrapes(monitor, "opd_requests_total", instance="queue").values[0] == 3
         assert scrapes(monitor, "up", instance="silent").values[-1] == 0
-    wait_for(lambda: not monitor.samples("up", 2.0, instance="router"))
+    eventually(lambda: not monitor.samples("up", 2.0, instance="router"))
     assert monitor.samples("opd_requests_total", 60.0, instance="silent") == []
 
 
@@ -177,12 +169,12 @@ def test_a_prometheus_that_is_killed_is_said_and_started_again(prometheus, targe
     (child,) = psutil.Process(prometheus._process.pid).children()
     child.kill()
     with pytest.raises(MonitoringError, match="own Prometheus server.* has died: .*the next call starts it again"):
-        wait_for(lambda: prometheus.samples("up", 60.0) is None, 5.0)
+        eventually(lambda: prometheus.samples("up", 60.0) is None)
     kept = prometheus.samples("up", 60.0, instance="queue")
     assert kept[0].times[0] <= known.times[-1], "what it had stored is still there"
     (again,) = psutil.Process(prometheus._process.pid).children()
     assert again.pid != child.pid
-    wait_for(lambda: prometheus.samples("up", 60.0, instance="queue")[0].times[-1] > kept[0].times[-1])
+    eventually(lambda: prometheus.samples("up", 60.0, instance="queue")[0].times[-1] > kept[0].times[-1])
 
 
 @pytest.fixture
@@ -199,7 +191,7 @@ def foreign(tmp_path):
         address = f"127.0.0.1:{port_of(holder)}"
         process = guard.start(["prometheus", *options, f"--web.listen-address={address}", "--log.level=warn"])
         try:
-            wait_for(lambda: monitoring._answers(direct_session(), f"http://{address}/-/ready"))
+            eventually(lambda: monitoring._answers(direct_session(), f"http://{address}/-/ready"))
             yield f"http://{address}"
         finally:
             guard.stop(process, 5.0)
@@ -290,7 +282,7 @@ def test_the_scraper_forgets_what_is_old(targets, monkeypatch):
     opened.set_targets({"router": targets[0].address})
     scrapes(opened, "up")
     opened.set_targets({})
-    wait_for(lambda: not opened.samples("up", 60.0))
+    eventually(lambda: not opened.samples("up", 60.0))
     opened.close()
 
 
@@ -321,16 +313,16 @@ def ended(process):
 def test_nothing_is_left_when_the_parent_is_killed(tmp_path):
     code = (
         "import pathlib, sys, time; from opd.serving.monitoring import PrometheusServer; "
-        "server = PrometheusServer(pathlib.Path(sys.argv[1])); print('started', flush=True); time.sleep(60)"
+        "server = PrometheusServer(pathlib.Path(sys.argv[1])); print('started', flush=True); time.sleep(600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True)
     assert parent.stdout.readline() == "started\n"
     everyone = family(parent.pid)
     assert [process.name() for process in everyone][-1] == "prometheus"
     parent.kill()
-    parent.wait(5.0)
+    parent.wait(PATIENCE)
     parent.stdout.close()
-    wait_for(lambda: all(ended(process) for process in everyone))
+    eventually(lambda: all(ended(process) for process in everyone))
 
 
 @needs_prometheus
@@ -353,14 +345,14 @@ def interruptible():
 
 def test_an_interrupted_start_leaves_nothing_behind(tmp_path, interruptible):
     program = tmp_path / "slow-prometheus"
-    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.write_text("#!/bin/sh\nexec sleep 600\n")
     program.chmod(0o755)
     before = set(psutil.Process().children(recursive=True))
     interrupt = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
     interrupt.start()
     with pytest.raises(KeyboardInterrupt):
         PrometheusServer(tmp_path / "monitor", str(program))
-    assert wait_until(lambda: set(psutil.Process().children(recursive=True)) <= before, 5.0)
+    eventually(lambda: set(psutil.Process().children(recursive=True)) <= before)
 
 
 def guarded(code):
@@ -370,26 +362,26 @@ def guarded(code):
 
 
 STUBBORN = (
-    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
 )
 
 
 def test_a_guard_has_the_exit_code_of_its_program():
     process, _ = guarded("print('ready', flush=True); raise SystemExit(7)")
-    assert process.wait(10.0) == 7
+    assert process.wait(PATIENCE) == 7
     process.communicate()
     missing = guard.start(["no-such-program"], stderr=subprocess.PIPE)
-    assert "cannot run no-such-program" in missing.communicate(timeout=10.0)[1] and missing.returncode == 127
+    assert "cannot run no-such-program" in missing.communicate(timeout=PATIENCE)[1] and missing.returncode == 127
 
 
 def test_a_guard_passes_signals_on():
-    process, everyone = guarded("import time; print('ready', flush=True); time.sleep(60)")
+    process, everyone = guarded("import time; print('ready', flush=True); time.sleep(600)")
     process.send_signal(signal.SIGINT)
-    process.wait(10.0)
+    process.wait(PATIENCE)
     assert all(ended(each) for each in everyone)
     process.communicate()
-    process, everyone = guarded("import time; print('ready', flush=True); time.sleep(60)")
-    assert guard.stop(process, 10.0) == 128 + signal.SIGTERM
+    process, everyone = guarded("import time; print('ready', flush=True); time.sleep(600)")
+    assert guard.stop(process, PATIENCE) == 128 + signal.SIGTERM
     process.stdout.close()
     assert all(ended(each) for each in everyone)
 
@@ -398,4 +390,4 @@ def test_a_program_that_will_not_end_is_killed_with_its_guard():
     process, everyone = guarded(STUBBORN)
     assert guard.stop(process, 0.3) == -signal.SIGKILL
     process.stdout.close()
-    wait_for(lambda: all(ended(each) for each in everyone))
+    eventually(lambda: all(ended(each) for each in everyone))

@@ -22,6 +22,7 @@ from opd.policy import Observation, Policy
 from opd.serving import load
 from opd.serving.local import LocalBackend
 from opd.serving.monitoring import URL_VARIABLE, Monitor, MonitoringError, PrometheusUrl
+from opd.serving.protocol import COMPLETED
 from opd.simulation import SimulationParameters, Simulator, as_array
 
 SIMULATED, LOCAL, KUBERNETES = BACKENDS = ("simulated", "local", "kubernetes")
@@ -364,6 +365,6 @@ def _replayed(
 
 def _measured_latency(records: pd.DataFrame, begin: float, length: int) -> pd.Series:
     """Mean latency in seconds by the number of the interval in which a request was answered."""
-    done = records[records["outcome"] == "completed"]
+    done = records[records["outcome"] == COMPLETED]
     number = np.floor((load.unix_times(done, "finished") - begin) / length)
     return pd.Series((done["finished"] - done["scheduled"]).to_numpy()).groupby(number).mean()

@@ -34,8 +34,10 @@ async def _alternate(
         direct[place] = time.perf_counter() - begin
         await asyncio.sleep(PAUSE_SECONDS)
         begin = time.perf_counter()
-        assert await router.infer([payload], 0.0, TIMEOUT) == answer
+        through_router = await router.infer([payload], 0.0, TIMEOUT)
         routed[place] = time.perf_counter() - begin
+        if through_router != answer:
+            raise RuntimeError(f"payload {place}: the router answers otherwise than the replicas called one by one")
     return direct, routed
 
 
@@ -65,6 +67,9 @@ def measure_overhead(
     Returns:
         milliseconds a request: CPU time of router and queues, beyond what they take when idle and counted in steps of
         10 ms over the whole measurement; mean and quantiles of the latency of both ways, and of what the router's adds.
+
+    Raises:
+        RuntimeError: if the router answers otherwise than the replicas.
     """
 
     async def measure() -> tuple[np.ndarray, np.ndarray, float]:
