@@ -9,9 +9,7 @@ forecast's and what the decider's. Times are of the wall, on one thread.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from time import perf_counter
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -19,11 +17,11 @@ from tqdm.auto import tqdm
 
 from benchmarks.errors import DisagreementError
 from benchmarks.peer_gurobi import GurobiPolicy, GurobiUnavailable
-from opd.decision_time import SIZES, observations, policies
+from opd.decision_time import SIZES, Decided, observations, policies, run_cycle, summarise, take_turns
 from opd.forecast import Forecaster
 from opd.objective import Weights
-from opd.pipeline import Configuration, Pipeline
-from opd.policy import MyopicPolicy, Observation, Policy
+from opd.pipeline import Pipeline
+from opd.policy import MyopicPolicy, Observation
 from opd.simulation import SimulationParameters
 from opd.solvers import IpaParameters
 from opd.solvers_ipa import ipa_objective
@@ -38,22 +36,6 @@ EXPERT = "myopic"
 
 TOLERANCE = 1e-6
 """By how much the optima of two solvers may differ, in units of IPA's objective of some 10 to 100."""
-
-
-class Decided(NamedTuple):
-    """What a policy did in one cycle of D decisions.
-
-    Attributes:
-        forecast_ms: (D,) milliseconds of each forecast.
-        decision_ms: (D,) milliseconds of each decision, the forecast not included.
-        loads: (D,) predicted loads, requests/s.
-        chosen: D configurations.
-    """
-
-    forecast_ms: np.ndarray
-    decision_ms: np.ndarray
-    loads: np.ndarray
-    chosen: list[Configuration]
 
 
 @dataclass(frozen=True)
@@ -139,22 +121,15 @@ def _measure_pipeline(
     """The rows of one size, without its stages and variants."""
     deciders = policies(pipeline, ipa, seed)
     deciders[EXPERT] = MyopicPolicy(pipeline, Weights(), SimulationParameters.batch_timeout)
-    skipped: dict[str, str] = {}
+    skipped = ""
     try:
-        deciders[GUROBI] = GurobiPolicy(pipeline, ipa)
+        gurobi = GurobiPolicy(pipeline, ipa)
+        run_cycle(gurobi, seen, forecaster)  # programmes differ with the load, and the licence has to reach for all
+        deciders[GUROBI] = gurobi
     except GurobiUnavailable as error:
-        skipped[GUROBI] = str(error)
-    cycles: dict[str, list[Decided]] = {name: [] for name in deciders}
-    # In turns, so that a slow moment of the machine meets all alike.
-    for _ in range(repetitions):
-        for name, policy in deciders.items():
-            if name in skipped:
-                continue
-            try:
-                cycles[name].append(_run_cycle(policy, seen, forecaster))
-            except GurobiUnavailable as error:
-                skipped[name] = str(error)
-    table = pd.DataFrame([_row(name, each) for name, each in cycles.items() if name not in skipped])
+        skipped = str(error)
+    cycles = take_turns(deciders, seen, forecaster, repetitions)
+    table = pd.DataFrame([_row(name, each) for name, each in cycles.items()])
     agent = table.set_index("policy").loc[AGENT]
     for column in ("median", "p99", "total", "decision"):
         table[f"{column}_ratio"] = table[f"{column}_ms"] / agent[f"{column}_ms"]
@@ -164,37 +139,16 @@ def _measure_pipeline(
     ]
     table["skipped"] = ""
     if skipped:
-        without = pd.DataFrame({"policy": list(skipped), "skipped": list(skipped.values())})
-        table = pd.concat([table, without], ignore_index=True)
+        table = pd.concat([table, pd.DataFrame({"policy": [GUROBI], "skipped": [skipped]})], ignore_index=True)
     return table
 
 
-def _run_cycle(policy: Policy, seen: Sequence[Observation], forecaster: Forecaster) -> Decided:
-    """Decide once for warming up, then on every observation."""
-    policy.decide(replace(seen[0], predicted_load=forecaster.predict(seen[0].history)))
-    times, loads, chosen = [], [], []
-    for observation in seen:
-        begin = perf_counter()
-        load = forecaster.predict(observation.history)
-        known = perf_counter()
-        configuration = policy.decide(replace(observation, predicted_load=load))
-        times.append((begin, known, perf_counter()))
-        loads.append(load)
-        chosen.append(configuration)
-    forecast_ms, decision_ms = 1e3 * np.diff(times, axis=1).T
-    return Decided(forecast_ms, decision_ms, np.array(loads), chosen)
-
-
 def _row(name: str, cycles: Sequence[Decided]) -> dict[str, str | float]:
-    together = np.array([cycle.forecast_ms + cycle.decision_ms for cycle in cycles])
-    return {
-        "policy": name,
+    alone = {
         "forecast_ms": float(np.median([cycle.forecast_ms for cycle in cycles])),
         "decision_ms": float(np.median([cycle.decision_ms for cycle in cycles])),
-        "median_ms": float(np.median(together)),
-        "p99_ms": float(np.quantile(together, 0.99)),
-        "total_ms": float(np.median(together.sum(axis=1))),
     }
+    return {"policy": name} | alone | summarise(cycles)
 
 
 def _largest_gap(pipeline: Pipeline, ipa: IpaParameters, one: Decided, reference: Decided, name: str) -> float:
@@ -217,20 +171,25 @@ def _largest_gap(pipeline: Pipeline, ipa: IpaParameters, one: Decided, reference
     return float(gaps[worst])
 
 
-def growth(times: pd.DataFrame) -> pd.DataFrame:
-    """How the decision alone, without the forecast, grows with stages x variants.
+def growth(times: pd.DataFrame, decisions: int) -> pd.DataFrame:
+    """How the mean decision of a cycle, without its forecast, grows with stages x variants.
+
+    The mean and not the median, because HiGHS takes a few times as long for some loads as for others of the same
+    pipeline: which of the two the median is depends on the loads that were drawn, and the mean on their shares only.
 
     Args:
         times: table of :func:`measure_decision_times`, of at least two sizes.
+        decisions: in a cycle, as they were measured.
 
     Returns:
-        Columns policy, smallest_ms and largest_ms (median decision_ms at the smallest and the largest size that was
-        measured), and exponent (of stages x variants, by least squares on logarithms: 1 is linear).
+        Columns policy, smallest_mean_ms and largest_mean_ms (mean of a cycle's decisions, total_ms / ``decisions`` less
+        forecast_ms, at the smallest and the largest size that was measured), and exponent (of stages x variants, by
+        least squares on logarithms: 1 is linear).
     """
     rows = []
     for policy, each in times[times["skipped"] == ""].groupby("policy", sort=False):
         size = (each["stages"] * each["variants"]).to_numpy(dtype=float)
-        milliseconds = each["decision_ms"].to_numpy()[np.argsort(size)]
-        exponent = np.polyfit(np.log(np.sort(size)), np.log(milliseconds), 1)[0]
-        rows.append((policy, milliseconds[0], milliseconds[-1], exponent))
-    return pd.DataFrame(rows, columns=["policy", "smallest_ms", "largest_ms", "exponent"])
+        mean = (each["total_ms"] / decisions - each["forecast_ms"]).to_numpy()[np.argsort(size)]
+        exponent = np.polyfit(np.log(np.sort(size)), np.log(mean), 1)[0]
+        rows.append((policy, mean[0], mean[-1], exponent))
+    return pd.DataFrame(rows, columns=["policy", "smallest_mean_ms", "largest_mean_ms", "exponent"])

@@ -199,11 +199,12 @@ def profile(size: Size = FULL, environments: int = 256, name: str = "video", see
         # A load that is never drawn, but not zero: queues need room for one request.
         "silent": {"noise": 0.0, "load": 1e-3},
     }
-    rounds = {
-        which: [_profiled_step(pipeline, environments, size, seed, given) for _ in range(size.repetitions + 1)][1:]
-        for which, given in tqdm(settings.items(), unit="setting")
-    }
-    medians = {which: pd.DataFrame(each).median() for which, each in rounds.items()}
+    # The first round is to warm up. Settings take turns, so that a slow moment of the machine meets all alike.
+    rounds = [
+        {which: _profiled_step(pipeline, environments, size, seed, given) for which, given in settings.items()}
+        for _ in tqdm(range(size.repetitions + 1), unit="round")
+    ][1:]
+    medians = {which: pd.DataFrame([each[which] for each in rounds]).median() for which in settings}
     usual, kernel = medians["usual"].copy(), {which: float(each["kernel"]) for which, each in medians.items()}
     del usual["kernel"]
     parts = {

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.intervals import spread
+from benchmarks.wording import Row
 from opd.evaluation import Cell, Setting, evaluate
 from opd.objective import Weights
 from opd.pipeline import Pipeline
@@ -141,6 +142,12 @@ def measure_frontier(
     return groups[["cost", "qos", "dropped"]].mean().reset_index()
 
 
+def mean_points(points: pd.DataFrame) -> pd.DataFrame:
+    """The means over the seeds of :func:`measure_frontier`'s points: a row a pipeline, policy and ``cost_weight``."""
+    groups = points.groupby(["pipeline", "policy", "cost_weight"], sort=False)
+    return groups[["cost", "qos", "dropped"]].mean().reset_index()
+
+
 # ---------------------------------------------------------------------------------------------- hypervolume
 
 
@@ -205,13 +212,19 @@ def hypervolumes(points: pd.DataFrame, capacities: Mapping[str, int]) -> pd.Data
 
 
 def times_of_the_agent(areas: pd.DataFrame) -> str:
-    """How many times the others' areas of :func:`hypervolumes` the agent's are, as a list in Markdown."""
+    """How many times the others' areas of :func:`hypervolumes` the agent's are, as a list in Markdown.
+
+    An item a reference and policy; those pipelines whose mean ratio is below 1 are named.
+    """
     lines = []
     others = areas[areas["policy"] != AGENT].groupby(["reference", "policy"], sort=False)
-    for (reference, policy), times in others["agent_times"]:
+    for (reference, policy), rows in others:
+        times = rows["agent_times"]
         count = f"{(times >= 1.0).sum()} of {times.notna().sum()} pipelines that have an area"
         extent = f"{times.min():.3f} to {times.max():.3f} times"
-        lines.append(f"* reference {reference}: at least as large as {policy}'s in {count}, {extent}")
+        smaller = [f"{row['pipeline']} {row['agent_times']:.3f}" for row in rows[times < 1.0].to_dict("records")]
+        below = f"; below 1: {', '.join(smaller)}" if smaller else ""
+        lines.append(f"* reference {reference}: at least as large as {policy}'s in {count}, {extent}{below}")
     return "\n".join(lines)
 
 
@@ -219,3 +232,87 @@ def _areas(points: pd.DataFrame, reference: tuple[float, float]) -> pd.DataFrame
     """Hypervolumes of one pipeline: a row a seed, a column a policy."""
     groups = points.groupby(["seed", "policy"])[["cost", "qos"]]
     return pd.Series({key: hypervolume(own.to_numpy(), reference) for key, own in groups}).unstack()
+
+
+# ------------------------------------------------------------------------------------------------- sentences
+
+
+def dominated_points(points: pd.DataFrame) -> pd.DataFrame:
+    """The agent's points, means of the seeds, for which another policy has one that is better and in nothing worse.
+
+    Args:
+        points: of :func:`measure_frontier`.
+
+    Returns:
+        A row a point and policy that dominates it: ``pipeline``, ``cost_weight``, ``cost`` (cores), ``qos`` and
+        ``dropped`` (requests a cycle) of the agent, and the same but for the pipeline with ``by_`` before it, ``by``
+        being the policy. Of several points of one policy it is that of the highest QoS, then of the lowest weight.
+    """
+    means = mean_points(points)
+    own = means[means["policy"] == AGENT].drop(columns="policy")
+    others = means[means["policy"] != AGENT].rename(columns={"policy": "by"})
+    others = others.rename(columns={name: f"by_{name}" for name in ("cost_weight", "cost", "qos", "dropped")})
+    pairs = own.merge(others, on="pipeline")
+    no_worse = (pairs["by_cost"] <= pairs["cost"]) & (pairs["by_qos"] >= pairs["qos"])
+    better = (pairs["by_cost"] < pairs["cost"]) | (pairs["by_qos"] > pairs["qos"])
+    best_first = pairs[no_worse & better].sort_values(["by_qos", "by_cost_weight"], ascending=[False, True])
+    return best_first.drop_duplicates(["pipeline", "cost_weight", "by"]).sort_index().reset_index(drop=True)
+
+
+def dominations(points: pd.DataFrame) -> str:
+    """Which of the agent's points are dominated, and by what: a sentence and a list in Markdown."""
+    beaten = dominated_points(points)
+    count = len(beaten[["pipeline", "cost_weight"]].drop_duplicates())
+    whole = int((mean_points(points)["policy"] == AGENT).sum())
+    text = f"Points of other policies dominate {count or 'none'} of the agent's {whole}, all means of the seeds"
+    text += ": they cost no more, have no less QoS and are better in one of the two.\n\n" if count else "."
+    return text + "\n".join(
+        f"* {row['pipeline']} at {row['cost_weight']:g} ({_point(row)}): {row['by']} at {row['by_cost_weight']:g}"
+        f" ({_point(row, 'by_')})"
+        for row in beaten.to_dict("records")
+    )
+
+
+def _point(row: Row, prefix: str = "") -> str:
+    cost, qos, dropped = (row[prefix + name] for name in ("cost", "qos", "dropped"))
+    return f"{cost:.2f} cores, QoS {qos:.3f}, {dropped:,.1f} requests dropped in a cycle"
+
+
+def drops(points: pd.DataFrame) -> str:
+    """At which prices each policy drops requests, and how many in a cycle, as a list in Markdown; an item a policy."""
+    means = mean_points(points)
+    return "\n".join(f"* {policy}: {_drops_of(means[means['policy'] == policy])}" for policy in POLICIES)
+
+
+def _drops_of(means: pd.DataFrame) -> str:
+    """One policy: the pipelines that it drops requests of, and what else there is."""
+    groups = means.sort_values("cost_weight").groupby("pipeline", sort=False)
+    losing = [f"{name} {_where(rows)}" for name, rows in groups if rows["dropped"].any()]
+    none = [str(name) for name, rows in groups if not rows["dropped"].any()]
+    return "; ".join([*losing, f"none at any price on {', '.join(none)}"] if none else losing)
+
+
+def _where(rows: pd.DataFrame) -> str:
+    """Prices, ascending, at which one policy drops requests of one pipeline: from one price on, or only at some."""
+    lossy = rows[rows["dropped"] > 0.0]
+    prices, least, most = lossy["cost_weight"], lossy["dropped"].min(), lossy["dropped"].max()
+    lasting = rows["dropped"].iloc[-len(lossy) :].gt(0.0).all()
+    where = f"from {prices.iloc[0]:g} on" if lasting else f"only at {', '.join(f'{price:g}' for price in prices)}"
+    return f"{where} ({least:,.1f})" if least == most else f"{where} ({least:,.1f} to {most:,.1f})"
+
+
+def findings(points: pd.DataFrame, areas: pd.DataFrame) -> str:
+    """All that the sweep says, in Markdown.
+
+    Args:
+        points: of :func:`measure_frontier`.
+        areas: of :func:`hypervolumes`.
+    """
+    return "\n\n".join(
+        [
+            f"The agent's hypervolume is\n\n{times_of_the_agent(areas)}",
+            dominations(points),
+            "Prices at which requests are dropped, and how many in a cycle, from the fewest to the most:"
+            f"\n\n{drops(points)}",
+        ]
+    )

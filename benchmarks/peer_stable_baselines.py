@@ -2,7 +2,8 @@
 
 Both learn on :class:`opd.environment.PipelineEnvironment`, unchanged, as their users would have them: 32 copies of it
 in a ``DummyVecEnv`` (one process, because a step takes less time than sending it to another), observations and rewards
-normalised by ``VecNormalize``, a learning rate that falls to zero. Figures that mean the same take the values of
+normalised by ``VecNormalize``, a learning rate that falls to zero. The environments of :data:`BATCHED` are stepped
+together instead. Figures that mean the same take the values of
 :class:`opd.training.TrainingParameters`; so does the entropy coefficient, which these libraries keep constant by
 themselves. Monitor wrappers and progress bars are left out, which favours the peers' speed.
 
@@ -38,6 +39,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
+from benchmarks.peer_environments import BatchedEnvironments, StageActions
 from benchmarks.refusal import admit, running_configurations
 from opd.environment import PipelineEnvironment
 from opd.network import FeatureExtractor, to_configurations
@@ -45,6 +47,10 @@ from opd.pipeline import Pipeline
 from opd.training import Problem, TrainingParameters, Validation
 
 PEERS = ("ppo", "maskable-ppo")
+"""As their users would have them."""
+
+BATCHED = ("ppo-batched", "maskable-ppo-batched")
+"""The same with environments that cost no more than ours."""
 
 Decide = Callable[[np.ndarray], np.ndarray]
 """Configurations (E, N, 3) for states (E, S)."""
@@ -69,43 +75,6 @@ def applied_configurations(pipeline: Pipeline, actions: np.ndarray, states: np.n
     """
     wanted = to_configurations(actions.reshape(len(actions), -1, 3))
     return admit(pipeline, running_configurations(pipeline, states), wanted)[0]
-
-
-class StageActions(gymnasium.ActionWrapper):
-    """The same environment with one entry a stage, the index of its (variant, replicas, batch size).
-
-    Args:
-        environment: the environment to wrap.
-    """
-
-    def __init__(self, environment: PipelineEnvironment) -> None:
-        super().__init__(environment)
-        pipeline = environment.pipeline
-        replicas, batch_sizes = pipeline.max_replicas, len(pipeline.batch_sizes)
-        self.shapes = [(len(task.variants), replicas, batch_sizes) for task in pipeline.tasks]
-        self.action_space = gymnasium.spaces.MultiDiscrete([int(np.prod(shape)) for shape in self.shapes])
-        self._entries = [np.stack(np.unravel_index(np.arange(np.prod(shape)), shape), axis=1) for shape in self.shapes]
-        self._masks = np.concatenate([_stage_mask(pipeline, n, shape) for n, shape in enumerate(self.shapes)])
-
-    def action(self, action: np.ndarray) -> np.ndarray:
-        """(3 N,) the environment's action for one of this wrapper, (N,)."""
-        return self.flat(np.asarray(action)[None])[0]
-
-    def flat(self, actions: np.ndarray) -> np.ndarray:
-        """(E, 3 N) actions of the environment for actions (E, N) of this wrapper."""
-        return np.concatenate([entries[actions[:, n]] for n, entries in enumerate(self._entries)], axis=1)
-
-    def action_masks(self) -> np.ndarray:
-        """Flat booleans, stage after stage: what fits once the cheapest choice of all other stages is set aside."""
-        return self._masks
-
-
-def _stage_mask(pipeline: Pipeline, stage: int, shape: tuple[int, int, int]) -> np.ndarray:
-    """Which of a stage's (variant, replicas, batch size), flattened, are part of a feasible configuration."""
-    cores = pipeline.tables.cores
-    others = np.delete(cores.min(axis=1), stage).sum()
-    variant, replicas, _ = np.unravel_index(np.arange(np.prod(shape)), shape)
-    return (replicas + 1) * cores[stage, variant] <= pipeline.capacity - others
 
 
 # -------------------------------------------------------------------------------------------- the greedy policy
@@ -183,20 +152,22 @@ class _Schedule(BaseCallback):
 
 
 def environments(peer: str, problem: Problem, parameters: TrainingParameters) -> VecNormalize:
-    """Copies of the environment for a peer, stepped one after the other and normalised."""
+    """Copies of the environment for a peer, normalised: stepped one after the other, or together if it is batched."""
 
     def one() -> gymnasium.Env:
         made = PipelineEnvironment(problem.pipeline, problem.training, problem.weights, problem.simulation)
-        return StageActions(made) if peer == "maskable-ppo" else made
+        return StageActions(made) if peer.startswith("maskable") else made
 
-    return VecNormalize(DummyVecEnv([one] * parameters.environments), gamma=parameters.discount)
+    copies = [one] * parameters.environments
+    several = BatchedEnvironments(problem, copies) if peer in BATCHED else DummyVecEnv(copies)
+    return VecNormalize(several, gamma=parameters.discount)
 
 
 def build_model(peer: str, vectorised: VecNormalize, parameters: TrainingParameters, seed: int) -> PPO | MaskablePPO:
     """A peer ready to learn.
 
     Args:
-        peer: one of :data:`PEERS`.
+        peer: one of :data:`PEERS` or :data:`BATCHED`.
         vectorised: its environments.
         parameters: ours, of which it takes those that mean the same.
         seed: of everything random.
@@ -204,10 +175,10 @@ def build_model(peer: str, vectorised: VecNormalize, parameters: TrainingParamet
     Raises:
         ValueError: if there is no such peer.
     """
-    if peer not in PEERS:
-        raise ValueError(f"peer {peer!r} is not one of {PEERS}")
+    if peer not in (*PEERS, *BATCHED):
+        raise ValueError(f"peer {peer!r} is not one of {(*PEERS, *BATCHED)}")
     p = parameters
-    return (PPO if peer == "ppo" else MaskablePPO)(
+    return (MaskablePPO if peer.startswith("maskable") else PPO)(
         "MlpPolicy",
         vectorised,
         learning_rate=lambda remaining: p.learning_rate * remaining,
@@ -245,7 +216,7 @@ def train_peer(peer: str, problem: Problem, parameters: TrainingParameters, seed
     """Train a peer for as many steps as ours takes, having it observed as often as ours is validated.
 
     Args:
-        peer: one of :data:`PEERS`.
+        peer: one of :data:`PEERS` or :data:`BATCHED`.
         problem: what to train on; experts and bursts are not for it.
         parameters: ours.
         seed: of everything random.

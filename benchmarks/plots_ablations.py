@@ -115,5 +115,4 @@ def _scale(axes: Axes, shown: pd.DataFrame, quantity: str) -> str:
         axes.locator_params(axis="x", nbins=5)
         return ""
     linear = float(10.0 ** np.ceil(np.log10(typical)))
-    symmetric_logarithmic(axes, linear, width=1.5)
-    return f"\n(logarithmic beyond ±{linear:g})"
+    return "\n" + symmetric_logarithmic(axes, linear, width=1.5)

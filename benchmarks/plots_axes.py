@@ -17,7 +17,7 @@ def symmetric_logarithmic(
     width: float = 1.0,
     digits: Sequence[float] = (1.0, 3.0),
     label: Callable[[float], str] = plainly,
-) -> None:
+) -> str:
     """Make the x axis linear around zero and logarithmic beyond.
 
     Args:
@@ -26,6 +26,9 @@ def symmetric_logarithmic(
         width: that distance on paper, in about as many decades: matplotlib makes it 10/9 of that.
         digits: what is marked of every decade beyond, in multiples of its beginning.
         label: says what is written beside a mark.
+
+    Returns:
+        Where it is linear, in words for the axis' label.
     """
     axes.set_xscale("symlog", linthresh=linear, linscale=width)
     beyond = [linear * digit * 10.0**decade for decade in range(_DECADES) for digit in digits]
@@ -33,3 +36,4 @@ def symmetric_logarithmic(
     marks = [mark for mark in (*(-mark for mark in reversed(beyond)), 0.0, *beyond) if low <= mark <= high]
     axes.set_xticks(marks, [label(mark) for mark in marks])
     axes.minorticks_off()
+    return f"(linear up to {'±' if low < -linear else ''}{linear:g}, logarithmic beyond)"

@@ -5,7 +5,7 @@ Each is returned, open, for the caller to save or show.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,11 +13,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.frontier import ANY, IPA, POLICIES, SERVED, non_dominated
+from benchmarks.frontier import ANY, IPA, POLICIES, SERVED, mean_points, non_dominated
 from benchmarks.plots_axes import symmetric_logarithmic
-from benchmarks.quality import MYOPIC
+from benchmarks.quality import CLAIRVOYANT, MYOPIC
 from benchmarks.wording import signed
-from opd.plots_style import ordered, policy_style
+from opd.plots_style import Style, ordered, policy_style
 from opd.report import AGENT
 
 _LINEAR = 0.1
@@ -34,6 +34,11 @@ def _panels(number: int, height: float) -> tuple[Figure, Sequence[Axes]]:
     for axes in grid.flat[number:]:
         axes.remove()
     return figure, list(grid.flat[:number])
+
+
+def _size(style: Style) -> float:
+    """Points of a marker: stars look smaller than they are."""
+    return 9.0 if style.marker == "*" else 7.0
 
 
 # ------------------------------------------------------------------------------------------------- intervals
@@ -63,9 +68,9 @@ def plot_intervals(quality: pd.DataFrame, label: str) -> Figure:
         rows = shown[shown["pipeline"] == pipeline].set_index("policy")
         _draw_intervals(axes, rows.loc[[policy for policy in policies if policy in rows.index]])
         axes.set_title(pipeline)
-    _share_width(panels, shown)
+    scale = _share_width(panels, shown)
     for axes in panels[-3:]:
-        axes.set_xlabel(f"difference of reward\n(linear within ±{_LINEAR:g}, logarithmic beyond)")
+        axes.set_xlabel(f"difference of reward\n{scale}")
     return figure
 
 
@@ -76,7 +81,7 @@ def _draw_intervals(axes: Axes, rows: pd.DataFrame) -> None:
         style = policy_style(str(policy))
         mean, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
         axes.plot([low, high], [place, place], color=style.colour, linewidth=2.2, solid_capstyle="butt")
-        axes.plot(mean, place, color=style.colour, marker=style.marker, markersize=9 if style.marker == "*" else 7)
+        axes.plot(mean, place, color=style.colour, marker=style.marker, markersize=_size(style))
         axes.annotate(signed(mean), (mean, place), (0, 7), textcoords="offset points", ha="center", fontsize=8)
     axes.axvline(0.0, color=policy_style(MYOPIC).colour, linewidth=1.3, linestyle="--")
     axes.set_yticks(range(len(rows)), [_short(str(policy)) for policy in rows.index])
@@ -84,12 +89,130 @@ def _draw_intervals(axes: Axes, rows: pd.DataFrame) -> None:
     axes.grid(axis="x", alpha=0.25)
 
 
-def _share_width(panels: Iterable[Axes], shown: pd.DataFrame) -> None:
-    """The same symmetric logarithmic axis for all panels."""
+def _share_width(panels: Iterable[Axes], shown: pd.DataFrame) -> str:
+    """The same symmetric logarithmic axis for all panels; says where it is linear."""
     ends = shown[["more_reward_than_myopic_low", "more_reward_than_myopic_high"]].to_numpy()
     for axes in panels:
         axes.set_xlim(2.0 * min(ends.min(), -_LINEAR), 1.3 * max(ends.max(), _LINEAR))
-        symmetric_logarithmic(axes, _LINEAR)
+        scale = symmetric_logarithmic(axes, _LINEAR)
+    return scale
+
+
+# ------------------------------------------------------------------------------------------------------- gap
+
+
+def plot_gap(gap: pd.DataFrame, label: str) -> Figure:
+    """What a perfect forecast gains and what the agent gains without one, and the second as a share of the first.
+
+    One line a pipeline, the last all of them. A whisker is the 95 % interval. A share is hollow and has none where the
+    gap cannot be told from zero; where there is no gap it is missing.
+
+    Args:
+        gap: of :func:`benchmarks.quality.gap_table`.
+        label: of the trace, for the title.
+
+    Returns:
+        The figure, not saved.
+    """
+    figure, (gains, shares) = plt.subplots(
+        1, 2, figsize=(11.0, 1.9 + 0.5 * len(gap)), layout="constrained", sharey=True, width_ratios=(1.2, 1.0)
+    )
+    figure.suptitle(f"The gap between the myopic and the clairvoyant solver: {label}")
+    places = np.arange(len(gap))
+    for name, policy, aside in (("gap", CLAIRVOYANT, -0.14), ("gain", AGENT, 0.14)):
+        _draw_means(gains, gap, name, places + aside, policy)
+    _draw_shares(shares, gap, places)
+    gains.set(xlabel="reward of a decision (Eq. 7) less the myopic solver's", title="what each gains")
+    shares.set(xlabel="agent's gain / gap (at 1 all of it)", title="share of the gap that the agent closes")
+    gains.set_yticks(places, gap["pipeline"])
+    gains.set_ylim(len(gap) - 0.5, -0.5)
+    for axes in (gains, shares):
+        axes.axvline(0.0, color="0.4", linewidth=1.0, zorder=1)
+        axes.axhline(len(gap) - 1.5, color="0.8", linewidth=1.0)
+        axes.grid(axis="x", alpha=0.25)
+    entries = [axes.get_legend_handles_labels() for axes in (gains, shares)]
+    handles, texts = ([entry for pair in entries for entry in pair[side]] for side in (0, 1))
+    figure.legend(handles, texts, loc="outside lower center", ncols=len(handles), frameon=False)
+    return figure
+
+
+def _draw_means(axes: Axes, rows: pd.DataFrame, name: str, places: np.ndarray, policy: str) -> None:
+    """A column of means with their intervals, one a line."""
+    style = policy_style(policy)
+    whiskers = np.abs(rows[[f"{name}_low", f"{name}_high"]].to_numpy().T - rows[name].to_numpy())
+    axes.errorbar(
+        rows[name], places, xerr=whiskers, color=style.colour, marker=style.marker, ms=7, linestyle="", capsize=3,
+        label=style.label,
+    )  # fmt: skip
+
+
+def _draw_shares(axes: Axes, gap: pd.DataFrame, places: np.ndarray) -> None:
+    """The shares, in figures in a column on the right, too; those without an interval are hollow."""
+    style, sure, known = policy_style(AGENT), gap["share_low"].notna(), gap["share"].notna()
+    axes.axvline(1.0, color=policy_style(CLAIRVOYANT).colour, linestyle="--", linewidth=1.3)
+    if sure.any():
+        _draw_means(axes, gap[sure], "share", places[sure], AGENT)
+        axes.containers[-1].set_label("_")  # looks as the agent does on the left
+    if (known & ~sure).any():
+        axes.plot(
+            gap.loc[known & ~sure, "share"], places[known & ~sure], color=style.colour, marker=style.marker, ms=7,
+            linestyle="", fillstyle="none", label="share of a gap that may be none",
+        )  # fmt: skip
+    for share, place in zip(gap["share"], places, strict=True):
+        axes.annotate(
+            "no gap" if np.isnan(share) else f"{share:.2f}", (1.0, place), (4, 0), xycoords=("axes fraction", "data"),
+            textcoords="offset points", va="center", fontsize=8, color="0.3",
+        )  # fmt: skip
+    axes.margins(x=0.08)
+
+
+# ----------------------------------------------------------------------------------------------------- paper
+
+
+def plot_paper(paper: pd.DataFrame, label: str) -> Figure:
+    """The paper's cost and QoS of its agent relative to greedy and IPA, beside those of ours.
+
+    One line a load and rival; of ours a mark is the mean over the pipelines, a light one a single pipeline.
+
+    Args:
+        paper: of :func:`benchmarks.quality.paper_table`.
+        label: of the trace, for the title.
+
+    Returns:
+        The figure, not saved.
+    """
+    of_rows = list(zip(paper["cycle"], paper["against"], strict=True))
+    lines = list(dict.fromkeys(of_rows))
+    pipelines = list(paper)[list(paper).index("mean") + 1 :]
+    paper = paper.assign(place=[lines.index(line) for line in of_rows])
+    figure, panels = plt.subplots(1, 2, figsize=(11.0, 1.9 + 0.62 * len(lines)), layout="constrained", sharey=True)
+    figure.suptitle(f"The paper's comparisons (Sec. VI-B) beside ours: {label}")
+    for axes, (quantity, name) in zip(panels, {"cost": "cost", "qos": "QoS"}.items(), strict=True):
+        _draw_comparisons(axes, paper[paper["quantity"] == quantity], pipelines)
+        axes.set(xlabel=f"{name} relative to the rival's (%)", title=name)
+        axes.hlines(np.arange(1, len(lines)) - 0.5, 0.0, 1.0, color="0.9", transform=axes.get_yaxis_transform())
+        axes.axvline(0.0, color="0.4", linewidth=1.0, zorder=1)
+        axes.grid(axis="x", alpha=0.25)
+    panels[0].set_yticks(range(len(lines)), [f"{load}\nagainst {_short(rival)}" for load, rival in lines])
+    panels[0].set_ylim(len(lines) - 0.5, -0.5)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    return figure
+
+
+def _draw_comparisons(axes: Axes, rows: pd.DataFrame, pipelines: Sequence[Hashable]) -> None:
+    """One quantity, at each row's ``place``: the paper's figure on top, below it those of the agents."""
+    for number, (policy, own) in enumerate(rows.groupby("policy", sort=False)):
+        style, heights = policy_style(str(policy)), own["place"].to_numpy() + 0.27 * number
+        if number == 0:  # the paper's figures stand in the rows of every agent
+            axes.plot(own["paper"], heights - 0.27, color="black", marker="X", ms=7, linestyle="", label="paper")
+        axes.plot(
+            own[pipelines].to_numpy().ravel(), heights.repeat(len(pipelines)), color=style.colour, marker=style.marker,
+            ms=0.75 * _size(style), alpha=0.35, mew=0, linestyle="", label=f"{style.label}, one pipeline",
+        )  # fmt: skip
+        axes.plot(
+            own["mean"], heights, color=style.colour, marker=style.marker, ms=_size(style), linestyle="",
+            label=style.label,
+        )  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------- frontier
@@ -116,7 +239,7 @@ def plot_frontier(points: pd.DataFrame, areas: pd.DataFrame, label: str) -> Figu
     for pipeline, axes in zip(pipelines, panels, strict=True):
         here = points[points["pipeline"] == pipeline]
         _draw_seeds(axes, here[here["policy"] == AGENT])
-        means = here.groupby(["policy", "cost_weight"])[["cost", "qos"]].mean().reset_index()
+        means = mean_points(here)
         for policy in ordered(POLICIES):
             _draw_sweep(axes, policy, means.loc[means["policy"] == policy, ["cost", "qos"]].to_numpy())
         _frame(axes, means)

@@ -17,6 +17,8 @@ STYLES = {
     "agent-unaided": Style("ours, without imitation", PALETTE[9], "s"),
     "ppo": Style("SB3 PPO", PALETTE[3], "^"),
     "maskable-ppo": Style("sb3-contrib MaskablePPO", PALETTE[2], "v"),
+    "ppo-batched": Style("SB3 PPO, batched", PALETTE[1], "<"),
+    "maskable-ppo-batched": Style("sb3-contrib MaskablePPO, batched", PALETTE[5], ">"),
 }
 
 
@@ -42,7 +44,7 @@ def plot_training(summary: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     close.set(title="close to the myopic solver")
     _zoom(close, curves["reward"], level)
     _draw_speeds(speed, summary)
-    figure.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 

@@ -129,6 +129,18 @@ def paper_table(evaluation: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tables, names=["policy", None]).reset_index("policy").reset_index(drop=True)
 
 
+def paper_sentence(paper: pd.DataFrame) -> str:
+    """In how many comparisons each agent is on the paper's side of its rival, on the mean over the pipelines.
+
+    Args:
+        paper: of :func:`paper_table`. Comparisons that are "nearly identical" in the paper, 0 there, have no side.
+    """
+    told = paper[paper["paper"] != 0.0]
+    same = (told["mean"] * told["paper"] > 0.0).groupby(told["policy"], sort=False)
+    counts = ", ".join(f"{policy} in {hits.sum()} of {len(hits)}" for policy, hits in same)
+    return f"On the mean over the pipelines, the sign is the paper's where that gives one: {counts}."
+
+
 def verdict(quality: pd.DataFrame, policy: str, quantity: str) -> str:
     """In how many pipelines the agent's ``quantity`` is above or below a policy's, with an interval that excludes zero.
 

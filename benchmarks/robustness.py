@@ -32,7 +32,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from benchmarks.intervals import estimate
-from benchmarks.wording import signed, with_interval
+from benchmarks.wording import Row, with_interval
 from opd.evaluation import Setting, build_policy, run_cycle, summarise
 from opd.forecast import Forecaster
 from opd.pipeline import Pipeline
@@ -408,15 +408,27 @@ def paragraph(summary: pd.DataFrame, world: str) -> str:
 
 def _item(variant: str, rows: pd.DataFrame) -> str:
     lines = {policy_style(row["policy"]).label: row for row in rows.to_dict("records")}
-    changes = ", ".join(f"{label} {signed(-row['reward_loss'])}" for label, row in lines.items())
+    changes = ", ".join(f"{label} {with_interval(_change(row), 'change')}" for label, row in lines.items())
     leads = [f"over {label} {with_interval(row, 'lead')}" for label, row in lines.items() if row["policy"] != AGENT]
-    dropped = ", ".join(f"{label} {row['dropped']:,.0f}" for label, row in lines.items())
+    dropped = ", ".join(f"{label} {_requests(row['dropped'])}" for label, row in lines.items())
     as_trained = rows["world"].iloc[0] == AS_TRAINED
     text = f"* **{variant}**. " + ("" if as_trained else f"Change of reward: {changes}. ")
     text += f"The agent's lead: {', '.join(leads)}. Requests dropped in a cycle: {dropped}."
     text += f" Decisions of a cycle that the agent's expert made: {lines[policy_style(AGENT).label]['by_expert']:.1f}."
     fallbacks = rows["fallbacks"].max()
     return text + (f" Without a forecast: {fallbacks:.0f}." if fallbacks else "")
+
+
+def _change(row: Row) -> Row:
+    """The loss of reward the other way round: what is higher by as much, with its interval, is better."""
+    return {f"change{end}": -row[f"reward_loss{of}"] for end, of in (("", ""), ("_low", "_high"), ("_high", "_low"))}
+
+
+def _requests(number: float) -> str:
+    """A mean number of requests; a few of them with a decimal, so that only none is 0."""
+    if 0.0 < number < 0.05:
+        return "less than 0.1"
+    return f"{number:,.1f}" if 0.0 < number < 9.95 else f"{number:,.0f}"
 
 
 def overview(summary: pd.DataFrame) -> str:

@@ -1,8 +1,10 @@
 """How fast and how well agents learn: ours against Stable-Baselines3, with the same steps, on the same episodes.
 
-Four are trained: ``agent`` as in ``params.yaml``, which first imitates the myopic solver; ``agent-unaided``, the same
-without imitation; and the peers of :mod:`benchmarks.peer_stable_baselines`. All have the same pipeline, workload,
-simulator, reward, network size and number of steps, one thread, and a warm start: kernels are compiled before.
+Six are trained: ``agent`` as in ``params.yaml``, which first imitates the myopic solver; ``agent-unaided``, the same
+without imitation; and the two peers of :mod:`benchmarks.peer_stable_baselines`, with Gymnasium environments as their
+users would have them, and once more with environments that are stepped together, as ours are. All have the same
+pipeline, workload, simulator, reward, network size and number of steps, one thread, and a warm start: kernels are
+compiled before.
 
 **CPU-seconds** are those of the process that trains, from the call that starts a training to the end of the last
 update. They hold all that belongs to training: for ours the expert's table, its demonstrations, their imitation, the
@@ -46,7 +48,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from tqdm.auto import tqdm
 
 from benchmarks.intervals import spread
-from benchmarks.peer_stable_baselines import PEERS, Decide, Observe, train_peer
+from benchmarks.peer_stable_baselines import BATCHED, PEERS, Decide, Observe, train_peer
 from benchmarks.quick import QUICK
 from opd.environment import Workload
 from opd.forecast import Forecaster
@@ -71,7 +73,7 @@ from opd.workload import burst_starts, load_trace
 MODES = {"agent": "pretrain", "agent-unaided": "none"}
 """Expert mode of our two methods."""
 
-METHODS = (*MODES, *PEERS)
+METHODS = (*MODES, *PEERS, *BATCHED)
 """All that are trained; ours first."""
 
 MYOPIC = "myopic"

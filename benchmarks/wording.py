@@ -26,7 +26,13 @@ def plainly(value: float) -> str:
 
 def with_interval(row: Row, quantity: str) -> str:
     """A quantity with its interval, as in ``+0.061 [+0.040, +0.083]``."""
-    return f"{signed(row[quantity])} [{signed(row[f'{quantity}_low'])}, {signed(row[f'{quantity}_high'])}]"
+    return f"{signed(row[quantity])} [{_end(row[f'{quantity}_low'])}, {_end(row[f'{quantity}_high'])}]"
+
+
+def _end(value: float) -> str:
+    """An end of an interval; one that rounds to zero by its first digit, since verdicts go by the side it is on."""
+    rounds_to_zero = value != 0.0 and round(value, 3) == 0.0
+    return f"{value:+.1g}".replace("-", MINUS) if rounds_to_zero else signed(value)
 
 
 def write_page(path: Path, title: str, source: str, findings: Mapping[str, str]) -> None:

@@ -66,11 +66,13 @@ def _edges(times: np.ndarray) -> np.ndarray:
     return np.append(times, times[-1] + (times[1] - times[0] if len(times) > 1 else 1.0))
 
 
-def _plain_logarithmic(axes: Axes) -> None:
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter(NullFormatter())
+def _plain_logarithmic(axes: Axes, which: str = "y") -> None:
+    axes.set(**{f"{name}scale": "log" for name in which})
+    for name in which:
+        side = {"x": axes.xaxis, "y": axes.yaxis}[name]
+        side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        side.set_major_formatter(ScalarFormatter())
+        side.set_minor_formatter(NullFormatter())
 
 
 def _draw_stage(axes: Axes, run: pd.DataFrame, task: str, variants: Sequence[str]) -> None:
@@ -80,12 +82,12 @@ def _draw_stage(axes: Axes, run: pd.DataFrame, task: str, variants: Sequence[str
     for place, row in enumerate(run.to_dict("records")):
         variant, replicas, batch_size = (row[f"{task}.{field}"] for field in ("variant", "replicas", "batch_size"))
         colour = PALETTE[variants.index(variant)]
-        axes.fill_between(edges[place : place + 2], 0, replicas, color=colour, alpha=0.6, lw=0)
+        axes.fill_between(edges[place : place + 2], 0, replicas, color=colour, lw=0)
         if (variant, replicas, batch_size) != before:
             axes.annotate(f"b{batch_size}", (edges[place], replicas), fontsize=7, va="bottom")
         before = (variant, replicas, batch_size)
     used = [variant for variant in variants if variant in set(run[f"{task}.variant"])]
-    handles = [plt.Rectangle((0, 0), 1, 1, color=PALETTE[variants.index(variant)], alpha=0.6) for variant in used]
+    handles = [plt.Rectangle((0, 0), 1, 1, color=PALETTE[variants.index(variant)]) for variant in used]
     axes.legend(handles, used, fontsize=7, loc="upper left", ncols=2, frameon=False)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -140,13 +142,14 @@ def plot_fidelity(table: pd.DataFrame, path: str | Path) -> Figure:
     figure.suptitle("What the simulator predicted, and what the live pipeline did")
     for axes, (figure_name, unit, band, label) in zip(grid, panels, strict=True):
         predicted, measured = unit * table[f"{figure_name}_predicted"], unit * table[f"{figure_name}_measured"]
-        ends = np.array([0.9 * min(predicted.min(), measured.min()), 1.1 * max(predicted.max(), measured.max())])
+        ends = np.array([0.8 * min(predicted.min(), measured.min()), 1.25 * max(predicted.max(), measured.max())])
         axes.plot(ends, ends, color="0.5", lw=0.8)
         axes.fill_between(ends, (1 - band) * ends, (1 + band) * ends, color="0.9", label=f"within {band:.0%}")
         for row, x, y in zip(table.to_dict("records"), predicted, measured, strict=True):
             marker = "osv^DPX*<>hp"[configurations.index(row["configuration"]) % 12]
             axes.plot(x, y, marker, ms=7, color=PALETTE[loads.index(row["load"])], mfc="none", mew=1.5)
-        axes.set(xlabel=f"predicted {label}", ylabel=f"measured {label}", xlim=ends, ylim=ends)
+        _plain_logarithmic(axes, "xy")
+        axes.set(xlabel=f"predicted {label}", ylabel=f"measured {label}", xlim=ends, ylim=ends, aspect="equal")
         axes.legend(loc="upper left", fontsize=8)
     handles = [
         plt.Line2D([], [], color="0.3", ls="", marker="osv^DPX*<>hp"[k % 12], mfc="none")

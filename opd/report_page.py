@@ -201,9 +201,10 @@ def _decision_section(times: pd.DataFrame) -> str:
         [
             "## Decision time",
             "Forecast and features included, on one thread, on synthetic pipelines and with untrained agents: the time "
-            "does not depend on what was learned. H is the time spent on all decisions of a cycle (Alg. 1). HiGHS and "
-            "the dynamic program solve IPA's problem to the same optimum; HiGHS stands in for the paper's solver. The "
-            f"paper reports {paper} for its four pipelines, of sizes it does not give, as the agent's lead over IPA.",
+            "does not depend on what was learned. H is the time spent on all decisions of a cycle (Alg. 1), the median "
+            "of several cycles in which the policies take turns. HiGHS and the dynamic program solve IPA's problem to "
+            f"the same optimum; HiGHS stands in for the paper's solver. The paper reports {paper} for its four "
+            "pipelines, of sizes it does not give, as the agent's lead over IPA.",
             "![Decision time](evaluation/decision_time.png)",
             markdown_table(table.rename(columns=titles), digits=3),
         ]

@@ -39,7 +39,7 @@ from benchmarks.ablations import (
 from benchmarks.plots_ablations import PARTS, WORLDS, plot_ablations
 from benchmarks.quick import QUICK
 from benchmarks.refusal import admit, running_configurations
-from benchmarks.wording import signed, write_page
+from benchmarks.wording import signed, with_interval, write_page
 from opd.agent import Agent, export
 from opd.environment import Episodes, state_names
 from opd.evaluation import Setting, run_cycle
@@ -593,6 +593,9 @@ def test_the_page_has_a_paragraph_for_every_part(tmp_path):
 
 def test_figures_in_sentences():
     assert [signed(value) for value in (0.0614, -0.2, -0.0001)] == ["+0.061", "−0.200", "0.000"]
+    just_below = {"difference": -0.018, "difference_low": -0.049342, "difference_high": -0.000235}
+    assert (verdict(just_below), with_interval(just_below, "difference")) == ("worse", "−0.018 [−0.049, −0.0002]")
+    assert with_interval({"gain": 0.0, "gain_low": 0.0, "gain_high": 0.0004}, "gain") == "0.000 [0.000, +0.0004]"
     assert [listed(texts) for texts in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
     ends = [(-0.2, -0.1), (0.1, 0.2), (-0.1, 0.1)]
     assert [verdict({"difference_low": low, "difference_high": high}) for low, high in ends] == [

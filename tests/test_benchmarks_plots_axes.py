@@ -31,6 +31,12 @@ def test_digits_and_labels_can_be_chosen(axes):
     assert labels(axes) == ["0", "1", "10", "100", "1,000"]
 
 
+@pytest.mark.parametrize(("low", "edge"), [(-4.0, "±0.1"), (-0.05, "0.1")])
+def test_where_it_is_linear_is_said(axes, low, edge):
+    axes.set_xlim(low, 4.0)
+    assert symmetric_logarithmic(axes, 0.1) == f"(linear up to {edge}, logarithmic beyond)"
+
+
 def test_the_linear_part_has_its_width(axes):
     axes.set_xlim(-100.0, 100.0)
     symmetric_logarithmic(axes, 1.0, width=2.0)

@@ -16,6 +16,10 @@ from benchmarks import frontier
 from benchmarks.frontier import (
     ANY,
     SERVED,
+    dominated_points,
+    dominations,
+    drops,
+    findings,
     frontier_jobs,
     hypervolume,
     hypervolumes,
@@ -25,7 +29,7 @@ from benchmarks.frontier import (
     times_of_the_agent,
 )
 from benchmarks.intervals import interval, resampled_means
-from benchmarks.plots_quality import plot_frontier, plot_intervals
+from benchmarks.plots_quality import plot_frontier, plot_gap, plot_intervals, plot_paper
 from benchmarks.quality import (
     ALL,
     NO_GAP,
@@ -33,6 +37,7 @@ from benchmarks.quality import (
     comparisons,
     gap_sentence,
     gap_table,
+    paper_sentence,
     paper_table,
     quality_table,
     read_evaluation,
@@ -217,6 +222,14 @@ def test_the_papers_comparisons_of_both_agents():
     assert table.loc[("agent-frugal", "steady-low", "greedy", "qos")].tolist() == [36.0, -50.0, -50.0]
 
 
+def test_signs_that_are_the_papers_are_counted_where_it_gives_one():
+    table = pd.DataFrame(
+        {"policy": ["agent"] * 4 + ["agent-frugal"] * 4, "paper": [120.0, -16.0, -3.0, 0.0] * 2}
+        | {"mean": [50.0, 8.0, 0.0, 1.0, 14.0, -18.0, -0.1, 1.0]}
+    )
+    assert paper_sentence(table).endswith("where that gives one: agent in 1 of 3, agent-frugal in 3 of 3.")
+
+
 def test_a_figure_and_its_interval_share_a_cell():
     table = pd.DataFrame(
         {"pipeline": ["a", "b", "c"], "gap": [1.0, np.nan, 2.0], "gap_low": [0.5, np.nan, np.nan], "gap_high": 1.5}
@@ -243,6 +256,48 @@ def test_the_figure_of_intervals_leaves_random_and_the_reference_out():
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["IPA", "clairvoyant", "agent"]
     assert "random, far below, is left out" in figure.get_suptitle()
+
+
+def marks(axes) -> dict[str, list[list[float]]]:
+    """What is marked under each label of the legend, as x and y."""
+    handles, labels = axes.get_legend_handles_labels()
+    lines = [getattr(handle, "lines", [handle])[0] for handle in handles]  # a mark with whiskers is several
+    return {label: np.round(line.get_xydata(), 9).tolist() for line, label in zip(lines, labels, strict=True)}
+
+
+def test_the_figure_of_the_gap_has_all_pipelines_and_hollow_shares_of_what_may_be_none():
+    parts = [
+        evaluation_of(REWARDS, "video"),
+        evaluation_of(REWARDS | {"clairvoyant": [[12.0, 3.0]] * 2}, "nlp"),
+        evaluation_of(REWARDS | {"clairvoyant": [[9.0, 3.0]] * 2}, "ocr"),
+    ]
+    gap = gap_table(pd.concat(parts))
+    gains, shares = plot_gap(gap, "waves trace").axes
+    assert [label.get_text() for label in gains.get_yticklabels()] == ["video", "nlp", "ocr", ALL]
+    assert marks(gains) == {
+        "clairvoyant (knows the load)": [[2.0, -0.14], [0.5, 0.86], [-1.0, 1.86], [0.5, 2.86]],
+        "agent": [[1.0, 0.14], [1.0, 1.14], [1.0, 2.14], [1.0, 3.14]],
+    }
+    assert marks(shares) == {"share of a gap that may be none": [[2.0, 1.0], [2.0, 3.0]]}
+    assert [container.lines[0].get_xydata().tolist() for container in shares.containers] == [[[0.5, 0.0]]]
+    assert [text.get_text() for text in shares.texts] == ["0.50", "2.00", "no gap", "2.00"]
+
+
+def test_the_figure_of_the_papers_comparisons():
+    about = {"policy": ["agent", "agent", "agent-frugal", "agent-frugal"], "cycle": "steady-low", "against": "greedy"}
+    figures = {"quantity": ["cost", "qos"] * 2, "paper": [120.0, 36.0] * 2, "mean": [50.0, 10.0, 14.0, 5.0]}
+    pipelines = {"video": [40.0, 8.0, 10.0, 4.0], "nlp": [60.0, 12.0, 18.0, 6.0]}
+    cost, qos = plot_paper(pd.DataFrame(about | figures | pipelines), "waves trace").axes
+    assert [label.get_text() for label in cost.get_yticklabels()] == ["steady-low\nagainst greedy"]
+    assert marks(cost) == {
+        "paper": [[120.0, -0.27]],
+        "agent, one pipeline": [[40.0, 0.0], [60.0, 0.0]],
+        "agent": [[50.0, 0.0]],
+        "agent-frugal, one pipeline": [[10.0, 0.27], [18.0, 0.27]],
+        "agent-frugal": [[14.0, 0.27]],
+    }
+    assert marks(qos)["paper"] == [[36.0, -0.27]] and marks(qos)["agent-frugal"] == [[5.0, 0.27]]
+    assert cost.get_xlabel() == "cost relative to the rival's (%)"
 
 
 # --- hypervolume -----------------------------------------------------------------------------------------------------
@@ -312,6 +367,59 @@ def test_the_agents_areas_in_words():
     extent = "in 1 of 1 pipelines that have an area, 1.450 to 1.450 times"
     assert lines[0] == f"* reference lowest of any policy: at least as large as ipa's {extent}"
     assert len(lines) == 4
+
+
+def test_pipelines_in_which_the_agents_area_is_the_smaller_are_named():
+    worse = POINTS.assign(pipeline="nlp", qos=POINTS["qos"] - 2.0 * (POINTS["policy"] == "agent"))
+    lines = times_of_the_agent(hypervolumes(pd.concat([POINTS, worse]), {"video": 10, "nlp": 10})).splitlines()
+    # Above 0 the agent's are 6 x 4 and 6 x 3, against IPA's 2 x 3 + 4 x 5 and the myopic solver's 2 x 1 + 6 x 5.
+    assert lines[0].startswith("* reference lowest of any policy: at least as large as ipa's in 1 of 2 pipelines")
+    assert lines[0].endswith("0.808 to 1.450 times; below 1: nlp 0.808")
+    assert lines[1].endswith("; below 1: nlp 0.656")
+
+
+LOSING = pd.concat(
+    [
+        points_of(
+            ipa={0: [(6.0, 5.0), (3.0, 4.0)], 1: [(6.0, 5.0), (3.0, 4.0)]},
+            myopic={0: [(3.0, 4.0), (1.0, 1.0)], 1: [(3.0, 4.0), (1.0, 1.0)]},
+            agent={0: [(4.0, 4.0), (1.0, 1.0)], 1: [(5.0, 3.0), (1.0, 1.0)]},
+        ).assign(dropped=[8.0, 0.0, 4.0, 0.0, 0.0, 1200.0, 0.0, 1800.0, 0.0, 0.0, 0.0, 0.5]),
+        POINTS.assign(pipeline="ocr"),
+    ]
+)
+"""On video both others dominate the agent's first point; its second is the myopic solver's, too. On ocr none is."""
+
+
+def test_a_point_is_dominated_by_what_is_better_and_in_nothing_worse():
+    beaten = dominated_points(LOSING)
+    assert beaten[["pipeline", "cost_weight", "by"]].to_numpy().tolist() == [
+        ["video", 0.1, "ipa"], ["video", 0.1, "myopic"],
+    ]  # fmt: skip
+    assert beaten.loc[0, ["cost", "qos", "dropped"]].tolist() == [4.5, 3.5, 0.0]
+    assert beaten.loc[0, ["by_cost_weight", "by_cost", "by_qos", "by_dropped"]].tolist() == [0.2, 3.0, 4.0, 0.0]
+    text, _, *items = dominations(LOSING).splitlines()
+    assert text.startswith("Points of other policies dominate 1 of the agent's 4, ")
+    own = "* video at 0.1 (4.50 cores, QoS 3.500, 0.0 requests dropped in a cycle): "
+    other = "(3.00 cores, QoS 4.000, 0.0 requests dropped in a cycle)"
+    assert items == [f"{own}ipa at 0.2 {other}", f"{own}myopic at 0.1 {other}"]
+    assert dominations(POINTS) == "Points of other policies dominate none of the agent's 2, all means of the seeds."
+
+
+def test_prices_at_which_requests_are_dropped():
+    assert drops(LOSING).splitlines() == [
+        "* ipa: video only at 0.1 (6.0); none at any price on ocr",
+        "* myopic: video from 0.2 on (1,500.0); none at any price on ocr",
+        "* agent: video from 0.2 on (0.2); none at any price on ocr",
+    ]
+    more = LOSING.assign(dropped=LOSING["cost_weight"] * 100.0)
+    assert drops(more).splitlines()[2] == "* agent: video from 0.1 on (10.0 to 20.0); ocr from 0.1 on (10.0 to 20.0)"
+
+
+def test_the_sweep_in_words_says_where_the_agent_loses():
+    areas = hypervolumes(LOSING, {"video": 10, "ocr": 10})
+    text = findings(LOSING, areas)
+    assert all(part in text for part in (times_of_the_agent(areas), dominations(LOSING), drops(LOSING)))
 
 
 def test_nothing_is_a_multiple_of_no_area():

@@ -340,13 +340,30 @@ def test_sentences_of_known_rows():
         "* Against myopic (exact): above in 2 of 2, below in 0.",
     ]
     (text,) = paragraph(table, "dark").splitlines()
-    changes = "agent −1.000, myopic, told what waits −2.000, myopic (exact) −3.000, IPA 0.000, greedy −2.000."
-    assert f"* **here**. Change of reward: {changes}" in text
+    changes = [
+        *("agent −1.000 [−1.000, −1.000]", "myopic, told what waits −2.000 [−2.000, −2.000]"),
+        *("myopic (exact) −3.000 [−3.000, −3.000]", "IPA 0.000 [0.000, 0.000]", "greedy −2.000 [−2.000, −2.000]."),
+    ]
+    assert f"* **here**. Change of reward: {', '.join(changes)}" in text
     assert "over myopic (exact) +3.000 [+3.000, +3.000]" in text
     assert text.endswith("Decisions of a cycle that the agent's expert made: 3.0. Without a forecast: 120.")
     (reference,) = paragraph(table, AS_TRAINED).splitlines()
     assert "Change" not in reference and "without a forecast" not in reference
     assert findings(table) == {"All at once": overview(table), "As trained": reference, "Dark": text}
+
+
+def test_the_interval_of_a_change_is_that_of_the_loss_the_other_way_round():
+    table = summary(known_rows()).assign(reward_loss=1.0, reward_loss_low=-0.5, reward_loss_high=3.0)
+    assert "Change of reward: agent −1.000 [−3.000, +0.500], " in paragraph(table, "dark")
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(0.0, "0"), (0.003, "less than 0.1"), (0.161, "0.2"), (4.97, "5.0"), (9.96, "10"), (11_595.4, "11,595")],
+)
+def test_a_few_dropped_requests_are_not_none(number, expected):
+    text = paragraph(summary(known_rows()).assign(dropped=number), "dark")
+    assert f"Requests dropped in a cycle: agent {expected}, myopic, told what waits {expected}, " in text
 
 
 def test_a_world_in_which_the_agent_is_below_is_named():
@@ -368,3 +385,22 @@ def test_the_figure_has_a_line_for_every_world(rows):
         "myopic, told what waits",
         "agent",
     ]
+    assert leads.get_xlabel().endswith("(linear up to ±0.1, logarithmic beyond)")
+    assert drops.get_xlabel() == "requests, mean of a cycle\n(linear up to 1, logarithmic beyond)"
+
+
+def test_marks_of_all_policies_are_apart_from_each_other_and_from_the_next_line(rows):
+    figure = plot_robustness(summary(rows), "made-up traces")
+    figure.canvas.draw()
+    drops = figure.axes[1]
+    marks = [line for line in drops.lines if line.get_label() in drops.get_legend_handles_labels()[1]]
+    heights = [line.get_transform().transform(line.get_xydata())[:, 1] for line in marks]
+    gaps = np.diff(np.sort(np.concatenate(heights)))
+    points = 72.0 / figure.dpi
+    assert len(heights) == len(POLICIES) and points * gaps.min() >= marks[0].get_markersize()
+    # Between the last mark of one line and the first of the next there is more than between two of one line.
+    of_lines = np.sort(np.array(heights).T, axis=0)
+    between = of_lines[1:].min(axis=1) - of_lines[:-1].max(axis=1)
+    assert between.min() > 2.0 * gaps.min()
+    looks = {(line.get_color(), line.get_marker()) for line in marks}
+    assert len({colour for colour, _ in looks}) == len({marker for _, marker in looks}) == len(POLICIES)

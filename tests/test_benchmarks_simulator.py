@@ -167,6 +167,29 @@ def test_the_parts_of_a_step_add_up(parts):
     assert parts["microseconds"].is_monotonic_decreasing
 
 
+def test_settings_take_turns_and_the_kernel_is_split_by_what_they_leave_out(monkeypatch):
+    """A machine that gets slower from round to round slows all settings alike; the first round only warms up."""
+    order = []
+
+    def profiled(pipeline, environments, size, seed, settings):
+        which = "silent" if "load" in settings else "no noise" if settings else "usual"
+        order.append(which)
+        if len(order) <= 3:
+            return {"kernel": 1e6, "reward": 1e6}
+        slowness = 1 + (len(order) - 1) // 3
+        return {"kernel": slowness * {"usual": 7.0, "no noise": 3.0, "silent": 1.0}[which], "reward": slowness * 2.0}
+
+    monkeypatch.setattr(environment_steps, "_profiled_step", profiled)
+    table = environment_steps.profile(replace(TINY, repetitions=3), environments=4).set_index("part")["microseconds"]
+    assert order == 4 * ["usual", "no noise", "silent"]
+    assert table.to_dict() == {
+        "kernel: noise of service times": 3 * 4.0,
+        "kernel: queues, batches and latencies of requests": 3 * 2.0,
+        "reward": 3 * 2.0,
+        "kernel: replicas, and the interval without requests": 3 * 1.0,
+    }
+
+
 def test_profiling_leaves_no_timer_behind():
     before = [getattr(owner, name) for _, owner, name in environment_steps._PARTS]
     environment_steps.profile(replace(TINY, steps=4, repetitions=1), environments=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import gymnasium
@@ -13,10 +14,11 @@ from small_pipelines import everything_selectable, ocr_pipeline, varying_workloa
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from benchmarks.bars import training_bars
+from benchmarks.peer_environments import EPISODE_LENGTH, StageActions
 from benchmarks.peer_stable_baselines import (
+    BATCHED,
     PEERS,
     GreedyPeer,
-    StageActions,
     applied_configurations,
     build_model,
     environments,
@@ -153,7 +155,35 @@ def test_a_peer_is_evaluated_as_ours_is():
         assert validate(problem, PARAMETERS, peer) == fixed
 
 
-@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("peer", BATCHED)
+def test_environments_stepped_together_are_those_of_gymnasium(peer):
+    problem = small_problem()
+    together = environments(peer, problem, PARAMETERS).venv
+    together.seed(7)
+    states, number = together.reset(), together.num_envs
+    alone = deepcopy(together._episodes)
+    running = np.tile(as_array(problem.pipeline.smallest_configuration()), (number, 1, 1))
+    refused = 0
+    for step in range(EPISODE_LENGTH):
+        np.testing.assert_array_equal(states, alone.state())
+        actions = np.stack([together.action_space.sample() for _ in range(number)])
+        for place, (single, action) in enumerate(zip(together.envs, actions, strict=True)):
+            wanted = configuration_of(single.action(action) if isinstance(single, StageActions) else action)
+            if within_limits(problem.pipeline, wanted, problem.pipeline.capacity):
+                running[place] = as_array(wanted)
+            else:
+                refused += 1
+        score, _ = alone.step(running)
+        states, rewards, ends, more = together.step(actions)
+        np.testing.assert_allclose(rewards, score.reward, rtol=1e-6)
+        assert ends.all() == ends.any() == (step == EPISODE_LENGTH - 1)
+    assert refused
+    np.testing.assert_array_equal([each["terminal_observation"] for each in more], alone.state())
+    assert all(each["TimeLimit.truncated"] for each in more)
+    assert not np.array_equal(states, alone.state()), "the next episodes have begun"
+
+
+@pytest.mark.parametrize("peer", (*PEERS, *BATCHED))
 def test_the_copy_of_a_peer_decides_as_the_library_does_and_is_no_longer_trained(peer):
     problem = small_problem()
     copies = []

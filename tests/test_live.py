@@ -172,6 +172,18 @@ def test_few_configurations_cover_every_variant():
     )
 
 
+def test_throughput_is_what_is_answered_while_load_comes():
+    slow = fidelity.calibrated(ocr_pipeline(), SMALL, [{1: 0.1}, {1: 0.1}])
+    arrivals = np.arange(200) / 20  # twice what a replica can do; they leave from 0.2 s on, one every 0.1 s
+    parameters = SimulationParameters(service_noise=0.0, drop_after=100.0)
+    throughput, mean, p95 = fidelity.predict(slow, parameters, SMALL, arrivals)
+    assert throughput == pytest.approx(9.85, abs=0.06)
+    assert (mean, p95) == (pytest.approx(0.2 + 0.05 * 99.5), pytest.approx(0.2 + 0.05 * 0.95 * 199))
+    measured = fidelity._measured(requests(arrivals, 0.2 + 0.05 * np.arange(200)))
+    assert (measured["completed"], measured["throughput_measured"]) == (200, pytest.approx(throughput, abs=0.11))
+    assert measured["latency_mean_measured"] == pytest.approx(mean)
+
+
 def fidelity_table():
     row = {"configuration": "a x1 b1 + b x1 b1", "load": 5.0, "offered": 50, "completed": 50}
     figures = {"throughput": 5.0, "latency_mean": 0.1, "latency_p95": 0.2}
@@ -200,7 +212,10 @@ def test_the_page_names_the_worst_and_says_when_a_bound_is_missed(tmp_path):
     page = live_page.write_page(
         tmp_path / "page.md", summary, overhead, fidelity_table(), replay_table(calibrated=[0.08, 0.16])
     )
-    assert "Worst is a x1 b1 + b x1 b1 at 12 requests/s, whose mean latency is -50% off" in page
+    where = "(a x1 b1 + b x1 b1 at {} requests/s)"
+    assert f"mean latency -50% {where.format(12)}, p95 latency +10% {where.format(5)}" in page
+    assert "| 12.00 | 0.10 | -0.50 | 0.10 |" in page
+    assert "the medians without sign are 37.5%, 37.5% and 37.5%" in page
     assert "NOT within the 5% and 15%" in page
     assert live_page.NOTEBOOK in page and "Command" not in page
     assert (project_path() / live_page.NOTEBOOK).is_file()

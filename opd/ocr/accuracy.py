@@ -166,7 +166,9 @@ def plot_accuracy(table: pd.DataFrame, path: Path) -> Figure:
         axes.plot(reported["latency_ms"], reported["accuracy"], label="chosen, split report", **style)
         for row in chosen.itertuples():
             where = (row.latency_ms, row.accuracy)
-            axes.annotate(row.variant, where, (6, -11), textcoords="offset points", fontsize=8, color=PALETTE[0])
+            axes.annotate(
+                row.variant, where, (-7, 3), textcoords="offset points", ha="right", fontsize=7, color=PALETTE[0]
+            )
         axes.set(title=task, xlabel="latency of one request (ms)", xlim=(0, 1.15 * candidates["latency_ms"].max()))
         axes.margins(y=0.1)
         axes.set_ylabel("F1" if task == "text-detection" else "1 - character error rate")

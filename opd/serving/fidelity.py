@@ -138,25 +138,36 @@ def _payloads(path: Path) -> list[bytes]:
 def predict(
     pipeline: Pipeline, parameters: SimulationParameters, configuration: Configuration, arrivals: np.ndarray
 ) -> tuple[float, float, float]:
-    """Throughput (requests/s), mean and p95 latency (s) that the simulator says.
+    """Throughput (requests/s answered while load comes), mean and p95 latency (s) that the simulator says.
 
     Args:
         pipeline: what is simulated.
-        parameters: how the device behaves; the interval is set to the length of the run.
+        parameters: how the device behaves; the interval is set to the length of the load.
         configuration: fixed, ready from the start.
         arrivals: (M,) seconds, ascending.
     """
-    length = int(np.ceil(arrivals[-1] + parameters.drop_after + 1))
-    settings = replace(parameters, interval=length)
+    seconds = _length(arrivals)
+    settings = replace(parameters, interval=seconds)
     results = []
     for seed in SEEDS:
         simulator = Simulator(pipeline, settings, max_rate=len(arrivals), seed=seed, record_latencies=True)
         simulator.reset(configuration)
         interval = simulator.step_arrivals(as_array(configuration), arrivals)
-        latencies = interval.latencies[0, : interval.completed[0]]
-        results.append((len(latencies), latencies.mean(), np.quantile(latencies, 0.95)))
-    completed, mean, p95 = np.mean(results, axis=0)
-    return float(completed / np.ceil(arrivals[-1])), float(mean), float(p95)
+        throughput, ended = interval.completed[0] / seconds, interval.completed[0] + interval.dropped[0]
+        latencies = [interval.latencies[0, : interval.completed[0]]]
+        while ended < len(arrivals):  # what waits when the load is over
+            interval = simulator.step_arrivals(as_array(configuration), np.empty(0))
+            ended += interval.completed[0] + interval.dropped[0]
+            latencies.append(interval.latencies[0, : interval.completed[0]])
+        together = np.concatenate(latencies)
+        results.append((throughput, together.mean(), np.quantile(together, 0.95)))
+    throughput, mean, p95 = np.mean(results, axis=0)
+    return float(throughput), float(mean), float(p95)
+
+
+def _length(arrivals: np.ndarray) -> int:
+    """Whole seconds of a load."""
+    return int(np.ceil(arrivals[-1]))
 
 
 def measure_fidelity(
@@ -188,7 +199,8 @@ def measure_fidelity(
         seed: of counts, arrival times and payloads.
 
     Returns:
-        one row a configuration and load: throughput in requests/s, latencies in seconds, predicted and measured.
+        one row a configuration and load: throughput in requests/s answered while load comes, latencies in seconds,
+        predicted and measured.
     """
     rows = []
     generator = np.random.default_rng(seed)
@@ -222,12 +234,18 @@ def _measured(records: pd.DataFrame) -> dict[str, float]:
     """Latency counts from sending: that the generator was late by a millisecond or two is no doing of the pipeline."""
     done = records[records["outcome"] == COMPLETED]
     latency = done["finished"] - done["sent"]
-    throughput = len(done) / np.ceil(records["scheduled"].max())
+    seconds = _length(records["scheduled"].to_numpy())
+    throughput = (done["finished"] < seconds).sum() / seconds
     figures = float(throughput), float(latency.mean()), float(latency.quantile(0.95))
     return {"completed": len(done), **_named("measured", figures)}
 
 
-def errors(table: pd.DataFrame) -> pd.DataFrame:
-    """Measured over predicted, less one, of throughput, mean and p95 latency, beside configuration and load."""
-    figures = {name: table[f"{name}_measured"] / table[f"{name}_predicted"] - 1.0 for name in FIGURES}
+def errors(table: pd.DataFrame, prediction: str = "predicted") -> pd.DataFrame:
+    """Measured over predicted, less one, of throughput, mean and p95 latency, beside configuration and load.
+
+    Args:
+        table: of :func:`measure_fidelity`.
+        prediction: ``predicted`` or ``profiled``.
+    """
+    figures = {name: table[f"{name}_measured"] / table[f"{name}_{prediction}"] - 1.0 for name in FIGURES}
     return table[["configuration", "load"]].assign(**figures)
