@@ -1,13 +1,16 @@
 """A live pipeline of real processes, with tiny models, under load and under every fault it must survive."""
 
+import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +20,12 @@ import pytest
 
 pytest.importorskip("mlserver", reason="the serving extra is not installed")
 
-from deadlines import PATIENCE, eventually  # noqa: E402
+from deadlines import PATIENCE, eventually, within  # noqa: E402
 
 from opd.control import ApplyError  # noqa: E402
 from opd.pipeline import Pipeline, StageConfiguration, Task, Variant  # noqa: E402
-from opd.serving import load, local, processes, starts  # noqa: E402
+from opd.serving import load, local, local_stage, processes, starts  # noqa: E402
+from opd.serving.client import Client  # noqa: E402
 from opd.serving.local import ControlledError, LocalBackend  # noqa: E402
 from opd.serving.local_stage import LocalStage  # noqa: E402
 from opd.serving.monitoring import URL_VARIABLE, MonitoringError  # noqa: E402
@@ -252,8 +256,8 @@ def without_spares(backend, monkeypatch):
     for stage in backend.stages:
         monkeypatch.setattr(stage, "spares", 0)
     for stage in backend.stages:
-        for process in list(stage._spare):
-            process.kill()
+        for spare in list(stage._spare):
+            spare.process.kill()
     eventually(lambda: not any(stage._spare for stage in backend.stages))
 
 
@@ -315,17 +319,50 @@ def test_who_leaves_is_kept_while_the_queue_does_not_say_that_it_has_finished(ba
 
 def test_a_spare_that_may_have_a_variant_is_not_kept(backend):
     stage = backend.stages[0]
-    eventually(lambda: stage._spare and listens(stage._spare[0]))
-    (spare,) = stage._spare
-    os.kill(spare.pid, signal.SIGSTOP)
+    spare = ready_spare(stage)
+    os.kill(spare.process.pid, signal.SIGSTOP)
     backend.apply(stages((SLOW, 1, 1), (FAST, 1, 1)))
     assert spare not in stage._spare
-    eventually(spare.ended)
+    eventually(spare.process.ended)
 
 
-def listens(process):
-    with socket.socket() as caller:
-        return caller.connect_ex(("127.0.0.1", process.settings.http_port)) == 0
+def ready_spare(stage):
+    return eventually(lambda: next((spare for spare in stage._spare if spare.ready), None))
+
+
+def test_spares_that_die_at_start_are_tried_with_pauses_and_fail_no_change(backend, monkeypatch, caplog):
+    ready_spare(backend.stages[0])  # so none has failed just now
+    begun = []
+
+    def stillborn(name, pipeline, task, variant, *place):
+        if spare := variant is None and task == "first":
+            begun.append(time.monotonic())
+            if len(begun) == 2:
+                raise OSError("too many open files")
+        process = processes.model_process(name, pipeline, task, variant, *place)
+        if spare:
+            process.kill()
+        return process
+
+    monkeypatch.setattr(local_stage, "model_process", stillborn)
+    backend.apply(stages((SLOW, 2, 1), (FAST, 1, 1)))  # the first takes the spare there is
+    eventually(lambda: "a spare of 'first' did not start 2 times in a row: too many open files" in caplog.text)
+    assert "a spare of 'first' did not start: it wrote nothing" in caplog.text
+    assert begun[1] - begun[0] > 1.5
+    backend.apply(INITIAL)
+    assert not backend._errors()
+
+
+def test_a_spare_that_hangs_at_start_is_killed_and_named_with_the_limit(backend, monkeypatch, caplog):
+    stage = backend.stages[0]
+    spare = ready_spare(stage)
+    monkeypatch.setattr(starts, "START_SECONDS", 0.2)
+    monkeypatch.setattr(starts, "LONGEST_PAUSE", 0.1)
+    os.kill(spare.process.pid, signal.SIGKILL)
+    eventually(lambda: re.search(r"a spare of 'first' did not start.*: not ready after 0.2 s; ", caplog.text))
+    assert stage.settled and not backend._errors()
+    monkeypatch.undo()
+    assert ready_spare(stage)
 
 
 # --- controllers -----------------------------------------------------------------------------------------------------
@@ -361,6 +398,29 @@ def test_no_process_outlives_its_controller(tmp_path, store, how):
         assert {int(pid) for pid in pids} <= {process.pid for process in family}
         controller.send_signal(how)
         assert psutil.wait_procs(family, timeout=PATIENCE)[1] == []
+
+
+def test_what_runs_when_the_backend_closes_is_finished_however_long_that_takes(tmp_path, store, monkeypatch):
+    """Three seconds of work at the first stage and some at the second, though an idle server has half a second."""
+    for module in (processes, local):
+        monkeypatch.setattr(module, "STOP_SECONDS", 0.5)
+    parameters = SimulationParameters(interval=2, drop_after=10 * PATIENCE)
+    configuration = stages((SLOW, 1, 1), (FAST, 1, 1))
+    backend = LocalBackend(tiny_pipeline(), parameters, configuration, tmp_path, store)
+    with backend, ThreadPoolExecutor(1) as caller:
+        answers = caller.submit(asyncio.run, ask(backend, [b"hello"] * 60))
+        eventually(lambda: queue_of(backend, 0)["waiting"])
+        with within():  # far from the longest that a request may live
+            backend.close()
+    assert answers.result() == [b"HELLO"] * 60
+
+
+async def ask(backend, payloads):
+    client = Client(backend.address, "tiny")
+    try:
+        return await client.infer(payloads, 0.0, PATIENCE)
+    finally:
+        await client.close()
 
 
 def test_nothing_is_started_once_the_backend_closes(tmp_path):

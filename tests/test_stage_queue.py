@@ -164,6 +164,35 @@ def test_the_age_a_request_brings_along_counts():
     assert results[0][0] == pytest.approx(0.5)
 
 
+def test_whoever_reaches_the_age_limit_is_given_up_wherever_it_waits():
+    _, results = serve([dict(age=0.0), dict(age=0.9), dict(age=0.4)], replicas=0, drop_after=1.0)
+    assert all(isinstance(answer, TooOldError) for _, answer in results)
+    assert [ended for ended, _ in results] == pytest.approx([1.0, 0.1, 0.6])
+
+
+def test_nobody_is_served_beyond_the_age_limit_because_of_younger_ones_before_it():
+    async def arrive(stage):
+        await asyncio.sleep(0.5)
+        stage.configure(1, "r0")
+
+    stage, results = serve([dict(payload=b"a"), dict(payload=b"b", age=0.9)], arrive, replicas=0, drop_after=1.0)
+    assert results[0] == (pytest.approx(0.6), b"A")
+    assert isinstance(results[1][1], TooOldError) and results[1][0] == pytest.approx(0.1)
+    assert stage.servers["r0"].batches == [(0.5, [b"a"])]
+
+
+def test_what_a_replica_failed_with_meanwhile_is_given_up_at_its_age_limit():
+    async def hang(stage):
+        stage.servers["r0"].hangs = True
+        await asyncio.sleep(0.1)  # the other request is in the replica's hands
+        await stage.submit(age=1.0)  # at its limit: with it, what the queue knew of ages has gone
+        await asyncio.sleep(0.9)
+        stage.servers["r0"].hangs = False
+
+    _, results = serve([dict(age=0.4)], hang, drop_after=1.0, call_timeout=0.3)
+    assert isinstance(results[0][1], TooOldError) and results[0][0] == pytest.approx(0.6)
+
+
 # --- against the simulator -------------------------------------------------------------------------------------------
 
 
@@ -172,27 +201,43 @@ def stage_pipeline():
     return Pipeline("p", (Task("t", (variant,)),), capacity=4, max_replicas=4, max_batch_size=4, latency_sla=1.0)
 
 
-@settings(deadline=None, max_examples=60)
+# Multiples of irrational numbers of seconds never tie with a timer, the end of a service or one another.
+GAP, AGE = np.pi * 1e-4, np.sqrt(2) * 1e-3
+
+
+@settings(deadline=None, max_examples=120)
 @given(
-    # Multiples of an irrational number of seconds never tie with a timer or the end of a service.
-    gaps=st.lists(st.integers(1, 1300).map(lambda steps: steps * np.pi * 1e-4), min_size=1, max_size=60),
+    requests=st.lists(st.tuples(st.integers(1, 1300), st.just(0) | st.integers(1, 400)), min_size=1, max_size=60),
     replicas=st.integers(1, 3),
     batch_size=st.sampled_from([1, 2, 4]),
-    drop_after=st.sampled_from([0.3, 10.0]),
+    drop_after=st.sampled_from([0.3, 0.6, 10.0]),
 )
-def test_the_queue_serves_like_the_simulator(gaps, replicas, batch_size, drop_after):
+def test_the_queue_serves_like_the_simulator(requests, replicas, batch_size, drop_after):
+    gaps, ages = np.array(requests).T * [[GAP], [AGE]]
     times = np.cumsum(gaps)
     results = serve(
-        [dict(delay=time) for time in times], replicas=replicas, batch_size=batch_size, drop_after=drop_after
+        [dict(delay=time, age=age) for time, age in zip(times, ages, strict=True)],
+        replicas=replicas,
+        batch_size=batch_size,
+        drop_after=drop_after,
     )[1]
-    latencies = sorted(ended - time for (ended, answer), time in zip(results, times, strict=True) if answer == b"A")
+    served = np.array([answer == b"A" for _, answer in results])
+    latencies = np.sort((np.array([ended for ended, _ in results]) - times + ages)[served])
     parameters = SimulationParameters(interval=60, drop_after=drop_after, service_noise=0.0)
     simulator = Simulator(stage_pipeline(), parameters, record_latencies=True)
     configuration = (StageConfiguration(0, replicas, batch_size),)
     simulator.reset(configuration)
-    interval = simulator.step_arrivals(as_array(configuration), times)
-    assert interval.completed[0] == len(latencies)
+    put(simulator, times, ages)
+    interval = simulator.step_arrivals(as_array(configuration), np.empty(0))
+    assert interval.completed[0] == len(latencies) and interval.dropped[0] == len(requests) - len(latencies)
     assert np.sort(interval.latencies[0, : len(latencies)]) == pytest.approx(latencies, abs=1e-6)
+
+
+def put(simulator, times, ages):
+    """Let requests join the first queue at ``times`` in s, already ``ages`` s old."""
+    state = simulator._state
+    state.queue_length[0, 0] = len(times)
+    state.queue_time[0, 0, : len(times)], state.queue_birth[0, 0, : len(times)] = times, times - ages
 
 
 # --- replicas come and go --------------------------------------------------------------------------------------------

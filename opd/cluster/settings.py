@@ -117,7 +117,7 @@ class ClusterSettings:
     @property
     def request_seconds(self) -> float:
         """The longest that a request lives: it is not given up yet when a replica takes it, which then finishes it."""
-        return self.stage.drop_after + self.stage.call_timeout
+        return self.stage.request_seconds
 
     @property
     def grace_seconds(self) -> int:

@@ -78,6 +78,7 @@ class LocalBackend(TelemetryBackend):
         )
         url = store if store is not None else store_url()
         self._apply_seconds = apply_seconds
+        self._request_seconds = settings.request_seconds
         self._targets: dict[str, str] = {}
         self._changed = threading.Condition()
         self.stages: list[LocalStage] = []
@@ -194,9 +195,10 @@ class LocalBackend(TelemetryBackend):
         self._closing.set()
         if hasattr(self, "_keeper"):
             self._keeper.join(STOP_SECONDS)
+        # No longer than the longest request lives; whoever has none to finish ends at once.
         if hasattr(self, "router"):
-            _stop([self.router])
-        _stop([stage.queue for stage in self.stages])
+            _stop([self.router], self._request_seconds)
+        _stop([stage.queue for stage in self.stages], self._request_seconds)
         _stop([process for stage in self.stages for process in stage.processes()])
 
     def __enter__(self) -> LocalBackend:
@@ -208,10 +210,11 @@ class LocalBackend(TelemetryBackend):
         self.close()
 
 
-def _stop(processes: Sequence[ServerProcess]) -> None:
+def _stop(processes: Sequence[ServerProcess], finish: float = 0.0) -> None:
+    """End servers that have ``finish`` seconds to answer what they serve; returns when they have ended."""
     for process in processes:
-        process.stop()
-    wait_until(lambda: all(process.ended() for process in processes), STOP_SECONDS + 2.0)
+        process.stop(finish)
+    wait_until(lambda: all(process.ended() for process in processes), finish + STOP_SECONDS + 2.0)
 
 
 def _lock(folder: Path, pipeline: str) -> IO[str]:

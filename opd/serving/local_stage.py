@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import requests
 
@@ -30,13 +30,22 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
-class LocalReplica:
-    """One process and what it is for."""
+class LocalSpare:
+    """One process without a variant, and whether it has come up."""
 
     process: ServerProcess
-    variant: int
     ready: bool = False
+
+
+@dataclass(eq=False, kw_only=True)
+class LocalReplica(LocalSpare):
+    """One process and what it is for; ready once it has loaded its variant."""
+
+    variant: int
     leaving: bool = False
+
+
+Kept = TypeVar("Kept", bound=LocalSpare)
 
 
 @dataclass
@@ -65,7 +74,8 @@ class LocalStage:
     closing: threading.Event = field(default_factory=threading.Event)
     starts: Starts = field(default_factory=Starts)
     replicas: list[LocalReplica] = field(default_factory=list)
-    _spare: list[ServerProcess] = field(default_factory=list)
+    _spare: list[LocalSpare] = field(default_factory=list)
+    _spare_starts: Starts = field(default_factory=Starts)
     _stopped: list[ServerProcess] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=count)
     _next_look: float = 0.0
@@ -108,7 +118,7 @@ class LocalStage:
 
     def processes(self) -> list[ServerProcess]:
         """Everything that runs for the stage."""
-        return [self.queue, *(replica.process for replica in self.replicas), *self._spare, *self._stopped]
+        return [self.queue, *(each.process for each in [*self.replicas, *self._spare]), *self._stopped]
 
     def tend(self) -> None:
         """Do what is missing now, without waiting for it."""
@@ -144,19 +154,22 @@ class LocalStage:
     # ------------------------------------------------------------------------------------------ the replicas
 
     def _bury_dead(self) -> None:
-        for replica in list(self.replicas):
-            late = is_late(replica.process, replica.ready)
-            if late:
-                replica.process.kill()
-            if not replica.process.ended() and not late:
-                continue
-            self.replicas.remove(replica)
-            if late:
-                self._stopped.append(replica.process)
+        for replica in self._remove_dead(self.replicas):
             if not replica.leaving:
                 self._note_death(replica)
+        for spare in self._remove_dead(self._spare):
+            self._note_dead_spare(spare)
         self._stopped = [process for process in self._stopped if not process.ended()]
-        self._spare = [process for process in self._spare if not process.ended()]
+
+    def _remove_dead(self, kept: list[Kept]) -> list[Kept]:
+        """Take out of ``kept``, and return, those that have ended or have had their time to start."""
+        late = [each for each in kept if is_late(each.process, each.ready)]
+        for each in late:
+            each.process.kill()
+            self._stopped.append(each.process)
+        dead = [each for each in kept if each in late or each.process.ended()]
+        kept[:] = [each for each in kept if each not in dead]
+        return dead
 
     def _note_death(self, replica: LocalReplica) -> None:
         self._settled = False
@@ -167,11 +180,26 @@ class LocalStage:
             return
         self.starts.failed(f"variant {variant!r} of {self.task.name!r}", reason)
 
+    def _note_dead_spare(self, spare: LocalSpare) -> None:
+        reason = why_it_ended(spare.process, spare.ready)
+        if spare.ready:
+            logger.warning("stage %s: spare %s died: %s", self.task.name, spare.process.name, reason)
+        else:
+            self._note_failed_spare(reason)
+
+    def _note_failed_spare(self, reason: str) -> None:
+        self._spare_starts.failed(f"a spare of {self.task.name!r}", reason)
+        logger.warning("%s", self._spare_starts.last_failure)
+
     def _see_ready(self) -> None:
         for replica in self.replicas:
             if not replica.ready and not replica.leaving and replica.process.ready():
                 replica.ready = True
                 self.starts.succeeded()
+        for spare in self._spare:
+            if not spare.ready and spare.process.live():
+                spare.ready = True
+                self._spare_starts.succeeded()
 
     def _start_missing(self) -> None:
         wanted = self._of_target()
@@ -182,26 +210,27 @@ class LocalStage:
         for _ in range(self.target.replicas - len(wanted)):
             if self.closing.is_set():  # asking spares may take seconds
                 return
-            self.replicas.append(LocalReplica(self._process_for(self.target.variant), self.target.variant))
+            process = self._process_for(self.target.variant)
+            self.replicas.append(LocalReplica(process, variant=self.target.variant))
 
     def _of_target(self) -> list[LocalReplica]:
         return [r for r in self.replicas if r.variant == self.target.variant and not r.leaving]
 
     def _process_for(self, variant: int) -> ServerProcess:
         name = self.task.variants[variant].name
-        for process in list(self._spare):
+        for spare in list(self._spare):
             try:
-                process.http("PUT", "/variant", {"variant": name})
+                spare.process.http("PUT", "/variant", {"variant": name})
             except requests.ReadTimeout:  # whether it has taken the variant is not known
-                self._spare.remove(process)
-                process.kill()
-                self._stopped.append(process)
+                self._spare.remove(spare)
+                spare.process.kill()
+                self._stopped.append(spare.process)
                 continue
             except requests.RequestException:  # it is starting
                 continue
-            self._spare.remove(process)
-            process.started = time.monotonic()
-            return process
+            self._spare.remove(spare)
+            spare.process.started = time.monotonic()
+            return spare.process
         return self._new_process(name)
 
     def _new_process(self, variant: str | None) -> ServerProcess:
@@ -259,5 +288,10 @@ class LocalStage:
                 self._stopped.append(replica.process)
 
     def _keep_spares(self) -> None:
-        if self._settled and len(self._spare) < self.spares:
-            self._spare.append(self._new_process(None))
+        """Start a spare that is missing; the stage does without those that do not start."""
+        if not self._settled or not self._spare_starts.due or len(self._spare) >= self.spares:
+            return
+        try:
+            self._spare.append(LocalSpare(self._new_process(None)))
+        except OSError as error:  # the other stages must be tended all the same
+            self._note_failed_spare(str(error))

@@ -28,7 +28,7 @@ HTTP_TIMEOUT = 2.0
 """Seconds one call to a server's HTTP endpoint may take."""
 
 STOP_SECONDS = 8.0
-"""A server has this long to finish what it serves when it is told to stop; then it is killed."""
+"""A server has this long to end when it is told to stop, and what it serves is finished; then it is killed."""
 
 # How the last line of a stack trace begins.
 _EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Interrupt|Exit)\b")
@@ -137,8 +137,15 @@ class ServerProcess:
 
     def ready(self) -> bool:
         """Whether its model is loaded."""
+        return self._confirms(f"/v2/models/{self.settings.name}/ready")
+
+    def live(self) -> bool:
+        """Whether it has come up; a spare, which has no model, gets no further."""
+        return self._confirms("/v2/health/live")
+
+    def _confirms(self, path: str) -> bool:
         try:
-            self.http("GET", f"/v2/models/{self.settings.name}/ready")
+            self.http("GET", path)
         except requests.RequestException:
             return False
         return True
@@ -150,10 +157,10 @@ class ServerProcess:
             lines = log.read().decode(errors="replace").strip().splitlines() or ["it wrote nothing"]
         return next((line for line in reversed(lines) if _EXCEPTION.match(line)), lines[-1])
 
-    def stop(self) -> None:
-        """Tell it to finish what it serves and end; :meth:`ended` says when it has."""
+    def stop(self, finish: float = 0.0) -> None:
+        """Tell it to finish what it serves, for which it has ``finish`` seconds, and end; :meth:`ended` says when."""
         if self._stop_by is None:
-            self._stop_by = time.monotonic() + STOP_SECONDS
+            self._stop_by = time.monotonic() + finish + STOP_SECONDS
             self._process.terminate()
 
     def kill(self) -> None:

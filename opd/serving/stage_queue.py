@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
@@ -69,6 +70,11 @@ class StageSettings:
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} {getattr(self, name)} s must be finite and not negative")
 
+    @property
+    def request_seconds(self) -> float:
+        """The longest that a request lives: it is not given up yet when a replica takes it, which then finishes it."""
+        return self.drop_after + self.call_timeout
+
 
 class Server(Protocol):
     """Whatever answers batches: :class:`opd.serving.client.Client`."""
@@ -118,6 +124,7 @@ class _Request:
     payload: bytes
     born: float
     joined: float
+    expires: float
     answer: asyncio.Future[bytes] = field(repr=False)
     tried: bool = False
 
@@ -137,6 +144,7 @@ class StageQueue:
         self._connect = connect
         self._labels = (pipeline, task)
         self._waiting: deque[_Request] = deque()
+        self._oldest_expires = math.inf  # nobody who waits reaches the age limit before
         self._replicas: list[Replica] = []
         self._variants: set[str] = set()
         self._idle: deque[Replica] = deque()
@@ -172,8 +180,10 @@ class StageQueue:
             )
         loop = asyncio.get_running_loop()
         now = loop.time()
-        request = _Request(payload, now - age, now, loop.create_future())
+        born = now - age
+        request = _Request(payload, born, now, born + self.settings.drop_after, loop.create_future())
         self._waiting.append(request)
+        self._watch_age(request)
         self._dispatch()
         try:
             return await request.answer
@@ -234,18 +244,24 @@ class StageQueue:
             self._begin(self._idle.popleft(), self._take_batch(size, now))
         metrics.stage_queue.labels(*self._labels).set(len(self._waiting))
         if self._waiting:
-            head = self._waiting[0]
-            expires = head.born + self.settings.drop_after
-            due = head.joined + self.settings.batch_timeout if self._idle else expires
-            self._timer = loop.call_at(min(due, expires), self._dispatch)
+            due = self._waiting[0].joined + self.settings.batch_timeout if self._idle else math.inf
+            self._timer = loop.call_at(min(due, self._oldest_expires), self._dispatch)
+
+    def _watch_age(self, request: _Request) -> None:
+        self._oldest_expires = min(self._oldest_expires, request.expires)
 
     def _give_up_old(self, now: float) -> None:
-        while self._waiting:
-            # The very sum that the timer is set to: by another one, rounding could find it a little too young for ever.
-            if now < self._waiting[0].born + self.settings.drop_after:
-                return
-            error = TooOldError(f"waited longer than {self.settings.drop_after:g} s in the pipeline")
-            self._fail(self._waiting.popleft(), error)
+        """Give up whoever has reached the age limit, wherever it waits: ages need not be in the order of the queue."""
+        # The very figure that the timer is set to: by another sum, rounding could find one too young for ever.
+        if now < self._oldest_expires:
+            return
+        everyone, self._waiting, self._oldest_expires = self._waiting, deque(), math.inf
+        for request in everyone:
+            if now < request.expires:
+                self._waiting.append(request)
+                self._watch_age(request)
+            else:
+                self._fail(request, TooOldError(f"waited longer than {self.settings.drop_after:g} s in the pipeline"))
 
     def _size_of_next(self) -> int:
         # What a replica failed with is tried again alone: if it was the cause, it takes no neighbour with it.
@@ -331,6 +347,7 @@ class StageQueue:
                 request.tried = True
                 metrics.stage_retries.labels(*self._labels).inc()
                 self._waiting.appendleft(request)
+                self._watch_age(request)
 
     async def _wait_until_it_answers(self, replica: Replica) -> None:
         while not replica.retired:
