@@ -134,7 +134,7 @@ def _virtual_service(pipeline: Pipeline, settings: ClusterSettings) -> Manifest:
         {
             "match": [{"uri": {"prefix": prefix}}],
             "route": [{"destination": {"host": router_name(pipeline.name), "port": {"number": port}}}],
-            "timeout": f"{settings.request_seconds:g}s",
+            "timeout": f"{settings.stage.request_seconds:g}s",
             "retries": {"attempts": 0},
         }
         for prefix, port in paths.items()

@@ -115,14 +115,9 @@ class ClusterSettings:
         self._check_numbers()
 
     @property
-    def request_seconds(self) -> float:
-        """The longest that a request lives: it is not given up yet when a replica takes it, which then finishes it."""
-        return self.stage.request_seconds
-
-    @property
     def grace_seconds(self) -> int:
         """From the order to end until a pod is killed: it drains, finishes the longest request, and ends."""
-        return self.drain_seconds + math.ceil(self.request_seconds) + FINISH_SECONDS
+        return self.drain_seconds + math.ceil(self.stage.request_seconds) + FINISH_SECONDS
 
     @property
     def series_labels(self) -> dict[str, str]:
