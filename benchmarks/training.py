@@ -309,8 +309,9 @@ def run(task: Task, method: str, seed: int) -> Run:
 
 def run_all(task: Task, budget: TrainingBudget) -> list[Run]:
     """Every method with every seed, in separate processes if there are several workers."""
-    # The peers, which take longest, first, so that no core is left alone with one at the end.
-    todo = [(method, seed) for method in reversed(budget.methods) for seed in budget.seeds]
+    # Seed by seed, so that a slow moment of the machine meets all methods; the quick ones last, so that no core is left
+    # alone with a slow one at the end.
+    todo = [(method, seed) for seed in budget.seeds for method in reversed(budget.methods)]
     if budget.workers == 1:
         return _told((run(task, method, seed) for method, seed in todo), len(todo))
     with ProcessPoolExecutor(budget.workers, mp_context=get_context("spawn")) as pool:

@@ -27,10 +27,13 @@ from opd.report import (
 
 
 def markdown_table(frame: pd.DataFrame, digits: int = 2) -> str:
-    """A table in Markdown: text to the left, numbers to the right with ``digits`` decimals, integers as they are."""
+    """A table in Markdown: text to the left, numbers to the right with ``digits`` decimals, integers as they are.
+
+    Zero has no sign, whatever it was rounded from.
+    """
     text = pd.DataFrame(
         {
-            column: frame[column].map(f"{{:.{digits}f}}".format if frame[column].dtype.kind == "f" else str)
+            column: frame[column].map(f"{{:z.{digits}f}}".format if frame[column].dtype.kind == "f" else str)
             for column in frame
         }
     )

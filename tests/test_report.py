@@ -200,12 +200,13 @@ def test_forecast_table_in_percent():
 
 
 def test_markdown_table():
-    frame = pd.DataFrame({"name": ["a", "b"], "share": [0.125, 2.0], "count": [3, 40]})
+    frame = pd.DataFrame({"name": ["a", "b", "c"], "share": [0.125, 2.0, -0.001], "count": [3, 40, 0]})
     assert markdown_table(frame).splitlines() == [
         "| name | share | count |",
         "| --- | ---: | ---: |",
         "| a | 0.12 | 3 |",
         "| b | 2.00 | 40 |",
+        "| c | 0.00 | 0 |",
     ]
 
 
