@@ -138,7 +138,7 @@ def plot_fidelity(table: pd.DataFrame, path: str | Path) -> Figure:
         ("latency_p95", 1e3, 0.15, "p95 latency (ms)"),
     )
     configurations, loads = list(dict.fromkeys(table["configuration"])), sorted(table["load"].unique())
-    figure, grid = plt.subplots(1, len(panels), figsize=(14, 5.2), layout="constrained")
+    figure, grid = plt.subplots(1, len(panels), figsize=(14, 5.4), layout="constrained")
     figure.suptitle("What the simulator predicted, and what the live pipeline did")
     for axes, (figure_name, unit, band, label) in zip(grid, panels, strict=True):
         predicted, measured = unit * table[f"{figure_name}_predicted"], unit * table[f"{figure_name}_measured"]
@@ -149,7 +149,7 @@ def plot_fidelity(table: pd.DataFrame, path: str | Path) -> Figure:
             marker = "osv^DPX*<>hp"[configurations.index(row["configuration"]) % 12]
             axes.plot(x, y, marker, ms=7, color=PALETTE[loads.index(row["load"])], mfc="none", mew=1.5)
         _plain_logarithmic(axes, "xy")
-        axes.set(xlabel=f"predicted {label}", ylabel=f"measured {label}", xlim=ends, ylim=ends, aspect="equal")
+        axes.set(xlabel=f"predicted {label}", ylabel=f"measured {label}", xlim=ends, ylim=ends)
         axes.legend(loc="upper left", fontsize=8)
     handles = [
         plt.Line2D([], [], color="0.3", ls="", marker="osv^DPX*<>hp"[k % 12], mfc="none")
