@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -312,9 +314,13 @@ def test_overhead_and_served_latencies_are_measured(backend, pages):
     assert overhead["requests"] == 8 and overhead["direct_ms"]["p50"] > 1.0
     direct, routed, added = (overhead[way]["mean"] for way in ("direct_ms", "routed_ms", "added_ms"))
     assert added == pytest.approx(routed - direct)
+    begin = time.perf_counter()
     served = fidelity.served_latency(backend, payloads, calls=8)
+    elapsed = time.perf_counter() - begin
     assert [list(latency) for latency in served] == [[1], [1]]
     assert all(latency[1] > 0.001 for latency in served)
+    # One call after the other, in seconds: those that count took less than all of them together.
+    assert (8 - fidelity.WARM_UP_CALLS) * sum(latency[1] for latency in served) < elapsed
 
 
 def test_the_variants_that_ran_are_calibrated(backend, pages):
