@@ -50,7 +50,7 @@ test: lint ## check style and types, then run the tests
 lint: $(READY) ## check style and types
 	ruff check .
 	ruff format --check .
-	mypy opd benchmarks
+	mypy opd
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	jupyter lab notebooks

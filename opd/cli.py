@@ -96,12 +96,12 @@ def run(options: argparse.Namespace) -> Action:
     from opd.cluster.controller import ControllerSettings, run_controller
     from opd.cluster.documents import read_document
     from opd.cluster.policies import policy_of
-    from opd.forecast import Forecaster
     from opd.objective import Weights
     from opd.paths import project_path
     from opd.serving.monitoring import URL_VARIABLE, PrometheusUrl
-    from opd.simulation import SimulationParameters
+    from opd.simulator.simulation import SimulationParameters
     from opd.solvers import IpaParameters
+    from opd.workload.forecast import Forecaster
 
     url = options.prometheus or os.environ.get(URL_VARIABLE)
     if not url:
@@ -277,7 +277,7 @@ def _leading(cluster: Cluster, name: str, needed: bool) -> Iterator[Callable[[],
     """Holds the controllers' Lease if it is needed, so that none of them acts; yields whether we still may."""
     from opd.cluster.lease import Lease
     from opd.cluster.record import identity
-    from opd.serving.processes import wait_until
+    from opd.waiting import wait_until
 
     if not needed:
         yield lambda: True
@@ -310,7 +310,7 @@ def _reconfigure(
     held: Callable[[], bool],
 ) -> None:
     """Bring a pipeline that serves to another configuration, as long as no controller acts."""
-    from opd.control import ApplyError
+    from opd.control.loop import ApplyError
 
     try:
         _with_backend(cluster, pipeline, settings, lambda backend: backend.apply(wanted), held)
@@ -400,7 +400,7 @@ def _pipeline(text: str) -> Pipeline:
     """A pipeline of the catalogue, or of a file."""
     from opd.cluster.names import check_name
     from opd.cluster.pipeline_file import read_pipeline
-    from opd.profiles import load_pipeline
+    from opd.profiling.profiles import load_pipeline
 
     return read_pipeline(Path(text)) if _is_file(text) else load_pipeline(check_name("pipeline", text))
 

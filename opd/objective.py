@@ -74,9 +74,37 @@ def cost(pipeline: Pipeline, configurations: Configuration | np.ndarray) -> np.n
     return used_cores(pipeline, configurations)
 
 
+def profiled_service_time(pipeline: Pipeline, configurations: np.ndarray) -> np.ndarray:
+    """Seconds of one full batch at every task, as profiled.
+
+    Args:
+        pipeline: the pipeline.
+        configurations: (..., N, 3) variant, replicas and batch size.
+
+    Returns:
+        (..., N) seconds.
+    """
+    variant, _, batch_size = np.moveaxis(configurations, -1, 0)
+    return pipeline.tables.service_time[np.arange(len(pipeline.tasks)), variant, batch_size]
+
+
+def profiled_throughput(pipeline: Pipeline, configurations: np.ndarray) -> np.ndarray:
+    """t_n = f b / service_time(z, b): requests/s of every task when all its replicas are ready, as profiled.
+
+    Args:
+        pipeline: the pipeline.
+        configurations: (..., N, 3) variant, replicas and batch size.
+
+    Returns:
+        (..., N) requests/s.
+    """
+    replicas, batch_size = configurations[..., 1], configurations[..., 2]
+    return replicas * (batch_size / profiled_service_time(pipeline, configurations))
+
+
 def throughput(pipeline: Pipeline, configuration: Configuration) -> float:
-    """T, the smallest stage throughput in requests/s when all replicas are ready (text below Eq. 3)."""
-    return min(stage.replicas * v.throughput(stage.batch_size) for v, stage in pipeline.selected(configuration))
+    """T, the smallest throughput of any task in requests/s when all replicas are ready (text below Eq. 3)."""
+    return float(profiled_throughput(pipeline, np.asarray(configuration)).min())
 
 
 def qos(weights: Weights, accuracy: Number, throughput: Number, latency: Number, excess_load: Number) -> Number:

@@ -114,6 +114,35 @@ Configuration = tuple[StageConfiguration, ...]
 """One :class:`StageConfiguration` for every task, in pipeline order."""
 
 
+def as_array(configuration: Configuration) -> np.ndarray:
+    """(N, 3) integers of a configuration: variant, replicas and batch size of every task."""
+    return np.array(configuration, dtype=np.int64)
+
+
+def as_configuration(rows: np.ndarray) -> Configuration:
+    """The configuration of an (N, 3) integer array; the inverse of :func:`as_array`."""
+    return tuple(StageConfiguration(int(z), int(f), int(b)) for z, f, b in rows)
+
+
+def to_choices(configurations: np.ndarray) -> np.ndarray:
+    """Actions of Eq. 6 as indices of options: variant, replicas - 1 and log2 of the batch size.
+
+    Args:
+        configurations: (..., N, 3) variant, replicas and batch size.
+
+    Returns:
+        (..., N, 3) indices, each from 0.
+    """
+    variant, replicas, batch_size = np.moveaxis(configurations, -1, 0)
+    return np.stack([variant, replicas - 1, np.log2(batch_size).astype(np.int64)], axis=-1)
+
+
+def from_choices(choices: np.ndarray) -> np.ndarray:
+    """(..., N, 3) configurations from indices of options of the same shape; the inverse of :func:`to_choices`."""
+    variant, replicas, batch_size = np.moveaxis(choices, -1, 0)
+    return np.stack([variant, replicas + 1, 1 << batch_size], axis=-1)
+
+
 class Tables(NamedTuple):
     """A pipeline as dense arrays; N tasks, Z the largest number of variants, K batch sizes.
 

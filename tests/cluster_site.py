@@ -24,8 +24,8 @@ from opd.cluster.api import POD, Cluster, credentials
 from opd.cluster.names import ROUTER, selector
 from opd.cluster.pipeline_file import read_pipeline
 from opd.cluster.pod_status import is_ready
-from opd.profiles import load_pipeline
-from opd.serving import load
+from opd.live import load
+from opd.profiling.profiles import load_pipeline
 from opd.serving.store import ModelStore
 
 TESTS = Path(__file__).parent
@@ -184,7 +184,7 @@ def payloads(pipeline):
     if path := os.environ.get("OPD_CLUSTER_PAYLOAD"):
         return [Path(path).read_bytes()]
     if pipeline == "ocr":
-        from opd.ocr.pages import render_pages
+        from opd.examples.ocr.pages import render_pages
 
         return [page.payload for page in render_pages(5, 0)]
     return [b"hello"]

@@ -29,7 +29,7 @@ settings.register_profile("opd", deadline=None, suppress_health_check=[HealthChe
 settings.register_profile("ci", settings.get_profile("opd"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "opd")
 
-LONGEST = ("test_reproduction", "test_local", "test_live", "test_cluster_discovery", "test_cluster_evaluation")
+LONGEST = ("test_reproduction", "test_local", "test_live", "test_cluster_discovery", "test_deployed")
 """Modules that take a minute or more: begun first, so that no process is left alone with one at the end."""
 
 
@@ -72,7 +72,7 @@ def server() -> Iterator[ApiServer]:
 @pytest.fixture(scope="session")
 def ocr_store() -> ModelStore:
     """The model store of the OCR pipeline, built once for all tests and kept between runs."""
-    from opd.ocr.build import build_store
+    from opd.examples.ocr.build import build_store
     from opd.paths import project_path
     from opd.serving.store import ModelStore
 

@@ -7,10 +7,10 @@ import itertools
 import numpy as np
 from hypothesis import strategies as st
 
-from opd.environment import Workload
 from opd.objective import Weights
-from opd.pipeline import Configuration, Pipeline, StageConfiguration, Task, Variant
-from opd.simulation import SimulationParameters, Simulator, as_array
+from opd.pipeline import Configuration, Pipeline, StageConfiguration, Task, Variant, as_array
+from opd.simulator.environment import Workload
+from opd.simulator.simulation import SimulationParameters, Simulator
 
 
 def ocr_pipeline(capacity: int = 8, max_replicas: int = 3) -> Pipeline:

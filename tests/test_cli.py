@@ -9,19 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from cluster_emulator import ApiServer, Kubelet, Prometheus, kubeconfig
+from deadlines import PATIENCE, eventually
 
-pytest.importorskip("kubernetes", reason="the cluster extra is not installed")
-pytest.importorskip("mlserver", reason="the serving extra is not installed")
-
-from cluster_emulator import ApiServer, Kubelet, Prometheus, kubeconfig  # noqa: E402
-from deadlines import PATIENCE, eventually  # noqa: E402
-
-from opd import cli  # noqa: E402
-from opd.cluster.documents import read_document  # noqa: E402
-from opd.cluster.manifests import replicas_of  # noqa: E402
-from opd.cluster.pipeline_file import PipelineFileError, read_pipeline  # noqa: E402
-from opd.forecast import ForecastParameters, train_forecaster  # noqa: E402
-from opd.workload import load_trace  # noqa: E402
+from opd import cli
+from opd.cluster.documents import read_document
+from opd.cluster.manifests import replicas_of
+from opd.cluster.pipeline_file import PipelineFileError, read_pipeline
+from opd.workload.forecast import ForecastParameters, train_forecaster
+from opd.workload.trace import load_trace
 
 ROOT = Path(__file__).parents[1]
 

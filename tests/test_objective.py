@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from small_pipelines import every_configuration, ocr_pipeline, pipelines
 
 from opd.objective import Weights, accuracy, cost, objective, qos, reward, throughput
-from opd.pipeline import StageConfiguration
-from opd.simulation import as_array
+from opd.pipeline import StageConfiguration, as_array
 
 WEIGHTS = Weights(alpha=10.0, beta=0.5, gamma=0.25, delta=0.125, cost_weight=0.75, batch_weight=0.0625)
 CONFIGURATION = (StageConfiguration(1, 2, 2), StageConfiguration(0, 1, 1))

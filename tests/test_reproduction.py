@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from opd.workload import SYNTHETIC_FILE
+from opd.workload.trace import SYNTHETIC_FILE
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -110,7 +110,9 @@ def test_an_experiment_with_another_parameter(study: Path):
 
 
 def test_the_live_notebook_runs_in_the_simulator(study: Path):
-    command = "python -m opd.stage notebooks/05_cluster_evaluation.ipynb --params params.yaml backend=simulated"
+    command = (
+        "python -m opd.study.notebook notebooks/05_cluster_evaluation.ipynb --params params.yaml backend=simulated"
+    )
     run(f"{command} live_policies=[greedy,ipa,schedule] live_seconds=60", study)
     results = json.loads((study / "reports/live/summary.json").read_text(encoding="utf-8"))["policies"]
     assert list(results) == ["greedy", "ipa", "schedule"]

@@ -41,7 +41,7 @@ from opd.cluster.pod_status import homeless, hopeless, is_leaving, is_over, is_r
 from opd.cluster.settings import SELDON, ClusterSettings
 from opd.cluster.stage_state import StageStateError, read_stage
 from opd.cluster.transition import Move, describe, plan
-from opd.control import ApplyError, ObservationError
+from opd.control.loop import ApplyError, ObservationError
 from opd.pipeline import Configuration, Pipeline, StageConfiguration
 from opd.serving.monitoring import Monitor
 from opd.serving.telemetry_backend import TelemetryBackend

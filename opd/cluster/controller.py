@@ -25,10 +25,11 @@ from opd.cluster.errors import ClusterError, LedByAnotherError, NotDeployedError
 from opd.cluster.lease import Lease, LeaseTimes
 from opd.cluster.record import ControllerMetrics, Recorder, identity
 from opd.cluster.settings import ClusterSettings
-from opd.control import ApplyError, run
+from opd.control.loop import ApplyError, run
+from opd.control.policies import Policy
+from opd.measurement import Observation
 from opd.objective import Weights
 from opd.pipeline import Configuration, Pipeline
-from opd.policy import Observation, Policy
 from opd.serving.monitoring import Monitor
 
 logger = logging.getLogger(__name__)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from opd.agent import Agent
+from opd.agent.agent import Agent
+from opd.control.policies import AgentPolicy, GreedyPolicy, IpaPolicy, MyopicPolicy, Policy, RandomPolicy
 from opd.objective import Weights
 from opd.pipeline import Pipeline
-from opd.policy import AgentPolicy, GreedyPolicy, IpaPolicy, MyopicPolicy, Policy, RandomPolicy
 from opd.solvers import IpaParameters
 
 AGENT = "agent"

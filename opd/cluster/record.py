@@ -19,9 +19,9 @@ from opd.cluster.api import DEPLOYMENT, Cluster, Object
 from opd.cluster.errors import ClusterError
 from opd.cluster.json_log import FIELDS
 from opd.cluster.names import labels, router_name
-from opd.control import Step
+from opd.control.loop import Step
+from opd.measurement import Observation
 from opd.pipeline import Configuration, Pipeline
-from opd.policy import Observation
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from urllib3.util.retry import Retry
 
 from opd.serving import guard
-from opd.serving.processes import direct_session, hold_port, port_of, wait_until
+from opd.serving.processes import direct_session, hold_port, port_of
+from opd.waiting import wait_until
 
 URL_VARIABLE = "OPD_PROMETHEUS_URL"
 """Environment variable with the URL of a Prometheus server that runs already."""

@@ -200,13 +200,3 @@ def running(process: ServerProcess, seconds: float) -> Iterator[None]:
     finally:
         process.stop()
         wait_until(process.ended, STOP_SECONDS + HTTP_TIMEOUT)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float, poll: float = 0.05) -> bool:
-    """Wait until ``condition`` holds, at most ``seconds``; returns whether it does."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(poll)
-    return True

@@ -108,7 +108,7 @@ class ModelStore:
             if not self._files.exists(f"{source}/{MANIFEST}"):
                 raise KeyError(
                     f"no variant {variant!r} of task {task!r} in {self.url}; it has {self._listing()} "
-                    "(python -m opd.ocr.build makes those of the OCR pipeline)"
+                    "(python -m opd.examples.ocr.build makes those of the OCR pipeline)"
                 )
         if self._is_local:
             verify(Path(source))

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from opd.measurement import Interval
 from opd.pipeline import Configuration, Pipeline
 from opd.serving import metrics
 from opd.serving.monitoring import SCRAPE_SECONDS, UP, Monitor, NoDataError, Series
 from opd.serving.protocol import COMPLETED
-from opd.simulation import Interval
-from opd.workload import HISTORY_SECONDS
+from opd.workload.load import HISTORY_SECONDS
 
 STALE_SECONDS = 5.0
 """A sample older than this says nothing about now."""

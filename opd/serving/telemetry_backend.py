@@ -8,12 +8,12 @@ import time
 
 import numpy as np
 
-from opd.control import ObservationError, unmeasured
-from opd.pipeline import Configuration, Pipeline
-from opd.policy import Observation
+from opd.control.loop import ObservationError
+from opd.measurement import Interval, Observation, unmeasured
+from opd.objective import profiled_service_time, profiled_throughput
+from opd.pipeline import Configuration, Pipeline, as_array
 from opd.serving.monitoring import Monitor, MonitoringError
 from opd.serving.telemetry import Telemetry
-from opd.simulation import Interval
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +97,6 @@ class TelemetryBackend:
 
     def _expect(self, configuration: Configuration) -> None:
         """Until an interval is measured, the stages are taken to do what their profiles say."""
-        chosen = list(self.pipeline.selected(configuration))
-        self._task_latency = np.array([variant.service_time(stage.batch_size) for variant, stage in chosen])
-        self._ready_throughput = np.array([stage.replicas * v.throughput(stage.batch_size) for v, stage in chosen])
+        rows = as_array(configuration)
+        self._task_latency = profiled_service_time(self.pipeline, rows)
+        self._ready_throughput = profiled_throughput(self.pipeline, rows)

@@ -1,0 +1,1 @@
+"""The learned policy: network, training and the deployed agent."""

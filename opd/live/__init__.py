@@ -1,0 +1,1 @@
+"""Real traffic through a served pipeline, recorded and compared with the simulator."""

@@ -1,0 +1,1 @@
+"""The request-level simulator and the environments built on it."""

@@ -1,0 +1,1 @@
+"""The reproduction: notebook runner, evaluation, tables, figures."""

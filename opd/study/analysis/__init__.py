@@ -1,0 +1,1 @@
+"""How sure the results are, and what each part of the agent contributes."""

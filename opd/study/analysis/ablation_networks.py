@@ -1,0 +1,168 @@
+"""The agent with one part of its network taken away, and the training that can do with it.
+
+* :class:`PlainNetwork` has features of the same depth and width, without shortcuts.
+* :class:`IndependentNetwork` makes every choice from the features alone; no choice sees another.
+* :class:`QueuelessNetwork` does not see the queues.
+
+A network begins with the weights that the agent of the same seed begins with, where it has the same parts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from opd.agent.network import MASKED, ActorCritic, Decision, FeatureExtractor, ResidualBlock
+from opd.agent.training import ProximalPolicyOptimisation
+from opd.measurement import Interval, Score, state_names
+from opd.pipeline import Pipeline
+from opd.simulator.environment import Episodes, PipelineEnvironment, Workload
+from opd.study.analysis.refusal import admit, running_configurations
+
+
+class PlainBlock(ResidualBlock):
+    """The two layers of a residual block without its shortcut."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(E, width) to (E, width)."""
+        return torch.relu(self.outer(torch.relu(self.inner(features))))
+
+
+class PlainNetwork(ActorCritic):
+    """The agent's network with plain layers in place of residual blocks."""
+
+    def __init__(self, pipeline: Pipeline, width: int = 128, blocks: int = 2) -> None:
+        super().__init__(pipeline, width, blocks)
+        plain = nn.Sequential(*(PlainBlock(width) for _ in range(blocks)))
+        plain.load_state_dict(self.extractor.blocks.state_dict())
+        self.extractor.blocks = plain
+
+
+class QueuelessExtractor(FeatureExtractor):
+    """Features of a state in which every queue is empty, whatever the state says."""
+
+    queues: Tensor
+
+    def __init__(self, pipeline: Pipeline, width: int, blocks: int) -> None:
+        names = state_names(pipeline)
+        super().__init__(len(names), width, blocks)
+        entries = [entry for entry, name in enumerate(names) if name.endswith(".queue")]
+        self.register_buffer("queues", torch.tensor(entries), persistent=False)
+
+    def observe(self, states: np.ndarray) -> None:
+        """Take the observation statistics from states (M, S) as they are seen."""
+        super().observe(self._seen(torch.as_tensor(states)).numpy())
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(E, S) to (E, width)."""
+        return super().forward(self._seen(states))
+
+    def _seen(self, states: Tensor) -> Tensor:
+        return states.index_fill(1, self.queues, 0.0)
+
+
+class QueuelessNetwork(ActorCritic):
+    """The agent's network with the queues of Eq. 5 held at zero."""
+
+    def __init__(self, pipeline: Pipeline, width: int = 128, blocks: int = 2) -> None:
+        super().__init__(pipeline, width, blocks)
+        extractor = QueuelessExtractor(pipeline, width, blocks)
+        extractor.load_state_dict(self.extractor.state_dict())
+        self.extractor = extractor
+
+
+def entry_masks(pipeline: Pipeline) -> Tensor:
+    """(3 N, K) which options of each choice some feasible action contains: the masks of the Gymnasium environment."""
+    idle = Workload(np.zeros(20, dtype=np.int64), np.zeros(3), 10)
+    environment = PipelineEnvironment(pipeline, idle, episode_length=1)
+    sizes = environment.action_space.nvec  # type: ignore[attr-defined]
+    masks = torch.zeros(len(sizes), int(sizes.max()), dtype=torch.bool)
+    for mask, allowed in zip(masks, np.split(environment.action_masks(), np.cumsum(sizes)[:-1]), strict=True):
+        mask[: len(allowed)] = torch.as_tensor(allowed)
+    return masks
+
+
+class IndependentNetwork(ActorCritic):
+    """The agent's network with independent heads: its actions may exceed the capacity.
+
+    Nothing is added to the context once an option is chosen, and masks are the same in every state: they rule out,
+    entry by entry, what no feasible action contains.
+    """
+
+    allowed: Tensor
+
+    def __init__(self, pipeline: Pipeline, width: int = 128, blocks: int = 2) -> None:
+        super().__init__(pipeline, width, blocks)
+        nn.init.zeros_(self.choice_embedding).requires_grad_(False)
+        self.register_buffer("allowed", entry_masks(pipeline), persistent=False)
+
+    @torch.no_grad()
+    def act(self, states: Tensor, generator: torch.Generator | None) -> Decision:
+        """Choose an action for every state (E, S), by sampling, or greedily if there is no ``generator``."""
+        features = self.extractor(states)
+        hidden = torch.relu(self.context(features)[:, None] + self.head_shift)
+        logits = torch.einsum("esw,skw->esk", hidden, self.head_weight) + self.head_bias
+        masks = self.allowed.expand_as(logits)
+        log_probabilities = torch.log_softmax(logits.masked_fill(~masks, MASKED), dim=-1)
+        if generator is None:
+            taken = log_probabilities.argmax(dim=-1)
+        else:
+            chances = log_probabilities.exp().flatten(0, 1)
+            taken = torch.multinomial(chances, 1, generator=generator).view(logits.shape[:2])
+        log_probability = log_probabilities.gather(2, taken[..., None]).sum(dim=(1, 2))
+        choices = taken.reshape(-1, self.tasks, 3)
+        return Decision(choices, masks, log_probability, self.value(features).squeeze(1))
+
+    def masks(self, states: Tensor, choices: Tensor) -> Tensor:
+        """(E, 3 N, K) masks, the same in every state."""
+        return self.allowed.expand(len(states), -1, -1)
+
+
+# ---------------------------------------------------------------------------------------------------- training
+
+
+class RefusingEpisodes(Episodes):
+    """Episodes that have begun, in which an action above the capacity is refused and costs a penalty.
+
+    Args:
+        episodes: what to go on with.
+        penalty: reward lost by a refused action, in the units of Eq. 7.
+    """
+
+    def __init__(self, episodes: Episodes, penalty: float) -> None:
+        vars(self).update(vars(episodes))
+        self.penalty = penalty
+
+    def step(self, configurations: np.ndarray) -> tuple[Score, Interval]:
+        """Run ``configurations`` (E, N, 3) for one interval where they fit, what ran before where they do not."""
+        admitted, refused = admit(self.pipeline, self.configurations, configurations)
+        score, interval = super().step(admitted)
+        return score._replace(reward=score.reward - self.penalty * refused), interval
+
+
+class AblatedTraining(ProximalPolicyOptimisation):
+    """The agent's training for any network; one that always keeps the capacity is trained as the agent is.
+
+    Args:
+        network_class: what is trained.
+        penalty: reward that a refused action costs in training. In validation it costs nothing beyond what goes on
+            running; nor does it in evaluation.
+        arguments: of :class:`~opd.agent.training.ProximalPolicyOptimisation`.
+    """
+
+    def __init__(self, network_class: type[ActorCritic], penalty: float, *arguments: Any) -> None:
+        self.network_class = network_class
+        self.penalty = penalty
+        super().__init__(*arguments)
+
+    def begin(self, seed: Any) -> Episodes:
+        """Training episodes for one rollout."""
+        return RefusingEpisodes(super().begin(seed), self.penalty)
+
+    def decide(self, states: np.ndarray) -> np.ndarray:
+        """(E, N, 3) what runs in states (E, S) under the greedy policy."""
+        pipeline = self.problem.pipeline
+        return admit(pipeline, running_configurations(pipeline, states), super().decide(states))[0]

@@ -1,0 +1,318 @@
+"""What QoS costs: the frontier that agent, IPA and the myopic solver reach when the price of a core is swept.
+
+For every ``cost_weight`` each policy optimises with that price: the myopic solver the reward of Eq. 7, IPA its own
+objective with the same rates of exchange, the agent by being trained with it, once for every seed. All run through the
+control loop of the evaluation on the same cycles. A policy's point is its mean cost and mean QoS; neither depends on
+the price itself, so that points of different prices can be compared.
+
+Every agent first imitates the myopic solver of its own price. Where a core is worth more than unmet demand, that
+expert leaves demand unmet, and so may the agent: the reward asks for it, although lost requests cost extra in training.
+The study's frugal agents, which shall carry the load, learn from IPA instead. IPA must carry it at any price, so that
+its cheapest points are not as cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from opd.agent.training import Job, Problem, TrainingParameters, build_problem, expert_table, run_jobs
+from opd.objective import Weights
+from opd.pipeline import Pipeline
+from opd.solvers import IpaParameters
+from opd.study.analysis.intervals import spread
+from opd.study.analysis.wording import Row
+from opd.study.evaluation import Cell, Setting, evaluate
+from opd.study.report import AGENT
+from opd.workload.trace import Cycle
+
+IPA, MYOPIC = "ipa", "myopic"
+POLICIES = (IPA, MYOPIC, AGENT)
+
+EXPERT = "myopic"
+"""Whom the agents imitate first, whatever the study's parameters say."""
+
+ANY, SERVED = "lowest of any policy", "lowest of IPA"
+"""What the QoS of a hypervolume's reference point is."""
+
+Key = tuple[str, float, int]
+"""Pipeline, cost weight and seed: what there is one agent of."""
+
+
+# ------------------------------------------------------------------------------------------------- training
+
+
+def frontier_jobs(
+    pipelines: Iterable[Pipeline],
+    setting: Setting,
+    parameters: TrainingParameters,
+    cost_weights: Sequence[float],
+    seeds: Sequence[int],
+    folder: Path,
+) -> dict[Key, Job]:
+    """The agents to train.
+
+    Args:
+        pipelines: to configure.
+        setting: of the evaluation; its weights but for ``cost_weight``. Where one of its agents is the very one that
+            is needed here, it takes the place of a training.
+        parameters: of the trainings, but for the expert.
+        cost_weights: reward lost per core, each.
+        seeds: of the trainings.
+        folder: agents are kept in ``<folder>/<pipeline>/<cost weight>-<seed>.pt``.
+    """
+    own = replace(parameters, expert=EXPERT)
+    jobs = {}
+    for pipeline in pipelines:
+        problem = build_problem(pipeline, setting.trace, setting.forecaster, setting.weights, setting.simulation, own)
+        for cost_weight in map(float, cost_weights):
+            priced = _priced(problem, cost_weight)
+            for seed in seeds:
+                path = folder / pipeline.name / f"{cost_weight:g}-{seed}.pt"
+                job = Job(f"{AGENT}-{cost_weight:g}", seed, priced, own, path)
+                jobs[pipeline.name, cost_weight, seed] = _trained_already(job, setting) or job
+    return jobs
+
+
+def _priced(problem: Problem, cost_weight: float) -> Problem:
+    """The same problem at another price of a core: the workloads, which took long to forecast, are shared."""
+    weights = replace(problem.weights, cost_weight=cost_weight)
+    largest = len(problem.expert) - 1
+    table = expert_table(problem.pipeline, weights, problem.simulation, EXPERT, largest)
+    return problem._replace(weights=weights, expert=table)
+
+
+def _trained_already(job: Job, setting: Setting) -> Job | None:
+    """The same training under the study's name, if the study has done it."""
+    path = setting.agents.get((job.problem.pipeline.name, AGENT, job.seed))
+    known = replace(job, policy=AGENT, path=path) if path else None
+    return known if known and known.done else None
+
+
+# ----------------------------------------------------------------------------------------------- evaluation
+
+
+def priced_setting(setting: Setting, cost_weight: float, agents: Mapping[Key, Path]) -> Setting:
+    """The setting in which every policy optimises with one price of a core."""
+    weights: Weights = replace(setting.weights, cost_weight=cost_weight)
+    ipa = IpaParameters(weights.alpha, weights.cost_weight, weights.batch_weight)
+    here = {(name, AGENT, seed): path for (name, price, seed), path in agents.items() if price == cost_weight}
+    return replace(setting, weights=weights, ipa=ipa, agents=here)
+
+
+def measure_frontier(
+    pipelines: Sequence[Pipeline],
+    cycles: Sequence[Cycle],
+    setting: Setting,
+    parameters: TrainingParameters,
+    cost_weights: Sequence[float],
+    seeds: Sequence[int],
+    folder: Path,
+    workers: int = 1,
+) -> pd.DataFrame:
+    """Train what is missing, then run every policy at every price on every cycle with every seed.
+
+    Args:
+        pipelines: to configure.
+        cycles: to evaluate on.
+        setting: as in :func:`frontier_jobs`.
+        parameters: of the trainings, but for the expert.
+        cost_weights: reward lost per core, each.
+        seeds: of the trainings and of the requests.
+        folder: of the agents; what is finished is not trained again, what was interrupted goes on.
+        workers: processes.
+
+    Returns:
+        One row a pipeline, policy, ``cost_weight`` and seed: the means over all cycles of ``cost`` (cores), ``qos``
+        (Eq. 3) and ``dropped`` (requests a cycle).
+    """
+    jobs = frontier_jobs(pipelines, setting, parameters, cost_weights, seeds, folder)
+    run_jobs(list(jobs.values()), workers)
+    agents = {key: job.path for key, job in jobs.items()}
+    cells = [Cell(p, name, cycle, seed) for p in pipelines for name in POLICIES for cycle in cycles for seed in seeds]
+    parts = []
+    for cost_weight in map(float, cost_weights):
+        rows, _ = evaluate(cells, priced_setting(setting, cost_weight, agents), workers)
+        parts.append(rows.assign(cost_weight=cost_weight))
+    groups = pd.concat(parts).groupby(["pipeline", "policy", "cost_weight", "seed"], sort=False)
+    return groups[["cost", "qos", "dropped"]].mean().reset_index()
+
+
+def mean_points(points: pd.DataFrame) -> pd.DataFrame:
+    """The means over the seeds of :func:`measure_frontier`'s points: a row a pipeline, policy and ``cost_weight``."""
+    groups = points.groupby(["pipeline", "policy", "cost_weight"], sort=False)
+    return groups[["cost", "qos", "dropped"]].mean().reset_index()
+
+
+# ---------------------------------------------------------------------------------------------- hypervolume
+
+
+def non_dominated(points: np.ndarray) -> np.ndarray:
+    """Those points that no other one beats in cost or QoS without losing in the other.
+
+    Args:
+        points: (P, 2) cost and QoS.
+
+    Returns:
+        (K, 2) the rest, by rising cost and so by rising QoS; equal points once.
+    """
+    ordered = points[np.lexsort((-points[:, 1], points[:, 0]))]
+    best_of_cheaper = np.maximum.accumulate(np.append(-np.inf, ordered[:-1, 1]))
+    return ordered[ordered[:, 1] > best_of_cheaper]
+
+
+def hypervolume(points: np.ndarray, reference: tuple[float, float]) -> float:
+    """The area between a set of points and a reference point that is worse than they are: the more, the better.
+
+    Args:
+        points: (P, 2) cost and QoS.
+        reference: cost and QoS; what lies beyond it adds nothing.
+
+    Returns:
+        Cores times QoS.
+    """
+    worst_cost, worst_qos = reference
+    cost, qos = non_dominated(points).T
+    edges = np.append(cost, worst_cost).clip(max=worst_cost)
+    return float(np.sum(np.diff(edges) * (qos - worst_qos).clip(min=0.0)))
+
+
+def hypervolumes(points: pd.DataFrame, capacities: Mapping[str, int]) -> pd.DataFrame:
+    """The hypervolume of every policy's points, and how many times another's the agent's is.
+
+    The reference costs as much as the device has cores. Its QoS is the lowest of any point of any policy and seed, or
+    the lowest of IPA's: a policy that leaves demand unmet reaches so low a QoS that the area below all sensible points
+    outweighs what tells them apart, whereas IPA always carries the load if it can be carried.
+
+    Args:
+        points: of :func:`measure_frontier`.
+        capacities: cores of each pipeline's device.
+
+    Returns:
+        One row a pipeline, ``reference`` (:data:`ANY` or :data:`SERVED`) and policy: ``reference_cost``,
+        ``reference_qos``, ``hypervolume`` (cores times QoS), and ``agent_times``, the agent's divided by this policy's,
+        seed by seed; the last two as the mean of the seeds with ``_min`` and ``_max``. The ratio is NaN where the
+        policy has no area.
+    """
+    rows = []
+    for pipeline, here in points.groupby("pipeline", sort=False):
+        cost = float(capacities[str(pipeline)])
+        for name, lowest in ((ANY, here["qos"].min()), (SERVED, here.loc[here["policy"] == IPA, "qos"].min())):
+            areas = _areas(here, (cost, float(lowest)))
+            ratios = areas.rdiv(areas[AGENT], axis=0).where(areas > 0.0)
+            for policy in dict.fromkeys(here["policy"]):
+                row = {"pipeline": pipeline, "reference": name, "policy": policy}
+                row |= {"reference_cost": cost, "reference_qos": lowest}
+                rows.append(row | spread("hypervolume", areas[policy]) | spread("agent_times", ratios[policy]))
+    return pd.DataFrame(rows)
+
+
+def times_of_the_agent(areas: pd.DataFrame) -> str:
+    """How many times the others' areas of :func:`hypervolumes` the agent's are, as a list in Markdown.
+
+    An item a reference and policy; those pipelines whose mean ratio is below 1 are named.
+    """
+    lines = []
+    others = areas[areas["policy"] != AGENT].groupby(["reference", "policy"], sort=False)
+    for (reference, policy), rows in others:
+        times = rows["agent_times"]
+        count = f"{(times >= 1.0).sum()} of {times.notna().sum()} pipelines that have an area"
+        extent = f"{times.min():.3f} to {times.max():.3f} times"
+        smaller = [f"{row['pipeline']} {row['agent_times']:.3f}" for row in rows[times < 1.0].to_dict("records")]
+        below = f"; below 1: {', '.join(smaller)}" if smaller else ""
+        lines.append(f"* reference {reference}: at least as large as {policy}'s in {count}, {extent}{below}")
+    return "\n".join(lines)
+
+
+def _areas(points: pd.DataFrame, reference: tuple[float, float]) -> pd.DataFrame:
+    """Hypervolumes of one pipeline: a row a seed, a column a policy."""
+    groups = points.groupby(["seed", "policy"])[["cost", "qos"]]
+    return pd.Series({key: hypervolume(own.to_numpy(), reference) for key, own in groups}).unstack()
+
+
+# ------------------------------------------------------------------------------------------------- sentences
+
+
+def dominated_points(points: pd.DataFrame) -> pd.DataFrame:
+    """The agent's points, means of the seeds, for which another policy has one that is better and in nothing worse.
+
+    Args:
+        points: of :func:`measure_frontier`.
+
+    Returns:
+        A row a point and policy that dominates it: ``pipeline``, ``cost_weight``, ``cost`` (cores), ``qos`` and
+        ``dropped`` (requests a cycle) of the agent, and the same but for the pipeline with ``by_`` before it, ``by``
+        being the policy. Of several points of one policy it is that of the highest QoS, then of the lowest weight.
+    """
+    means = mean_points(points)
+    own = means[means["policy"] == AGENT].drop(columns="policy")
+    others = means[means["policy"] != AGENT].rename(columns={"policy": "by"})
+    others = others.rename(columns={name: f"by_{name}" for name in ("cost_weight", "cost", "qos", "dropped")})
+    pairs = own.merge(others, on="pipeline")
+    no_worse = (pairs["by_cost"] <= pairs["cost"]) & (pairs["by_qos"] >= pairs["qos"])
+    better = (pairs["by_cost"] < pairs["cost"]) | (pairs["by_qos"] > pairs["qos"])
+    best_first = pairs[no_worse & better].sort_values(["by_qos", "by_cost_weight"], ascending=[False, True])
+    return best_first.drop_duplicates(["pipeline", "cost_weight", "by"]).sort_index().reset_index(drop=True)
+
+
+def dominations(points: pd.DataFrame) -> str:
+    """Which of the agent's points are dominated, and by what: a sentence and a list in Markdown."""
+    beaten = dominated_points(points)
+    count = len(beaten[["pipeline", "cost_weight"]].drop_duplicates())
+    whole = int((mean_points(points)["policy"] == AGENT).sum())
+    text = f"Points of other policies dominate {count or 'none'} of the agent's {whole}, all means of the seeds"
+    text += ": they cost no more, have no less QoS and are better in one of the two.\n\n" if count else "."
+    return text + "\n".join(
+        f"* {row['pipeline']} at {row['cost_weight']:g} ({_point(row)}): {row['by']} at {row['by_cost_weight']:g}"
+        f" ({_point(row, 'by_')})"
+        for row in beaten.to_dict("records")
+    )
+
+
+def _point(row: Row, prefix: str = "") -> str:
+    cost, qos, dropped = (row[prefix + name] for name in ("cost", "qos", "dropped"))
+    return f"{cost:.2f} cores, QoS {qos:.3f}, {dropped:,.1f} requests dropped in a cycle"
+
+
+def drops(points: pd.DataFrame) -> str:
+    """At which prices each policy drops requests, and how many in a cycle, as a list in Markdown; an item a policy."""
+    means = mean_points(points)
+    return "\n".join(f"* {policy}: {_drops_of(means[means['policy'] == policy])}" for policy in POLICIES)
+
+
+def _drops_of(means: pd.DataFrame) -> str:
+    """One policy: the pipelines that it drops requests of, and what else there is."""
+    groups = means.sort_values("cost_weight").groupby("pipeline", sort=False)
+    losing = [f"{name} {_where(rows)}" for name, rows in groups if rows["dropped"].any()]
+    none = [str(name) for name, rows in groups if not rows["dropped"].any()]
+    return "; ".join([*losing, f"none at any price on {', '.join(none)}"] if none else losing)
+
+
+def _where(rows: pd.DataFrame) -> str:
+    """Prices, ascending, at which one policy drops requests of one pipeline: from one price on, or only at some."""
+    lossy = rows[rows["dropped"] > 0.0]
+    prices, least, most = lossy["cost_weight"], lossy["dropped"].min(), lossy["dropped"].max()
+    lasting = rows["dropped"].iloc[-len(lossy) :].gt(0.0).all()
+    where = f"from {prices.iloc[0]:g} on" if lasting else f"only at {', '.join(f'{price:g}' for price in prices)}"
+    return f"{where} ({least:,.1f})" if least == most else f"{where} ({least:,.1f} to {most:,.1f})"
+
+
+def findings(points: pd.DataFrame, areas: pd.DataFrame) -> str:
+    """All that the sweep says, in Markdown.
+
+    Args:
+        points: of :func:`measure_frontier`.
+        areas: of :func:`hypervolumes`.
+    """
+    return "\n\n".join(
+        [
+            f"The agent's hypervolume is\n\n{times_of_the_agent(areas)}",
+            dominations(points),
+            "Prices at which requests are dropped, and how many in a cycle, from the fewest to the most:"
+            f"\n\n{drops(points)}",
+        ]
+    )

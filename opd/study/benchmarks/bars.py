@@ -1,0 +1,88 @@
+"""What the measurements should reach at the least, and whether they do.
+
+Every bar stands for its worst case: it is met if it is met in every seed and at every size.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from opd.study.benchmarks.decision_time import AGENT
+from opd.study.benchmarks.environment_steps import EPISODES
+from opd.study.benchmarks.peer_stable_baselines import PEERS
+from opd.study.benchmarks.simulated_requests import BATCHED, REFERENCE
+
+PACKAGES = ("numba", "highspy", "simpy", "ciw", "stable_baselines3", "sb3_contrib", "gurobipy")
+"""Packages that are measured, and the compiler that our speed depends on."""
+
+TIMES_SIMPY = 100
+"""How many times as fast as simpy requests should be simulated, many episodes together."""
+
+STEPS_PER_CPU_SECOND = 50_000
+"""Environment steps, reward and state included, many episodes together."""
+
+TIMES_PEER_SPEED = 2
+"""How many times as many steps per CPU-second our training should take as a peer's."""
+
+Row = tuple[str, float, bool]
+
+
+def _table(rows: list[Row]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["bar", "measured", "met"])
+
+
+def simulator_bars(requests: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
+    """The bars of the simulator.
+
+    Args:
+        requests: table of :func:`opd.study.benchmarks.simulated_requests.measure_requests`.
+        steps: table of :func:`opd.study.benchmarks.environment_steps.measure_steps`.
+
+    Returns:
+        Columns bar (in words), measured (in the bar's unit) and met; one row for every pipeline and case, compared with
+        the faster of the models in simpy, and one for the steps at the best number of environments.
+    """
+    rows: list[Row] = []
+    for (pipeline, case), each in requests.groupby(["pipeline", "case"], sort=False):
+        ratios = each.set_index("simulator")["ratio"]
+        ratio = float(ratios[BATCHED] / ratios[ratios.index.str.startswith(REFERENCE)].max())
+        text = f"requests simulated, {pipeline}, {case}: at least {TIMES_SIMPY} × simpy"
+        rows.append((text, ratio, ratio >= TIMES_SIMPY))
+    best = float(steps.loc[steps["layer"] == EPISODES, "steps_per_cpu_second"].max())
+    text = f"environment steps, batched: at least {STEPS_PER_CPU_SECOND:,} per CPU-second"
+    return _table([*rows, (text, best, best >= STEPS_PER_CPU_SECOND)])
+
+
+def training_bars(summary: pd.DataFrame) -> pd.DataFrame:
+    """The bars of training: speed and reward beside each peer, of the seed that compares worst.
+
+    Args:
+        summary: of :func:`opd.study.benchmarks.training.measure_training`.
+
+    Returns:
+        Columns bar (in words), measured (times the speed; difference in the reward of Eq. 7) and met.
+    """
+    rows: list[Row] = []
+    for peer, row in summary.set_index("method").loc[list(PEERS)].iterrows():
+        speed, reward = float(row["agent_times_speed_min"]), float(row["agent_more_reward_min"])
+        rows.append((f"speed: at least {TIMES_PEER_SPEED} × {peer}", speed, speed >= TIMES_PEER_SPEED))
+        rows.append((f"reward on the test days, less that of {peer}: at least 0", reward, reward >= 0.0))
+    return _table(rows)
+
+
+def decision_bars(times: pd.DataFrame) -> pd.DataFrame:
+    """The bars of decision times: the agent is faster than every solver at every size.
+
+    Args:
+        times: table of :func:`opd.study.benchmarks.decision_time.measure_decision_times`.
+
+    Returns:
+        Columns bar (in words), measured (a solver's median time as a multiple of the agent's, at the size where the
+        solver does best, by the decision alone or with its forecast, whichever is smaller) and met; NaN and not met
+        for a solver that could not be measured.
+    """
+    rows: list[Row] = []
+    for solver, each in times[times["policy"] != AGENT].groupby("policy", sort=False):
+        ratio = float(each[["decision_ratio", "median_ratio"]].min().min())
+        rows.append((f"time of {solver} at every size: more than 1 × the agent's", ratio, ratio > 1.0))
+    return _table(rows)

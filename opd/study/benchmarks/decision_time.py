@@ -1,0 +1,196 @@
+"""How long a decision takes as pipelines grow (Fig. 6), up to ten stages of ten variants: the agent beside solvers.
+
+IPA's problem is solved by HiGHS, by Gurobi where its size-limited licence reaches, and by the exact dynamic programme;
+that all find the same optimum is checked. The exact myopic solver, which a deployed agent has for its expert, is timed
+beside them. Every decision is preceded by the same forecast, timed on its own, so that the reader sees what is the
+forecast's and what the decider's. Times are of the wall, on one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from opd.control.policies import MyopicPolicy
+from opd.measurement import Observation
+from opd.objective import Weights
+from opd.pipeline import Pipeline
+from opd.profiling.generated import synthetic_pipeline
+from opd.simulator.simulation import SimulationParameters
+from opd.solvers import IpaParameters, ipa_objective
+from opd.study.benchmarks.errors import DisagreementError
+from opd.study.benchmarks.peer_gurobi import GurobiPolicy, GurobiUnavailable
+from opd.study.decision_time import SIZES, Decided, observations, policies, run_cycle, summarise, take_turns
+from opd.workload.forecast import Forecaster
+from opd.workload.load import HISTORY_SECONDS
+from opd.workload.trace import load_trace
+
+AGENT = "agent"
+REFERENCE = "ipa-highs"
+GUROBI = "ipa-gurobi"
+EXPERT = "myopic"
+"""Decides in place of a deployed agent that has fallen behind; it solves Eq. 7 and no problem of IPA's."""
+
+TOLERANCE = 1e-6
+"""By how much the optima of two solvers may differ, in units of IPA's objective of some 10 to 100."""
+
+
+@dataclass(frozen=True)
+class DecisionBudget:
+    """How much is measured.
+
+    Attributes:
+        sizes: stages and variants of each pipeline.
+        decisions: in a cycle; 120 are the paper's.
+        repetitions: cycles of every policy; all their decisions count.
+    """
+
+    sizes: Sequence[tuple[int, int]] = SIZES
+    decisions: int = 120
+    repetitions: int = 5
+
+
+FULL = DecisionBudget()
+SMOKE = DecisionBudget(sizes=((2, 5), (3, 6)), decisions=6, repetitions=1)
+
+
+def measure_decision_times(
+    forecaster: Forecaster,
+    budget: DecisionBudget = FULL,
+    counts: np.ndarray | None = None,
+    ipa: IpaParameters | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Time agent and solvers on synthetic pipelines of several sizes, on the decisions of one workload.
+
+    Args:
+        forecaster: asked before every decision.
+        budget: how much is measured; :data:`FULL` or :data:`SMOKE`.
+        counts: (T,) requests per second, T at least 120, and 10 more for every decision after the first; by default
+            the most varied stretch of the bundled trace's test split.
+        ipa: weights of the objective that the solvers maximise.
+        seed: of pipelines and networks.
+
+    Returns:
+        One row for each size and policy: columns stages, variants, policy; forecast_ms and decision_ms (medians, the
+        decision without the forecast); median_ms and p99_ms (of forecast and decision together), total_ms (H of
+        Alg. 1, their sum over a cycle, median of the repetitions); median_ratio, p99_ratio, total_ratio and
+        decision_ratio (of these figures to the agent's; above 1 the agent is faster); largest_gap (of a solver's
+        objective to that of HiGHS, NaN for those who solve another problem); and skipped (why there are no figures, or
+        empty).
+
+    Raises:
+        DisagreementError: if the solvers do not find the same optima.
+        ValueError: if the counts are too few.
+    """
+    decisions = budget.decisions
+    if counts is None:
+        counts = varied_stretch(decisions)
+    if len(counts) < HISTORY_SECONDS + 10 * (decisions - 1):
+        raise ValueError(f"{len(counts)} s of counts are too few for {decisions} decisions, one every 10 s")
+    ipa = ipa or IpaParameters()
+    tables = []
+    for stages, variants in tqdm(budget.sizes, unit="size"):
+        pipeline = synthetic_pipeline(stages, variants, seed)
+        seen = observations(pipeline, counts, decisions)
+        rows = _measure_pipeline(pipeline, seen, forecaster, ipa, budget.repetitions, seed)
+        tables.append(rows.assign(stages=stages, variants=variants))
+    table = pd.concat(tables, ignore_index=True)
+    return table[["stages", "variants", *table.columns.drop(["stages", "variants"])]]
+
+
+def varied_stretch(decisions: int) -> np.ndarray:
+    """(120 + 10 x ``decisions``,) counts of the bundled trace's test split where they vary most, requests/s."""
+    trace = load_trace("synthetic", damping=8)
+    counts = trace.counts[trace.split("test")]
+    stretches = np.lib.stride_tricks.sliding_window_view(counts, HISTORY_SECONDS + 10 * decisions)[::600]
+    return stretches[stretches.std(axis=1).argmax()]
+
+
+def _measure_pipeline(
+    pipeline: Pipeline,
+    seen: Sequence[Observation],
+    forecaster: Forecaster,
+    ipa: IpaParameters,
+    repetitions: int,
+    seed: int,
+) -> pd.DataFrame:
+    """The rows of one size, without its stages and variants."""
+    deciders = policies(pipeline, ipa, seed)
+    deciders[EXPERT] = MyopicPolicy(pipeline, Weights(), SimulationParameters.batch_timeout)
+    skipped = ""
+    try:
+        gurobi = GurobiPolicy(pipeline, ipa)
+        run_cycle(gurobi, seen, forecaster)  # programmes differ with the load, and the licence has to reach for all
+        deciders[GUROBI] = gurobi
+    except GurobiUnavailable as error:
+        skipped = str(error)
+    cycles = take_turns(deciders, seen, forecaster, repetitions)
+    table = pd.DataFrame([_row(name, each) for name, each in cycles.items()])
+    agent = table.set_index("policy").loc[AGENT]
+    for column in ("median", "p99", "total", "decision"):
+        table[f"{column}_ratio"] = table[f"{column}_ms"] / agent[f"{column}_ms"]
+    table["largest_gap"] = [
+        np.nan if name in (AGENT, EXPERT) else _largest_gap(pipeline, ipa, cycles[name][0], cycles[REFERENCE][0], name)
+        for name in table["policy"]
+    ]
+    table["skipped"] = ""
+    if skipped:
+        table = pd.concat([table, pd.DataFrame({"policy": [GUROBI], "skipped": [skipped]})], ignore_index=True)
+    return table
+
+
+def _row(name: str, cycles: Sequence[Decided]) -> dict[str, str | float]:
+    alone = {
+        "forecast_ms": float(np.median([cycle.forecast_ms for cycle in cycles])),
+        "decision_ms": float(np.median([cycle.decision_ms for cycle in cycles])),
+    }
+    return {"policy": name} | alone | summarise(cycles)
+
+
+def _largest_gap(pipeline: Pipeline, ipa: IpaParameters, one: Decided, reference: Decided, name: str) -> float:
+    """Largest difference in IPA's objective between the decisions of two solvers.
+
+    Raises:
+        DisagreementError: if it is more than rounding.
+    """
+    objectives = [
+        np.array([ipa_objective(pipeline, configuration, ipa) for configuration in each.chosen])
+        for each in (one, reference)
+    ]
+    gaps = np.abs(objectives[0] - objectives[1])
+    worst = int(gaps.argmax())
+    if gaps[worst] > TOLERANCE:
+        raise DisagreementError(
+            f"{name} and {REFERENCE} disagree on pipeline {pipeline.name!r} at {one.loads[worst]:g} requests/s: "
+            f"objectives {objectives[0][worst]:.9g} and {objectives[1][worst]:.9g}"
+        )
+    return float(gaps[worst])
+
+
+def growth(times: pd.DataFrame, decisions: int) -> pd.DataFrame:
+    """How the mean decision of a cycle, without its forecast, grows with stages x variants.
+
+    The mean and not the median, because HiGHS takes a few times as long for some loads as for others of the same
+    pipeline: which of the two the median is depends on the loads that were drawn, and the mean on their shares only.
+
+    Args:
+        times: table of :func:`measure_decision_times`, of at least two sizes.
+        decisions: in a cycle, as they were measured.
+
+    Returns:
+        Columns policy, smallest_mean_ms and largest_mean_ms (mean of a cycle's decisions, total_ms / ``decisions`` less
+        forecast_ms, at the smallest and the largest size that was measured), and exponent (of stages x variants, by
+        least squares on logarithms: 1 is linear).
+    """
+    rows = []
+    for policy, each in times[times["skipped"] == ""].groupby("policy", sort=False):
+        size = (each["stages"] * each["variants"]).to_numpy(dtype=float)
+        mean = (each["total_ms"] / decisions - each["forecast_ms"]).to_numpy()[np.argsort(size)]
+        exponent = np.polyfit(np.log(np.sort(size)), np.log(mean), 1)[0]
+        rows.append((policy, mean[0], mean[-1], exponent))
+    return pd.DataFrame(rows, columns=["policy", "smallest_mean_ms", "largest_mean_ms", "exponent"])

@@ -1,0 +1,231 @@
+"""How fast the environment steps, one or many episodes together, and what a step is made of.
+
+A step is an interval of 10 s at :data:`~opd.study.benchmarks.simulator_setting.LOAD` requests/s. Time is that of the
+process, not of the wall, on one thread, after everything is compiled. There is no peer here: what counts is the
+speed itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from time import process_time
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from opd.objective import Weights
+from opd.pipeline import Pipeline, as_array, to_choices
+from opd.profiling.profiles import load_pipeline
+from opd.simulator import environment, simulation
+from opd.simulator.environment import Episodes, PipelineEnvironment, Workload
+from opd.simulator.simulation import SimulationParameters, Simulator
+from opd.study.benchmarks.simulator_setting import FULL, LOAD, Size, varied_configurations
+from opd.workload.load import RecentMaximum
+
+GYMNASIUM = "Gymnasium environment"
+EPISODES = "episodes"
+SIMULATOR = "simulator"
+
+
+def measure_steps(size: Size = FULL, name: str = "video", seed: int = 0) -> pd.DataFrame:
+    """Environment steps per CPU-second; a step is an interval of 10 s at 12 requests/s.
+
+    Configurations change at every step, service times have noise. ``Gymnasium environment`` is ``step`` of
+    ``opd/Pipeline-v0``; ``episodes`` is what training uses, simulation, reward and the next state of a batch;
+    ``simulator`` is the simulation alone.
+
+    Args:
+        size: how much is measured.
+        name: of the pipeline in the catalogue.
+        seed: of workload and simulation.
+
+    Returns:
+        Columns pipeline, stages, layer, environments (stepped together), steps (in one repetition), microseconds
+        (median, CPU time of one step of one environment), steps_per_cpu_second, and ratio (to the Gymnasium
+        environment's).
+    """
+    pipeline = load_pipeline(name)
+    measured: list[tuple[str, int, int]] = [(GYMNASIUM, 1, size.single_steps)]
+    prepared: list[Callable[[], Callable[[], None]]] = [partial(_gymnasium_steps, pipeline, size.single_steps, seed)]
+    for environments in size.batches:
+        steps = max((size.steps if environments > 1 else size.single_steps) // environments, 1)
+        for layer, prepare in ((EPISODES, _episode_steps), (SIMULATOR, _simulator_steps)):
+            measured.append((layer, environments, steps * environments))
+            prepared.append(partial(prepare, pipeline, environments, steps, seed))
+    # The first round is to compile and to warm up. Rounds, so that a slow moment of the machine meets all alike.
+    rounds = tqdm(range(size.repetitions + 1), unit="round")
+    seconds = np.array([[_cpu_seconds(prepare()) for prepare in prepared] for _ in rounds])[1:]
+    table = pd.DataFrame(measured, columns=["layer", "environments", "steps"])
+    table.insert(0, "pipeline", name)
+    table.insert(1, "stages", len(pipeline.tasks))
+    table["microseconds"] = 1e6 * np.median(seconds, axis=0) / table["steps"]
+    table["steps_per_cpu_second"] = 1e6 / table["microseconds"]
+    table["ratio"] = table["steps_per_cpu_second"] / table["steps_per_cpu_second"].iloc[0]
+    return table
+
+
+def _cpu_seconds(run: Callable[[], object]) -> float:
+    begin = process_time()
+    run()
+    return process_time() - begin
+
+
+def steady_workload(decisions: int, load: float, seed: int) -> Workload:
+    """Poisson counts with the maximum of the last 20 s as forecast.
+
+    Args:
+        decisions: length in intervals of 10 s.
+        load: mean requests/s.
+        seed: of the counts.
+    """
+    counts = np.random.default_rng(seed).poisson(load, 10 * decisions)
+    return Workload(counts, RecentMaximum().predict_many(counts, np.arange(0, len(counts) + 1, 10)), 10)
+
+
+def _gymnasium_steps(pipeline: Pipeline, steps: int, seed: int) -> Callable[[], None]:
+    environment = PipelineEnvironment(pipeline, steady_workload(steps + 2, LOAD, seed), episode_length=steps)
+    environment.reset(seed=seed)
+    choices = to_choices(np.stack([as_array(choice) for choice in varied_configurations(pipeline)]))
+    actions = [choices[step % len(choices)].ravel() for step in range(steps)]
+
+    def run() -> None:
+        for action in actions:
+            environment.step(action)
+
+    return run
+
+
+def _batches(pipeline: Pipeline, environments: int) -> np.ndarray:
+    """(P, E, N, 3) configurations to run in turn; environments are out of step with each other."""
+    varied = np.stack([as_array(choice) for choice in varied_configurations(pipeline)])
+    return np.stack([varied[(phase + np.arange(environments)) % len(varied)] for phase in range(len(varied))])
+
+
+def _episodes(
+    pipeline: Pipeline, environments: int, steps: int, seed: int, load: float = LOAD, noise: float | None = None
+) -> tuple[Episodes, np.ndarray]:
+    """Episodes that have begun at different decisions, and the configurations to run in turn."""
+    usual = SimulationParameters()
+    parameters = usual if noise is None else replace(usual, service_noise=noise)
+    # As many more decisions as it takes for the episodes to see different loads.
+    spread = 500
+    work = steady_workload(steps + spread + 2, load, seed)
+    episodes = Episodes(pipeline, Weights(), parameters, work, environments, seed)
+    batches = _batches(pipeline, environments)
+    episodes.begin(np.arange(environments), 1 + np.arange(environments) % spread, batches[-1])
+    return episodes, batches
+
+
+def _episode_steps(pipeline: Pipeline, environments: int, steps: int, seed: int, **settings: Any) -> Callable[[], None]:
+    episodes, batches = _episodes(pipeline, environments, steps, seed, **settings)
+
+    def run() -> None:
+        for step in range(steps):
+            episodes.step(batches[step % len(batches)])
+            episodes.state()
+
+    return run
+
+
+def _simulator_steps(pipeline: Pipeline, environments: int, steps: int, seed: int) -> Callable[[], None]:
+    batches = _batches(pipeline, environments)
+    counts = np.random.default_rng(seed).poisson(LOAD, (steps, environments, 10))
+    simulator = Simulator(pipeline, SimulationParameters(), environments, int(counts.max()), seed)
+    simulator.reset(varied_configurations(pipeline)[-1])
+
+    def run() -> None:
+        for step in range(steps):
+            simulator.step(batches[step % len(batches)], counts[step])
+
+    return run
+
+
+# ------------------------------------------------------------------------------------------------- what bounds a step
+
+_PARTS: tuple[tuple[str, Any, str], ...] = (
+    ("arrivals drawn (compiled)", simulation, "_admit"),
+    ("kernel", simulation, "_step"),
+    ("counts looked up", Workload, "windows"),
+    ("reward", environment, "score"),
+    ("state vector", environment, "state_vector"),
+)
+"""Parts of a step, each with the module or class and the name of the function that is timed."""
+
+
+@contextmanager
+def _timed(parts: dict[str, float]) -> Iterator[None]:
+    """Sum up the CPU-seconds spent in each of :data:`_PARTS`."""
+
+    def wrap(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any) -> Any:
+            begin = process_time()
+            try:
+                return function(*args)
+            finally:
+                parts[name] = parts.get(name, 0.0) + process_time() - begin
+
+        return timed
+
+    with ExitStack() as stack:
+        for name, owner, attribute in _PARTS:
+            stack.enter_context(mock.patch.object(owner, attribute, wrap(name, getattr(owner, attribute))))
+        yield
+
+
+def profile(size: Size = FULL, environments: int = 256, name: str = "video", seed: int = 0) -> pd.DataFrame:
+    """Where the time of a batched environment step goes.
+
+    The compiled kernel cannot be timed from within; what its parts cost is found by leaving them out: the noise of
+    service times, then all requests.
+
+    Args:
+        size: how much is measured.
+        environments: episodes stepped together.
+        name: of the pipeline in the catalogue.
+        seed: of workload and simulation.
+
+    Returns:
+        Columns part, microseconds (CPU time of one step of one environment, median) and share (of the step).
+    """
+    pipeline = load_pipeline(name)
+    settings: dict[str, dict[str, Any]] = {
+        "usual": {},
+        "no noise": {"noise": 0.0},
+        # A load that is never drawn, but not zero: queues need room for one request.
+        "silent": {"noise": 0.0, "load": 1e-3},
+    }
+    # The first round is to warm up. Settings take turns, so that a slow moment of the machine meets all alike.
+    rounds = [
+        {which: _profiled_step(pipeline, environments, size, seed, given) for which, given in settings.items()}
+        for _ in tqdm(range(size.repetitions + 1), unit="round")
+    ][1:]
+    medians = {which: pd.DataFrame([each[which] for each in rounds]).median() for which in settings}
+    usual, kernel = medians["usual"].copy(), {which: float(each["kernel"]) for which, each in medians.items()}
+    del usual["kernel"]
+    parts = {
+        "kernel: queues, batches and latencies of requests": kernel["no noise"] - kernel["silent"],
+        "kernel: noise of service times": kernel["usual"] - kernel["no noise"],
+        "kernel: replicas, and the interval without requests": kernel["silent"],
+    } | usual.to_dict()
+    table = pd.DataFrame({"part": list(parts), "microseconds": list(parts.values())})
+    table["share"] = table["microseconds"] / table["microseconds"].sum()
+    return table.sort_values("microseconds", ascending=False, ignore_index=True)
+
+
+def _profiled_step(
+    pipeline: Pipeline, environments: int, size: Size, seed: int, settings: dict[str, Any]
+) -> dict[str, float]:
+    """Microseconds of each part of one environment step."""
+    steps = max(size.steps // environments, 1)
+    run = _episode_steps(pipeline, environments, steps, seed, **settings)
+    parts: dict[str, float] = {}
+    with _timed(parts):
+        total = _cpu_seconds(run)
+    parts["checks, buffers and the rest (Python)"] = total - sum(parts.values())
+    return {part: 1e6 * seconds / (steps * environments) for part, seconds in parts.items()}

@@ -1,0 +1,242 @@
+"""Proximal policy optimisation by Stable-Baselines3 and sb3-contrib: peers of the training in ``opd.agent.training``.
+
+Both learn on :class:`opd.simulator.environment.PipelineEnvironment`, unchanged, as their users would have them: 32
+copies of it in a ``DummyVecEnv`` (one process, because a step takes less time than sending it to another),
+observations and rewards
+normalised by ``VecNormalize``, a learning rate that falls to zero. The environments of :data:`BATCHED` are stepped
+together instead. Figures that mean the same take the values of
+:class:`opd.agent.training.TrainingParameters`; so does the entropy coefficient, which these libraries keep constant by
+themselves. Monitor wrappers and progress bars are left out, which favours the peers' speed.
+
+The network has the trunk of ours, standardisation apart (``VecNormalize`` does it): one layer and the same residual
+blocks, shared by policy and value, then one hidden layer of the same width each. What differs are the heads: theirs
+choose all entries of an action independently, ours one after the other.
+
+An action beyond the capacity is refused by the environment: what ran before goes on. ``ppo`` has to learn with that.
+``maskable-ppo`` is spared what can be ruled out by masks that do not depend on each other: the environment's own masks
+rule out single entries only, often none, so that :class:`StageActions` gives it one entry a stage, whose mask knows
+the cores of every variant times every number of replicas. The limit that the stages share stays beyond such masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from io import BytesIO
+from typing import cast
+
+import gymnasium
+import numpy as np
+import torch
+from sb3_contrib import MaskablePPO
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from torch import nn
+
+from opd.agent.network import FeatureExtractor
+from opd.agent.training import Problem, TrainingParameters, Validation
+from opd.pipeline import Pipeline, from_choices
+from opd.simulator.environment import PipelineEnvironment
+from opd.study.analysis.refusal import admit, running_configurations
+from opd.study.benchmarks.peer_environments import BatchedEnvironments, StageActions
+
+PEERS = ("ppo", "maskable-ppo")
+"""As their users would have them."""
+
+BATCHED = ("ppo-batched", "maskable-ppo-batched")
+"""The same with environments that cost no more than ours."""
+
+Decide = Callable[[np.ndarray], np.ndarray]
+"""Configurations (E, N, 3) for states (E, S)."""
+
+Observe = Callable[[int, Callable[[], Decide]], Validation]
+"""Is told the number of steps so far, and how to take a copy of the greedy policy; says how that does."""
+
+
+# ---------------------------------------------------------------------------------------------------- actions
+
+
+def applied_configurations(pipeline: Pipeline, actions: np.ndarray, states: np.ndarray) -> np.ndarray:
+    """What the environment runs for its actions: those it refuses leave running what runs.
+
+    Args:
+        pipeline: the pipeline, N tasks.
+        actions: (E, 3 N) actions of the environment.
+        states: (E, S) states they were chosen in.
+
+    Returns:
+        (E, N, 3) configurations.
+    """
+    wanted = from_choices(actions.reshape(len(actions), -1, 3))
+    return admit(pipeline, running_configurations(pipeline, states), wanted)[0]
+
+
+# -------------------------------------------------------------------------------------------- the greedy policy
+
+
+@dataclass(frozen=True)
+class GreedyPeer:
+    """A peer's policy without exploration, called as ours is: configurations (E, N, 3) for states (E, S).
+
+    Attributes:
+        pipeline: the pipeline, N tasks.
+        policy: of one of the libraries.
+        statistics: mean and variance by which observations were normalised.
+        limit: largest normalised observation.
+        stages: turns a stage's entry into three, and has the masks; None for the environment's own actions.
+    """
+
+    pipeline: Pipeline
+    policy: BasePolicy
+    statistics: RunningMeanStd
+    limit: float
+    stages: StageActions | None
+
+    def observations(self, states: np.ndarray) -> np.ndarray:
+        """(E, S) normalised states, as ``VecNormalize`` does it."""
+        scaled = (states - self.statistics.mean) / np.sqrt(self.statistics.var + 1e-8)
+        return np.clip(scaled, -self.limit, self.limit).astype(np.float32)
+
+    def actions(self, states: np.ndarray) -> np.ndarray:
+        """(E, 3 N) actions of the environment."""
+        observations = self.observations(states)
+        if self.stages is None:
+            return self.policy.predict(observations, deterministic=True)[0]
+        masks = np.tile(self.stages.action_masks(), (len(states), 1))
+        policy = cast(MaskableActorCriticPolicy, self.policy)
+        return self.stages.flat(policy.predict(observations, deterministic=True, action_masks=masks)[0])
+
+    def __call__(self, states: np.ndarray) -> np.ndarray:
+        return applied_configurations(self.pipeline, self.actions(states), states)
+
+
+# ----------------------------------------------------------------------------------------------------- training
+
+
+class Trunk(BaseFeaturesExtractor):
+    """The feature extractor of our network, as one of these libraries; its own standardisation does nothing."""
+
+    def __init__(self, observation_space: gymnasium.spaces.Box, width: int, blocks: int) -> None:
+        super().__init__(observation_space, width)
+        self.trunk = FeatureExtractor(observation_space.shape[0], width, blocks)
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        """(E, S) to (E, width)."""
+        return self.trunk(observations)
+
+
+class _Schedule(BaseCallback):
+    """Lets the entropy coefficient fall, and has the policy observed between updates."""
+
+    def __init__(self, parameters: TrainingParameters, observe: Callable[[int], None]) -> None:
+        super().__init__()
+        self._parameters = parameters
+        self._observe = observe
+
+    def _on_rollout_start(self) -> None:
+        p = self._parameters
+        assert isinstance(self.model, PPO | MaskablePPO)
+        update = self.num_timesteps // (p.environments * p.rollout)
+        self.model.ent_coef = p.entropy_coefficient * (1.0 - update / p.updates)
+        if update % p.validate_every == 0:
+            self._observe(self.num_timesteps)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def environments(peer: str, problem: Problem, parameters: TrainingParameters) -> VecNormalize:
+    """Copies of the environment for a peer, normalised: stepped one after the other, or together if it is batched."""
+
+    def one() -> gymnasium.Env:
+        made = PipelineEnvironment(problem.pipeline, problem.training, problem.weights, problem.simulation)
+        return StageActions(made) if peer.startswith("maskable") else made
+
+    copies = [one] * parameters.environments
+    several = BatchedEnvironments(problem, copies) if peer in BATCHED else DummyVecEnv(copies)
+    return VecNormalize(several, gamma=parameters.discount)
+
+
+def build_model(peer: str, vectorised: VecNormalize, parameters: TrainingParameters, seed: int) -> PPO | MaskablePPO:
+    """A peer ready to learn.
+
+    Args:
+        peer: one of :data:`PEERS` or :data:`BATCHED`.
+        vectorised: its environments.
+        parameters: ours, of which it takes those that mean the same.
+        seed: of everything random.
+
+    Raises:
+        ValueError: if there is no such peer.
+    """
+    if peer not in (*PEERS, *BATCHED):
+        raise ValueError(f"peer {peer!r} is not one of {(*PEERS, *BATCHED)}")
+    p = parameters
+    return (MaskablePPO if peer.startswith("maskable") else PPO)(
+        "MlpPolicy",
+        vectorised,
+        learning_rate=lambda remaining: p.learning_rate * remaining,
+        n_steps=p.rollout,
+        batch_size=p.minibatch,
+        n_epochs=p.epochs,
+        gamma=p.discount,
+        gae_lambda=p.gae_decay,
+        clip_range=p.clip,
+        ent_coef=p.entropy_coefficient,
+        vf_coef=p.value_coefficient,
+        max_grad_norm=p.max_gradient_norm,
+        target_kl=p.target_divergence,
+        policy_kwargs={
+            "features_extractor_class": Trunk,
+            "features_extractor_kwargs": {"width": p.width, "blocks": p.blocks},
+            "net_arch": {"pi": [p.width], "vf": [p.width]},
+            "activation_fn": nn.ReLU,
+        },
+        # Environment e of a seed is seeded with the sum of both: far enough apart, no two runs share episodes.
+        seed=seed * 1_000_003,
+        device="cpu",
+    )
+
+
+def _copy_of(policy: BasePolicy) -> BasePolicy:
+    """A copy by way of the libraries' file format: in memory a policy clings to what it last computed."""
+    file = BytesIO()
+    policy.save(file)  # type: ignore[arg-type]
+    file.seek(0)
+    return type(policy).load(file, device="cpu")  # type: ignore[arg-type]
+
+
+def train_peer(peer: str, problem: Problem, parameters: TrainingParameters, seed: int, observe: Observe) -> None:
+    """Train a peer for as many steps as ours takes, having it observed as often as ours is validated.
+
+    Args:
+        peer: one of :data:`PEERS` or :data:`BATCHED`.
+        problem: what to train on; experts and bursts are not for it.
+        parameters: ours.
+        seed: of everything random.
+        observe: called before the first update, after every ``validate_every`` updates, and so after the last.
+    """
+    vectorised = environments(peer, problem, parameters)
+    model = build_model(peer, vectorised, parameters, seed)
+    model.set_logger(Logger(folder=None, output_formats=[]))  # by default a folder is left among temporary files
+    dummy = vectorised.venv
+    assert isinstance(dummy, DummyVecEnv)
+    stages = dummy.envs[0] if isinstance(dummy.envs[0], StageActions) else None
+
+    def greedy() -> Decide:
+        copies = _copy_of(model.policy), deepcopy(cast(RunningMeanStd, vectorised.obs_rms))
+        return GreedyPeer(problem.pipeline, *copies, vectorised.clip_obs, stages)
+
+    def look(steps: int) -> None:
+        observe(steps, greedy)
+
+    steps = parameters.updates * parameters.environments * parameters.rollout
+    model.learn(steps, callback=_Schedule(parameters, look))
+    look(steps)

@@ -1,0 +1,334 @@
+"""How fast requests are simulated: requests per CPU-second of opd, simpy and ciw.
+
+Every simulator gets the same arrivals and has to give the same answers; a measurement with answers that differ is an
+error. Time is that of the process, not of the wall, on one thread, after everything is compiled; building a model is
+not timed, running it and reading its results is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from time import process_time
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from opd.measurement import Interval
+from opd.pipeline import Configuration, Pipeline, as_array
+from opd.profiling.profiles import load_pipeline
+from opd.simulator.simulation import SimulationParameters, Simulator
+from opd.solvers import greedy
+from opd.study.benchmarks.errors import DisagreementError
+from opd.study.benchmarks.peer_ciw import ciw_latencies, ciw_simulation
+from opd.study.benchmarks.peer_simpy import ReferenceSimulator, simulate_queues
+from opd.study.benchmarks.simulator_setting import FULL, LOAD, Size, varied_configurations
+
+PIPELINES = ("video", "nlp")
+"""Two stages and three, of the catalogue."""
+
+QUEUES = "queues"
+"""Case that all simulators share: batch size 1, one configuration throughout, nobody too old."""
+WHOLE_MODEL = "whole model"
+"""Case with batches, age limit and another configuration, with its start-up times, in every interval."""
+
+TOLERANCE = 1e-6
+"""Seconds by which mean latencies of an interval may differ between simulators, through rounding alone."""
+
+REFERENCE = "simpy"
+"""The simulator that ratios are to."""
+BATCHED = "opd, batched"
+"""Ours as training uses it, with many episodes together."""
+
+
+# ------------------------------------------------------------------------------------------------- what is simulated
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What all simulators run.
+
+    Attributes:
+        pipeline: the pipeline.
+        case: :data:`QUEUES` or :data:`WHOLE_MODEL`.
+        parameters: without service noise, so that answers can be compared.
+        configurations: one for every interval, I of them.
+        counts: (I, E, interval) requests of each second, of every copy.
+        seed: of opd's generators, which spread the counts over their seconds.
+        arrivals: I arrays, the seconds at which requests of the first copy arrive.
+    """
+
+    pipeline: Pipeline
+    case: str
+    parameters: SimulationParameters
+    configurations: tuple[Configuration, ...]
+    counts: np.ndarray
+    seed: int
+    arrivals: tuple[np.ndarray, ...]
+
+    @property
+    def times(self) -> np.ndarray:
+        """(M,) all arrivals of the first copy."""
+        return np.concatenate(self.arrivals)
+
+    @property
+    def end(self) -> float:
+        """Seconds at which the last interval ends."""
+        return float(len(self.configurations) * self.parameters.interval)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a simulator says of the first copy, by interval.
+
+    Attributes:
+        completed: (I,) requests that left the last stage.
+        dropped: (I,) requests given up for their age.
+        latency_mean: (I,) seconds, 0 where nothing completed.
+    """
+
+    completed: np.ndarray
+    dropped: np.ndarray
+    latency_mean: np.ndarray
+
+
+def scenario(name: str, case: str, size: Size, seed: int) -> Scenario:
+    """A pipeline of the catalogue under Poisson arrivals.
+
+    Args:
+        name: of the pipeline.
+        case: :data:`QUEUES` or :data:`WHOLE_MODEL`.
+        size: intervals and copies.
+        seed: of counts and arrivals.
+    """
+    pipeline = load_pipeline(name)
+    parameters = SimulationParameters(service_noise=0.0)
+    if case == QUEUES:
+        pipeline = replace(pipeline, max_batch_size=1)
+        cycle = [greedy(pipeline, 1.25 * LOAD)]
+    else:
+        # One is far too small for the load, so that requests reach the age limit.
+        cycle = [*varied_configurations(pipeline), greedy(pipeline, 0.25 * LOAD)]
+        parameters = replace(parameters, drop_after=5.0)
+    counts = np.random.default_rng(seed).poisson(LOAD, (size.intervals, size.copies, parameters.interval))
+    return Scenario(
+        pipeline,
+        case,
+        parameters,
+        tuple(cycle[k % len(cycle)] for k in range(size.intervals)),
+        counts,
+        seed,
+        tuple(drawn_arrivals(pipeline, parameters, counts, seed)),
+    )
+
+
+def drawn_arrivals(
+    pipeline: Pipeline, parameters: SimulationParameters, counts: np.ndarray, seed: int
+) -> Iterator[np.ndarray]:
+    """The arrivals that opd's simulator draws for its first copy, so that others can be given the same.
+
+    They are read from the queue of a twin whose batches never fill, so that nothing leaves it.
+
+    Args:
+        pipeline: the pipeline.
+        parameters: of the simulation.
+        counts: (I, E, interval) requests of each second.
+        seed: of the simulator.
+
+    Yields:
+        Ascending seconds since the start, for every interval.
+    """
+    patient = replace(parameters, batch_timeout=1e6, drop_after=2.0 * parameters.interval)
+    largest = 1 << int(counts.sum(axis=2).max() + 1).bit_length()
+    task = pipeline.tasks[0]
+    variant = replace(task.variants[0], latency={1: 1.0, largest: 1.0})
+    idle = Pipeline("idle", (replace(task, variants=(variant,)),), variant.cores, 1, largest, 1.0)
+    configuration = as_array(((0, 1, largest),))  # type: ignore[arg-type]
+    twin = Simulator(idle, patient, counts.shape[1], int(counts.max()), seed)
+    for number, interval_counts in enumerate(counts):
+        twin.reset(idle.smallest_configuration())
+        twin.step(np.repeat(configuration[None], counts.shape[1], axis=0), interval_counts)
+        drawn = twin._state.queue_birth[0, 0, : interval_counts[0].sum()]
+        yield drawn + number * parameters.interval
+
+
+# ------------------------------------------------------------------------------------------------- simulators
+
+
+def _opd_single(work: Scenario) -> Callable[[], Answer]:
+    simulator = Simulator(work.pipeline, work.parameters, 1, int(work.counts.max()), work.seed)
+    simulator.reset(work.configurations[0])
+    steps = [(as_array(choice), times) for choice, times in zip(work.configurations, work.arrivals, strict=True)]
+
+    def run() -> Answer:
+        measured = [simulator.step_arrivals(choice, times) for choice, times in steps]
+        return _first_copy(measured)
+
+    return run
+
+
+def _opd_batched(work: Scenario) -> Callable[[], Answer]:
+    copies = work.counts.shape[1]
+    simulator = Simulator(work.pipeline, work.parameters, copies, int(work.counts.max()), work.seed)
+    simulator.reset(work.configurations[0])
+    batches = [np.repeat(as_array(choice)[None], copies, axis=0) for choice in work.configurations]
+
+    def run() -> Answer:
+        return _first_copy([simulator.step(batch, each) for batch, each in zip(batches, work.counts, strict=True)])
+
+    return run
+
+
+def _first_copy(measured: Sequence[Interval]) -> Answer:
+    figures = np.array([(each.completed[0], each.dropped[0], each.latency_mean[0]) for each in measured]).T
+    return Answer(figures[0].astype(np.int64), figures[1].astype(np.int64), figures[2])
+
+
+def _simpy(work: Scenario) -> Callable[[], Answer]:
+    simulator = ReferenceSimulator(work.pipeline, work.parameters, work.configurations[0])
+
+    def run() -> Answer:
+        records = [simulator.step(*each) for each in zip(work.configurations, work.arrivals, strict=True)]
+        completed = np.array([len(record.latencies) for record in records])
+        dropped = np.array([record.dropped for record in records])
+        return Answer(completed, dropped, np.array([record.latency_mean for record in records]))
+
+    return run
+
+
+def _simpy_resource(work: Scenario) -> Callable[[], Answer]:
+    times = work.times
+
+    def run() -> Answer:
+        latencies = simulate_queues(work.pipeline, work.configurations[0], times, work.end)
+        through = ~np.isnan(latencies)
+        return _by_interval(work, (times + latencies)[through], latencies[through])
+
+    return run
+
+
+def _ciw(work: Scenario) -> Callable[[], Answer]:
+    model = ciw_simulation(work.pipeline, work.configurations[0], work.times)
+    stages = len(work.pipeline.tasks)
+    return lambda: _by_interval(work, *ciw_latencies(model, stages, work.end))
+
+
+def _by_interval(work: Scenario, exits: np.ndarray, latencies: np.ndarray) -> Answer:
+    """The answer in single requests, for simulators that drop none."""
+    intervals = len(work.configurations)
+    place = (exits // work.parameters.interval).astype(np.int64)
+    completed = np.bincount(place, minlength=intervals)
+    total = np.bincount(place, weights=latencies, minlength=intervals)
+    return Answer(completed, np.zeros(intervals, dtype=np.int64), total / np.maximum(completed, 1))
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A simulator: how it gets ready for a scenario, and what it can express."""
+
+    name: str
+    prepare: Callable[[Scenario], Callable[[], Answer]]
+    whole_model: bool
+    simulates_all_copies: bool = False
+
+
+CONTENDERS = (
+    Contender(BATCHED, _opd_batched, whole_model=True, simulates_all_copies=True),
+    Contender("opd, one episode", _opd_single, whole_model=True),
+    Contender(REFERENCE, _simpy, whole_model=True),
+    Contender("simpy, Resource", _simpy_resource, whole_model=False),
+    Contender("ciw", _ciw, whole_model=False),
+)
+"""Simulators in the order of the table; the first one's answer is what the others are held against."""
+
+
+def largest_difference(answer: Answer, expected: Answer, name: str, other: str) -> float:
+    """Largest difference of an interval's mean latency, seconds, between two answers that agree.
+
+    Raises:
+        DisagreementError: if requests completed or dropped differ, or a latency by more than :data:`TOLERANCE`.
+    """
+    for field in ("completed", "dropped"):
+        one, two = getattr(answer, field), getattr(expected, field)
+        if not np.array_equal(one, two):
+            place = int(np.argmax(one != two))
+            raise DisagreementError(
+                f"{name} and {other} disagree: {one[place]} and {two[place]} requests {field} in interval {place}"
+            )
+    difference = float(np.abs(answer.latency_mean - expected.latency_mean).max())
+    if not difference <= TOLERANCE:
+        raise DisagreementError(f"{name} and {other} disagree: a mean latency differs by {difference:g} s")
+    return difference
+
+
+# ------------------------------------------------------------------------------------------------- measurement
+
+
+def measure_requests(size: Size = FULL, pipelines: Sequence[str] = PIPELINES, seed: int = 0) -> pd.DataFrame:
+    """Requests simulated per CPU-second by opd, simpy and ciw, on the same arrivals and with the same answers.
+
+    Args:
+        size: how much is measured.
+        pipelines: names in the catalogue.
+        seed: of the arrivals.
+
+    Returns:
+        One row for each pipeline, case and simulator that can express it. Columns pipeline, stages, case, simulator,
+        requests (simulated in one repetition), completed, dropped and latency_mean (seconds; of the copy that all
+        simulate), difference (seconds, largest difference of an interval's mean latency to opd's), cpu_seconds
+        (median), requests_per_cpu_second, and ratio (to simpy's).
+
+    Raises:
+        DisagreementError: if the simulators do not agree.
+    """
+    rows = []
+    for name, case in tqdm(list(product(pipelines, (QUEUES, WHOLE_MODEL))), unit="case"):
+        rows += _measure_case(scenario(name, case, size, seed), size.repetitions)
+    return pd.DataFrame(rows)
+
+
+def _measure_case(work: Scenario, repetitions: int) -> list[dict[str, Any]]:
+    contenders = [contender for contender in CONTENDERS if contender.whole_model or work.case == QUEUES]
+    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    answers: dict[str, Answer] = {}
+    # The first round is to compile and to warm up. Rounds, so that a slow moment of the machine meets all alike.
+    for repetition in range(repetitions + 1):
+        for contender in contenders:
+            run = contender.prepare(work)
+            begin = process_time()
+            answers[contender.name] = run()
+            if repetition > 0:
+                seconds[contender.name].append(process_time() - begin)
+    rates = {
+        contender.name: _requests(work, contender) / float(np.median(seconds[contender.name]))
+        for contender in contenders
+    }
+    first = contenders[0].name
+    return [
+        {
+            "pipeline": work.pipeline.name,
+            "stages": len(work.pipeline.tasks),
+            "case": work.case,
+            "simulator": contender.name,
+            "requests": _requests(work, contender),
+            "completed": int(answers[contender.name].completed.sum()),
+            "dropped": int(answers[contender.name].dropped.sum()),
+            "latency_mean": _mean_latency(answers[contender.name]),
+            "difference": largest_difference(answers[contender.name], answers[first], contender.name, first),
+            "cpu_seconds": float(np.median(seconds[contender.name])),
+            "requests_per_cpu_second": rates[contender.name],
+            "ratio": rates[contender.name] / rates[REFERENCE],
+        }
+        for contender in contenders
+    ]
+
+
+def _requests(work: Scenario, contender: Contender) -> int:
+    return int(work.counts.sum()) if contender.simulates_all_copies else len(work.times)
+
+
+def _mean_latency(answer: Answer) -> float:
+    return float((answer.latency_mean * answer.completed).sum() / max(answer.completed.sum(), 1))

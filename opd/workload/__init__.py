@@ -1,0 +1,1 @@
+"""Traces of requests per second, evaluation cycles, and the load forecast."""

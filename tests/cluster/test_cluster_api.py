@@ -1,0 +1,398 @@
+"""The API of a cluster, by the official client against an HTTP emulator: normal life, then every fault."""
+
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from cluster_emulator import kubeconfig
+from deadlines import eventually, within
+
+from opd.cluster.api import (
+    CONFIG_MAP,
+    CONFLICT_ATTEMPTS,
+    DEPLOYMENT,
+    NODE,
+    POD,
+    Cluster,
+    Patience,
+    Resource,
+    credentials,
+    resource_of,
+)
+from opd.cluster.errors import (
+    ConflictError,
+    CredentialsError,
+    ForbiddenError,
+    GoneError,
+    InvalidError,
+    NotFoundError,
+    OtherNamespaceError,
+    ServerFailedError,
+    TooManyRequestsError,
+    UnauthorisedError,
+    UnreachableError,
+)
+
+QUICK = Patience(connect_seconds=0.5, read_seconds=0.5, attempts=3, first_pause=0.02, longest_pause=1.0)
+
+
+@pytest.fixture
+def cluster(server, tmp_path):
+    path = kubeconfig(server, tmp_path)
+    return Cluster("space", lambda: credentials(str(path)), QUICK)
+
+
+@pytest.fixture
+def page_url():
+    """Of a server that answers anything with a page for people."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>welcome</html>")
+
+        def log_message(self, *_):
+            pass
+
+    page = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=page.serve_forever, args=(0.02,), daemon=True).start()
+    yield f"http://127.0.0.1:{page.server_address[1]}"
+    page.shutdown()
+    page.server_close()
+
+
+def config_map(name="settings", **data):
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": {"of": name}}, "data": data}
+
+
+# --- known answers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "resource, path",
+    [
+        (POD, "/api/v1/namespaces/a/pods/x"),
+        (DEPLOYMENT, "/apis/apps/v1/namespaces/a/deployments/x"),
+        (NODE, "/api/v1/nodes/x"),
+        (
+            Resource("networking.k8s.io/v1", "NetworkPolicy"),
+            "/apis/networking.k8s.io/v1/namespaces/a/networkpolicies/x",
+        ),
+    ],
+)
+def test_paths(resource, path):
+    assert resource.path("a", "x") == path
+
+
+def test_a_name_cannot_leave_its_path():
+    assert POD.path("a", "../../nodes") == "/api/v1/namespaces/a/pods/..%2F..%2Fnodes"
+    assert POD.path("") == "/api/v1/pods"
+
+
+def test_the_kind_of_a_manifest():
+    assert resource_of(config_map()) == CONFIG_MAP
+
+
+# --- normal life -----------------------------------------------------------------------------------------------------
+
+
+def test_objects_are_created_read_changed_and_deleted(cluster):
+    created = cluster.create(config_map(batch_size="1"))
+    assert cluster.get(CONFIG_MAP, "settings")["data"] == {"batch_size": "1"}
+    changed = cluster.modify(CONFIG_MAP, "settings", lambda found: found["data"].update(batch_size="2"))
+    assert int(changed["metadata"]["resourceVersion"]) > int(created["metadata"]["resourceVersion"])
+    cluster.delete(CONFIG_MAP, "settings")
+    with pytest.raises(NotFoundError, match="'settings' in namespace 'space'"):
+        cluster.get(CONFIG_MAP, "settings")
+
+
+def test_what_is_as_wanted_is_not_written(server, cluster):
+    cluster.create(config_map(batch_size="1"))
+    cluster.modify(CONFIG_MAP, "settings", lambda found: found["data"].update(batch_size="1"))
+    assert not [request for request in server.requests if request[0] == "PUT"]
+
+
+def test_a_dry_run_changes_nothing(cluster):
+    cluster.create(config_map("other"), dry_run=True)
+    cluster.create(config_map(batch_size="1"))
+    preview = cluster.modify(CONFIG_MAP, "settings", lambda found: found["data"].update(batch_size="2"), dry_run=True)
+    assert preview["data"] == {"batch_size": "2"}
+    cluster.delete(CONFIG_MAP, "settings", dry_run=True)
+    assert cluster.get(CONFIG_MAP, "settings")["data"] == {"batch_size": "1"}
+    assert len(cluster.list(CONFIG_MAP)[0]) == 1
+
+
+def test_put_creates_and_then_changes_what_the_manifest_says(server, cluster):
+    cluster.put(config_map(batch_size="1"))
+    server.edit("configmaps", "settings", lambda found: found["metadata"]["labels"].update(theirs="yes"))
+    cluster.put(config_map(batch_size="4"))
+    found = cluster.get(CONFIG_MAP, "settings")
+    assert found["data"] == {"batch_size": "4"}
+    assert found["metadata"]["labels"] == {"of": "settings", "theirs": "yes"}
+
+
+def test_lists_are_selected_and_read_page_by_page(server, cluster, monkeypatch):
+    for number in range(5):
+        cluster.create(config_map(f"m{number}"))
+    assert [found["metadata"]["name"] for found in cluster.list(CONFIG_MAP, "of=m3")[0]] == ["m3"]
+    monkeypatch.setattr("opd.cluster.api.PAGE", 2)
+    assert len(cluster.list(CONFIG_MAP)[0]) == 5
+    assert sum("continue=" in path for _, path, _ in server.requests) == 2
+
+
+def test_another_namespace_is_refused_before_any_call(server, cluster):
+    manifest = config_map()
+    manifest["metadata"]["namespace"] = "kube-system"
+    for call in (cluster.create, cluster.replace, cluster.put):
+        with pytest.raises(OtherNamespaceError, match="'kube-system'.*works in 'space'"):
+            call(manifest)
+    assert server.requests == []
+
+
+# --- credentials -----------------------------------------------------------------------------------------------------
+
+
+def test_a_renewed_token_is_read_after_a_401(server, tmp_path):
+    server.token = "first"
+    path = kubeconfig(server, tmp_path, "first")
+    cluster = Cluster("space", lambda: credentials(str(path)), QUICK)
+    cluster.create(config_map())
+    server.token = "second"
+    (tmp_path / "token").write_text("second")
+    assert cluster.get(CONFIG_MAP, "settings")
+    codes = [token for _, _, token in server.requests]
+    assert [token.split()[-1] for token in codes] == ["first", "first", "second"]
+
+
+def test_credentials_that_stay_refused_are_tried_twice(server, cluster):
+    server.token = "another"
+    with within(), pytest.raises(UnauthorisedError, match="log in again"):
+        cluster.get(CONFIG_MAP, "settings")
+    assert len(server.requests) == 2
+
+
+def test_without_credentials_it_says_what_to_set(tmp_path):
+    with pytest.raises(CredentialsError, match="set KUBECONFIG"):
+        Cluster("space", lambda: credentials(str(tmp_path / "none")))
+
+
+def test_in_a_pod_the_service_account_is_used(monkeypatch):
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    with pytest.raises(CredentialsError, match="service account cannot be used: .*token"):
+        credentials()
+
+
+def test_a_context_that_is_missing_is_named(server, tmp_path):
+    path = kubeconfig(server, tmp_path)
+    with pytest.raises(CredentialsError, match="elsewhere"):
+        credentials(str(path), "elsewhere")
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "code, error, remedy",
+    [
+        (403, ForbiddenError, "Role"),
+        (404, NotFoundError, "deploy it"),
+        (409, ConflictError, "read it again"),
+        (410, GoneError, "list again"),
+        (422, InvalidError, "correct the object"),
+    ],
+)
+def test_a_refusal_has_its_error_and_its_remedy_and_is_not_repeated(server, cluster, code, error, remedy):
+    server.refuse("GET .*configmaps", code, 99, message="no such luck")
+    with within(), pytest.raises(error, match=f"no such luck.*{remedy}"):
+        cluster.get(CONFIG_MAP, "settings")
+    assert len(server.requests) == 1
+
+
+def test_an_object_changed_by_others_is_changed_again(server, cluster):
+    cluster.create(config_map(batch_size="1"))
+    server.fail(
+        "PUT", lambda: server.edit("configmaps", "settings", lambda found: found["data"].update(theirs="yes")), 2
+    )
+    changed = cluster.modify(CONFIG_MAP, "settings", lambda found: found["data"].update(batch_size="2"))
+    assert changed["data"] == {"batch_size": "2", "theirs": "yes"}
+    assert [request[0] for request in server.requests] == ["POST", *["GET", "PUT"] * 3]
+
+
+def test_an_object_that_others_keep_changing_is_given_up(server, cluster):
+    cluster.create(config_map(batch_size="1"))
+    changes = iter(range(99))
+    server.fail(
+        "PUT", lambda: server.edit("configmaps", "settings", lambda o: o["data"].update(n=str(next(changes)))), 99
+    )
+    with within(), pytest.raises(ConflictError, match=f"by others {CONFLICT_ATTEMPTS} times"):
+        cluster.modify(CONFIG_MAP, "settings", lambda found: found["data"].update(batch_size="2"))
+
+
+def test_retry_after_is_heeded(server, cluster):
+    cluster.create(config_map())
+    server.refuse("GET", 429, Retry_After="1")
+    begin = time.monotonic()
+    with within():
+        cluster.get(CONFIG_MAP, "settings")
+    assert time.monotonic() - begin > 0.95
+
+
+def test_a_cluster_that_wants_too_much_patience_has_refused(server, cluster):
+    server.refuse("POST", 429, 99, Retry_After="600")
+    with within(), pytest.raises(TooManyRequestsError) as caught:
+        cluster.create(config_map())
+    assert caught.value.retry_after == 600
+    assert len(server.requests) == 1
+
+
+def test_a_cluster_that_refuses_for_ever_is_asked_a_few_times(server, cluster):
+    server.refuse("GET", 429, 99, Retry_After="0")
+    with within(), pytest.raises(TooManyRequestsError):
+        cluster.get(CONFIG_MAP, "settings")
+    assert len(server.requests) == QUICK.attempts
+
+
+# --- failures --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "drop", "slow"])
+def test_what_passes_is_tried_again(server, cluster, fault):
+    cluster.create(config_map())
+    if fault == "drop":
+        server.drop("GET", 2)
+    elif fault == "slow":
+        server.fail("GET", lambda: time.sleep(0.8), 2)
+    else:
+        server.refuse("GET", int(fault), 2)
+    with within():
+        assert cluster.get(CONFIG_MAP, "settings")
+
+
+@pytest.mark.parametrize(
+    "act, error", [("500", ServerFailedError), ("drop", UnreachableError), ("slow", UnreachableError)]
+)
+def test_what_stays_is_an_error_after_a_bounded_time(server, cluster, act, error):
+    if act == "drop":
+        server.drop("PUT|GET", 99)
+    elif act == "slow":
+        server.fail("PUT|GET", lambda: time.sleep(0.8), 99)
+    else:
+        server.refuse("PUT|GET", 500, 99, Retry_After="3600")
+    with within(), pytest.raises(error):
+        cluster.get(CONFIG_MAP, "settings")
+    assert len(server.requests) == QUICK.attempts
+
+
+def test_a_creation_without_an_answer_is_not_repeated(server, cluster):
+    server.drop("POST", 1)
+    with pytest.raises(UnreachableError, match="check that the API server runs"):
+        cluster.create(config_map())
+    assert len(server.requests) == 1
+
+
+def test_a_cluster_that_is_not_there_is_named(server, cluster):
+    server.stop()
+    try:
+        with within(), pytest.raises(UnreachableError, match=server.url):
+            cluster.get(CONFIG_MAP, "settings")
+    finally:
+        server.start()
+
+
+def test_a_pod_is_asked_through_the_api_server(server, cluster):
+    server.proxy = lambda pod, port, path: "text"
+    server.put({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "space"}, "spec": {}})
+    assert cluster.ask_pod("p", 8080, "/stage") == "text"
+    assert server.requests[-1][1] == "/api/v1/namespaces/space/pods/p%3A8080/proxy/stage"
+
+
+def test_an_answer_that_is_no_json_is_named(page_url, tmp_path):
+    class Page:
+        url = page_url
+
+    path = kubeconfig(Page, tmp_path)
+    cluster = Cluster("space", lambda: credentials(str(path)), QUICK)
+    with within(), pytest.raises(ServerFailedError, match="no JSON.*address is that of an API server"):
+        cluster.get(CONFIG_MAP, "settings")
+
+
+# --- watching --------------------------------------------------------------------------------------------------------
+
+
+class Follower:
+    """Follows in a thread and keeps the last state."""
+
+    def __init__(self, cluster, labels=""):
+        self.states, self.stop = [], threading.Event()
+        arguments = (CONFIG_MAP, labels, "", self.stop)
+        self.thread = threading.Thread(target=self._run, args=(cluster, arguments), daemon=True)
+        self.thread.start()
+
+    def _run(self, cluster, arguments):
+        for state in cluster.follow(*arguments):
+            self.states.append({name: found.get("data") for name, found in state.items()})
+
+    def sees(self, expected):
+        eventually(lambda: self.states[-1:] == [expected])
+
+
+@pytest.fixture
+def follower(server, cluster):
+    cluster.create(config_map("a"))
+    follower = Follower(cluster)
+    follower.sees({"a": {}})
+    eventually(server.watches)
+    yield follower
+    follower.stop.set()
+    server.end_watches()
+
+
+def test_changes_are_followed(cluster, follower):
+    cluster.modify(CONFIG_MAP, "a", lambda found: found["data"].update(x="1"))
+    follower.sees({"a": {"x": "1"}})
+    cluster.create(config_map("b"))
+    follower.sees({"a": {"x": "1"}, "b": {}})
+    cluster.delete(CONFIG_MAP, "a")
+    follower.sees({"b": {}})
+
+
+def test_a_watch_that_ends_is_opened_again_without_listing(server, cluster, follower):
+    lists = len([path for _, path, _ in server.requests if "watch" not in path])
+    server.end_watches()
+    cluster.create(config_map("b"))
+    follower.sees({"a": {}, "b": {}})
+    requests = [path for method, path, _ in server.requests if method == "GET" and "watch" not in path]
+    assert len(requests) == lists - 1  # all but the creation of the fixture
+
+
+def test_history_that_is_gone_is_listed_again(server, cluster, follower):
+    server.forget_history()
+    cluster.create(config_map("b"))
+    follower.sees({"a": {}, "b": {}})
+
+
+def test_a_410_at_the_start_of_a_watch_is_gone(server, cluster):
+    cluster.create(config_map())
+    server.forget_history()
+    with pytest.raises(GoneError):
+        list(cluster.watch(CONFIG_MAP, "1", seconds=1))
+
+
+def test_a_restarted_api_server_is_found_again(server, cluster, follower):
+    server.stop()
+    time.sleep(0.2)
+    server.edit("configmaps", "a", lambda found: found["data"].update(x="1"))
+    server.start()
+    follower.sees({"a": {"x": "1"}})
+
+
+@pytest.mark.parametrize("code", [401, 403, 429, 500])
+def test_a_watch_that_is_refused_keeps_what_is_known_and_recovers(server, cluster, follower, code):
+    server.refuse("watch=", code, 4)
+    server.end_watches()
+    cluster.create(config_map("b"))
+    follower.sees({"a": {}, "b": {}})

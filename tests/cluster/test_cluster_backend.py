@@ -1,0 +1,576 @@
+"""The backend of a cluster against an emulated one: plans first, then changes, faults and recovery."""
+
+import threading
+
+import numpy as np
+import pytest
+from cluster_emulator import ApiServer, Kubelet, Prometheus, kubeconfig
+from deadlines import PATIENCE, eventually, within
+from hypothesis import given
+from hypothesis import strategies as st
+from small_pipelines import every_configuration, pipelines
+
+from opd.cluster.api import Cluster, Patience, credentials
+from opd.cluster.backend import KubernetesBackend, Pace
+from opd.cluster.errors import ForbiddenError, NotFoundError
+from opd.cluster.manifests import model_workload, pipeline_objects
+from opd.cluster.node_capacity import free_cores, requested_cores
+from opd.cluster.overlay import Overlay
+from opd.cluster.pod_status import is_ready
+from opd.cluster.settings import ClusterSettings
+from opd.cluster.stage_state import StageStateError
+from opd.cluster.transition import Move, describe, plan
+from opd.control.loop import ApplyError, ObservationError, run
+from opd.control.policies import Policy
+from opd.objective import Weights
+from opd.pipeline import Pipeline, StageConfiguration, Task, Variant, used_cores
+from opd.serving.monitoring import PrometheusUrl
+
+QUICK = Patience(connect_seconds=0.5, read_seconds=1.0, attempts=4, first_pause=0.02, longest_pause=1.0)
+PACE = Pace(poll_seconds=0.02, homeless_seconds=0.5, switch_seconds=2.0)
+SMALL, LARGE, THIRD = 0, 1, 2
+
+
+def tiny_pipeline(capacity=6):
+    profile = dict.fromkeys((1, 2, 4), 0.05)
+    variants = tuple(Variant(name, 0.5, cores, profile, 2.0) for name, cores in (("small", 1), ("large", 2), ("x", 2)))
+    tasks = (Task("first", variants), Task("second", variants))
+    return Pipeline("tiny", tasks, capacity=capacity, max_replicas=3, max_batch_size=4, latency_sla=1.0)
+
+
+def stages(*triples):
+    return tuple(StageConfiguration(*triple) for triple in triples)
+
+
+INITIAL = stages((SMALL, 1, 1), (SMALL, 1, 1))
+
+
+def settings(**changes):
+    return ClusterSettings(
+        **{"namespace": "space", "image": "opd:1", "store": "/models", "apply_seconds": 4 * PATIENCE, **changes}
+    )
+
+
+class World:
+    """A deployed pipeline and its emulated cluster."""
+
+    def __init__(self, folder, flavour="deployment", capacity=6):
+        self.api, self.folder = ApiServer(), folder
+        self.kubelet = Kubelet(self.api)
+        self.pipeline, self.settings = tiny_pipeline(capacity), settings(flavour=flavour)
+        self.prometheus = Prometheus(self.pipeline)
+        self.config = kubeconfig(self.api, folder)
+        self.announced = []
+        for manifest in pipeline_objects(self.pipeline, INITIAL, self.settings):
+            self.api.put(manifest)
+        eventually(lambda: self.pods("first") == self.pods("second") == {"small": 1})
+        eventually(lambda: all(map(self.queue_ready, ("first", "second"))))
+
+    def backend(self, **changes):
+        cluster = Cluster("space", lambda: credentials(str(self.config)), QUICK)
+        arguments = {"pace": PACE, "announce": lambda *words: self.announced.append(words), **changes}
+        chosen = arguments.pop("settings", self.settings)
+        return KubernetesBackend(cluster, self.pipeline, chosen, PrometheusUrl(self.prometheus.url), 0.2, **arguments)
+
+    def pods(self, task):
+        """Ready pods by variant."""
+        found = self.api.all("pods", opd_io__task=task, app_kubernetes_io__component="model")
+        ready = [pod for pod in found if {"type": "Ready", "status": "True"} in pod["status"].get("conditions", [])]
+        names = [
+            pod["metadata"]["labels"]["opd.io/variant"] for pod in ready if not pod["metadata"].get("deletionTimestamp")
+        ]
+        return {name: names.count(name) for name in names}
+
+    def queue_ready(self, task):
+        found = self.api.all("pods", opd_io__task=task, app_kubernetes_io__component="queue")
+        return any(is_ready(pod) for pod in found)
+
+    def state(self, task):
+        return self.api.find("configmaps", f"tiny-{task}-stage")["data"]
+
+    def workloads(self):
+        kind = "seldondeployments" if self.settings.flavour == "seldon" else "deployments"
+        return {each["metadata"]["name"] for each in self.api.all(kind, app_kubernetes_io__component="model")}
+
+    def close(self):
+        self.kubelet.close()
+        self.prometheus.close()
+        self.api.stop()
+
+
+@pytest.fixture
+def world(tmp_path):
+    world = World(tmp_path)
+    yield world
+    world.close()
+
+
+# --- plans: known answers --------------------------------------------------------------------------------------------
+
+
+def test_what_fits_changes_at_once_by_surge():
+    old, new = stages((SMALL, 1, 1), (SMALL, 1, 1)), stages((LARGE, 1, 1), (SMALL, 2, 2))
+    assert plan(tiny_pipeline(6), old, new, 6) == [[Move(0, old[0], new[0], 1, 1), Move(1, old[1], new[1], 1, 2)]]
+    assert "surge, all at once" in describe(tiny_pipeline(6), plan(tiny_pipeline(6), old, new, 6), 6)
+
+
+def test_nothing_to_do_is_no_round():
+    assert plan(tiny_pipeline(), INITIAL, INITIAL, 6) == []
+
+
+def test_what_gives_cores_back_goes_first():
+    old, new = stages((SMALL, 1, 1), (LARGE, 2, 1)), stages((LARGE, 2, 1), (SMALL, 1, 1))
+    rounds = plan(tiny_pipeline(6), old, new, 6)
+    assert [[move.stage for move in moves] for moves in rounds] == [[1], [0]]
+    assert not any(move.in_place for moves in rounds for move in moves)
+    assert "one after another (second, first)" in describe(tiny_pipeline(6), rounds, 6)
+
+
+def test_what_does_not_fit_together_is_replaced_in_place_beside_what_may_stay():
+    old, new = stages((LARGE, 2, 1), (SMALL, 1, 1)), stages((THIRD, 2, 1), (SMALL, 1, 1))
+    assert plan(tiny_pipeline(5), old, new, 5) == [[Move(0, old[0], new[0], 1, 1)]]
+    text = describe(tiny_pipeline(5), plan(tiny_pipeline(5), old, new, 5), 5)
+    assert "5 cores do not hold old and new together" in text and "1 of 2 old replicas beside 1 new" in text
+
+
+def test_without_room_for_one_of_each_requests_wait():
+    old, new = stages((LARGE, 1, 1), (SMALL, 1, 1)), stages((THIRD, 1, 1), (SMALL, 1, 1))
+    assert plan(tiny_pipeline(3), old, new, 3) == [[Move(0, old[0], new[0], 0, 1)]]
+    assert "requests wait" in describe(tiny_pipeline(3), plan(tiny_pipeline(3), old, new, 3), 3)
+
+
+# --- plans: properties -----------------------------------------------------------------------------------------------
+
+
+@given(pipelines(max_tasks=2, max_replicas=3), st.data())
+def test_a_plan_keeps_the_capacity_and_reaches_its_end(pipeline, data):
+    known = every_configuration(pipeline)
+    old, new = data.draw(st.sampled_from(known)), data.draw(st.sampled_from(known))
+    now = list(old)
+    for moves in plan(pipeline, old, new, pipeline.capacity):
+        cores = float(used_cores(pipeline, tuple(now)))
+        for n, before, after, kept, first in moves:
+            assert before == now[n] and 1 <= first <= after.replicas and 0 <= kept <= before.replicas
+            one_old, one_new = (pipeline.tasks[n].variants[stage.variant].cores for stage in (before, after))
+            if before.variant == after.variant:
+                cores += max(after.replicas - before.replicas, 0) * one_old
+            else:
+                cores += first * one_new - (before.replicas - kept) * one_old
+            now[n] = after
+        assert cores <= pipeline.capacity
+        assert used_cores(pipeline, tuple(now)) <= pipeline.capacity
+    assert tuple(now) == new
+
+
+# --- nodes -----------------------------------------------------------------------------------------------------------
+
+
+def node(name="n", cpu="4", ready="True", **spec):
+    status = {"allocatable": {"cpu": cpu}, "conditions": [{"type": "Ready", "status": ready}]}
+    return {"metadata": {"name": name}, "spec": spec, "status": status}
+
+
+def pod(*cpus, where="n", phase="Running", **spec):
+    containers = [{"resources": {"requests": {"cpu": cpu}}} for cpu in cpus]
+    return {"metadata": {}, "spec": {"nodeName": where, "containers": containers, **spec}, "status": {"phase": phase}}
+
+
+@pytest.mark.parametrize(
+    "nodes, pods, cores",
+    [
+        ([node(cpu="4"), node("m", "3500m")], [], 7.5),
+        ([node()], [pod("500m", "1")], 2.5),
+        ([node()], [pod("1", phase="Succeeded"), pod("1", where="elsewhere")], 4.0),
+        ([node(ready="False"), node("m", "2", unschedulable=True)], [], 0.0),
+        ([node(taints=[{"effect": "NoSchedule"}]), node("m", "1", taints=[{"effect": "PreferNoSchedule"}])], [], 1.0),
+        ([node(cpu="1")], [pod("2")], 0.0),
+    ],
+)
+def test_free_cores(nodes, pods, cores):
+    assert free_cores(nodes, pods, lambda pod: False) == cores
+    assert free_cores([node()], [pod("3")], lambda pod: True) == 4.0
+
+
+def test_a_pod_requests_its_containers_or_its_largest_first_step():
+    step = {"resources": {"requests": {"cpu": "3"}}}
+    sidecar = {"resources": {"requests": {"cpu": "1"}}, "restartPolicy": "Always"}
+    assert requested_cores(pod("1", initContainers=[step])) == 3
+    assert requested_cores(pod("1", initContainers=[sidecar])) == 2
+    assert requested_cores(pod("1", initContainers=[sidecar, step])) == 4
+    assert requested_cores(pod("1", overhead={"cpu": "250m"})) == 1.25
+    assert requested_cores({"spec": {"containers": [{}]}}) == 0
+
+
+def test_the_cores_of_the_nodes_are_a_limit_when_asked_for(world):
+    world.api.put({"apiVersion": "v1", "kind": "Node", **node("node", "6500m")})
+    backend = world.backend(read_nodes=True)
+    assert backend.available_cores() == 5.0  # 6.5 less 0.5 each of a router and two queues, the replicas being ours
+    world.api.edit("nodes", "node", lambda found: found["status"]["allocatable"].update(cpu="64"))
+    assert backend.available_cores() == 6.0
+    world.api.refuse("GET /api/v1/nodes", 403, 9)
+    with pytest.raises(ObservationError, match="Role"):
+        backend.available_cores()
+
+
+@pytest.mark.parametrize("flavour", ["deployment", "seldon"])
+def test_a_tainted_node_counts_if_replicas_tolerate_it(tmp_path, flavour):
+    world = World(tmp_path, flavour)
+    try:
+        taint = {"key": "edge", "effect": "NoSchedule"}
+        world.api.put({"apiVersion": "v1", "kind": "Node", **node("node", "4", taints=[taint])})
+        assert world.backend(read_nodes=True).available_cores() == 0
+        overlay = Overlay({"all": {"spec": {"tolerations": [{"key": "edge", "operator": "Exists"}]}}})
+        tolerant = settings(flavour=flavour, overlay=overlay)
+        assert world.backend(read_nodes=True, settings=tolerant).available_cores() == 2.5
+    finally:
+        world.close()
+
+
+# --- normal life -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flavour", ["deployment", "seldon"])
+def test_variant_replicas_and_batch_change(tmp_path, flavour):
+    world = World(tmp_path, flavour)
+    try:
+        backend = world.backend()
+        assert backend.configuration == INITIAL
+        wanted = stages((LARGE, 1, 2), (SMALL, 2, 4))
+        with within():
+            backend.apply(wanted)
+        assert backend.configuration == wanted
+        assert world.state("first") == {"variant": "large", "replicas": "1", "batch_size": "2"}
+        eventually(lambda: (world.pods("first"), world.pods("second")) == ({"large": 1}, {"small": 2}))
+        eventually(lambda: world.workloads() == {"tiny-first-large", "tiny-second-small"})
+        assert world.backend().configuration == wanted
+        assert "surge" in world.announced[0][1]
+        with within():
+            backend.apply(INITIAL)
+        assert world.kubelet.most_cores <= 6
+    finally:
+        world.close()
+
+
+def test_what_is_there_already_is_not_written(world):
+    backend = world.backend()
+    world.api.requests.clear()
+    backend.apply(INITIAL)
+    assert {method for method, *_ in world.api.requests} == {"GET"}
+
+
+def test_old_replicas_serve_until_the_new_ones_do(world):
+    world.kubelet.behave("tiny-first-large", start_seconds=0.5)
+    seen = []
+    world.api.fail("GET .*pods", lambda: seen.append(world.pods("first")), 999)
+    world.backend().apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
+    assert {"small": 1} in seen and {} not in seen
+
+
+def test_the_old_workload_stays_until_the_queue_has_switched(world):
+    world.api.refuse("GET .*proxy/stage", 503, 12, message="no endpoints")
+    seen = []
+    world.api.fail("GET .*proxy/stage", lambda: seen.append(world.workloads()), 1)
+    world.backend().apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
+    assert seen and "tiny-first-small" in seen[0]
+    assert world.workloads() == {"tiny-first-large", "tiny-second-small"}
+
+
+def test_in_place_when_the_capacity_does_not_hold_both(tmp_path):
+    world = World(tmp_path, capacity=3)
+    try:
+        backend = world.backend()
+        backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
+        world.kubelet.most_cores = 0
+        backend.apply(stages((THIRD, 1, 1), (SMALL, 1, 1)))
+        assert world.kubelet.most_cores <= 3
+        assert "first in place" in world.announced[-1][1]
+        eventually(lambda: world.pods("first") == {"x": 1})
+    finally:
+        world.close()
+
+
+# --- replicas that do not come ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reason", ["ImagePullBackOff", "CrashLoopBackOff", "Unschedulable", "quota exceeded"])
+def test_hopeless_replicas_are_noticed_early_and_taken_back(world, reason):
+    world.kubelet.behave("tiny-first-large", broken=reason)
+    backend = world.backend()
+    with within(), pytest.raises(ApplyError, match=f"{reason}.*last good configuration is restored"):
+        backend.apply(stages((LARGE, 1, 1), (SMALL, 2, 1)))
+    assert backend.configuration == INITIAL
+    assert world.workloads() == {"tiny-first-small", "tiny-second-small"}
+    eventually(lambda: world.pods("second") == {"small": 1})
+    assert world.state("second")["replicas"] == "1"
+
+
+def test_replicas_that_never_become_ready_are_given_up_at_the_deadline(world):
+    world.kubelet.behave("tiny-first-large", broken="silent")
+    backend = world.backend(settings=settings(apply_seconds=1))
+    with within(), pytest.raises(ApplyError, match="tiny-first-large has 0 of 1"):
+        backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
+    assert world.workloads() == {"tiny-first-small", "tiny-second-small"}
+
+
+def test_a_queue_that_does_not_switch_keeps_the_old_replicas(world):
+    world.api.refuse("GET .*proxy/stage", 403, 999, message="not through this proxy")
+    backend = world.backend(settings=settings(apply_seconds=3), pace=Pace(0.02, 0.5, 0.5))
+    with within(), pytest.raises(ApplyError, match="queue of 'first' does not serve.*not through this proxy"):
+        backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
+    assert world.pods("first")["small"] == 1
+
+
+def test_a_way_back_that_fails_too_is_gone_again_later(world):
+    backend = world.backend(settings=settings(apply_seconds=1))
+    world.kubelet.behave("tiny-first-large", broken="CrashLoopBackOff")
+    world.api.refuse("DELETE", 403, 2, message="hands off")
+    with within(), pytest.raises(ApplyError, match="not fully restored.*hands off"):
+        backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
+    world.api.faults.clear()
+    backend.apply(INITIAL)
+    assert world.workloads() == {"tiny-first-small", "tiny-second-small"}
+
+
+# --- faults of the API server ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [401, 429, 500, 503])
+def test_passing_faults_in_the_middle_of_a_change(world, code):
+    backend = world.backend()
+    for pattern in ("POST .*deployments", "GET .*pods", "PUT .*configmaps", "DELETE .*deployments"):
+        world.api.refuse(pattern, code, 1 if code == 401 else 2, Retry_After="0")
+    with within():
+        backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 2)))
+    eventually(lambda: world.pods("first") == {"large": 1})
+    assert not [fault for fault in world.api.faults if fault.times]
+
+
+def test_conflicts_keep_what_others_changed(world):
+    backend = world.backend()
+    name = "tiny-second-small"
+
+    def meddle():
+        world.api.edit("deployments", name, lambda found: found["metadata"].setdefault("annotations", {}).update(a="b"))
+
+    world.api.fail(f"PUT .*deployments/{name}", meddle, 1)
+    backend.apply(stages((SMALL, 1, 1), (SMALL, 2, 1)))
+    assert world.api.find("deployments", name)["metadata"]["annotations"] == {"a": "b"}
+    eventually(lambda: world.pods("second") == {"small": 2})
+
+
+def test_without_permission_nothing_changes_and_the_remedy_is_named(world):
+    backend = world.backend()
+    world.api.refuse("POST .*deployments", 403, 9)
+    with within(), pytest.raises(ApplyError, match="Role"):
+        backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
+    eventually(lambda: world.pods("first") == {"small": 1})
+
+
+def test_a_namespace_without_permission_is_named_at_once(world):
+    world.api.refuse("GET", 403, 99)
+    with within(), pytest.raises(ForbiddenError, match="'space'"):
+        world.backend()
+
+
+def test_a_dead_api_server_ends_a_change_in_bounded_time_and_a_later_one_succeeds(world):
+    backend = world.backend(settings=settings(apply_seconds=1))
+    world.api.drop(".", 999)
+    with within(), pytest.raises(ApplyError, match="no answer"):
+        backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
+    world.api.faults.clear()
+    backend.apply(INITIAL)
+    backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
+    eventually(lambda: world.pods("first") == {"large": 1})
+
+
+# --- state in the cluster --------------------------------------------------------------------------------------------
+
+
+def test_a_pipeline_that_is_not_deployed_is_named(world):
+    world.api.remove(("v1", "configmaps", "space", "tiny-first-stage"))
+    with pytest.raises(NotFoundError, match="'tiny-first-stage'.*deploy it"):
+        world.backend()
+
+
+@pytest.mark.parametrize(
+    "data", [{"variant": "unknown"}, {"replicas": "many"}, {"replicas": "99"}, {"batch_size": "3"}]
+)
+def test_a_spoilt_configmap_is_named_at_the_start_and_mended_later(world, data):
+    backend = world.backend()
+    world.api.edit("configmaps", "tiny-first-stage", lambda found: found["data"].update(data))
+    with pytest.raises(StageStateError, match="tiny-first-stage"):
+        world.backend()
+    backend.apply(INITIAL)
+    assert world.state("first") == {"variant": "small", "replicas": "1", "batch_size": "1"}
+
+
+def test_what_a_dead_controller_began_is_cleared_away(world):
+    variant = world.pipeline.tasks[0].variants[LARGE]
+    world.api.put(model_workload(world.pipeline, world.pipeline.tasks[0], variant, 1, world.settings))
+    world.api.edit("deployments", "tiny-second-small", lambda found: found["spec"].update(replicas=3))
+    backend = world.backend()
+    backend.apply(backend.configuration)
+    assert world.workloads() == {"tiny-first-small", "tiny-second-small"}
+    eventually(lambda: world.pods("second") == {"small": 1})
+
+
+def test_what_a_dead_controller_switched_is_completed(world):
+    variant = world.pipeline.tasks[0].variants[LARGE]
+    world.api.put(model_workload(world.pipeline, world.pipeline.tasks[0], variant, 1, world.settings))
+    world.api.edit("configmaps", "tiny-first-stage", lambda found: found["data"].update(variant="large"))
+    backend = world.backend()
+    assert backend.configuration == stages((LARGE, 1, 1), (SMALL, 1, 1))
+    backend.apply(backend.configuration)
+    assert world.workloads() == {"tiny-first-large", "tiny-second-small"}
+
+
+def test_a_workload_of_a_variant_that_is_no_more_is_cleared_away(world):
+    old = model_workload(
+        world.pipeline, world.pipeline.tasks[0], world.pipeline.tasks[0].variants[THIRD], 1, world.settings
+    )
+    old["metadata"]["name"], old["metadata"]["labels"]["opd.io/variant"] = "tiny-first-former", "former"
+    world.api.put(old)
+    world.backend().apply(INITIAL)
+    assert world.workloads() == {"tiny-first-small", "tiny-second-small"}
+
+
+def test_replicas_of_a_deleted_workload_are_not_taken_for_those_of_the_next_one(world):
+    """As garbage collection is late: back to a variant whose old pods have not been told to end yet."""
+    backend = world.backend()
+    world.kubelet.slow_collection = 0.5
+    backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
+    old = {pod["metadata"]["name"] for pod in world.api.all("pods", opd_io__variant="small", opd_io__task="first")}
+    backend.apply(INITIAL)
+    serving = world.api.all("pods", opd_io__variant="small", opd_io__task="first")
+    assert old and not {pod["metadata"]["name"] for pod in serving if is_ready(pod)} & old
+
+
+def test_a_deleted_workload_comes_back(world):
+    world.api.remove(("apps/v1", "deployments", "space", "tiny-first-small"))
+    world.backend().apply(INITIAL)
+    eventually(lambda: world.pods("first") == {"small": 1})
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"app": "theirs"},
+        {"app.kubernetes.io/instance": "other", "app.kubernetes.io/managed-by": "opd"},
+        {"app.kubernetes.io/instance": "tiny", "app.kubernetes.io/managed-by": "helm"},
+    ],
+)
+def test_a_workload_of_somebody_else_is_left_alone_and_the_last_configuration_goes_on(world, labels):
+    task = world.pipeline.tasks[0]
+    theirs = model_workload(world.pipeline, task, task.variants[LARGE], 0, world.settings)
+    theirs["metadata"]["labels"] = labels
+    world.api.put(theirs)
+    backend = world.backend()
+    with (
+        within(),
+        pytest.raises(ApplyError, match="'tiny-first-large' exists and is not of .*configuration is restored"),
+    ):
+        backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 2)))
+    assert backend.configuration == INITIAL and world.state("second")["batch_size"] == "1"
+    found = world.api.find("deployments", "tiny-first-large")
+    assert found["metadata"]["labels"] == labels and found["spec"]["replicas"] == 0
+
+
+def test_who_does_not_lead_changes_nothing(world):
+    backend = world.backend(may_act=lambda: False)
+    world.api.requests.clear()
+    with pytest.raises(ApplyError, match="another controller leads"):
+        backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
+    assert {method for method, *_ in world.api.requests} <= {"GET"}
+
+
+def test_a_backend_that_is_closed_in_a_change_ends_at_once_and_leaves_nothing_behind(world):
+    world.kubelet.behave("tiny-first-large", broken="silent")
+    backend = world.backend()
+    threading.Timer(0.5, backend.close).start()
+    with within(), pytest.raises(ApplyError, match="being stopped"):
+        backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
+    assert world.workloads() == {"tiny-first-small", "tiny-second-small"}
+
+
+def test_what_a_stopped_change_in_place_took_away_comes_back(tmp_path):
+    world = World(tmp_path, capacity=3)
+    try:
+        backend = world.backend()
+        backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
+        world.kubelet.behave("tiny-first-x", broken="silent")
+        threading.Timer(0.5, backend.close).start()
+        with within(), pytest.raises(ApplyError, match="being stopped"):
+            backend.apply(stages((THIRD, 1, 1), (SMALL, 1, 1)))
+        assert world.workloads() == {"tiny-first-large", "tiny-second-small"}
+        eventually(lambda: world.pods("first") == {"large": 1})
+    finally:
+        world.close()
+
+
+def test_who_no_longer_leads_does_not_repeat_a_call_that_failed(world):
+    leads = [True]
+    backend = world.backend(may_act=lambda: leads[0])
+    world.api.fail("POST .*deployments", lambda: leads.clear() or leads.append(False))
+    world.api.refuse("POST .*deployments", 500, 99)
+    with pytest.raises(ApplyError, match="another controller leads"):
+        backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
+    assert sum(method == "POST" for method, *_ in world.api.requests) == 1
+
+
+def test_a_preview_changes_nothing(world):
+    backend = world.backend()
+    changes = backend.preview(stages((LARGE, 1, 1), (SMALL, 2, 1)))
+    named = {(after["kind"], after["metadata"]["name"]) for _, after in changes}
+    assert named == {
+        ("Deployment", "tiny-first-large"),
+        ("Deployment", "tiny-first-small"),
+        ("Deployment", "tiny-second-small"),
+        ("ConfigMap", "tiny-first-stage"),
+        ("ConfigMap", "tiny-second-stage"),
+    }
+    assert world.workloads() == {"tiny-first-small", "tiny-second-small"} and world.state("first")["variant"] == "small"
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_prometheus_says_is_observed(world):
+    observation = world.backend().observe()
+    assert observation.history.shape == (120,) and observation.incoming_load == pytest.approx(5)
+    assert observation.available_cores == 6 and observation.configuration == INITIAL
+
+
+class Wanting(Policy):
+    """Always wants the same."""
+
+    def __init__(self, configuration):
+        self.configuration = configuration
+
+    def decide(self, observation):
+        return self.configuration
+
+
+@pytest.mark.parametrize("state", ["empty", "stale", "nan", "late", "failing", "absent"])
+def test_without_figures_the_last_good_configuration_goes_on_until_they_are_back(world, state):
+    wanted = stages((SMALL, 1, 2), (SMALL, 1, 1))
+    steps = run(world.backend(), world.pipeline, Wanting(wanted), lambda history: 5.0, Weights(), 3, 0.2)
+    world.prometheus.state = state
+    if state == "absent":
+        world.prometheus.close()
+    with within():
+        step = next(steps)
+    assert "nothing to decide on" in step.refused and step.configuration == INITIAL
+    assert np.isnan(step.predicted_load)
+    if state == "absent":
+        return
+    world.prometheus.state = "good"
+    assert next(steps).refused == "" and world.state("first")["batch_size"] == "2"
+
+
+def test_an_action_above_the_capacity_is_refused_before_any_call(world):
+    backend = world.backend()
+    world.api.requests.clear()
+    wanted = stages((LARGE, 3, 1), (LARGE, 3, 1))
+    step = next(run(backend, world.pipeline, Wanting(wanted), lambda history: 5.0, Weights(), 1, 0.2))
+    assert "12 cores, the device has 6" in step.refused
+    assert {method for method, *_ in world.api.requests} <= {"GET"}

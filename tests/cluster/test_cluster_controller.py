@@ -1,0 +1,469 @@
+"""The controller as a service: its Lease, its records, its rights, and its life."""
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+import yaml
+from cluster_emulator import kubeconfig
+from deadlines import PATIENCE, eventually, within
+from prometheus_client import generate_latest
+from small_pipelines import every_configuration
+from test_cluster_backend import (
+    INITIAL,
+    LARGE,
+    PACE,
+    QUICK,
+    SMALL,
+    Wanting,
+    World,
+    stages,
+    tiny_pipeline,
+)
+
+from opd.cluster.api import LEASE, Cluster, Patience, credentials
+from opd.cluster.controller import Controller, ControllerSettings, health_server
+from opd.cluster.difference import difference
+from opd.cluster.errors import ClusterError, LedByAnotherError, NotDeployedError, UnreachableError
+from opd.cluster.json_log import JsonFormatter
+from opd.cluster.lease import Lease, LeaseTimes
+from opd.cluster.names import CONTROLLER, selector
+from opd.cluster.policies import policy_of
+from opd.measurement import Observation
+from opd.objective import Weights
+from opd.pipeline import Task, Variant
+from opd.serving.monitoring import PrometheusUrl
+from opd.solvers import IpaParameters
+
+OFTEN = LeaseTimes(duration=30.0, renewal=20.0, retry=0.1)
+"""Asked for often; a machine that stands still for a second does not lose it."""
+WANTED = stages((LARGE, 1, 2), (SMALL, 1, 1))
+ROOT = Path(__file__).parents[2]
+
+
+# --- the Lease: known answers on clocks of their own ------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self, now):
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def two(server, tmp_path):
+    """Two candidates whose clocks differ by days."""
+    path = kubeconfig(server, tmp_path)
+    clocks = Clock(0.0), Clock(1e6)
+    clusters = [Cluster("space", lambda: credentials(str(path)), QUICK) for _ in clocks]
+    return [Lease(c, "tiny", n, LeaseTimes(), k) for c, n, k in zip(clusters, "ab", clocks, strict=True)], clocks
+
+
+def spec(server):
+    return server.find("leases", "tiny-controller")["spec"]
+
+
+def test_the_first_takes_it_and_the_second_waits(server, two):
+    (a, b), _ = two
+    assert a.attempt() and a.held
+    assert not b.attempt() and not b.held
+    assert spec(server)["holderIdentity"] == "a" and spec(server)["leaseTransitions"] == 0
+
+
+def test_a_holder_that_renews_keeps_it_and_one_that_does_not_loses_it(server, two):
+    (a, b), (of_a, of_b) = two
+    a.attempt()
+    for _ in range(5):
+        b.attempt()
+        of_a.now, of_b.now = of_a.now + 9, of_b.now + 9
+        assert a.attempt() and a.held
+    assert not b.attempt()
+    of_a.now, of_b.now = of_a.now + 14, of_b.now + 14
+    assert not a.held and not b.attempt()  # the old holder stops before the new one may begin
+    of_b.now += 2
+    assert b.attempt() and spec(server)["leaseTransitions"] == 1
+    assert not a.attempt() and not a.held
+
+
+def test_times_that_others_wrote_are_not_believed(server, two):
+    (a, b), (_, of_b) = two
+    a.attempt()
+    server.edit(
+        "leases", "tiny-controller", lambda found: found["spec"].update(renewTime="1999-01-01T00:00:00.000000Z")
+    )
+    assert not b.attempt()
+    of_b.now += 14
+    assert not b.attempt()
+
+
+def test_it_is_given_back_at_the_end(server, two):
+    (a, b), _ = two
+    a.attempt()
+    a.close()
+    assert not a.held and spec(server)["holderIdentity"] == ""
+    assert b.attempt() and spec(server)["holderIdentity"] == "b"
+
+
+def test_of_two_that_ask_at_once_one_gets_it(server, two):
+    (a, b), _ = two
+    a.attempt()
+    a.close()
+    server.fail("PUT", lambda: a.attempt() if not a.held else None, 1)
+    assert not b.attempt() and a.held
+
+
+def test_without_the_api_server_it_is_lost_in_time(server, two):
+    (a, _), (of_a, _) = two
+    a.attempt()
+    server.refuse(".", 500, 99)
+    of_a.now += 10.5
+    with pytest.raises(ClusterError):
+        a.attempt()
+    assert not a.held
+
+
+def test_it_is_asked_for_with_one_short_attempt_whatever_the_patience_of_others(server, tmp_path):
+    path = kubeconfig(server, tmp_path)
+    cluster = Cluster("space", lambda: credentials(str(path)), Patience(read_seconds=10.0, attempts=4))
+    lease = Lease(cluster, "tiny", "a", LeaseTimes(duration=1.5, renewal=1.0, retry=0.1))
+    server.fail("GET .*leases", lambda: time.sleep(1.5), 9)
+    with within(), pytest.raises(UnreachableError, match="0.25 s to read"):
+        lease.attempt()
+    assert len(server.requests) == 1 and cluster.patience.attempts == 4
+    assert LeaseTimes().patience == Patience(connect_seconds=2.5, read_seconds=2.5, attempts=1)
+
+
+def test_times_that_cannot_work_are_refused():
+    with pytest.raises(ValueError, match="retry < renewal < duration"):
+        LeaseTimes(duration=5, renewal=10)
+
+
+# --- the controller ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def world(tmp_path):
+    world = World(tmp_path)
+    yield world
+    world.close()
+
+
+def controller(world, policy=None, forecast=lambda history: 5.0, **options):
+    chosen = ControllerSettings(
+        **{"interval_seconds": 0.2, "lease": OFTEN, "pace": PACE, "host": "127.0.0.1", **options}
+    )
+    cluster = Cluster("space", lambda: credentials(str(world.config)), QUICK)
+    monitor = PrometheusUrl(world.prometheus.url)
+    return Controller(cluster, world.pipeline, world.settings, monitor, policy or Wanting(WANTED), forecast, chosen)
+
+
+class Running:
+    """A controller in a thread."""
+
+    def __init__(self, made):
+        self.controller = made
+        self.thread = threading.Thread(target=made.run, daemon=True)
+        self.thread.start()
+
+    def __enter__(self):
+        return self.controller
+
+    def __exit__(self, *_):
+        self.controller.stop()
+        self.thread.join(PATIENCE)
+        assert not self.thread.is_alive()
+
+
+def events(world):
+    return {each["reason"]: each for each in world.api.all("events")}
+
+
+def test_it_leads_decides_records_and_ends(world, caplog):
+    caplog.set_level(logging.INFO, "opd.cluster.record")
+    made = controller(world, decisions=2)
+    with within():
+        made.run()
+    assert world.state("first") == {"variant": "large", "replicas": "1", "batch_size": "2"}
+    lines = [json.loads(JsonFormatter().format(record)) for record in caplog.records if hasattr(record, "fields")]
+    assert [line["outcome"] for line in lines] == ["applied", "kept"]
+    assert lines[0]["forecast"] == 5.0 and lines[0]["state"]["incoming_load"] == pytest.approx(5)
+    assert lines[0]["wanted"]["first"] == {"variant": "large", "replicas": 1, "batch_size": 2}
+    assert lines[0]["score"]["cost"] == 3.0 and lines[0]["reason"] == ""
+    found = events(world)
+    router = world.api.find("deployments", "tiny-router")["metadata"]
+    about = {"name": "tiny-router", "uid": router["uid"], "kind": "Deployment", "apiVersion": "apps/v1"}
+    assert found["Reconfigured"]["involvedObject"] == {**about, "namespace": "space"}
+    assert "surge" in found["Reconfiguring"]["message"]
+    text = generate_latest(made.metrics.registry).decode()
+    assert 'opd_decisions_total{outcome="applied",pipeline="tiny"} 1.0' in text
+    assert 'opd_controller_leader{pipeline="tiny"} 0.0' in text
+    assert spec(world.api)["holderIdentity"] == ""
+
+
+def test_a_forecast_that_fails_is_an_event_and_the_pipeline_is_reconfigured_all_the_same(world):
+    controller(world, forecast=lambda history: float("nan"), decisions=1).run()
+    assert events(world)["ForecastFailed"]["type"] == "Warning"
+    assert "the forecast is nan" in events(world)["ForecastFailed"]["message"]
+    assert "last 20 s" in events(world)["ForecastFailed"]["message"]
+    assert world.state("first") == {"variant": "large", "replicas": "1", "batch_size": "2"}
+
+
+def test_a_variant_that_was_taken_out_of_the_pipeline_does_not_stop_it(world, monkeypatch):
+    monkeypatch.setattr("opd.cluster.controller.RETRY_SECONDS", 600.0)  # what fails does not begin again in time
+    former = tuple(Variant("former", 0.5, 1, {1: 0.05, 4: 0.05}, 2.0) for _ in world.pipeline.tasks)
+    tasks = tuple(Task(t.name, (v, *t.variants)) for t, v in zip(world.pipeline.tasks, former, strict=True))
+    world.prometheus.pipeline = replace(world.pipeline, tasks=tasks)  # of whose first variants it shows replicas
+    with Running(controller(world, decisions=2)) as made:
+        eventually(lambda: made.state == "ended")
+    assert world.state("first")["variant"] == "large"
+
+
+def test_an_event_is_made_though_the_router_cannot_be_read(world):
+    world.api.refuse("GET .*deployments/tiny-router", 403, 10**6)
+    controller(world, decisions=1).run()
+    assert "uid" not in events(world)["Reconfigured"]["involvedObject"]
+
+
+def test_the_router_is_read_once_for_all_events(world):
+    controller(world, decisions=1).run()
+    assert len(events(world)) == 2
+    assert len([target for _, target, _ in world.api.requests if target.endswith("deployments/tiny-router")]) == 1
+
+
+def test_a_logged_error_is_one_line_with_its_stack_trace():
+    try:
+        raise ZeroDivisionError("a bug")
+    except ZeroDivisionError:
+        record = logging.LogRecord("opd", logging.ERROR, "", 0, "it %s\nbadly", ("failed",), sys.exc_info())
+    text = JsonFormatter().format(record)
+    line = json.loads(text)
+    assert "\n" not in text and line["message"] == "it failed\nbadly" and line["level"] == "ERROR"
+    assert line["exception"].startswith("Traceback") and line["exception"].endswith("ZeroDivisionError: a bug")
+    record.created = 1.5
+    assert json.loads(JsonFormatter().format(record))["time"] == "1970-01-01T00:00:01.500+00:00"
+
+
+def test_a_refusal_is_an_event_and_a_metric(world):
+    made = controller(world, Wanting(stages((LARGE, 3, 1), (LARGE, 3, 1))), decisions=1)
+    made.run()
+    assert events(world)["Refused"]["type"] == "Warning"
+    assert "12 cores, the device has 6" in events(world)["Refused"]["message"]
+    assert (
+        'opd_decisions_total{outcome="refused",pipeline="tiny"} 1.0' in generate_latest(made.metrics.registry).decode()
+    )
+    assert world.state("first")["variant"] == "small"
+
+
+def test_a_policy_that_fails_is_asked_again_and_the_pipeline_goes_on(world, monkeypatch):
+    monkeypatch.setattr("opd.cluster.controller.RETRY_SECONDS", 0.1)
+
+    class Failing(Wanting):
+        fails = 1
+
+        def decide(self, observation):
+            self.fails, failing = self.fails - 1, self.fails > 0
+            if failing:
+                raise ZeroDivisionError("a bug")
+            return super().decide(observation)
+
+    controller(world, Failing(WANTED), decisions=1).run()
+    assert world.state("first")["variant"] == "large"
+
+
+def test_one_leads_one_stands_by_and_takes_over(world):
+    with Running(controller(world)) as first:
+        eventually(lambda: first.state == "leading")
+        with Running(controller(world)) as second:
+            eventually(lambda: second.state == "standing by")
+            assert first.ready and second.ready
+            first.stop()
+            eventually(lambda: second.state == "leading")
+            assert spec(world.api)["holderIdentity"] == second.holder
+
+
+def test_one_that_loses_its_lease_acts_no_more(world):
+    with Running(controller(world, Wanting(INITIAL))) as made:
+        eventually(lambda: made.state == "leading")
+        theirs = {"holderIdentity": "other", "leaseDurationSeconds": 60}
+        world.api.edit("leases", "tiny-controller", lambda found: found["spec"].update(theirs))
+        eventually(lambda: made.state == "standing by")
+        world.api.requests.clear()
+        time.sleep(0.5)
+        assert {method for method, *_ in world.api.requests} <= {"GET"}
+
+
+def test_it_waits_for_a_cluster_that_is_away_and_says_so(world, monkeypatch):
+    monkeypatch.setattr("opd.cluster.controller.RETRY_SECONDS", 0.1)
+    world.api.refuse("GET .*configmaps", 403, 10**6)
+    with Running(controller(world)) as made, health_server(made, "127.0.0.1", 0) as port:
+        answers = lambda path: requests.get(f"http://127.0.0.1:{port}{path}", timeout=2)  # noqa: E731
+        eventually(lambda: made.state.startswith("failing"))
+        assert answers("/readyz").status_code == 503 and "Role" in answers("/readyz").json()["state"]
+        assert answers("/healthz").status_code == 200
+        world.api.faults.clear()
+        eventually(lambda: answers("/readyz").status_code == 200)
+        assert "opd_decision_seconds_bucket" in answers("/metrics").text
+        assert answers("/elsewhere").status_code == 404
+
+
+def test_a_run_of_some_decisions_ends_if_the_pipeline_is_not_deployed_and_the_service_waits_for_it(world, monkeypatch):
+    monkeypatch.setattr("opd.cluster.controller.RETRY_SECONDS", 0.1)
+    world.api.refuse("GET .*configmaps", 404, 10**6)
+    for dry_run in (False, True):
+        with within(), pytest.raises(NotDeployedError, match="'tiny' is not deployed.*namespace 'space'"):
+            controller(world, decisions=1, dry_run=dry_run).run()
+    assert spec(world.api)["holderIdentity"] == ""
+    with Running(controller(world)) as made:
+        eventually(lambda: made.state.startswith("failing"))
+        world.api.faults.clear()
+        eventually(lambda: made.state == "leading")
+
+
+def test_a_run_of_some_decisions_does_not_stand_by_for_ever(world):
+    with Running(controller(world)) as first:
+        eventually(lambda: first.state == "leading")
+        with within(), pytest.raises(LedByAnotherError, match="holds the Lease 'tiny-controller' of pipeline 'tiny'"):
+            controller(world, decisions=1, lead_seconds=0.5).run()
+        assert first.state == "leading"
+
+
+def test_a_loop_that_hangs_is_unhealthy(world):
+    made = controller(world, stuck_seconds=-2 * world.settings.apply_seconds - 0.2)
+    assert not made.healthy
+    assert controller(world).healthy
+
+
+def test_a_dry_run_prints_the_difference_and_changes_nothing(world, capsys):
+    with within():
+        controller(world, dry_run=True, decisions=1).run()
+    printed = capsys.readouterr().out
+    assert "ConfigMap/tiny-first-stage now" in printed
+    assert "-  variant: small" in printed and "+  variant: large" in printed
+    assert "+++ Deployment/tiny-first-large then" in printed and "+  replicas: 1" in printed
+    assert world.state("first")["variant"] == "small" and world.workloads() == {"tiny-first-small", "tiny-second-small"}
+    assert not world.api.all("leases") and not world.api.all("events")
+
+
+def test_a_difference_leaves_out_what_the_cluster_keeps_for_itself():
+    before = {"kind": "A", "metadata": {"name": "n", "resourceVersion": "1"}, "data": {"x": "1"}, "status": {"s": 1}}
+    after = {"kind": "A", "metadata": {"name": "n", "resourceVersion": "2"}, "data": {"x": "2"}, "status": {"s": 2}}
+    assert [line for line in difference(before, after).splitlines() if line[0] in "+-"] == [
+        "--- A/n now",
+        "+++ A/n then",
+        "-  x: '1'",
+        "+  x: '2'",
+    ]
+    assert difference(before, {**before, "status": {}}) == ""
+
+
+# --- its policies -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["random", "greedy", "ipa", "myopic"])
+def test_policies_by_name_decide_within_the_limits(name):
+    pipeline = tiny_pipeline()
+    observation = Observation(np.full(120, 5.0), 6.0, INITIAL, np.ones(2), np.ones(2), np.zeros(2), 5.0, 5.0)
+    decided = policy_of(name, pipeline, Weights(), 0.25, IpaParameters()).decide(observation)
+    assert decided in every_configuration(pipeline)
+
+
+@pytest.mark.parametrize(
+    "name, remedy", [("agent", "needs the checkpoint"), ("clairvoyant", "is not one of random, greedy")]
+)
+def test_a_policy_that_cannot_be_had_is_named(name, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        policy_of(name, tiny_pipeline(), Weights(), 0.25, IpaParameters())
+
+
+# --- its rights -------------------------------------------------------------------------------------------------------
+
+_VERBS = {"POST": "create", "PUT": "update", "DELETE": "delete"}
+
+
+def used_rights(server):
+    """(API group, resource, verb) of every request so far."""
+    rights = set()
+    for method, target, _ in server.requests:
+        path = target.partition("?")[0]
+        core, group, plural, name, rest = re.match(
+            r"/(?:(api)|apis/([^/]+))/v1/namespaces/space/([^/]+)(?:/([^/]+))?(?:/(\w+))?", path
+        ).groups()
+        read = "watch" if "watch=" in target else "get" if name else "list"
+        rights.add(("" if core else group, f"{plural}/{rest}" if rest else plural, _VERBS.get(method, read)))
+    return rights
+
+
+@pytest.mark.parametrize("flavour", ["deployment", "seldon"])
+def test_the_role_of_the_controller_is_enough_and_the_controller_keeps_to_its_namespace(tmp_path, flavour):
+    world = World(tmp_path, flavour)
+    try:
+        world.api.requests.clear()
+        controller(world, decisions=1).run()
+        role = yaml.safe_load((ROOT / "deploy/controller/role.yaml").read_text())
+        granted = {
+            (group, resource, verb)
+            for rule in role["rules"]
+            for group in rule["apiGroups"]
+            for resource in rule["resources"]
+            for verb in rule["verbs"]
+        }
+        used = used_rights(world.api)
+        assert used <= granted
+        assert ("", "pods/proxy", "get") in used and ("coordination.k8s.io", "leases", "update") in used
+    finally:
+        world.close()
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+PROCESS = """
+import sys
+sys.path.insert(0, {tests!r})
+import logging
+logging.basicConfig(level=logging.INFO)
+from test_cluster_backend import PACE, Wanting, settings, tiny_pipeline
+from test_cluster_controller import OFTEN, WANTED
+from opd.cluster.controller import ControllerSettings, run_controller
+from opd.serving.monitoring import PrometheusUrl
+options = ControllerSettings(interval_seconds=600, lease=OFTEN, pace=PACE, host="127.0.0.1", port=0)
+monitor = PrometheusUrl({prometheus!r})
+sys.exit(run_controller(tiny_pipeline(), settings(), monitor, Wanting(WANTED), lambda h: 5.0, options, {config!r}))
+"""
+
+
+def test_sigterm_in_the_middle_of_a_change_ends_it_soon_and_in_good_order(world):
+    world.kubelet.behave("tiny-first-large", broken="silent")
+    script = PROCESS.format(tests=str(ROOT / "tests"), prometheus=world.prometheus.url, config=str(world.config))
+    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, env=os.environ) as process:
+        eventually(lambda: "tiny-first-large" in world.workloads())
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=PATIENCE)  # far less than an interval
+    assert process.returncode == 0, log
+    assert world.workloads() == {"tiny-first-small", "tiny-second-small"}
+    assert spec(world.api)["holderIdentity"] == ""
+
+
+def test_a_lease_is_a_lease_of_the_cluster(server, tmp_path):
+    path = kubeconfig(server, tmp_path)
+    cluster = Cluster("space", lambda: credentials(str(path)), QUICK)
+    lease = Lease(cluster, "tiny", "a", OFTEN)
+    lease.start()
+    eventually(lambda: lease.held)
+    first = cluster.get(LEASE, "tiny-controller")["spec"]
+    eventually(lambda: cluster.get(LEASE, "tiny-controller")["spec"]["renewTime"] != first["renewTime"])
+    lease.close()
+    assert cluster.list(LEASE, selector("tiny", CONTROLLER))[0]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", first["acquireTime"])

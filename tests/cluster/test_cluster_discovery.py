@@ -1,0 +1,243 @@
+"""How a queue finds its replicas: known answers, then followed through an emulated cluster, then for real."""
+
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from cluster_emulator import ApiServer, Kubelet, Prometheus, kubeconfig
+from deadlines import PATIENCE, eventually
+
+from opd.cluster.api import POD, Cluster, Patience, credentials
+from opd.cluster.backend import KubernetesBackend
+from opd.cluster.discovery import Discovery, DiscoverySettings, choose
+from opd.cluster.manifests import pipeline_objects
+from opd.cluster.settings import ClusterSettings
+from opd.live import load
+from opd.pipeline import Pipeline, StageConfiguration, Task, Variant
+from opd.serving.monitoring import PrometheusUrl
+from opd.serving.stage_queue import Place
+from opd.serving.store import ModelStore
+
+QUICK = Patience(connect_seconds=0.5, read_seconds=1.0, attempts=2, first_pause=0.02, longest_pause=0.2)
+SETTINGS = DiscoverySettings("space", "opd.io/task=first", "tiny-first-stage", 8081)
+
+
+def pod(name, variant="small", ready=True, leaving=False, address="10.0.0.1"):
+    metadata = {"name": name, "namespace": "space", "labels": {"opd.io/task": "first", "opd.io/variant": variant}}
+    if leaving:
+        metadata["deletionTimestamp"] = "2030-01-01T00:00:00Z"
+    condition = {"type": "Ready", "status": "True" if ready else "False"}
+    status = {"phase": "Running", "podIP": address, "conditions": [condition]}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {}, "status": status}
+
+
+def stage(variant="small", batch_size="2"):
+    data = {"variant": variant, "replicas": "1", "batch_size": batch_size}
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "tiny-first-stage", "namespace": "space"},
+        "data": data,
+    }
+
+
+def by_name(*pods):
+    return {each["metadata"]["name"]: each for each in pods}
+
+
+def place(name, variant="small", address="10.0.0.1:8081"):
+    return Place(name, variant, address)
+
+
+# --- known answers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config, pods, serving, chosen",
+    [
+        (stage(), [pod("a")], [], [place("a")]),
+        (stage(), [pod("b"), pod("a"), pod("c", ready=False), pod("d", leaving=True)], [], [place("a"), place("b")]),
+        (stage(), [pod("a"), pod("b", "large")], [], [place("a")]),
+        # No pod of the wanted variant is ready: what serves goes on, but not what has gone meanwhile.
+        (stage("large"), [pod("a"), pod("b", "large", ready=False)], [place("a")], [place("a")]),
+        (stage("large"), [pod("a", leaving=True), pod("c")], [place("a"), place("c")], [place("c")]),
+        (stage("large"), [pod("a"), pod("b", "large")], [place("a")], [place("b", "large")]),
+        # A pod that was not serving is not taken for a variant that nobody wants.
+        (stage("large"), [pod("a")], [], []),
+        (stage(), [pod("a", address="")], [], []),
+    ],
+)
+def test_the_ready_pods_of_the_wanted_variant(config, pods, serving, chosen):
+    assert choose(config, by_name(*pods), 8081, (1, serving)) == (2, chosen)
+
+
+@pytest.mark.parametrize("config", [stage(batch_size="0"), stage(batch_size="x"), stage(variant=""), {"data": None}])
+def test_a_configmap_that_makes_no_sense_changes_nothing(config):
+    assert choose(config, by_name(pod("a")), 8081, (1, [])) is None
+
+
+# --- through the API -------------------------------------------------------------------------------------------------
+
+
+class Told:
+    """What a queue would be told."""
+
+    def __init__(self):
+        self.states = []
+
+    def __call__(self, batch_size, places):
+        self.states.append((batch_size, [each.name for each in places]))
+
+    def ends_with(self, batch_size, *names):
+        eventually(lambda: self.states[-1:] == [(batch_size, list(names))])
+
+
+@pytest.fixture
+def told(server, tmp_path):
+    path = kubeconfig(server, tmp_path)
+    server.put(stage())
+    server.put(pod("a"))
+    told = Told()
+    discovery = Discovery(Cluster("space", lambda: credentials(str(path)), QUICK), SETTINGS, told)
+    told.ends_with(2, "a")
+    eventually(lambda: server.watches() == 2)
+    yield told
+    discovery.close()
+    server.end_watches()
+
+
+def test_pods_and_configuration_are_followed(server, told):
+    server.put(pod("b", "large"))
+    server.edit("configmaps", "tiny-first-stage", lambda found: found["data"].update(variant="large", batch_size="4"))
+    told.ends_with(4, "b")
+    server.put(pod("c", "large"))
+    told.ends_with(4, "b", "c")
+    server.edit("pods", "b", lambda found: found["metadata"].update(deletionTimestamp="2030-01-01T00:00:00Z"))
+    told.ends_with(4, "c")
+
+
+def test_a_configuration_that_is_gone_or_spoilt_changes_nothing(server, told):
+    before = len(told.states)
+    server.edit("configmaps", "tiny-first-stage", lambda found: found["data"].update(batch_size="many"))
+    server.remove(("v1", "configmaps", "space", "tiny-first-stage"))
+    time.sleep(0.3)
+    assert len(told.states) == before
+    server.put(stage(batch_size="1"))
+    told.ends_with(1, "a")
+
+
+def test_without_the_api_server_what_is_known_stays_and_later_changes_are_seen(server, told):
+    before = len(told.states)
+    server.stop()
+    server.put(pod("b"))
+    time.sleep(0.5)
+    assert len(told.states) == before
+    server.start()
+    told.ends_with(2, "a", "b")
+
+
+@pytest.mark.parametrize("fault", ["gone", "ended", "expired token", "500"])
+def test_faults_of_watches_are_overcome(server, told, fault):
+    if fault == "gone":
+        server.forget_history()
+    elif fault == "ended":
+        server.end_watches()
+    else:
+        server.refuse("GET", 401 if fault == "expired token" else 500, 4)
+        server.end_watches()
+    server.put(pod("b"))
+    told.ends_with(2, "a", "b")
+
+
+# --- for real --------------------------------------------------------------------------------------------------------
+
+TESTS = Path(__file__).parents[1]
+SECONDS = {"fast": 0.005, "slow": 0.03}
+
+
+def real_pipeline():
+    profile = dict.fromkeys((1, 2, 4), 0.05)
+    variants = tuple(Variant(name, 0.5, 1, profile, 2.0) for name in SECONDS)
+    tasks = (Task("first", variants), Task("second", variants))
+    return Pipeline("tiny", tasks, capacity=8, max_replicas=3, max_batch_size=4, latency_sla=1.0)
+
+
+def stages(*triples):
+    return tuple(StageConfiguration(*triple) for triple in triples)
+
+
+@pytest.fixture
+def store(tmp_path):
+    folder = tmp_path / "store"
+    folder.mkdir()
+    for task in ("first", "second"):
+        for variant, seconds in SECONDS.items():
+            source = tmp_path / f"{task}-{variant}"
+            source.mkdir()
+            manifest = {"class": "serving_models:Upper", "settings": {"seconds": seconds}, "files": {}}
+            (source / "manifest.json").write_text(json.dumps(manifest))
+            ModelStore(str(folder)).push(source, task, variant)
+    return str(folder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs every address of 127.0.0.0/8")
+def test_a_deployed_pipeline_is_reconfigured_under_load_without_losing_a_request(tmp_path, store, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))
+    pipeline, api = real_pipeline(), ApiServer()
+    path = kubeconfig(api, tmp_path)
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    settings = ClusterSettings("space", "opd:1", store, drain_seconds=1, apply_seconds=PATIENCE)
+    initial = stages((0, 1, 1), (0, 1, 1))
+    for manifest in pipeline_objects(pipeline, initial, settings):
+        api.put(manifest)
+    prometheus = Prometheus(pipeline)
+    (tmp_path / "pods").mkdir()
+    kubelet = Kubelet(api, tmp_path / "pods")
+    try:
+        cluster = Cluster("space", lambda: credentials(str(path)))
+        backend = KubernetesBackend(cluster, pipeline, settings, PrometheusUrl(prometheus.url), 1.0)
+        address = eventually(lambda: ready_address(api))
+        payloads = tmp_path / "payloads.parquet"
+        pd.DataFrame({"payload": [b"hello"]}).to_parquet(payloads)
+        traffic = load.start(address, "tiny", [15] * 16, payloads, 0, tmp_path / "requests.parquet")
+        done = []
+        threading.Thread(target=lambda: done.append(load.finish(traffic, 60)), daemon=True).start()
+        time.sleep(2)
+        backend.apply(stages((1, 1, 2), (0, 2, 1)))
+        assert serving(cluster, api, "first") == (2, ["slow"]) and serving(cluster, api, "second") == (1, ["fast"] * 2)
+        api.stop()  # the data plane does not need it
+        time.sleep(1)
+        api.start()
+        backend.apply(stages((1, 1, 4), (1, 1, 4)))
+        assert serving(cluster, api, "first") == (4, ["slow"]) and serving(cluster, api, "second") == (4, ["slow"])
+        victim = api.all("pods", opd_io__task="first", app_kubernetes_io__component="model")[0]["metadata"]["name"]
+        cluster.delete(POD, victim)
+        eventually(lambda: done)
+        assert done[0]["outcome"].value_counts().to_dict() == {"completed": 15 * 16}
+        assert set(done[0]["answer"]) == {"HELLO"}
+        assert kubelet.most_cores <= pipeline.capacity
+    finally:
+        kubelet.close()
+        prometheus.close()
+        api.stop()
+
+
+def ready_address(api):
+    """Of the router, once everything is ready; nothing before."""
+    pods = api.all("pods")
+    ready = [{"type": "Ready", "status": "True"} in each["status"].get("conditions", []) for each in pods]
+    if len(pods) < 5 or not all(ready):
+        return None
+    router = api.all("pods", app_kubernetes_io__component="router")[0]
+    return f"{router['status']['podIP']}:8081"
+
+
+def serving(cluster, api, task):
+    queue = api.all("pods", opd_io__task=task, app_kubernetes_io__component="queue")[0]["metadata"]["name"]
+    status = cluster.ask_pod(queue, 8080, "/stage")
+    return status["batch_size"], [each["variant"] for each in status["replicas"] if not each["retired"]]

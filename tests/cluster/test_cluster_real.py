@@ -1,0 +1,179 @@
+"""The whole life of a pipeline on a real cluster; docs/kubernetes.md says how to run it on one's own.
+
+Off by default. It needs OPD_CLUSTER_KUBECONFIG (or KUBECONFIG), OPD_CLUSTER_NAMESPACE and OPD_CLUSTER_OVERLAY, a file
+that gives the pods their image and whatever else they need there; or OPD_CLUSTER_EMULATOR=1, which runs it against the
+emulated cluster, to see that the suite itself works. The tests build on one another, in this order.
+"""
+
+import os
+import subprocess
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from cluster_site import emulated_site, missing, user_site
+from deadlines import eventually
+
+from opd import cli
+from opd.cluster import lifecycle
+from opd.cluster.api import LEASE, POD
+from opd.cluster.names import MODEL, QUEUE, selector
+from opd.cluster.pod_status import is_leaving
+from opd.pipeline import StageConfiguration, used_cores
+from opd.serving.protocol import COMPLETED
+
+pytestmark = pytest.mark.cluster
+
+ROOT = Path(__file__).parents[2]
+RESTART_SECONDS = 180
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A cluster without the pipeline, before and after."""
+    folder = tmp_path_factory.mktemp("site")
+    if os.environ.get("OPD_CLUSTER_EMULATOR") == "1":
+        with emulated_site(folder) as site:
+            yield site
+        return
+    if missing():
+        pytest.skip(f"needs a cluster: set {', '.join(missing())}; or OPD_CLUSTER_EMULATOR=1 for the emulated one")
+    with closing(user_site(folder)) as site:
+        if lifecycle.owned(site.cluster, site.pipeline.name)[0]:
+            pytest.fail(
+                f"pipeline {site.pipeline.name!r} is there already and would be deleted in the end; delete it, or name "
+                "another namespace in OPD_CLUSTER_NAMESPACE"
+            )
+        yield site
+        list(lifecycle.delete(site.cluster, site.pipeline.name, 120))
+
+
+@pytest.fixture(scope="module")
+def deployed(place):
+    """The pipeline in its smallest configuration."""
+    assert place.opd("deploy") == cli.DONE
+    return place
+
+
+def lost(records):
+    """Requests that were not answered, with what they got instead."""
+    return records.loc[records["outcome"] != COMPLETED, ["sent", "code", "detail"]].to_dict("records")
+
+
+def changed(site, **what):
+    """The smallest configuration with something else in its first stage, or a skip if that cannot be."""
+    first, *others = site.pipeline.smallest_configuration()
+    wanted = (first._replace(**what), *others)
+    most = max(site.pipeline.batch_sizes)
+    fits = used_cores(site.pipeline, wanted) <= site.pipeline.capacity
+    if not fits or wanted[0].replicas > site.pipeline.max_replicas or wanted[0].batch_size > most:
+        pytest.skip(f"the limits of pipeline {site.pipeline.name!r} do not hold {what}")
+    return wanted
+
+
+def other_variant(site):
+    """Of the first stage."""
+    variants = site.pipeline.tasks[0].variants
+    if len(variants) < 2:
+        pytest.skip("the first task has one variant only")
+    smallest = site.pipeline.smallest_configuration()[0].variant
+    return min((z for z in range(len(variants)) if z != smallest), key=lambda z: variants[z].cores)
+
+
+def serving(site):
+    """What the queue of the first stage says it serves with: batch size and variants."""
+    task = site.pipeline.tasks[0].name
+    pods, _ = site.cluster.list(POD, selector(site.pipeline.name, QUEUE, task))
+    status = site.cluster.ask_pod(next(p["metadata"]["name"] for p in pods if not is_leaving(p)), 8080, "/stage")
+    return status["batch_size"], sorted(each["variant"] for each in status["replicas"] if not each["retired"])
+
+
+def test_it_is_deployed_and_serves(deployed):
+    assert deployed.opd("status") == cli.DONE
+    with deployed.traffic() as records:
+        time.sleep(10)  # a busy machine takes some seconds to start the load
+    assert len(records[0]) >= 20 and not lost(records[0])
+    assert records[0]["answer"].str.len().min() > 0
+
+
+def test_deploying_again_changes_nothing(deployed, capsys):
+    before = deployed.pods()
+    assert deployed.opd("deploy") == cli.DONE
+    assert "created" not in capsys.readouterr().out and deployed.pods() == before
+
+
+@pytest.mark.parametrize("change", ["replicas", "variant", "batch size", "all three", "back"])
+def test_a_change_loses_no_request(deployed, change):
+    wanted = {
+        "replicas": lambda: changed(deployed, replicas=2),
+        "variant": lambda: changed(deployed, variant=other_variant(deployed)),
+        "batch size": lambda: changed(deployed, batch_size=2),
+        "all three": lambda: changed(deployed, variant=other_variant(deployed), replicas=2, batch_size=2),
+        "back": deployed.pipeline.smallest_configuration,
+    }[change]()
+    with deployed.traffic() as records:
+        assert deployed.configure(wanted) == cli.DONE
+        variant = deployed.pipeline.tasks[0].variants[wanted[0].variant].name
+        eventually(lambda: serving(deployed) == (wanted[0].batch_size, [variant] * wanted[0].replicas), 30, poll=0.5)
+    assert records[0]["outcome"].eq(COMPLETED).sum() >= 20 and not lost(records[0])
+    assert deployed.opd("status") == cli.DONE
+
+
+def test_a_deleted_pod_is_replaced_without_losing_a_request(deployed):
+    assert deployed.configure(changed(deployed, replicas=2)) == cli.DONE
+    pods, _ = deployed.cluster.list(POD, selector(deployed.pipeline.name, MODEL, deployed.pipeline.tasks[0].name))
+    victim = next(pod["metadata"]["name"] for pod in pods if not is_leaving(pod))
+    with deployed.traffic() as records:
+        deployed.cluster.delete(POD, victim)
+        eventually(lambda: victim not in deployed.pods(), 120, poll=0.5)
+        eventually(lambda: deployed.opd("status") == cli.DONE, 120, poll=0.5)
+    assert not lost(records[0])
+
+
+def test_what_is_above_the_capacity_is_refused_and_changes_nothing(deployed, capsys):
+    before, state = deployed.pods(), serving(deployed)
+    first, *others = deployed.pipeline.smallest_configuration()
+    largest = StageConfiguration(first.variant, deployed.pipeline.max_replicas + 1, first.batch_size)
+    assert deployed.configure((largest, *others)) == cli.REFUSED
+    assert "replicas are not within" in capsys.readouterr().err
+    full = tuple(StageConfiguration(s.variant, deployed.pipeline.max_replicas, 1) for s in (first, *others))
+    if used_cores(deployed.pipeline, full) > deployed.pipeline.capacity:
+        assert deployed.configure(full) == cli.REFUSED
+        assert "cores, the device has" in capsys.readouterr().err
+    assert (deployed.pods(), serving(deployed)) == (before, state)
+
+
+def test_it_outlives_the_api_server(deployed):
+    if deployed.restart is None:
+        pytest.skip("set OPD_CLUSTER_RESTART_COMMAND to a command that restarts the API server")
+    before = deployed.pods()
+    if callable(deployed.restart):
+        deployed.restart()
+    else:
+        subprocess.run(deployed.restart, shell=True, check=True, timeout=RESTART_SECONDS)
+    eventually(lambda: deployed.opd("status") == cli.DONE, RESTART_SECONDS, poll=0.5)
+    assert deployed.pods() == before  # nothing was started anew
+    with deployed.traffic() as records:
+        assert deployed.configure(deployed.pipeline.smallest_configuration()) == cli.DONE
+    assert not lost(records[0])
+
+
+def test_a_policy_controls_it(deployed):
+    if not deployed.prometheus:
+        pytest.skip("set OPD_CLUSTER_PROMETHEUS to the URL of a Prometheus server that scrapes the pods")
+    if not (ROOT / "models" / "forecaster.ckpt").is_file():
+        pytest.skip("needs a trained forecaster: make repro")
+    given = ["--policy=greedy", f"--prometheus={deployed.prometheus}", "--decisions=2", "--port=0"]
+    with deployed.traffic(rate=10) as records:
+        assert deployed.control(*given) == cli.DONE
+    assert not lost(records[0]) and deployed.opd("status") == cli.DONE
+
+
+def test_it_is_deleted_without_leftovers(deployed, capsys):
+    assert deployed.opd("delete") == cli.DONE
+    assert lifecycle.owned(deployed.cluster, deployed.pipeline.name)[0] == [] and deployed.pods() == {}
+    assert deployed.cluster.list(LEASE, selector(deployed.pipeline.name))[0] == []
+    assert deployed.opd("status") == cli.NOTHING_THERE
+    assert deployed.opd("delete") == cli.NOTHING_THERE
+    assert "is not deployed" in capsys.readouterr().err

@@ -1,0 +1,77 @@
+"""The live evaluation against a cluster: an emulated one, whose pods are real servers with tiny models."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from cluster_site import IMAGE, emulated_site
+
+from opd import cli
+from opd.cluster.api import POD
+from opd.cluster.names import selector
+from opd.cluster.overlay import read_overlay
+from opd.cluster.settings import ClusterSettings
+from opd.live import deployed as evaluation
+from opd.live import runs as live
+from opd.objective import Weights
+from opd.serving.local import ControlledError
+from opd.serving.monitoring import MonitoringError, Scraper
+from opd.simulator.simulation import SimulationParameters
+
+INTERVAL = 4
+SLOWER, MORE = live.configurations([[[1, 1, 2], [0, 1, 1]], [[1, 2, 1], [0, 1, 1]]])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    with emulated_site(tmp_path_factory.mktemp("site")) as place:
+        assert place.opd("deploy") == cli.DONE
+        yield place
+
+
+@pytest.fixture
+def monitor(site):
+    scraper = Scraper()
+    pods, _ = site.cluster.list(POD, selector(site.pipeline.name))
+    scraper.set_targets({pod["metadata"]["name"]: f"{pod['status']['podIP']}:8082" for pod in pods})
+    yield scraper
+    scraper.close()
+
+
+@pytest.fixture
+def deployed(site, monitor, monkeypatch):
+    monkeypatch.setenv("KUBECONFIG", site.kubeconfig)
+    overlay = read_overlay(site.folder / "overlay.yaml")
+    settings = ClusterSettings("space", IMAGE, str(site.folder / "store"), overlay=overlay)
+    return lambda: evaluation.DeployedPipeline(site.pipeline, settings, monitor, INTERVAL, site.address)
+
+
+def test_policies_reconfigure_the_deployed_pipeline_under_load_and_lose_nothing(site, deployed, tmp_path):
+    payloads = tmp_path / "payloads.parquet"
+    pd.DataFrame({"payload": [b"hello"]}).to_parquet(payloads)
+    traffic = live.Traffic(np.full(6 + 3 * INTERVAL, 5), 6, payloads, 0)
+    with deployed() as backend:
+        initial = backend.configuration
+        policy = live.SchedulePolicy([SLOWER, MORE, initial], 3)
+        run = live.run_live(backend, policy, lambda history: history.max(), Weights(), INTERVAL, traffic, tmp_path)
+    summary = live.summarise(run)
+    assert summary["refused"] == []
+    assert [step.configuration for step in run.steps] == [SLOWER, MORE, initial]
+    assert summary["requests"]["completed"] == summary["requests"]["offered"] == 5 * len(traffic.counts)
+    assert set(run.records["answer"]) == {"HELLO"}
+    table = live.replay({"profiled": site.pipeline}, SimulationParameters(interval=INTERVAL), run, [0])
+    assert np.isfinite(table[["profiled", "measured"]]).all(axis=None)
+
+
+def test_nobody_else_may_reconfigure_meanwhile(deployed, monkeypatch):
+    monkeypatch.setattr(evaluation, "LEAD_SECONDS", 1.0)
+    with deployed(), pytest.raises(ControlledError, match="another controller holds the Lease 'tiny-controller'"):
+        deployed().__enter__()
+    with deployed() as again:
+        assert again.configuration == again.pipeline.smallest_configuration()
+
+
+def test_a_cluster_needs_its_prometheus_named(site, tmp_path, monkeypatch):
+    monkeypatch.delenv("OPD_PROMETHEUS_URL", raising=False)
+    place = live.Place("kubernetes", tmp_path, cluster_settings="settings.yaml", router_address=site.address)
+    with pytest.raises(MonitoringError, match="set OPD_PROMETHEUS_URL"):
+        live.open_backend(place, site.pipeline, SimulationParameters(), SLOWER)

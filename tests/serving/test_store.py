@@ -1,0 +1,203 @@
+"""The model store on a folder, in memory, and on object storage by the S3 protocol."""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from opd.serving.models import MANIFEST
+from opd.serving.store import CACHE_VARIABLE, URL_VARIABLE, CorruptVariantError, ModelStore, StoreError, write_manifest
+
+
+@pytest.fixture
+def variant(tmp_path: Path) -> Path:
+    folder = tmp_path / "variant"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(bytes(range(256)) * 1000)
+    (folder / "characters.txt").write_text("a\nb\n")
+    write_manifest(folder, "opd.examples.ocr.models:TextDetector", {"size": [64, 32]})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def s3_options() -> Iterator[dict]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    options = dict(key="key", secret="secret", endpoint_url=endpoint, client_kwargs={"region_name": "eu-west-1"})
+    try:
+        yield options
+    finally:
+        server.stop()
+
+
+@pytest.fixture(params=["folder", "memory", "s3"])
+def store(request, tmp_path: Path) -> ModelStore:
+    name = uuid.uuid4().hex
+    if request.param == "folder":
+        return ModelStore(str(tmp_path / "store"), tmp_path / "cache")
+    if request.param == "memory":
+        return ModelStore(f"memory://{name}/store", tmp_path / "cache")
+    options = request.getfixturevalue("s3_options")
+    fsspec.filesystem("s3", **options).mkdir(name)
+    return ModelStore(f"s3://{name}/store", tmp_path / "cache", **options)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def damage(store: ModelStore, task: str, variant: str, name: str) -> None:
+    store._files.pipe_file(f"{store._root}/{task}/{variant}/{name}", b"damaged")
+
+
+def test_what_is_pushed_is_pulled(store: ModelStore, variant: Path):
+    assert store.variants() == {}
+    store.push(variant, "detection", "small")
+    store.push(variant, "detection", "large")
+    store.push(variant, "recognition", "small")
+    assert contents(store.pull("detection", "small")) == contents(variant)
+    assert store.variants() == {"detection": ["large", "small"], "recognition": ["small"]}
+
+
+def test_a_missing_variant_names_those_there_are(store: ModelStore, variant: Path):
+    with pytest.raises(KeyError, match="no variant 'small' of task 'detection'.*it has no variant"):
+        store.pull("detection", "small")
+    store.push(variant, "detection", "large")
+    with pytest.raises(KeyError, match="no variant 'small' of task 'detection'.*detection: large"):
+        store.pull("detection", "small")
+
+
+def test_a_damaged_file_in_the_store_is_named(store: ModelStore, variant: Path):
+    store.push(variant, "detection", "small")
+    damage(store, "detection", "small", "characters.txt")
+    with pytest.raises(CorruptVariantError, match="characters.txt should have the SHA-256"):
+        store.pull("detection", "small")
+
+
+def test_a_file_missing_in_the_store_is_named(store: ModelStore, variant: Path):
+    store.push(variant, "detection", "small")
+    store._files.rm(f"{store._root}/detection/small/model.onnx")
+    with pytest.raises(CorruptVariantError, match="model.onnx should have .* but has no file"):
+        store.pull("detection", "small")
+
+
+def test_a_pushed_variant_replaces_the_one_before_with_all_its_files(store: ModelStore, variant: Path):
+    store.push(variant, "detection", "small")
+    before = store.pull("detection", "small")
+    (variant / "characters.txt").unlink()
+    write_manifest(variant, "opd.examples.ocr.models:TextDetector", {"size": [32, 32]})
+    store.push(variant, "detection", "small")
+    assert contents(store.pull("detection", "small")) == contents(variant)
+    assert store._is_local or (before / "characters.txt").is_file()
+
+
+def test_a_damaged_variant_is_not_pushed(store: ModelStore, variant: Path):
+    (variant / "model.onnx").write_bytes(b"damaged")
+    with pytest.raises(CorruptVariantError, match=r"model\.onnx"):
+        store.push(variant, "detection", "small")
+    assert store.variants() == {}
+
+
+@pytest.mark.parametrize("store", ["memory", "s3"], indirect=True)
+@pytest.mark.parametrize("name", ["model.onnx", MANIFEST])
+def test_a_damaged_or_incomplete_cache_is_pulled_again(store: ModelStore, variant: Path, name: str):
+    store.push(variant, "detection", "small")
+    folder = store.pull("detection", "small")
+    (folder / name).write_bytes(b"damaged")
+    assert contents(store.pull("detection", "small")) == contents(variant)
+    (folder / name).unlink()
+    assert contents(store.pull("detection", "small")) == contents(variant)
+
+
+@pytest.mark.parametrize("store", ["memory", "s3"], indirect=True)
+def test_what_is_cached_is_not_copied_again(store: ModelStore, variant: Path):
+    store.push(variant, "detection", "small")
+    folder = store.pull("detection", "small")
+    store._files.rm(f"{store._root}/detection/small/model.onnx")
+    assert store.pull("detection", "small") == folder
+
+
+@pytest.mark.parametrize("store", ["memory"], indirect=True)
+def test_what_a_killed_replica_left_of_its_pull_is_removed_and_a_pull_that_runs_is_not(
+    store: ModelStore, variant: Path
+):
+    store.push(variant, "detection", "small")
+    cache = store.pull("detection", "small").parent
+    left, running = cache / ".pull-left", cache / ".pull-running"
+    for folder in (left, running):
+        (folder / "copy").mkdir(parents=True)
+    os.utime(left, (0, 0))
+    (variant / "characters.txt").write_text("c\n")
+    write_manifest(variant, "opd.examples.ocr.models:TextDetector", {"size": [64, 32]})
+    store.push(variant, "detection", "small")
+    store.pull("detection", "small")
+    assert running.is_dir() and not left.exists()
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)  # fsspec's memory files are not safe between threads
+def test_replicas_that_pull_at_the_same_time_get_the_same_whole_variant(store: ModelStore, variant: Path):
+    store.push(variant, "detection", "small")
+    with ThreadPoolExecutor(8) as pool:
+        folders = set(pool.map(lambda _: store.pull("detection", "small"), range(24), timeout=60))
+    (folder,) = folders
+    assert contents(folder) == contents(variant)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "a\\b", "a*", "s3://a", "a\n"])
+def test_names_are_plain(name: str, variant: Path, tmp_path: Path):
+    store = ModelStore(str(tmp_path / "store"))
+    for task, other in ((name, "small"), ("detection", name)):
+        with pytest.raises(ValueError, match="is no name"):
+            store.push(variant, task, other)
+        with pytest.raises(ValueError, match="is no name"):
+            store.pull(task, other)
+
+
+def test_a_manifest_cannot_write_outside_its_folder(variant: Path, tmp_path: Path):
+    manifest = variant / MANIFEST
+    manifest.write_text(manifest.read_text().replace("characters.txt", "../characters.txt"))
+    store = ModelStore("memory://outside", tmp_path / "cache")
+    store._files.put(str(variant), f"{store._root}/detection/small", recursive=True)
+    with pytest.raises(ValueError, match="is no name"):
+        store.pull("detection", "small")
+
+
+def test_a_folder_is_used_in_place(variant: Path, tmp_path: Path):
+    store = ModelStore(str(tmp_path / "store"), tmp_path / "cache")
+    store.push(variant, "detection", "small")
+    assert store.pull("detection", "small") == tmp_path / "store" / "detection" / "small"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_url_and_cache_come_from_the_environment(variant: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(URL_VARIABLE, "memory://environment")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    ModelStore().push(variant, "detection", "small")
+    assert (tmp_path / "cache") in ModelStore("memory://environment").pull("detection", "small").parents
+
+
+def test_a_store_that_does_not_answer_is_named(tmp_path: Path):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        options = dict(key="k", secret="s", config_kwargs={"connect_timeout": 1, "retries": {"max_attempts": 1}})
+        store = ModelStore("s3://bucket/store", tmp_path, endpoint_url=endpoint, **options)
+        with pytest.raises(StoreError, match="s3://bucket/store cannot be used.*endpoint"):
+            store.variants()
+
+
+def test_an_unknown_protocol_is_named():
+    with pytest.raises(StoreError, match="carrier-pigeon://store cannot be used"):
+        ModelStore("carrier-pigeon://store")

@@ -1,0 +1,367 @@
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_pipelines import ocr_pipeline
+
+from opd.pipeline import StageConfiguration
+from opd.serving import telemetry
+from opd.serving.monitoring import MonitoringError, NoDataError, Series
+from opd.serving.telemetry import Telemetry, counted, from_zero, increase, quantile, time_average
+from opd.serving.telemetry_backend import TelemetryBackend
+
+
+def series(times, values, **labels):
+    return Series(labels, np.array(times, dtype=float), np.array(values, dtype=float))
+
+
+class Given:
+    """A monitor of samples written down beforehand: lists of series by metric."""
+
+    description = "samples of the test"
+
+    def __init__(self, **samples):
+        self.known = samples
+
+    def set_targets(self, targets):
+        raise AssertionError("telemetry has no say in what is scraped")
+
+    def samples(self, metric, seconds, **labels):
+        oldest = time.time() - seconds
+        return [
+            Series(each.labels, each.times[each.times >= oldest], each.values[each.times >= oldest])
+            for each in self.known.get(metric, [])
+            if labels.items() <= each.labels.items()
+        ]
+
+    def close(self):
+        pass
+
+
+# Counters
+
+
+def test_an_increase_is_interpolated_at_both_boundaries():
+    counter = series([0, 1, 2, 3], [10, 14, 20, 20])
+    assert increase(counter, 0.5, 1.5) == pytest.approx(2 + 3)
+    assert increase(counter, 0, 3) == 10
+    assert increase(counter, 2.25, 2.75) == 0
+
+
+def test_an_increase_reaches_no_further_than_the_samples():
+    counter = series([5, 6], [100, 104])
+    assert increase(counter, 0, 5) == 0 and increase(counter, 0, 5.5) == 2 and increase(counter, 0, 60) == 4
+    assert increase(series([5], [100]), 0, 10) == 0
+    assert increase(series([], []), 0, 10) == 0
+
+
+def test_a_counter_that_falls_began_again_at_zero():
+    counter = series([0, 1, 2, 3], [50, 57, 3, 8])
+    assert increase(counter, 0, 3) == 7 + 3 + 5
+    assert increase(counter, 1, 1.5) == pytest.approx(1.5)
+
+
+@given(
+    st.lists(st.integers(0, 50), min_size=2, max_size=30),
+    st.lists(st.floats(0, 30), min_size=2, max_size=8),
+)
+def test_increases_of_adjoining_intervals_add_up(values, edges):
+    counter, edges = series(range(len(values)), values), sorted(edges)
+    parts = sum(increase(counter, *pair) for pair in zip(edges, edges[1:], strict=False))
+    assert parts == pytest.approx(increase(counter, edges[0], edges[-1]), abs=1e-6)
+    assert (np.diff(counted(counter, np.array(edges))) >= -1e-9).all()
+
+
+def test_a_label_that_appears_late_counts_from_zero():
+    late = series([3, 4], [2, 5], instance="router")
+    scrapes = [series([0, 1, 2, 3, 4], [0, 1, 1, 1, 1], instance="router"), series([0.5], [1], instance="other")]
+    whole = from_zero(late, scrapes)
+    np.testing.assert_array_equal(whole.times, [1, 2, 3, 4])
+    np.testing.assert_array_equal(whole.values, [0, 0, 2, 5])
+    assert increase(whole, 0, 4) == 5
+
+
+def test_a_counter_seen_from_the_first_scrape_on_keeps_its_value():
+    counter = series([3, 4], [1000, 1001], instance="router")
+    for scrapes in ([], [series([3, 4], [1, 1], instance="router")], [series([2, 3], [0, 1], instance="router")]):
+        assert increase(from_zero(counter, scrapes), 0, 4) == 1
+
+
+# Gauges and histograms
+
+
+def test_a_gauge_holds_until_its_next_sample():
+    gauge = series([0, 1, 3], [2, 4, 1])
+    assert time_average(gauge, 0, 4) == pytest.approx((2 + 4 + 4 + 1) / 4)
+    assert time_average(gauge, 0.5, 1.5) == pytest.approx(3)
+    assert time_average(series([5], [3]), 0, 10) == pytest.approx(1.5)
+    assert time_average(series([], []), 0, 10) == 0
+
+
+def test_a_gauge_that_is_no_longer_scraped_soon_counts_as_nothing():
+    assert time_average(series([0], [2]), 0, 20) == pytest.approx(2 * telemetry.STALE_SECONDS / 20)
+
+
+def buckets(**counts):
+    return [
+        series([0, 10], [0, count], le=bound.removeprefix("le").replace("_", ".")) for bound, count in counts.items()
+    ]
+
+
+def test_a_quantile_is_linear_within_its_bucket():
+    observed = buckets(le1=50, le2=90, le4=100, leinf=100)
+    assert quantile(observed, 0, 10, 0.5) == 1.0
+    assert quantile(observed, 0, 10, 0.25) == 0.5
+    assert quantile(observed, 0, 10, 0.95) == pytest.approx(3.0)
+    assert quantile(observed, 0, 10, 0.99) == pytest.approx(3.8)
+    assert quantile(observed, 2, 4, 0.99) == pytest.approx(3.8), "in a part of the time too"
+
+
+def test_a_quantile_beyond_the_last_bound_is_that_bound():
+    assert quantile(buckets(le1=50, le2=50, leinf=100), 0, 10, 0.99) == 2.0
+
+
+def test_a_quantile_of_nothing_is_zero():
+    assert quantile([], 0, 10, 0.99) == 0.0
+    assert quantile(buckets(le1=0, leinf=0), 0, 10, 0.99) == 0.0
+
+
+def test_a_quantile_joins_the_series_of_several_processes():
+    assert quantile(buckets(le1=50, le2=50, leinf=50) + buckets(le1=0, le2=50, leinf=50), 0, 10, 0.75) == 1.5
+
+
+# History
+
+
+def requests(times, values, **labels):
+    return series(times, values, pipeline="ocr", instance="router", **labels)
+
+
+def observed_history(now, counter, **samples):
+    monitor = Given(opd_requests_total=counter, **samples)
+    return Telemetry(monitor, ocr_pipeline()).history(now)
+
+
+def test_the_history_is_the_counts_between_scrapes_newest_last():
+    now = time.time()
+    times = now - 0.7 - np.arange(4, -1, -1)
+    history = observed_history(now, [requests(times, [100, 103, 103, 110, 111])])
+    np.testing.assert_allclose(history, [3, 0, 7, 1], atol=1e-6)
+
+
+def test_the_history_spans_two_minutes_at_most():
+    now = time.time()
+    times = now - 0.3 - np.arange(200, -1, -1)
+    rate = np.arange(201) % 7
+    history = observed_history(now, [requests(times, np.cumsum(rate))])
+    np.testing.assert_allclose(history, rate[-120:], atol=1e-5)
+
+
+def test_the_history_covers_a_missed_scrape_a_restart_and_what_is_no_number():
+    now = time.time()
+    times = now - np.array([6, 5, 3, 2, 1, 0.0])
+    history = observed_history(now, [requests(times, [10, 12, 20, np.nan, 3, 4])])
+    np.testing.assert_allclose(history, [2, 4, 4, 1.5, 1.5, 1], atol=1e-6)
+
+
+def test_the_history_knows_of_no_requests_before_the_first():
+    now = time.time()
+    times = now - np.arange(5, -1, -1.0)
+    up = series(times, np.ones(6), instance="router")
+    np.testing.assert_allclose(
+        observed_history(now, [requests(times[3:], [4, 6, 6])], up=[up]), [0, 0, 4, 2, 0], atol=1e-6
+    )
+
+
+def test_a_single_sample_makes_no_history():
+    now = time.time()
+    assert observed_history(now, [requests([now - 0.5], [1000])]).shape == (0,)
+
+
+def test_no_samples_are_not_taken_for_no_load():
+    with pytest.raises(NoDataError, match="opd_requests_total of pipeline 'ocr' has no samples.*does not mean"):
+        observed_history(time.time(), [])
+    assert issubclass(NoDataError, MonitoringError)
+
+
+def test_the_history_of_a_run_is_its_own_from_its_first_request_on():
+    now = time.time()
+    times = now - 0.5 - np.arange(60, -1, -1)
+    rate = np.concatenate([np.full(30, 50), np.zeros(10), [2, 3, 0, 4], np.full(17, 5)])
+    reader = Telemetry(Given(opd_requests_total=[requests(times, np.cumsum(rate))]), ocr_pipeline())
+    np.testing.assert_allclose(reader.history(now, now - 28), [2, 3, 0, 4, *[5] * 17], atol=1e-6)
+    idle = Telemetry(Given(opd_requests_total=[requests(times, np.full(61, 7))]), ocr_pipeline())
+    assert idle.history(now, now - 28).tolist() == [0] * 27
+
+
+def test_old_samples_are_not_taken_for_no_load():
+    now = time.time()
+    times = now - 6 - np.arange(5, -1, -1.0)
+    with pytest.raises(NoDataError, match=r"6\.0 s ago, over the limit of 5 s"):
+        observed_history(now, [requests(times, np.arange(6))])
+    with pytest.raises(NoDataError, match="has no samples"):
+        observed_history(now, [requests([now], [np.nan])])
+
+
+# Intervals
+
+
+def ramp(times, begin, per_second, **labels):
+    """A counter that rises steadily from ``begin`` on."""
+    return series(times, np.clip(times - begin, 0, None) * per_second, pipeline="ocr", instance="x", **labels)
+
+
+def scraped(end):
+    """Samples of every second around the 10 s up to ``end``, at 20 requests/s, with round figures."""
+    begin = end - 10
+    times = begin - 3.4 + np.arange(15)
+    constant = np.ones(len(times))
+
+    def gauge(value, **labels):
+        return series(times, value * constant, pipeline="ocr", instance="x", **labels)
+
+    def steady(rate, **labels):
+        return ramp(times, begin - 3.4, rate, **labels)
+
+    # The small detector gives way to two replicas of the large one at the sample 6.6 s after the beginning.
+    changed = times >= begin + 6.5
+    return Given(
+        up=[series(times, constant, instance="x")],
+        opd_requests_total=[steady(20)],
+        opd_answers_total=[
+            *(steady(15, outcome="completed"), steady(2, outcome="rejected"), steady(1, outcome="failed")),
+            # A label that appears in the middle, five seconds before the end, one second after the last scrape.
+            ramp(times, end - 4.4, 1, outcome="dropped"),
+        ],
+        opd_latency_seconds_sum=[steady(6)],
+        opd_latency_seconds_count=[steady(15)],
+        opd_latency_seconds_bucket=[steady(12, le="0.5"), steady(15, le="1.0"), steady(15, le="+Inf")],
+        opd_stage_latency_seconds_sum=[steady(4, task="detection")],
+        opd_stage_latency_seconds_count=[steady(16, task="detection")],
+        opd_stage_queue_length=[
+            series(times, np.arange(15), pipeline="ocr", instance="x", task="detection"),
+            gauge(2, task="recognition"),
+        ],
+        opd_stage_replicas=[
+            series(times, ~changed, pipeline="ocr", instance="x", task="detection", variant="small"),
+            series(times[changed], 2 * constant[changed], pipeline="ocr", task="detection", variant="large"),
+            gauge(3, task="recognition", variant="tiny"),
+        ],
+    )
+
+
+CONFIGURATION = (StageConfiguration(1, 2, 2), StageConfiguration(0, 3, 1))
+
+
+def test_an_interval_says_what_was_measured():
+    end = time.time() - 1.0
+    measured = Telemetry(scraped(end), ocr_pipeline()).interval(end - 10, end, CONFIGURATION)
+    assert measured.offered == pytest.approx([200])
+    assert measured.completed == pytest.approx([150])
+    assert measured.dropped == pytest.approx([20 + 10 + 4.4])
+    assert measured.latency_mean == pytest.approx([0.4])
+    assert measured.latency_p99 == pytest.approx([0.5 + 0.5 * (14.85 - 12) / 3])
+    # Recognition has measured nothing: one request takes its tiny variant 50 ms.
+    assert measured.task_latency == pytest.approx(np.array([[0.25, 0.05]]))
+    # One small detector carries 2 / 0.16 requests/s for 6.6 s, two large ones 2 * 2 / 0.4 for the rest.
+    detection = 0.66 * 12.5 + 0.34 * 10.0
+    assert measured.ready_throughput == pytest.approx(np.array([[detection, 3 / 0.05]]), rel=1e-4)
+    assert measured.queue == pytest.approx(np.array([[13, 2]]))
+    assert measured.latencies.shape == (1, 0)
+
+
+def test_an_interval_without_completions_has_no_latency():
+    end = time.time() - 1.0
+    monitor = scraped(end)
+    for name in list(monitor.known):
+        if name.startswith("opd_latency") or name == "opd_answers_total":
+            del monitor.known[name]
+    measured = Telemetry(monitor, ocr_pipeline()).interval(end - 10, end, CONFIGURATION)
+    assert (measured.completed, measured.latency_mean, measured.latency_p99) == ([0], [0], [0])
+    assert measured.offered == pytest.approx([200])
+
+
+def test_an_interval_waits_until_its_end_is_scraped_but_not_for_ever(monkeypatch):
+    monkeypatch.setattr(telemetry, "SCRAPE_WAIT_SECONDS", 0.5)
+    end = time.time()
+    monitor = scraped(end)
+    late = monitor.known["opd_requests_total"][0]
+    monitor.known["opd_requests_total"] = [Series(late.labels, late.times[:-2], late.values[:-2])]
+    asked, samples = [], monitor.samples
+
+    def with_a_scrape_after_a_while(metric, seconds, **labels):
+        asked.append(metric)
+        if asked.count("opd_requests_total") == 3:
+            monitor.known["opd_requests_total"] = [late]
+        return samples(metric, seconds, **labels)
+
+    reader = Telemetry(monitor, ocr_pipeline())
+    begin = time.monotonic()
+    short = reader.interval(end - 10, end, CONFIGURATION)
+    assert time.monotonic() - begin >= 0.5
+    assert 160 < short.offered[0] < 199
+    monkeypatch.setattr(telemetry, "SCRAPE_WAIT_SECONDS", 60.0)
+    monkeypatch.setattr(monitor, "samples", with_a_scrape_after_a_while)
+    assert reader.interval(end - 10, end, CONFIGURATION).offered == pytest.approx([200])
+
+
+def test_a_run_is_told_nothing_of_the_one_before():
+    # The last two samples are yet to come when the run begins.
+    backend = TelemetryBackend(ocr_pipeline(), CONFIGURATION, scraped(time.time() + 1.0), 0.5)
+    expected = backend.observe()
+    backend.wait()
+    measured = backend.observe()
+    assert measured.task_latency == pytest.approx([0.25, 0.05]) and len(measured.history) > 10
+    backend.begin_run()
+    first = backend.observe()
+    assert first.history == pytest.approx([20])
+    np.testing.assert_array_equal(first.task_latency, expected.task_latency)
+    np.testing.assert_array_equal(first.ready_throughput, expected.ready_throughput)
+
+
+@pytest.mark.parametrize("metric", ["opd_stage_replicas", "opd_stage_queue_length"])
+def test_a_task_that_is_not_watched_is_named(metric):
+    end = time.time() - 1.0
+    monitor = scraped(end)
+    monitor.known[metric] = [each for each in monitor.known[metric] if each.labels["task"] == "detection"]
+    with pytest.raises(NoDataError, match=f"{metric} of task 'recognition' has no samples"):
+        Telemetry(monitor, ocr_pipeline()).interval(end - 10, end, CONFIGURATION)
+
+
+def test_replicas_of_a_variant_that_the_pipeline_does_not_have_carry_nothing_that_is_known():
+    """A queue goes on to show a variant that was taken out of the pipeline; nothing says how fast it was."""
+    end = time.time() - 1.0
+    monitor = scraped(end)
+    before = Telemetry(monitor, ocr_pipeline()).interval(end - 10, end, CONFIGURATION)
+    former = monitor.known["opd_stage_replicas"][0]
+    monitor.known["opd_stage_replicas"].append(
+        Series({**former.labels, "variant": "huge"}, former.times, former.values)
+    )
+    after = Telemetry(monitor, ocr_pipeline()).interval(end - 10, end, CONFIGURATION)
+    assert (after.ready_throughput == before.ready_throughput).all() and before.ready_throughput.all()
+
+
+def test_the_queue_is_that_of_the_newest_sample_of_each_task():
+    now = time.time()
+    lengths = [
+        series(now - np.array([2.0, 1.0]), [9, 4], pipeline="ocr", task="recognition"),
+        series(now - np.array([2.0, 1.0]), [0, 7], pipeline="ocr", task="detection"),
+        series(now - np.array([2.0, 1.0]), [0, 99], pipeline="other", task="detection"),
+    ]
+    reader = Telemetry(Given(opd_stage_queue_length=lengths), ocr_pipeline())
+    np.testing.assert_array_equal(reader.queue(now), [7, 4])
+
+
+def test_waiting_for_the_first_samples_ends_when_they_come_or_names_what_is_missing():
+    reader = Telemetry(Given(), ocr_pipeline())
+    with pytest.raises(NoDataError, match="opd_requests_total"):
+        reader.wait(0.2)
+    monitor = scraped(time.time())
+    Telemetry(monitor, ocr_pipeline()).wait(0.2)
+    del monitor.known["opd_stage_replicas"]
+    with pytest.raises(NoDataError, match="opd_stage_replicas of task 'detection'"):
+        Telemetry(monitor, ocr_pipeline()).wait(0.2)

@@ -1,0 +1,397 @@
+"""Worlds that are not the one of the training: what they change, and every policy in each of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from small_pipelines import ocr_pipeline
+from test_agent import agent_for, trained_with
+
+from opd.agent.agent import Agent
+from opd.agent.training import TrainingParameters
+from opd.measurement import Observation
+from opd.objective import Weights
+from opd.simulator.simulation import SimulationParameters
+from opd.solvers import IpaParameters
+from opd.study.analysis import robustness
+from opd.study.analysis.plots_robustness import plot_robustness
+from opd.study.analysis.robustness import (
+    AGENT,
+    AS_TRAINED,
+    COLUMNS,
+    FAILURES,
+    FORECASTER_FAILS,
+    IPA,
+    OTHER_TRACE,
+    OVERLOAD,
+    POLICIES,
+    PROFILES_WRONG,
+    BrokenForecaster,
+    all_worlds,
+    distorted,
+    drawn,
+    evaluate,
+    findings,
+    misled,
+    overloaded,
+    overview,
+    paragraph,
+    scaled,
+    summary,
+    table_of,
+    trained_agents,
+)
+from opd.study.evaluation import Setting, build_policy, run_cycle, summarise
+from opd.workload.load import RecentMaximum
+from opd.workload.trace import Cycle, Trace
+
+OBSERVATION = Observation(
+    np.full(120, 4), 8.0, ocr_pipeline().smallest_configuration(), np.ones(2), np.ones(2), np.zeros(2), 4.0
+)
+CYCLE, LATER = Cycle("waves", 16_000), Cycle("later", 20_000)
+
+
+class LastCount(RecentMaximum):
+    """Another forecaster, so that it can be told which one was asked."""
+
+    def predict(self, history):
+        return float(history[-1])
+
+
+def trace_of(name, level):
+    seconds = np.arange(6 * 3600)
+    counts = np.random.default_rng(0).poisson(8.0 * (level + 5.0 * np.sin(seconds / 120.0)))
+    return Trace(name, counts, seconds, damping=8)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """Two traces, each with a forecaster and two agents of its own."""
+    folder = tmp_path_factory.mktemp("agents")
+    shared = Weights(), SimulationParameters(), IpaParameters()
+    made = []
+    for number, (name, level, forecaster) in enumerate((("home", 8.0, RecentMaximum()), ("other", 6.0, LastCount()))):
+        agents = {("ocr", AGENT, seed): folder / name / f"{seed}.pt" for seed in (0, 1)}
+        for (*_, seed), path in agents.items():
+            agent_for(ocr_pipeline(), 2 * number + seed).save(path)
+        made.append(Setting(trace_of(name, level), forecaster, *shared, agents))  # type: ignore[arg-type]
+    return made
+
+
+# --- load ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_scaled_trace_is_whole_requests_and_begins_with_the_history(settings):
+    trace = settings[0].trace
+    more = scaled(trace, LATER, 1.5)
+    first, start = (part.position(LATER.start) for part in (more, trace))
+    expected = np.rint(1.5 * trace.counts[start - 120 : start + 1200])
+    np.testing.assert_array_equal(more.counts[first - 120 : first + 1200], expected)
+    assert more.counts.dtype == np.int64
+
+
+@pytest.mark.parametrize("start", [0, 60, 16_000, 20_400])
+def test_any_cycle_can_be_scaled(settings, start):
+    trace = settings[0].trace
+    cycle = Cycle("any", start)
+    np.testing.assert_array_equal(scaled(trace, cycle, 2.0).cycle_counts(cycle), 2 * trace.cycle_counts(cycle))
+
+
+@pytest.mark.parametrize("cycle", [CYCLE, LATER])
+def test_an_overload_peaks_a_quarter_above_the_training_split(settings, cycle):
+    trace = settings[0].trace
+    met = overloaded(settings[0], ocr_pipeline(), cycle, 0)
+    peak = trace.counts[trace.split("train")].max()
+    assert met.setting.trace.cycle_counts(cycle).max() == np.rint(1.25 * peak)
+    assert met.factor == 1.25 * peak / trace.cycle_counts(cycle).max()
+    assert met.device == ocr_pipeline()
+
+
+def test_a_cycle_without_a_request_stays_one(settings):
+    trace = settings[0].trace
+    silent = replace(trace, recorded=np.where(trace.raw_index < 15_000, trace.recorded, 0))
+    met = overloaded(replace(settings[0], trace=silent), ocr_pipeline(), CYCLE, 0)
+    assert met.setting.trace.cycle_counts(CYCLE).max() == 0
+
+
+# --- forecast --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        ("says 0", [5.0, 0.0, 0.0]),
+        ("says NaN", [5.0, np.nan, np.nan]),
+        ("stuck", [5.0, 5.0, 5.0]),
+        ("says twice", [5.0, 14.0, 4.0]),
+        ("says half", [5.0, 3.5, 1.0]),
+    ],
+)
+def test_what_a_broken_forecaster_says(failure, expected):
+    broken = BrokenForecaster(LastCount(), failure)  # type: ignore[arg-type]
+    np.testing.assert_array_equal([broken.predict(np.array([1, last])) for last in (5, 7, 2)], expected)
+
+
+def test_a_forecaster_is_stuck_for_a_cycle_and_fresh_in_the_next(settings):
+    pipeline, home = ocr_pipeline(), settings[0]
+    for cycle in (CYCLE, LATER):
+        met = misled("stuck", home, pipeline, cycle, 0)
+        policy = build_policy("greedy", pipeline, 0, home)
+        steps = run_cycle(pipeline, policy, cycle, 0, met.setting)
+        first = home.trace.counts[cycle.start - 20 : cycle.start].max()
+        assert {step.predicted_load for step in steps} == {first}
+
+
+# --- profiles --------------------------------------------------------------------------------------------------------
+
+
+def test_a_factor_is_on_every_latency_of_its_variant_and_on_nothing_else():
+    known = ocr_pipeline()
+    factors = np.array([[1.2, 0.5, 9.0], [1.0, 2.0, 3.0]])  # detection has two variants
+    real = distorted(known, factors)
+    for n, (before, after) in enumerate(zip(known.tasks, real.tasks, strict=True)):
+        for z, (old, new) in enumerate(zip(before.variants, after.variants, strict=True)):
+            assert new.latency == {size: factors[n, z] * seconds for size, seconds in old.latency.items()}
+            assert replace(new, latency=old.latency) == old
+    assert replace(real, tasks=known.tasks) == known
+
+
+def test_drawn_devices_are_the_same_for_a_cycle_and_seed_and_only_then(settings):
+    known = ocr_pipeline()
+
+    def factors(cycle, seed, pipeline=known):
+        device = drawn(settings[0], pipeline, cycle, seed).device
+        pairs = zip(device.tasks, pipeline.tasks, strict=True)
+        return [
+            new.latency[1] / old.latency[1] for a, b in pairs for new, old in zip(a.variants, b.variants, strict=True)
+        ]
+
+    one = factors(CYCLE, 0)
+    assert one == factors(CYCLE, 0)
+    assert all(0.8 <= factor <= 1.2 for factor in one) and len(set(one)) == 5
+    others = factors(CYCLE, 1), factors(LATER, 0), factors(CYCLE, 0, replace(known, name="another"))
+    assert all(not set(one) & set(other) for other in others)
+
+
+# --- agents ----------------------------------------------------------------------------------------------------------
+
+
+def test_only_agents_that_are_missing_are_trained_and_only_once(settings, tmp_path):
+    quick = TrainingParameters(
+        updates=1, environments=2, rollout=4, minibatch=4, cloning_steps=2, validate_every=1,
+        validation_episodes=2, validation_decisions=2, width=16, blocks=1,
+    )  # fmt: skip
+    known, folder = tmp_path / "known", tmp_path / "new"
+
+    def train(seeds, into):
+        return trained_agents([ocr_pipeline()], settings[1], quick, seeds, known, into, workers=1)
+
+    train([0], known)
+    agent_for(ocr_pipeline()).save(known / "ocr" / "agent-1.pt")  # trained in some other way
+    paths = train([0, 1], folder)
+    assert paths == {("ocr", AGENT, 0): known / "ocr/agent-0.pt", ("ocr", AGENT, 1): folder / "ocr/agent-1.pt"}
+    before = [path.stat().st_mtime_ns for path in paths.values()]
+    assert train([0, 1], folder) == paths
+    assert [path.stat().st_mtime_ns for path in paths.values()] == before
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rows(settings):
+    """Every world, with one cycle and one seed."""
+    home, other = settings
+    return evaluate(all_worlds(home, [CYCLE], other, [LATER]), [ocr_pipeline()], [1])
+
+
+def of(rows, world, variant):
+    """The figures of one world by policy."""
+    part = rows[(rows["world"] == world) & (rows["variant"] == variant)]
+    return part.set_index("policy")[["reward", "qos", "cost", "dropped"]]
+
+
+def test_there_is_a_row_for_every_policy_in_every_world(rows):
+    assert list(rows.columns) == COLUMNS
+    counted = rows.groupby(["world", "variant"], sort=False).size()
+    assert set(counted) == {len(POLICIES)}
+    assert counted.groupby("world", sort=False).size().to_dict() == {
+        AS_TRAINED: 2, OTHER_TRACE: 2, OVERLOAD: 1, FORECASTER_FAILS: len(FAILURES), PROFILES_WRONG: 3,
+    }  # fmt: skip
+    assert np.isfinite(rows[["reward", "qos", "cost", "dropped"]]).all(axis=None)
+    assert (rows["refused"] == 0).all()
+
+
+def test_as_trained_is_what_the_evaluation_has(settings, rows):
+    found = of(rows, AS_TRAINED, "home")
+    for name in POLICIES:  # IPA by HiGHS here, by dynamic programming there
+        policy = build_policy(name, ocr_pipeline(), 1, settings[0])
+        expected = summarise(run_cycle(ocr_pipeline(), policy, CYCLE, 1, settings[0]))
+        assert found.loc[name].to_dict() == pytest.approx({key: expected[key] for key in found.columns})
+
+
+def test_on_another_trace_agent_and_forecaster_are_those_that_were_brought(settings, rows):
+    home, other = settings
+    for variant, brought, there, cycle in (
+        ("from other to home", other, home, CYCLE),
+        ("from home to other", home, other, LATER),
+    ):
+        setting = replace(brought, trace=there.trace)
+        found = of(rows, OTHER_TRACE, variant)
+        for name in (AGENT, IPA):
+            steps = run_cycle(ocr_pipeline(), build_policy(name, ocr_pipeline(), 1, setting), cycle, 1, setting)
+            assert found.loc[name, "reward"] == pytest.approx(summarise(steps)["reward"])
+
+
+def test_without_a_forecast_the_recent_maximum_stands_in(rows):
+    # It is the home forecaster, so that nothing changes but for the count.
+    fallbacks = rows.set_index(["world", "variant"])["fallbacks"]
+    pd.testing.assert_frame_equal(of(rows, FORECASTER_FAILS, "says NaN"), of(rows, AS_TRAINED, "home"))
+    assert (fallbacks.loc[[(FORECASTER_FAILS, "says NaN")]] == 120).all()
+    assert fallbacks.sum() == 120 * len(POLICIES)
+
+
+def test_a_factor_is_told_where_there_is_one(rows):
+    factors = rows.groupby(["world", "variant"])["factor"].unique()
+    assert factors[PROFILES_WRONG, "20 % slower"].tolist() == [1.2]
+    assert factors[PROFILES_WRONG, "20 % faster"].tolist() == [0.8]
+    assert factors[OVERLOAD].iloc[0].tolist()[0] > 1.0
+    assert np.isnan(factors[AS_TRAINED, "home"]).all()
+
+
+def test_decisions_that_the_expert_made_are_counted(settings, tmp_path, rows):
+    assert (rows["by_expert"] == 0).all()  # these agents name no largest load
+    agent = agent_for(ocr_pipeline())
+    Agent(agent.pipeline, agent.policy, trained_with(0.0, Weights())).save(tmp_path / "beyond.pt")
+    home = replace(settings[0], agents={("ocr", AGENT, 0): tmp_path / "beyond.pt"})
+    counted = evaluate(all_worlds(home, [CYCLE], settings[1], [LATER])[:1], [ocr_pipeline()], [0])
+    assert counted.set_index("policy")["by_expert"].to_dict() == {name: 120 * (name == AGENT) for name in POLICIES}
+    # An agent that leaves everything to its expert is that expert, the rival that plans for what waits.
+    rewards = counted.set_index("policy")["reward"]
+    assert rewards[AGENT] == rewards["myopic-backlog"] != rewards["myopic"]
+
+
+def test_the_table_is_the_same_for_any_number_of_workers(settings):
+    few = [world for world in all_worlds(settings[0], [CYCLE], settings[1], [LATER]) if world.name == PROFILES_WRONG]
+    pd.testing.assert_frame_equal(*(evaluate(few[-1:], [ocr_pipeline()], [0, 1], workers) for workers in (1, 2)))
+
+
+# --- summary ---------------------------------------------------------------------------------------------------------
+
+
+def known_rows():
+    """Two pipelines, seeds and cycles; in the dark every policy loses, the agent least."""
+    rewards = {"agent": 5.0, "myopic-backlog": 4.5, "myopic": 4.0, "ipa": 3.0, "greedy": 2.0}
+    losses = {"agent": 1.0, "myopic-backlog": 2.0, "myopic": 3.0, "ipa": 0.0, "greedy": 2.0}
+    lines = []
+    for world in (AS_TRAINED, "dark"):
+        for policy, reward in rewards.items():
+            for number, pipeline in enumerate(("one", "two")):
+                for seed in (0, 1):
+                    for place, cycle in enumerate(("calm", "busy")):
+                        figure = reward + 10.0 * number + seed + 100.0 * place - (world == "dark") * losses[policy]
+                        lines.append(
+                            {"world": world, "variant": "here", "trace": "home", "pipeline": pipeline, "cycle": cycle}
+                            | {"policy": policy, "seed": seed, "reward": figure, "qos": 2.0 * figure, "cost": 1.0}
+                            | {"dropped": 4 * place, "refused": 0, "fallbacks": 120 * (world == "dark")}
+                            | {"by_expert": 6 * place * (policy == "agent")}
+                        )
+    return pd.DataFrame(lines)
+
+
+def test_seeds_and_cycles_remain_of_a_mean_over_pipelines():
+    rows = known_rows()
+    part = rows[(rows["world"] == AS_TRAINED) & (rows["policy"] == "agent")].set_index(robustness.KEYS)
+    np.testing.assert_array_equal(np.sort(table_of(part["reward"])), [[10.0, 110.0], [11.0, 111.0]])
+
+
+def test_the_summary_of_known_rows():
+    # In any order: what is compared is found by its keys.
+    table = summary(known_rows().sample(frac=1.0, random_state=0)).set_index(["world", "policy"])
+    assert len(table) == 10
+    agent, myopic, ipa = (table.loc[("dark", policy)] for policy in ("agent", "myopic", "ipa"))
+    assert (agent["reward"], agent["qos"]) == (5.0 - 1.0 + 5.0 + 0.5 + 50.0, 2.0 * 59.5)
+    assert agent["reward_low"] < agent["reward"] < agent["reward_high"]
+    # Differences are the same in every pair, so that their intervals have no width.
+    assert [agent[f"reward_loss{end}"] for end in ("", "_low", "_high")] == [1.0] * 3
+    assert [myopic[f"qos_loss{end}"] for end in ("", "_low", "_high")] == [6.0] * 3
+    assert [myopic[f"lead{end}"] for end in ("", "_low", "_high")] == [3.0] * 3
+    assert ipa["lead"] == 1.0 and np.isnan(agent["lead"])
+    assert (agent["dropped"], agent["refused"], agent["fallbacks"], agent["by_expert"]) == (2.0, 0.0, 120.0, 3.0)
+    assert table.loc[(AS_TRAINED, "greedy"), "reward_loss"] == 0.0
+
+
+def test_sentences_of_known_rows():
+    table = summary(known_rows())
+    assert overview(table).splitlines()[:2] == [
+        "* Against myopic, told what waits: above in 2 of 2, below in 0.",
+        "* Against myopic (exact): above in 2 of 2, below in 0.",
+    ]
+    (text,) = paragraph(table, "dark").splitlines()
+    changes = [
+        *("agent −1.000 [−1.000, −1.000]", "myopic, told what waits −2.000 [−2.000, −2.000]"),
+        *("myopic (exact) −3.000 [−3.000, −3.000]", "IPA 0.000 [0.000, 0.000]", "greedy −2.000 [−2.000, −2.000]."),
+    ]
+    assert f"* **here**. Change of reward: {', '.join(changes)}" in text
+    assert "over myopic (exact) +3.000 [+3.000, +3.000]" in text
+    assert text.endswith("Decisions of a cycle that the agent's expert made: 3.0. Without a forecast: 120.")
+    (reference,) = paragraph(table, AS_TRAINED).splitlines()
+    assert "Change" not in reference and "without a forecast" not in reference
+    assert findings(table) == {"All at once": overview(table), "As trained": reference, "Dark": text}
+
+
+def test_the_interval_of_a_change_is_that_of_the_loss_the_other_way_round():
+    table = summary(known_rows()).assign(reward_loss=1.0, reward_loss_low=-0.5, reward_loss_high=3.0)
+    assert "Change of reward: agent −1.000 [−3.000, +0.500], " in paragraph(table, "dark")
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(0.0, "0"), (0.003, "less than 0.1"), (0.161, "0.2"), (4.97, "5.0"), (9.96, "10"), (11_595.4, "11,595")],
+)
+def test_a_few_dropped_requests_are_not_none(number, expected):
+    text = paragraph(summary(known_rows()).assign(dropped=number), "dark")
+    assert f"Requests dropped in a cycle: agent {expected}, myopic, told what waits {expected}, " in text
+
+
+def test_a_world_in_which_the_agent_is_below_is_named():
+    rows = known_rows()
+    rows.loc[(rows["world"] == "dark") & (rows["policy"] == "agent"), "reward"] -= 50.0
+    assert overview(summary(rows)).splitlines()[0].endswith("above in 1 of 2, below in 1: dark, here.")
+
+
+def test_the_figure_has_a_line_for_every_world(rows):
+    figure = plot_robustness(summary(rows), "made-up traces")
+    leads, drops = figure.axes
+    labels = [text.get_text() for text in leads.get_yticklabels()]
+    assert labels[:4] == [AS_TRAINED, "home", "other", OTHER_TRACE]
+    assert len(labels) == 5 + 4 + 1 + len(FAILURES) + 3
+    assert drops.get_legend_handles_labels()[1] == [
+        "greedy",
+        "IPA",
+        "myopic (exact)",
+        "myopic, told what waits",
+        "agent",
+    ]
+    assert leads.get_xlabel().endswith("(linear up to ±0.1, logarithmic beyond)")
+    assert drops.get_xlabel() == "requests, mean of a cycle\n(linear up to 1, logarithmic beyond)"
+
+
+def test_marks_of_all_policies_are_apart_from_each_other_and_from_the_next_line(rows):
+    figure = plot_robustness(summary(rows), "made-up traces")
+    figure.canvas.draw()
+    drops = figure.axes[1]
+    marks = [line for line in drops.lines if line.get_label() in drops.get_legend_handles_labels()[1]]
+    heights = [line.get_transform().transform(line.get_xydata())[:, 1] for line in marks]
+    gaps = np.diff(np.sort(np.concatenate(heights)))
+    points = 72.0 / figure.dpi
+    assert len(heights) == len(POLICIES) and points * gaps.min() >= marks[0].get_markersize()
+    # Between the last mark of one line and the first of the next there is more than between two of one line.
+    of_lines = np.sort(np.array(heights).T, axis=0)
+    between = of_lines[1:].min(axis=1) - of_lines[:-1].max(axis=1)
+    assert between.min() > 2.0 * gaps.min()
+    looks = {(line.get_color(), line.get_marker()) for line in marks}
+    assert len({colour for colour, _ in looks}) == len({marker for _, marker in looks}) == len(POLICIES)

@@ -1,0 +1,124 @@
+"""Evaluation: cycles through the control loop, and the rows made of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from small_pipelines import ocr_pipeline
+from test_agent import agent_for
+
+from opd.objective import Weights
+from opd.simulator.simulation import SimulationParameters
+from opd.solvers import IpaParameters, greedy
+from opd.study.evaluation import (
+    BASELINES,
+    COLUMNS,
+    Cell,
+    Setting,
+    build_policy,
+    evaluate,
+    run_cycle,
+    summarise,
+    timeline,
+)
+from opd.workload.load import RecentMaximum
+from opd.workload.trace import Cycle, Trace
+
+CYCLE = Cycle("waves", 20_000)
+
+
+def cycle_of(policy, seed, setting):
+    pipeline = ocr_pipeline()
+    return run_cycle(pipeline, build_policy(policy, pipeline, seed, setting), CYCLE, seed, setting)
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    seconds = np.arange(6 * 3600)
+    counts = np.random.default_rng(0).poisson(8.0 + 5.0 * np.sin(seconds / 120.0))
+    path = tmp_path_factory.mktemp("agents") / "agent.pt"
+    agent_for(ocr_pipeline()).save(path)
+    return Setting(
+        Trace("waves", counts, seconds),
+        RecentMaximum(),  # type: ignore[arg-type]
+        Weights(),
+        SimulationParameters(),
+        IpaParameters(),
+        {("ocr", "agent", 3): path},
+    )
+
+
+def test_a_cycle_is_every_interval_of_its_1200_seconds(setting):
+    steps = cycle_of("greedy", 0, setting)
+    counts = setting.trace.counts[20_000:21_200]
+    assert [step.interval.offered[0] for step in steps] == counts.reshape(120, 10).sum(axis=1).tolist()
+    for number, step in enumerate(steps):
+        now = 20_000 + 10 * number
+        assert step.predicted_load == setting.trace.counts[now - 20 : now].max()
+        assert step.configuration == greedy(ocr_pipeline(), step.predicted_load)
+        assert step.refused == ""
+
+
+@pytest.mark.parametrize("policy", [*BASELINES, "agent"])
+def test_every_policy_meets_the_same_load_and_keeps_the_limits(setting, policy):
+    steps = cycle_of(policy, 3, setting)
+    assert len(steps) == 120
+    assert all(step.refused == "" for step in steps)
+    assert sum(step.interval.offered[0] for step in steps) == setting.trace.counts[20_000:21_200].sum()
+    assert max(step.score.cost[0] for step in steps) <= ocr_pipeline().capacity
+
+
+def test_a_device_that_is_slower_than_its_profiles_surprises_the_policy(setting):
+    pipeline = ocr_pipeline()
+    slower = [
+        tuple(replace(variant, latency={b: 1.5 * t for b, t in variant.latency.items()}) for variant in task.variants)
+        for task in pipeline.tasks
+    ]
+    tasks = tuple(replace(task, variants=each) for task, each in zip(pipeline.tasks, slower, strict=True))
+    slow = replace(pipeline, tasks=tasks)
+    believed = cycle_of("greedy", 0, setting)
+    found = run_cycle(pipeline, build_policy("greedy", pipeline, 0, setting), CYCLE, 0, setting, device=slow)
+    assert [step.configuration for step in found] == [step.configuration for step in believed]
+    ready = [np.mean([step.interval.ready_throughput for step in steps], axis=(0, 1)) for steps in (believed, found)]
+    np.testing.assert_allclose(ready[0] / ready[1], 1.5)
+    assert summarise(found)["latency_mean"] > summarise(believed)["latency_mean"]
+
+
+def test_a_row_by_hand(setting):
+    steps = cycle_of("greedy", 0, setting)
+    row = summarise(steps)
+    completed = np.array([step.interval.completed[0] for step in steps])
+    means = np.array([step.interval.latency_mean[0] for step in steps])
+    assert row["latency_mean"] == pytest.approx((completed * means).sum() / completed.sum())
+    assert means.mean() < row["latency_p99"] <= max(step.interval.latency_p99[0] for step in steps)
+    assert row["reward"] == pytest.approx(sum(step.score.reward[0] for step in steps) / 120)
+    assert row["cost"] == pytest.approx(sum(step.score.cost[0] for step in steps) / 120)
+    assert row["dropped"] == sum(step.interval.dropped[0] for step in steps)
+    assert row["decision_ms_mean"] == pytest.approx(1e3 * sum(step.decision_seconds for step in steps) / 120)
+
+
+def test_a_timeline_has_a_row_an_interval(setting):
+    steps = cycle_of("myopic", 0, setting)
+    table = timeline(steps, 10.0)
+    assert table["time"].tolist() == [10.0 * number for number in range(120)]
+    assert (10 * table["load"]).round().tolist() == [step.interval.offered[0] for step in steps]
+    np.testing.assert_allclose(table["excess_load"], table["load"] - table["throughput"], atol=1e-9)
+
+
+def test_the_table_is_the_same_for_any_number_of_workers(setting):
+    cells = [Cell(ocr_pipeline(), policy, CYCLE, seed) for policy in ("random", "myopic") for seed in (0, 1)]
+    (one, one_steps), (two, two_steps) = (evaluate(cells, setting, workers) for workers in (1, 2))
+    assert list(one.columns) == list(COLUMNS)
+    assert one[["policy", "seed"]].to_numpy().tolist() == [["random", 0], ["random", 1], ["myopic", 0], ["myopic", 1]]
+    assert one.drop(columns="decision_ms_mean").equals(two.drop(columns="decision_ms_mean"))
+    assert one_steps.drop(columns="decision_ms").equals(two_steps.drop(columns="decision_ms"))
+    assert len(one_steps) == 4 * 120
+    assert one["reward"].nunique() == 4
+
+
+@pytest.mark.parametrize(("policy", "seed"), [("oracle", 3), ("agent", 4)])
+def test_an_unknown_policy_is_answered_with_those_there_are(setting, policy, seed):
+    with pytest.raises(ValueError, match=rf"no policy '{policy}' for pipeline 'ocr' and seed {seed}.*myopic.*agent"):
+        build_policy(policy, ocr_pipeline(), seed, setting)

@@ -1,0 +1,150 @@
+"""The stage runner, on real kernels with notebooks of a few cells."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from opd.study import notebook as stage
+
+PARAMETERS = """\
+seed: int = 0  # of all random numbers
+rate: float = 0.5  # learning rate
+names: list[str] = ["a"]  # pipelines
+options: dict = {"steps": 1}  # of the training
+quick: bool = False  # less work
+"""
+REPORT = """\
+import json, pathlib
+print("training")
+values = {"seed": seed, "rate": rate, "names": names, "options": options, "quick": quick}
+pathlib.Path("values.json").write_text(json.dumps(values));
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project of its own, as working directory, with one notebook in it."""
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "params.yaml").write_text("seed: 7\noptions: {steps: 2, batch: 8}\nunrelated: 1\n")
+    monkeypatch.chdir(tmp_path)
+    write_notebook("notebooks/work.ipynb", REPORT)
+    return tmp_path
+
+
+def write_notebook(path: str, *cells: str) -> None:
+    parameters = new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    cells = [new_markdown_cell("# Work"), parameters, *map(new_code_cell, cells)]
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+
+
+def test_a_notebook_gets_its_parameters_from_files_and_overrides(project: Path, capfd: pytest.CaptureFixture[str]):
+    (project / "tiny.yaml").write_text("options: {steps: 3}\n")
+    source = (project / "notebooks" / "work.ipynb").read_bytes()
+    code = stage.main(
+        ["notebooks/work.ipynb", "--params", "params.yaml", "tiny.yaml", "rate=1.0e-4", "names=[x, y]", "quick=true"]
+    )
+    assert code == 0
+    assert json.loads((project / "values.json").read_text()) == {
+        "seed": 7,
+        "rate": 1e-4,
+        "names": ["x", "y"],
+        "options": {"steps": 3, "batch": 8},
+        "quick": True,
+    }
+    assert "training" in capfd.readouterr().out
+    assert (project / "reports" / "notebooks" / "work.ipynb").is_file()
+    assert (project / "notebooks" / "work.ipynb").read_bytes() == source
+
+
+def test_two_runs_with_equal_results_write_equal_notebooks(project: Path):
+    for name in ("one", "two"):
+        assert stage.main(["notebooks/work.ipynb", "--output", f"{name}.ipynb"]) == 0
+    assert (project / "one.ipynb").read_bytes() == (project / "two.ipynb").read_bytes()
+
+
+def test_a_run_from_a_folder_below_works_in_the_projects_root(project: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(project / "notebooks")
+    assert stage.main(["work.ipynb"]) == 0
+    assert json.loads((project / "values.json").read_text())["seed"] == 7
+
+
+def test_a_failing_cell_is_shown_and_the_executed_notebook_kept(project: Path, capfd: pytest.CaptureFixture[str]):
+    write_notebook("notebooks/broken.ipynb", "print('so far')", "raise ValueError('capacity 3 is too small')")
+    assert stage.main(["notebooks/broken.ipynb", "--output", "executed.ipynb"]) == 1
+    message = capfd.readouterr().err
+    assert "ValueError: capacity 3 is too small" in message
+    assert "    raise ValueError(" in message
+    assert "executed.ipynb" in message
+    executed = nbformat.read("executed.ipynb", as_version=4)
+    assert "so far" in str(executed)
+    assert "papermill" not in executed.metadata
+
+
+def test_a_cell_that_takes_too_long_is_stopped(project: Path, capfd: pytest.CaptureFixture[str]):
+    write_notebook("notebooks/slow.ipynb", "import time; time.sleep(60)")
+    assert stage.main(["notebooks/slow.ipynb", "--timeout", "1"]) == 1
+    assert "longer than 1 s" in capfd.readouterr().err
+
+
+def test_a_kernel_that_dies_is_reported(project: Path, capfd: pytest.CaptureFixture[str]):
+    write_notebook("notebooks/dies.ipynb", "import os; os._exit(1)")
+    assert stage.main(["notebooks/dies.ipynb"]) == 1
+    assert "the kernel died" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["notebooks/absent.ipynb"], "no notebook notebooks/absent.ipynb"),
+        (["notebooks/work.ipynb", "sed=1"], "no parameter sed; the parameters it declares: seed, rate, names"),
+        (["notebooks/work.ipynb", "--params", "params.yaml", "unrelated=1"], "no parameter unrelated"),
+        (["notebooks/work.ipynb", "seed"], "cannot read 'seed'"),
+        (["notebooks/work.ipynb", "names=[a"], "the value of 'names=[a' is not valid YAML"),
+        (["notebooks/work.ipynb", "seed=one"], "parameter seed is 'one', a str"),
+        (["notebooks/work.ipynb", "seed=true"], "parameter seed is True, a bool"),
+        (["notebooks/work.ipynb", "quick=1"], "parameter quick is 1, a int"),
+        (["notebooks/work.ipynb", "rate=1e-4"], "YAML reads 1e-4 as text"),
+        (["notebooks/work.ipynb", "names=a"], "declares it as list[str]"),
+        (["notebooks/work.ipynb", "--params", "absent.yaml"], "no parameter file absent.yaml"),
+        (["notebooks/work.ipynb", "--params", "list.yaml"], "list.yaml holds a list"),
+        (["notebooks/work.ipynb", "--params", "broken.yaml"], "broken.yaml is not valid YAML"),
+        (["notebooks/work.ipynb", "--output", "notebooks/work.ipynb"], "would overwrite its source"),
+    ],
+)
+def test_bad_input_is_refused_by_name(
+    project: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], message: str
+):
+    (project / "list.yaml").write_text("[1, 2]\n")
+    (project / "broken.yaml").write_text("a: [1\n")
+    assert stage.main(arguments) == 1
+    assert message in capfd.readouterr().err
+    assert not (project / "values.json").exists()
+
+
+TREES = st.recursive(
+    st.integers(), lambda below: st.dictionaries(st.sampled_from("abc"), below, max_size=3), max_leaves=8
+).filter(lambda tree: isinstance(tree, dict))
+
+
+@given(TREES, TREES)
+def test_merge_keeps_every_leaf_of_the_update_and_every_key_of_the_base(base: dict, update: dict):
+    merged = stage.merge(base, update)
+    assert set(merged) == set(base) | set(update)
+    assert stage.merge(merged, update) == merged
+    assert stage.merge(base, {}) == base
+
+
+def test_merge_of_nested_trees():
+    assert stage.merge({"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"c": [2]}, "e": 3}) == {
+        "a": {"b": 1, "c": [2]},
+        "d": 2,
+        "e": 3,
+    }
