@@ -15,8 +15,8 @@ from opd.agent.agent import Agent
 from opd.control import loop as control
 from opd.control.loop import ApplyError, Guard, ObservationError, run
 from opd.control.policies import (
-    FAMILIAR,
-    RELIEF,
+    TRAINED_LOAD_SHARE,
+    RECOVERY_DECISIONS,
     AgentPolicy,
     BacklogPolicy,
     ClairvoyantPolicy,
@@ -183,7 +183,7 @@ class Blind(SimulatedBackend):
 def test_without_an_observation_the_last_good_configuration_stays_and_the_loop_recovers():
     steps = loop(backend_for(kind=Blind), Scripted(GOOD, SMALLEST, SMALLEST), 2)
     assert [step.configuration for step in steps] == [GOOD, GOOD]
-    assert steps[1].refused == "nothing to decide on: no sample of the last 5 s"
+    assert steps[1].refused == "no decision: no sample of the last 5 s"
     assert np.isnan(steps[1].predicted_load) and not np.isnan(steps[1].score.reward[0])
 
 
@@ -394,7 +394,7 @@ def test_every_policy_decides_within_the_limits_and_the_cores_that_are_left(pipe
         RandomPolicy(pipeline, seed),
         GreedyPolicy(pipeline),
         IpaPolicy(pipeline, IpaParameters()),
-        IpaPolicy(pipeline, IpaParameters(), "dynamic-program"),
+        IpaPolicy(pipeline, IpaParameters(), ipa_dynamic_program),
         MyopicPolicy(pipeline, WEIGHTS, 0.25),
         ClairvoyantPolicy(pipeline, WEIGHTS, 0.25),
         AgentPolicy(agent_for(pipeline, seed)),
@@ -407,7 +407,7 @@ def test_the_baselines_plan_for_the_forecast_and_only_the_clairvoyant_for_the_tr
     seen = observation(pipeline, predicted_load=4.0, coming_load=25.0)
     assert GreedyPolicy(pipeline).decide(seen) == greedy(pipeline, 4.0)
     assert IpaPolicy(pipeline, IpaParameters()).decide(seen) == ipa_highs(pipeline, 4.0, IpaParameters())
-    by_program = IpaPolicy(pipeline, IpaParameters(), "dynamic-program").decide(seen)
+    by_program = IpaPolicy(pipeline, IpaParameters(), ipa_dynamic_program).decide(seen)
     assert by_program == ipa_dynamic_program(pipeline, 4.0, IpaParameters())
     assert MyopicPolicy(pipeline, WEIGHTS, 0.25).decide(seen) == myopic(pipeline, 4.0, WEIGHTS, 0.25)
     clairvoyant = ClairvoyantPolicy(pipeline, WEIGHTS, 0.25).decide(seen)
@@ -477,7 +477,7 @@ def test_above_the_loads_it_is_familiar_with_the_agent_leaves_it_to_its_expert(e
         else ipa_dynamic_program(pipeline, load, IpaParameters(10.0, 0.4, 0.02))
     )
     assert alone != by_expert
-    trained = trained_with(30.0 / FAMILIAR, weights, expert)
+    trained = trained_with(30.0 / TRAINED_LOAD_SHARE, weights, expert)
     decided = AgentPolicy(Agent(pipeline, agent.policy, trained)).decide(seen)
     assert decided == (by_expert if load > 30.0 else alone)
 
@@ -506,12 +506,12 @@ def test_an_agent_that_has_fallen_behind_is_relieved_by_an_expert_who_plans_for_
 
     assert by_expert(8.9) != pipeline.smallest_configuration()
     # 10 wait: as many as come in a second, and a batch of one that forms at each of two stages.
-    assert policy.decide(calm) == pipeline.smallest_configuration() and not policy.by_expert
-    assert policy.decide(piled) == by_expert(8.0 + 11 / 10) and policy.by_expert
-    for _ in range(RELIEF - 1):
-        assert policy.decide(calm) == by_expert(8.0 + 10 / 10) and policy.by_expert
+    assert policy.decide(calm) == pipeline.smallest_configuration() and not policy.fallback
+    assert policy.decide(piled) == by_expert(8.0 + 11 / 10) and policy.fallback
+    for _ in range(RECOVERY_DECISIONS - 1):
+        assert policy.decide(calm) == by_expert(8.0 + 10 / 10) and policy.fallback
     assert agent.asked == 1
-    assert policy.decide(calm) == pipeline.smallest_configuration() and not policy.by_expert
+    assert policy.decide(calm) == pipeline.smallest_configuration() and not policy.fallback
 
 
 def test_batches_that_form_are_no_backlog():
@@ -521,9 +521,9 @@ def test_batches_that_form_are_no_backlog():
     batches = tuple(stage._replace(batch_size=4) for stage in pipeline.smallest_configuration())
     seen = replace(observation(pipeline, predicted_load=8.0), incoming_load=8.0, configuration=batches)
     policy.decide(replace(seen, queue=np.array([8, 8])))
-    assert not policy.by_expert
+    assert not policy.fallback
     policy.decide(replace(seen, queue=np.array([8, 9])))
-    assert policy.by_expert
+    assert policy.fallback
 
 
 def test_a_policy_told_of_the_backlog_plans_for_load_and_what_waits():
@@ -544,11 +544,11 @@ def test_a_policy_told_of_the_backlog_plans_for_load_and_what_waits():
 def test_steps_tell_which_decisions_the_expert_made():
     pipeline = ocr_pipeline()
     agent = agent_for(pipeline)
-    known = Agent(pipeline, agent.policy, trained_with(30.0 / FAMILIAR, WEIGHTS))
+    known = Agent(pipeline, agent.policy, trained_with(30.0 / TRAINED_LOAD_SHARE, WEIGHTS))
     loads = iter([5.0, 31.0, 5.0])
     backend = backend_for(counts=np.full(400, 5), history=np.full(120, 5))
     steps = loop(backend, AgentPolicy(known), 3, forecast=lambda history: next(loads))
-    assert [step.by_expert for step in steps] == [False, True, False]
+    assert [step.fallback for step in steps] == [False, True, False]
 
 
 def test_an_agent_without_an_expert_is_never_relieved():
