@@ -97,7 +97,7 @@ class Guard:
         self.configuration = configuration
 
     def admit(self, configuration: Configuration, available_cores: float) -> str:
-        """Adopt ``configuration`` if it is feasible on the available cores; otherwise return the reason for the refusal."""
+        """Adopt ``configuration`` if it is feasible on the available cores; return the reason if it is refused."""
         if not np.isfinite(available_cores):
             return f"the device reports {available_cores} available cores, not a finite number"
         cores = int(available_cores)

@@ -82,7 +82,9 @@ class IpaPolicy(Policy):
 
     def decide(self, observation: Observation) -> Configuration:
         """The optimum of IPA's objective for the forecast load."""
-        return self._solve(_on_available_cores(self._pipeline, observation), observation.predicted_load, self._parameters)
+        return self._solve(
+            _on_available_cores(self._pipeline, observation), observation.predicted_load, self._parameters
+        )
 
 
 class MyopicPolicy(Policy):

@@ -12,14 +12,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import requests
 import yaml
 from cluster_emulator import kubeconfig
 from deadlines import PATIENCE, eventually, within
 from prometheus_client import generate_latest
-from small_pipelines import every_configuration
 from test_cluster_backend import (
     INITIAL,
     LARGE,
@@ -29,7 +27,6 @@ from test_cluster_backend import (
     Wanting,
     World,
     stages,
-    tiny_pipeline,
 )
 
 from opd.cluster.api import LEASE, Cluster, Patience, credentials
@@ -39,11 +36,8 @@ from opd.cluster.errors import ClusterError, LedByAnotherError, NotDeployedError
 from opd.cluster.json_log import JsonFormatter
 from opd.cluster.lease import Lease, LeaseTimes
 from opd.cluster.names import CONTROLLER, selector
-from opd.measurement import Observation
-from opd.objective import Weights
 from opd.pipeline import Task, Variant
 from opd.serving.monitoring import PrometheusUrl
-from opd.solvers import IpaParameters
 
 OFTEN = LeaseTimes(duration=30.0, renewal=20.0, retry=0.1)
 """Asked for often; a machine that stands still for a second does not lose it."""

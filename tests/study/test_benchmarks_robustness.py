@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from small_agents import agent_for, trained_with
 from small_pipelines import ocr_pipeline
-from test_agent import agent_for, trained_with
 
 from opd.agent.agent import Agent
 from opd.agent.training import TrainingParameters

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from small_agents import agent_for
 from small_pipelines import ocr_pipeline
-from test_agent import agent_for
 
 from opd.control import BASELINES
 from opd.objective import Weights
