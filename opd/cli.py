@@ -94,8 +94,8 @@ def run(options: argparse.Namespace) -> Action:
     log_as_json()
     from opd.cluster.api import credentials
     from opd.cluster.controller import ControllerSettings, run_controller
-    from opd.cluster.documents import read_document
     from opd.cluster.policies import policy_of
+    from opd.documents import read_document
     from opd.objective import Weights
     from opd.paths import project_path
     from opd.serving.monitoring import URL_VARIABLE, PrometheusUrl
@@ -398,19 +398,22 @@ def _is_file(text: str) -> bool:
 
 def _pipeline(text: str) -> Pipeline:
     """A pipeline of the catalogue, or of a file."""
-    from opd.cluster.names import check_name
-    from opd.cluster.pipeline_file import read_pipeline
+    from opd.cluster.names import check_name, check_names
+    from opd.profiling.pipeline_file import read_pipeline
     from opd.profiling.profiles import load_pipeline
 
-    return read_pipeline(Path(text)) if _is_file(text) else load_pipeline(check_name("pipeline", text))
+    if not _is_file(text):
+        return load_pipeline(check_name("pipeline", text))
+    pipeline = read_pipeline(Path(text))
+    check_names(pipeline)
+    return pipeline
 
 
 def _name(text: str) -> str:
     """The name of a pipeline, which need not be in the catalogue any more."""
     from opd.cluster.names import check_name
-    from opd.cluster.pipeline_file import read_pipeline
 
-    return read_pipeline(Path(text)).name if _is_file(text) else check_name("pipeline", text)
+    return _pipeline(text).name if _is_file(text) else check_name("pipeline", text)
 
 
 def _settings(options: argparse.Namespace) -> ClusterSettings:
