@@ -85,11 +85,18 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return environment / "bin"
 
 
+DATA = (
+    "examples/pipelines.yaml",
+    "examples/profiles.csv",
+    "examples/profiles.json",
+    "examples/ocr/recipes.yaml",
+    "workload/synthetic_trace.parquet",
+)
+
+
 def test_the_wheel_carries_the_data_of_the_package_and_nothing_else(wheel: Path):
     names = set(zipfile.ZipFile(wheel).namelist())
-    for data in ("examples/pipelines.yaml", "examples/profiles.csv", "examples/profiles.json", "examples/ocr/recipes.yaml",
-                 "workload/synthetic_trace.parquet"):  # fmt: skip
-        assert f"opd/{data}" in names
+    assert {f"opd/{data}" for data in DATA} <= names
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"opd"}
 
 
@@ -125,9 +132,8 @@ def test_the_command_line_works_in_an_empty_folder(installed: Path, tmp_path: Pa
 
 def test_notebooks_run_in_an_empty_folder(installed: Path, tmp_path: Path):
     parameters = nbformat.v4.new_code_cell("load: float = 5.0  # requests/s", metadata={"tags": ["parameters"]})
-    code = nbformat.v4.new_code_cell(
-        "from opd.profiling.catalogue import load_pipeline\nfrom opd.solvers import greedy\ngreedy(load_pipeline('video'), load)"
-    )
+    imports = "from opd.profiling.catalogue import load_pipeline\nfrom opd.solvers import greedy\n"
+    code = nbformat.v4.new_code_cell(imports + "greedy(load_pipeline('video'), load)")
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_markdown_cell("# Small"), parameters, code], metadata=metadata

@@ -23,6 +23,7 @@ from typing import Any
 import requests
 
 from opd.serving.server import ServerSettings
+from opd.waiting import wait_until
 
 HTTP_TIMEOUT = 2.0
 """Seconds one call to a server's HTTP endpoint may take."""
