@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict
 from typing import Any
 
 from opd.cluster.manifests_extras import extra_objects
@@ -37,6 +36,9 @@ from opd.serving.server import ServerSettings
 
 STAGE_VARIANT, STAGE_REPLICAS, STAGE_BATCH_SIZE = "variant", "replicas", "batch_size"
 """Keys of a stage's ConfigMap."""
+
+DISCOVERING_QUEUE = "opd.cluster.discovering_queue.DiscoveringQueueRuntime"
+"""Import path of the queues' runtime."""
 
 ADDRESS = "0.0.0.0"
 """Servers listen on every address of their pod."""
@@ -162,7 +164,7 @@ def _queue_pod(pipeline: Pipeline, task: Task, settings: ClusterSettings) -> Pod
     parameters = {
         "pipeline": pipeline.name,
         "task": task.name,
-        "settings": asdict(settings.stage),
+        "settings": settings.stage.model_dump(),
         "discover": {
             "namespace": settings.namespace,
             "selector": selector(pipeline.name, MODEL, task.name),
@@ -172,7 +174,7 @@ def _queue_pod(pipeline: Pipeline, task: Task, settings: ClusterSettings) -> Pod
     }
     return Pod(
         name=queue_name(pipeline.name, task.name),
-        server=_server(QUEUE, task.name, parameters, settings),
+        server=_server(DISCOVERING_QUEUE, task.name, parameters, settings),
         labels=labels(pipeline.name, QUEUE, task.name),
         millicores=settings.queue_millicores,
         memory=settings.queue_memory,
@@ -201,8 +203,8 @@ def _router_pod(pipeline: Pipeline, settings: ClusterSettings) -> Pod:
 
 
 def _server(kind: str, name: str, parameters: dict[str, Any], settings: ClusterSettings) -> ServerSettings:
-    ports = (settings.http_port, settings.grpc_port, settings.metrics_port)
-    return ServerSettings(kind, name, parameters, ADDRESS, *ports)
+    ports = {name: getattr(settings, name) for name in ("http_port", "grpc_port", "metrics_port")}
+    return ServerSettings(kind=kind, name=name, parameters=parameters, host=ADDRESS, **ports)
 
 
 # --------------------------------------------------------------------------------------------------- objects
@@ -242,7 +244,7 @@ def _config_map(name: str, its_labels: Mapping[str, str], data: dict[str, str], 
 
 
 def _settings_config(pod: Pod, settings: ClusterSettings) -> Manifest:
-    return _config_map(pod.name, pod.labels, {SETTINGS_FILE: pod.document}, settings)
+    return _config_map(pod.name, pod.labels, {SETTINGS_FILE: pod.server.document}, settings)
 
 
 def _service(pod: Pod, settings: ClusterSettings) -> Manifest:

@@ -6,9 +6,11 @@ import ipaddress
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from opd.cluster.documents import read_document
 from opd.cluster.names import BadNameError, check_labels, check_name
@@ -227,8 +229,8 @@ def read_settings(path: Path, namespace: str = "") -> ClusterSettings:
     return ClusterSettings(**values)
 
 
-def _known(content: Any, kind: type, place: str) -> dict[str, Any]:
-    known = [each.name for each in fields(kind)]
+def _known(content: Any, kind: type[ClusterSettings] | type[StageSettings], place: str) -> dict[str, Any]:
+    known = [each.name for each in fields(kind)] if is_dataclass(kind) else list(kind.model_fields)
     if not isinstance(content, Mapping):
         raise SettingsError(f"{place} must be a mapping of settings, not {type(content).__name__}")
     for name in content:
@@ -240,5 +242,6 @@ def _known(content: Any, kind: type, place: str) -> dict[str, Any]:
 def _stage(given: dict[str, Any], place: str) -> StageSettings:
     try:
         return StageSettings(**given)
-    except (TypeError, ValueError) as error:
-        raise SettingsError(f"{place}: stage: {error}") from error
+    except ValidationError as error:
+        reasons = (f"{each['loc'][0]} {each['input']!r}: {each['msg']}" for each in error.errors())
+        raise SettingsError(f"{place}: stage: {'; '.join(reasons)}") from error

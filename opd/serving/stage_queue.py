@@ -13,10 +13,11 @@ import logging
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import grpc
+from pydantic import BaseModel, ConfigDict, Field
 
 from opd.serving import metrics
 from opd.serving.protocol import (
@@ -41,8 +42,11 @@ PROBE_SECONDS = 0.5
 _GONE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 
 
-@dataclass(frozen=True)
-class StageSettings:
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+class StageSettings(BaseModel):
     """How a stage forms batches.
 
     Attributes:
@@ -56,19 +60,13 @@ class StageSettings:
         ValueError: if a figure is out of its range.
     """
 
-    batch_size: int = 1
-    batch_timeout: float = 0.25
-    drop_after: float = 10.0
-    max_queue: int = 1000
-    call_timeout: float = 10.0
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "max_queue"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
-        for name in ("batch_timeout", "drop_after", "call_timeout"):
-            if not 0.0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} {getattr(self, name)} s must be finite and not negative")
+    batch_size: Count = 1
+    batch_timeout: Seconds = 0.25
+    drop_after: Seconds = 10.0
+    max_queue: Count = 1000
+    call_timeout: Seconds = 10.0
 
     @property
     def request_seconds(self) -> float:
@@ -92,7 +90,7 @@ class Server(Protocol):
         ...
 
 
-class Place(NamedTuple):
+class ReplicaEndpoint(NamedTuple):
     """Where a replica is: its name, the variant it runs and the ``host:port`` of its gRPC endpoint."""
 
     name: str
@@ -112,7 +110,7 @@ class Replica:
         failed: it did not answer and gets no work until it does.
     """
 
-    place: Place
+    place: ReplicaEndpoint
     server: Server
     serving: int = 0
     retired: bool = False
@@ -193,7 +191,7 @@ class StageQueue:
                 self._count(FAILED)
             raise
 
-    def configure(self, batch_size: int, places: Collection[Place]) -> None:
+    def configure(self, batch_size: int, places: Collection[ReplicaEndpoint]) -> None:
         """Serve from now on with these replicas and this batch size; requests that wait or run stay.
 
         Args:
@@ -204,7 +202,7 @@ class StageQueue:
         Raises:
             ValueError: if the batch size is below 1.
         """
-        self.settings = replace(self.settings, batch_size=batch_size)
+        self.settings = StageSettings(**{**self.settings.model_dump(), "batch_size": batch_size})
         known = {replica.place: replica for replica in self._replicas if not replica.retired}
         for place in known.keys() - set(places):
             self._retire(known[place])
