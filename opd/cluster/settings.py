@@ -8,17 +8,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
-from opd.cluster.documents import read_document
 from opd.cluster.names import BadNameError, check_labels, check_name
 from opd.cluster.overlay import Overlay
+from opd.documents import describe_problems, read_document
 from opd.serving.stage_queue import StageSettings
 
-DEPLOYMENT, SELDON = FLAVOURS = ("deployment", "seldon")
-"""What a variant's replicas are an object of: a plain Deployment, or a SeldonDeployment, which needs Seldon Core 1."""
+Flavour = Literal["deployment", "seldon"]
+"""Kind of a variant's workload: a plain Deployment, or a SeldonDeployment, which needs Seldon Core 1."""
+
+FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
 
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 
@@ -82,7 +84,7 @@ class ClusterSettings:
     namespace: str
     image: str
     store: str
-    flavour: str = DEPLOYMENT
+    flavour: Flavour = "deployment"
     pull_policy: str = "IfNotPresent"
     storage_secret: str = ""
     stage: StageSettings = StageSettings()
@@ -243,5 +245,4 @@ def _stage(given: dict[str, Any], place: str) -> StageSettings:
     try:
         return StageSettings(**given)
     except ValidationError as error:
-        reasons = (f"{each['loc'][0]} {each['input']!r}: {each['msg']}" for each in error.errors())
-        raise SettingsError(f"{place}: stage: {'; '.join(reasons)}") from error
+        raise SettingsError(describe_problems(error, f"{place}: stage", StageSettings)) from error

@@ -14,11 +14,12 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import grpc
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from opd.documents import DocumentModel
 from opd.serving import metrics
 from opd.serving.protocol import (
     COMPLETED,
@@ -42,31 +43,23 @@ PROBE_SECONDS = 0.5
 _GONE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 
 
-Count = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+class StageSettings(DocumentModel):
+    """How a stage forms batches."""
 
+    batch_size: int = Field(default=1, ge=1)
+    """Requests in one call to a replica."""
 
-class StageSettings(BaseModel):
-    """How a stage forms batches.
+    batch_timeout: float = Field(default=0.25, ge=0.0)
+    """Seconds the oldest request waits for its batch to fill."""
 
-    Attributes:
-        batch_size: requests a replica takes at once.
-        batch_timeout: seconds the oldest request waits for its batch to fill.
-        drop_after: age in seconds beyond which a waiting request is given up.
-        max_queue: requests that may wait; one more is refused.
-        call_timeout: seconds a replica may take for a batch before it counts as failed.
+    drop_after: float = Field(default=10.0, ge=0.0)
+    """Age in seconds at which a waiting request is dropped."""
 
-    Raises:
-        ValueError: if a figure is out of its range.
-    """
+    max_queue: int = Field(default=1000, ge=1)
+    """Requests that may wait; the next one is rejected."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    batch_size: Count = 1
-    batch_timeout: Seconds = 0.25
-    drop_after: Seconds = 10.0
-    max_queue: Count = 1000
-    call_timeout: Seconds = 10.0
+    call_timeout: float = Field(default=10.0, ge=0.0)
+    """Seconds a replica may take for a batch before it counts as failed."""
 
     @property
     def request_seconds(self) -> float:
