@@ -14,7 +14,7 @@ from deadlines import PATIENCE, eventually
 
 from opd import cli
 from opd.cluster.documents import read_document
-from opd.cluster.manifests import replicas_of
+from opd.cluster.manifests.workloads import replicas_of
 from opd.cluster.pipeline_file import PipelineFileError, read_pipeline
 from opd.workload.forecast import ForecastParameters, train_forecaster
 from opd.workload.trace import load_trace
