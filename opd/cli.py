@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opd.cluster.errors import ClusterError, NotDeployedError
+from opd.control import DEPLOYABLE_POLICIES
 
 if TYPE_CHECKING:
     from opd.cluster.api import Cluster, Object
@@ -94,8 +95,8 @@ def run(options: argparse.Namespace) -> Action:
     log_as_json()
     from opd.cluster.api import credentials
     from opd.cluster.controller import ControllerSettings, run_controller
-    from opd.cluster.documents import read_document
-    from opd.cluster.policies import policy_of
+    from opd.control.factory import build_policy
+    from opd.documents import read_document
     from opd.objective import Weights
     from opd.paths import project_path
     from opd.serving.monitoring import URL_VARIABLE, PrometheusUrl
@@ -111,14 +112,14 @@ def run(options: argparse.Namespace) -> Action:
     parameters = read_document(options.params or project_path("params.yaml"))
     simulation = SimulationParameters(**parameters["simulation"])
     weights = Weights(**parameters["weights"])
-    policy = policy_of(
+    policy = build_policy(
         options.policy,
         pipeline,
         weights,
-        simulation.batch_timeout,
+        simulation,
         IpaParameters(**parameters["ipa"]),
-        options.agent or _agent(pipeline.name),
         options.seed,
+        options.agent or _agent(pipeline.name),
     )
     forecaster = Forecaster.load(options.forecaster or project_path("models", "forecaster.ckpt"), parameters["damping"])
     how = ControllerSettings(
@@ -397,19 +398,22 @@ def _is_file(text: str) -> bool:
 
 def _pipeline(text: str) -> Pipeline:
     """A pipeline of the catalogue, or of a file."""
-    from opd.cluster.names import check_name
-    from opd.cluster.pipeline_file import read_pipeline
+    from opd.cluster.names import check_name, check_names
+    from opd.profiling.pipeline_file import read_pipeline
     from opd.profiling.profiles import load_pipeline
 
-    return read_pipeline(Path(text)) if _is_file(text) else load_pipeline(check_name("pipeline", text))
+    if not _is_file(text):
+        return load_pipeline(check_name("pipeline", text))
+    pipeline = read_pipeline(Path(text))
+    check_names(pipeline)
+    return pipeline
 
 
 def _name(text: str) -> str:
     """The name of a pipeline, which need not be in the catalogue any more."""
     from opd.cluster.names import check_name
-    from opd.cluster.pipeline_file import read_pipeline
 
-    return read_pipeline(Path(text)).name if _is_file(text) else check_name("pipeline", text)
+    return _pipeline(text).name if _is_file(text) else check_name("pipeline", text)
 
 
 def _settings(options: argparse.Namespace) -> ClusterSettings:
@@ -562,7 +566,7 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 
 def _add_control(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("control")
-    group.add_argument("--policy", default="agent", help="random, greedy, ipa, myopic or agent (default)")
+    group.add_argument("--policy", default="agent", help=f"{', '.join(DEPLOYABLE_POLICIES)} (default agent)")
     group.add_argument("--agent", type=Path, metavar="FILE", help="checkpoint (default: models/agents/NAME/agent-0.pt)")
     group.add_argument("--forecaster", type=Path, metavar="FILE", help="(default: models/forecaster.ckpt)")
     group.add_argument("--params", type=Path, metavar="FILE", help="weights and times (default: params.yaml)")

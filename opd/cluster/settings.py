@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from opd.cluster.documents import read_document
 from opd.cluster.names import BadNameError, check_labels, check_name
 from opd.cluster.overlay import Overlay
+from opd.documents import read_document
 from opd.serving.stage_queue import StageSettings
 
 Flavour = Literal["deployment", "seldon"]
