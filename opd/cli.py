@@ -70,7 +70,7 @@ class InputError(ValueError):
 
 def deploy(options: argparse.Namespace) -> Action:
     """Make the objects of a pipeline, or bring them up to date, and wait until it serves."""
-    from opd.cluster.manifests import pipeline_objects
+    from opd.cluster.manifests.pipeline import pipeline_objects
 
     pipeline, settings = _pipeline(options.pipeline), _settings(options)
     asked = dict(_stage(pipeline, text) for text in options.stage)
@@ -94,8 +94,8 @@ def run(options: argparse.Namespace) -> Action:
     log_as_json()
     from opd.cluster.api import credentials
     from opd.cluster.controller import ControllerSettings, run_controller
-    from opd.cluster.documents import read_document
     from opd.cluster.policies import policy_of
+    from opd.documents import read_document
     from opd.objective import Weights
     from opd.paths import project_path
     from opd.serving.monitoring import URL_VARIABLE, PrometheusUrl
@@ -149,7 +149,7 @@ def _deploy(
 ) -> int:
     """Objects come with what runs already, so that a changed configuration is reached without losing a request."""
     from opd.cluster import lifecycle
-    from opd.cluster.manifests import pipeline_objects
+    from opd.cluster.manifests.pipeline import pipeline_objects
 
     running = _running(cluster, pipeline)
     wanted = _configuration(pipeline, {**running, **asked})
@@ -252,10 +252,9 @@ def _configuration(pipeline: Pipeline, stages: Stages) -> Configuration:
 
 
 def _say_how_renewed(pipeline: Pipeline, begin: Configuration, settings: ClusterSettings) -> None:
-    from opd.cluster.manifests import renewed_by_surge
-    from opd.cluster.settings import SELDON
+    from opd.cluster.manifests.workloads import renewed_by_surge
 
-    if settings.flavour != SELDON and not renewed_by_surge(pipeline, begin):
+    if settings.flavour != "seldon" and not renewed_by_surge(pipeline, begin):
         _say(
             f"note: replicas whose settings change are renewed in place, one of each stage at a time, as "
             f"{pipeline.capacity} cores hold none beside them"
@@ -264,7 +263,7 @@ def _say_how_renewed(pipeline: Pipeline, begin: Configuration, settings: Cluster
 
 def _fit(pipeline: Pipeline, configuration: Configuration, former: Iterable[Object]) -> bool:
     """Whether W_max holds the replicas of former workloads beside those of a configuration."""
-    from opd.cluster.manifests import replicas_of, template_of
+    from opd.cluster.manifests.workloads import replicas_of, template_of
     from opd.cluster.node_capacity import requested_cores
     from opd.pipeline import used_cores
 
@@ -398,19 +397,22 @@ def _is_file(text: str) -> bool:
 
 def _pipeline(text: str) -> Pipeline:
     """A pipeline of the catalogue, or of a file."""
-    from opd.cluster.names import check_name
-    from opd.cluster.pipeline_file import read_pipeline
+    from opd.cluster.names import check_name, check_names
+    from opd.profiling.pipeline_file import read_pipeline
     from opd.profiling.profiles import load_pipeline
 
-    return read_pipeline(Path(text)) if _is_file(text) else load_pipeline(check_name("pipeline", text))
+    if not _is_file(text):
+        return load_pipeline(check_name("pipeline", text))
+    pipeline = read_pipeline(Path(text))
+    check_names(pipeline)
+    return pipeline
 
 
 def _name(text: str) -> str:
     """The name of a pipeline, which need not be in the catalogue any more."""
     from opd.cluster.names import check_name
-    from opd.cluster.pipeline_file import read_pipeline
 
-    return read_pipeline(Path(text)).name if _is_file(text) else check_name("pipeline", text)
+    return _pipeline(text).name if _is_file(text) else check_name("pipeline", text)
 
 
 def _settings(options: argparse.Namespace) -> ClusterSettings:

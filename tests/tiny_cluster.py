@@ -14,7 +14,7 @@ from emulator.prometheus import Prometheus
 from opd.cluster import lifecycle
 from opd.cluster.api import Cluster, Patience, credentials
 from opd.cluster.backend import KubernetesBackend, Pace
-from opd.cluster.manifests import pipeline_objects
+from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.pod_status import is_ready
 from opd.cluster.settings import ClusterSettings
 from opd.control.policies import Policy

@@ -22,7 +22,7 @@ from tiny_cluster import (
 
 from opd.cluster.backend import Pace
 from opd.cluster.errors import ForbiddenError, NotFoundError
-from opd.cluster.manifests import model_workload
+from opd.cluster.manifests.workloads import model_workload
 from opd.cluster.node_capacity import free_cores, requested_cores
 from opd.cluster.overlay import Overlay
 from opd.cluster.pod_status import is_ready
