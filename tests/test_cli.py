@@ -122,13 +122,13 @@ def test_help_names_the_commands_and_exit_codes_without_importing_anything_heavy
 
 
 def test_help_lists_the_flavours_and_policies_that_there_are(capsys):
-    from opd.cluster.policies import POLICIES
     from opd.cluster.settings import FLAVOURS, PULL_POLICIES
+    from opd.control import DEPLOYABLE_POLICIES
 
     with pytest.raises(SystemExit):
         cli.main(["run", "--help"])
     text = capsys.readouterr().out
-    for word in (*FLAVOURS, *POLICIES, *PULL_POLICIES):
+    for word in (*FLAVOURS, *DEPLOYABLE_POLICIES, *PULL_POLICIES):
         assert word in text
 
 

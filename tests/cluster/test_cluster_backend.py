@@ -464,7 +464,7 @@ def test_without_figures_the_last_good_configuration_goes_on_until_they_are_back
         world.prometheus.close()
     with within():
         step = next(steps)
-    assert "nothing to decide on" in step.refused and step.configuration == INITIAL
+    assert "no decision" in step.refused and step.configuration == INITIAL
     assert np.isnan(step.predicted_load)
     if state == "absent":
         return
