@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from cluster_emulator import ApiServer, Kubelet, Prometheus, kubeconfig
 from deadlines import PATIENCE, eventually
+from emulator.api_server import ApiServer, kubeconfig
+from emulator.kubelet import Kubelet
+from emulator.prometheus import Prometheus
 
 from opd.cluster.api import POD, Cluster, Patience, credentials
 from opd.cluster.backend import KubernetesBackend
@@ -185,6 +187,7 @@ def store(tmp_path):
     return str(folder)
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(sys.platform != "linux", reason="needs every address of 127.0.0.0/8")
 def test_a_deployed_pipeline_is_reconfigured_under_load_without_losing_a_request(tmp_path, store, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))
