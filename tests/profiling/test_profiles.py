@@ -17,7 +17,7 @@ from opd.pipeline import Pipeline
 from opd.profiling import profiles
 from opd.profiling.architectures import ARCHITECTURES
 from opd.serving.store import URL_VARIABLE, ModelStore
-from opd.study.plots_profiles import accuracy_by_cores, plot_comparison, plot_frontier, plot_latency
+from opd.study.plots.profiles import accuracy_by_cores, plot_accuracy_frontier, plot_comparison, plot_latency
 
 DATA = package_path("examples")
 CATALOGUE = profiles.load_catalogue(DATA / "pipelines.yaml")
@@ -347,6 +347,6 @@ def test_the_frontier_is_what_enumeration_finds():
 
 def test_figures_are_written(tmp_path: Path):
     plot_latency(REFERENCE, ["detection", "classification"], tmp_path / "latency.png")
-    plot_frontier([load(name) for name in PIPELINES], tmp_path / "frontier.png")
+    plot_accuracy_frontier([load(name) for name in PIPELINES], tmp_path / "frontier.png")
     plot_comparison(profiles.compare(REFERENCE, REFERENCE), tmp_path / "comparison.png")
     assert {path.name for path in tmp_path.iterdir()} == {"latency.png", "frontier.png", "comparison.png"}

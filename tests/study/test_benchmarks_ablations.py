@@ -46,11 +46,12 @@ from opd.study.analysis.ablations import (
     summarise_ablations,
     training_of,
 )
+from opd.study.analysis.estimates import signed, with_interval
 from opd.study.analysis.plots_ablations import PARTS, WORLDS, plot_ablations
 from opd.study.analysis.refusal import admit, running_configurations
-from opd.study.analysis.wording import signed, with_interval, write_page
 from opd.study.benchmarks.quick import QUICK
-from opd.study.evaluation import Setting, run_cycle
+from opd.study.evaluation.cycles import Setting, run_cycle
+from opd.study.report.files import write_page
 from opd.workload.load import future_maximum
 from opd.workload.trace import Cycle, Trace
 

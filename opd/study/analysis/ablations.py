@@ -41,8 +41,8 @@ from opd.parallel import run_tasks
 from opd.pipeline import Configuration, Pipeline, as_configuration, from_choices
 from opd.simulator.environment import Workload
 from opd.study.analysis.ablation_networks import AblatedTraining, IndependentNetwork, PlainNetwork, QueuelessNetwork
-from opd.study.analysis.intervals import estimate
-from opd.study.evaluation import Setting, run_cycle, summarise
+from opd.study.analysis.estimates import estimate
+from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle
 from opd.workload.load import RecentMaximum
 from opd.workload.trace import Cycle
 
@@ -338,7 +338,7 @@ def measure(study: Study, run: Run) -> list[dict[str, Any]]:
     for cycle in study.cycles:
         steps = run_cycle(pipeline, Foretold(policy, world.forecast), cycle, run.seed, study.setting)
         refused = sum(bool(step.refused) for step in steps)
-        rows.append(run._asdict() | {"cycle": cycle.name, "refused": refused} | summarise(steps))
+        rows.append(run._asdict() | {"cycle": cycle.name, "refused": refused} | cycle_summary(steps))
     return rows
 
 

@@ -65,7 +65,7 @@ from opd.pipeline import from_choices
 from opd.profiling.profiles import load_pipeline
 from opd.simulator.environment import Workload
 from opd.simulator.simulation import SimulationParameters
-from opd.study.analysis.intervals import spread
+from opd.study.analysis.estimates import spread
 from opd.study.benchmarks.peer_stable_baselines import BATCHED, PEERS, Decide, Observe, train_peer
 from opd.study.benchmarks.quick import QUICK
 from opd.workload.forecast import Forecaster
