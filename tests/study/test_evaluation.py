@@ -10,7 +10,7 @@ from small_pipelines import ocr_pipeline
 from test_agent import agent_for
 
 from opd.objective import Weights
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters, greedy
 from opd.study.evaluation import (
     BASELINES,
