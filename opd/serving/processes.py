@@ -16,13 +16,13 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import requests
 
 from opd.serving.server import ServerSettings
+from opd.waiting import wait_until
 
 HTTP_TIMEOUT = 2.0
 """Seconds one call to a server's HTTP endpoint may take."""
@@ -81,13 +81,15 @@ class ServerProcess:
         weakref.finalize(self, _close, holders)
         http, grpc, metrics = map(port_of, holders)
         self.name, self.folder = name, folder
-        self.settings = replace(settings, http_port=http, grpc_port=grpc, metrics_port=metrics, end_with_parent=True)
+        ports = {"http_port": http, "grpc_port": grpc, "metrics_port": metrics}
+        self.settings = settings.model_copy(update={**ports, "end_with_parent": True})
         self._log = folder / f"{name}.log"
         self._stop_by: float | None = None
         self._start()
 
     def _start(self) -> None:
-        document = self.settings.write(self.folder / f"{self.name}.json")
+        document = self.folder / f"{self.name}.json"
+        document.write_text(self.settings.document)
         self.started = time.monotonic()
         with self._log.open("ab") as log:
             self._log_begin = log.tell()
@@ -182,7 +184,7 @@ class ServerProcess:
 def model_process(name: str, pipeline: str, task: str, variant: str | None, store: str, folder: Path) -> ServerProcess:
     """A replica of a variant, or with none a spare that takes one later; ``store`` is the URL of the model store."""
     parameters = {"pipeline": pipeline, "task": task, "variant": variant, "store": store}
-    return ServerProcess(name, ServerSettings("model", task, parameters), folder)
+    return ServerProcess(name, ServerSettings(kind="model", name=task, parameters=parameters), folder)
 
 
 @contextmanager
