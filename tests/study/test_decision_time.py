@@ -8,8 +8,14 @@ import pytest
 from opd.pipeline import Pipeline
 from opd.profiling.generated import synthetic_pipeline
 from opd.solvers import IpaParameters
-from opd.study.evaluation import decision_time
-from opd.study.evaluation.decision_time import Decided, measure_decision_times, observations, take_turns, time_summary
+from opd.study.evaluation.cycles import decision_time
+from opd.study.evaluation.decision_time import (
+    Decided,
+    measure_decision_times,
+    observations,
+    take_turns,
+    time_summary,
+)
 
 DECISIONS = 5
 COUNTS = np.arange(120 + 10 * DECISIONS)

@@ -15,14 +15,20 @@ from small_pipelines import varying_workload
 from opd.agent.training import Problem, TrainingParameters
 from opd.objective import Weights
 from opd.pipeline import Pipeline, Task, Variant
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 from opd.study.evaluation.cycles import COLUMNS, LOADS, shown_cycles
 from opd.study.evaluation.training import training_curve, training_summary, validation_references
 from opd.study.report.criteria import criteria, cycles_with_more_drops
 from opd.study.report.files import markdown_table, write_json
 from opd.study.report.page import write_report
 from opd.study.report.results import ReportError, flat_metrics, read_results
-from opd.study.report.tables import decision_table, drops_table, forecast_table, paper_comparison, policy_summary
+from opd.study.report.tables import (
+    decision_table,
+    drops_table,
+    forecast_table,
+    paper_comparison,
+    policy_summary,
+)
 
 
 def evaluation(**policies: dict[str, list[float]]) -> pd.DataFrame:

@@ -1,8 +1,8 @@
 """Quality of the policies in the evaluation, with 95 % confidence intervals.
 
-Everything is computed from ``evaluation.csv``, columns of :data:`opd.study.evaluation.cycles.COLUMNS`. With the same seed
-all policies meet the same requests, so comparisons are paired: same pipeline, same cycle, same seed. The intervals are
-those of :mod:`opd.study.analysis.estimates`.
+Everything is computed from ``evaluation.csv``, columns of :data:`opd.study.evaluation.cycles.COLUMNS`. With the same
+seed all policies meet the same requests, so comparisons are paired: same pipeline, same cycle, same seed. The intervals
+are those of :mod:`opd.study.analysis.estimates`.
 """
 
 from __future__ import annotations

@@ -90,8 +90,8 @@ def legend_below(figure: Figure, *labelled: Axes, columns: int | None = None) ->
         labelled: axes with the labels.
         columns: of the legend; by default a single row.
     """
-    entries = [axes.get_legend_handles_labels() for axes in labelled]
-    handles, labels = ([entry for pair in entries for entry in pair[side]] for side in (0, 1))
+    handles = [handle for axes in labelled for handle in axes.get_legend_handles_labels()[0]]
+    labels = [str(label) for axes in labelled for label in axes.get_legend_handles_labels()[1]]
     figure.legend(handles, labels, loc="outside lower center", ncols=columns or len(handles), frameon=False)
 
 
