@@ -8,7 +8,7 @@ import pytest
 from opd.pipeline import Pipeline
 from opd.profiling.generated import synthetic_pipeline
 from opd.solvers import IpaParameters
-from opd.study.evaluation.cycles import decision_time
+from opd.study.evaluation import decision_time
 from opd.study.evaluation.decision_time import (
     Decided,
     measure_decision_times,
