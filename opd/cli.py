@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opd.cluster.errors import ClusterError, NotDeployedError
+from opd.control import DEPLOYABLE_POLICIES
 
 if TYPE_CHECKING:
     from opd.cluster.api import Cluster, Object
@@ -70,7 +71,7 @@ class InputError(ValueError):
 
 def deploy(options: argparse.Namespace) -> Action:
     """Make the objects of a pipeline, or bring them up to date, and wait until it serves."""
-    from opd.cluster.manifests import pipeline_objects
+    from opd.cluster.manifests.pipeline import pipeline_objects
 
     pipeline, settings = _pipeline(options.pipeline), _settings(options)
     asked = dict(_stage(pipeline, text) for text in options.stage)
@@ -94,8 +95,8 @@ def run(options: argparse.Namespace) -> Action:
     log_as_json()
     from opd.cluster.api import credentials
     from opd.cluster.controller import ControllerSettings, run_controller
-    from opd.cluster.documents import read_document
-    from opd.cluster.policies import policy_of
+    from opd.control.factory import build_policy
+    from opd.documents import read_document
     from opd.objective import Weights
     from opd.paths import project_path
     from opd.serving.monitoring import URL_VARIABLE, PrometheusUrl
@@ -111,14 +112,14 @@ def run(options: argparse.Namespace) -> Action:
     parameters = read_document(options.params or project_path("params.yaml"))
     simulation = SimulationParameters(**parameters["simulation"])
     weights = Weights(**parameters["weights"])
-    policy = policy_of(
+    policy = build_policy(
         options.policy,
         pipeline,
         weights,
-        simulation.batch_timeout,
+        simulation,
         IpaParameters(**parameters["ipa"]),
-        options.agent or _agent(pipeline.name),
         options.seed,
+        options.agent or _agent(pipeline.name),
     )
     forecaster = Forecaster.load(options.forecaster or project_path("models", "forecaster.ckpt"), parameters["damping"])
     how = ControllerSettings(
@@ -149,7 +150,7 @@ def _deploy(
 ) -> int:
     """Objects come with what runs already, so that a changed configuration is reached without losing a request."""
     from opd.cluster import lifecycle
-    from opd.cluster.manifests import pipeline_objects
+    from opd.cluster.manifests.pipeline import pipeline_objects
 
     running = _running(cluster, pipeline)
     wanted = _configuration(pipeline, {**running, **asked})
@@ -252,10 +253,9 @@ def _configuration(pipeline: Pipeline, stages: Stages) -> Configuration:
 
 
 def _say_how_renewed(pipeline: Pipeline, begin: Configuration, settings: ClusterSettings) -> None:
-    from opd.cluster.manifests import renewed_by_surge
-    from opd.cluster.settings import SELDON
+    from opd.cluster.manifests.workloads import renewed_by_surge
 
-    if settings.flavour != SELDON and not renewed_by_surge(pipeline, begin):
+    if settings.flavour != "seldon" and not renewed_by_surge(pipeline, begin):
         _say(
             f"note: replicas whose settings change are renewed in place, one of each stage at a time, as "
             f"{pipeline.capacity} cores hold none beside them"
@@ -264,7 +264,7 @@ def _say_how_renewed(pipeline: Pipeline, begin: Configuration, settings: Cluster
 
 def _fit(pipeline: Pipeline, configuration: Configuration, former: Iterable[Object]) -> bool:
     """Whether W_max holds the replicas of former workloads beside those of a configuration."""
-    from opd.cluster.manifests import replicas_of, template_of
+    from opd.cluster.manifests.workloads import replicas_of, template_of
     from opd.cluster.node_capacity import requested_cores
     from opd.pipeline import used_cores
 
@@ -398,19 +398,22 @@ def _is_file(text: str) -> bool:
 
 def _pipeline(text: str) -> Pipeline:
     """A pipeline of the catalogue, or of a file."""
-    from opd.cluster.names import check_name
-    from opd.cluster.pipeline_file import read_pipeline
+    from opd.cluster.names import check_name, check_names
+    from opd.profiling.pipeline_file import read_pipeline
     from opd.profiling.profiles import load_pipeline
 
-    return read_pipeline(Path(text)) if _is_file(text) else load_pipeline(check_name("pipeline", text))
+    if not _is_file(text):
+        return load_pipeline(check_name("pipeline", text))
+    pipeline = read_pipeline(Path(text))
+    check_names(pipeline)
+    return pipeline
 
 
 def _name(text: str) -> str:
     """The name of a pipeline, which need not be in the catalogue any more."""
     from opd.cluster.names import check_name
-    from opd.cluster.pipeline_file import read_pipeline
 
-    return read_pipeline(Path(text)).name if _is_file(text) else check_name("pipeline", text)
+    return _pipeline(text).name if _is_file(text) else check_name("pipeline", text)
 
 
 def _settings(options: argparse.Namespace) -> ClusterSettings:
@@ -563,7 +566,7 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 
 def _add_control(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("control")
-    group.add_argument("--policy", default="agent", help="random, greedy, ipa, myopic or agent (default)")
+    group.add_argument("--policy", default="agent", help=f"{', '.join(DEPLOYABLE_POLICIES)} (default agent)")
     group.add_argument("--agent", type=Path, metavar="FILE", help="checkpoint (default: models/agents/NAME/agent-0.pt)")
     group.add_argument("--forecaster", type=Path, metavar="FILE", help="(default: models/forecaster.ckpt)")
     group.add_argument("--params", type=Path, metavar="FILE", help="weights and times (default: params.yaml)")

@@ -22,9 +22,9 @@ from kubernetes.stream import portforward
 from opd import cli
 from opd.cluster.api import POD, Cluster, credentials
 from opd.cluster.names import ROUTER, selector
-from opd.cluster.pipeline_file import read_pipeline
 from opd.cluster.pod_status import is_ready
 from opd.live import load
+from opd.profiling.pipeline_file import read_pipeline
 from opd.profiling.profiles import load_pipeline
 from opd.serving.store import ModelStore
 

@@ -25,7 +25,8 @@ from opd.cluster.errors import (
     UnreachableError,
 )
 from opd.cluster.lifecycle import check_ours
-from opd.cluster.manifests import model_workload, replicas_of, stage_config, with_replicas
+from opd.cluster.manifests.pipeline import stage_config
+from opd.cluster.manifests.workloads import model_workload, replicas_of, with_replicas
 from opd.cluster.names import (
     INSTANCE_LABEL,
     MODEL,
@@ -38,7 +39,7 @@ from opd.cluster.names import (
 )
 from opd.cluster.node_capacity import free_cores
 from opd.cluster.pod_status import homeless, hopeless, is_leaving, is_over, is_ready, refused
-from opd.cluster.settings import SELDON, ClusterSettings
+from opd.cluster.settings import ClusterSettings
 from opd.cluster.stage_state import StageStateError, read_stage
 from opd.cluster.transition import Move, describe, plan
 from opd.control.loop import ApplyError, ObservationError
@@ -113,7 +114,7 @@ class KubernetesBackend(TelemetryBackend):
         self._cluster = cluster.guarded(self._check_may_act)
         self._settings, self._read_nodes = settings, read_nodes
         self._pace, self._announce, self._may_act = pace or Pace(), announce, may_act
-        self._kind = SELDON_DEPLOYMENT if settings.flavour == SELDON else DEPLOYMENT
+        self._kind = SELDON_DEPLOYMENT if settings.flavour == "seldon" else DEPLOYMENT
         self._capacity = float(pipeline.capacity)
         self._leaving = False
         super().__init__(pipeline, self._read_configuration(pipeline), monitor, interval_seconds)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from opd.cluster.api import CONFIG_MAP, POD, Cluster, Object, Resource
-from opd.cluster.manifests import STAGE_BATCH_SIZE, STAGE_VARIANT
+from opd.cluster.manifests.pipeline import STAGE_BATCH_SIZE, STAGE_VARIANT
 from opd.cluster.names import VARIANT_LABEL
 from opd.cluster.pod_status import is_ready
 from opd.serving.stage_queue import Place

@@ -27,7 +27,9 @@ from opd.cluster.api import (
 )
 from opd.cluster.errors import ClusterError, ConflictError, ForbiddenError, NotFoundError
 from opd.cluster.lease import LeaseTimes
-from opd.cluster.manifests import STAGE_VARIANT, replicas_of, template_of
+from opd.cluster.manifests.pipeline import STAGE_VARIANT
+from opd.cluster.manifests.pods import HTTP, SETTINGS_ANNOTATION
+from opd.cluster.manifests.workloads import replicas_of, template_of
 from opd.cluster.names import (
     COMPONENT_LABEL,
     CONTROLLER,
@@ -43,7 +45,6 @@ from opd.cluster.names import (
     selector,
 )
 from opd.cluster.pod_status import homeless, hopeless, is_over, is_ready, refused
-from opd.cluster.pods import HTTP, SETTINGS_ANNOTATION
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ def apply(cluster: Cluster, manifests: Sequence[Object], dry_run: bool = False) 
 
     Args:
         cluster: the namespace.
-        manifests: as of :func:`opd.cluster.manifests.pipeline_objects`.
+        manifests: as of :func:`opd.cluster.manifests.pipeline.pipeline_objects`.
         dry_run: let the cluster check everything and keep nothing.
 
     Yields:

@@ -8,15 +8,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from opd.cluster.documents import read_document
 from opd.cluster.names import BadNameError, check_labels, check_name
 from opd.cluster.overlay import Overlay
+from opd.documents import read_document
 from opd.serving.stage_queue import StageSettings
 
-DEPLOYMENT, SELDON = FLAVOURS = ("deployment", "seldon")
-"""What a variant's replicas are an object of: a plain Deployment, or a SeldonDeployment, which needs Seldon Core 1."""
+Flavour = Literal["deployment", "seldon"]
+"""Kind of a variant's workload: a plain Deployment, or a SeldonDeployment, which needs Seldon Core 1."""
+
+FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
 
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 
@@ -80,7 +82,7 @@ class ClusterSettings:
     namespace: str
     image: str
     store: str
-    flavour: str = DEPLOYMENT
+    flavour: Flavour = "deployment"
     pull_policy: str = "IfNotPresent"
     storage_secret: str = ""
     stage: StageSettings = StageSettings()

@@ -13,7 +13,8 @@ from small_pipelines import every_configuration, pipelines
 from opd.cluster.api import Cluster, Patience, credentials
 from opd.cluster.backend import KubernetesBackend, Pace
 from opd.cluster.errors import ForbiddenError, NotFoundError
-from opd.cluster.manifests import model_workload, pipeline_objects
+from opd.cluster.manifests.pipeline import pipeline_objects
+from opd.cluster.manifests.workloads import model_workload
 from opd.cluster.node_capacity import free_cores, requested_cores
 from opd.cluster.overlay import Overlay
 from opd.cluster.pod_status import is_ready
@@ -559,7 +560,7 @@ def test_without_figures_the_last_good_configuration_goes_on_until_they_are_back
         world.prometheus.close()
     with within():
         step = next(steps)
-    assert "nothing to decide on" in step.refused and step.configuration == INITIAL
+    assert "no decision" in step.refused and step.configuration == INITIAL
     assert np.isnan(step.predicted_load)
     if state == "absent":
         return

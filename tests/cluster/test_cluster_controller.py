@@ -12,14 +12,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import requests
 import yaml
 from cluster_emulator import kubeconfig
 from deadlines import PATIENCE, eventually, within
 from prometheus_client import generate_latest
-from small_pipelines import every_configuration
 from test_cluster_backend import (
     INITIAL,
     LARGE,
@@ -29,7 +27,6 @@ from test_cluster_backend import (
     Wanting,
     World,
     stages,
-    tiny_pipeline,
 )
 
 from opd.cluster.api import LEASE, Cluster, Patience, credentials
@@ -39,12 +36,8 @@ from opd.cluster.errors import ClusterError, LedByAnotherError, NotDeployedError
 from opd.cluster.json_log import JsonFormatter
 from opd.cluster.lease import Lease, LeaseTimes
 from opd.cluster.names import CONTROLLER, selector
-from opd.cluster.policies import policy_of
-from opd.measurement import Observation
-from opd.objective import Weights
 from opd.pipeline import Task, Variant
 from opd.serving.monitoring import PrometheusUrl
-from opd.solvers import IpaParameters
 
 OFTEN = LeaseTimes(duration=30.0, renewal=20.0, retry=0.1)
 """Asked for often; a machine that stands still for a second does not lose it."""
@@ -367,25 +360,6 @@ def test_a_difference_leaves_out_what_the_cluster_keeps_for_itself():
         "+  x: '2'",
     ]
     assert difference(before, {**before, "status": {}}) == ""
-
-
-# --- its policies -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["random", "greedy", "ipa", "myopic"])
-def test_policies_by_name_decide_within_the_limits(name):
-    pipeline = tiny_pipeline()
-    observation = Observation(np.full(120, 5.0), 6.0, INITIAL, np.ones(2), np.ones(2), np.zeros(2), 5.0, 5.0)
-    decided = policy_of(name, pipeline, Weights(), 0.25, IpaParameters()).decide(observation)
-    assert decided in every_configuration(pipeline)
-
-
-@pytest.mark.parametrize(
-    "name, remedy", [("agent", "needs the checkpoint"), ("clairvoyant", "is not one of random, greedy")]
-)
-def test_a_policy_that_cannot_be_had_is_named(name, remedy):
-    with pytest.raises(ValueError, match=remedy):
-        policy_of(name, tiny_pipeline(), Weights(), 0.25, IpaParameters())
 
 
 # --- its rights -------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from deadlines import PATIENCE, eventually
 from opd.cluster.api import POD, Cluster, Patience, credentials
 from opd.cluster.backend import KubernetesBackend
 from opd.cluster.discovery import Discovery, DiscoverySettings, choose
-from opd.cluster.manifests import pipeline_objects
+from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.settings import ClusterSettings
 from opd.live import load
 from opd.pipeline import Pipeline, StageConfiguration, Task, Variant

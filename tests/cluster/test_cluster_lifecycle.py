@@ -11,7 +11,7 @@ from opd.cluster import lifecycle
 from opd.cluster.api import Cluster, credentials
 from opd.cluster.errors import ForbiddenError, ServerFailedError
 from opd.cluster.lease import Lease, LeaseTimes
-from opd.cluster.manifests import pipeline_objects
+from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.overlay import Overlay
 from opd.cluster.pod_status import is_ready
 

@@ -23,16 +23,11 @@ from hypothesis import strategies as st
 from small_pipelines import ocr_pipeline, pipelines
 
 from opd.cluster import names
-from opd.cluster.dashboard import dashboard, dashboard_text
-from opd.cluster.manifests import (
-    model_workload,
-    pipeline_objects,
-    replicas_of,
-    stage_config,
-    with_replicas,
-)
+from opd.cluster.manifests.dashboard import dashboard, dashboard_text
+from opd.cluster.manifests.pipeline import pipeline_objects, stage_config
+from opd.cluster.manifests.pods import SECURITY_CONTEXT, cpu
+from opd.cluster.manifests.workloads import model_workload, replicas_of, with_replicas
 from opd.cluster.overlay import Overlay
-from opd.cluster.pods import SECURITY_CONTEXT, cpu
 from opd.cluster.record import ControllerMetrics
 from opd.cluster.settings import FLAVOURS, ClusterSettings, SettingsError, read_settings
 from opd.objective import cost
@@ -567,7 +562,7 @@ def test_a_file_of_other_settings_is_refused(tmp_path, text, message):
 
 def test_the_dashboard_file_is_the_one_that_is_made():
     assert (DEPLOY / "grafana" / "opd.json").read_text() == dashboard_text(), (
-        "if the change is meant, run `python -m opd.cluster.dashboard > deploy/grafana/opd.json`"
+        "if the change is meant, run `python -m opd.cluster.manifests.dashboard > deploy/grafana/opd.json`"
     )
 
 

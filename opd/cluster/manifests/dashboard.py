@@ -1,6 +1,6 @@
 """The Grafana dashboard of a pipeline: load and latency, what each stage does, what runs.
 
-``python -m opd.cluster.dashboard`` prints it for every pipeline of a Prometheus server, as it stands in ``deploy/``.
+``python -m opd.cluster.manifests.dashboard`` prints the one for all pipelines, which ``deploy/grafana/`` holds.
 """
 
 from __future__ import annotations
