@@ -385,7 +385,7 @@ def _agent(name: str) -> Path | None:
     """The checkpoint of the pipeline's agent: as trained, or alone as a controller has it mounted."""
     from opd.paths import project_path
 
-    known = project_path("models", "agents", name, "agent-0.pt"), project_path("models", "agent.pt")
+    known = project_path("models", "agents", name, "agent-0.npz"), project_path("models", "agent.npz")
     return next((path for path in known if path.is_file()), None)
 
 
@@ -567,7 +567,9 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 def _add_control(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("control")
     group.add_argument("--policy", default="agent", help=f"{', '.join(DEPLOYABLE_POLICIES)} (default agent)")
-    group.add_argument("--agent", type=Path, metavar="FILE", help="checkpoint (default: models/agents/NAME/agent-0.pt)")
+    group.add_argument(
+        "--agent", type=Path, metavar="FILE", help="trained agent (default: models/agents/NAME/agent-0.npz)"
+    )
     group.add_argument("--forecaster", type=Path, metavar="FILE", help="(default: models/forecaster.ckpt)")
     group.add_argument("--params", type=Path, metavar="FILE", help="weights and times (default: params.yaml)")
     group.add_argument("--prometheus", metavar="URL", help="(default: OPD_PROMETHEUS_URL)")

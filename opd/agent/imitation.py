@@ -1,11 +1,11 @@
 """Guidance by an expert (Alg. 2), in one of three modes.
 
-* ``paper``: the expert acts in every f-th episode, and its actions are stored like the agent's own. They are not samples
-  of the old policy, which biases Eq. 12.
-* ``pretrain``: the network first imitates the expert by behaviour cloning. A demonstration term in the loss, which fades
-  away, then keeps it near the expert while the critic settles.
-* ``none``: the expert gives no actions, only the scale of states and rewards and the configurations that episodes begin
-  with, as in the other modes.
+* ``paper``: the expert acts in every f-th episode, and its actions are stored like the agent's own. They are not
+  samples of the old policy, which biases Eq. 12.
+* ``pretrain``: the network first imitates the expert by behaviour cloning. A demonstration term in the loss, which
+  fades away, then keeps it near the expert while the critic settles.
+* ``none``: the expert gives no actions, only the scale of states and rewards and the configurations that episodes
+  begin with, as in the other modes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Expert:
 
 
 def paper_guide(expert: Expert, network: ActorCritic, parameters: TrainingParameters, update: int) -> Guide | None:
-    """Let the expert act in every f-th episode of all updates (Alg. 2); None where none of this update's are its own."""
+    """Let the expert act in every f-th episode of the run (Alg. 2); None if no episode of this update is among them."""
     numbers = torch.arange(parameters.num_envs) + update * parameters.num_envs
     by_expert = numbers % parameters.expert_frequency == 0
     if not by_expert.any():

@@ -40,7 +40,7 @@ class Job:
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """Everything but the pipeline that the trained agent depends on; of the workloads checksums and largest load."""
+        """Everything but the pipeline that the trained agent depends on; workloads by checksums and largest load."""
         workloads = self.problem.training, self.problem.validation
         data = [zlib.crc32(part.tobytes()) for w in workloads for part in (w.counts, w.forecasts)]
         return {

@@ -81,9 +81,7 @@ class PPOTrainer:
         torch.manual_seed(seed)
         self.network = self.network_class(problem.pipeline, parameters.width, parameters.blocks)
         # The epsilon that PPO implementations share.
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=parameters.learning_rate, eps=1e-5, fused=True
-        )
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=parameters.learning_rate, eps=1e-5, fused=True)
         self.expert = Expert(problem, parameters.expert == "clairvoyant")
         self.reward_scale = RewardScale()
         self.tolerated_drops = 0.0
@@ -223,7 +221,7 @@ def train(
         problem: what to train on.
         parameters: of the run.
         seed: of everything random; two runs with the same seed are equal.
-        folder: for the checkpoint, from which the run goes on if it is there, and the metrics, see :func:`read_metrics`.
+        folder: for the metrics, see :func:`read_metrics`, and the checkpoint, from which an interrupted run goes on.
         title: begins every line of progress.
         new_trainer: makes the trainer.
     """
