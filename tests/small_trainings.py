@@ -13,7 +13,7 @@ from opd.agent.ppo import PPOTrainer
 from opd.agent.problem import Problem, expert_table
 from opd.objective import Weights
 from opd.pipeline import Pipeline, Task, Variant
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 
 WEIGHTS = Weights()
 QUIET = SimulationParameters(service_noise=0.0)

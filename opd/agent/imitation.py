@@ -21,7 +21,7 @@ from opd.agent.parameters import TrainingParameters
 from opd.agent.problem import Problem, look_up
 from opd.agent.rollout import Guide, RewardScale, compute_gae, training_reward
 from opd.pipeline import from_choices, to_choices
-from opd.simulator.environment import Episodes
+from opd.simulator.vector_environment import PipelineVectorEnv
 
 
 class Expert:
@@ -36,9 +36,9 @@ class Expert:
         self.table = problem.expert
         self._clairvoyant = clairvoyant
 
-    def choices(self, episodes: Episodes, states: np.ndarray) -> Tensor:
-        """(E, N, 3) the expert's choices in states (E, S) of these episodes."""
-        loads = episodes.workload.perfect_forecasts(episodes.decision) if self._clairvoyant else states[:, 1]
+    def choices(self, envs: PipelineVectorEnv, states: np.ndarray) -> Tensor:
+        """(E, N, 3) the expert's choices in states (E, S) of these environments."""
+        loads = envs.workload.perfect_forecasts(envs.decision) if self._clairvoyant else states[:, 1]
         return torch.as_tensor(to_choices(look_up(self.table, loads)))
 
 
@@ -49,8 +49,8 @@ def paper_guide(expert: Expert, network: ActorCritic, parameters: TrainingParame
     if not by_expert.any():
         return None
 
-    def guide(episodes: Episodes, states: Tensor, actions: Action) -> Action:
-        shown = expert.choices(episodes, states.numpy())
+    def guide(envs: PipelineVectorEnv, states: Tensor, actions: Action) -> Action:
+        shown = expert.choices(envs, states.numpy())
         return network.action_of(states, torch.where(by_expert[:, None, None], shown, actions.choices))
 
     return guide
@@ -65,7 +65,7 @@ class Demonstrations(NamedTuple):
 
 
 def demonstrate(
-    expert: Expert, episodes: Episodes, parameters: TrainingParameters, generator: np.random.Generator
+    expert: Expert, envs: PipelineVectorEnv, parameters: TrainingParameters, generator: np.random.Generator
 ) -> Demonstrations:
     """Let the expert act for one rollout.
 
@@ -74,18 +74,18 @@ def demonstrate(
 
     Args:
         expert: acts.
-        episodes: E of them, which have begun.
+        envs: E of them, which have begun.
         parameters: number of decisions, share of replaced ones, and how rewards count.
         generator: of the replacements.
     """
     states, choices, rewards = [], [], []
     for _ in range(parameters.rollout_steps):
-        states.append(episodes.state())
-        choices.append(expert.choices(episodes, states[-1]))
+        states.append(envs.state())
+        choices.append(expert.choices(envs, states[-1]))
         other = look_up(expert.table, generator.permutation(states[-1][:, 1]))
         replaced = generator.random(len(other)) < parameters.perturbation_share
         executed = np.where(replaced[:, None, None], other, from_choices(choices[-1].numpy()))
-        score, interval = episodes.step(executed)
+        score, interval = envs.run_interval(executed)
         rewards.append(training_reward(score, interval, parameters.drop_penalty))
     return Demonstrations(torch.as_tensor(np.concatenate(states)), torch.cat(choices), np.array(rewards))
 

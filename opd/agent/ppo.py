@@ -22,7 +22,7 @@ from opd.agent.problem import Problem, begin_episodes
 from opd.agent.rollout import RewardScale, Samples, collect_rollout
 from opd.agent.validation import Validation, tolerated_drops, validate
 from opd.archive import written_whole
-from opd.simulator.environment import Episodes
+from opd.simulator.vector_environment import PipelineVectorEnv
 
 CHECKPOINT, METRICS = "checkpoint.pt", "metrics.csv"
 """Files of a run."""
@@ -91,7 +91,7 @@ class PPOTrainer:
 
     # -- what subclasses may change ---------------------------------------------------------------
 
-    def begin(self, seed: Any) -> Episodes:
+    def begin(self, seed: Any) -> PipelineVectorEnv:
         """Training episodes for one rollout."""
         p, problem = self.parameters, self.problem
         bursts = round(p.burst_share * p.num_envs)
@@ -134,8 +134,8 @@ class PPOTrainer:
         guide = None
         if self.parameters.expert_mode == "paper":
             guide = paper_guide(self.expert, self.network, self.parameters, update)
-        episodes = self.begin((self.seed, 1 + update))
-        return collect_rollout(self.network, episodes, self.parameters, self.reward_scale, generator, guide)
+        envs = self.begin((self.seed, 1 + update))
+        return collect_rollout(self.network, envs, self.parameters, self.reward_scale, generator, guide)
 
     def learn(self, samples: Samples, update: int) -> dict[str, float]:
         """Improve the network by some epochs of minibatches; returns the means of the loss terms."""

@@ -11,11 +11,12 @@ import numpy as np
 from opd.agent.parameters import TrainingParameters
 from opd.objective import Weights
 from opd.pipeline import Pipeline
-from opd.simulator.environment import Episodes, Workload
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
+from opd.simulator.vector_environment import PipelineVectorEnv
 from opd.solvers import IpaParameters, ipa_table, myopic_table
 from opd.workload.forecast import Forecaster
 from opd.workload.trace import Trace, burst_starts
+from opd.workload.workload import Workload
 
 Configure = Callable[[np.ndarray], np.ndarray]
 """A policy as training sees it: states (E, S) in, configurations (E, N, 3) out."""
@@ -118,8 +119,8 @@ def table_policy(table: np.ndarray) -> Configure:
 
 
 def begin_episodes(
-    problem: Problem, workload: Workload, bursts: np.ndarray, burst_episodes: int, episodes: int, length: int, seed: Any
-) -> Episodes:
+    problem: Problem, workload: Workload, bursts: np.ndarray, burst_episodes: int, num_envs: int, length: int, seed: Any
+) -> PipelineVectorEnv:
     """New episodes at random decisions of a workload, running what the expert chooses for the load of that moment.
 
     Args:
@@ -127,7 +128,7 @@ def begin_episodes(
         workload: counts and forecasts.
         bursts: decisions at which the load jumps.
         burst_episodes: number of episodes, the first ones, that begin shortly before a burst.
-        episodes: number of all episodes, E.
+        num_envs: number of all episodes, E.
         length: decisions that an episode will last.
         seed: of the beginnings, the arrivals and the service noise.
 
@@ -135,16 +136,24 @@ def begin_episodes(
         ValueError: if the workload is too short.
     """
     generator = np.random.default_rng(seed)
-    batch = Episodes(
-        problem.pipeline, problem.weights, problem.simulation, workload, episodes, int(generator.integers(2**31))
-    )
+    simulation_seed = int(generator.integers(2**31))
     latest = workload.decisions - length
     if latest < 2:
         raise ValueError(f"a workload of {workload.decisions} decisions is too short for episodes of {length}")
-    decisions = generator.integers(1, latest, size=episodes)
+    decisions = generator.integers(1, latest, size=num_envs)
     usable = bursts[bursts < latest]
     if len(usable):
         lead = generator.integers(1, max(length // 2, 1), size=burst_episodes, endpoint=True)
         decisions[:burst_episodes] = np.maximum(generator.choice(usable, size=burst_episodes) - lead, 1)
-    batch.begin(np.arange(episodes), decisions, look_up(problem.expert, workload.windows(decisions - 1).mean(axis=1)))
-    return batch
+    envs = PipelineVectorEnv(
+        problem.pipeline,
+        workload,
+        problem.weights,
+        problem.simulation,
+        episode_length=length,
+        num_envs=num_envs,
+        seed=simulation_seed,
+    )
+    load = workload.windows(decisions - 1).mean(axis=1)
+    envs.begin(np.arange(num_envs), decisions, look_up(problem.expert, load))
+    return envs

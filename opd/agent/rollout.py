@@ -14,10 +14,10 @@ from opd.agent.network import Action, ActorCritic
 from opd.agent.parameters import TrainingParameters
 from opd.measurement import Interval, Score
 from opd.pipeline import from_choices
-from opd.simulator.environment import Episodes
+from opd.simulator.vector_environment import PipelineVectorEnv
 
-Guide = Callable[[Episodes, Tensor, Action], Action]
-"""Replaces some of the network's actions before they are executed; given the episodes, their states and the actions."""
+Guide = Callable[[PipelineVectorEnv, Tensor, Action], Action]
+"""Replaces some actions of the network before they are executed; given environments, their states and the actions."""
 
 
 def training_reward(score: Score, interval: Interval, drop_penalty: float) -> np.ndarray:
@@ -117,7 +117,7 @@ class RolloutBuffer:
 
 def collect_rollout(
     network: ActorCritic,
-    episodes: Episodes,
+    envs: PipelineVectorEnv,
     parameters: TrainingParameters,
     scale: RewardScale,
     generator: torch.Generator,
@@ -127,7 +127,7 @@ def collect_rollout(
 
     Args:
         network: acts.
-        episodes: E of them.
+        envs: E of them.
         parameters: number of decisions, T, and how their rewards count.
         scale: of the rewards.
         generator: source of randomness of the actions.
@@ -138,13 +138,13 @@ def collect_rollout(
     """
     buffer, dropped = RolloutBuffer(), 0
     for _ in range(parameters.rollout_steps):
-        states = torch.as_tensor(episodes.state())
+        states = torch.as_tensor(envs.state())
         actions = network.act(states, generator)
         if guide is not None:
-            actions = guide(episodes, states, actions)
-        score, interval = episodes.step(from_choices(actions.choices.numpy()))
+            actions = guide(envs, states, actions)
+        score, interval = envs.run_interval(from_choices(actions.choices.numpy()))
         buffer.add(states, actions, training_reward(score, interval, parameters.drop_penalty))
         dropped += int(interval.dropped.sum())
-    final_values = network.act(torch.as_tensor(episodes.state()), None).value
+    final_values = network.act(torch.as_tensor(envs.state()), None).value
     samples = buffer.samples(scale, final_values, parameters.discount, parameters.gae_lambda)
     return samples, {"rollout/reward": float(np.mean(buffer.rewards)), "rollout/dropped": float(dropped)}

@@ -33,13 +33,13 @@ def validate(
     """
     p = parameters
     bursts = p.validation_episodes // 2
-    episodes = begin_episodes(
+    envs = begin_episodes(
         problem, problem.validation, problem.validation_bursts, bursts, p.validation_episodes, p.validation_decisions, 0
     )
     dropped = 0.0
     scores = []
     for _ in range(p.validation_decisions):
-        score, interval = episodes.step(configure(episodes.state()))
+        score, interval = envs.run_interval(configure(envs.state()))
         scores.append((score.reward[bursts:], score.qos[bursts:], score.cost[bursts:]))
         dropped += float(interval.dropped.sum())
     reward, qos, cost = (float(np.mean(figures)) for figures in zip(*scores, strict=True))

@@ -185,17 +185,13 @@ def test_an_incomplete_file_is_refused(saved, missing):
 @pytest.mark.parametrize("content", [b"", b"not an agent", bytes(1000), b"PK\x03\x04" + bytes(100)])
 def test_a_file_that_is_no_agent_is_refused(saved, content):
     saved.write_bytes(content)
-    with pytest.raises(
-        CheckpointError, match=r"ocr\.npz is damaged, or not .* 'opd agent 2'.*; train the agent"
-    ):
+    with pytest.raises(CheckpointError, match=r"ocr\.npz is damaged, or not .* 'opd agent 2'.*; train the agent"):
         Agent.load(saved, ocr_pipeline())
 
 
 def test_an_agent_of_an_earlier_version_is_refused(saved):
     torch.save({"format": "opd agent 1", "policy": {"mean": torch.zeros(3)}}, saved)
-    with pytest.raises(
-        CheckpointError, match=r"ocr\.npz is damaged, or not .* 'opd agent 2'.*; train the agent"
-    ):
+    with pytest.raises(CheckpointError, match=r"ocr\.npz is damaged, or not .* 'opd agent 2'.*; train the agent"):
         Agent.load(saved, ocr_pipeline())
 
 

@@ -19,7 +19,7 @@ from opd.agent.problem import Problem
 from opd.agent.rollout import Samples
 from opd.agent.validation import Validation
 from opd.pipeline import Pipeline, StageConfiguration, Task, Variant, as_array
-from opd.simulator.environment import Episodes
+from opd.simulator.vector_environment import PipelineVectorEnv
 
 # --- the loss --------------------------------------------------------------------------------------------------------
 
@@ -165,12 +165,12 @@ LEARNING = TrainingParameters(
 def reward_of(agent: Agent, load: int) -> tuple[float, list]:
     """Mean reward under a steady load once the agent has settled, and what it runs."""
     pipeline = agent.pipeline
-    episodes = Episodes(pipeline, WEIGHTS, QUIET, steady_workload(load), 1, seed=5)
+    episodes = PipelineVectorEnv(pipeline, steady_workload(load), WEIGHTS, QUIET, seed=5)
     episodes.begin(np.array([0]), np.array([1]), as_array(pipeline.smallest_configuration())[None])
     rewards, configurations = [], []
     for _ in range(60):
         configurations.append(agent.decide(episodes.state()[0]))
-        rewards.append(episodes.step(as_array(configurations[-1])[None])[0].reward[0])
+        rewards.append(episodes.run_interval(as_array(configurations[-1])[None])[0].reward[0])
     return float(np.mean(rewards[10:])), configurations[10:]
 
 

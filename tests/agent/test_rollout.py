@@ -79,7 +79,7 @@ def test_every_action_of_a_rollout_is_feasible_and_its_reward_that_of_the_episod
         for rows in configurations.tolist():
             configuration = tuple(StageConfiguration(*row) for row in rows)
             assert within_limits(problem.pipeline, configuration, problem.pipeline.capacity)
-        rewards.append(episodes.step(configurations)[0].reward)
+        rewards.append(episodes.run_interval(configurations)[0].reward)
     assert metrics["rollout/reward"] == pytest.approx(np.mean(rewards))
 
 

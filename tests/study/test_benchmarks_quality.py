@@ -17,7 +17,7 @@ from opd.agent.jobs import Job, run_job
 from opd.agent.parameters import TrainingParameters
 from opd.agent.problem import expert_table
 from opd.objective import Weights
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters
 from opd.study.analysis import frontier
 from opd.study.analysis.frontier import (

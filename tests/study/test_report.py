@@ -16,7 +16,7 @@ from opd.agent.parameters import TrainingParameters
 from opd.agent.problem import Problem
 from opd.objective import Weights
 from opd.pipeline import Pipeline, Task, Variant
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 from opd.study.evaluation import COLUMNS
 from opd.study.report import (
     LOADS,
