@@ -10,11 +10,11 @@ from typing import Any
 
 from opd.cluster.api import Cluster, Patience, credentials
 from opd.cluster.errors import InputError
-from opd.cluster.names import check_name
+from opd.cluster.names import check_name, check_names
 from opd.cluster.overlay import read_overlay
-from opd.cluster.pipeline_file import read_pipeline
 from opd.cluster.settings import ClusterSettings, read_settings
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, check_feasible
+from opd.profiling.pipeline_file import read_pipeline
 from opd.profiling.profiles import load_pipeline
 
 Stages = Mapping[str, StageConfiguration]
@@ -25,12 +25,16 @@ _STAGE = re.compile(r"(?P<task>[^=:]+)=(?P<variant>[^=:]+):(?P<replicas>[0-9]{1,
 
 def pipeline_of(text: str) -> Pipeline:
     """Reads a pipeline: of the catalogue if ``text`` is a name, or from a YAML file."""
-    return read_pipeline(Path(text)) if _is_file(text) else load_pipeline(check_name("pipeline", text))
+    if not _is_file(text):
+        return load_pipeline(check_name("pipeline", text))
+    pipeline = read_pipeline(Path(text))
+    check_names(pipeline)
+    return pipeline
 
 
 def pipeline_name_of(text: str) -> str:
     """Returns the name of a pipeline, which need not be in the catalogue any more."""
-    return read_pipeline(Path(text)).name if _is_file(text) else check_name("pipeline", text)
+    return pipeline_of(text).name if _is_file(text) else check_name("pipeline", text)
 
 
 def settings_of(

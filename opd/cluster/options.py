@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from typer import Option
 
+from opd.control import DEPLOYABLE_POLICIES
+
 
 def _seconds(text: str) -> float:
     value = float(text)
@@ -59,7 +61,7 @@ Stage = Annotated[
     ),
 ]
 
-Policy = Annotated[str, Option(help="random, greedy, ipa, myopic or agent.")]
+Policy = Annotated[str, Option(help=f"{', '.join(DEPLOYABLE_POLICIES)}.")]
 Agent = Annotated[File, Option(metavar="FILE", help="Trained agent (default: models/agents/PIPELINE/agent-0.pt).")]
 Forecaster = Annotated[File, Option(metavar="FILE", help="Default: models/forecaster.ckpt.")]
 Params = Annotated[File, Option(metavar="FILE", help="Weights and times (default: params.yaml).")]

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from opd.cluster.api import credentials
 from opd.cluster.controller import ControllerSettings, run_controller
-from opd.cluster.documents import read_document
 from opd.cluster.errors import InputError
-from opd.cluster.policies import policy_of
 from opd.cluster.settings import ClusterSettings
+from opd.control.factory import build_policy
+from opd.documents import read_document
 from opd.objective import Weights
 from opd.paths import project_path
 from opd.pipeline import Pipeline
 from opd.serving.monitoring import URL_VARIABLE, PrometheusUrl
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters
 from opd.workload.forecast import Forecaster
 
@@ -75,14 +75,14 @@ def prepare_run(
     parameters = read_document(options.params or project_path("params.yaml"))
     simulation = SimulationParameters(**parameters["simulation"])
     weights = Weights(**parameters["weights"])
-    policy = policy_of(
+    policy = build_policy(
         options.policy,
         pipeline,
         weights,
-        simulation.batch_timeout,
+        simulation,
         IpaParameters(**parameters["ipa"]),
-        options.agent or _default_agent(pipeline.name),
         options.seed,
+        options.agent or _default_agent(pipeline.name),
     )
     file = options.forecaster or project_path("models", "forecaster.ckpt")
     forecaster = Forecaster.load(file, parameters["damping"])

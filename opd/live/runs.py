@@ -24,7 +24,8 @@ from opd.serving.local import LocalBackend
 from opd.serving.monitoring import URL_VARIABLE, Monitor, MonitoringError, PrometheusUrl
 from opd.serving.protocol import COMPLETED
 from opd.simulator.backend import SimulatedBackend
-from opd.simulator.simulation import SimulationParameters, Simulator
+from opd.simulator.parameters import SimulationParameters
+from opd.simulator.simulator import Simulator
 from opd.study.evaluation import timeline
 
 SIMULATED, LOCAL, KUBERNETES = BACKENDS = ("simulated", "local", "kubernetes")
@@ -299,7 +300,7 @@ def summarise(run: LiveRun) -> dict[str, Any]:
         "decisions": len(run.steps),
         "refused": [step.refused for step in run.steps if step.refused],
         "changes": changes(run),
-        "by_expert": sum(step.by_expert for step in run.steps),
+        "by_expert": sum(step.fallback for step in run.steps),
         "decision_ms_mean": 1e3 * float(np.mean([step.decision_seconds for step in run.steps])),
         **scores,
     }
