@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opd.cluster.errors import ClusterError, NotDeployedError
+from opd.control import DEPLOYABLE_POLICIES
 
 if TYPE_CHECKING:
     from opd.cluster.api import Cluster, Object
@@ -94,7 +95,7 @@ def run(options: argparse.Namespace) -> Action:
     log_as_json()
     from opd.cluster.api import credentials
     from opd.cluster.controller import ControllerSettings, run_controller
-    from opd.cluster.policies import policy_of
+    from opd.control.factory import build_policy
     from opd.documents import read_document
     from opd.objective import Weights
     from opd.paths import project_path
@@ -111,14 +112,14 @@ def run(options: argparse.Namespace) -> Action:
     parameters = read_document(options.params or project_path("params.yaml"))
     simulation = SimulationParameters(**parameters["simulation"])
     weights = Weights(**parameters["weights"])
-    policy = policy_of(
+    policy = build_policy(
         options.policy,
         pipeline,
         weights,
-        simulation.batch_timeout,
+        simulation,
         IpaParameters(**parameters["ipa"]),
-        options.agent or _agent(pipeline.name),
         options.seed,
+        options.agent or _agent(pipeline.name),
     )
     forecaster = Forecaster.load(options.forecaster or project_path("models", "forecaster.ckpt"), parameters["damping"])
     how = ControllerSettings(
@@ -565,7 +566,7 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 
 def _add_control(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("control")
-    group.add_argument("--policy", default="agent", help="random, greedy, ipa, myopic or agent (default)")
+    group.add_argument("--policy", default="agent", help=f"{', '.join(DEPLOYABLE_POLICIES)} (default agent)")
     group.add_argument("--agent", type=Path, metavar="FILE", help="checkpoint (default: models/agents/NAME/agent-0.pt)")
     group.add_argument("--forecaster", type=Path, metavar="FILE", help="(default: models/forecaster.ckpt)")
     group.add_argument("--params", type=Path, metavar="FILE", help="weights and times (default: params.yaml)")

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
-from cluster_emulator import ApiServer, Kubelet, Prometheus, kubeconfig
+from emulator.api_server import ApiServer, kubeconfig
+from emulator.kubelet import Kubelet
+from emulator.prometheus import Prometheus
 from kubernetes.client import ApiClient, CoreV1Api
 from kubernetes.stream import portforward
 

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from cluster_emulator import ApiServer, Kubelet, Prometheus, kubeconfig
-from deadlines import PATIENCE, eventually
+from deadlines import PATIENCE, eventually, terminating
+from emulator.api_server import ApiServer, kubeconfig
+from emulator.kubelet import Kubelet
+from emulator.prometheus import Prometheus
 
 from opd import cli
 from opd.cluster.manifests.workloads import replicas_of
@@ -120,13 +122,13 @@ def test_help_names_the_commands_and_exit_codes_without_importing_anything_heavy
 
 
 def test_help_lists_the_flavours_and_policies_that_there_are(capsys):
-    from opd.cluster.policies import POLICIES
     from opd.cluster.settings import FLAVOURS, PULL_POLICIES
+    from opd.control import DEPLOYABLE_POLICIES
 
     with pytest.raises(SystemExit):
         cli.main(["run", "--help"])
-    text = capsys.readouterr().out
-    for word in (*FLAVOURS, *POLICIES, *PULL_POLICIES):
+    text = "".join(capsys.readouterr().out.split())  # lines are wrapped at hyphens, too
+    for word in (*FLAVOURS, *DEPLOYABLE_POLICIES, *PULL_POLICIES):
         assert word in text
 
 
@@ -566,9 +568,8 @@ def test_sigterm_while_it_loads_its_policy_ends_a_run_at_once(shell):
     ]
     path = os.pathsep.join([str(shell.folder), str(ROOT)])
     command = [sys.executable, "-m", "opd.cli", "run", *given]
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
-    ) as running:
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
+    with terminating(running):
         eventually(started.exists)
         running.send_signal(signal.SIGTERM)
         log = running.communicate(timeout=PATIENCE)[1]  # far less than the import would take

@@ -94,7 +94,7 @@ class WatchedPolicy(Policy):
         """As the policy does."""
         self.observation = observation
         self.wanted = self._policy.decide(observation)
-        self.by_expert = self._policy.by_expert
+        self.fallback = self._policy.fallback
         return self.wanted
 
 

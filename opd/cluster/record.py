@@ -137,7 +137,7 @@ class Recorder:
             "forecast_failure": step.forecast_failure,
             "wanted": None if wanted is None else self._stages(wanted),
             "configuration": self._stages(step.configuration),
-            "by_expert": step.by_expert,
+            "by_expert": step.fallback,
             "decision_seconds": step.decision_seconds,
             "score": {name: _number(float(value[0])) for name, value in step.score._asdict().items()},
         }

@@ -10,7 +10,7 @@ from opd.cluster.lease import Lease
 from opd.cluster.record import identity
 from opd.cluster.settings import ClusterSettings
 from opd.pipeline import Pipeline
-from opd.serving.local import ControlledError
+from opd.serving.local import AlreadyControlledError
 from opd.serving.monitoring import Monitor
 from opd.waiting import wait_until
 
@@ -46,12 +46,12 @@ class DeployedPipeline(KubernetesBackend):
         """Begin to lead.
 
         Raises:
-            ControlledError: if another controller does.
+            AlreadyControlledError: if another controller does.
         """
         self._lease.start()
         if not wait_until(lambda: self._lease.held, LEAD_SECONDS):
             self._lease.close()
-            raise ControlledError(
+            raise AlreadyControlledError(
                 f"another controller holds the Lease {self._lease.name!r} of pipeline {self.pipeline.name!r}; scale "
                 "its Deployment to 0 for the time of the evaluation"
             )

@@ -299,7 +299,7 @@ def summarise(run: LiveRun) -> dict[str, Any]:
         "decisions": len(run.steps),
         "refused": [step.refused for step in run.steps if step.refused],
         "changes": changes(run),
-        "by_expert": sum(step.by_expert for step in run.steps),
+        "by_expert": sum(step.fallback for step in run.steps),
         "decision_ms_mean": 1e3 * float(np.mean([step.decision_seconds for step in run.steps])),
         **scores,
     }

@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_agents import PARAMETERS, agent_for, opinionated, random_states
 from small_pipelines import ocr_pipeline, pipelines, within_limits
-from test_network import opinionated, random_states
 
 from opd.agent.agent import FORMAT, Agent, CheckpointError, export
-from opd.objective import Weights
 from opd.pipeline import InfeasibleError, Pipeline, from_choices
 from opd.profiling.generated import synthetic_pipeline
-
-PARAMETERS = {"seed": 3, "weights": {"alpha": 10.0}, "expert_mode": "pretrain"}
-
-
-def agent_for(pipeline: Pipeline, seed: int = 0) -> Agent:
-    return Agent(pipeline, export(opinionated(pipeline, seed)), PARAMETERS)
-
-
-def trained_with(largest_load: float, weights: Weights, expert: str = "myopic") -> dict[str, Any]:
-    """What a checkpoint says of its training to the expert that stands in for the agent."""
-    return {
-        "largest_load": largest_load,
-        "weights": asdict(weights),
-        "training": {"expert": expert},
-        "simulation": {"batch_timeout": 0.5, "interval": 10},
-    }
-
 
 # --- decisions -------------------------------------------------------------------------------------------------------
 

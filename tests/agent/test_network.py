@@ -9,33 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_agents import opinionated, random_states
 from small_pipelines import everything_selectable, ocr_pipeline, pipelines, within_limits
 
 from opd.agent.network import ActorCritic, FeatureExtractor
-from opd.measurement import state_names
 from opd.pipeline import InfeasibleError, StageConfiguration, as_array, check_feasible, from_choices, to_choices
 
 SEEDS = st.integers(0, 10_000)
-
-
-def opinionated(pipeline, seed, width=16, blocks=1):
-    """A network with heads far from the nearly uniform ones that training starts from."""
-    torch.manual_seed(seed)
-    network = ActorCritic(pipeline, width, blocks)
-    with torch.no_grad():
-        network.head_weight.normal_(0.0, 1.0)
-        network.head_bias.normal_(0.0, 0.5)
-        network.choice_embedding.normal_(0.0, 1.0)
-    return network
-
-
-def random_states(pipeline, seed, number):
-    """States with the cores available anywhere from just enough to all of the device."""
-    generator = np.random.default_rng(seed)
-    states = generator.normal(0.0, 3.0, (number, len(state_names(pipeline))))
-    smallest = pipeline.tables.cores.min(axis=1).sum()
-    states[:, 0] = generator.integers(int(smallest), pipeline.capacity, size=number, endpoint=True)
-    return torch.as_tensor(states, dtype=torch.float32)
 
 
 def taken(network, states, choices):

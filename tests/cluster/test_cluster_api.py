@@ -5,8 +5,8 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from cluster_emulator import kubeconfig
 from deadlines import eventually, within
+from emulator.api_server import kubeconfig
 
 from opd.cluster.api import (
     CONFIG_MAP,

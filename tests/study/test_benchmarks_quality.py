@@ -50,7 +50,7 @@ from opd.study.analysis.quality import (
     verdict,
 )
 from opd.study.benchmarks.training import SMOKE
-from opd.study.evaluation import Setting, build_policy, run_cycle
+from opd.study.evaluation import Setting, run_cycle
 from opd.study.report import ReportError
 from opd.workload.load import RecentMaximum
 from opd.workload.trace import Cycle, Trace
@@ -492,7 +492,7 @@ def test_a_point_is_the_mean_of_the_cycles_of_the_evaluation(setting, finished):
     own = priced_setting(setting, 2.0, agents)
     assert own.ipa == IpaParameters(10.0, 2.0, 0.02) and own.weights == Weights(cost_weight=2.0)
     for policy in ("ipa", "myopic", "agent"):
-        steps = run_cycle(pipeline, build_policy(policy, pipeline, 1, own), CYCLE, 1, own)
+        steps = run_cycle(pipeline, own.policy(policy, pipeline, 1), CYCLE, 1, own)
         expected = [np.mean([getattr(step.score, name)[0] for step in steps]) for name in ("cost", "qos")]
         assert table.loc[(policy, 2.0, 1), ["cost", "qos"]].tolist() == pytest.approx(expected)
     for solver in ("ipa", "myopic"):

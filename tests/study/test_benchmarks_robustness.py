@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from small_agents import agent_for, trained_with
 from small_pipelines import ocr_pipeline
-from test_agent import agent_for, trained_with
 
 from opd.agent.agent import Agent
 from opd.agent.training import TrainingParameters
@@ -44,7 +44,7 @@ from opd.study.analysis.robustness import (
     table_of,
     trained_agents,
 )
-from opd.study.evaluation import Setting, build_policy, run_cycle, summarise
+from opd.study.evaluation import Setting, run_cycle, summarise
 from opd.workload.load import RecentMaximum
 from opd.workload.trace import Cycle, Trace
 
@@ -139,7 +139,7 @@ def test_a_forecaster_is_stuck_for_a_cycle_and_fresh_in_the_next(settings):
     pipeline, home = ocr_pipeline(), settings[0]
     for cycle in (CYCLE, LATER):
         met = misled("stuck", home, pipeline, cycle, 0)
-        policy = build_policy("greedy", pipeline, 0, home)
+        policy = home.policy("greedy", pipeline, 0)
         steps = run_cycle(pipeline, policy, cycle, 0, met.setting)
         first = home.trace.counts[cycle.start - 20 : cycle.start].max()
         assert {step.predicted_load for step in steps} == {first}
@@ -228,7 +228,7 @@ def test_there_is_a_row_for_every_policy_in_every_world(rows):
 def test_as_trained_is_what_the_evaluation_has(settings, rows):
     found = of(rows, AS_TRAINED, "home")
     for name in POLICIES:  # IPA by HiGHS here, by dynamic programming there
-        policy = build_policy(name, ocr_pipeline(), 1, settings[0])
+        policy = settings[0].policy(name, ocr_pipeline(), 1)
         expected = summarise(run_cycle(ocr_pipeline(), policy, CYCLE, 1, settings[0]))
         assert found.loc[name].to_dict() == pytest.approx({key: expected[key] for key in found.columns})
 
@@ -242,7 +242,7 @@ def test_on_another_trace_agent_and_forecaster_are_those_that_were_brought(setti
         setting = replace(brought, trace=there.trace)
         found = of(rows, OTHER_TRACE, variant)
         for name in (AGENT, IPA):
-            steps = run_cycle(ocr_pipeline(), build_policy(name, ocr_pipeline(), 1, setting), cycle, 1, setting)
+            steps = run_cycle(ocr_pipeline(), setting.policy(name, ocr_pipeline(), 1), cycle, 1, setting)
             assert found.loc[name, "reward"] == pytest.approx(summarise(steps)["reward"])
 
 

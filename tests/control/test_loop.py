@@ -1,4 +1,4 @@
-"""Policies, the guard, and the control loop (Alg. 1) on the simulated backend."""
+"""The guard, and the control loop (Alg. 1) on the simulated backend."""
 
 from __future__ import annotations
 
@@ -6,33 +6,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from small_agents import ThriftyAgent, agent_for, trained_with
 from small_pipelines import ocr_pipeline, pipelines, varying_workload, within_limits
-from test_agent import agent_for, trained_with
 
 from opd.agent.agent import Agent
 from opd.control import loop as control
+from opd.control.factory import agent_policy
 from opd.control.loop import ApplyError, Guard, ObservationError, run
-from opd.control.policies import (
-    FAMILIAR,
-    RELIEF,
-    AgentPolicy,
-    BacklogPolicy,
-    ClairvoyantPolicy,
-    GreedyPolicy,
-    IpaPolicy,
-    MyopicPolicy,
-    Policy,
-    RandomPolicy,
-)
-from opd.measurement import Observation
+from opd.control.policies import TRAINED_LOAD_SHARE, AgentPolicy, GreedyPolicy, Policy
 from opd.objective import Weights
-from opd.pipeline import InfeasibleError, StageConfiguration, as_array, used_cores
+from opd.pipeline import InfeasibleError, StageConfiguration, as_array
 from opd.simulator.backend import SimulatedBackend
 from opd.simulator.environment import Episodes
 from opd.simulator.simulation import SimulationParameters
-from opd.solvers import IpaParameters, greedy, ipa_dynamic_program, ipa_highs, myopic
 
 WEIGHTS = Weights()
 QUIET = SimulationParameters(service_noise=0.0)
@@ -183,7 +171,7 @@ class Blind(SimulatedBackend):
 def test_without_an_observation_the_last_good_configuration_stays_and_the_loop_recovers():
     steps = loop(backend_for(kind=Blind), Scripted(GOOD, SMALLEST, SMALLEST), 2)
     assert [step.configuration for step in steps] == [GOOD, GOOD]
-    assert steps[1].refused == "nothing to decide on: no sample of the last 5 s"
+    assert steps[1].refused == "no decision: no sample of the last 5 s"
     assert np.isnan(steps[1].predicted_load) and not np.isnan(steps[1].score.reward[0])
 
 
@@ -366,204 +354,26 @@ def test_the_loop_and_the_training_environment_are_the_same_world():
     assert len({step.configuration for step in steps}) > 1
 
 
-# --- policies --------------------------------------------------------------------------------------------------------
+# --- an agent with a fallback ---------------------------------------------------------------------------------------
 
 
-def observation(pipeline, predicted_load=9.0, coming_load=None):
-    tasks = len(pipeline.tasks)
-    return Observation(
-        history=np.full(120, 9),
-        available_cores=float(pipeline.capacity),
-        configuration=pipeline.smallest_configuration(),
-        task_latency=np.full(tasks, 0.1),
-        ready_throughput=np.full(tasks, 10.0),
-        queue=np.zeros(tasks),
-        incoming_load=9.0,
-        predicted_load=predicted_load,
-        coming_load=coming_load,
-    )
-
-
-@settings(max_examples=40)
-@given(pipelines(), st.floats(0.0, 60.0), st.floats(0.0, 1.0), st.integers(0, 1000))
-def test_every_policy_decides_within_the_limits_and_the_cores_that_are_left(pipeline, load, share, seed):
-    smallest = used_cores(pipeline, pipeline.smallest_configuration())
-    left = float(smallest + share * (pipeline.capacity - smallest))
-    seen = replace(observation(pipeline, load, coming_load=load), available_cores=left)
-    for policy in (
-        RandomPolicy(pipeline, seed),
-        GreedyPolicy(pipeline),
-        IpaPolicy(pipeline, IpaParameters()),
-        IpaPolicy(pipeline, IpaParameters(), "dynamic-program"),
-        MyopicPolicy(pipeline, WEIGHTS, 0.25),
-        ClairvoyantPolicy(pipeline, WEIGHTS, 0.25),
-        AgentPolicy(agent_for(pipeline, seed)),
-    ):
-        assert within_limits(pipeline, policy.decide(seen), left), type(policy).__name__
-
-
-def test_the_baselines_plan_for_the_forecast_and_only_the_clairvoyant_for_the_truth():
-    pipeline = ocr_pipeline(capacity=16)
-    seen = observation(pipeline, predicted_load=4.0, coming_load=25.0)
-    assert GreedyPolicy(pipeline).decide(seen) == greedy(pipeline, 4.0)
-    assert IpaPolicy(pipeline, IpaParameters()).decide(seen) == ipa_highs(pipeline, 4.0, IpaParameters())
-    by_program = IpaPolicy(pipeline, IpaParameters(), "dynamic-program").decide(seen)
-    assert by_program == ipa_dynamic_program(pipeline, 4.0, IpaParameters())
-    assert MyopicPolicy(pipeline, WEIGHTS, 0.25).decide(seen) == myopic(pipeline, 4.0, WEIGHTS, 0.25)
-    clairvoyant = ClairvoyantPolicy(pipeline, WEIGHTS, 0.25).decide(seen)
-    assert clairvoyant == myopic(pipeline, 25.0, WEIGHTS, 0.25) != myopic(pipeline, 4.0, WEIGHTS, 0.25)
-
-
-def test_the_clairvoyant_policy_says_where_it_cannot_work():
-    pipeline = ocr_pipeline()
-    with pytest.raises(ValueError, match="needs the coming load, which only the simulated backend knows"):
-        ClairvoyantPolicy(pipeline, WEIGHTS, 0.25).decide(observation(pipeline))
-
-
-def test_an_unknown_solver_is_answered_with_those_there_are():
-    with pytest.raises(ValueError, match="IPA solver 'gurobi' is not one of highs, dynamic-program"):
-        IpaPolicy(ocr_pipeline(), IpaParameters(), "gurobi")
-
-
-def test_random_decisions_repeat_for_a_seed_and_only_then():
-    pipeline = ocr_pipeline()
-    seen = observation(pipeline)
-
-    def decisions(seed):
-        policy = RandomPolicy(pipeline, seed)
-        return [policy.decide(seen) for _ in range(20)]
-
-    assert decisions(1) == decisions(1) != decisions(2)
-    assert len(set(decisions(1))) > 5
-
-
-def test_the_agent_sees_every_part_of_the_observation():
-    pipeline = ocr_pipeline()
-    states = []
-
-    class Recording:
-        def __init__(self):
-            self.pipeline = pipeline
-            self.parameters = {}
-
-        def decide(self, state):
-            states.append(state)
-            return SMALLEST
-
-    seen = replace(
-        observation(pipeline, predicted_load=13.0),
-        configuration=GOOD,
-        task_latency=np.array([0.25, 0.5]),
-        ready_throughput=np.array([10.0, 50.0]),
-        queue=np.array([3, 4]),
-        available_cores=7.0,
-        incoming_load=11.0,
-    )
-    AgentPolicy(Recording()).decide(seen)  # type: ignore[arg-type]
-    assert states[0].tolist() == [7, 13, 11, 0.25, 10, 1, 2, 1, 4, 3, 0.5, 50, 0, 2, 2, 2, 4]
-
-
-@pytest.mark.parametrize("expert", ["myopic", "ipa"])
-@pytest.mark.parametrize(("predicted", "incoming"), [(30.5, 5.0), (5.0, 31.0), (30.0, 30.0)])
-def test_above_the_loads_it_is_familiar_with_the_agent_leaves_it_to_its_expert(expert, predicted, incoming):
-    pipeline, weights = ocr_pipeline(), Weights(cost_weight=0.4)
-    agent = agent_for(pipeline)
-    seen = replace(observation(pipeline, predicted_load=predicted), incoming_load=incoming)
-    alone = AgentPolicy(agent).decide(seen)
-    load = max(predicted, incoming)
-    by_expert = (
-        myopic(pipeline, load, weights, 0.5)
-        if expert == "myopic"
-        else ipa_dynamic_program(pipeline, load, IpaParameters(10.0, 0.4, 0.02))
-    )
-    assert alone != by_expert
-    trained = trained_with(30.0 / FAMILIAR, weights, expert)
-    decided = AgentPolicy(Agent(pipeline, agent.policy, trained)).decide(seen)
-    assert decided == (by_expert if load > 30.0 else alone)
-
-
-class Noting:
-    """An agent that is far too thrifty, and notes when it is asked."""
-
-    def __init__(self, pipeline, largest_load=100.0):
-        self.pipeline, self.asked = pipeline, 0
-        self.parameters = trained_with(largest_load, WEIGHTS)
-
-    def decide(self, state):
-        self.asked += 1
-        return self.pipeline.smallest_configuration()
-
-
-def test_an_agent_that_has_fallen_behind_is_relieved_by_an_expert_who_plans_for_what_waits():
-    pipeline = ocr_pipeline()
-    agent = Noting(pipeline)
-    policy = AgentPolicy(agent)  # type: ignore[arg-type]
-    calm = replace(observation(pipeline, predicted_load=8.0), incoming_load=6.0, queue=np.array([5, 5]))
-    piled = replace(calm, queue=np.array([5, 6]))
-
-    def by_expert(load):
-        return myopic(pipeline, load, WEIGHTS, 0.5)
-
-    assert by_expert(8.9) != pipeline.smallest_configuration()
-    # 10 wait: as many as come in a second, and a batch of one that forms at each of two stages.
-    assert policy.decide(calm) == pipeline.smallest_configuration() and not policy.by_expert
-    assert policy.decide(piled) == by_expert(8.0 + 11 / 10) and policy.by_expert
-    for _ in range(RELIEF - 1):
-        assert policy.decide(calm) == by_expert(8.0 + 10 / 10) and policy.by_expert
-    assert agent.asked == 1
-    assert policy.decide(calm) == pipeline.smallest_configuration() and not policy.by_expert
-
-
-def test_batches_that_form_are_no_backlog():
-    """With large batches more waits by design: those that form at every stage count beside a second of load."""
-    pipeline = ocr_pipeline()
-    policy = AgentPolicy(Noting(pipeline))  # type: ignore[arg-type]
-    batches = tuple(stage._replace(batch_size=4) for stage in pipeline.smallest_configuration())
-    seen = replace(observation(pipeline, predicted_load=8.0), incoming_load=8.0, configuration=batches)
-    policy.decide(replace(seen, queue=np.array([8, 8])))
-    assert not policy.by_expert
-    policy.decide(replace(seen, queue=np.array([8, 9])))
-    assert policy.by_expert
-
-
-def test_a_policy_told_of_the_backlog_plans_for_load_and_what_waits():
-    planned = []
-
-    class Planning(Policy):
-        def decide(self, observation):
-            planned.append(observation.predicted_load)
-            return SMALLEST
-
-    policy = BacklogPolicy(Planning(), 10.0)
-    for predicted, incoming in ((8.0, 6.0), (6.0, 9.0)):
-        seen = replace(observation(ocr_pipeline(), predicted), incoming_load=incoming, queue=np.array([5, 4]))
-        assert policy.decide(seen) == SMALLEST
-    assert planned == [8.0 + 0.9, 9.0 + 0.9]
-
-
-def test_steps_tell_which_decisions_the_expert_made():
+def test_steps_record_the_decisions_of_the_fallback():
     pipeline = ocr_pipeline()
     agent = agent_for(pipeline)
-    known = Agent(pipeline, agent.policy, trained_with(30.0 / FAMILIAR, WEIGHTS))
+    known = Agent(pipeline, agent.policy, trained_with(30.0 / TRAINED_LOAD_SHARE, WEIGHTS))
     loads = iter([5.0, 31.0, 5.0])
     backend = backend_for(counts=np.full(400, 5), history=np.full(120, 5))
-    steps = loop(backend, AgentPolicy(known), 3, forecast=lambda history: next(loads))
-    assert [step.by_expert for step in steps] == [False, True, False]
+    steps = loop(backend, agent_policy(known), 3, forecast=lambda history: next(loads))
+    assert [step.fallback for step in steps] == [False, True, False]
 
 
-def test_an_agent_without_an_expert_is_never_relieved():
-    agent = Noting(ocr_pipeline(), largest_load=np.inf)
-    seen = replace(observation(ocr_pipeline(), predicted_load=8.0), queue=np.array([500, 500]))
-    assert AgentPolicy(agent).decide(seen) == ocr_pipeline().smallest_configuration()  # type: ignore[arg-type]
-
-
-def test_relief_ends_the_loss_of_requests():
-    """A thrifty agent alone loses requests all the time; with relief it loses some at first and then no more."""
+def test_the_fallback_ends_the_loss_of_requests():
+    """A thrifty agent alone loses requests all the time; with a fallback it loses some at first and then no more."""
     lost = []
     for largest in (np.inf, 100.0):
-        policy = AgentPolicy(Noting(ocr_pipeline(), largest_load=largest))  # type: ignore[arg-type]
+        policy = agent_policy(ThriftyAgent(ocr_pipeline(), largest))  # type: ignore[arg-type]
         steps = loop(backend_for(counts=np.full(400, 20)), policy, 40)
         lost.append([int(step.interval.dropped[0]) for step in steps])
-    alone, relieved = lost
+    alone, helped = lost
     assert min(alone[6:]) > 0
-    assert sum(relieved[6:]) == 0
+    assert sum(helped[6:]) == 0
