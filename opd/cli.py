@@ -399,8 +399,8 @@ def _is_file(text: str) -> bool:
 def _pipeline(text: str) -> Pipeline:
     """A pipeline of the catalogue, or of a file."""
     from opd.cluster.names import check_name, check_names
+    from opd.profiling.catalogue import load_pipeline
     from opd.profiling.pipeline_file import read_pipeline
-    from opd.profiling.profiles import load_pipeline
 
     if not _is_file(text):
         return load_pipeline(check_name("pipeline", text))

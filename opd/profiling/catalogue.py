@@ -180,8 +180,9 @@ def _task(content: Catalogue, table: pd.DataFrame, name: str, threshold_rps: flo
     for variant, entry in content.tasks[name].variants.items():
         latency_by_batch_size(table, name, variant, 1)  # the latency targets need every variant on one core
         rows = variant_rows(table, name, variant)
-        single = rows[rows["batch_size"] == 1].set_index("cores")["latency_mean"].to_dict()
-        cores = base_cores(single, threshold_rps, stage_sla(table, name))
+        single = rows[rows["batch_size"] == 1]
+        by_cores = dict(zip(single["cores"].astype(int), single["latency_mean"].astype(float), strict=True))
+        cores = base_cores(by_cores, threshold_rps, stage_sla(table, name))
         startup = content.container_startup + float(rows["load_seconds"].iloc[0])
         latency = latency_by_batch_size(table, name, variant, cores)
         variants.append(Variant(variant, entry.accuracy, cores, latency, startup))

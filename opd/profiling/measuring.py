@@ -86,11 +86,12 @@ def resolve_architecture(architecture: str, task: str, variant: str) -> Measurab
     """
     if ":" in architecture:
         try:
-            return pkgutil.resolve_name(architecture)(task, variant)
+            measurable = pkgutil.resolve_name(architecture)
         except (AttributeError, ImportError, ValueError) as error:
             raise ImportError(
                 f"architecture {architecture!r} of variant {variant!r} of task {task!r} cannot be imported: {error}"
             ) from error
+        return measurable(task, variant)
     from opd.profiling.architectures import ARCHITECTURES  # torch and transformers take seconds to import
 
     if architecture not in ARCHITECTURES:
@@ -277,7 +278,9 @@ def measure_within_budget(
     tables: list[pd.DataFrame] = []
     left_out: list[str] = []
     deadline = time.perf_counter() + seconds
-    for task, variant in tqdm(_variants_in_turns(content, name), unit="variant", desc=f"profiling {name}"):
+    progress = tqdm(_variants_in_turns(content, name), unit="variant", desc=f"profiling {name}")
+    for task, variant in progress:
+        progress.set_postfix_str(variant)
         measurable = resolve_architecture(content.tasks[task].variants[variant].architecture, task, variant)
         cores = measured_cores(measurable)
         expected = _expected_seconds(reference, task, variant, sizes, cores)

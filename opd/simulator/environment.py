@@ -16,7 +16,7 @@ import numpy as np
 from opd.measurement import Interval, Score, score, state_names, state_vector
 from opd.objective import Weights, profiled_service_time, profiled_throughput
 from opd.pipeline import InfeasibleError, Pipeline, as_array, as_configuration, check_feasible, from_choices
-from opd.profiling.profiles import load_pipeline
+from opd.profiling.catalogue import load_pipeline
 from opd.simulator.simulation import SimulationParameters, Simulator
 from opd.workload.load import RecentMaximum, future_maximum
 from opd.workload.trace import Split, Trace, load_trace

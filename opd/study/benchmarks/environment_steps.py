@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from opd.objective import Weights
 from opd.pipeline import Pipeline, as_array, to_choices
-from opd.profiling.profiles import load_pipeline
+from opd.profiling.catalogue import load_pipeline
 from opd.simulator import environment, simulation
 from opd.simulator.environment import Episodes, PipelineEnvironment, Workload
 from opd.simulator.simulation import SimulationParameters, Simulator
