@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> Action:
     from opd.objective import Weights
     from opd.paths import project_path
     from opd.serving.monitoring import URL_VARIABLE, PrometheusUrl
-    from opd.simulator.simulation import SimulationParameters
+    from opd.simulator.parameters import SimulationParameters
     from opd.solvers import IpaParameters
     from opd.workload.forecast import Forecaster
 

@@ -13,7 +13,7 @@ PIPELINES = ("video", "audio-qa", "audio-sentiment", "summarisation-qa", "nlp", 
 VARIANTS = [(task, name) for task, entry in CATALOGUE.tasks.items() for name in entry.variants]
 
 
-def measured_rows(latency: dict[tuple[int, int], float], task: str = "task", variant: str = "variant") -> pd.DataFrame:
+def timed(latency: dict[tuple[int, int], float], task: str = "task", variant: str = "variant") -> pd.DataFrame:
     """A measured table from latencies by (cores, batch size)."""
     table = [[task, variant, c, b, s, 1.5 * s, 5, "measured", 1.0] for (c, b), s in latency.items()]
     return pd.DataFrame(table, columns=COLUMNS)

@@ -15,7 +15,7 @@ from opd.live import runs as live
 from opd.objective import Weights
 from opd.serving.local import AlreadyControlledError
 from opd.serving.monitoring import MonitoringError, Scraper
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 
 INTERVAL = 4
 SLOWER, MORE = live.configurations([[[1, 1, 2], [0, 1, 1]], [[1, 2, 1], [0, 1, 1]]])

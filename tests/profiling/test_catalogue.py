@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from profile_tables import CATALOGUE, PIPELINES, REFERENCE, VARIANTS, measured_rows
+from profile_tables import CATALOGUE, PIPELINES, REFERENCE, VARIANTS, timed
 
 from opd.documents import DocumentError
 from opd.paths import package_path, project_path
@@ -148,8 +148,8 @@ def test_base_cores_reaches_the_threshold_whenever_anything_does(seconds: float,
 def test_the_latency_target_of_a_stage_is_five_times_the_mean_of_its_variants():
     table = pd.concat(
         [
-            measured_rows({(1, 1): 0.1, (2, 1): 0.05}, variant="a"),
-            measured_rows({(1, 1): 0.3, (1, 2): 0.5}, variant="b"),
+            timed({(1, 1): 0.1, (2, 1): 0.05}, variant="a"),
+            timed({(1, 1): 0.3, (1, 2): 0.5}, variant="b"),
         ]
     )
     assert stage_sla(table, "task") == pytest.approx(5 * 0.2)

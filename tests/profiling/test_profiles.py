@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from profile_tables import CATALOGUE, PIPELINES, REFERENCE, VARIANTS, measured_rows
+from profile_tables import CATALOGUE, PIPELINES, REFERENCE, VARIANTS, timed
 
 from opd.paths import package_path
 from opd.profiling import profiles
@@ -56,7 +56,7 @@ def test_amdahl_has_no_negative_part(latency: list[float], expected: tuple[float
 
 
 def test_extrapolation_marks_its_rows_and_keeps_the_measured_ones():
-    measured = measured_rows({(1, 1): 1.0, (2, 1): 0.6})
+    measured = timed({(1, 1): 1.0, (2, 1): 0.6})
     table = profiles.extrapolate_cores(measured).set_index("cores")
     assert table["kind"].tolist() == ["measured", "measured", "extrapolated", "extrapolated", "extrapolated"]
     assert table["latency_mean"].tolist() == pytest.approx([1.0, 0.6, 0.4, 0.3, 0.25])
@@ -66,7 +66,7 @@ def test_extrapolation_marks_its_rows_and_keeps_the_measured_ones():
 
 def test_what_was_measured_at_one_core_count_is_not_extrapolated():
     measured = pd.concat(
-        [measured_rows({(1, 1): 1.0, (2, 1): 0.6}, variant="a"), measured_rows({(1, 1): 0.1, (1, 2): 0.2}, variant="b")]
+        [timed({(1, 1): 1.0, (2, 1): 0.6}, variant="a"), timed({(1, 1): 0.1, (1, 2): 0.2}, variant="b")]
     )
     table = profiles.extrapolate_cores(measured)
     assert table.loc[table["variant"] == "a", "cores"].tolist() == list(profiles.CORE_COUNTS)
@@ -74,7 +74,7 @@ def test_what_was_measured_at_one_core_count_is_not_extrapolated():
 
 
 def test_noise_cannot_make_a_larger_batch_faster():
-    table = measured_rows({(1, 1): 0.1, (1, 2): 0.3, (1, 4): 0.2})
+    table = timed({(1, 1): 0.1, (1, 2): 0.3, (1, 4): 0.2})
     assert profiles.latency_by_batch_size(table, "task", "variant", 1) == pytest.approx({1: 0.1, 2: 0.25, 4: 0.25})
 
 
@@ -100,9 +100,7 @@ def test_own_measurements_are_completed_to_a_table_that_every_pipeline_loads_fro
 
 
 def test_a_comparison_in_a_few_figures():
-    comparison = profiles.compare_latencies(
-        measured_rows({(1, 1): 0.2, (1, 2): 0.6}), measured_rows({(1, 1): 0.1, (1, 2): 0.2})
-    )
+    comparison = profiles.compare_latencies(timed({(1, 1): 0.2, (1, 2): 0.6}), timed({(1, 1): 0.1, (1, 2): 0.2}))
     assert profiles.comparison_metrics(comparison, ["task/other"]) == {
         "median_ratio": 2.5,
         "quartiles_ratio": [2.25, 2.75],
@@ -117,7 +115,7 @@ def test_a_comparison_in_a_few_figures():
 
 def test_nothing_to_scale_by_is_an_error():
     with pytest.raises(ValueError, match="no cell is measured in both"):
-        profiles.fill_from_reference(measured_rows({(1, 1): 0.1}), REFERENCE)
+        profiles.fill_from_reference(timed({(1, 1): 0.1}), REFERENCE)
 
 
 def test_a_missing_table_is_named_with_the_remedy(tmp_path: Path):

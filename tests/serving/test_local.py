@@ -31,7 +31,7 @@ from opd.serving.processes import ServerProcess, StartError
 from opd.serving.server import ServerSettings
 from opd.serving.stage_queue import StageSettings
 from opd.serving.store import ModelStore
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 
 TESTS = Path(__file__).parents[1]
 PARAMETERS = SimulationParameters(interval=2)
