@@ -12,8 +12,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,8 @@ from opd.control import DEPLOYABLE_POLICIES
 if TYPE_CHECKING:
     from opd.cluster.api import Cluster, Object
     from opd.cluster.backend import KubernetesBackend
-    from opd.cluster.lifecycle import Change
+    from opd.cluster.difference import ObjectChange
+    from opd.cluster.lease import Lease
     from opd.cluster.settings import ClusterSettings
     from opd.pipeline import Configuration, Pipeline, StageConfiguration
 
@@ -150,6 +151,7 @@ def _deploy(
 ) -> int:
     """Objects come with what runs already, so that a changed configuration is reached without losing a request."""
     from opd.cluster import lifecycle
+    from opd.cluster.lease import Lease
     from opd.cluster.manifests.pipeline import pipeline_objects
 
     running = _running(cluster, pipeline)
@@ -162,22 +164,23 @@ def _deploy(
     if options.dry_run:
         changes = _preview(cluster, pipeline.name, manifests, former)
         if wanted != begin:
-            preview = _with_backend(cluster, pipeline, settings, lambda backend: backend.preview(wanted))
-            changes += [lifecycle.Change(*pair) for pair in preview]
+            changes += _with_backend(cluster, pipeline, settings, lambda backend: backend.preview(wanted))
         _print_differences(changes)
         return DONE
-    with _leading(cluster, pipeline.name, bool(former) or wanted != begin) as held:
-        guarded = cluster.guarded(lambda: _check_leads(held))
+    lease = Lease(cluster, pipeline.name)
+    changes_replicas = bool(former) or wanted != begin
+    with lease.hold(LEASE_SECONDS) if changes_replicas else nullcontext():
+        guarded = cluster.guarded(lease.check_held) if changes_replicas else cluster
         room = _fit(pipeline, begin, former)
         changes = _bring(guarded, pipeline.name, manifests, former, room, options.wait)
         if wanted != begin:
-            _reconfigure(cluster, pipeline, settings, wanted, held)
+            _reconfigure(cluster, pipeline, settings, wanted, lease)
     _print_changes(changes)
     print(f"\npipeline {pipeline.name} serves in namespace {cluster.namespace}: {_address(pipeline.name, settings)}")
     return DONE
 
 
-def _preview(cluster: Cluster, name: str, manifests: list[Object], former: list[Object]) -> list[Change]:
+def _preview(cluster: Cluster, name: str, manifests: list[Object], former: list[Object]) -> list[ObjectChange]:
     """What :func:`_bring` would change."""
     from opd.cluster import lifecycle
 
@@ -190,7 +193,7 @@ def _preview(cluster: Cluster, name: str, manifests: list[Object], former: list[
 
 def _bring(
     cluster: Cluster, name: str, manifests: list[Object], former: list[Object], room: bool, seconds: float
-) -> list[Change]:
+) -> list[ObjectChange]:
     """Bring the objects of a pipeline to their manifests; former replicas serve until it does, if there is room."""
     from opd.cluster import lifecycle
 
@@ -272,48 +275,18 @@ def _fit(pipeline: Pipeline, configuration: Configuration, former: Iterable[Obje
     return float(used_cores(pipeline, configuration)) + leaving <= pipeline.capacity
 
 
-@contextmanager
-def _leading(cluster: Cluster, name: str, needed: bool) -> Iterator[Callable[[], bool]]:
-    """Holds the controllers' Lease if it is needed, so that none of them acts; yields whether we still may."""
-    from opd.cluster.lease import Lease
-    from opd.cluster.record import identity
-    from opd.waiting import wait_until
-
-    if not needed:
-        yield lambda: True
-        return
-    lease = Lease(cluster, name, identity())
-    lease.start()
-    try:
-        if not wait_until(lambda: lease.held, LEASE_SECONDS):
-            raise ClusterError(
-                f"a controller leads pipeline {name!r} and would undo the change; stop it, then deploy again"
-            )
-        yield lambda: lease.held
-    finally:
-        lease.close()
-
-
-def _check_leads(held: Callable[[], bool]) -> None:
-    if not held():
-        raise ClusterError(
-            "another controller leads now, or the Lease could not be renewed; stop that controller, or see why the API "
-            "server does not answer, then deploy again"
-        )
-
-
 def _reconfigure(
     cluster: Cluster,
     pipeline: Pipeline,
     settings: ClusterSettings,
     wanted: Configuration,
-    held: Callable[[], bool],
+    lease: Lease,
 ) -> None:
     """Bring a pipeline that serves to another configuration, as long as no controller acts."""
     from opd.control.loop import ApplyError
 
     try:
-        _with_backend(cluster, pipeline, settings, lambda backend: backend.apply(wanted), held)
+        _with_backend(cluster, pipeline, settings, lambda backend: backend.apply(wanted), lambda: lease.held)
     except ApplyError as error:
         raise ClusterError(str(error)) from error
 
@@ -456,12 +429,12 @@ def _stage(pipeline: Pipeline, text: str) -> tuple[str, StageConfiguration]:
 
 def _cluster(options: argparse.Namespace, call_seconds: float = 10.0) -> Cluster:
     """The namespace; opening it only reads the kubeconfig."""
-    from opd.cluster.api import Cluster, Patience, credentials
+    from opd.cluster.api import Cluster, RetryPolicy, credentials
     from opd.cluster.names import check_name
 
     namespace = check_name("namespace", options.namespace)
     return Cluster(
-        namespace, lambda: credentials(options.kubeconfig, options.context), Patience(read_seconds=call_seconds)
+        namespace, lambda: credentials(options.kubeconfig, options.context), RetryPolicy(read_seconds=call_seconds)
     )
 
 
@@ -476,16 +449,14 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _print_changes(changes: Iterable[Change], instead: str = "") -> None:
-    named = [(each.after or each.before, instead or each.what) for each in changes]
+def _print_changes(changes: Iterable[ObjectChange], instead: str = "") -> None:
+    named = [(each.after or each.before, instead or each.outcome) for each in changes]
     rows = [(found["kind"], found["metadata"]["name"], what) for found, what in named]
     _print_table([("KIND", "NAME", "RESULT"), *rows])
 
 
-def _print_differences(changes: Iterable[Change]) -> None:
-    from opd.cluster.difference import difference
-
-    print("".join(difference(*change) for change in changes) or "nothing would change")
+def _print_differences(changes: Iterable[ObjectChange]) -> None:
+    print("".join(change.difference() for change in changes) or "nothing would change")
 
 
 def _say(text: str) -> None:

@@ -7,13 +7,13 @@ from cluster_site import IMAGE, emulated_site
 
 from opd import cli
 from opd.cluster.api import POD
+from opd.cluster.errors import LedByAnotherError
 from opd.cluster.names import selector
 from opd.cluster.overlay import read_overlay
 from opd.cluster.settings import ClusterSettings
 from opd.live import deployed as evaluation
 from opd.live import runs as live
 from opd.objective import Weights
-from opd.serving.local import ControlledError
 from opd.serving.monitoring import MonitoringError, Scraper
 from opd.simulator.simulation import SimulationParameters
 
@@ -64,7 +64,7 @@ def test_policies_reconfigure_the_deployed_pipeline_under_load_and_lose_nothing(
 
 def test_nobody_else_may_reconfigure_meanwhile(deployed, monkeypatch):
     monkeypatch.setattr(evaluation, "LEAD_SECONDS", 1.0)
-    with deployed(), pytest.raises(ControlledError, match="another controller holds the Lease 'tiny-controller'"):
+    with deployed(), pytest.raises(LedByAnotherError, match="another controller holds the Lease 'tiny-controller'"):
         deployed().__enter__()
     with deployed() as again:
         assert again.configuration == again.pipeline.smallest_configuration()
