@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from opd.serving import guard
+from opd.serving import supervisor
 from opd.serving.client import Client
 from opd.serving.protocol import COMPLETED, DROPPED, FAILED, REJECTED, outcome_of
 
@@ -232,7 +232,7 @@ class Generator(NamedTuple):
     """A process that offers a load.
 
     Attributes:
-        process: the guard that it runs under.
+        process: the supervisor that it runs under.
         output: Parquet file that its records go to.
     """
 
@@ -270,7 +270,7 @@ def start(
     options = dict(address=address, model=model, counts=table, payloads=payloads, seed=seed, output=output)
     arguments = [f"--{name}={value}" for name, value in options.items()]
     command = [sys.executable, "-m", "opd.live.load", *arguments, f"--timeout={timeout}"]
-    return Generator(guard.start(command, stdout=subprocess.DEVNULL), output)
+    return Generator(supervisor.start(command, stdout=subprocess.DEVNULL), output)
 
 
 def finish(generator: Generator, timeout: float) -> pd.DataFrame:
@@ -285,7 +285,7 @@ def finish(generator: Generator, timeout: float) -> pd.DataFrame:
     """
     with contextlib.suppress(subprocess.TimeoutExpired):
         generator.process.wait(timeout)
-    code = guard.stop(generator.process, 2 * GRACE_SECONDS)
+    code = supervisor.stop(generator.process, 2 * GRACE_SECONDS)
     if not generator.output.is_file():
         raise LoadError(f"the load generator ended with code {code} and without records; see what it wrote to stderr")
     return pd.read_parquet(generator.output)

@@ -24,7 +24,8 @@ from opd.serving.local import LocalBackend
 from opd.serving.monitoring import URL_VARIABLE, Monitor, MonitoringError, PrometheusUrl
 from opd.serving.protocol import COMPLETED
 from opd.simulator.backend import SimulatedBackend
-from opd.simulator.simulation import SimulationParameters, Simulator
+from opd.simulator.parameters import SimulationParameters
+from opd.simulator.simulator import Simulator
 from opd.study.evaluation import timeline
 
 SIMULATED, LOCAL, KUBERNETES = BACKENDS = ("simulated", "local", "kubernetes")

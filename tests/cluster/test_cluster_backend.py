@@ -211,7 +211,7 @@ def test_in_place_when_the_capacity_does_not_hold_both(tmp_path):
 
 
 @pytest.mark.parametrize("reason", ["ImagePullBackOff", "CrashLoopBackOff", "Unschedulable", "quota exceeded"])
-def test_hopeless_replicas_are_noticed_early_and_taken_back(world, reason):
+def test_replicas_that_cannot_start_are_noticed_early_and_taken_back(world, reason):
     world.kubelet.behave("tiny-first-large", broken=reason)
     backend = world.backend()
     with within(), pytest.raises(ApplyError, match=f"{reason}.*last good configuration is restored"):

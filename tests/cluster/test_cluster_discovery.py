@@ -22,7 +22,7 @@ from opd.cluster.settings import ClusterSettings
 from opd.live import load
 from opd.pipeline import Pipeline, StageConfiguration, Task, Variant
 from opd.serving.monitoring import PrometheusUrl
-from opd.serving.stage_queue import Place
+from opd.serving.stage_queue import ReplicaEndpoint
 from opd.serving.store import ModelStore
 
 QUICK = RetryPolicy(connect_seconds=0.5, read_seconds=1.0, attempts=2, first_pause=0.02, longest_pause=0.2)
@@ -53,7 +53,7 @@ def by_name(*pods):
 
 
 def place(name, variant="small", address="10.0.0.1:8081"):
-    return Place(name, variant, address)
+    return ReplicaEndpoint(name, variant, address)
 
 
 # --- known answers ---------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from opd.cluster import names
 from opd.cluster.manifests.dashboard import dashboard, dashboard_text
 from opd.cluster.manifests.pipeline import pipeline_objects, stage_config
 from opd.cluster.manifests.pods import SECURITY_CONTEXT, cpu
+from opd.cluster.manifests.servers import DISCOVERING_QUEUE
 from opd.cluster.manifests.workloads import model_workload, replicas_of, with_replicas
 from opd.cluster.overlay import Overlay
 from opd.cluster.record import ControllerMetrics
@@ -194,11 +195,12 @@ def test_the_settings_of_every_server_are_what_the_server_reads():
     for workload in workloads(objects):
         mounted = found(objects, "ConfigMap", workload["metadata"]["name"])
         server = ServerSettings(**json.loads(mounted["data"]["server.json"]))
-        assert server.kind == workload["metadata"]["labels"][names.COMPONENT_LABEL]
+        component = workload["metadata"]["labels"][names.COMPONENT_LABEL]
+        assert server.kind == (DISCOVERING_QUEUE if component == names.QUEUE else component)
         ports = {port["name"]: port["containerPort"] for port in server_of(workload)["ports"]}
         assert ports == {"http": server.http_port, "grpc": server.grpc_port, "metrics": server.metrics_port}
         assert server_of(workload)["readinessProbe"]["httpGet"]["path"] == f"/v2/models/{server.name}/ready"
-        if server.kind == "queue":
+        if component == names.QUEUE:
             StageSettings(**server.parameters["settings"])
 
 
@@ -545,7 +547,10 @@ def test_with_a_pod_monitor_series_are_told_apart_by_their_namespace():
         ("{image: 'opd:1'}", "lacks store"),
         ("{image: 'opd:1', store: /m, colour: red}", "may not set 'colour'"),
         ("{image: 'opd:1', store: /m, namespace: kube-system}", "is for namespace 'kube-system', not 'here'"),
-        ("{image: 'opd:1', store: /m, stage: {batch_size: 0}}", "batch_size 0 must be at least 1"),
+        (
+            "{image: 'opd:1', store: /m, stage: {batch_size: 0}}",
+            "batch_size must be at least 1, not 0",
+        ),
         ("{image: 'opd:1', store: /m, stage: {batch_size: many}}", "stage"),
         ("{image: 'opd:1', store: /m, router_millicores: '5'}", "must be of type int"),
     ],

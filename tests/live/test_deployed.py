@@ -15,7 +15,7 @@ from opd.live import deployed as evaluation
 from opd.live import runs as live
 from opd.objective import Weights
 from opd.serving.monitoring import MonitoringError, Scraper
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 
 INTERVAL = 4
 SLOWER, MORE = live.configurations([[[1, 1, 2], [0, 1, 1]], [[1, 2, 1], [0, 1, 1]]])
@@ -64,7 +64,10 @@ def test_policies_reconfigure_the_deployed_pipeline_under_load_and_lose_nothing(
 
 def test_nobody_else_may_reconfigure_meanwhile(deployed, monkeypatch):
     monkeypatch.setattr(evaluation, "LEAD_SECONDS", 1.0)
-    with deployed(), pytest.raises(LedByAnotherError, match="another controller holds the Lease 'tiny-controller'"):
+    with (
+        deployed(),
+        pytest.raises(LedByAnotherError, match="another controller holds the Lease 'tiny-controller'"),
+    ):
         deployed().__enter__()
     with deployed() as again:
         assert again.configuration == again.pipeline.smallest_configuration()

@@ -63,7 +63,7 @@ def stage_config(pipeline: Pipeline, task: Task, stage: StageConfiguration, sett
 
 
 def _settings_config(pod: Pod, settings: ClusterSettings) -> Manifest:
-    return config_map(pod.name, pod.labels, settings.namespace, {SETTINGS_FILE: pod.document})
+    return config_map(pod.name, pod.labels, settings.namespace, {SETTINGS_FILE: pod.server.document})
 
 
 def _service(pod: Pod, settings: ClusterSettings) -> Manifest:

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from opd.cluster.names import COMPONENT_LABEL, CONTAINER
@@ -69,11 +69,6 @@ class Pod:
     drains: bool = True
     caches_models: bool = False
 
-    @property
-    def document(self) -> str:
-        """The settings as the server reads them."""
-        return json.dumps(asdict(self.server), indent=2) + "\n"
-
 
 def pod_template(pod: Pod, settings: ClusterSettings) -> dict[str, Any]:
     """The pod template of a workload, the user's overlay included.
@@ -92,7 +87,7 @@ def pod_template(pod: Pod, settings: ClusterSettings) -> dict[str, Any]:
         spec["serviceAccountName"] = pod.account
     metadata = {"labels": dict(pod.labels), "annotations": {SETTINGS_ANNOTATION: ""}}
     template = settings.overlay.apply(pod.labels[COMPONENT_LABEL], {"metadata": metadata, "spec": spec})
-    everything = json.dumps([pod.document, template], sort_keys=True)
+    everything = json.dumps([pod.server.document, template], sort_keys=True)
     template["metadata"]["annotations"][SETTINGS_ANNOTATION] = hashlib.sha256(everything.encode()).hexdigest()[:16]
     return template
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from opd.cluster.manifests.pods import Pod
@@ -22,6 +21,9 @@ from opd.cluster.names import (
 from opd.cluster.settings import ClusterSettings
 from opd.pipeline import Pipeline, Task, Variant
 from opd.serving.server import ServerSettings
+
+DISCOVERING_QUEUE = "opd.cluster.discovering_queue.DiscoveringQueueRuntime"
+"""Import path of the queues' runtime."""
 
 ADDRESS = "0.0.0.0"
 """Servers listen on every address of their pod."""
@@ -52,7 +54,7 @@ def queue_pod(pipeline: Pipeline, task: Task, settings: ClusterSettings) -> Pod:
     parameters = {
         "pipeline": pipeline.name,
         "task": task.name,
-        "settings": asdict(settings.stage),
+        "settings": settings.stage.model_dump(),
         "discover": {
             "namespace": settings.namespace,
             "selector": selector(pipeline.name, MODEL, task.name),
@@ -62,7 +64,7 @@ def queue_pod(pipeline: Pipeline, task: Task, settings: ClusterSettings) -> Pod:
     }
     return Pod(
         name=queue_name(pipeline.name, task.name),
-        server=_server(QUEUE, task.name, parameters, settings),
+        server=_server(DISCOVERING_QUEUE, task.name, parameters, settings),
         labels=labels(pipeline.name, QUEUE, task.name),
         millicores=settings.queue_millicores,
         memory=settings.queue_memory,
@@ -85,5 +87,5 @@ def model_pod(pipeline: Pipeline, task: Task, variant: Variant, settings: Cluste
 
 
 def _server(kind: str, name: str, parameters: dict[str, Any], settings: ClusterSettings) -> ServerSettings:
-    ports = (settings.http_port, settings.grpc_port, settings.metrics_port)
-    return ServerSettings(kind, name, parameters, ADDRESS, *ports)
+    ports = {name: getattr(settings, name) for name in ("http_port", "grpc_port", "metrics_port")}
+    return ServerSettings(kind=kind, name=name, parameters=parameters, host=ADDRESS, **ports)

@@ -27,7 +27,7 @@ def why_it_ended(process: ServerProcess, was_ready: bool) -> str:
     return f"not ready after {START_SECONDS:g} s; {words}" if is_late(process, was_ready) else words
 
 
-class Starts:
+class StartBackoff:
     """The failed starts of one thing in a row: each makes the next attempt wait longer.
 
     Attributes:

@@ -10,9 +10,9 @@ import math
 import time
 from pathlib import Path
 
+from opd.serving.backoff import StartBackoff, is_late, why_it_ended
 from opd.serving.processes import ServerProcess
 from opd.serving.server import ServerSettings
-from opd.serving.starts import Starts, is_late, why_it_ended
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ SILENT_LOOKS = 4
 """A server that was ready and does not answer so many questions in a row is taken to hang."""
 
 
-class KeptServer(ServerProcess):
+class SupervisedServer(ServerProcess):
     """One server and its successors on the same ports.
 
     Args:
@@ -37,7 +37,7 @@ class KeptServer(ServerProcess):
     """
 
     def __init__(self, name: str, settings: ServerSettings, folder: Path) -> None:
-        self.answers, self.starts = False, Starts()
+        self.answers, self.starts = False, StartBackoff()
         super().__init__(name, settings, folder)
 
     def _start(self) -> None:
