@@ -14,8 +14,8 @@ from opd.cluster.names import check_name, check_names
 from opd.cluster.overlay import read_overlay
 from opd.cluster.settings import ClusterSettings, read_settings
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, check_feasible
+from opd.profiling.catalogue import load_pipeline
 from opd.profiling.pipeline_file import read_pipeline
-from opd.profiling.profiles import load_pipeline
 
 Stages = Mapping[str, StageConfiguration]
 """Configurations of some stages, by task."""
