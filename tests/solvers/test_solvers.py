@@ -156,12 +156,8 @@ class TestKnownAnswers:
         # Spare capacity costs 2 per request/s: 9.9 of 10 requests/s is better than 100, though more accurate.
         slow, quick = Variant("slow", 0.5, 1, {1: 1 / 9.9}, 1.0), Variant("quick", 0.6, 1, {1: 0.01}, 1.0)
         pipeline = Pipeline("spare", (Task("only", (slow, quick)),), 1, 1, 1, 1.0)
-        assert myopic(pipeline, 10.0, dataclasses.replace(WEIGHTS, delta=2.0), TIMEOUT) == (
-            StageConfiguration(0, 1, 1),
-        )
-        assert myopic(pipeline, 10.0, dataclasses.replace(WEIGHTS, delta=0.0), TIMEOUT) == (
-            StageConfiguration(1, 1, 1),
-        )
+        for delta, expected in ((2.0, StageConfiguration(0, 1, 1)), (0.0, StageConfiguration(1, 1, 1))):
+            assert myopic(pipeline, 10.0, dataclasses.replace(WEIGHTS, delta=delta), TIMEOUT) == (expected,)
 
     def test_attainable_load_is_the_best_bottleneck(self, one_task):
         # Three replicas of the fast variant in batches of two.
