@@ -121,7 +121,7 @@ def run(options: argparse.Namespace) -> Action:
         options.seed,
         options.agent or _agent(pipeline.name),
     )
-    forecaster = Forecaster.load(options.forecaster or project_path("models", "forecaster.ckpt"), parameters["damping"])
+    forecaster = Forecaster.load(options.forecaster or project_path("models", "forecaster.npz"), parameters["damping"])
     how = ControllerSettings(
         interval_seconds=options.interval or simulation.interval,
         weights=weights,
@@ -568,7 +568,7 @@ def _add_control(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("control")
     group.add_argument("--policy", default="agent", help=f"{', '.join(DEPLOYABLE_POLICIES)} (default agent)")
     group.add_argument("--agent", type=Path, metavar="FILE", help="checkpoint (default: models/agents/NAME/agent-0.pt)")
-    group.add_argument("--forecaster", type=Path, metavar="FILE", help="(default: models/forecaster.ckpt)")
+    group.add_argument("--forecaster", type=Path, metavar="FILE", help="(default: models/forecaster.npz)")
     group.add_argument("--params", type=Path, metavar="FILE", help="weights and times (default: params.yaml)")
     group.add_argument("--prometheus", metavar="URL", help="(default: OPD_PROMETHEUS_URL)")
     group.add_argument("--interval", type=_seconds, metavar="SECONDS", help="between decisions (default: of --params)")

@@ -24,9 +24,10 @@ from opd.pipeline import Pipeline
 from opd.simulator.backend import SimulatedBackend
 from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters, greedy
+from opd.workload.cycles import CYCLE_SECONDS, Cycle
 from opd.workload.forecast import Forecaster
 from opd.workload.load import HISTORY_SECONDS
-from opd.workload.trace import CYCLE_SECONDS, Cycle, Trace
+from opd.workload.trace import Trace
 
 COLUMNS = [
     "pipeline",

@@ -16,7 +16,7 @@ import pandas as pd
 from opd.machine import hardware
 from opd.pipeline import Pipeline
 from opd.study.evaluation import COLUMNS, Setting
-from opd.workload.trace import TWITTER_CYCLES, Cycle
+from opd.workload.cycles import TWITTER_CYCLES, Cycle
 
 LOADS = tuple(cycle.name for cycle in TWITTER_CYCLES)
 """The paper's three workloads, found in any trace under these names."""

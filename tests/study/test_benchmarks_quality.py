@@ -52,8 +52,9 @@ from opd.study.analysis.quality import (
 from opd.study.benchmarks.training import SMOKE
 from opd.study.evaluation import Setting, run_cycle
 from opd.study.report import ReportError
+from opd.workload.cycles import Cycle
 from opd.workload.load import RecentMaximum
-from opd.workload.trace import Cycle, Trace
+from opd.workload.trace import Trace
 
 PARAMETERS = TrainingParameters(**SMOKE.changes)
 

@@ -42,8 +42,8 @@ from opd.pipeline import Configuration, Pipeline, as_configuration, from_choices
 from opd.study.analysis.ablation_networks import AblatedTraining, IndependentNetwork, PlainNetwork, QueuelessNetwork
 from opd.study.analysis.intervals import estimate
 from opd.study.evaluation import Setting, run_cycle, summarise
+from opd.workload.cycles import Cycle
 from opd.workload.load import RecentMaximum
-from opd.workload.trace import Cycle
 from opd.workload.workload import Workload
 
 FORECASTS = ("lstm", "recent-maximum", "perfect")

@@ -28,7 +28,7 @@ from opd.study.analysis.intervals import spread
 from opd.study.analysis.wording import Row
 from opd.study.evaluation import Cell, Setting, evaluate
 from opd.study.report import AGENT
-from opd.workload.trace import Cycle
+from opd.workload.cycles import Cycle
 
 IPA, MYOPIC = "ipa", "myopic"
 POLICIES = (IPA, MYOPIC, AGENT)
