@@ -12,7 +12,7 @@ from gymnasium.vector.utils import batch_space
 from opd.measurement import Interval, Score, score, state_names, state_vector
 from opd.objective import Weights, profiled_service_time, profiled_throughput
 from opd.pipeline import Pipeline, as_array, as_configuration, from_choices
-from opd.profiling.profiles import load_pipeline
+from opd.profiling.catalogue import load_pipeline
 from opd.simulator.actions import action_masks, action_space, admit
 from opd.simulator.parameters import SimulationParameters
 from opd.simulator.simulator import Simulator

@@ -23,7 +23,7 @@ from opd.measurement import unmeasured
 from opd.objective import Weights
 from opd.paths import project_path
 from opd.pipeline import StageConfiguration
-from opd.profiling.profiles import load_pipeline
+from opd.profiling.catalogue import load_pipeline
 from opd.serving.local import LocalBackend
 from opd.simulator.parameters import SimulationParameters
 

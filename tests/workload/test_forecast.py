@@ -88,7 +88,7 @@ def test_impossible_questions_are_refused(forecaster):
     with pytest.raises(ValueError, match="at least one second of history"):
         forecaster.predict(np.array([]))
     for ends in ([0, 5], [5, 11]):
-        with pytest.raises(ValueError, match=f"positions {ends[0]} to {ends[1]} were requested, but the counts allow 1 to 10"):
+        with pytest.raises(ValueError, match=f"positions {ends[0]} to {ends[1]} were .*, but the counts allow 1 to 10"):
             forecaster.predict_many(np.ones(10), ends)
 
 
@@ -134,9 +134,7 @@ def test_missing_damaged_foreign_and_older_files_are_refused(forecaster, tmp_pat
         ("pickle.npz", pickle.dumps(print, protocol=2)),
     ):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(
-            ForecasterError, match=f"{name} is damaged, or not an archive.*; train one with"
-        ):
+        with pytest.raises(ForecasterError, match=f"{name} is damaged, or not an archive.*; train one with"):
             Forecaster.load(tmp_path / name)
     torch.save({"format": "opd-forecaster-1", "network": {}}, tmp_path / "older.npz")  # as the first version wrote it
     with pytest.raises(ForecasterError, match="older.npz is damaged, or not an archive of format 'opd forecaster 2'"):

@@ -20,7 +20,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from opd.pipeline import Pipeline, as_array, to_choices
-from opd.profiling.profiles import load_pipeline
+from opd.profiling.catalogue import load_pipeline
 from opd.simulator import kernel, vector_environment
 from opd.simulator.environment import PipelineEnv
 from opd.simulator.parameters import SimulationParameters

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from opd.measurement import Interval
 from opd.pipeline import Configuration, Pipeline, as_array
-from opd.profiling.profiles import load_pipeline
+from opd.profiling.catalogue import load_pipeline
 from opd.simulator.parameters import SimulationParameters
 from opd.simulator.simulator import Simulator
 from opd.solvers import greedy

@@ -62,7 +62,7 @@ from opd.objective import Weights
 from opd.parallel import run_tasks
 from opd.paths import project_path
 from opd.pipeline import from_choices
-from opd.profiling.profiles import load_pipeline
+from opd.profiling.catalogue import load_pipeline
 from opd.simulator.parameters import SimulationParameters
 from opd.study.analysis.intervals import spread
 from opd.study.benchmarks.peer_stable_baselines import BATCHED, PEERS, Decide, Observe, train_peer
