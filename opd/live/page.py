@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from opd.live.fidelity import FIGURES, errors
-from opd.study.report_page import markdown_table
+from opd.study.report.files import markdown_table
 
 NOTEBOOK = "notebooks/05_cluster_evaluation.ipynb"
 """What writes the page, with whatever parameters; it does not know by which command it was run."""

@@ -26,7 +26,7 @@ from opd.serving.protocol import COMPLETED
 from opd.simulator.backend import SimulatedBackend
 from opd.simulator.parameters import SimulationParameters
 from opd.simulator.simulator import Simulator
-from opd.study.evaluation import timeline
+from opd.study.evaluation.cycles import timeline
 
 SIMULATED, LOCAL, KUBERNETES = BACKENDS = ("simulated", "local", "kubernetes")
 """Where a pipeline can run."""
@@ -307,7 +307,7 @@ def summarise(run: LiveRun) -> dict[str, Any]:
 
 
 def course(pipeline: Pipeline, run: LiveRun, interval: int) -> pd.DataFrame:
-    """The run by interval: that of :func:`opd.study.evaluation.timeline`, measured latencies, and what ran."""
+    """The run by interval: that of :func:`opd.study.evaluation.cycles.timeline`, measured latencies, and what ran."""
     table = timeline(run.steps, interval)
     table["latency_mean"] = [float(step.interval.latency_mean[0]) for step in run.steps]
     table["latency_p99"] = [float(step.interval.latency_p99[0]) for step in run.steps]

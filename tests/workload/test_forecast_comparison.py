@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opd.study import plots_workload
+from opd.study.plots import workload as plots_workload
 from opd.workload.forecast_comparison import (
     all_forecasts,
     compare_forecasts,

@@ -10,7 +10,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from opd.study.plots_style import PALETTE, save_figure
+from opd.study.plots.style import PALETTE, save_figure
 from opd.workload.cycles import CYCLE_SECONDS, cycle_counts, evaluation_cycles
 from opd.workload.forecast_comparison import Comparison, smape
 from opd.workload.load import HISTORY_SECONDS, HORIZON_SECONDS
