@@ -18,7 +18,9 @@ def wait_until(condition: Callable[[], bool], seconds: float, poll: float = 0.05
     Returns:
         Whether the condition held.
     """
-    attempts = Retrying(stop=stop_after_delay(seconds), wait=wait_fixed(poll), retry=retry_if_result(lambda held: not held))
+    attempts = Retrying(
+        stop=stop_after_delay(seconds), wait=wait_fixed(poll), retry=retry_if_result(lambda held: not held)
+    )
     try:
         attempts(condition)
     except RetryError:

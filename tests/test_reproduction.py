@@ -34,18 +34,27 @@ TINY = {
     "decisions": 10,
 }
 
+HANGING_SECONDS = 3600
+"""After this a command hangs; on an idle machine the longest takes two minutes."""
+
 TINY_DAYS = 4
 """What is left of the bundled trace."""
 
 
 def run(command: str, folder: Path) -> str:
-    """Run a command line in the copy, within the time a tiny study may take; fails with its output."""
+    """Run a command line in the copy; fails with its output."""
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(folder),
     }
     done = subprocess.run(
-        command.split(), cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
+        command.split(),
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=HANGING_SECONDS,
+        check=False,
     )
     assert done.returncode == 0, f"{command} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout + done.stderr
@@ -67,7 +76,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy2(ROOT / name, folder / name)
     parameters = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
     (folder / "params.yaml").write_text(yaml.safe_dump(parameters | TINY), encoding="utf-8")
-    trace = folder.joinpath(*SYNTHETIC_FILE)
+    trace = folder.joinpath("opd", *SYNTHETIC_FILE)
     pd.read_parquet(trace).iloc[: TINY_DAYS * 86_400].to_parquet(trace)
     run("git init -q", folder)
     run("git add -A", folder)

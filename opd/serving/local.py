@@ -24,12 +24,12 @@ from opd.serving.kept_server import KeptServer
 from opd.serving.local_stage import LocalStage
 from opd.serving.monitoring import Monitor, open_monitor
 from opd.serving.processes import STOP_SECONDS, ServerProcess, StartError
-from opd.waiting import wait_until
 from opd.serving.server import ServerSettings
 from opd.serving.stage_queue import StageSettings
 from opd.serving.store import store_url
 from opd.serving.telemetry_backend import TelemetryBackend
 from opd.simulator.simulation import SimulationParameters
+from opd.waiting import wait_until
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 import requests
 
 from opd.serving.server import ServerSettings
+from opd.waiting import wait_until
 
 HTTP_TIMEOUT = 2.0
 """Seconds one call to a server's HTTP endpoint may take."""

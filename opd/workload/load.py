@@ -16,12 +16,12 @@ def future_maximum(counts: np.ndarray, ends: np.ndarray) -> np.ndarray:
 
     Args:
         counts: (T,) requests per second.
-        ends: (M,) positions 0..T - 1; where fewer seconds follow, those there are.
+        ends: (M,) positions 0..T. Where fewer seconds follow, those there are; at T the last count.
 
     Returns:
         (M,) requests/s, of the type of ``counts``.
     """
-    padded = np.pad(counts, (0, HORIZON_SECONDS - 1), mode="edge")
+    padded = np.pad(counts, (0, HORIZON_SECONDS), mode="edge")
     return np.lib.stride_tricks.sliding_window_view(padded, HORIZON_SECONDS)[ends].max(axis=1)
 
 

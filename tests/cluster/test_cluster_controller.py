@@ -431,7 +431,7 @@ def test_the_role_of_the_controller_is_enough_and_the_controller_keeps_to_its_na
 
 PROCESS = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, {tests!r} + "/.."]
 import logging
 logging.basicConfig(level=logging.INFO)
 from test_cluster_backend import PACE, Wanting, settings, tiny_pipeline
@@ -446,7 +446,9 @@ sys.exit(run_controller(tiny_pipeline(), settings(), monitor, Wanting(WANTED), l
 
 def test_sigterm_in_the_middle_of_a_change_ends_it_soon_and_in_good_order(world):
     world.kubelet.behave("tiny-first-large", broken="silent")
-    script = PROCESS.format(tests=str(ROOT / "tests"), prometheus=world.prometheus.url, config=str(world.config))
+    script = PROCESS.format(
+        tests=str(ROOT / "tests" / "cluster"), prometheus=world.prometheus.url, config=str(world.config)
+    )
     with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, env=os.environ) as process:
         eventually(lambda: "tiny-first-large" in world.workloads())
         process.send_signal(signal.SIGTERM)

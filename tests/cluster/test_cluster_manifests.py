@@ -639,7 +639,7 @@ def example_with(folder, changes):
 
 def documented(language):
     """Blocks of code of the how-to."""
-    text = (TESTS.parent / "docs" / "kubernetes.md").read_text()
+    text = (TESTS.parents[1] / "docs" / "kubernetes.md").read_text()
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
@@ -838,7 +838,7 @@ def test_the_image_runs_as_the_user_of_the_pods_and_is_pinned():
 
 
 def test_the_image_is_built_of_what_is_there_and_sent_to_the_engine():
-    ignored = (TESTS.parent / ".dockerignore").read_text().splitlines()
+    ignored = (TESTS.parents[1] / ".dockerignore").read_text().splitlines()
     sent = {line.removeprefix("!") for line in ignored if line.startswith("!")}
     copied = [
         source
@@ -846,7 +846,7 @@ def test_the_image_is_built_of_what_is_there_and_sent_to_the_engine():
         if keyword == "COPY" and not argument.startswith("--from")
         for source in argument.split()[:-1]
     ]
-    assert all((TESTS.parent / source).exists() for source in copied)
+    assert all((TESTS.parents[1] / source).exists() for source in copied)
     assert set(copied) == sent
 
 

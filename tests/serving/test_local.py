@@ -375,7 +375,7 @@ def test_a_second_controller_is_refused_and_told_who_holds_the_pipeline(backend,
 
 CONTROLLER = """
 import signal, sys, time
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, {tests!r} + "/.."]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell began in the background
 from test_local import INITIAL, PARAMETERS, tiny_pipeline
 from opd.serving.local import LocalBackend
@@ -388,7 +388,7 @@ with LocalBackend(tiny_pipeline(), PARAMETERS, INITIAL, Path({folder!r}), {store
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_outlives_its_controller(tmp_path, store, how):
-    script = CONTROLLER.format(tests=str(TESTS), folder=str(tmp_path), store=store)
+    script = CONTROLLER.format(tests=str(Path(__file__).parent), folder=str(tmp_path), store=store)
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as controller:
         word, *pids = controller.stdout.readline().split()
         assert word == "up" and len(pids) == 5
