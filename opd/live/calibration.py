@@ -35,7 +35,7 @@ def calibrate_pipeline(
 
 
 def covering_configurations(configurations: Sequence[Configuration]) -> list[Configuration]:
-    """Choose a few single-replica configurations that contain all variants of the given ones, at their largest batch."""
+    """Choose a few single-replica configurations that contain every variant of the given ones, at the largest batch."""
     largest = max(stage.batch_size for configuration in configurations for stage in configuration)
     chosen: list[Configuration] = []
     covered: set[tuple[int, int]] = set()

@@ -72,7 +72,7 @@ def measure_fidelity(
         loads: mean requests/s; the count of each second is drawn from a Poisson distribution.
         seconds: duration of each load.
         payloads: Parquet file of payloads.
-        overhead: seconds that router and queues add on an idle pipeline, see :func:`opd.live.overhead.measure_overhead`.
+        overhead: seconds that router and queues add on an idle pipeline (:func:`opd.live.overhead.measure_overhead`).
         folder: for the load generator's files.
         seed: of counts, arrival times and payloads.
 
@@ -86,9 +86,7 @@ def measure_fidelity(
     with tqdm(total=len(configurations) * len(loads), unit="run", desc="fidelity") as progress:
         for configuration in configurations:
             backend.apply(configuration)
-            calibrated = with_served_latencies(
-                pipeline, configuration, measure_served_latencies(backend, contents)
-            )
+            calibrated = with_served_latencies(pipeline, configuration, measure_served_latencies(backend, contents))
             for load in loads:
                 counts, draw = generator.poisson(load, seconds), int(generator.integers(1 << 31))
                 arrivals = arrival_times(counts, draw)

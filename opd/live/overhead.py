@@ -78,7 +78,9 @@ async def _alternate(
         expected, direct[number] = await timed_calls(replicas, [payload])
         answers, routed[number] = await timed_calls([router], [payload])
         if answers != expected:
-            raise RuntimeError(f"payload {number}: the router's answer differs from that of the replicas called directly")
+            raise RuntimeError(
+                f"payload {number}: the router's answer differs from that of the replicas called directly"
+            )
     return direct, routed
 
 

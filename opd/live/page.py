@@ -90,8 +90,8 @@ def _overhead(overhead: Mapping[str, Any]) -> list[str]:
     added = overhead["added_ms"]
     return [
         "## Overhead of router and queues",
-        f"Router and queues take {overhead['cpu_ms']:.1f} ms of CPU time per request. They add {added['p50']:.1f} ms of "
-        f"latency in the median and {added['p95']:.1f} ms at the 95th percentile to calling the replicas directly one "
+        f"Router and queues take {overhead['cpu_ms']:.1f} ms of CPU time per request. They add {added['p50']:.1f} ms "
+        f"of latency in the median and {added['p95']:.1f} ms at the 95th percentile to calling the replicas directly one "
         f"after the other ({overhead['direct_ms']['p50']:.1f} ms in the median). Measured with "
         f"{overhead['requests']} requests, one at a time.",
     ]
@@ -144,8 +144,8 @@ def _closed_loop(replays: pd.DataFrame) -> list[str]:
     )
     if "calibrated" in predictions:
         about += (
-            " `calibrated` predictions use the latencies of replicas served on this machine, plus the overhead of router "
-            "and queues."
+            " `calibrated` predictions use the latencies of replicas served on this machine, plus the overhead of "
+            "router and queues."
         )
     return [
         "## Fidelity in the closed loop",

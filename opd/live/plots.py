@@ -103,8 +103,8 @@ def plot_replay(replays: pd.DataFrame, path: str | Path) -> Figure:
     """Plot measured and predicted mean latency of every interval of the closed loop, one panel per policy.
 
     Args:
-        replays: of :func:`opd.live.replay.replay`, with column ``policy``; predictions are ``profiled`` and, optionally,
-            ``calibrated``.
+        replays: of :func:`opd.live.replay.replay`, with column ``policy``; predictions are ``profiled`` and, where it
+            exists, ``calibrated``.
         path: image file to write.
     """
     policies = ordered(replays["policy"])
@@ -130,7 +130,7 @@ def plot_replay(replays: pd.DataFrame, path: str | Path) -> Figure:
 
 
 def plot_fidelity(table: pd.DataFrame, path: str | Path) -> Figure:
-    """Plot predicted against measured throughput, mean and p95 latency; one marker per configuration, one colour per load.
+    """Plot predicted against measured throughput, mean and p95 latency; a marker per configuration, a colour per load.
 
     Args:
         table: of :func:`opd.live.fidelity.measure_fidelity`.

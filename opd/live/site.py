@@ -80,7 +80,7 @@ class LiveSite:
         url = os.environ.get(URL_VARIABLE, "")
         if not url:
             raise MonitoringError(
-                f"a deployed pipeline is monitored through the cluster's Prometheus server; set {URL_VARIABLE} to its URL"
+                f"a deployed pipeline is monitored by the cluster's Prometheus; set {URL_VARIABLE} to its URL"
             )
         settings = read_settings(Path(self.cluster_settings))
         monitor = PrometheusUrl(url, labels=settings.series_labels)
