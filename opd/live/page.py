@@ -91,8 +91,8 @@ def _overhead(overhead: Mapping[str, Any]) -> list[str]:
     return [
         "## Overhead of router and queues",
         f"Router and queues take {overhead['cpu_ms']:.1f} ms of CPU time per request. They add {added['p50']:.1f} ms "
-        f"of latency in the median and {added['p95']:.1f} ms at the 95th percentile to calling the replicas directly one "
-        f"after the other ({overhead['direct_ms']['p50']:.1f} ms in the median). Measured with "
+        f"of latency in the median and {added['p95']:.1f} ms at the 95th percentile to calling the replicas directly, "
+        f"one after the other ({overhead['direct_ms']['p50']:.1f} ms in the median). Measured with "
         f"{overhead['requests']} requests, one at a time.",
     ]
 
