@@ -1,4 +1,4 @@
-# The commands of the study; `make` alone lists them.
+# Commands of the project; `make` alone lists them.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -7,20 +7,20 @@ SHELL := /bin/bash
 # Any Python 3.11 to 3.13; 3.13 last of the named ones, because MLServer (extra `serving`) has no release for it.
 PYTHON ?=
 PYTHONS := $(or $(PYTHON),python3.12 python3.11 python3.13 python3)
-# A workload: synthetic, twitter, or a CSV or Parquet file of per-second counts. Empty: the one params.yaml names.
+# A workload: synthetic, twitter, or a CSV or Parquet file of per-second counts. Empty: the one in params.yaml.
 TRACE ?=
-# Where the Twitter trace already is on this machine, so that it need not be fetched.
+# A local copy of the Twitter trace, which then need not be fetched.
 TWITTER_TRACE ?= $(OPD_TWITTER_TRACE)
 
 VENV := .venv
 READY := $(VENV)/.ready
 TWITTER := data/twitter_workload.tbz2
 
-# Stages call `python` and `jupyter`: those of the clone's environment.
+# Stages call `python` and `jupyter` from the environment of this clone.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # One thread a process: results do not depend on the number of cores, and latencies are those of one core.
 export OMP_NUM_THREADS ?= 1
-# Compiled kernels are kept between processes.
+# Compiled kernels are cached between processes.
 export NUMBA_CACHE_DIR ?= $(CURDIR)/.cache/numba
 export OPD_TWITTER_TRACE := $(TWITTER_TRACE)
 
@@ -41,7 +41,7 @@ study: $(READY) twitter ## run the full study on the Twitter trace: hours, resta
 live: $(READY) ## serve the OCR pipeline on this machine, under load and policies: about half an hour
 	dvc repro live/dvc.yaml
 
-bench: $(READY) ## measure simulator, training and decisions against their peers: about 15 minutes
+bench: $(READY) ## compare simulator, training and decisions with their peers: about 15 minutes
 	dvc repro benchmarks/dvc.yaml
 
 test: lint ## check style and types, then run the tests
@@ -59,14 +59,13 @@ clean: ## delete the environment and the caches, keep data and results
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Writes the chosen workload into params.yaml. `dvc exp run -S` would do it too, but only for those who have told git
-# their name.
+# Writes the chosen workload into params.yaml. `dvc exp run -S` would do it, too, but it needs a git identity.
 SET_TRACE = awk -v trace='$(TRACE)' '/^trace:/ { comment = match($$0, /[ \t]+\#/) ? substr($$0, RSTART) : ""; \
 	$$0 = "trace: " trace comment } { print }' params.yaml > params.yaml.new && \
 	cat params.yaml.new > params.yaml && rm params.yaml.new
 
-# The raw trace, from the user's file, else from DVC's cache, else from upstream. A user's file goes into the cache,
-# where DVC would have put its own download, once its hash shows that it is the same.
+# The raw trace, from the user's file, or DVC's cache, or upstream. A user's file is put into the cache, like a download by
+# DVC, after its hash is checked.
 .PHONY: twitter
 twitter: $(READY)
 ifneq ($(TWITTER_TRACE),)
@@ -81,7 +80,7 @@ endif
 	@dvc checkout -q $(TWITTER).dvc 2>/dev/null || dvc update $(TWITTER).dvc || { echo "error: no Twitter trace here" \
 		"and none fetched; with the file at hand, add TWITTER_TRACE=/path/to/workload.tbz2"; exit 1; }
 
-# An environment that is there and fits is brought up to date; otherwise it is made with the first Python that fits.
+# An existing environment with a supported Python is updated; otherwise one is created with the first supported Python.
 $(READY): pyproject.toml constraints.txt
 	@fits() { "$$1" -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; }; \
 	if ! fits $(VENV)/bin/python; then \

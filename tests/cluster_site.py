@@ -15,17 +15,19 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
-from cluster_emulator import ApiServer, Kubelet, Prometheus, kubeconfig
+from emulator.api_server import ApiServer, kubeconfig
+from emulator.kubelet import Kubelet
+from emulator.prometheus import Prometheus
 from kubernetes.client import ApiClient, CoreV1Api
 from kubernetes.stream import portforward
 
 from opd import cli
 from opd.cluster.api import POD, Cluster, credentials
 from opd.cluster.names import ROUTER, selector
-from opd.cluster.pipeline_file import read_pipeline
 from opd.cluster.pod_status import is_ready
 from opd.live.load import start_load
-from opd.profiling.profiles import load_pipeline
+from opd.profiling.catalogue import load_pipeline
+from opd.profiling.pipeline_file import read_pipeline
 from opd.serving.store import ModelStore
 
 TESTS = Path(__file__).parent

@@ -18,8 +18,6 @@ from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
-    from cluster_emulator import ApiServer
-
     from opd.serving.store import ModelStore
 
 torch.set_num_threads(1)
@@ -57,16 +55,6 @@ def close_figures() -> Iterator[None]:
     yield
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
-
-
-@pytest.fixture
-def server() -> Iterator[ApiServer]:
-    """An emulated API server of Kubernetes."""
-    from cluster_emulator import ApiServer
-
-    api = ApiServer()
-    yield api
-    api.stop()
 
 
 @pytest.fixture(scope="session")

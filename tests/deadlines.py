@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 PATIENCE = 60.0
 """Seconds. What tests wait for takes a few on an idle machine."""
@@ -28,3 +29,30 @@ def within(seconds: float = PATIENCE) -> Iterator[None]:
     begin = time.monotonic()
     yield
     assert time.monotonic() - begin < seconds
+
+
+@contextmanager
+def terminating(process: subprocess.Popen[Any], seconds: float = PATIENCE) -> Iterator[subprocess.Popen[Any]]:
+    """Ends a process when the block ends, however it ends: asks it to, and kills it after a grace period.
+
+    Unlike :meth:`subprocess.Popen.__exit__`, which waits for ever, so that a failed assertion hangs.
+
+    Args:
+        process: to end.
+        seconds: between SIGTERM and SIGKILL; killed at once if 0.
+    """
+    try:
+        yield process
+    finally:
+        try:
+            if seconds > 0:
+                process.terminate()
+                process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            process.kill()
+            process.wait(PATIENCE)
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()

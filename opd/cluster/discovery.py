@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from opd.cluster.api import CONFIG_MAP, POD, Cluster, Object, Resource
-from opd.cluster.manifests import STAGE_BATCH_SIZE, STAGE_VARIANT
+from opd.cluster.manifests.pipeline import STAGE_BATCH_SIZE, STAGE_VARIANT
 from opd.cluster.names import VARIANT_LABEL
 from opd.cluster.pod_status import is_ready
-from opd.serving.stage_queue import Place
+from opd.serving.stage_queue import ReplicaEndpoint
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +51,12 @@ class Discovery:
     """
 
     def __init__(
-        self, cluster: Cluster, settings: DiscoverySettings, configure: Callable[[int, list[Place]], object]
+        self, cluster: Cluster, settings: DiscoverySettings, configure: Callable[[int, list[ReplicaEndpoint]], object]
     ) -> None:
         self._cluster, self._settings, self._configure = cluster, settings, configure
         self._stage: Object | None = None
         self._pods: dict[str, Object] | None = None
-        self._serving: tuple[int, list[Place]] = (0, [])
+        self._serving: tuple[int, list[ReplicaEndpoint]] = (0, [])
         self._lock = threading.Lock()
         self._closing = threading.Event()
         fields = f"metadata.name={settings.stage}"
@@ -104,8 +104,8 @@ class Discovery:
 
 
 def choose(
-    stage: Mapping[str, Any], pods: Mapping[str, Object], port: int, serving: tuple[int, list[Place]]
-) -> tuple[int, list[Place]] | None:
+    stage: Mapping[str, Any], pods: Mapping[str, Object], port: int, serving: tuple[int, list[ReplicaEndpoint]]
+) -> tuple[int, list[ReplicaEndpoint]] | None:
     """Batch size and places to serve with: the ready pods of the wanted variant.
 
     Args:
@@ -123,7 +123,9 @@ def choose(
     if not size.isdecimal() or int(size) < 1 or not data.get(STAGE_VARIANT):
         return None
     ready = {
-        name: Place(name, pod["metadata"]["labels"].get(VARIANT_LABEL, ""), f"{pod['status']['podIP']}:{port}")
+        name: ReplicaEndpoint(
+            name, pod["metadata"]["labels"].get(VARIANT_LABEL, ""), f"{pod['status']['podIP']}:{port}"
+        )
         for name, pod in sorted(pods.items())
         if is_ready(pod)
     }

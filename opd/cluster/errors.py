@@ -10,6 +10,10 @@ class ClusterError(RuntimeError):
     """The cluster did not do what was asked."""
 
 
+class InputError(ValueError):
+    """The command line asks for something impossible."""
+
+
 class CredentialsError(ClusterError):
     """There is nothing to log in with."""
 
@@ -22,11 +26,15 @@ class NotDeployedError(ClusterError):
     """The pipeline is not there."""
 
 
+class NotOursError(ClusterError):
+    """An object that we would need belongs to somebody else."""
+
+
 class LedByAnotherError(ClusterError):
     """Another controller leads the pipeline, and goes on to."""
 
 
-class UnreachableError(ClusterError):
+class NoAnswerError(ClusterError):
     """No answer, or none in time."""
 
 
@@ -55,7 +63,7 @@ class InvalidError(ClusterError):
 
 
 class TooManyRequestsError(ClusterError):
-    """429: the cluster is asked too much and wants more patience than there is.
+    """429: the cluster is asked too much and asks to wait longer than the retry policy allows.
 
     Attributes:
         retry_after: seconds it asks to wait, None if it does not say.

@@ -28,9 +28,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from opd.cluster.documents import read_document
 from opd.cluster.names import COMPONENTS, check_keys, check_labels, check_name
 from opd.cluster.pod_schema import SchemaError, check_pod_spec
+from opd.documents import read_document
 
 ALL = "all"
 SECTIONS = (ALL, *COMPONENTS)

@@ -6,7 +6,6 @@ Events are for changes and refusals only: one every interval would drown them.
 from __future__ import annotations
 
 import logging
-import os
 import time
 import uuid
 from datetime import UTC, datetime
@@ -137,7 +136,7 @@ class Recorder:
             "forecast_failure": step.forecast_failure,
             "wanted": None if wanted is None else self._stages(wanted),
             "configuration": self._stages(step.configuration),
-            "by_expert": step.by_expert,
+            "by_expert": step.fallback,
             "decision_seconds": step.decision_seconds,
             "score": {name: _number(float(value[0])) for name, value in step.score._asdict().items()},
         }
@@ -204,11 +203,6 @@ class Recorder:
     def _words(self, configuration: Configuration) -> str:
         stages = self._stages(configuration).items()
         return ", ".join(f"{task} {s['replicas']} x {s['variant']} batch {s['batch_size']}" for task, s in stages)
-
-
-def identity() -> str:
-    """A name for this process that no other has."""
-    return f"{os.environ.get('OPD_POD') or os.uname().nodename}-{uuid.uuid4().hex[:8]}"
 
 
 def _state(observation: Observation) -> dict[str, Any]:

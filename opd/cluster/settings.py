@@ -6,17 +6,21 @@ import ipaddress
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from opd.cluster.documents import read_document
+from pydantic import ValidationError
+
 from opd.cluster.names import BadNameError, check_labels, check_name
 from opd.cluster.overlay import Overlay
+from opd.documents import describe_problems, read_document
 from opd.serving.stage_queue import StageSettings
 
-DEPLOYMENT, SELDON = FLAVOURS = ("deployment", "seldon")
-"""What a variant's replicas are an object of: a plain Deployment, or a SeldonDeployment, which needs Seldon Core 1."""
+Flavour = Literal["deployment", "seldon"]
+"""Kind of a variant's workload: a plain Deployment, or a SeldonDeployment, which needs Seldon Core 1."""
+
+FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
 
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 
@@ -80,7 +84,7 @@ class ClusterSettings:
     namespace: str
     image: str
     store: str
-    flavour: str = DEPLOYMENT
+    flavour: Flavour = "deployment"
     pull_policy: str = "IfNotPresent"
     storage_secret: str = ""
     stage: StageSettings = StageSettings()
@@ -227,8 +231,8 @@ def read_settings(path: Path, namespace: str = "") -> ClusterSettings:
     return ClusterSettings(**values)
 
 
-def _known(content: Any, kind: type, place: str) -> dict[str, Any]:
-    known = [each.name for each in fields(kind)]
+def _known(content: Any, kind: type[ClusterSettings] | type[StageSettings], place: str) -> dict[str, Any]:
+    known = [each.name for each in fields(kind)] if is_dataclass(kind) else list(kind.model_fields)
     if not isinstance(content, Mapping):
         raise SettingsError(f"{place} must be a mapping of settings, not {type(content).__name__}")
     for name in content:
@@ -240,5 +244,5 @@ def _known(content: Any, kind: type, place: str) -> dict[str, Any]:
 def _stage(given: dict[str, Any], place: str) -> StageSettings:
     try:
         return StageSettings(**given)
-    except (TypeError, ValueError) as error:
-        raise SettingsError(f"{place}: stage: {error}") from error
+    except ValidationError as error:
+        raise SettingsError(describe_problems(error, f"{place}: stage", StageSettings)) from error

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from opd.cluster.errors import ClusterError
-from opd.cluster.manifests import STAGE_BATCH_SIZE, STAGE_REPLICAS, STAGE_VARIANT
+from opd.cluster.manifests.pipeline import STAGE_BATCH_SIZE, STAGE_REPLICAS, STAGE_VARIANT
 from opd.pipeline import Pipeline, StageConfiguration, Task
 
 

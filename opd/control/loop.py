@@ -1,7 +1,7 @@
-"""The control loop (Alg. 1), one function over any backend, and the guard that every action passes.
+"""The control loop (Alg. 1), one function over any backend, and the guard that checks every decision.
 
-A backend is the simulator, the processes of one machine, or a cluster: it says what there is to see,
-applies a configuration and lets an interval pass.
+A backend is the simulator, the processes of one machine, or a cluster: it observes the pipeline, applies a
+configuration and lets an interval pass.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ from opd.workload.load import RecentMaximum
 
 
 class ObservationError(RuntimeError):
-    """The state of the pipeline cannot be seen now, so that there is nothing to decide on."""
+    """The state of the pipeline cannot be observed now, so no decision is possible."""
 
 
 class ApplyError(RuntimeError):
-    """A configuration could not be brought to run; the previous one goes on."""
+    """A configuration did not start; the previous one keeps running."""
 
 
 class Backend(Protocol):
     """Where a pipeline runs."""
 
     configuration: Configuration
-    """What runs now."""
+    """The running configuration."""
 
     def observe(self) -> Observation:
-        """What can be seen now; the control loop adds the forecast.
+        """Observe the pipeline; the control loop adds the forecast.
 
         Raises:
-            ObservationError: if nothing can.
+            ObservationError: if nothing can be observed now.
         """
         ...
 
     def apply(self, configuration: Configuration) -> None:
-        """Begin to run ``configuration``.
+        """Switch to ``configuration``.
 
         Raises:
-            ApplyError: if it cannot run; then nothing has changed.
+            ApplyError: if it does not start; then nothing has changed.
         """
         ...
 
     def wait(self) -> Interval:
-        """Let one interval pass and say what was measured in it, as a batch of one."""
+        """Let one interval pass and return its measurements, as a batch of one."""
         ...
 
 
@@ -60,32 +60,35 @@ class Step:
     """One pass of the control loop.
 
     Attributes:
-        predicted_load: p, requests/s; NaN if there was nothing to see.
-        forecast_failure: why ``predicted_load`` is the largest load of the last 20 s and no forecast; else empty.
+        predicted_load: p, requests/s; NaN if nothing was observed.
+        forecast_failure: why ``predicted_load`` is the largest load of the last 20 s instead of a forecast; else empty.
         configuration: what ran in the interval.
-        refused: why the policy did not decide or its action does not run, empty if it does.
-        by_expert: whether an agent's expert decided in its place.
+        refused: why the policy did not decide, or its decision was not applied; else empty.
+        fallback: whether an agent's fallback policy decided.
         decision_seconds: d_t of Alg. 1, forecast and features included.
-        interval: what was measured; NaN where nothing could be.
-        score: the same in the terms of Eqs. 1-3 and 7.
+        interval: the measurements; NaN where there are none.
+        score: the measurements in terms of Eqs. 1-3 and 7.
     """
 
     predicted_load: float
     forecast_failure: str
     configuration: Configuration
     refused: str
-    by_expert: bool
+    fallback: bool
     decision_seconds: float
     interval: Interval
     score: Score
 
 
 class Guard:
-    """Lets through only what keeps every limit; otherwise the last good configuration stays.
+    """Admits only configurations within all limits; otherwise the last good one stays.
 
     Args:
-        pipeline: its limits hold.
-        configuration: the one that runs now.
+        pipeline: defines the limits.
+        configuration: the running one.
+
+    Raises:
+        InfeasibleError: if the running configuration is not within the limits.
     """
 
     def __init__(self, pipeline: Pipeline, configuration: Configuration) -> None:
@@ -94,12 +97,12 @@ class Guard:
         self.configuration = configuration
 
     def admit(self, configuration: Configuration, available_cores: float) -> str:
-        """Take over ``configuration`` if it is feasible now; otherwise say why it was refused."""
+        """Adopt ``configuration`` if it is feasible on the available cores; return the reason if it is refused."""
         if not np.isfinite(available_cores):
-            return f"the device reports {available_cores} available cores, which is no finite number"
+            return f"the device reports {available_cores} available cores, not a finite number"
         cores = int(available_cores)
         try:
-            # A pipeline checks itself when it is made, which would take longer than everything else here.
+            # A new pipeline validates itself, which takes longer than everything else here.
             pipeline = self._pipeline if cores == self._pipeline.capacity else replace(self._pipeline, capacity=cores)
             check_feasible(pipeline, configuration)
         except InfeasibleError as error:
@@ -109,11 +112,11 @@ class Guard:
 
 
 def expected_load(forecast: Callable[[np.ndarray], float], history: np.ndarray) -> tuple[float, str]:
-    """The forecast for a history of per-second counts; where it fails, the largest load of the last 20 s, and why."""
+    """Forecast from a history of per-second counts; on failure the largest load of the last 20 s, and the reason."""
     try:
         load = float(forecast(history))
-        failure = "" if 0.0 <= load < np.inf else f"the forecast is {load} requests/s, which is no load"
-    except Exception as error:  # whatever is wrong with a forecaster, the pipeline has to go on
+        failure = "" if 0.0 <= load < np.inf else f"the forecast is {load} requests/s, not a load"
+    except Exception as error:  # a broken forecaster must not stop the pipeline
         failure = f"the forecast failed with {type(error).__name__}: {error}"
     if failure:
         load = RecentMaximum().predict(history)
@@ -129,36 +132,44 @@ def run(
     decisions: int,
     interval_seconds: float,
 ) -> Iterator[Step]:
-    """Alg. 1: observe, forecast, decide, guard, apply, wait, reward; yields every step as it ends.
+    """Run Alg. 1: observe, forecast, decide, guard, apply, wait, score; yields each step when it ends.
 
-    What cannot be seen or cannot be applied ends nothing: the last good configuration goes on and the step says why.
-    Nor does a forecast that fails: the largest load of the last 20 s takes its place.
+    A failed observation, decision or change does not end the loop: the last good configuration keeps running and the
+    step states the reason. If the forecast fails, the largest load of the last 20 s replaces it.
 
     Args:
         backend: where the pipeline runs.
         pipeline: its definition.
-        policy: what decides.
+        policy: decides.
         forecast: predicted maximum load (requests/s) for a history of per-second counts.
         weights: of the reward.
         decisions: number of steps.
-        interval_seconds: time between two of them.
+        interval_seconds: time between two decisions.
     """
     guard = Guard(pipeline, backend.configuration)
     for _ in range(decisions):
-        predicted_load, failure, by_expert, decision_seconds = np.nan, "", False, 0.0
+        predicted_load, forecast_failure, decision_seconds, fallback = np.nan, "", 0.0, False
         running = guard.configuration
         try:
             observation = backend.observe()
             begin = perf_counter()
-            predicted_load, failure = expected_load(forecast, observation.history)
-            wanted = policy.decide(replace(observation, predicted_load=predicted_load))
-            decision_seconds, by_expert = perf_counter() - begin, policy.by_expert
-            refused = guard.admit(wanted, observation.available_cores)
+            predicted_load, forecast_failure = expected_load(forecast, observation.history)
+            decided = policy.decide(replace(observation, predicted_load=predicted_load))
+            decision_seconds, fallback = perf_counter() - begin, policy.fallback
+            refused = guard.admit(decided, observation.available_cores)
             backend.apply(guard.configuration)
         except (ObservationError, InfeasibleError) as error:
-            refused = f"nothing to decide on: {error}"
+            refused = f"no decision: {error}"
         except ApplyError as error:
             refused, guard.configuration = str(error), running
         interval = backend.wait()
-        result = score(pipeline, weights, as_array(guard.configuration)[None], interval, interval_seconds)
-        yield Step(predicted_load, failure, guard.configuration, refused, by_expert, decision_seconds, interval, result)
+        yield Step(
+            predicted_load=predicted_load,
+            forecast_failure=forecast_failure,
+            configuration=guard.configuration,
+            refused=refused,
+            fallback=fallback,
+            decision_seconds=decision_seconds,
+            interval=interval,
+            score=score(pipeline, weights, as_array(guard.configuration)[None], interval, interval_seconds),
+        )

@@ -18,7 +18,8 @@ from opd.live.runs import ANSWER_SECONDS
 from opd.pipeline import Configuration, Pipeline, as_array
 from opd.serving.local import LocalBackend
 from opd.serving.protocol import COMPLETED
-from opd.simulator.simulation import SimulationParameters, Simulator
+from opd.simulator.parameters import SimulationParameters
+from opd.simulator.simulator import Simulator
 
 SEEDS = range(20)
 """Of the simulator's service noise; predictions are means over them."""

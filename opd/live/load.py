@@ -20,14 +20,14 @@ import typer
 
 from opd.live.open_loop import GRACE_SECONDS, TIMEOUT_SECONDS, LoadError, offer
 from opd.live.records import PAYLOAD, summary
-from opd.serving import guard
+from opd.serving import supervisor
 
 
 class LoadGenerator(NamedTuple):
     """A process that generates load.
 
     Attributes:
-        process: the guard that it runs under.
+        process: the supervisor that it runs under.
         output: Parquet file for its records.
     """
 
@@ -49,7 +49,7 @@ class LoadGenerator(NamedTuple):
         """
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout)
-        code = guard.stop(self.process, 2 * GRACE_SECONDS)
+        code = supervisor.stop(self.process, 2 * GRACE_SECONDS)
         if not self.output.is_file():
             raise LoadError(f"the load generator exited with code {code} and wrote no records; see its stderr")
         return pd.read_parquet(self.output)
@@ -81,7 +81,7 @@ def start_load(
     options = dict(address=address, model=model, counts=table, payloads=payloads, seed=seed, output=output)
     arguments = [f"--{name}={value}" for name, value in options.items()]
     command = [sys.executable, "-m", "opd.live.load", *arguments, f"--timeout={timeout}"]
-    return LoadGenerator(guard.start(command, stdout=subprocess.DEVNULL), output)
+    return LoadGenerator(supervisor.start(command, stdout=subprocess.DEVNULL), output)
 
 
 def read_payloads(path: Path) -> list[bytes]:

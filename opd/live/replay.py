@@ -11,7 +11,8 @@ from opd.live.records import unix_times
 from opd.live.runs import LiveRun
 from opd.pipeline import Pipeline, as_array
 from opd.serving.protocol import COMPLETED
-from opd.simulator.simulation import SimulationParameters, Simulator
+from opd.simulator.parameters import SimulationParameters
+from opd.simulator.simulator import Simulator
 
 
 def replay(

@@ -20,7 +20,7 @@ from opd.measurement import Observation
 from opd.objective import Weights
 from opd.pipeline import Configuration, Pipeline, StageConfiguration
 from opd.simulator.backend import SimulatedBackend
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 
 ANSWER_SECONDS = 30.0
 """Time limit for outstanding answers after the last request was sent."""

@@ -12,7 +12,7 @@ from opd.control.loop import Backend
 from opd.pipeline import Configuration, Pipeline
 from opd.serving.local import LocalBackend
 from opd.serving.monitoring import URL_VARIABLE, Monitor, MonitoringError, PrometheusUrl
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 
 BackendName = Literal["simulated", "local", "kubernetes"]
 BACKENDS = get_args(BackendName)

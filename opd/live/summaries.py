@@ -42,7 +42,7 @@ def summarise_run(run: LiveRun) -> dict[str, Any]:
         "decisions": len(run.steps),
         "refused": [step.refused for step in run.steps if step.refused],
         "changes": count_changes(run),
-        "by_expert": sum(step.by_expert for step in run.steps),
+        "by_expert": sum(step.fallback for step in run.steps),
         "decision_ms_mean": 1e3 * float(np.mean([step.decision_seconds for step in run.steps])),
         **scores,
     }

@@ -20,15 +20,15 @@ from typing import IO
 
 from opd.control.loop import ApplyError
 from opd.pipeline import Configuration, Pipeline, check_feasible
-from opd.serving.kept_server import KeptServer
 from opd.serving.local_stage import LocalStage
 from opd.serving.monitoring import Monitor, open_monitor
 from opd.serving.processes import STOP_SECONDS, ServerProcess, StartError
 from opd.serving.server import ServerSettings
 from opd.serving.stage_queue import StageSettings
 from opd.serving.store import store_url
+from opd.serving.supervised_server import SupervisedServer
 from opd.serving.telemetry_backend import TelemetryBackend
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 from opd.waiting import wait_until
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ TEND_SECONDS = 0.1
 """Between two looks at the processes."""
 
 
-class ControlledError(RuntimeError):
+class AlreadyControlledError(RuntimeError):
     """Another controller runs the pipeline already."""
 
 
@@ -56,7 +56,7 @@ class LocalBackend(TelemetryBackend):
         apply_seconds: a change that is not done after this long is taken back.
 
     Raises:
-        ControlledError: if another controller uses ``folder``.
+        AlreadyControlledError: if another controller uses ``folder``.
         InfeasibleError: if the configuration breaks a limit.
         StartError: if the pipeline does not come up in ``apply_seconds``; nothing is left running.
     """
@@ -131,7 +131,7 @@ class LocalBackend(TelemetryBackend):
         router = [self.router] if hasattr(self, "router") else []
         return router + [process for stage in self.stages for process in stage.processes()]
 
-    def _start_router(self, settings: StageSettings, folder: Path) -> KeptServer:
+    def _start_router(self, settings: StageSettings, folder: Path) -> SupervisedServer:
         stages = [{"task": stage.task.name, "address": stage.queue.grpc_address} for stage in self.stages]
         parameters = {
             "pipeline": self.pipeline.name,
@@ -139,7 +139,8 @@ class LocalBackend(TelemetryBackend):
             "drop_after": settings.drop_after,
             "call_timeout": settings.call_timeout,
         }
-        return KeptServer("router", ServerSettings("router", self.pipeline.name, parameters), folder)
+        server = ServerSettings(kind="router", name=self.pipeline.name, parameters=parameters)
+        return SupervisedServer("router", server, folder)
 
     def _reach(self, configuration: Configuration) -> None:
         """Wait until every stage runs its part of ``configuration``, and the router answers."""
@@ -228,7 +229,7 @@ def _lock(folder: Path, pipeline: str) -> IO[str]:
         file.seek(0)
         holder = file.read().strip()
         file.close()
-        raise ControlledError(
+        raise AlreadyControlledError(
             f"pipeline {pipeline!r} in {folder} is controlled by process {holder}; stop that one, or run in another "
             "folder"
         ) from None

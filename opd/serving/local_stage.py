@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,11 +20,11 @@ from typing import Any, TypeVar
 import requests
 
 from opd.pipeline import StageConfiguration, Task
-from opd.serving.kept_server import LOOK_SECONDS, KeptServer
+from opd.serving.backoff import StartBackoff, is_late, why_it_ended
 from opd.serving.processes import ServerProcess, model_process
 from opd.serving.server import ServerSettings
 from opd.serving.stage_queue import StageSettings
-from opd.serving.starts import Starts, is_late, why_it_ended
+from opd.serving.supervised_server import LOOK_SECONDS, SupervisedServer
 
 logger = logging.getLogger(__name__)
 
@@ -72,10 +72,10 @@ class LocalStage:
     target: StageConfiguration
     spares: int = 0
     closing: threading.Event = field(default_factory=threading.Event)
-    starts: Starts = field(default_factory=Starts)
+    starts: StartBackoff = field(default_factory=StartBackoff)
     replicas: list[LocalReplica] = field(default_factory=list)
     _spare: list[LocalSpare] = field(default_factory=list)
-    _spare_starts: Starts = field(default_factory=Starts)
+    _spare_starts: StartBackoff = field(default_factory=StartBackoff)
     _stopped: list[ServerProcess] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=count)
     _next_look: float = 0.0
@@ -83,16 +83,16 @@ class LocalStage:
     _settled: bool = False
 
     def __post_init__(self) -> None:
-        parameters = {"pipeline": self.pipeline, "task": self.task.name, "settings": asdict(self.settings)}
-        settings = ServerSettings("queue", self.task.name, parameters)
-        self.queue = KeptServer(f"{self.task.name}-queue", settings, self.folder)
+        parameters = {"pipeline": self.pipeline, "task": self.task.name, "settings": self.settings.model_dump()}
+        settings = ServerSettings(kind="queue", name=self.task.name, parameters=parameters)
+        self.queue = SupervisedServer(f"{self.task.name}-queue", settings, self.folder)
 
     # ------------------------------------------------------------------------------------------- for the backend
 
     def want(self, target: StageConfiguration) -> None:
         """Set what is to run from now on."""
         if target != self.target:
-            self.target, self.starts, self._settled = target, Starts(), False
+            self.target, self.starts, self._settled = target, StartBackoff(), False
         self.starts.error = ""  # only what fails from now on ends the wait for it
 
     @property

@@ -24,8 +24,8 @@ from opd.serving.store import ModelStore
 logger = logging.getLogger(__name__)
 
 
-class Wanted(BaseModel):
-    """The variant that a spare replica is to become."""
+class DesiredVariant(BaseModel):
+    """The variant that a standby replica should load."""
 
     variant: str
 
@@ -59,12 +59,12 @@ class ModelRuntime(MLModel):
         self._seconds = metrics.model_seconds.labels(self._parameters["pipeline"], self._parameters["task"], variant)
 
     @custom_handler(rest_path="/variant", rest_method="PUT")
-    async def become(self, wanted: Wanted) -> dict[str, str]:
+    async def become(self, desired: DesiredVariant) -> dict[str, str]:
         """Begin to load a variant; the replica is ready when it is loaded, and ends if that fails."""
         if self._loading is not None or self._model is not None:
             raise MalformedRequestError("this replica has its variant already; start another one")
-        self._loading = asyncio.create_task(self._become(wanted.variant))
-        return {"loading": wanted.variant}
+        self._loading = asyncio.create_task(self._become(desired.variant))
+        return {"loading": desired.variant}
 
     async def _become(self, variant: str) -> None:
         try:

@@ -28,7 +28,7 @@ from prometheus_api_client.exceptions import PrometheusApiClientException
 from prometheus_client.parser import text_string_to_metric_families
 from urllib3.util.retry import Retry
 
-from opd.serving import guard
+from opd.serving import supervisor
 from opd.serving.processes import direct_session, hold_port, port_of
 from opd.waiting import wait_until
 
@@ -262,7 +262,7 @@ class PrometheusServer:
             if process.poll() is None:
                 return self._reader.samples(metric, seconds, **labels)
         except MonitoringError:
-            # Its guard ends a moment after it.
+            # Its supervisor ends a moment after it.
             if not wait_until(lambda: process.poll() is not None, GUARD_SECONDS):
                 raise
         self.close()
@@ -272,7 +272,7 @@ class PrometheusServer:
         """End the server."""
         if self._process is not None:
             self._reader.close()
-            guard.stop(self._process, STOP_SECONDS)
+            supervisor.stop(self._process, STOP_SECONDS)
             self._process = None
 
     def _start(self) -> subprocess.Popen[str]:
@@ -281,7 +281,7 @@ class PrometheusServer:
 
     def _start_at(self, address: str) -> subprocess.Popen[str]:
         with self._log.open("wb") as log:
-            process = guard.start(self._command(address), stdout=log, stderr=subprocess.STDOUT)
+            process = supervisor.start(self._command(address), stdout=log, stderr=subprocess.STDOUT)
         session = direct_session()
 
         def settled() -> bool:
@@ -291,7 +291,7 @@ class PrometheusServer:
             if not wait_until(settled, READY_SECONDS) or process.poll() is not None:
                 raise MonitoringError(f"{self.description} did not start: {self._last_words()}; its log is {self._log}")
         except BaseException:
-            guard.stop(process, STOP_SECONDS)
+            supervisor.stop(process, STOP_SECONDS)
             raise
         self._process = process
         self._reader = PrometheusUrl(f"http://{address}", session)

@@ -16,7 +16,6 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +81,15 @@ class ServerProcess:
         weakref.finalize(self, _close, holders)
         http, grpc, metrics = map(port_of, holders)
         self.name, self.folder = name, folder
-        self.settings = replace(settings, http_port=http, grpc_port=grpc, metrics_port=metrics, end_with_parent=True)
+        ports = {"http_port": http, "grpc_port": grpc, "metrics_port": metrics}
+        self.settings = settings.model_copy(update={**ports, "end_with_parent": True})
         self._log = folder / f"{name}.log"
         self._stop_by: float | None = None
         self._start()
 
     def _start(self) -> None:
-        document = self.settings.write(self.folder / f"{self.name}.json")
+        document = self.folder / f"{self.name}.json"
+        document.write_text(self.settings.document)
         self.started = time.monotonic()
         with self._log.open("ab") as log:
             self._log_begin = log.tell()
@@ -183,7 +184,7 @@ class ServerProcess:
 def model_process(name: str, pipeline: str, task: str, variant: str | None, store: str, folder: Path) -> ServerProcess:
     """A replica of a variant, or with none a spare that takes one later; ``store`` is the URL of the model store."""
     parameters = {"pipeline": pipeline, "task": task, "variant": variant, "store": store}
-    return ServerProcess(name, ServerSettings("model", task, parameters), folder)
+    return ServerProcess(name, ServerSettings(kind="model", name=task, parameters=parameters), folder)
 
 
 @contextmanager

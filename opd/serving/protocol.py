@@ -54,7 +54,7 @@ class ReplicaFailedError(ServingError):
     http_status = 409
 
 
-class UnreachableError(ServingError):
+class StageUnreachableError(ServingError):
     """A stage could not be reached as long as the request was young."""
 
     http_status = 503

@@ -21,8 +21,8 @@ from opd.serving.protocol import (
     QueueFullError,
     ReplicaFailedError,
     ServingError,
+    StageUnreachableError,
     TooOldError,
-    UnreachableError,
     age_of,
     infer_response,
     outcome_of,
@@ -37,7 +37,7 @@ _ERRORS: dict[grpc.StatusCode, type[ServingError]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: QueueFullError,
     grpc.StatusCode.DEADLINE_EXCEEDED: TooOldError,
     grpc.StatusCode.ABORTED: ReplicaFailedError,
-    grpc.StatusCode.UNAVAILABLE: UnreachableError,
+    grpc.StatusCode.UNAVAILABLE: StageUnreachableError,
 }
 
 

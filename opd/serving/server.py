@@ -1,64 +1,74 @@
 """The process of a replica, a stage queue or a router: MLServer with one model, configured by one JSON document.
 
-``python -m opd.serving.server FILE`` serves until it is told to stop. One process per replica and no parallel workers:
-the operating system, or the cluster, is the process manager.
+``python -m opd.serving.server FILE`` serves until it is stopped. There is one process per replica and no parallel
+workers: the operating system, or the cluster, is the process manager.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import sys
 import threading
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, field_validator
 
 RUNTIMES = {
     "model": "opd.serving.model_runtime.ModelRuntime",
     "queue": "opd.serving.queue_runtime.QueueRuntime",
     "router": "opd.serving.router_runtime.RouterRuntime",
 }
+"""Import paths of the runtimes of this package, by kind."""
 
 
-@dataclass(frozen=True)
-class ServerSettings:
-    """What one server process runs.
+class ServerSettings(BaseModel):
+    """Settings of one server process.
 
     Attributes:
-        kind: ``model``, ``queue`` or ``router``.
-        name: of the model it serves: the task, or for a router the pipeline.
-        parameters: of the runtime.
+        kind: one of :data:`RUNTIMES`, or the import path of another runtime.
+        name: name of the model it serves: the task, or the pipeline for a router.
+        parameters: parameters of the runtime.
         host: address to listen on.
-        http_port: for health, the runtime's own routes and REST inference.
-        grpc_port: for inference.
-        metrics_port: for ``/metrics``.
-        end_with_parent: stop when standard input ends, which it does when the process that started this one has gone.
+        http_port: port for health checks, the runtime's own routes and REST inference.
+        grpc_port: port for inference.
+        metrics_port: port for ``/metrics``.
+        end_with_parent: end when standard input closes, which happens when the parent process ends.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: str
     name: str
-    parameters: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any] = {}
     host: str = "127.0.0.1"
     http_port: int = 8080
     grpc_port: int = 8081
     metrics_port: int = 8082
     end_with_parent: bool = False
 
-    def __post_init__(self) -> None:
-        if self.kind not in RUNTIMES:
-            raise ValueError(f"kind {self.kind!r} is not one of {', '.join(RUNTIMES)}")
+    @field_validator("kind")
+    @classmethod
+    def _check_kind(cls, kind: str) -> str:
+        if kind not in RUNTIMES and "." not in kind:
+            raise ValueError(f"kind {kind!r} is neither one of {', '.join(RUNTIMES)} nor an import path")
+        return kind
 
-    def write(self, path: Path) -> Path:
-        """Write the document that :func:`main` reads."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        return path
+    @property
+    def runtime(self) -> str:
+        """Import path of the runtime."""
+        return RUNTIMES.get(self.kind, self.kind)
+
+    @property
+    def document(self) -> str:
+        """The JSON document that :func:`main` reads."""
+        return self.model_dump_json(indent=2) + "\n"
 
 
 def end_with_parent() -> None:
-    """End this process when its standard input does: at once, for nobody is left to drain for."""
+    """End this process at once when its standard input closes: its requests came from the parent, which is gone."""
 
     def watch() -> None:
         while os.read(sys.stdin.fileno(), 1024):
@@ -69,11 +79,11 @@ def end_with_parent() -> None:
 
 
 async def serve(settings: ServerSettings) -> None:
-    """Serve until SIGTERM, when requests that run are finished first, or until the model turns out not to load."""
+    """Serve until SIGTERM, which lets running requests finish, or until the model fails to load."""
     from mlserver.settings import ModelParameters, ModelSettings, Settings
     from prometheus_client import start_http_server
 
-    from opd.serving.finishing_server import FinishingServer
+    from opd.serving.draining_server import DrainingServer
     from opd.serving.protocol import MAX_MESSAGE_BYTES
 
     server_settings = Settings(
@@ -86,15 +96,15 @@ async def serve(settings: ServerSettings) -> None:
         metrics_endpoint=None,
         gzip_enabled=False,
     )
-    # Otherwise two servers could listen on one port and each get some of the requests.
+    # With port reuse, two servers could share a port and each receive some of the requests.
     server_settings._custom_grpc_server_settings = {"grpc.so_reuseport": 0}
     model = ModelSettings(
         name=settings.name,
-        implementation=RUNTIMES[settings.kind],
+        implementation=settings.runtime,
         parameters=ModelParameters(extra=settings.parameters),
     )
     metrics_server, _ = start_http_server(settings.metrics_port, settings.host)
-    server = FinishingServer(server_settings)
+    server = DrainingServer(server_settings)
     try:
         await server.start([model])
     finally:
@@ -102,15 +112,15 @@ async def serve(settings: ServerSettings) -> None:
 
 
 def main() -> int:
-    """Run the server that the file named on the command line describes."""
+    """Run the server described by the file that the command line names."""
     if len(sys.argv) != 2:
         print(__doc__, file=sys.stderr)
         return 2
-    settings = ServerSettings(**json.loads(Path(sys.argv[1]).read_text()))
+    settings = ServerSettings.model_validate_json(Path(sys.argv[1]).read_text())
     if settings.end_with_parent:
         end_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    # MLServer writes a stack trace for every request that gets an error, a refused one included.
+    # MLServer logs a stack trace for every request that fails, including those that are refused.
     logging.getLogger("mlserver.grpc").setLevel(logging.CRITICAL)
     import uvloop
 

@@ -13,11 +13,13 @@ import logging
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import grpc
+from pydantic import Field
 
+from opd.documents import DocumentModel
 from opd.serving import metrics
 from opd.serving.protocol import (
     COMPLETED,
@@ -41,34 +43,23 @@ PROBE_SECONDS = 0.5
 _GONE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 
 
-@dataclass(frozen=True)
-class StageSettings:
-    """How a stage forms batches.
+class StageSettings(DocumentModel):
+    """How a stage forms batches."""
 
-    Attributes:
-        batch_size: requests a replica takes at once.
-        batch_timeout: seconds the oldest request waits for its batch to fill.
-        drop_after: age in seconds beyond which a waiting request is given up.
-        max_queue: requests that may wait; one more is refused.
-        call_timeout: seconds a replica may take for a batch before it counts as failed.
+    batch_size: int = Field(default=1, ge=1)
+    """Requests in one call to a replica."""
 
-    Raises:
-        ValueError: if a figure is out of its range.
-    """
+    batch_timeout: float = Field(default=0.25, ge=0.0)
+    """Seconds the oldest request waits for its batch to fill."""
 
-    batch_size: int = 1
-    batch_timeout: float = 0.25
-    drop_after: float = 10.0
-    max_queue: int = 1000
-    call_timeout: float = 10.0
+    drop_after: float = Field(default=10.0, ge=0.0)
+    """Age in seconds at which a waiting request is dropped."""
 
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "max_queue"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
-        for name in ("batch_timeout", "drop_after", "call_timeout"):
-            if not 0.0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} {getattr(self, name)} s must be finite and not negative")
+    max_queue: int = Field(default=1000, ge=1)
+    """Requests that may wait; the next one is rejected."""
+
+    call_timeout: float = Field(default=10.0, ge=0.0)
+    """Seconds a replica may take for a batch before it counts as failed."""
 
     @property
     def request_seconds(self) -> float:
@@ -92,7 +83,7 @@ class Server(Protocol):
         ...
 
 
-class Place(NamedTuple):
+class ReplicaEndpoint(NamedTuple):
     """Where a replica is: its name, the variant it runs and the ``host:port`` of its gRPC endpoint."""
 
     name: str
@@ -112,7 +103,7 @@ class Replica:
         failed: it did not answer and gets no work until it does.
     """
 
-    place: Place
+    place: ReplicaEndpoint
     server: Server
     serving: int = 0
     retired: bool = False
@@ -193,7 +184,7 @@ class StageQueue:
                 self._count(FAILED)
             raise
 
-    def configure(self, batch_size: int, places: Collection[Place]) -> None:
+    def configure(self, batch_size: int, places: Collection[ReplicaEndpoint]) -> None:
         """Serve from now on with these replicas and this batch size; requests that wait or run stay.
 
         Args:
@@ -204,7 +195,7 @@ class StageQueue:
         Raises:
             ValueError: if the batch size is below 1.
         """
-        self.settings = replace(self.settings, batch_size=batch_size)
+        self.settings = StageSettings(**{**self.settings.model_dump(), "batch_size": batch_size})
         known = {replica.place: replica for replica in self._replicas if not replica.retired}
         for place in known.keys() - set(places):
             self._retire(known[place])

@@ -18,13 +18,14 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from opd.agent.agent import Agent, export
-from opd.agent.network import ActorCritic
-from opd.control.policies import AgentPolicy, IpaPolicy, Policy
+from opd.agent.deployed import Agent
+from opd.agent.network import ActorCritic, export
+from opd.control.factory import agent_policy
+from opd.control.policies import IpaPolicy, Policy
 from opd.measurement import Observation, idle_observation
 from opd.pipeline import Configuration, Pipeline
 from opd.profiling.generated import synthetic_pipeline
-from opd.solvers import IpaParameters
+from opd.solvers import IpaParameters, ipa_dynamic_program, ipa_highs
 from opd.workload.forecast import Forecaster
 
 SIZES = ((2, 5), (3, 5), (4, 6), (6, 8), (10, 10))
@@ -97,9 +98,9 @@ def policies(pipeline: Pipeline, ipa: IpaParameters, seed: int) -> dict[str, Pol
     torch.manual_seed(seed)
     agent = Agent(pipeline, export(ActorCritic(pipeline)), {"untrained": True})
     return {
-        "agent": AgentPolicy(agent),
-        "ipa-highs": IpaPolicy(pipeline, ipa, "highs"),
-        "dynamic-program": IpaPolicy(pipeline, ipa, "dynamic-program"),
+        "agent": agent_policy(agent),
+        "ipa-highs": IpaPolicy(pipeline, ipa, ipa_highs),
+        "dynamic-program": IpaPolicy(pipeline, ipa, ipa_dynamic_program),
     }
 
 

@@ -14,29 +14,20 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from opd.agent.agent import Agent
+from opd.control import AGENT, BASELINES
+from opd.control.factory import build_policy
 from opd.control.loop import Step, run
-from opd.control.policies import (
-    AgentPolicy,
-    BacklogPolicy,
-    ClairvoyantPolicy,
-    GreedyPolicy,
-    IpaPolicy,
-    MyopicPolicy,
-    Policy,
-    RandomPolicy,
-)
+from opd.control.policies import Policy
 from opd.objective import Weights
 from opd.parallel import run_tasks
 from opd.pipeline import Pipeline
 from opd.simulator.backend import SimulatedBackend
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters, greedy
 from opd.workload.forecast import Forecaster
 from opd.workload.load import HISTORY_SECONDS
 from opd.workload.trace import CYCLE_SECONDS, Cycle, Trace
 
-BASELINES = ("random", "greedy", "ipa", "myopic", "myopic-backlog", "clairvoyant")
 COLUMNS = [
     "pipeline",
     "cycle",
@@ -75,34 +66,21 @@ class Setting:
     ipa: IpaParameters
     agents: Mapping[tuple[str, str, int], Path]
 
+    def policy(self, name: str, pipeline: Pipeline, seed: int) -> Policy:
+        """Build a baseline or one of the trained agents.
 
-def build_policy(name: str, pipeline: Pipeline, seed: int, setting: Setting) -> Policy:
-    """The policy called ``name``.
-
-    Raises:
-        ValueError: if it is neither a baseline nor an agent that was trained.
-    """
-    timeout = setting.simulation.batch_timeout
-    if name == "random":
-        return RandomPolicy(pipeline, seed)
-    if name == "greedy":
-        return GreedyPolicy(pipeline)
-    if name == "ipa":
-        return IpaPolicy(pipeline, setting.ipa)
-    if name == "myopic":
-        return MyopicPolicy(pipeline, setting.weights, timeout)
-    if name == "myopic-backlog":
-        return BacklogPolicy(MyopicPolicy(pipeline, setting.weights, timeout), setting.simulation.interval)
-    if name == "clairvoyant":
-        return ClairvoyantPolicy(pipeline, setting.weights, timeout)
-    path = setting.agents.get((pipeline.name, name, seed))
-    if path is None:
-        trained = sorted({policy for _, policy, _ in setting.agents})
-        raise ValueError(
-            f"no policy {name!r} for pipeline {pipeline.name!r} and seed {seed}; there are "
-            f"{', '.join((*BASELINES, *trained))}"
-        )
-    return AgentPolicy(Agent.load(path, pipeline))
+        Raises:
+            ValueError: if it is neither.
+        """
+        path = self.agents.get((pipeline.name, name, seed))
+        if path is None and name not in BASELINES:
+            trained = sorted({policy for _, policy, _ in self.agents})
+            raise ValueError(
+                f"no policy {name!r} for pipeline {pipeline.name!r} and seed {seed}; there are "
+                f"{', '.join((*BASELINES, *trained))}"
+            )
+        kind = name if path is None else AGENT
+        return build_policy(kind, pipeline, self.weights, self.simulation, self.ipa, seed, path, simulated=True)
 
 
 def run_cycle(
@@ -132,7 +110,7 @@ def run_cycle(
 def summarise(steps: Sequence[Step]) -> dict[str, float]:
     """One row of the evaluation from the steps of a cycle; latencies are over all completed requests.
 
-    ``by_expert`` counts the decisions that an agent's expert made.
+    ``by_expert`` counts the decisions of an agent's fallback policy.
     """
     latencies = np.concatenate([step.interval.latencies[0, : step.interval.completed[0]] for step in steps])
     row = {
@@ -142,7 +120,7 @@ def summarise(steps: Sequence[Step]) -> dict[str, float]:
     row["latency_mean"] = float(latencies.mean()) if len(latencies) else float("nan")
     row["latency_p99"] = float(np.quantile(latencies, 0.99)) if len(latencies) else float("nan")
     row["dropped"] = int(sum(step.interval.dropped[0] for step in steps))
-    row["by_expert"] = sum(step.by_expert for step in steps)
+    row["by_expert"] = sum(step.fallback for step in steps)
     row["decision_ms_mean"] = 1e3 * float(np.mean([step.decision_seconds for step in steps]))
     return row
 
@@ -155,7 +133,7 @@ def timeline(steps: Sequence[Step], seconds: float) -> pd.DataFrame:
             "load": [step.interval.offered[0] / seconds for step in steps],
             "predicted_load": [step.predicted_load for step in steps],
             "dropped": [float(step.interval.dropped[0]) for step in steps],
-            "by_expert": [step.by_expert for step in steps],
+            "by_expert": [step.fallback for step in steps],
             "decision_ms": [1e3 * step.decision_seconds for step in steps],
             **{
                 name: [float(getattr(step.score, name)[0]) for step in steps]
@@ -177,7 +155,7 @@ class Cell:
 
 def evaluate_cell(setting: Setting, cell: Cell) -> tuple[dict[str, object], pd.DataFrame]:
     """One row of the evaluation and the timeline behind it."""
-    policy = build_policy(cell.policy, cell.pipeline, cell.seed, setting)
+    policy = setting.policy(cell.policy, cell.pipeline, cell.seed)
     steps = run_cycle(cell.pipeline, policy, cell.cycle, cell.seed, setting)
     key = {"pipeline": cell.pipeline.name, "cycle": cell.cycle.name, "policy": cell.policy, "seed": cell.seed}
     return key | summarise(steps), timeline(steps, setting.simulation.interval).assign(**key)  # type: ignore[arg-type]

@@ -4,106 +4,33 @@ import threading
 
 import numpy as np
 import pytest
-from cluster_emulator import ApiServer, Kubelet, Prometheus, kubeconfig
-from deadlines import PATIENCE, eventually, within
+from deadlines import eventually, within
 from hypothesis import given
 from hypothesis import strategies as st
 from small_pipelines import every_configuration, pipelines
+from tiny_cluster import (
+    INITIAL,
+    LARGE,
+    SMALL,
+    THIRD,
+    FixedPolicy,
+    TinyDeployment,
+    settings,
+    stages,
+    tiny_pipeline,
+)
 
-from opd.cluster.api import Cluster, Patience, credentials
-from opd.cluster.backend import KubernetesBackend, Pace
+from opd.cluster.backend import ChangeTimes
 from opd.cluster.errors import ForbiddenError, NotFoundError
-from opd.cluster.manifests import model_workload, pipeline_objects
+from opd.cluster.manifests.workloads import model_workload
 from opd.cluster.node_capacity import free_cores, requested_cores
 from opd.cluster.overlay import Overlay
 from opd.cluster.pod_status import is_ready
-from opd.cluster.settings import ClusterSettings
 from opd.cluster.stage_state import StageStateError
 from opd.cluster.transition import Move, describe, plan
 from opd.control.loop import ApplyError, ObservationError, run
-from opd.control.policies import Policy
 from opd.objective import Weights
-from opd.pipeline import Pipeline, StageConfiguration, Task, Variant, used_cores
-from opd.serving.monitoring import PrometheusUrl
-
-QUICK = Patience(connect_seconds=0.5, read_seconds=1.0, attempts=4, first_pause=0.02, longest_pause=1.0)
-PACE = Pace(poll_seconds=0.02, homeless_seconds=0.5, switch_seconds=2.0)
-SMALL, LARGE, THIRD = 0, 1, 2
-
-
-def tiny_pipeline(capacity=6):
-    profile = dict.fromkeys((1, 2, 4), 0.05)
-    variants = tuple(Variant(name, 0.5, cores, profile, 2.0) for name, cores in (("small", 1), ("large", 2), ("x", 2)))
-    tasks = (Task("first", variants), Task("second", variants))
-    return Pipeline("tiny", tasks, capacity=capacity, max_replicas=3, max_batch_size=4, latency_sla=1.0)
-
-
-def stages(*triples):
-    return tuple(StageConfiguration(*triple) for triple in triples)
-
-
-INITIAL = stages((SMALL, 1, 1), (SMALL, 1, 1))
-
-
-def settings(**changes):
-    return ClusterSettings(
-        **{"namespace": "space", "image": "opd:1", "store": "/models", "apply_seconds": 4 * PATIENCE, **changes}
-    )
-
-
-class World:
-    """A deployed pipeline and its emulated cluster."""
-
-    def __init__(self, folder, flavour="deployment", capacity=6):
-        self.api, self.folder = ApiServer(), folder
-        self.kubelet = Kubelet(self.api)
-        self.pipeline, self.settings = tiny_pipeline(capacity), settings(flavour=flavour)
-        self.prometheus = Prometheus(self.pipeline)
-        self.config = kubeconfig(self.api, folder)
-        self.announced = []
-        for manifest in pipeline_objects(self.pipeline, INITIAL, self.settings):
-            self.api.put(manifest)
-        eventually(lambda: self.pods("first") == self.pods("second") == {"small": 1})
-        eventually(lambda: all(map(self.queue_ready, ("first", "second"))))
-
-    def backend(self, **changes):
-        cluster = Cluster("space", lambda: credentials(str(self.config)), QUICK)
-        arguments = {"pace": PACE, "announce": lambda *words: self.announced.append(words), **changes}
-        chosen = arguments.pop("settings", self.settings)
-        return KubernetesBackend(cluster, self.pipeline, chosen, PrometheusUrl(self.prometheus.url), 0.2, **arguments)
-
-    def pods(self, task):
-        """Ready pods by variant."""
-        found = self.api.all("pods", opd_io__task=task, app_kubernetes_io__component="model")
-        ready = [pod for pod in found if {"type": "Ready", "status": "True"} in pod["status"].get("conditions", [])]
-        names = [
-            pod["metadata"]["labels"]["opd.io/variant"] for pod in ready if not pod["metadata"].get("deletionTimestamp")
-        ]
-        return {name: names.count(name) for name in names}
-
-    def queue_ready(self, task):
-        found = self.api.all("pods", opd_io__task=task, app_kubernetes_io__component="queue")
-        return any(is_ready(pod) for pod in found)
-
-    def state(self, task):
-        return self.api.find("configmaps", f"tiny-{task}-stage")["data"]
-
-    def workloads(self):
-        kind = "seldondeployments" if self.settings.flavour == "seldon" else "deployments"
-        return {each["metadata"]["name"] for each in self.api.all(kind, app_kubernetes_io__component="model")}
-
-    def close(self):
-        self.kubelet.close()
-        self.prometheus.close()
-        self.api.stop()
-
-
-@pytest.fixture
-def world(tmp_path):
-    world = World(tmp_path)
-    yield world
-    world.close()
-
+from opd.pipeline import used_cores
 
 # --- plans: known answers --------------------------------------------------------------------------------------------
 
@@ -214,16 +141,13 @@ def test_the_cores_of_the_nodes_are_a_limit_when_asked_for(world):
 
 @pytest.mark.parametrize("flavour", ["deployment", "seldon"])
 def test_a_tainted_node_counts_if_replicas_tolerate_it(tmp_path, flavour):
-    world = World(tmp_path, flavour)
-    try:
+    with TinyDeployment(tmp_path, flavour) as world:
         taint = {"key": "edge", "effect": "NoSchedule"}
         world.api.put({"apiVersion": "v1", "kind": "Node", **node("node", "4", taints=[taint])})
         assert world.backend(read_nodes=True).available_cores() == 0
         overlay = Overlay({"all": {"spec": {"tolerations": [{"key": "edge", "operator": "Exists"}]}}})
         tolerant = settings(flavour=flavour, overlay=overlay)
         assert world.backend(read_nodes=True, settings=tolerant).available_cores() == 2.5
-    finally:
-        world.close()
 
 
 # --- normal life -----------------------------------------------------------------------------------------------------
@@ -231,8 +155,7 @@ def test_a_tainted_node_counts_if_replicas_tolerate_it(tmp_path, flavour):
 
 @pytest.mark.parametrize("flavour", ["deployment", "seldon"])
 def test_variant_replicas_and_batch_change(tmp_path, flavour):
-    world = World(tmp_path, flavour)
-    try:
+    with TinyDeployment(tmp_path, flavour) as world:
         backend = world.backend()
         assert backend.configuration == INITIAL
         wanted = stages((LARGE, 1, 2), (SMALL, 2, 4))
@@ -247,8 +170,6 @@ def test_variant_replicas_and_batch_change(tmp_path, flavour):
         with within():
             backend.apply(INITIAL)
         assert world.kubelet.most_cores <= 6
-    finally:
-        world.close()
 
 
 def test_what_is_there_already_is_not_written(world):
@@ -276,8 +197,7 @@ def test_the_old_workload_stays_until_the_queue_has_switched(world):
 
 
 def test_in_place_when_the_capacity_does_not_hold_both(tmp_path):
-    world = World(tmp_path, capacity=3)
-    try:
+    with TinyDeployment(tmp_path, capacity=3) as world:
         backend = world.backend()
         backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
         world.kubelet.most_cores = 0
@@ -285,15 +205,13 @@ def test_in_place_when_the_capacity_does_not_hold_both(tmp_path):
         assert world.kubelet.most_cores <= 3
         assert "first in place" in world.announced[-1][1]
         eventually(lambda: world.pods("first") == {"x": 1})
-    finally:
-        world.close()
 
 
 # --- replicas that do not come ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reason", ["ImagePullBackOff", "CrashLoopBackOff", "Unschedulable", "quota exceeded"])
-def test_hopeless_replicas_are_noticed_early_and_taken_back(world, reason):
+def test_replicas_that_cannot_start_are_noticed_early_and_taken_back(world, reason):
     world.kubelet.behave("tiny-first-large", broken=reason)
     backend = world.backend()
     with within(), pytest.raises(ApplyError, match=f"{reason}.*last good configuration is restored"):
@@ -314,7 +232,7 @@ def test_replicas_that_never_become_ready_are_given_up_at_the_deadline(world):
 
 def test_a_queue_that_does_not_switch_keeps_the_old_replicas(world):
     world.api.refuse("GET .*proxy/stage", 403, 999, message="not through this proxy")
-    backend = world.backend(settings=settings(apply_seconds=3), pace=Pace(0.02, 0.5, 0.5))
+    backend = world.backend(settings=settings(apply_seconds=3), times=ChangeTimes(0.02, 0.5, 0.5))
     with within(), pytest.raises(ApplyError, match="queue of 'first' does not serve.*not through this proxy"):
         backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
     assert world.pods("first")["small"] == 1
@@ -493,8 +411,7 @@ def test_a_backend_that_is_closed_in_a_change_ends_at_once_and_leaves_nothing_be
 
 
 def test_what_a_stopped_change_in_place_took_away_comes_back(tmp_path):
-    world = World(tmp_path, capacity=3)
-    try:
+    with TinyDeployment(tmp_path, capacity=3) as world:
         backend = world.backend()
         backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
         world.kubelet.behave("tiny-first-x", broken="silent")
@@ -503,8 +420,6 @@ def test_what_a_stopped_change_in_place_took_away_comes_back(tmp_path):
             backend.apply(stages((THIRD, 1, 1), (SMALL, 1, 1)))
         assert world.workloads() == {"tiny-first-large", "tiny-second-small"}
         eventually(lambda: world.pods("first") == {"large": 1})
-    finally:
-        world.close()
 
 
 def test_who_no_longer_leads_does_not_repeat_a_call_that_failed(world):
@@ -540,26 +455,16 @@ def test_what_prometheus_says_is_observed(world):
     assert observation.available_cores == 6 and observation.configuration == INITIAL
 
 
-class Wanting(Policy):
-    """Always wants the same."""
-
-    def __init__(self, configuration):
-        self.configuration = configuration
-
-    def decide(self, observation):
-        return self.configuration
-
-
 @pytest.mark.parametrize("state", ["empty", "stale", "nan", "late", "failing", "absent"])
 def test_without_figures_the_last_good_configuration_goes_on_until_they_are_back(world, state):
     wanted = stages((SMALL, 1, 2), (SMALL, 1, 1))
-    steps = run(world.backend(), world.pipeline, Wanting(wanted), lambda history: 5.0, Weights(), 3, 0.2)
+    steps = run(world.backend(), world.pipeline, FixedPolicy(wanted), lambda history: 5.0, Weights(), 3, 0.2)
     world.prometheus.state = state
     if state == "absent":
         world.prometheus.close()
     with within():
         step = next(steps)
-    assert "nothing to decide on" in step.refused and step.configuration == INITIAL
+    assert "no decision" in step.refused and step.configuration == INITIAL
     assert np.isnan(step.predicted_load)
     if state == "absent":
         return
@@ -571,6 +476,6 @@ def test_an_action_above_the_capacity_is_refused_before_any_call(world):
     backend = world.backend()
     world.api.requests.clear()
     wanted = stages((LARGE, 3, 1), (LARGE, 3, 1))
-    step = next(run(backend, world.pipeline, Wanting(wanted), lambda history: 5.0, Weights(), 1, 0.2))
+    step = next(run(backend, world.pipeline, FixedPolicy(wanted), lambda history: 5.0, Weights(), 1, 0.2))
     assert "12 cores, the device has 6" in step.refused
     assert {method for method, *_ in world.api.requests} <= {"GET"}

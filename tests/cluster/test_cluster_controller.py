@@ -12,39 +12,32 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import requests
 import yaml
-from cluster_emulator import kubeconfig
-from deadlines import PATIENCE, eventually, within
+from deadlines import PATIENCE, eventually, terminating, within
+from emulator.api_server import kubeconfig
 from prometheus_client import generate_latest
-from small_pipelines import every_configuration
-from test_cluster_backend import (
+from tiny_cluster import (
     INITIAL,
     LARGE,
-    PACE,
     QUICK,
     SMALL,
-    Wanting,
-    World,
+    TIMES,
+    FixedPolicy,
+    TinyDeployment,
     stages,
-    tiny_pipeline,
 )
 
-from opd.cluster.api import LEASE, Cluster, Patience, credentials
+from opd.cluster.api import LEASE, Cluster, RetryPolicy, credentials
 from opd.cluster.controller import Controller, ControllerSettings, health_server
-from opd.cluster.difference import difference
-from opd.cluster.errors import ClusterError, LedByAnotherError, NotDeployedError, UnreachableError
+from opd.cluster.difference import ObjectChange
+from opd.cluster.errors import ClusterError, LedByAnotherError, NoAnswerError, NotDeployedError
 from opd.cluster.json_log import JsonFormatter
 from opd.cluster.lease import Lease, LeaseTimes
 from opd.cluster.names import CONTROLLER, selector
-from opd.cluster.policies import policy_of
-from opd.measurement import Observation
-from opd.objective import Weights
 from opd.pipeline import Task, Variant
 from opd.serving.monitoring import PrometheusUrl
-from opd.solvers import IpaParameters
 
 OFTEN = LeaseTimes(duration=30.0, renewal=20.0, retry=0.1)
 """Asked for often; a machine that stands still for a second does not lose it."""
@@ -135,15 +128,15 @@ def test_without_the_api_server_it_is_lost_in_time(server, two):
     assert not a.held
 
 
-def test_it_is_asked_for_with_one_short_attempt_whatever_the_patience_of_others(server, tmp_path):
+def test_it_is_asked_for_with_one_short_attempt_whatever_the_retry_policy_of_other_calls(server, tmp_path):
     path = kubeconfig(server, tmp_path)
-    cluster = Cluster("space", lambda: credentials(str(path)), Patience(read_seconds=10.0, attempts=4))
+    cluster = Cluster("space", lambda: credentials(str(path)), RetryPolicy(read_seconds=10.0, attempts=4))
     lease = Lease(cluster, "tiny", "a", LeaseTimes(duration=1.5, renewal=1.0, retry=0.1))
     server.fail("GET .*leases", lambda: time.sleep(1.5), 9)
-    with within(), pytest.raises(UnreachableError, match="0.25 s to read"):
+    with within(), pytest.raises(NoAnswerError, match="0.25 s to read"):
         lease.attempt()
-    assert len(server.requests) == 1 and cluster.patience.attempts == 4
-    assert LeaseTimes().patience == Patience(connect_seconds=2.5, read_seconds=2.5, attempts=1)
+    assert len(server.requests) == 1 and cluster.retry_policy.attempts == 4
+    assert LeaseTimes().retry_policy == RetryPolicy(connect_seconds=2.5, read_seconds=2.5, attempts=1)
 
 
 def test_times_that_cannot_work_are_refused():
@@ -154,20 +147,13 @@ def test_times_that_cannot_work_are_refused():
 # --- the controller ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def world(tmp_path):
-    world = World(tmp_path)
-    yield world
-    world.close()
-
-
 def controller(world, policy=None, forecast=lambda history: 5.0, **options):
     chosen = ControllerSettings(
-        **{"interval_seconds": 0.2, "lease": OFTEN, "pace": PACE, "host": "127.0.0.1", **options}
+        **{"interval_seconds": 0.2, "lease": OFTEN, "times": TIMES, "host": "127.0.0.1", **options}
     )
-    cluster = Cluster("space", lambda: credentials(str(world.config)), QUICK)
     monitor = PrometheusUrl(world.prometheus.url)
-    return Controller(cluster, world.pipeline, world.settings, monitor, policy or Wanting(WANTED), forecast, chosen)
+    decider = policy or FixedPolicy(WANTED)
+    return Controller(world.cluster, world.pipeline, world.settings, monitor, decider, forecast, chosen)
 
 
 class Running:
@@ -257,7 +243,7 @@ def test_a_logged_error_is_one_line_with_its_stack_trace():
 
 
 def test_a_refusal_is_an_event_and_a_metric(world):
-    made = controller(world, Wanting(stages((LARGE, 3, 1), (LARGE, 3, 1))), decisions=1)
+    made = controller(world, FixedPolicy(stages((LARGE, 3, 1), (LARGE, 3, 1))), decisions=1)
     made.run()
     assert events(world)["Refused"]["type"] == "Warning"
     assert "12 cores, the device has 6" in events(world)["Refused"]["message"]
@@ -270,7 +256,7 @@ def test_a_refusal_is_an_event_and_a_metric(world):
 def test_a_policy_that_fails_is_asked_again_and_the_pipeline_goes_on(world, monkeypatch):
     monkeypatch.setattr("opd.cluster.controller.RETRY_SECONDS", 0.1)
 
-    class Failing(Wanting):
+    class Failing(FixedPolicy):
         fails = 1
 
         def decide(self, observation):
@@ -295,7 +281,7 @@ def test_one_leads_one_stands_by_and_takes_over(world):
 
 
 def test_one_that_loses_its_lease_acts_no_more(world):
-    with Running(controller(world, Wanting(INITIAL))) as made:
+    with Running(controller(world, FixedPolicy(INITIAL))) as made:
         eventually(lambda: made.state == "leading")
         theirs = {"holderIdentity": "other", "leaseDurationSeconds": 60}
         world.api.edit("leases", "tiny-controller", lambda found: found["spec"].update(theirs))
@@ -360,32 +346,13 @@ def test_a_dry_run_prints_the_difference_and_changes_nothing(world, capsys):
 def test_a_difference_leaves_out_what_the_cluster_keeps_for_itself():
     before = {"kind": "A", "metadata": {"name": "n", "resourceVersion": "1"}, "data": {"x": "1"}, "status": {"s": 1}}
     after = {"kind": "A", "metadata": {"name": "n", "resourceVersion": "2"}, "data": {"x": "2"}, "status": {"s": 2}}
-    assert [line for line in difference(before, after).splitlines() if line[0] in "+-"] == [
+    assert [line for line in ObjectChange(before, after).difference().splitlines() if line[0] in "+-"] == [
         "--- A/n now",
         "+++ A/n then",
         "-  x: '1'",
         "+  x: '2'",
     ]
-    assert difference(before, {**before, "status": {}}) == ""
-
-
-# --- its policies -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["random", "greedy", "ipa", "myopic"])
-def test_policies_by_name_decide_within_the_limits(name):
-    pipeline = tiny_pipeline()
-    observation = Observation(np.full(120, 5.0), 6.0, INITIAL, np.ones(2), np.ones(2), np.zeros(2), 5.0, 5.0)
-    decided = policy_of(name, pipeline, Weights(), 0.25, IpaParameters()).decide(observation)
-    assert decided in every_configuration(pipeline)
-
-
-@pytest.mark.parametrize(
-    "name, remedy", [("agent", "needs the checkpoint"), ("clairvoyant", "is not one of random, greedy")]
-)
-def test_a_policy_that_cannot_be_had_is_named(name, remedy):
-    with pytest.raises(ValueError, match=remedy):
-        policy_of(name, tiny_pipeline(), Weights(), 0.25, IpaParameters())
+    assert ObjectChange(before, {**before, "status": {}}).difference() == ""
 
 
 # --- its rights -------------------------------------------------------------------------------------------------------
@@ -408,8 +375,7 @@ def used_rights(server):
 
 @pytest.mark.parametrize("flavour", ["deployment", "seldon"])
 def test_the_role_of_the_controller_is_enough_and_the_controller_keeps_to_its_namespace(tmp_path, flavour):
-    world = World(tmp_path, flavour)
-    try:
+    with TinyDeployment(tmp_path, flavour) as world:
         world.api.requests.clear()
         controller(world, decisions=1).run()
         role = yaml.safe_load((ROOT / "deploy/controller/role.yaml").read_text())
@@ -423,33 +389,31 @@ def test_the_role_of_the_controller_is_enough_and_the_controller_keeps_to_its_na
         used = used_rights(world.api)
         assert used <= granted
         assert ("", "pods/proxy", "get") in used and ("coordination.k8s.io", "leases", "update") in used
-    finally:
-        world.close()
 
 
 # --- the process ------------------------------------------------------------------------------------------------------
 
 PROCESS = """
-import sys
-sys.path[:0] = [{tests!r}, {tests!r} + "/.."]
-import logging
+import logging, sys
 logging.basicConfig(level=logging.INFO)
-from test_cluster_backend import PACE, Wanting, settings, tiny_pipeline
+sys.path += {tests!r}
+from tiny_cluster import TIMES, FixedPolicy, settings, tiny_pipeline
 from test_cluster_controller import OFTEN, WANTED
 from opd.cluster.controller import ControllerSettings, run_controller
 from opd.serving.monitoring import PrometheusUrl
-options = ControllerSettings(interval_seconds=600, lease=OFTEN, pace=PACE, host="127.0.0.1", port=0)
+options = ControllerSettings(interval_seconds=600, lease=OFTEN, times=TIMES, host="127.0.0.1", port=0)
 monitor = PrometheusUrl({prometheus!r})
-sys.exit(run_controller(tiny_pipeline(), settings(), monitor, Wanting(WANTED), lambda h: 5.0, options, {config!r}))
+sys.exit(run_controller(tiny_pipeline(), settings(), monitor, FixedPolicy(WANTED), lambda h: 5.0, options, {config!r}))
 """
 
 
+@pytest.mark.processes
 def test_sigterm_in_the_middle_of_a_change_ends_it_soon_and_in_good_order(world):
     world.kubelet.behave("tiny-first-large", broken="silent")
-    script = PROCESS.format(
-        tests=str(ROOT / "tests" / "cluster"), prometheus=world.prometheus.url, config=str(world.config)
-    )
-    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, env=os.environ) as process:
+    paths = [str(ROOT / "tests"), str(Path(__file__).parent)]
+    script = PROCESS.format(tests=paths, prometheus=world.prometheus.url, config=str(world.config))
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, env=os.environ)
+    with terminating(process):
         eventually(lambda: "tiny-first-large" in world.workloads())
         process.send_signal(signal.SIGTERM)
         _, log = process.communicate(timeout=PATIENCE)  # far less than an interval
@@ -461,11 +425,8 @@ def test_sigterm_in_the_middle_of_a_change_ends_it_soon_and_in_good_order(world)
 def test_a_lease_is_a_lease_of_the_cluster(server, tmp_path):
     path = kubeconfig(server, tmp_path)
     cluster = Cluster("space", lambda: credentials(str(path)), QUICK)
-    lease = Lease(cluster, "tiny", "a", OFTEN)
-    lease.start()
-    eventually(lambda: lease.held)
-    first = cluster.get(LEASE, "tiny-controller")["spec"]
-    eventually(lambda: cluster.get(LEASE, "tiny-controller")["spec"]["renewTime"] != first["renewTime"])
-    lease.close()
+    with Lease(cluster, "tiny", "a", OFTEN).hold(PATIENCE):
+        first = cluster.get(LEASE, "tiny-controller")["spec"]
+        eventually(lambda: cluster.get(LEASE, "tiny-controller")["spec"]["renewTime"] != first["renewTime"])
     assert cluster.list(LEASE, selector("tiny", CONTROLLER))[0]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", first["acquireTime"])

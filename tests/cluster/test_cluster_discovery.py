@@ -9,21 +9,23 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from cluster_emulator import ApiServer, Kubelet, Prometheus, kubeconfig
 from deadlines import PATIENCE, eventually
+from emulator.api_server import ApiServer, kubeconfig
+from emulator.kubelet import Kubelet
+from emulator.prometheus import Prometheus
 
-from opd.cluster.api import POD, Cluster, Patience, credentials
+from opd.cluster.api import POD, Cluster, RetryPolicy, credentials
 from opd.cluster.backend import KubernetesBackend
 from opd.cluster.discovery import Discovery, DiscoverySettings, choose
-from opd.cluster.manifests import pipeline_objects
+from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.settings import ClusterSettings
 from opd.live.load import start_load
 from opd.pipeline import Pipeline, StageConfiguration, Task, Variant
 from opd.serving.monitoring import PrometheusUrl
-from opd.serving.stage_queue import Place
+from opd.serving.stage_queue import ReplicaEndpoint
 from opd.serving.store import ModelStore
 
-QUICK = Patience(connect_seconds=0.5, read_seconds=1.0, attempts=2, first_pause=0.02, longest_pause=0.2)
+QUICK = RetryPolicy(connect_seconds=0.5, read_seconds=1.0, attempts=2, first_pause=0.02, longest_pause=0.2)
 SETTINGS = DiscoverySettings("space", "opd.io/task=first", "tiny-first-stage", 8081)
 
 
@@ -51,7 +53,7 @@ def by_name(*pods):
 
 
 def place(name, variant="small", address="10.0.0.1:8081"):
-    return Place(name, variant, address)
+    return ReplicaEndpoint(name, variant, address)
 
 
 # --- known answers ---------------------------------------------------------------------------------------------------
@@ -185,6 +187,7 @@ def store(tmp_path):
     return str(folder)
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(sys.platform != "linux", reason="needs every address of 127.0.0.0/8")
 def test_a_deployed_pipeline_is_reconfigured_under_load_without_losing_a_request(tmp_path, store, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))

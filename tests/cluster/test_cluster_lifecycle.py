@@ -3,52 +3,18 @@
 import threading
 
 import pytest
-from cluster_emulator import ApiServer, Kubelet, kubeconfig
 from deadlines import PATIENCE, eventually
-from test_cluster_backend import INITIAL, LARGE, QUICK, SMALL, World, settings, stages, tiny_pipeline
+from tiny_cluster import LARGE, SMALL, TinyCluster, TinyDeployment, stages
 
 from opd.cluster import lifecycle
-from opd.cluster.api import Cluster, credentials
 from opd.cluster.errors import ForbiddenError, ServerFailedError
 from opd.cluster.lease import Lease, LeaseTimes
-from opd.cluster.manifests import pipeline_objects
 from opd.cluster.overlay import Overlay
-from opd.cluster.pod_status import is_ready
 
 
-class Space:
-    """A namespace of an emulated cluster, at first empty."""
-
-    def __init__(self, folder, capacity=6):
-        self.pipeline = tiny_pipeline(capacity)
-        self.api = ApiServer()
-        self.kubelet = Kubelet(self.api)
-        config = kubeconfig(self.api, folder)
-        self.cluster = Cluster("space", lambda: credentials(str(config)), QUICK)
-
-    def manifests(self, configuration=INITIAL, **changes):
-        return pipeline_objects(self.pipeline, configuration, settings(**changes))
-
-    def deploy(self, configuration=INITIAL, **changes):
-        """What became of every object."""
-        found = list(lifecycle.apply(self.cluster, self.manifests(configuration, **changes)))
-        lifecycle.wait_until_serving(self.cluster, "tiny", PATIENCE)
-        return {each.what for each in found}
-
-    def delete(self, seconds=PATIENCE):
-        return list(lifecycle.delete(self.cluster, "tiny", seconds))
-
-    def names(self, plural):
-        return {each["metadata"]["name"] for each in self.api.all(plural)}
-
-
-@pytest.fixture
-def space(tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def poll_often(monkeypatch):
     monkeypatch.setattr(lifecycle, "POLL_SECONDS", 0.02)
-    made = Space(tmp_path)
-    yield made
-    made.kubelet.close()
-    made.api.stop()
 
 
 EVERYTHING = dict(network_policy=True, istio_gateway="gate", pod_monitor=True, dashboard=True)
@@ -90,15 +56,14 @@ def test_an_object_that_changes_meanwhile_is_read_again(space):
 
 @pytest.mark.parametrize("capacity, fewest", [(6, 1), (2, 0)])
 def test_new_settings_reach_replicas_by_surge_if_the_cores_hold_that_and_else_in_place(tmp_path, capacity, fewest):
-    space = Space(tmp_path, capacity)
-    try:
+    with TinyCluster(tmp_path, capacity) as space:
         space.deploy()
         space.kubelet.behave("tiny-first-small", start_seconds=0.3)
         seen, done = [], threading.Event()
 
         def look():
             while not done.wait(0.01):
-                seen.append(len(ready_models(space, "first")))
+                seen.append(len(space.ready_replicas("first")))
 
         watcher = threading.Thread(target=look)
         watcher.start()
@@ -106,15 +71,7 @@ def test_new_settings_reach_replicas_by_surge_if_the_cores_hold_that_and_else_in
         done.set()
         watcher.join()
         assert min(seen) == fewest
-        assert [pod["spec"]["containers"][0]["image"] for pod in ready_models(space, "first")] == ["opd:2"]
-    finally:
-        space.kubelet.close()
-        space.api.stop()
-
-
-def ready_models(space, task):
-    found = space.api.all("pods", opd_io__task=task, app_kubernetes_io__component="model")
-    return [pod for pod in found if is_ready(pod)]
+        assert [pod["spec"]["containers"][0]["image"] for pod in space.ready_replicas("first")] == ["opd:2"]
 
 
 def test_an_answer_that_is_lost_does_no_harm(space):
@@ -160,7 +117,7 @@ def test_replicas_that_manifests_lack_are_not_pruned_but_released(space):
         former = lifecycle.superseded(space.cluster, "tiny", manifests)
         changes = list(lifecycle.release(space.cluster, former, dry_run=True))
         assert {change.before["metadata"]["name"] for change in changes} == gone
-    assert {change.what for change in lifecycle.release(space.cluster, former)} == {"deleted"}
+    assert {change.outcome for change in lifecycle.release(space.cluster, former)} == {"deleted"}
     assert not space.names("deployments") & {"tiny-first-small", "tiny-second-small"}
 
 
@@ -253,7 +210,7 @@ def test_nothing_is_left(space, flavour):
     other = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "theirs", "namespace": "space"}}
     space.api.put(other)
     gone = space.delete()
-    assert {each.what for each in gone} == {"deleted"}
+    assert {each.outcome for each in gone} == {"deleted"}
     assert [key[3] for key in space.api.objects] == ["theirs"]
     assert space.delete() == []
 
@@ -273,16 +230,12 @@ def test_a_lease_that_stayed_behind_is_deleted_later(space, monkeypatch):
 
 
 def test_a_controller_that_still_runs_is_named_and_its_lease_goes_once_it_has_ended(space):
-    lease = Lease(space.cluster, "tiny", "me", LeaseTimes(retry=0.1))
     space.deploy()
-    lease.start()
-    try:
+    with Lease(space.cluster, "tiny", "me", LeaseTimes(retry=0.1)) as lease:
         with pytest.raises(lifecycle.LeftoverError, match="Lease tiny-controller, which me .*a controller still runs"):
             space.delete(0.5)
         threading.Timer(0.5, lease.close).start()
         assert [change.before["kind"] for change in space.delete()] == ["Lease"] and not space.api.objects
-    finally:
-        lease.close()
 
 
 def test_the_router_goes_before_what_it_needs(space):
@@ -302,11 +255,9 @@ def test_the_router_goes_before_what_it_needs(space):
 
 
 def test_a_controller_makes_nothing_anew_once_the_state_of_stages_is_gone(tmp_path):
-    world = World(tmp_path)
-    try:
+    with TinyDeployment(tmp_path) as world:
         backend = world.backend()
-        cluster = Cluster("space", lambda: credentials(str(world.config)), QUICK)
-        going = lifecycle.delete(cluster, "tiny", PATIENCE)
+        going = lifecycle.delete(world.cluster, "tiny", PATIENCE)
         assert {next(going).before["metadata"]["name"] for _ in range(2)} == {"tiny-first-stage", "tiny-second-stage"}
         before = world.workloads()
         with pytest.raises(Exception, match="tiny-first-stage"):
@@ -314,8 +265,6 @@ def test_a_controller_makes_nothing_anew_once_the_state_of_stages_is_gone(tmp_pa
         assert world.workloads() == before
         list(going)
         assert not world.api.all("deployments")
-    finally:
-        world.close()
 
 
 def test_pods_that_do_not_end_are_named(space):

@@ -23,21 +23,17 @@ from hypothesis import strategies as st
 from small_pipelines import ocr_pipeline, pipelines
 
 from opd.cluster import names
-from opd.cluster.dashboard import dashboard, dashboard_text
-from opd.cluster.manifests import (
-    model_workload,
-    pipeline_objects,
-    replicas_of,
-    stage_config,
-    with_replicas,
-)
+from opd.cluster.manifests.dashboard import dashboard, dashboard_text
+from opd.cluster.manifests.pipeline import pipeline_objects, stage_config
+from opd.cluster.manifests.pods import SECURITY_CONTEXT, cpu
+from opd.cluster.manifests.servers import DISCOVERING_QUEUE
+from opd.cluster.manifests.workloads import model_workload, replicas_of, with_replicas
 from opd.cluster.overlay import Overlay
-from opd.cluster.pods import SECURITY_CONTEXT, cpu
 from opd.cluster.record import ControllerMetrics
 from opd.cluster.settings import FLAVOURS, ClusterSettings, SettingsError, read_settings
 from opd.objective import cost
 from opd.pipeline import InfeasibleError, Pipeline, StageConfiguration, Task, Variant
-from opd.profiling.profiles import load_pipeline
+from opd.profiling.catalogue import load_pipeline
 from opd.serving import metrics
 from opd.serving.server import ServerSettings
 from opd.serving.stage_queue import StageSettings
@@ -199,11 +195,12 @@ def test_the_settings_of_every_server_are_what_the_server_reads():
     for workload in workloads(objects):
         mounted = found(objects, "ConfigMap", workload["metadata"]["name"])
         server = ServerSettings(**json.loads(mounted["data"]["server.json"]))
-        assert server.kind == workload["metadata"]["labels"][names.COMPONENT_LABEL]
+        component = workload["metadata"]["labels"][names.COMPONENT_LABEL]
+        assert server.kind == (DISCOVERING_QUEUE if component == names.QUEUE else component)
         ports = {port["name"]: port["containerPort"] for port in server_of(workload)["ports"]}
         assert ports == {"http": server.http_port, "grpc": server.grpc_port, "metrics": server.metrics_port}
         assert server_of(workload)["readinessProbe"]["httpGet"]["path"] == f"/v2/models/{server.name}/ready"
-        if server.kind == "queue":
+        if component == names.QUEUE:
             StageSettings(**server.parameters["settings"])
 
 
@@ -550,7 +547,10 @@ def test_with_a_pod_monitor_series_are_told_apart_by_their_namespace():
         ("{image: 'opd:1'}", "lacks store"),
         ("{image: 'opd:1', store: /m, colour: red}", "may not set 'colour'"),
         ("{image: 'opd:1', store: /m, namespace: kube-system}", "is for namespace 'kube-system', not 'here'"),
-        ("{image: 'opd:1', store: /m, stage: {batch_size: 0}}", "batch_size 0 must be at least 1"),
+        (
+            "{image: 'opd:1', store: /m, stage: {batch_size: 0}}",
+            "batch_size must be at least 1, not 0",
+        ),
         ("{image: 'opd:1', store: /m, stage: {batch_size: many}}", "stage"),
         ("{image: 'opd:1', store: /m, router_millicores: '5'}", "must be of type int"),
     ],
@@ -567,7 +567,7 @@ def test_a_file_of_other_settings_is_refused(tmp_path, text, message):
 
 def test_the_dashboard_file_is_the_one_that_is_made():
     assert (DEPLOY / "grafana" / "opd.json").read_text() == dashboard_text(), (
-        "if the change is meant, run `python -m opd.cluster.dashboard > deploy/grafana/opd.json`"
+        "if the change is meant, run `python -m opd.cluster.manifests.dashboard > deploy/grafana/opd.json`"
     )
 
 

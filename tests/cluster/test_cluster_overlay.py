@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_pipelines import ocr_pipeline
 
-from opd.cluster.documents import MAX_BYTES, MAX_DEPTH, DocumentError, parse_document, read_document
-from opd.cluster.manifests import pipeline_objects
+from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.names import COMPONENTS, BadNameError
 from opd.cluster.overlay import MERGE_KEYS, Overlay, OverlayError, read_overlay
 from opd.cluster.settings import FLAVOURS, ClusterSettings
+from opd.documents import MAX_BYTES, MAX_DEPTH, DocumentError, parse_document, read_document
 from opd.pipeline import StageConfiguration
 
 TEMPLATE = {

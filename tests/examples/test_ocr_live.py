@@ -19,9 +19,9 @@ from opd.live.summaries import count_changes, summarise_run
 from opd.live.traffic import Traffic
 from opd.objective import Weights
 from opd.pipeline import StageConfiguration
-from opd.profiling.profiles import load_pipeline
+from opd.profiling.catalogue import load_pipeline
 from opd.serving.local import LocalBackend
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 
 pytestmark = pytest.mark.processes
 

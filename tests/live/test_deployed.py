@@ -8,6 +8,7 @@ from opd.replay import replay
 
 from opd import cli
 from opd.cluster.api import POD
+from opd.cluster.errors import LedByAnotherError
 from opd.cluster.names import selector
 from opd.cluster.overlay import read_overlay
 from opd.cluster.settings import ClusterSettings
@@ -17,9 +18,8 @@ from opd.live.site import LiveSite
 from opd.live.summaries import summarise_run
 from opd.live.traffic import Traffic
 from opd.objective import Weights
-from opd.serving.local import ControlledError
 from opd.serving.monitoring import MonitoringError, Scraper
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 
 pytestmark = pytest.mark.processes
 
@@ -70,7 +70,10 @@ def test_reconfiguring_the_deployed_pipeline_under_load_loses_no_request(site, d
 
 def test_only_one_evaluation_at_a_time_controls_the_pipeline(deployed, monkeypatch):
     monkeypatch.setattr(evaluation, "LEAD_SECONDS", 1.0)
-    with deployed(), pytest.raises(ControlledError, match="another controller holds the Lease 'tiny-controller'"):
+    with (
+        deployed(),
+        pytest.raises(LedByAnotherError, match="another controller holds the Lease 'tiny-controller'"),
+    ):
         deployed().__enter__()
     with deployed() as again:
         assert again.configuration == again.pipeline.smallest_configuration()

@@ -16,7 +16,7 @@ from opd.live.site import LiveSite
 from opd.live.summaries import count_changes, live_timeline, summarise_run
 from opd.live.traffic import most_varied_window
 from opd.measurement import unmeasured
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 
 # Traffic and decisions
 

@@ -22,16 +22,16 @@ from deadlines import PATIENCE, eventually, within
 from opd.control.loop import ApplyError
 from opd.live.load import start_load
 from opd.pipeline import Pipeline, StageConfiguration, Task, Variant
-from opd.serving import local, local_stage, processes, starts
+from opd.serving import backoff, local, local_stage, processes
 from opd.serving.client import Client
-from opd.serving.local import ControlledError, LocalBackend
+from opd.serving.local import AlreadyControlledError, LocalBackend
 from opd.serving.local_stage import LocalStage
 from opd.serving.monitoring import URL_VARIABLE, MonitoringError
 from opd.serving.processes import ServerProcess, StartError
 from opd.serving.server import ServerSettings
 from opd.serving.stage_queue import StageSettings
 from opd.serving.store import ModelStore
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 
 TESTS = Path(__file__).parents[1]
 PARAMETERS = SimulationParameters(interval=2)
@@ -260,7 +260,7 @@ def without_spares(backend, monkeypatch):
 
 
 def test_a_server_that_was_late_is_named_with_the_limit(backend, without_spares, monkeypatch):
-    monkeypatch.setattr(starts, "START_SECONDS", 0.2)
+    monkeypatch.setattr(backoff, "START_SECONDS", 0.2)
     with pytest.raises(ApplyError, match="variant 'slow' of 'first' did not start 2 times .* not ready after 0.2 s; "):
         backend.apply(stages((SLOW, 1, 1), (FAST, 1, 1)))
 
@@ -354,8 +354,8 @@ def test_spares_that_die_at_start_are_tried_with_pauses_and_fail_no_change(backe
 def test_a_spare_that_hangs_at_start_is_killed_and_named_with_the_limit(backend, monkeypatch, caplog):
     stage = backend.stages[0]
     spare = ready_spare(stage)
-    monkeypatch.setattr(starts, "START_SECONDS", 0.2)
-    monkeypatch.setattr(starts, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(backoff, "START_SECONDS", 0.2)
+    monkeypatch.setattr(backoff, "LONGEST_PAUSE", 0.1)
     os.kill(spare.process.pid, signal.SIGKILL)
     eventually(lambda: re.search(r"a spare of 'first' did not start.*: not ready after 0.2 s; ", caplog.text))
     assert stage.settled and not backend._errors()
@@ -368,7 +368,7 @@ def test_a_spare_that_hangs_at_start_is_killed_and_named_with_the_limit(backend,
 
 def test_a_second_controller_is_refused_and_told_who_holds_the_pipeline(backend, store):
     folder = backend.router.folder
-    with pytest.raises(ControlledError, match=f"is controlled by process {os.getpid()}"):
+    with pytest.raises(AlreadyControlledError, match=f"is controlled by process {os.getpid()}"):
         LocalBackend(tiny_pipeline(), PARAMETERS, INITIAL, folder, store)
     assert backend.router.alive
 
@@ -432,7 +432,7 @@ def test_nothing_is_started_once_the_backend_closes(tmp_path):
 
 
 def test_nobody_is_given_the_ports_of_a_server_that_is_starting(tmp_path):
-    process = ServerProcess("queue", ServerSettings("queue", "first"), tmp_path)
+    process = ServerProcess("queue", ServerSettings(kind="queue", name="first"), tmp_path)
     settings = process.settings
     for port in (settings.http_port, settings.grpc_port, settings.metrics_port):
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
@@ -450,7 +450,7 @@ def test_a_server_can_listen_on_a_held_port():
 
 def test_the_last_words_of_a_server_are_its_own(tmp_path):
     (tmp_path / "queue.log").write_text("OSError: of an earlier one\n")
-    process = ServerProcess("queue", ServerSettings("queue", "first"), tmp_path)
+    process = ServerProcess("queue", ServerSettings(kind="queue", name="first"), tmp_path)
     assert process.last_words() == "it wrote nothing"
     eventually(process.ended)
     assert process.last_words().startswith("KeyError: 'pipeline'")
@@ -458,7 +458,7 @@ def test_the_last_words_of_a_server_are_its_own(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "error"),
-    [(dict(max_queue=0), "max_queue 0"), (dict(), "Prometheus server at http://nobody:1 cannot")],
+    [(dict(max_queue=0), "max_queue"), (dict(), "Prometheus server at http://nobody:1 cannot")],
 )
 def test_a_start_that_fails_early_leaves_the_folder_to_others(tmp_path, store, monkeypatch, arguments, error):
     monkeypatch.setenv(URL_VARIABLE, "http://nobody:1")

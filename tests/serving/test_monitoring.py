@@ -16,7 +16,7 @@ import pytest
 from deadlines import PATIENCE, eventually
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
-from opd.serving import guard, monitoring
+from opd.serving import monitoring, supervisor
 from opd.serving.monitoring import (
     MonitoringError,
     NoDataError,
@@ -185,12 +185,12 @@ def foreign(tmp_path):
     options = [f"--config.file={configuration}", f"--storage.tsdb.path={tmp_path / 'storage'}"]
     with hold_port() as holder:
         address = f"127.0.0.1:{port_of(holder)}"
-        process = guard.start(["prometheus", *options, f"--web.listen-address={address}", "--log.level=warn"])
+        process = supervisor.start(["prometheus", *options, f"--web.listen-address={address}", "--log.level=warn"])
         try:
             eventually(lambda: monitoring._answers(direct_session(), f"http://{address}/-/ready"))
             yield f"http://{address}"
         finally:
-            guard.stop(process, 5.0)
+            supervisor.stop(process, 5.0)
 
 
 @needs_prometheus
@@ -352,7 +352,7 @@ def test_an_interrupted_start_leaves_nothing_behind(tmp_path, interruptible):
 
 
 def guarded(code):
-    process = guard.start([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    process = supervisor.start([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert process.stdout.readline() == "ready\n"
     return process, family(process.pid)
 
@@ -366,7 +366,7 @@ def test_a_guard_has_the_exit_code_of_its_program():
     process, _ = guarded("print('ready', flush=True); raise SystemExit(7)")
     assert process.wait(PATIENCE) == 7
     process.communicate()
-    missing = guard.start(["no-such-program"], stderr=subprocess.PIPE)
+    missing = supervisor.start(["no-such-program"], stderr=subprocess.PIPE)
     assert "cannot run no-such-program" in missing.communicate(timeout=PATIENCE)[1] and missing.returncode == 127
 
 
@@ -377,13 +377,13 @@ def test_a_guard_passes_signals_on():
     assert all(ended(each) for each in everyone)
     process.communicate()
     process, everyone = guarded("import time; print('ready', flush=True); time.sleep(600)")
-    assert guard.stop(process, PATIENCE) == 128 + signal.SIGTERM
+    assert supervisor.stop(process, PATIENCE) == 128 + signal.SIGTERM
     process.stdout.close()
     assert all(ended(each) for each in everyone)
 
 
 def test_a_program_that_will_not_end_is_killed_with_its_guard():
     process, everyone = guarded(STUBBORN)
-    assert guard.stop(process, 0.3) == -signal.SIGKILL
+    assert supervisor.stop(process, 0.3) == -signal.SIGKILL
     process.stdout.close()
     eventually(lambda: all(ended(each) for each in everyone))

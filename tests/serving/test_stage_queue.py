@@ -23,8 +23,9 @@ from opd.serving.protocol import (
     ServingError,
     TooOldError,
 )
-from opd.serving.stage_queue import Place, StageQueue, StageSettings
-from opd.simulator.simulation import SimulationParameters, Simulator
+from opd.serving.stage_queue import ReplicaEndpoint, StageQueue, StageSettings
+from opd.simulator.parameters import SimulationParameters
+from opd.simulator.simulator import Simulator
 
 SERVICE = {1: 0.1, 2: 0.15, 4: 0.25}
 
@@ -78,7 +79,7 @@ class Stage:
         return self.servers.setdefault(address, SlowServer(address))
 
     def configure(self, batch_size, *names, variant="v"):
-        self.queue.configure(batch_size, [Place(name, variant, name) for name in names])
+        self.queue.configure(batch_size, [ReplicaEndpoint(name, variant, name) for name in names])
 
     async def submit(self, payload=b"a", delay=0.0, age=0.0):
         """When the request ended, and with what."""

@@ -13,13 +13,16 @@ from gymnasium.utils.seeding import np_random
 from small_pipelines import everything_selectable, ocr_pipeline, varying_workload, within_limits
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
-from opd.agent import training
 from opd.agent.network import ActorCritic
-from opd.agent.training import Problem, TrainingParameters, Validation, expert_table, validate
+from opd.agent.parameters import TrainingParameters
+from opd.agent.ppo import train
+from opd.agent.problem import Problem, expert_table
+from opd.agent.validation import Validation, validate
 from opd.objective import Weights
 from opd.pipeline import as_array, as_configuration, from_choices
-from opd.simulator.environment import Episodes, PipelineEnvironment
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.environment import PipelineEnv
+from opd.simulator.parameters import SimulationParameters
+from opd.simulator.vector_environment import PipelineVectorEnv
 from opd.study.benchmarks.bars import training_bars
 from opd.study.benchmarks.peer_environments import EPISODE_LENGTH, StageActions
 from opd.study.benchmarks.peer_stable_baselines import (
@@ -57,8 +60,8 @@ def small_problem() -> Problem:
     return Problem(pipeline, WEIGHTS, SIMULATION, workload, workload, bursts, bursts, table, table)
 
 
-def small_environment() -> PipelineEnvironment:
-    return PipelineEnvironment(ocr_pipeline(), varying_workload(), WEIGHTS, SIMULATION, episode_length=50)
+def small_environment() -> PipelineEnv:
+    return PipelineEnv(ocr_pipeline(), varying_workload(), WEIGHTS, SIMULATION, episode_length=50)
 
 
 class Stubborn:
@@ -139,11 +142,11 @@ def test_a_fixed_action_earns_the_same_in_the_environment_and_in_the_evaluation(
     environment.reset(seed=7, options={"decision": 40})
     generator, _ = np_random(7)
     seed = int(generator.integers(2**31))
-    episodes = Episodes(environment.pipeline, WEIGHTS, SIMULATION, varying_workload(), 1, seed)
+    episodes = PipelineVectorEnv(environment.pipeline, varying_workload(), WEIGHTS, SIMULATION, seed=seed)
     episodes.begin(np.array([0]), np.array([40]), as_array(environment.pipeline.smallest_configuration())[None])
     for _ in range(20):
         _, reward, _, _, info = environment.step(np.array(action))
-        score, interval = episodes.step(peer(episodes.state()))
+        score, interval = episodes.run_interval(peer(episodes.state()))
         assert score.reward[0] == pytest.approx(reward, abs=1e-12)
         assert int(interval.dropped[0]) == info["dropped"]
 
@@ -180,7 +183,7 @@ def test_environments_stepped_together_are_those_of_gymnasium(peer):
                 running[place] = as_array(wanted)
             else:
                 refused += 1
-        score, _ = alone.step(running)
+        score, _ = alone.run_interval(running)
         states, rewards, ends, more = together.step(actions)
         np.testing.assert_allclose(rewards, score.reward, rtol=1e-6)
         assert ends.all() == ends.any() == (step == EPISODE_LENGTH - 1)
@@ -214,9 +217,9 @@ def test_a_peer_sees_what_vec_normalize_shows_it_and_has_a_network_like_ours(pee
     np.testing.assert_array_equal(greedy.observations(states), vectorised.normalize_obs(states))
     ours = ActorCritic(problem.pipeline, PARAMETERS.width, PARAMETERS.blocks)
     trunk = [part.shape for part in model.policy.features_extractor.trunk.parameters()]
-    assert trunk == [part.shape for part in ours.extractor.parameters()]
+    assert trunk == [part.shape for part in ours.features_extractor.parameters()]
     for hidden in (model.policy.mlp_extractor.policy_net, model.policy.mlp_extractor.value_net):
-        assert hidden[0].weight.shape == ours.context.weight.shape == ours.value[0].weight.shape
+        assert hidden[0].weight.shape == ours.context.weight.shape == ours.critic[0].weight.shape
 
 
 def test_a_peer_that_is_not_there_is_refused():
@@ -229,7 +232,7 @@ def test_observing_our_training_changes_nothing_of_it(tmp_path):
     observer = Observer(problem, own)
     with observer.training():
         train_agent("agent", problem, PARAMETERS, 3, observer.observe)
-    network = training.train(problem, own, 3, tmp_path)
+    network = train(problem, own, 3, tmp_path)
     best = max(observer.rows[1:], key=lambda row: row["selection"])
     assert observer.best is not None
     alone = validate(problem, own, greedy_agent(network))

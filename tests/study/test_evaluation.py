@@ -6,18 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from small_agents import agent_for
 from small_pipelines import ocr_pipeline
-from test_agent import agent_for
 
+from opd.control import BASELINES
 from opd.objective import Weights
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters, greedy
 from opd.study.evaluation import (
-    BASELINES,
     COLUMNS,
     Cell,
     Setting,
-    build_policy,
     evaluate,
     run_cycle,
     summarise,
@@ -31,14 +30,14 @@ CYCLE = Cycle("waves", 20_000)
 
 def cycle_of(policy, seed, setting):
     pipeline = ocr_pipeline()
-    return run_cycle(pipeline, build_policy(policy, pipeline, seed, setting), CYCLE, seed, setting)
+    return run_cycle(pipeline, setting.policy(policy, pipeline, seed), CYCLE, seed, setting)
 
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
     seconds = np.arange(6 * 3600)
     counts = np.random.default_rng(0).poisson(8.0 + 5.0 * np.sin(seconds / 120.0))
-    path = tmp_path_factory.mktemp("agents") / "agent.pt"
+    path = tmp_path_factory.mktemp("agents") / "agent.npz"
     agent_for(ocr_pipeline()).save(path)
     return Setting(
         Trace("waves", counts, seconds),
@@ -79,7 +78,7 @@ def test_a_device_that_is_slower_than_its_profiles_surprises_the_policy(setting)
     tasks = tuple(replace(task, variants=each) for task, each in zip(pipeline.tasks, slower, strict=True))
     slow = replace(pipeline, tasks=tasks)
     believed = cycle_of("greedy", 0, setting)
-    found = run_cycle(pipeline, build_policy("greedy", pipeline, 0, setting), CYCLE, 0, setting, device=slow)
+    found = run_cycle(pipeline, setting.policy("greedy", pipeline, 0), CYCLE, 0, setting, device=slow)
     assert [step.configuration for step in found] == [step.configuration for step in believed]
     ready = [np.mean([step.interval.ready_throughput for step in steps], axis=(0, 1)) for steps in (believed, found)]
     np.testing.assert_allclose(ready[0] / ready[1], 1.5)
@@ -121,4 +120,4 @@ def test_the_table_is_the_same_for_any_number_of_workers(setting):
 @pytest.mark.parametrize(("policy", "seed"), [("oracle", 3), ("agent", 4)])
 def test_an_unknown_policy_is_answered_with_those_there_are(setting, policy, seed):
     with pytest.raises(ValueError, match=rf"no policy '{policy}' for pipeline 'ocr' and seed {seed}.*myopic.*agent"):
-        build_policy(policy, ocr_pipeline(), seed, setting)
+        setting.policy(policy, ocr_pipeline(), seed)

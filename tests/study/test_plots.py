@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
+from opd.control import BASELINES
 from opd.study import plots
-from opd.study.evaluation import BASELINES
 from opd.study.plots_style import PALETTE, ordered, policy_style, save_figure
 from opd.study.report import LOADS
 

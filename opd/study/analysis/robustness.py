@@ -30,13 +30,14 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from opd.agent.training import Job, TrainingParameters, build_problem, run_jobs
-from opd.control.policies import IpaPolicy, Policy
+from opd.agent.jobs import Job, run_jobs
+from opd.agent.parameters import TrainingParameters
+from opd.agent.problem import build_problem
 from opd.parallel import run_tasks
 from opd.pipeline import Pipeline
 from opd.study.analysis.intervals import estimate
 from opd.study.analysis.wording import Row, with_interval
-from opd.study.evaluation import Setting, build_policy, run_cycle, summarise
+from opd.study.evaluation import Setting, run_cycle, summarise
 from opd.study.plots_style import policy_style
 from opd.workload.forecast import Forecaster
 from opd.workload.load import HISTORY_SECONDS
@@ -261,7 +262,7 @@ def trained_agents(
             pipeline, setting.trace, setting.forecaster, setting.weights, setting.simulation, parameters
         )
         for seed in seeds:
-            name = f"{pipeline.name}/{AGENT}-{seed}.pt"
+            name = f"{pipeline.name}/{AGENT}-{seed}.npz"
             earlier = Job(AGENT, seed, problem, parameters, known / name)
             jobs.append(earlier if earlier.done else replace(earlier, path=folder / name))
     run_jobs(jobs, workers)
@@ -288,17 +289,12 @@ def run(world: World, cell: Cell) -> dict[str, Any]:
     met = world.meet(world.setting, pipeline, cycle, seed)
     row = {"world": world.name, "variant": world.variant, "trace": world.setting.trace.name, "factor": met.factor}
     row |= {"pipeline": pipeline.name, "cycle": cycle.name, "policy": cell.policy, "seed": seed}
-    policy = _build(cell, met.setting)
+    solver = "dynamic-program" if cell.policy == IPA else cell.policy  # the optimum of HiGHS in a fraction of its time
+    policy = met.setting.policy(solver, pipeline, seed)
     steps = run_cycle(pipeline, policy, cycle, seed, met.setting, met.device)
     row |= {"refused": sum(bool(step.refused) for step in steps)}
     row |= {"fallbacks": sum(bool(step.forecast_failure) for step in steps)}
     return row | summarise(steps)
-
-
-def _build(cell: Cell, setting: Setting) -> Policy:
-    if cell.policy == IPA:  # the same optimum as by HiGHS, in a fraction of its time
-        return IpaPolicy(cell.pipeline, setting.ipa, "dynamic-program")
-    return build_policy(cell.policy, cell.pipeline, cell.seed, setting)
 
 
 def _run_cell(worlds: Sequence[World], cell: Cell) -> dict[str, Any]:

@@ -1,0 +1,131 @@
+"""Objects beyond the bare pipeline: disruption budgets, network policies, objects for Istio and for monitoring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from opd.cluster.manifests.dashboard import dashboard_config
+from opd.cluster.manifests.objects import Manifest, manifest, pod_selector
+from opd.cluster.manifests.pods import METRICS
+from opd.cluster.names import MODEL, QUEUE, ROUTER, labels, models_name, queue_name, router_name
+from opd.cluster.settings import ClusterSettings
+from opd.pipeline import Pipeline
+from opd.serving.monitoring import SCRAPE_SECONDS, SCRAPE_TIMEOUT
+
+GRPC_SERVICE = "/inference.GRPCInferenceService/"
+"""Path of the Open Inference Protocol over gRPC."""
+
+DNS_PORT = 53
+
+
+def extra_objects(pipeline: Pipeline, settings: ClusterSettings) -> list[Manifest]:
+    """Returns the disruption budgets, and whatever else the settings ask for."""
+    objects = [_disruption_budget(pipeline, task.name, settings) for task in pipeline.tasks]
+    if settings.network_policy:
+        objects += _network_policies(pipeline, settings)
+    if settings.istio_gateway:
+        objects += [_virtual_service(pipeline, settings), _destination_rule(pipeline, settings)]
+    if settings.pod_monitor:
+        objects.append(_pod_monitor(pipeline, settings))
+    if settings.dashboard:
+        objects.append(dashboard_config(pipeline.name, settings.namespace))
+    return objects
+
+
+def _disruption_budget(pipeline: Pipeline, task: str, settings: ClusterSettings) -> Manifest:
+    """Lets a node drain evict the replicas of a task one by one; router and queues have only one pod each anyway."""
+    spec = {"maxUnavailable": 1, "selector": pod_selector(pipeline.name, MODEL, task)}
+    name, its_labels = models_name(pipeline.name, task), labels(pipeline.name, MODEL, task)
+    return manifest("policy/v1", "PodDisruptionBudget", name, its_labels, settings.namespace, spec=spec)
+
+
+# --------------------------------------------------------------------------------------------------- network
+
+
+def _network_policies(pipeline: Pipeline, settings: ClusterSettings) -> list[Manifest]:
+    """Lets clients reach the router, the router the queues, each queue its task's replicas, and monitoring all pods."""
+    name, grpc = pipeline.name, [settings.grpc_port]
+    router, queues = {"podSelector": pod_selector(name, ROUTER)}, {"podSelector": pod_selector(name, QUEUE)}
+    control_plane = [{"ipBlock": {"cidr": block}} for block in settings.control_plane_blocks]
+    ingress = [_allow("from", [settings.http_port, settings.grpc_port])]
+    policies = [_network_policy(name, ROUTER, "", settings, ingress, [_allow("to", grpc, [queues])])]
+    for task in (each.name for each in pipeline.tasks):
+        queue = {"podSelector": pod_selector(name, QUEUE, task)}
+        models = {"podSelector": pod_selector(name, MODEL, task)}
+        ingress = [_allow("from", grpc, [router]), _allow("from", [settings.http_port], control_plane)]
+        egress = [_allow("to", grpc, [models]), _allow("to", settings.api_server_ports)]
+        policies.append(_network_policy(name, QUEUE, task, settings, ingress, egress))
+        ingress, egress = [_allow("from", grpc, [queue])], [_allow("to", settings.store_ports)]
+        policies.append(_network_policy(name, MODEL, task, settings, ingress, egress))
+    return policies
+
+
+def _network_policy(
+    pipeline: str, component: str, task: str, settings: ClusterSettings, ingress: list[Any], egress: list[Any]
+) -> Manifest:
+    """Returns a policy that also allows scraping metrics and resolving names."""
+    names = {ROUTER: router_name(pipeline), QUEUE: queue_name(pipeline, task), MODEL: models_name(pipeline, task)}
+    monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.monitoring_namespace}}}
+    dns = {"ports": [{"protocol": protocol, "port": DNS_PORT} for protocol in ("UDP", "TCP")]}
+    spec = {
+        "podSelector": pod_selector(pipeline, component, task),
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": [*ingress, _allow("from", [settings.metrics_port], [monitoring])],
+        "egress": [*egress, dns],
+    }
+    its_labels = labels(pipeline, component, task)
+    return manifest(
+        "networking.k8s.io/v1", "NetworkPolicy", names[component], its_labels, settings.namespace, spec=spec
+    )
+
+
+def _allow(direction: str, ports: Sequence[int], peers: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Returns a rule for TCP ports, open to everybody if there are no peers."""
+    rule: dict[str, Any] = {"ports": [{"protocol": "TCP", "port": port} for port in ports]}
+    return {direction: list(peers), **rule} if peers else rule
+
+
+# ----------------------------------------------------------------------------------------------------- Istio
+
+
+def _virtual_service(pipeline: Pipeline, settings: ClusterSettings) -> Manifest:
+    """Sends requests for this pipeline from the gateway to the router; Istio does not retry, the queues do."""
+    paths = {GRPC_SERVICE: settings.grpc_port, f"/v2/models/{pipeline.name}/": settings.http_port}
+    routes = [
+        {
+            "match": [{"uri": {"prefix": prefix}}],
+            "route": [{"destination": {"host": router_name(pipeline.name), "port": {"number": port}}}],
+            "timeout": f"{settings.stage.request_seconds:g}s",
+            "retries": {"attempts": 0},
+        }
+        for prefix, port in paths.items()
+    ]
+    spec = {"hosts": [settings.istio_host], "gateways": [settings.istio_gateway], "http": routes}
+    return _istio_object("VirtualService", pipeline.name, spec, settings)
+
+
+def _destination_rule(pipeline: Pipeline, settings: ClusterSettings) -> Manifest:
+    policy = {"connectionPool": {"tcp": {"connectTimeout": "2s"}}, "loadBalancer": {"simple": "LEAST_REQUEST"}}
+    spec = {"host": router_name(pipeline.name), "trafficPolicy": policy}
+    return _istio_object("DestinationRule", pipeline.name, spec, settings)
+
+
+def _istio_object(kind: str, pipeline: str, spec: dict[str, Any], settings: ClusterSettings) -> Manifest:
+    name, its_labels = router_name(pipeline), labels(pipeline, ROUTER)
+    return manifest("networking.istio.io/v1", kind, name, its_labels, settings.namespace, spec=spec)
+
+
+# ------------------------------------------------------------------------------------------------ monitoring
+
+
+def _pod_monitor(pipeline: Pipeline, settings: ClusterSettings) -> Manifest:
+    """Scrapes every pod of the pipeline as often as the control loop counts requests."""
+    endpoint = {
+        "port": METRICS,
+        "interval": f"{1000 * SCRAPE_SECONDS:g}ms",
+        "scrapeTimeout": f"{1000 * SCRAPE_TIMEOUT:g}ms",
+    }
+    its_labels = {**settings.monitoring_labels, **labels(pipeline.name)}
+    spec = {"selector": pod_selector(pipeline.name), "podMetricsEndpoints": [endpoint]}
+    return manifest("monitoring.coreos.com/v1", "PodMonitor", pipeline.name, its_labels, settings.namespace, spec=spec)

@@ -1,0 +1,89 @@
+"""All objects of a pipeline, in an order in which they can be created.
+
+The settings of all variants exist from the start. A change of configuration affects only which workloads exist, their
+replicas, and the content of the stages' ConfigMaps.
+"""
+
+from __future__ import annotations
+
+from opd.cluster.manifests.extras import extra_objects
+from opd.cluster.manifests.objects import Manifest, config_map, manifest
+from opd.cluster.manifests.pods import GRPC, HTTP, METRICS, SETTINGS_FILE, Pod
+from opd.cluster.manifests.servers import model_pod, queue_pod, router_pod
+from opd.cluster.manifests.workloads import RECREATE, SURGE, deployment, model_workload, renewed_by_surge
+from opd.cluster.names import QUEUE, check_names, labels, match_labels, queue_account_name, stage_name
+from opd.cluster.settings import ClusterSettings
+from opd.pipeline import Configuration, Pipeline, StageConfiguration, Task, check_feasible
+
+STAGE_VARIANT, STAGE_REPLICAS, STAGE_BATCH_SIZE = "variant", "replicas", "batch_size"
+"""Keys of a stage's ConfigMap."""
+
+RBAC = "rbac.authorization.k8s.io"
+
+
+def pipeline_objects(pipeline: Pipeline, configuration: Configuration, settings: ClusterSettings) -> list[Manifest]:
+    """Returns everything a pipeline needs, in an order in which it can be created.
+
+    Raises:
+        BadNameError: if the cluster would not accept an object's name.
+        InfeasibleError: if the configuration breaks a limit.
+        OverlayError: if the overlay adds a container without an image.
+    """
+    check_names(pipeline)
+    check_feasible(pipeline, configuration)
+    router = router_pod(pipeline, settings)
+    queues = [queue_pod(pipeline, task, settings) for task in pipeline.tasks]
+    models = [model_pod(pipeline, task, variant, settings) for task in pipeline.tasks for variant in task.variants]
+    chosen = list(zip(pipeline.tasks, pipeline.selected(configuration), strict=True))
+    surge = renewed_by_surge(pipeline, configuration)
+    return [
+        *_queue_account(pipeline, settings),
+        *extra_objects(pipeline, settings),
+        *(_settings_config(pod, settings) for pod in (router, *queues, *models)),
+        *(stage_config(pipeline, task, stage, settings) for task, (_, stage) in chosen),
+        *(_service(pod, settings) for pod in (router, *queues)),
+        *(deployment(pod, 1, RECREATE, settings) for pod in queues),
+        *(
+            model_workload(pipeline, task, variant, stage.replicas, settings, surge)
+            for task, (variant, stage) in chosen
+        ),
+        deployment(router, 1, SURGE, settings),
+    ]
+
+
+def stage_config(pipeline: Pipeline, task: Task, stage: StageConfiguration, settings: ClusterSettings) -> Manifest:
+    """Returns the ConfigMap that holds the configuration of a stage."""
+    data = {
+        STAGE_VARIANT: task.variants[stage.variant].name,
+        STAGE_REPLICAS: str(stage.replicas),
+        STAGE_BATCH_SIZE: str(stage.batch_size),
+    }
+    name = stage_name(pipeline.name, task.name)
+    return config_map(name, labels(pipeline.name, QUEUE, task.name), settings.namespace, data)
+
+
+def _settings_config(pod: Pod, settings: ClusterSettings) -> Manifest:
+    return config_map(pod.name, pod.labels, settings.namespace, {SETTINGS_FILE: pod.server.document})
+
+
+def _service(pod: Pod, settings: ClusterSettings) -> Manifest:
+    ports = {HTTP: settings.http_port, GRPC: settings.grpc_port, METRICS: settings.metrics_port}
+    spec = {
+        "type": "ClusterIP",
+        "selector": match_labels(pod.labels),
+        "ports": [{"name": name, "port": port, "targetPort": name, "protocol": "TCP"} for name, port in ports.items()],
+    }
+    return manifest("v1", "Service", pod.name, pod.labels, settings.namespace, spec=spec)
+
+
+def _queue_account(pipeline: Pipeline, settings: ClusterSettings) -> list[Manifest]:
+    """Returns the account of the queues, which may only look at pods and at the configuration of their stage."""
+    name, its_labels, namespace = queue_account_name(pipeline.name), labels(pipeline.name, QUEUE), settings.namespace
+    rule = {"apiGroups": [""], "resources": ["configmaps", "pods"], "verbs": ["get", "list", "watch"]}
+    subject = {"kind": "ServiceAccount", "name": name, "namespace": namespace}
+    role = {"apiGroup": RBAC, "kind": "Role", "name": name}
+    return [
+        manifest("v1", "ServiceAccount", name, its_labels, namespace, automountServiceAccountToken=False),
+        manifest(f"{RBAC}/v1", "Role", name, its_labels, namespace, rules=[rule]),
+        manifest(f"{RBAC}/v1", "RoleBinding", name, its_labels, namespace, subjects=[subject], roleRef=role),
+    ]

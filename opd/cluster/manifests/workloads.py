@@ -1,0 +1,91 @@
+"""Workloads: Deployments of router and queues, and one workload per variant in the chosen flavour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+from opd.cluster.manifests.objects import Manifest, manifest
+from opd.cluster.manifests.pods import Pod, pod_template
+from opd.cluster.manifests.seldon import KIND, seldon_workload
+from opd.cluster.manifests.servers import model_pod
+from opd.cluster.names import match_labels
+from opd.cluster.settings import ClusterSettings
+from opd.pipeline import Configuration, Pipeline, Task, Variant, used_cores
+
+SURGE: Mapping[str, Any] = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+IN_PLACE: Mapping[str, Any] = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
+RECREATE: Mapping[str, Any] = {"type": "Recreate"}
+"""Deployment strategies: start the new pod first, stop an old one first, or stop all old ones first."""
+
+
+def renewed_by_surge(pipeline: Pipeline, configuration: Configuration) -> bool:
+    """Returns whether W_max has room for one more replica of every stage, so settings roll out without a gap.
+
+    Otherwise replicas are renewed in place, one of each stage at a time; requests of a single replica wait.
+    """
+    more = sum(variant.cores for variant, _ in pipeline.selected(configuration))
+    return float(used_cores(pipeline, configuration)) + more <= pipeline.capacity
+
+
+def model_workload(
+    pipeline: Pipeline, task: Task, variant: Variant, replicas: int, settings: ClusterSettings, surge: bool = False
+) -> Manifest:
+    """Returns the workload of one variant: a Deployment or a SeldonDeployment, depending on the flavour.
+
+    Args:
+        pipeline: it belongs to.
+        task: it belongs to.
+        variant: its replicas serve.
+        replicas: how many.
+        settings: of the pods.
+        surge: when settings change, start each new replica before an old one stops; Seldon always does.
+
+    Raises:
+        ValueError: if the pipeline does not allow that many replicas.
+        OverlayError: if the overlay adds a container without an image.
+    """
+    if not 0 <= replicas <= pipeline.max_replicas:
+        raise ValueError(f"task {task.name!r}: {replicas} replicas are not within 0..{pipeline.max_replicas}")
+    pod = model_pod(pipeline, task, variant, settings)
+    if settings.flavour == "seldon":
+        return seldon_workload(pod.name, pod.labels, settings.namespace, replicas, pod_template(pod, settings))
+    return deployment(pod, replicas, SURGE if surge else IN_PLACE, settings)
+
+
+def deployment(pod: Pod, replicas: int, strategy: Mapping[str, Any], settings: ClusterSettings) -> Manifest:
+    """Returns a Deployment of a pod."""
+    spec = {
+        "replicas": replicas,
+        "revisionHistoryLimit": 2,
+        "strategy": deepcopy(dict(strategy)),
+        "selector": {"matchLabels": match_labels(pod.labels)},
+        "template": pod_template(pod, settings),
+    }
+    return manifest("apps/v1", "Deployment", pod.name, pod.labels, settings.namespace, spec=spec)
+
+
+def replicas_of(workload: Mapping[str, Any]) -> int:
+    """Returns the number of replicas that a workload specifies."""
+    return int(_scaled_part(workload).get("replicas", 1))
+
+
+def template_of(workload: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the pod template of a workload."""
+    scaled = _scaled_part(workload)
+    template: Mapping[str, Any] = scaled["componentSpecs"][0] if workload["kind"] == KIND else scaled["template"]
+    return template
+
+
+def with_replicas(workload: Mapping[str, Any], replicas: int) -> Manifest:
+    """Returns a copy of a workload that differs only in its number of replicas."""
+    changed = deepcopy(dict(workload))
+    _scaled_part(changed)["replicas"] = replicas
+    return changed
+
+
+def _scaled_part(workload: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the part of a workload that holds its number of replicas."""
+    spec = workload["spec"]
+    return spec["predictors"][0] if workload["kind"] == KIND else spec

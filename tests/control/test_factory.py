@@ -1,0 +1,95 @@
+"""The policy factory: every name, its errors, and the fallback of agents."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from small_agents import agent_for, trained_with
+from small_pipelines import every_configuration, ocr_pipeline
+
+from opd.agent.deployed import Agent
+from opd.control import DEPLOYABLE_POLICIES, POLICIES
+from opd.control.factory import agent_policy, build_policy
+from opd.control.policies import TRAINED_LOAD_SHARE
+from opd.measurement import Observation, idle_observation
+from opd.objective import Weights
+from opd.pipeline import Pipeline
+from opd.simulator.parameters import SimulationParameters
+from opd.solvers import IpaParameters, ipa_dynamic_program, myopic
+
+
+def observation(pipeline: Pipeline, predicted_load: float, incoming_load: float = 5.0) -> Observation:
+    seen = replace(idle_observation(pipeline), predicted_load=predicted_load, incoming_load=incoming_load)
+    return replace(seen, coming_load=predicted_load)
+
+
+def build(name, pipeline, **options):
+    return build_policy(name, pipeline, Weights(), SimulationParameters(), IpaParameters(), **options)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_policies_by_name_decide_within_the_limits(name, tmp_path):
+    pipeline, path = ocr_pipeline(), tmp_path / "agent"
+    agent_for(pipeline).save(path)
+    policy = build(name, pipeline, agent=path, simulated=True)
+    assert policy.decide(observation(pipeline, 5.0)) in every_configuration(pipeline)
+
+
+@pytest.mark.parametrize(
+    "name, remedy",
+    [
+        ("agent", "needs the checkpoint"),
+        ("oracle", f"'oracle' is not one of {', '.join(DEPLOYABLE_POLICIES)}$"),
+        ("clairvoyant", "is not one of random, greedy.* outside the simulator"),
+    ],
+)
+def test_a_policy_that_cannot_be_built_is_named(name, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        build(name, ocr_pipeline())
+
+
+@pytest.mark.parametrize("expert", ["myopic", "ipa"])
+@pytest.mark.parametrize(("predicted", "incoming"), [(30.5, 5.0), (5.0, 31.0), (30.0, 30.0)])
+def test_the_expert_of_its_training_is_the_fallback_of_an_agent(expert, predicted, incoming):
+    pipeline, weights = ocr_pipeline(), Weights(cost_weight=0.4)
+    agent = agent_for(pipeline)
+    seen = observation(pipeline, predicted, incoming)
+    alone = agent_policy(agent).decide(seen)
+    load = max(predicted, incoming)
+    fallback = (
+        myopic(pipeline, load, weights, 0.5)
+        if expert == "myopic"
+        else ipa_dynamic_program(pipeline, load, IpaParameters(10.0, 0.4, 0.02))
+    )
+    assert alone != fallback
+    trained = trained_with(30.0 / TRAINED_LOAD_SHARE, weights, expert)
+    decided = agent_policy(Agent(pipeline, agent.weights, trained)).decide(seen)
+    assert decided == (fallback if load > 30.0 else alone)
+
+
+def test_the_fallback_of_an_agent_plans_for_the_backlog():
+    pipeline = ocr_pipeline()
+    agent = Agent(pipeline, agent_for(pipeline).weights, trained_with(100.0, Weights()))
+    seen = replace(observation(pipeline, 8.0), queue=np.array([50, 60]))
+    policy = agent_policy(agent)
+    planned = myopic(pipeline, 8.0 + 110 / 10, Weights(), 0.5)
+    assert planned != myopic(pipeline, 8.0, Weights(), 0.5)
+    assert policy.decide(seen) == planned and policy.fallback
+
+
+@pytest.mark.parametrize("largest_load", [None, np.inf])
+def test_an_agent_without_a_largest_load_has_no_fallback(largest_load):
+    pipeline = ocr_pipeline()
+    parameters = {} if largest_load is None else trained_with(largest_load, Weights())
+    policy = agent_policy(Agent(pipeline, agent_for(pipeline).weights, parameters))
+    policy.decide(observation(pipeline, 8000.0))
+    assert not policy.fallback
+
+
+def test_the_names_of_policies_load_nothing_else():
+    code = "import sys, opd.control; assert not {'numpy', 'torch', 'pandas'} & sys.modules.keys(), sorted(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,1 @@
+"""A cluster on this machine: API server, kubelet and Prometheus over real HTTP."""

@@ -1,0 +1,137 @@
+"""Pods of the emulated cluster: their state, and the real processes that may stand for them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import requests
+from deadlines import terminating
+
+from emulator.api_server import ApiServer
+
+
+@dataclass
+class Behaviour:
+    """How the pods of a workload fare.
+
+    Attributes:
+        start_seconds: until they are ready.
+        stop_seconds: until they have ended.
+        broken: why they never become ready: a reason a container waits, ``Unschedulable``, or ``silent``.
+    """
+
+    start_seconds: float = 0.1
+    stop_seconds: float = 0.1
+    broken: str = ""
+
+
+@dataclass
+class PodLife:
+    """What the kubelet knows of a pod; times are monotonic seconds."""
+
+    key: tuple
+    workload: str
+    version: str
+    address: str
+    cores: float
+    is_model: bool
+    born: float = field(default_factory=time.monotonic)
+    told: float = 0.0
+    next_probe: float = 0.0
+    placed: bool = False
+    ready: bool = False
+    leaving: bool = False
+    terminated: bool = False
+    process: subprocess.Popen | None = None
+
+    def kill(self) -> None:
+        """End the process, if there is one."""
+        if self.process is not None:
+            with terminating(self.process, 0):
+                pass
+
+
+def requested_cpu(spec: dict) -> float:
+    """Cores that the first container requests."""
+    given = str(spec["containers"][0].get("resources", {}).get("requests", {}).get("cpu", "0"))
+    return float(given[:-1]) / 1000 if given.endswith("m") else float(given)
+
+
+def is_model(metadata: dict) -> bool:
+    """Return whether a pod with this metadata is a replica."""
+    return metadata["labels"].get("app.kubernetes.io/component") == "model"
+
+
+class PodProcesses:
+    """Servers as the containers of pods, on addresses of the loopback interface.
+
+    Args:
+        api: where ConfigMaps and Services are.
+        folder: of settings, logs and caches.
+        net: the first two bytes of the addresses.
+    """
+
+    def __init__(self, api: ApiServer, folder: Path, net: str) -> None:
+        self._api, self._folder, self._net = api, folder, net
+        self._http = requests.Session()
+        self._http.trust_env = False
+
+    def start(self, life: PodLife, pod: dict) -> subprocess.Popen:
+        """Start the server of a pod with the settings of its ConfigMap."""
+        spec = pod["spec"]
+        container = spec["containers"][0]
+        volume = next(volume for volume in spec["volumes"] if "configMap" in volume)
+        document = self._api.find("configmaps", volume["configMap"]["name"])["data"]
+        settings = json.loads(document[Path(container["args"][0]).name])
+        life.address = self._service_address(pod["metadata"]["labels"]) or life.address
+        settings |= {"host": life.address, "end_with_parent": True}
+        text = json.dumps(settings)
+        for service in self._api.all("services"):
+            name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
+            address = self._service_address(service["spec"]["selector"])
+            text = text.replace(f"{name}.{namespace}.svc", str(address))
+        path = self._folder / f"{pod['metadata']['name']}.json"
+        path.write_text(text)
+        environment = {each["name"]: each["value"] for each in container["env"] if each["name"] != "HOME"}
+        environment["OPD_MODEL_CACHE"] = str(self._folder / "cache" / pod["metadata"]["name"])
+        with (self._folder / f"{pod['metadata']['name']}.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, *container["command"][1:], str(path)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, **environment},
+            )
+
+    def _service_address(self, labels: dict) -> str | None:
+        """The address of the one pod behind a Service, which it keeps when it is replaced."""
+        for number, service in enumerate(self._api.all("services")):
+            if service["spec"]["selector"].items() <= labels.items():
+                return f"{self._net}.0.{number + 1}"
+        return None
+
+    def probe(self, life: PodLife, pod: dict) -> bool:
+        """Answer of the readiness probe, asked every second once ready, every 0.2 s before."""
+        now = time.monotonic()
+        if now < life.next_probe:
+            return life.ready
+        life.next_probe = now + (1.0 if life.ready else 0.2)
+        container = pod["spec"]["containers"][0]
+        probe = container["readinessProbe"]["httpGet"]
+        port = next(each["containerPort"] for each in container["ports"] if each["name"] == probe["port"])
+        try:
+            return self._http.get(f"http://{life.address}:{port}{probe['path']}", timeout=1).ok
+        except requests.RequestException:
+            return False
+
+    def get(self, pod: dict, port: int, path: str) -> Any:
+        """The answer of a pod to a GET."""
+        return self._http.get(f"http://{pod['status']['podIP']}:{port}{path}", timeout=2).json()

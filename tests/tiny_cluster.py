@@ -1,0 +1,147 @@
+"""A pipeline of two tasks on an emulated cluster: an empty namespace, or one where it is deployed already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from deadlines import PATIENCE, eventually
+from emulator.api_server import ApiServer, kubeconfig
+from emulator.kubelet import Kubelet
+from emulator.prometheus import Prometheus
+
+from opd.cluster import lifecycle
+from opd.cluster.api import Cluster, RetryPolicy, credentials
+from opd.cluster.backend import ChangeTimes, KubernetesBackend
+from opd.cluster.difference import ObjectChange
+from opd.cluster.manifests.pipeline import pipeline_objects
+from opd.cluster.pod_status import is_ready
+from opd.cluster.settings import ClusterSettings
+from opd.control.policies import Policy
+from opd.measurement import Observation
+from opd.pipeline import Configuration, Pipeline, StageConfiguration, Task, Variant
+from opd.serving.monitoring import PrometheusUrl
+
+QUICK = RetryPolicy(connect_seconds=0.5, read_seconds=1.0, attempts=4, first_pause=0.02, longest_pause=1.0)
+TIMES = ChangeTimes(poll_seconds=0.02, unschedulable_seconds=0.5, switch_seconds=2.0)
+SMALL, LARGE, THIRD = 0, 1, 2
+
+
+def tiny_pipeline(capacity: int = 6) -> Pipeline:
+    """Two tasks with the same three variants, of 1, 2 and 2 cores."""
+    profile = dict.fromkeys((1, 2, 4), 0.05)
+    variants = tuple(Variant(name, 0.5, cores, profile, 2.0) for name, cores in (("small", 1), ("large", 2), ("x", 2)))
+    tasks = (Task("first", variants), Task("second", variants))
+    return Pipeline("tiny", tasks, capacity=capacity, max_replicas=3, max_batch_size=4, latency_sla=1.0)
+
+
+def stages(*triples: tuple[int, int, int]) -> Configuration:
+    """A configuration of (variant, replicas, batch size)."""
+    return tuple(StageConfiguration(*triple) for triple in triples)
+
+
+INITIAL = stages((SMALL, 1, 1), (SMALL, 1, 1))
+
+
+def settings(**changes: Any) -> ClusterSettings:
+    """Settings that are valid, with these changes."""
+    return ClusterSettings(
+        **{"namespace": "space", "image": "opd:1", "store": "/models", "apply_seconds": 4 * PATIENCE, **changes}
+    )
+
+
+class FixedPolicy(Policy):
+    """Always decides the same."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self.configuration = configuration
+
+    def decide(self, observation: Observation) -> Configuration:
+        return self.configuration
+
+
+class TinyCluster:
+    """A namespace of an emulated cluster, empty at first; its context ends everything."""
+
+    def __init__(self, folder: Path, capacity: int = 6) -> None:
+        self.pipeline = tiny_pipeline(capacity)
+        self.api = ApiServer()
+        self.kubelet = Kubelet(self.api)
+        self.config = kubeconfig(self.api, folder)
+        self.cluster = Cluster("space", lambda: credentials(str(self.config)), QUICK)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.kubelet.close()
+        self.api.stop()
+
+    def manifests(self, configuration: Configuration = INITIAL, **changes: Any) -> list[dict]:
+        """Of all objects, for settings with these changes."""
+        return pipeline_objects(self.pipeline, configuration, settings(**changes))
+
+    def deploy(self, configuration: Configuration = INITIAL, **changes: Any) -> set[str]:
+        """What became of the objects."""
+        found = list(lifecycle.apply(self.cluster, self.manifests(configuration, **changes)))
+        lifecycle.wait_until_serving(self.cluster, "tiny", PATIENCE)
+        return {each.outcome for each in found}
+
+    def delete(self, seconds: float = PATIENCE) -> list[ObjectChange]:
+        """What was deleted."""
+        return list(lifecycle.delete(self.cluster, "tiny", seconds))
+
+    def names(self, plural: str) -> set[str]:
+        """Of all objects of a kind."""
+        return {each["metadata"]["name"] for each in self.api.all(plural)}
+
+    def ready_replicas(self, task: str) -> list[dict]:
+        """Pods of replicas that are ready."""
+        found = self.api.all("pods", opd_io__task=task, app_kubernetes_io__component="model")
+        return [pod for pod in found if is_ready(pod)]
+
+
+class TinyDeployment(TinyCluster):
+    """A deployed pipeline and its Prometheus."""
+
+    def __init__(self, folder: Path, flavour: str = "deployment", capacity: int = 6) -> None:
+        super().__init__(folder, capacity)
+        self.settings = settings(flavour=flavour)
+        self.prometheus = Prometheus(self.pipeline)
+        self.announced: list[tuple[str, str]] = []
+        for manifest in pipeline_objects(self.pipeline, INITIAL, self.settings):
+            self.api.put(manifest)
+        eventually(lambda: self.pods("first") == self.pods("second") == {"small": 1})
+        eventually(lambda: all(map(self.queue_ready, ("first", "second"))))
+
+    def __exit__(self, *raised: Any) -> None:
+        self.prometheus.close()
+        super().__exit__(*raised)
+
+    def backend(self, **changes: Any) -> KubernetesBackend:
+        """A backend of the deployed pipeline, with other arguments than usual."""
+        arguments = {"times": TIMES, "announce": lambda *words: self.announced.append(words), **changes}
+        chosen = arguments.pop("settings", self.settings)
+        monitor = PrometheusUrl(self.prometheus.url)
+        return KubernetesBackend(self.cluster, self.pipeline, chosen, monitor, 0.2, **arguments)
+
+    def pods(self, task: str) -> dict[str, int]:
+        """Number of ready replicas by variant."""
+        names = [pod["metadata"]["labels"]["opd.io/variant"] for pod in self.ready_replicas(task)]
+        return {name: names.count(name) for name in names}
+
+    def queue_ready(self, task: str) -> bool:
+        """Return whether a task's queue serves."""
+        return any(map(is_ready, self.api.all("pods", opd_io__task=task, app_kubernetes_io__component="queue")))
+
+    def state(self, task: str) -> dict[str, str]:
+        """What a stage's ConfigMap holds."""
+        return dict(self.api.find("configmaps", f"tiny-{task}-stage")["data"])
+
+    def workloads(self) -> set[str]:
+        """Names of the replicas' workloads."""
+        kind = "seldondeployments" if self.settings.flavour == "seldon" else "deployments"
+        return {each["metadata"]["name"] for each in self.api.all(kind, app_kubernetes_io__component="model")}
