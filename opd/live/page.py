@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from opd.live.fidelity import Performance, relative_errors
-from opd.study.report_page import markdown_table
+from opd.study.report.files import markdown_table
 
 NOTEBOOK = "notebooks/05_cluster_evaluation.ipynb"
 """Writes the page, with any parameters; it does not know which command ran it."""

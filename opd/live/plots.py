@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-from opd.study.plots_style import PALETTE, Style, ordered, policy_style, save_figure
+from opd.study.plots.style import PALETTE, Style, ordered, policy_style, save_figure
 
 MARKERS = "osv^DPX*<>hp"
 """One per configuration."""

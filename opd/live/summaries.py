@@ -10,7 +10,7 @@ import pandas as pd
 from opd.live.records import summary
 from opd.live.runs import LiveRun
 from opd.pipeline import Pipeline
-from opd.study.evaluation import timeline
+from opd.study.evaluation.cycles import timeline
 
 
 def count_changes(run: LiveRun) -> dict[str, int]:
@@ -57,7 +57,7 @@ def live_timeline(pipeline: Pipeline, run: LiveRun, interval: int) -> pd.DataFra
         interval: seconds.
 
     Returns:
-        The columns of :func:`opd.study.evaluation.timeline`, ``latency_mean`` and ``latency_p99`` in seconds, and
+        The columns of :func:`opd.study.evaluation.cycles.timeline`, ``latency_mean`` and ``latency_p99`` in seconds, and
         ``<task>.variant``, ``<task>.replicas`` and ``<task>.batch_size`` of every task.
     """
     table = timeline(run.steps, interval)

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from cluster_site import IMAGE, emulated_site
-from opd.replay import replay
 
 from opd import cli
 from opd.cluster.api import POD
@@ -13,6 +12,7 @@ from opd.cluster.names import selector
 from opd.cluster.overlay import read_overlay
 from opd.cluster.settings import ClusterSettings
 from opd.live import deployed as evaluation
+from opd.live.replay import replay
 from opd.live.runs import SchedulePolicy, configurations_from, run_live
 from opd.live.site import LiveSite
 from opd.live.summaries import summarise_run
