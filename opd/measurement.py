@@ -136,6 +136,13 @@ def state_vector(
     return np.concatenate([node, tasks.reshape(len(node), -1)], axis=-1).astype(np.float32)
 
 
+def running_configurations(pipeline: Pipeline, states: np.ndarray) -> np.ndarray:
+    """(E, N, 3) running configurations in states (E, S) of :func:`state_vector`."""
+    tasks = states[:, len(NODE_FEATURES) :].reshape(len(states), len(pipeline.tasks), len(TASK_FEATURES))
+    first = TASK_FEATURES.index("variant")
+    return tasks[..., first : first + 3].astype(np.int64)
+
+
 def observed_state(pipeline: Pipeline, observation: Observation) -> np.ndarray:
     """Convert an observation to the state of Eq. 5, (1, S)."""
     return state_vector(

@@ -12,6 +12,7 @@ from small_pipelines import ocr_pipeline
 
 from opd.agent.deployed import Agent
 from opd.agent.parameters import TrainingParameters
+from opd.control import AGENT
 from opd.measurement import Observation
 from opd.objective import Weights
 from opd.simulator.parameters import SimulationParameters
@@ -19,7 +20,6 @@ from opd.solvers import IpaParameters
 from opd.study.analysis import robustness
 from opd.study.analysis.plots_robustness import plot_robustness
 from opd.study.analysis.robustness import (
-    AGENT,
     AS_TRAINED,
     COLUMNS,
     FAILURES,
@@ -44,7 +44,7 @@ from opd.study.analysis.robustness import (
     table_of,
     trained_agents,
 )
-from opd.study.evaluation import Setting, run_cycle, summarise
+from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle
 from opd.workload.load import RecentMaximum
 from opd.workload.trace import Cycle, Trace
 
@@ -229,7 +229,7 @@ def test_as_trained_is_what_the_evaluation_has(settings, rows):
     found = of(rows, AS_TRAINED, "home")
     for name in POLICIES:  # IPA by HiGHS here, by dynamic programming there
         policy = settings[0].policy(name, ocr_pipeline(), 1)
-        expected = summarise(run_cycle(ocr_pipeline(), policy, CYCLE, 1, settings[0]))
+        expected = cycle_summary(run_cycle(ocr_pipeline(), policy, CYCLE, 1, settings[0]))
         assert found.loc[name].to_dict() == pytest.approx({key: expected[key] for key in found.columns})
 
 
@@ -243,7 +243,7 @@ def test_on_another_trace_agent_and_forecaster_are_those_that_were_brought(setti
         found = of(rows, OTHER_TRACE, variant)
         for name in (AGENT, IPA):
             steps = run_cycle(ocr_pipeline(), setting.policy(name, ocr_pipeline(), 1), cycle, 1, setting)
-            assert found.loc[name, "reward"] == pytest.approx(summarise(steps)["reward"])
+            assert found.loc[name, "reward"] == pytest.approx(cycle_summary(steps)["reward"])
 
 
 def test_without_a_forecast_the_recent_maximum_stands_in(rows):

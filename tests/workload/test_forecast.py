@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from opd.study import plots_workload
+from opd.study.plots import workload as plots_workload
 from opd.workload.forecast import (
     Forecaster,
     ForecasterError,

@@ -56,7 +56,7 @@ from opd.parallel import run_tasks
 from opd.paths import project_path
 from opd.profiling.catalogue import load_pipeline
 from opd.simulator.parameters import SimulationParameters
-from opd.study.analysis.intervals import spread
+from opd.study.analysis.estimates import spread
 from opd.study.benchmarks.peer_stable_baselines import BATCHED, PEERS, Decide, Observe, train_peer
 from opd.study.benchmarks.quick import QUICK
 from opd.workload.forecast import Forecaster

@@ -10,7 +10,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from opd.study.plots_style import PALETTE, save_figure
+from opd.study.plots.style import PALETTE, save_figure
 from opd.workload.forecast import Comparison, smape
 from opd.workload.load import HISTORY_SECONDS, HORIZON_SECONDS
 from opd.workload.trace import CYCLE_SECONDS, DAY_SECONDS, Split, Trace, evaluation_cycles
