@@ -22,8 +22,8 @@ import highspy
 import numpy as np
 from numba import njit
 
-from opd.objective import Weights, accuracy, check_weights, cost
-from opd.pipeline import Configuration, Pipeline, as_configuration
+from opd.objective import Weights, accuracy, check_weights
+from opd.pipeline import Configuration, Pipeline, as_configuration, used_cores
 from opd.solvers.options import (
     best_by_cores,
     carried_load,
@@ -97,7 +97,7 @@ def ipa_objective(pipeline: Pipeline, configuration: Configuration, parameters: 
     batches = sum(stage.batch_size for stage in configuration)
     return float(
         parameters.alpha * accuracy(pipeline, configuration)
-        - parameters.beta * cost(pipeline, configuration)
+        - parameters.beta * used_cores(pipeline, configuration)
         - parameters.gamma * batches
     )
 
