@@ -22,8 +22,8 @@ from typing import NamedTuple
 import highspy
 import numpy as np
 
-from opd.objective import Weights, accuracy, check_weights, cost
-from opd.pipeline import Configuration, Pipeline, as_configuration
+from opd.objective import Weights, accuracy, check_weights
+from opd.pipeline import Configuration, Pipeline, as_configuration, used_cores
 from opd.solvers.knapsack import best_by_cores, best_within_latency
 from opd.solvers.options import attainable_load, forming_time, replicas_needed, stage_options
 
@@ -80,7 +80,7 @@ def ipa_objective(pipeline: Pipeline, configuration: Configuration, parameters: 
     batches = sum(stage.batch_size for stage in configuration)
     return float(
         parameters.alpha * accuracy(pipeline, configuration)
-        - parameters.beta * cost(pipeline, configuration)
+        - parameters.beta * used_cores(pipeline, configuration)
         - parameters.gamma * batches
     )
 
