@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from opd.objective import Weights, accuracy, qos, reward, throughput
 from opd.pipeline import Pipeline, StageConfiguration, Task, Variant, check_feasible, used_cores
-from opd.profiling.generated import synthetic_pipeline
+from opd.profiling.synthetic import synthetic_pipeline
 from opd.solvers import (
     IpaParameters,
     greedy,
