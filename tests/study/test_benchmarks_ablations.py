@@ -55,8 +55,9 @@ from opd.study.analysis.plots_ablations import PARTS, WORLDS, plot_ablations
 from opd.study.benchmarks.budgets import SMOKE_TRAINING
 from opd.study.evaluation.cycles import Setting, run_cycle
 from opd.study.report.files import write_page
+from opd.workload.cycles import Cycle, cycle_counts
 from opd.workload.load import future_maximum
-from opd.workload.trace import Cycle, Trace
+from opd.workload.trace import Trace
 
 WEIGHTS, SIMULATION = Weights(), SimulationParameters()
 PARAMETERS = TrainingParameters(**SMOKE_TRAINING)
@@ -307,7 +308,7 @@ def test_a_policy_is_given_the_forecast_of_its_world():
             seen.append(observation.predicted_load)
             return ocr_pipeline().smallest_configuration()
 
-    setting, counts = small_setting(), TRACE.cycle_counts(CYCLES[0])
+    setting, counts = small_setting(), cycle_counts(TRACE, CYCLES[0])
     found = {}
     for forecast in ablations.FORECASTS:
         seen: list[float] = []

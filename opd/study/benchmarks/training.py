@@ -56,8 +56,9 @@ from opd.study.benchmarks.budgets import FULL, TrainingBudget
 from opd.study.benchmarks.peer_stable_baselines import BATCHED, PEERS, train_peer
 from opd.study.benchmarks.training_observer import MODES, TrainingObserver, train_agent
 from opd.study.benchmarks.training_summary import TrainingResult, summarise_training
+from opd.workload.cycles import burst_starts
 from opd.workload.forecast import Forecaster
-from opd.workload.trace import burst_starts, load_trace
+from opd.workload.trace import load_trace
 from opd.workload.workload import Workload
 
 METHODS = (*MODES, *PEERS, *BATCHED)
@@ -107,7 +108,7 @@ def study_benchmark(
 
 
 def _study_forecaster(damping: int) -> Forecaster:
-    path = project_path("models", "forecaster.ckpt")
+    path = project_path("models", "forecaster.npz")
     if not path.is_file():
         raise FileNotFoundError(f"no forecaster at {path}; train it with `make repro` (its second stage)")
     return Forecaster.load(path, damping)
