@@ -99,14 +99,14 @@ def run(options: argparse.Namespace) -> Action:
     from opd.documents import read_document
     from opd.objective import Weights
     from opd.paths import project_path
-    from opd.serving.monitoring import URL_VARIABLE, PrometheusUrl
+    from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
     from opd.simulator.simulation import SimulationParameters
     from opd.solvers import IpaParameters
     from opd.workload.forecast import Forecaster
 
-    url = options.prometheus or os.environ.get(URL_VARIABLE)
+    url = options.prometheus or os.environ.get(PROMETHEUS_URL_VARIABLE)
     if not url:
-        raise InputError(f"name the Prometheus server with --prometheus, or in {URL_VARIABLE}")
+        raise InputError(f"name the Prometheus server with --prometheus, or in {PROMETHEUS_URL_VARIABLE}")
     pipeline, settings = _pipeline(options.pipeline), _settings(options)
     credentials(options.kubeconfig, options.context)
     parameters = read_document(options.params or project_path("params.yaml"))
@@ -327,7 +327,7 @@ def _with_backend(
 ) -> Any:
     """What ``use`` returns for the backend of the control loop, which here need not see any metrics."""
     from opd.cluster.backend import KubernetesBackend
-    from opd.serving.monitoring import Scraper
+    from opd.serving.monitoring.scraper import Scraper
 
     with closing(Scraper()) as unused:
         return use(KubernetesBackend(cluster, pipeline, settings, unused, interval_seconds=1.0, may_act=may_act))

@@ -11,7 +11,7 @@ from opd.cluster.record import identity
 from opd.cluster.settings import ClusterSettings
 from opd.pipeline import Pipeline
 from opd.serving.local import AlreadyControlledError
-from opd.serving.monitoring import Monitor
+from opd.serving.monitoring.source import Monitor
 from opd.waiting import wait_until
 
 LEAD_SECONDS = 30.0

@@ -21,7 +21,8 @@ from opd.measurement import Observation
 from opd.objective import Weights
 from opd.pipeline import Configuration, Pipeline, StageConfiguration, as_array
 from opd.serving.local import LocalBackend
-from opd.serving.monitoring import URL_VARIABLE, Monitor, MonitoringError, PrometheusUrl
+from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
+from opd.serving.monitoring.source import Monitor, MonitoringError
 from opd.serving.protocol import COMPLETED
 from opd.simulator.backend import SimulatedBackend
 from opd.simulator.simulation import SimulationParameters, Simulator
@@ -225,13 +226,13 @@ def open_backend(
         MonitoringError: if a cluster's Prometheus is not named, or does not answer.
     """
     if place.backend == LOCAL:
-        return LocalBackend(pipeline, parameters, configuration, place.folder, spares=place.spares)
+        return LocalBackend(pipeline, parameters, configuration, place.folder, standbys=place.spares)
     from opd.cluster.settings import read_settings
     from opd.live.deployed import DeployedPipeline  # needs the extra `cluster`, as this backend alone does
 
-    url = os.environ.get(URL_VARIABLE, "")
+    url = os.environ.get(PROMETHEUS_URL_VARIABLE, "")
     if not url:
-        raise MonitoringError(f"a cluster is watched through its Prometheus server: set {URL_VARIABLE} to its URL")
+        raise MonitoringError(f"a cluster needs its Prometheus server: set {PROMETHEUS_URL_VARIABLE} to its URL")
     settings = read_settings(Path(place.cluster_settings))
     monitor = PrometheusUrl(url, labels=settings.series_labels)
     monitor.check()

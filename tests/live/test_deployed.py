@@ -14,7 +14,8 @@ from opd.live import deployed as evaluation
 from opd.live import runs as live
 from opd.objective import Weights
 from opd.serving.local import AlreadyControlledError
-from opd.serving.monitoring import MonitoringError, Scraper
+from opd.serving.monitoring.scraper import Scraper
+from opd.serving.monitoring.source import MonitoringError
 from opd.simulator.simulation import SimulationParameters
 
 INTERVAL = 4
