@@ -143,6 +143,11 @@ def from_choices(choices: np.ndarray) -> np.ndarray:
     return np.stack([variant, replicas + 1, 1 << batch_size], axis=-1)
 
 
+def batch_sizes_up_to(largest: int) -> tuple[int, ...]:
+    """Batch sizes 1, 2, 4 ..: the powers of two up to ``largest``."""
+    return tuple(1 << power for power in range(largest.bit_length()))
+
+
 class Tables(NamedTuple):
     """A pipeline as dense arrays; N tasks, Z the largest number of variants, K batch sizes.
 
@@ -218,7 +223,7 @@ class Pipeline:
     @property
     def batch_sizes(self) -> tuple[int, ...]:
         """Allowed batch sizes: 1, 2, 4 .. ``max_batch_size``."""
-        return tuple(1 << power for power in range(self.max_batch_size.bit_length()))
+        return batch_sizes_up_to(self.max_batch_size)
 
     @cached_property
     def tables(self) -> Tables:

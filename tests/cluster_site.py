@@ -26,8 +26,8 @@ from opd.cluster.api import POD, Cluster, credentials
 from opd.cluster.names import ROUTER, selector
 from opd.cluster.pod_status import is_ready
 from opd.live import load
+from opd.profiling.catalogue import load_pipeline
 from opd.profiling.pipeline_file import read_pipeline
-from opd.profiling.profiles import load_pipeline
 from opd.serving.store import ModelStore
 
 TESTS = Path(__file__).parent

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from opd.objective import Weights
 from opd.pipeline import Configuration, Pipeline, StageConfiguration, Task, Variant, as_array
-from opd.simulator.environment import Workload
-from opd.simulator.simulation import SimulationParameters, Simulator
+from opd.simulator.parameters import SimulationParameters
+from opd.simulator.simulator import Simulator
+from opd.workload.workload import Workload
 
 
 def stages(*triples: tuple[int, int, int]) -> Configuration:

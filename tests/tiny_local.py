@@ -6,7 +6,7 @@ from small_pipelines import stages
 
 from opd.live import load
 from opd.pipeline import Pipeline, Task, Variant
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 
 PARAMETERS = SimulationParameters(interval=2)
 FAST, SLOW, BROKEN = 0, 1, 2

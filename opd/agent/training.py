@@ -37,11 +37,12 @@ from opd.measurement import Interval, Score
 from opd.objective import Weights
 from opd.parallel import run_tasks
 from opd.pipeline import Pipeline, from_choices, to_choices
-from opd.simulator.environment import Episodes, Workload
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
+from opd.simulator.vector_environment import PipelineVectorEnv
 from opd.solvers import IpaParameters, ipa_dynamic_program, myopic_table
 from opd.workload.forecast import Forecaster
 from opd.workload.trace import Trace, burst_starts
+from opd.workload.workload import Workload
 
 EXPERT_MODES = ("paper", "pretrain", "none")
 EXPERTS = ("myopic", "ipa", "clairvoyant")
@@ -254,15 +255,13 @@ def look_up(table: np.ndarray, loads: np.ndarray) -> np.ndarray:
 
 def begin_episodes(
     problem: Problem, workload: Workload, bursts: np.ndarray, burst_episodes: int, episodes: int, length: int, seed: Any
-) -> Episodes:
+) -> PipelineVectorEnv:
     """New episodes at random decisions of a workload, the first ``burst_episodes`` shortly before a burst.
 
     They start with what the expert runs at the load of that moment.
     """
     generator = np.random.default_rng(seed)
-    batch = Episodes(
-        problem.pipeline, problem.weights, problem.simulation, workload, episodes, int(generator.integers(2**31))
-    )
+    simulation_seed = int(generator.integers(2**31))
     latest = workload.decisions - length
     if latest < 2:
         raise ValueError(f"a workload of {workload.decisions} decisions is too short for episodes of {length}")
@@ -271,6 +270,15 @@ def begin_episodes(
     if len(usable):
         lead = generator.integers(1, max(length // 2, 1), size=burst_episodes, endpoint=True)
         decisions[:burst_episodes] = np.maximum(generator.choice(usable, size=burst_episodes) - lead, 1)
+    batch = PipelineVectorEnv(
+        problem.pipeline,
+        workload,
+        problem.weights,
+        problem.simulation,
+        episode_length=length,
+        num_envs=episodes,
+        seed=simulation_seed,
+    )
     batch.begin(np.arange(episodes), decisions, look_up(problem.expert, workload.windows(decisions - 1).mean(axis=1)))
     return batch
 
@@ -304,7 +312,7 @@ class ProximalPolicyOptimisation(pl.LightningModule):
 
     # -- experience -----------------------------------------------------------------------------
 
-    def begin(self, seed: Any) -> Episodes:
+    def begin(self, seed: Any) -> PipelineVectorEnv:
         """Training episodes for one rollout."""
         p, problem = self.settings, self.problem
         bursts = round(p.burst_share * p.environments)
@@ -312,7 +320,7 @@ class ProximalPolicyOptimisation(pl.LightningModule):
             problem, problem.training, problem.training_bursts, bursts, p.environments, p.rollout, seed
         )
 
-    def expert_choices(self, episodes: Episodes, states: np.ndarray) -> Tensor:
+    def expert_choices(self, episodes: PipelineVectorEnv, states: np.ndarray) -> Tensor:
         """(E, N, 3) what the expert does; the clairvoyant one has a perfect forecast."""
         clairvoyant = self.settings.expert == "clairvoyant"
         loads = episodes.workload.perfect_forecasts(episodes.decision) if clairvoyant else states[:, 1]
@@ -333,7 +341,7 @@ class ProximalPolicyOptimisation(pl.LightningModule):
             other = look_up(self.problem.expert, generator.permutation(states[-1][:, 1]))
             stray = generator.random(len(other)) < self.settings.stray_share
             done = np.where(stray[:, None, None], other, from_choices(choices[-1].numpy()))
-            score, interval = episodes.step(done)
+            score, interval = episodes.run_interval(done)
             rewards.append(self.training_reward(score, interval))
         return np.concatenate(states), torch.cat(choices), np.array(rewards)
 
@@ -370,7 +378,7 @@ class ProximalPolicyOptimisation(pl.LightningModule):
                 expert = self.expert_choices(episodes, state)
                 choices = torch.where(by_expert[:, None, None], expert, decision.choices)
                 decision = self.take(tensor, choices)
-            score, interval = episodes.step(from_choices(decision.choices.numpy()))
+            score, interval = episodes.run_interval(from_choices(decision.choices.numpy()))
             states.append(tensor)
             steps.append(decision)
             rewards.append(self.training_reward(score, interval))
@@ -532,7 +540,7 @@ def validate(
     dropped = 0.0
     scores = []
     for _ in range(p.validation_decisions):
-        score, interval = episodes.step(decide(episodes.state()))
+        score, interval = episodes.run_interval(decide(episodes.state()))
         scores.append((score.reward[bursts:], score.qos[bursts:], score.cost[bursts:]))
         dropped += float(interval.dropped.sum())
     reward, qos, cost = (float(np.mean(figures)) for figures in zip(*scores, strict=True))

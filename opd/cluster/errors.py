@@ -10,6 +10,10 @@ class ClusterError(RuntimeError):
     """The cluster did not do what was asked."""
 
 
+class InputError(ValueError):
+    """The command line asks for something impossible."""
+
+
 class CredentialsError(ClusterError):
     """There is nothing to log in with."""
 
@@ -20,6 +24,10 @@ class OtherNamespaceError(ClusterError):
 
 class NotDeployedError(ClusterError):
     """The pipeline is not there."""
+
+
+class NotOursError(ClusterError):
+    """An object that we would need belongs to somebody else."""
 
 
 class LedByAnotherError(ClusterError):

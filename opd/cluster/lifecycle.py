@@ -25,7 +25,7 @@ from opd.cluster.api import (
     Resource,
     resource_of,
 )
-from opd.cluster.errors import ClusterError, ConflictError, ForbiddenError, NotFoundError
+from opd.cluster.errors import ClusterError, ConflictError, ForbiddenError, NotFoundError, NotOursError
 from opd.cluster.lease import LeaseTimes
 from opd.cluster.manifests.pipeline import STAGE_VARIANT
 from opd.cluster.manifests.pods import HTTP, SETTINGS_ANNOTATION
@@ -77,10 +77,6 @@ WORKLOADS = (DEPLOYMENT, SELDON_DEPLOYMENT)
 
 _LAID_OVER = "Service"
 """The cluster puts addresses into its specification, which must stay."""
-
-
-class NotOursError(ClusterError):
-    """An object that we would need belongs to somebody else."""
 
 
 class NotServingError(ClusterError):

@@ -22,7 +22,7 @@ from opd.control.policies import (
 from opd.measurement import idle_observation
 from opd.objective import Weights
 from opd.pipeline import Pipeline
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters, ipa_dynamic_program, ipa_highs
 
 

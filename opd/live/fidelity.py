@@ -19,7 +19,8 @@ from opd.pipeline import Configuration, Pipeline, StageConfiguration, as_array
 from opd.serving.client import Client, complete
 from opd.serving.local import LocalBackend
 from opd.serving.protocol import COMPLETED
-from opd.simulator.simulation import SimulationParameters, Simulator
+from opd.simulator.parameters import SimulationParameters
+from opd.simulator.simulator import Simulator
 
 SEEDS = range(20)
 """Of the simulator's service noise; predictions are means over them."""

@@ -25,7 +25,8 @@ from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, Prometheu
 from opd.serving.monitoring.source import Monitor, MonitoringError
 from opd.serving.protocol import COMPLETED
 from opd.simulator.backend import SimulatedBackend
-from opd.simulator.simulation import SimulationParameters, Simulator
+from opd.simulator.parameters import SimulationParameters
+from opd.simulator.simulator import Simulator
 from opd.study.evaluation import timeline
 
 SIMULATED, LOCAL, KUBERNETES = BACKENDS = ("simulated", "local", "kubernetes")

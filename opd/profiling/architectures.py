@@ -24,6 +24,7 @@ of a trained one. Only torch and transformers are needed.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -84,15 +85,17 @@ class Architecture:
         build: makes the network with random weights; without an argument.
         inputs: makes the keyword arguments of one call for a number of requests.
         new_tokens: tokens to write greedily; 0 where one forward pass is the whole inference.
-        clock: what a call is timed by: CPU time of the calling thread.
+        clock: CPU seconds of the calling thread, by which a call is timed.
         pause: seconds between two calls.
+        max_cores: cores that the network can use.
     """
 
     build: Callable[[], torch.nn.Module]
     inputs: Callable[[int], dict[str, torch.Tensor]]
     new_tokens: int = 0
-    clock: ClassVar[Callable[[], float]] = time.thread_time
+    clock = staticmethod(time.thread_time)
     pause: ClassVar[float] = 0.0
+    max_cores: ClassVar[int] = sys.maxsize
 
     @contextmanager
     def loaded(self, seed: int) -> Iterator[tuple[torch.nn.Module, float]]:

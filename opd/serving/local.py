@@ -28,7 +28,7 @@ from opd.serving.stage_queue import StageSettings
 from opd.serving.store import store_url
 from opd.serving.supervised_server import SupervisedServer
 from opd.serving.telemetry_backend import TelemetryBackend
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 
 logger = logging.getLogger(__name__)
 

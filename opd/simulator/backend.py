@@ -7,7 +7,8 @@ import numpy as np
 from opd.measurement import Interval, Observation
 from opd.objective import profiled_service_time, profiled_throughput
 from opd.pipeline import Configuration, Pipeline, as_array
-from opd.simulator.simulation import SimulationParameters, Simulator
+from opd.simulator.parameters import SimulationParameters
+from opd.simulator.simulator import Simulator
 from opd.workload.load import HISTORY_SECONDS, future_maximum
 
 

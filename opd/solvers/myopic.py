@@ -24,7 +24,7 @@ from numba import njit
 
 from opd.objective import Weights, accuracy, cost, qos, reward, throughput
 from opd.pipeline import Configuration, Pipeline, as_configuration
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 from opd.solvers.options import (
     StageOptions,
     best_by_cores,

@@ -22,7 +22,7 @@ from opd.objective import Weights
 from opd.parallel import run_tasks
 from opd.pipeline import Pipeline
 from opd.simulator.backend import SimulatedBackend
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters, greedy
 from opd.workload.forecast import Forecaster
 from opd.workload.load import HISTORY_SECONDS

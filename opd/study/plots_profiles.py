@@ -116,7 +116,7 @@ def plot_comparison(comparison: pd.DataFrame, path: str | Path) -> Figure:
     """This machine against the reference: latencies of the same cells, and the ratio's distribution by task.
 
     Args:
-        comparison: of :func:`opd.profiling.profiles.compare`.
+        comparison: result of :func:`opd.profiling.profiles.compare_latencies`.
         path: image file to write.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")

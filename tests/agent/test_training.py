@@ -30,8 +30,8 @@ from opd.agent.training import (
 )
 from opd.objective import Weights
 from opd.pipeline import Pipeline, StageConfiguration, Task, Variant, as_array, from_choices
-from opd.simulator.environment import Episodes
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
+from opd.simulator.vector_environment import PipelineVectorEnv
 
 WEIGHTS = Weights()
 QUIET = SimulationParameters(service_noise=0.0)
@@ -217,7 +217,7 @@ def test_every_action_of_a_rollout_is_feasible_and_its_reward_that_of_the_episod
         for rows in configurations.tolist():
             configuration = tuple(StageConfiguration(*row) for row in rows)
             assert within_limits(problem.pipeline, configuration, problem.pipeline.capacity)
-        rewards.append(episodes.step(configurations)[0].reward)
+        rewards.append(episodes.run_interval(configurations)[0].reward)
     assert metrics["rollout/reward"] == pytest.approx(np.mean(rewards))
 
 
@@ -483,12 +483,12 @@ LEARNING = TrainingParameters(
 def reward_of(agent: Agent, load: int) -> tuple[float, list]:
     """Mean reward under a steady load once the agent has settled, and what it runs."""
     pipeline = agent.pipeline
-    episodes = Episodes(pipeline, WEIGHTS, QUIET, steady_workload(load), 1, seed=5)
+    episodes = PipelineVectorEnv(pipeline, steady_workload(load), WEIGHTS, QUIET, seed=5)
     episodes.begin(np.array([0]), np.array([1]), as_array(pipeline.smallest_configuration())[None])
     rewards, configurations = [], []
     for _ in range(60):
         configurations.append(agent.decide(episodes.state()[0]))
-        rewards.append(episodes.step(as_array(configurations[-1])[None])[0].reward[0])
+        rewards.append(episodes.run_interval(as_array(configurations[-1])[None])[0].reward[0])
     return float(np.mean(rewards[10:])), configurations[10:]
 
 

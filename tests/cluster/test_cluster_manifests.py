@@ -33,7 +33,7 @@ from opd.cluster.record import ControllerMetrics
 from opd.cluster.settings import FLAVOURS, ClusterSettings, SettingsError, read_settings
 from opd.objective import cost
 from opd.pipeline import InfeasibleError, Pipeline, StageConfiguration, Task, Variant
-from opd.profiling.profiles import load_pipeline
+from opd.profiling.catalogue import load_pipeline
 from opd.serving import metrics
 from opd.serving.server import ServerSettings
 from opd.serving.stage_queue import StageSettings

@@ -174,6 +174,6 @@ def test_it_is_deleted_without_leftovers(deployed, capsys):
     assert deployed.opd("delete") == cli.DONE
     assert lifecycle.owned(deployed.cluster, deployed.pipeline.name)[0] == [] and deployed.pods() == {}
     assert deployed.cluster.list(LEASE, selector(deployed.pipeline.name))[0] == []
-    assert deployed.opd("status") == cli.NOTHING_THERE
-    assert deployed.opd("delete") == cli.NOTHING_THERE
+    assert deployed.opd("status") == cli.NOT_DEPLOYED
+    assert deployed.opd("delete") == cli.NOT_DEPLOYED
     assert "is not deployed" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from opd.control.policies import TRAINED_LOAD_SHARE
 from opd.measurement import Observation, idle_observation
 from opd.objective import Weights
 from opd.pipeline import Pipeline
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters, ipa_dynamic_program, myopic
 
 

@@ -19,8 +19,8 @@ from opd.control.policies import TRAINED_LOAD_SHARE, AgentPolicy, GreedyPolicy, 
 from opd.objective import Weights
 from opd.pipeline import InfeasibleError, StageConfiguration, as_array
 from opd.simulator.backend import SimulatedBackend
-from opd.simulator.environment import Episodes
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
+from opd.simulator.vector_environment import PipelineVectorEnv
 
 WEIGHTS = Weights()
 QUIET = SimulationParameters(service_noise=0.0)
@@ -339,7 +339,7 @@ def test_the_loop_and_the_training_environment_are_the_same_world():
     """The agent decides and earns the same through the control loop as in the episodes it is trained in."""
     workload, start, seed = varying_workload(), 12, 9
     agent = agent_for(ocr_pipeline(), seed=1)
-    episodes = Episodes(ocr_pipeline(), WEIGHTS, QUIET, workload, 1, seed)
+    episodes = PipelineVectorEnv(ocr_pipeline(), workload, WEIGHTS, QUIET, seed=seed)
     episodes.begin(np.array([0]), np.array([start]), as_array(GOOD)[None])
     history, counts = workload.counts[: 10 * start], workload.counts[10 * start :]
     backend = SimulatedBackend(ocr_pipeline(), QUIET, history, counts, GOOD, seed)
@@ -347,7 +347,7 @@ def test_the_loop_and_the_training_environment_are_the_same_world():
     steps = loop(backend, AgentPolicy(agent), 40, forecast=lambda history: float(next(forecasts)))
     for step in steps:
         configuration = agent.decide(episodes.state()[0])
-        score, _ = episodes.step(as_array(configuration)[None])
+        score, _ = episodes.run_interval(as_array(configuration)[None])
         assert step.configuration == configuration
         for measured, expected in zip(step.score, score, strict=True):
             np.testing.assert_array_equal(measured, expected)

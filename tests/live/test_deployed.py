@@ -16,7 +16,7 @@ from opd.objective import Weights
 from opd.serving.local import AlreadyControlledError
 from opd.serving.monitoring.scraper import Scraper
 from opd.serving.monitoring.source import MonitoringError
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 
 INTERVAL = 4
 SLOWER, MORE = live.configurations([[[1, 1, 2], [0, 1, 1]], [[1, 2, 1], [0, 1, 1]]])

@@ -23,9 +23,9 @@ from opd.measurement import unmeasured
 from opd.objective import Weights
 from opd.paths import project_path
 from opd.pipeline import StageConfiguration
-from opd.profiling.profiles import load_pipeline
+from opd.profiling.catalogue import load_pipeline
 from opd.serving.local import LocalBackend
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 
 SMALL, LARGE = live.configurations([[[0, 1, 1], [0, 1, 1]], [[1, 2, 2], [2, 1, 1]]])
 OCR = load_pipeline("ocr")

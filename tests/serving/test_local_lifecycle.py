@@ -22,7 +22,7 @@ from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE
 from opd.serving.monitoring.source import MonitoringError
 from opd.serving.processes import StartError
 from opd.serving.stage_queue import StageSettings
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 
 pytestmark = pytest.mark.processes
 

@@ -24,7 +24,8 @@ from opd.serving.protocol import (
     TooOldError,
 )
 from opd.serving.stage_queue import ReplicaEndpoint, StageQueue, StageSettings
-from opd.simulator.simulation import SimulationParameters, Simulator
+from opd.simulator.parameters import SimulationParameters
+from opd.simulator.simulator import Simulator
 
 SERVICE = {1: 0.1, 2: 0.15, 4: 0.25}
 

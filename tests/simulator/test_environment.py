@@ -24,10 +24,12 @@ import opd.simulator.environment
 from opd.measurement import Interval, score, state_names, state_vector
 from opd.objective import Weights
 from opd.pipeline import StageConfiguration, as_array, as_configuration, from_choices
-from opd.simulator.environment import Episodes, PipelineEnvironment, Workload
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.environment import PipelineEnv
+from opd.simulator.parameters import SimulationParameters
+from opd.simulator.vector_environment import PipelineVectorEnv
 from opd.workload.load import RecentMaximum
 from opd.workload.trace import Trace
+from opd.workload.workload import Workload
 
 WEIGHTS = Weights(alpha=10.0, beta=0.5, gamma=0.25, delta=0.125, cost_weight=0.75, batch_weight=0.0625)
 QUIET = SimulationParameters(service_noise=0.0)
@@ -40,7 +42,7 @@ def rows(*triples):
 
 def environment(pipeline=None, workload=None, episode_length=5, parameters=QUIET):
     pipeline, workload = pipeline or ocr_pipeline(), workload or varying_workload()
-    return PipelineEnvironment(pipeline, workload, WEIGHTS, parameters, episode_length)
+    return PipelineEnv(pipeline, workload, WEIGHTS, parameters, episode_length)
 
 
 # --- state and score -------------------------------------------------------------------------------------------------
@@ -128,7 +130,7 @@ def test_the_forecast_without_training_is_the_largest_recent_count():
 
 def test_an_episode_begins_with_what_runs_and_what_is_known():
     workload = varying_workload()
-    episodes = Episodes(ocr_pipeline(), WEIGHTS, QUIET, workload, 2, seed=0)
+    episodes = PipelineVectorEnv(ocr_pipeline(), workload, WEIGHTS, QUIET, num_envs=2)
     configurations = np.stack([rows((1, 2, 2), (0, 1, 1)), rows(*SMALLEST)])
     episodes.begin(np.arange(2), np.array([7, 3]), configurations)
     state = dict(zip(state_names(ocr_pipeline()), episodes.state().T, strict=True))
@@ -144,11 +146,11 @@ def test_an_episode_begins_with_what_runs_and_what_is_known():
 
 def test_an_episode_sees_every_window_of_its_workload_in_turn():
     workload = varying_workload()
-    episodes = Episodes(ocr_pipeline(), WEIGHTS, QUIET, workload, 2, seed=0)
+    episodes = PipelineVectorEnv(ocr_pipeline(), workload, WEIGHTS, QUIET, num_envs=2)
     start = np.array([5, 90])
     episodes.begin(np.arange(2), start, np.stack([rows(*SMALLEST)] * 2))
     for step in range(20):
-        _, interval = episodes.step(np.stack([rows(*SMALLEST)] * 2))
+        _, interval = episodes.run_interval(np.stack([rows(*SMALLEST)] * 2))
         assert interval.offered.tolist() == workload.windows(start + step).sum(axis=1).tolist()
         state = dict(zip(state_names(ocr_pipeline()), episodes.state().T, strict=True))
         assert state["predicted_load"].tolist() == workload.forecasts[start + step + 1].tolist()
@@ -158,10 +160,10 @@ def test_an_episode_sees_every_window_of_its_workload_in_turn():
 
 
 def test_beginning_one_episode_leaves_the_others_alone():
-    episodes = Episodes(ocr_pipeline(), WEIGHTS, QUIET, steady_workload(14), 3, seed=0)
+    episodes = PipelineVectorEnv(ocr_pipeline(), steady_workload(14), WEIGHTS, QUIET, num_envs=3)
     episodes.begin(np.arange(3), np.array([1, 1, 1]), np.stack([rows(*SMALLEST)] * 3))
     for _ in range(3):
-        episodes.step(np.stack([rows(*SMALLEST)] * 3))
+        episodes.run_interval(np.stack([rows(*SMALLEST)] * 3))
     before, queue = episodes.state(), state_names(ocr_pipeline()).index("detection.queue")
     assert (before[:, queue] > 0).all()  # 14 requests/s for a stage of 10
     episodes.begin(np.array([1]), np.array([50]), rows((1, 1, 1), (1, 1, 1))[None])
@@ -173,14 +175,14 @@ def test_beginning_one_episode_leaves_the_others_alone():
 
 @pytest.mark.parametrize("decision", [0, -1, 200])
 def test_an_episode_outside_its_workload_is_refused(decision):
-    episodes = Episodes(ocr_pipeline(), WEIGHTS, QUIET, varying_workload(), 1, seed=0)
+    episodes = PipelineVectorEnv(ocr_pipeline(), varying_workload(), WEIGHTS, QUIET, num_envs=1)
     with pytest.raises(ValueError, match=rf"must start at decision 1\.\.199 of the workload, not {decision}"):
         episodes.begin(np.array([0]), np.array([decision]), rows(*SMALLEST)[None])
 
 
 def test_a_workload_on_another_grid_is_refused():
     with pytest.raises(ValueError, match="forecasts every 5 s, the simulation decides every 10 s"):
-        Episodes(ocr_pipeline(), WEIGHTS, QUIET, steady_workload(5, interval=5), 1, seed=0)
+        PipelineVectorEnv(ocr_pipeline(), steady_workload(5, interval=5), WEIGHTS, QUIET, num_envs=1)
 
 
 # --- the Gymnasium environment ---------------------------------------------------------------------------------------
@@ -188,7 +190,7 @@ def test_a_workload_on_another_grid_is_refused():
 
 def test_gymnasium_knows_the_environment_and_accepts_it():
     made = gymnasium.make("opd/Pipeline-v0", pipeline=ocr_pipeline(), workload=varying_workload(), episode_length=5)
-    assert isinstance(made.unwrapped, PipelineEnvironment)
+    assert isinstance(made.unwrapped, PipelineEnv)
     check_env(made.unwrapped, skip_render_check=True)
 
 
@@ -205,12 +207,12 @@ def test_the_example_in_the_documentation_works():
 
 
 def test_a_pipeline_of_the_catalogue_and_the_bundled_workload_are_the_default():
-    made = PipelineEnvironment("video", episode_length=3)
+    made = PipelineEnv("video", episode_length=3)
     state, _ = made.reset(seed=0)
     assert made.pipeline.name == "video"
     assert made.observation_space.contains(state)
     with pytest.raises(KeyError, match="radio"):
-        PipelineEnvironment("radio", varying_workload())
+        PipelineEnv("radio", varying_workload())
 
 
 def test_actions_stand_for_configurations():

@@ -14,7 +14,8 @@ from scipy import stats
 
 from opd.measurement import Interval
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, Task, Variant, as_array
-from opd.simulator.simulation import SimulationParameters, Simulator, service_factors
+from opd.simulator.parameters import SimulationParameters, service_factors
+from opd.simulator.simulator import Simulator
 from opd.study.benchmarks.peer_simpy import IntervalRecord, ReferenceSimulator
 
 

@@ -17,8 +17,9 @@ from opd.control.policies import AgentPolicy, ClairvoyantPolicy, MyopicPolicy, P
 from opd.measurement import Observation, state_names
 from opd.objective import Weights
 from opd.pipeline import StageConfiguration, as_array, to_choices
-from opd.simulator.environment import Episodes
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.actions import admit
+from opd.simulator.parameters import SimulationParameters
+from opd.simulator.vector_environment import PipelineVectorEnv
 from opd.solvers import IpaParameters
 from opd.study.analysis import ablation_text, ablations
 from opd.study.analysis.ablation_networks import (
@@ -47,7 +48,7 @@ from opd.study.analysis.ablations import (
     training_of,
 )
 from opd.study.analysis.plots_ablations import PARTS, WORLDS, plot_ablations
-from opd.study.analysis.refusal import admit, running_configurations
+from opd.study.analysis.refusal import running_configurations
 from opd.study.analysis.wording import signed, with_interval, write_page
 from opd.study.benchmarks.quick import QUICK
 from opd.study.evaluation import Setting, run_cycle
@@ -211,8 +212,8 @@ def test_a_refused_action_keeps_what_ran():
     assert admitted.tolist() == [GOOD, running[1].tolist()]
 
 
-def begun(pipeline) -> Episodes:
-    episodes = Episodes(pipeline, WEIGHTS, SIMULATION, varying_workload(), 2, 11)
+def begun(pipeline) -> PipelineVectorEnv:
+    episodes = PipelineVectorEnv(pipeline, varying_workload(), WEIGHTS, SIMULATION, num_envs=2, seed=11)
     smallest = as_array(pipeline.smallest_configuration())
     episodes.begin(np.arange(2), np.array([20, 40]), np.stack([smallest, smallest]))
     return episodes
@@ -226,7 +227,10 @@ def test_a_refused_action_costs_the_penalty_and_nothing_else():
         ([GOOD, TOO_MUCH], [GOOD, smallest], [0.0, 2.5]),
         ([TOO_MUCH, GOOD], [GOOD, GOOD], [2.5, 0.0]),
     ):
-        (score, interval), (expected, same) = refusing.step(np.array(wanted)), plain.step(np.array(runs))
+        (score, interval), (expected, same) = (
+            refusing.run_interval(np.array(wanted)),
+            plain.run_interval(np.array(runs)),
+        )
         np.testing.assert_allclose(score.reward, expected.reward - cost, atol=1e-12)
         assert score.qos.tolist() == expected.qos.tolist()
         assert interval.dropped.tolist() == same.dropped.tolist()
@@ -248,7 +252,7 @@ def test_training_and_validation_refuse_what_independent_heads_take(monkeypatch)
     episodes = learner.begin((0, 1))
     state, running = episodes.state(), episodes.configurations.copy()
     assert learner.decide(state).tolist() == running.tolist()
-    score, interval = episodes.step(np.array([TOO_MUCH] * len(state)))
+    score, interval = episodes.run_interval(np.array([TOO_MUCH] * len(state)))
     assert (learner.training_reward(score, interval) < -80.0).all()
     _, metrics = learner.collect(0)
     assert metrics["rollout/reward"] < -80.0
@@ -335,7 +339,7 @@ def test_a_world_without_delays_differs_in_nothing_else():
     assert other._replace(pipeline=problem.pipeline) == problem
     # What is asked for is there for the whole interval.
     episodes = begun(other.pipeline)
-    _, interval = episodes.step(np.array([GOOD, GOOD]))
+    _, interval = episodes.run_interval(np.array([GOOD, GOOD]))
     np.testing.assert_allclose(interval.ready_throughput[0], [2 * 2 / 0.4, 3 / 0.05])
 
 

@@ -15,7 +15,7 @@ from small_pipelines import ocr_pipeline
 from opd.agent import training
 from opd.agent.training import Job, TrainingParameters, run_job
 from opd.objective import Weights
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters
 from opd.study.analysis import frontier
 from opd.study.analysis.frontier import (

@@ -14,7 +14,7 @@ from opd.agent.agent import Agent
 from opd.agent.training import TrainingParameters
 from opd.measurement import Observation
 from opd.objective import Weights
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters
 from opd.study.analysis import robustness
 from opd.study.analysis.plots_robustness import plot_robustness

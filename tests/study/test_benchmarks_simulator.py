@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from opd.pipeline import Pipeline, StageConfiguration, Task, Variant, as_array
-from opd.simulator.simulation import SimulationParameters, Simulator
+from opd.simulator.parameters import SimulationParameters
+from opd.simulator.simulator import Simulator
 from opd.study.benchmarks import bars, environment_steps, simulated_requests
 from opd.study.benchmarks.errors import DisagreementError
 from opd.study.benchmarks.peer_ciw import ciw_latencies, ciw_simulation

@@ -18,8 +18,9 @@ from opd.agent.network import ActorCritic
 from opd.agent.training import Problem, TrainingParameters, Validation, expert_table, validate
 from opd.objective import Weights
 from opd.pipeline import as_array, as_configuration, from_choices
-from opd.simulator.environment import Episodes, PipelineEnvironment
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.environment import PipelineEnv
+from opd.simulator.parameters import SimulationParameters
+from opd.simulator.vector_environment import PipelineVectorEnv
 from opd.study.benchmarks.bars import training_bars
 from opd.study.benchmarks.peer_environments import EPISODE_LENGTH, StageActions
 from opd.study.benchmarks.peer_stable_baselines import (
@@ -57,8 +58,8 @@ def small_problem() -> Problem:
     return Problem(pipeline, WEIGHTS, SIMULATION, workload, workload, bursts, bursts, table, table)
 
 
-def small_environment() -> PipelineEnvironment:
-    return PipelineEnvironment(ocr_pipeline(), varying_workload(), WEIGHTS, SIMULATION, episode_length=50)
+def small_environment() -> PipelineEnv:
+    return PipelineEnv(ocr_pipeline(), varying_workload(), WEIGHTS, SIMULATION, episode_length=50)
 
 
 class Stubborn:
@@ -139,11 +140,11 @@ def test_a_fixed_action_earns_the_same_in_the_environment_and_in_the_evaluation(
     environment.reset(seed=7, options={"decision": 40})
     generator, _ = np_random(7)
     seed = int(generator.integers(2**31))
-    episodes = Episodes(environment.pipeline, WEIGHTS, SIMULATION, varying_workload(), 1, seed)
+    episodes = PipelineVectorEnv(environment.pipeline, varying_workload(), WEIGHTS, SIMULATION, seed=seed)
     episodes.begin(np.array([0]), np.array([40]), as_array(environment.pipeline.smallest_configuration())[None])
     for _ in range(20):
         _, reward, _, _, info = environment.step(np.array(action))
-        score, interval = episodes.step(peer(episodes.state()))
+        score, interval = episodes.run_interval(peer(episodes.state()))
         assert score.reward[0] == pytest.approx(reward, abs=1e-12)
         assert int(interval.dropped[0]) == info["dropped"]
 
@@ -180,7 +181,7 @@ def test_environments_stepped_together_are_those_of_gymnasium(peer):
                 running[place] = as_array(wanted)
             else:
                 refused += 1
-        score, _ = alone.step(running)
+        score, _ = alone.run_interval(running)
         states, rewards, ends, more = together.step(actions)
         np.testing.assert_allclose(rewards, score.reward, rtol=1e-6)
         assert ends.all() == ends.any() == (step == EPISODE_LENGTH - 1)

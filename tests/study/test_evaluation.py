@@ -11,7 +11,7 @@ from small_pipelines import ocr_pipeline
 
 from opd.control import BASELINES
 from opd.objective import Weights
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters, greedy
 from opd.study.evaluation import (
     COLUMNS,

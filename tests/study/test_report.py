@@ -15,7 +15,7 @@ from small_pipelines import varying_workload
 from opd.agent.training import Problem, TrainingParameters
 from opd.objective import Weights
 from opd.pipeline import Pipeline, Task, Variant
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 from opd.study.evaluation import COLUMNS
 from opd.study.report import (
     LOADS,

@@ -28,7 +28,7 @@ from opd.examples.ocr.models import TextDetector, TextRecogniser, decode_image
 from opd.examples.ocr.pages import SPLIT_SEEDS, Page, render_pages
 from opd.examples.ocr.stored import true_sheet
 from opd.paths import project_path
-from opd.profiling.profiles import time_calls
+from opd.profiling.measuring import Effort, time_calls
 from opd.serving.models import load_model
 from opd.study.plots_style import PALETTE, save_figure
 
@@ -86,7 +86,7 @@ def variant_accuracy(model: TextDetector | TextRecogniser, pages: Sequence[Page]
 def variant_latency(model: TextDetector | TextRecogniser, pages: Sequence[Page]) -> float:
     """CPU milliseconds for one request, mean of the faster half of runs over different pages."""
     payloads = [page.payload if isinstance(model, TextDetector) else true_sheet(page) for page in pages[:8]]
-    seconds = np.concatenate([time_calls(partial(model, [payload]), 0.0, 4, 4) for payload in payloads])
+    seconds = np.concatenate([time_calls(partial(model, [payload]), Effort(0.0, 4, 4)) for payload in payloads])
     return 1e3 * float(np.sort(seconds)[: len(seconds) // 2].mean())
 
 

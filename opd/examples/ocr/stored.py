@@ -22,7 +22,9 @@ import pandas as pd
 from opd.examples.ocr.models import decode_image, encode_image, line_sheet
 from opd.examples.ocr.pages import Page, render_pages
 from opd.paths import package_path
-from opd.profiling.profiles import STORED, load_catalogue, load_profiles, measure_tasks, save_profiles
+from opd.profiling.catalogue import load_catalogue
+from opd.profiling.measuring import Effort, measure_all_variants
+from opd.profiling.profiles import load_profiles, save_profiles
 from opd.serving.models import load_model
 from opd.serving.store import ModelStore, store_url
 
@@ -43,7 +45,7 @@ def true_sheet(page: Page) -> bytes:
 
 @dataclass(frozen=True)
 class StoredVariant:
-    """What :func:`opd.profiling.profiles.measure` needs of a variant in the model store: a replica that serves it.
+    """A variant of the model store as :class:`opd.profiling.measuring.Measurable`: a replica that serves it.
 
     A call is what a stage's queue waits for: beyond the model's own time that is gRPC, MLServer, and waking up a
     process that has slept.
@@ -51,14 +53,16 @@ class StoredVariant:
     Attributes:
         task: ``text-detection`` or ``text-recognition``.
         variant: name in the store.
-        clock: what a call is timed by: the time that passes.
+        clock: seconds of the time that passes, by which a call is timed.
         pause: seconds between two calls, as under light load.
+        max_cores: cores that the models use.
     """
 
     task: str
     variant: str
-    clock: ClassVar[Callable[[], float]] = time.perf_counter
+    clock = staticmethod(time.perf_counter)
     pause: ClassVar[float] = 0.1
+    max_cores: ClassVar[int] = 1
 
     @contextmanager
     def loaded(self, seed: int) -> Iterator[tuple[Callable[[Sequence[bytes]], list[bytes]], float]]:
@@ -122,13 +126,9 @@ async def _connected(client: Callable[[str, str], Any], address: str, task: str)
 
 def main() -> None:
     """The command line: rows of other tasks stay as they are."""
-    content = load_catalogue()
-    tasks = [
-        name
-        for name, task in content["tasks"].items()
-        if all(variant["architecture"].startswith(STORED) for variant in task["variants"].values())
-    ]
-    table = measure_tasks(tasks, content, cell_seconds=1.0, min_runs=20, max_runs=100)
+    catalogue = load_catalogue()
+    tasks = catalogue.pipeline("ocr").tasks
+    table = measure_all_variants(tasks, catalogue, Effort(1.0, min_runs=20, max_runs=100))
     others = load_profiles().query("task not in @tasks")
     save_profiles(pd.concat([others, table]), package_path("examples", "profiles.csv"))
 

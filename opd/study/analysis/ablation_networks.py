@@ -19,8 +19,9 @@ from opd.agent.network import MASKED, ActorCritic, Decision, FeatureExtractor, R
 from opd.agent.training import ProximalPolicyOptimisation
 from opd.measurement import Interval, Score, state_names
 from opd.pipeline import Pipeline
-from opd.simulator.environment import Episodes, PipelineEnvironment, Workload
-from opd.study.analysis.refusal import admit, running_configurations
+from opd.simulator.actions import action_masks, action_space, admit
+from opd.simulator.vector_environment import PipelineVectorEnv
+from opd.study.analysis.refusal import running_configurations
 
 
 class PlainBlock(ResidualBlock):
@@ -76,11 +77,9 @@ class QueuelessNetwork(ActorCritic):
 
 def entry_masks(pipeline: Pipeline) -> Tensor:
     """(3 N, K) which options of each choice some feasible action contains: the masks of the Gymnasium environment."""
-    idle = Workload(np.zeros(20, dtype=np.int64), np.zeros(3), 10)
-    environment = PipelineEnvironment(pipeline, idle, episode_length=1)
-    sizes = environment.action_space.nvec  # type: ignore[attr-defined]
+    sizes = action_space(pipeline).nvec
     masks = torch.zeros(len(sizes), int(sizes.max()), dtype=torch.bool)
-    for mask, allowed in zip(masks, np.split(environment.action_masks(), np.cumsum(sizes)[:-1]), strict=True):
+    for mask, allowed in zip(masks, np.split(action_masks(pipeline), np.cumsum(sizes)[:-1]), strict=True):
         mask[: len(allowed)] = torch.as_tensor(allowed)
     return masks
 
@@ -124,7 +123,7 @@ class IndependentNetwork(ActorCritic):
 # ---------------------------------------------------------------------------------------------------- training
 
 
-class RefusingEpisodes(Episodes):
+class RefusingEpisodes(PipelineVectorEnv):
     """Episodes that have begun, in which an action above the capacity is refused and costs a penalty.
 
     Args:
@@ -132,14 +131,14 @@ class RefusingEpisodes(Episodes):
         penalty: reward lost by a refused action, in the units of Eq. 7.
     """
 
-    def __init__(self, episodes: Episodes, penalty: float) -> None:
+    def __init__(self, episodes: PipelineVectorEnv, penalty: float) -> None:
         vars(self).update(vars(episodes))
         self.penalty = penalty
 
-    def step(self, configurations: np.ndarray) -> tuple[Score, Interval]:
+    def run_interval(self, configurations: np.ndarray) -> tuple[Score, Interval]:
         """Run ``configurations`` (E, N, 3) for one interval where they fit, what ran before where they do not."""
         admitted, refused = admit(self.pipeline, self.configurations, configurations)
-        score, interval = super().step(admitted)
+        score, interval = super().run_interval(admitted)
         return score._replace(reward=score.reward - self.penalty * refused), interval
 
 
@@ -158,7 +157,7 @@ class AblatedTraining(ProximalPolicyOptimisation):
         self.penalty = penalty
         super().__init__(*arguments)
 
-    def begin(self, seed: Any) -> Episodes:
+    def begin(self, seed: Any) -> PipelineVectorEnv:
         """Training episodes for one rollout."""
         return RefusingEpisodes(super().begin(seed), self.penalty)
 

@@ -39,12 +39,12 @@ from opd.control.policies import MyopicPolicy, Policy
 from opd.measurement import Observation, observed_state
 from opd.parallel import run_tasks
 from opd.pipeline import Configuration, Pipeline, as_configuration, from_choices
-from opd.simulator.environment import Workload
 from opd.study.analysis.ablation_networks import AblatedTraining, IndependentNetwork, PlainNetwork, QueuelessNetwork
 from opd.study.analysis.intervals import estimate
 from opd.study.evaluation import Setting, run_cycle, summarise
 from opd.workload.load import RecentMaximum
 from opd.workload.trace import Cycle
+from opd.workload.workload import Workload
 
 FORECASTS = ("lstm", "recent-maximum", "perfect")
 """The study's forecaster, the largest load of the last 20 s, and the largest of the next 20 s."""

@@ -20,7 +20,7 @@ from opd.measurement import Observation
 from opd.objective import Weights
 from opd.pipeline import Pipeline
 from opd.profiling.generated import synthetic_pipeline
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters, ipa_objective
 from opd.study.benchmarks.errors import DisagreementError
 from opd.study.benchmarks.peer_gurobi import GurobiPolicy, GurobiUnavailable

@@ -19,14 +19,16 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from opd.objective import Weights
 from opd.pipeline import Pipeline, as_array, to_choices
-from opd.profiling.profiles import load_pipeline
-from opd.simulator import environment, simulation
-from opd.simulator.environment import Episodes, PipelineEnvironment, Workload
-from opd.simulator.simulation import SimulationParameters, Simulator
+from opd.profiling.catalogue import load_pipeline
+from opd.simulator import kernel, vector_environment
+from opd.simulator.environment import PipelineEnv
+from opd.simulator.parameters import SimulationParameters
+from opd.simulator.simulator import Simulator
+from opd.simulator.vector_environment import PipelineVectorEnv
 from opd.study.benchmarks.simulator_setting import FULL, LOAD, Size, varied_configurations
 from opd.workload.load import RecentMaximum
+from opd.workload.workload import Workload
 
 GYMNASIUM = "Gymnasium environment"
 EPISODES = "episodes"
@@ -89,7 +91,7 @@ def steady_workload(decisions: int, load: float, seed: int) -> Workload:
 
 
 def _gymnasium_steps(pipeline: Pipeline, steps: int, seed: int) -> Callable[[], None]:
-    environment = PipelineEnvironment(pipeline, steady_workload(steps + 2, LOAD, seed), episode_length=steps)
+    environment = PipelineEnv(pipeline, steady_workload(steps + 2, LOAD, seed), episode_length=steps)
     environment.reset(seed=seed)
     choices = to_choices(np.stack([as_array(choice) for choice in varied_configurations(pipeline)]))
     actions = [choices[step % len(choices)].ravel() for step in range(steps)]
@@ -109,14 +111,16 @@ def _batches(pipeline: Pipeline, environments: int) -> np.ndarray:
 
 def _episodes(
     pipeline: Pipeline, environments: int, steps: int, seed: int, load: float = LOAD, noise: float | None = None
-) -> tuple[Episodes, np.ndarray]:
+) -> tuple[PipelineVectorEnv, np.ndarray]:
     """Episodes that have begun at different decisions, and the configurations to run in turn."""
     usual = SimulationParameters()
     parameters = usual if noise is None else replace(usual, service_noise=noise)
     # As many more decisions as it takes for the episodes to see different loads.
     spread = 500
     work = steady_workload(steps + spread + 2, load, seed)
-    episodes = Episodes(pipeline, Weights(), parameters, work, environments, seed)
+    episodes = PipelineVectorEnv(
+        pipeline, work, parameters=parameters, num_envs=environments, episode_length=steps, seed=seed
+    )
     batches = _batches(pipeline, environments)
     episodes.begin(np.arange(environments), 1 + np.arange(environments) % spread, batches[-1])
     return episodes, batches
@@ -127,7 +131,7 @@ def _episode_steps(pipeline: Pipeline, environments: int, steps: int, seed: int,
 
     def run() -> None:
         for step in range(steps):
-            episodes.step(batches[step % len(batches)])
+            episodes.run_interval(batches[step % len(batches)])
             episodes.state()
 
     return run
@@ -149,11 +153,11 @@ def _simulator_steps(pipeline: Pipeline, environments: int, steps: int, seed: in
 # ------------------------------------------------------------------------------------------------- what bounds a step
 
 _PARTS: tuple[tuple[str, Any, str], ...] = (
-    ("arrivals drawn (compiled)", simulation, "_admit"),
-    ("kernel", simulation, "_step"),
+    ("arrivals drawn (compiled)", kernel, "draw_arrivals"),
+    ("kernel", kernel, "simulate"),
     ("counts looked up", Workload, "windows"),
-    ("reward", environment, "score"),
-    ("state vector", environment, "state_vector"),
+    ("reward", vector_environment, "score"),
+    ("state vector", vector_environment, "state_vector"),
 )
 """Parts of a step, each with the module or class and the name of the function that is timed."""
 

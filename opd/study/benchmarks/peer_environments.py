@@ -15,8 +15,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from opd.agent.training import Problem
 from opd.pipeline import Pipeline, as_array, from_choices
-from opd.simulator.environment import Episodes, PipelineEnvironment
-from opd.study.analysis.refusal import admit
+from opd.simulator.actions import admit
+from opd.simulator.environment import PipelineEnv
+from opd.simulator.vector_environment import PipelineVectorEnv
 
 EPISODE_LENGTH = 120
 """Decisions, as in the Gymnasium environment."""
@@ -29,7 +30,7 @@ class StageActions(gymnasium.ActionWrapper):
         environment: the environment to wrap.
     """
 
-    def __init__(self, environment: PipelineEnvironment) -> None:
+    def __init__(self, environment: PipelineEnv) -> None:
         super().__init__(environment)
         pipeline = environment.pipeline
         replicas, batch_sizes = pipeline.max_replicas, len(pipeline.batch_sizes)
@@ -83,7 +84,9 @@ class BatchedEnvironments(DummyVecEnv):
         first = self._random.integers(1, p.training.decisions - EPISODE_LENGTH + 1, number)
         smallest = np.tile(as_array(p.pipeline.smallest_configuration()), (number, 1, 1))
         seed = int(self._random.integers(2**31))
-        self._episodes = Episodes(p.pipeline, p.weights, p.simulation, p.training, number, seed)
+        self._episodes = PipelineVectorEnv(
+            p.pipeline, p.training, p.weights, p.simulation, EPISODE_LENGTH, num_envs=number, seed=seed
+        )
         self._episodes.begin(np.arange(number), first, smallest)
         self._left = EPISODE_LENGTH
         return self._episodes.state()
@@ -94,7 +97,7 @@ class BatchedEnvironments(DummyVecEnv):
         actions = single.flat(self.actions) if isinstance(single, StageActions) else self.actions
         wanted = from_choices(actions.reshape(self.num_envs, -1, 3))
         configurations, _ = admit(self._problem.pipeline, self._episodes.configurations, wanted)
-        score, _ = self._episodes.step(configurations)
+        score, _ = self._episodes.run_interval(configurations)
         self._left -= 1
         states, over = self._episodes.state(), self._left == 0
         more: list[dict[str, Any]] = [{} for _ in states]

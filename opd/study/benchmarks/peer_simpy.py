@@ -20,7 +20,7 @@ import simpy
 from simpy.events import EventPriority
 
 from opd.pipeline import Configuration, Pipeline, StageConfiguration, Task, Variant
-from opd.simulator.simulation import SimulationParameters
+from opd.simulator.parameters import SimulationParameters
 
 Process = Generator[simpy.Event, object, None]
 

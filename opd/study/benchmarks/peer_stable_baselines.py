@@ -1,6 +1,6 @@
 """Proximal policy optimisation by Stable-Baselines3 and sb3-contrib: peers of the training in ``opd.agent.training``.
 
-Both learn on :class:`opd.simulator.environment.PipelineEnvironment`, unchanged, as their users would have them: 32
+Both learn on :class:`opd.simulator.environment.PipelineEnv`, unchanged, as their users would have them: 32
 copies of it in a ``DummyVecEnv`` (one process, because a step takes less time than sending it to another),
 observations and rewards
 normalised by ``VecNormalize``, a learning rate that falls to zero. The environments of :data:`BATCHED` are stepped
@@ -43,8 +43,9 @@ from torch import nn
 from opd.agent.network import FeatureExtractor
 from opd.agent.training import Problem, TrainingParameters, Validation
 from opd.pipeline import Pipeline, from_choices
-from opd.simulator.environment import PipelineEnvironment
-from opd.study.analysis.refusal import admit, running_configurations
+from opd.simulator.actions import admit
+from opd.simulator.environment import PipelineEnv
+from opd.study.analysis.refusal import running_configurations
 from opd.study.benchmarks.peer_environments import BatchedEnvironments, StageActions
 
 PEERS = ("ppo", "maskable-ppo")
@@ -156,7 +157,7 @@ def environments(peer: str, problem: Problem, parameters: TrainingParameters) ->
     """Copies of the environment for a peer, normalised: stepped one after the other, or together if it is batched."""
 
     def one() -> gymnasium.Env:
-        made = PipelineEnvironment(problem.pipeline, problem.training, problem.weights, problem.simulation)
+        made = PipelineEnv(problem.pipeline, problem.training, problem.weights, problem.simulation)
         return StageActions(made) if peer.startswith("maskable") else made
 
     copies = [one] * parameters.environments

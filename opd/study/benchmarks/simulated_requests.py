@@ -19,8 +19,9 @@ from tqdm.auto import tqdm
 
 from opd.measurement import Interval
 from opd.pipeline import Configuration, Pipeline, as_array
-from opd.profiling.profiles import load_pipeline
-from opd.simulator.simulation import SimulationParameters, Simulator
+from opd.profiling.catalogue import load_pipeline
+from opd.simulator.parameters import SimulationParameters
+from opd.simulator.simulator import Simulator
 from opd.solvers import greedy
 from opd.study.benchmarks.errors import DisagreementError
 from opd.study.benchmarks.peer_ciw import ciw_latencies, ciw_simulation

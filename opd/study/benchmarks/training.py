@@ -62,14 +62,14 @@ from opd.objective import Weights
 from opd.parallel import run_tasks
 from opd.paths import project_path
 from opd.pipeline import from_choices
-from opd.profiling.profiles import load_pipeline
-from opd.simulator.environment import Workload
-from opd.simulator.simulation import SimulationParameters
+from opd.profiling.catalogue import load_pipeline
+from opd.simulator.parameters import SimulationParameters
 from opd.study.analysis.intervals import spread
 from opd.study.benchmarks.peer_stable_baselines import BATCHED, PEERS, Decide, Observe, train_peer
 from opd.study.benchmarks.quick import QUICK
 from opd.workload.forecast import Forecaster
 from opd.workload.trace import burst_starts, load_trace
+from opd.workload.workload import Workload
 
 MODES = {"agent": "pretrain", "agent-unaided": "none"}
 """Expert mode of our two methods."""

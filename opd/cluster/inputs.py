@@ -1,0 +1,130 @@
+"""Input of the command line, read and checked without asking the cluster anything."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from opd.cluster.api import Cluster, Patience, credentials
+from opd.cluster.errors import InputError
+from opd.cluster.names import check_name, check_names
+from opd.cluster.overlay import read_overlay
+from opd.cluster.settings import ClusterSettings, read_settings
+from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, check_feasible
+from opd.profiling.catalogue import load_pipeline
+from opd.profiling.pipeline_file import read_pipeline
+
+Stages = Mapping[str, StageConfiguration]
+"""Configurations of some stages, by task."""
+
+_STAGE = re.compile(r"(?P<task>[^=:]+)=(?P<variant>[^=:]+):(?P<replicas>[0-9]{1,6}):(?P<batch_size>[0-9]{1,6})")
+
+
+def pipeline_of(text: str) -> Pipeline:
+    """Reads a pipeline: of the catalogue if ``text`` is a name, or from a YAML file."""
+    if not _is_file(text):
+        return load_pipeline(check_name("pipeline", text))
+    pipeline = read_pipeline(Path(text))
+    check_names(pipeline)
+    return pipeline
+
+
+def pipeline_name_of(text: str) -> str:
+    """Returns the name of a pipeline, which need not be in the catalogue any more."""
+    return pipeline_of(text).name if _is_file(text) else check_name("pipeline", text)
+
+
+def settings_of(
+    namespace: str,
+    file: Path | None,
+    overlay: Path | None,
+    monitoring_labels: Iterable[str],
+    options: Mapping[str, Any],
+) -> ClusterSettings:
+    """Returns the settings of a file; options of the command line take precedence.
+
+    Args:
+        namespace: of all objects.
+        file: of settings; without it, the options must name image and store.
+        overlay: file of changes to the pods.
+        monitoring_labels: each ``KEY=VALUE``.
+        options: settings by name; those that are None were not given.
+
+    Raises:
+        InputError: if image or store are missing, or a label is malformed.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if overlay:
+        given["overlay"] = read_overlay(overlay)
+    if labels := dict(map(_label, monitoring_labels)):
+        given["monitoring_labels"] = labels
+    if file:
+        return replace(read_settings(file, namespace), **given)
+    if not {"image", "store"} <= given.keys():
+        raise InputError("name the image and the model store: --image and --store, or a file of --settings")
+    return ClusterSettings(namespace=namespace, **given)
+
+
+def stages_of(pipeline: Pipeline, texts: Iterable[str]) -> Stages:
+    """Parses stages, each ``TASK=VARIANT:REPLICAS:BATCH``.
+
+    Raises:
+        InputError: if one is malformed or of an unknown task, or if they break a limit of the pipeline.
+        KeyError: if a task has no such variant.
+    """
+    stages = dict(_stage(pipeline, text) for text in texts)
+    feasible_configuration(pipeline, stages)
+    return stages
+
+
+def complete_configuration(pipeline: Pipeline, stages: Stages) -> Configuration:
+    """Returns a configuration of the whole pipeline, the smallest one for stages that are not given."""
+    smallest = zip(pipeline.tasks, pipeline.smallest_configuration(), strict=True)
+    return tuple(stages.get(task.name, stage) for task, stage in smallest)
+
+
+def feasible_configuration(pipeline: Pipeline, stages: Stages) -> Configuration:
+    """Returns :func:`complete_configuration`, checked against the limits of the pipeline.
+
+    Raises:
+        InputError: naming the limit that it breaks.
+    """
+    configuration = complete_configuration(pipeline, stages)
+    try:
+        check_feasible(pipeline, configuration)
+    except InfeasibleError as error:
+        raise InputError(f"{error}; choose what the stages run with --stage") from error
+    return configuration
+
+
+def cluster_of(
+    namespace: str, kubeconfig: str | None = None, context: str | None = None, call_seconds: float = 10.0
+) -> Cluster:
+    """Opens a namespace; this reads the kubeconfig but asks the cluster nothing."""
+    patience = Patience(read_seconds=call_seconds)
+    return Cluster(check_name("namespace", namespace), lambda: credentials(kubeconfig, context), patience)
+
+
+def _is_file(text: str) -> bool:
+    return text.endswith((".yaml", ".yml"))
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise InputError(f"cannot read the label {text!r}; write KEY=VALUE, such as release=prometheus")
+    return key, value
+
+
+def _stage(pipeline: Pipeline, text: str) -> tuple[str, StageConfiguration]:
+    match = _STAGE.fullmatch(text)
+    if match is None:
+        raise InputError(f"cannot read the stage {text!r}; write TASK=VARIANT:REPLICAS:BATCH")
+    tasks = {task.name: task for task in pipeline.tasks}
+    if match["task"] not in tasks:
+        raise InputError(f"pipeline {pipeline.name!r} has no task {match['task']!r}; it has {', '.join(tasks)}")
+    variant = tasks[match["task"]].variant_index(match["variant"])
+    return match["task"], StageConfiguration(variant, int(match["replicas"]), int(match["batch_size"]))

@@ -1,0 +1,304 @@
+"""Deploys, inspects and deletes a pipeline: the work behind the command line, as functions that return data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from opd.cluster import lifecycle
+from opd.cluster.api import Cluster, Object, Resource
+from opd.cluster.backend import KubernetesBackend
+from opd.cluster.errors import ClusterError, NotDeployedError
+from opd.cluster.inputs import Stages, complete_configuration, feasible_configuration
+from opd.cluster.lease import Lease
+from opd.cluster.lifecycle import Change
+from opd.cluster.manifests.pipeline import pipeline_objects
+from opd.cluster.manifests.workloads import renewed_by_surge, replicas_of, template_of
+from opd.cluster.names import QUEUE, router_name, service_host
+from opd.cluster.node_capacity import requested_cores
+from opd.cluster.record import identity
+from opd.cluster.settings import ClusterSettings
+from opd.cluster.stage_state import StageStateError, read_stage
+from opd.control.loop import ApplyError
+from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, check_feasible, used_cores
+from opd.serving.monitoring.scraper import Scraper
+from opd.waiting import wait_until
+
+LEASE_SECONDS = 20.0
+"""The Lease of a controller that died expires within this time."""
+
+Report = Callable[[str], object]
+"""Receives a line about progress, for people."""
+
+
+class ComponentStatus(NamedTuple):
+    """One line of a pipeline's status, as text; parts that do not apply are empty.
+
+    Attributes:
+        component: ``router``, ``queue`` or ``model``.
+        task: of a queue or model.
+        variant: of a model.
+        ready: pods that are ready and wanted, such as ``1/2``.
+        batch_size: of a queue.
+        waiting: requests in a queue, ``?`` if it cannot be asked.
+        trouble: why a pod is not ready, if known.
+    """
+
+    component: str
+    task: str
+    variant: str
+    ready: str
+    batch_size: str
+    waiting: str
+    trouble: str
+
+
+class PipelineStatus(NamedTuple):
+    """State of a deployed pipeline.
+
+    Attributes:
+        serves: whether all pods are ready.
+        leader: holder of the controllers' Lease, empty if there is none.
+        components: router, queues and models.
+    """
+
+    serves: bool
+    leader: str
+    components: list[ComponentStatus]
+
+
+class Deletion(NamedTuple):
+    """Result of :func:`delete`.
+
+    Attributes:
+        changes: deleted objects.
+        unseen: kinds of objects that this account may not list, so some may be left.
+    """
+
+    changes: list[Change]
+    unseen: list[Resource]
+
+
+@dataclass(frozen=True)
+class _Rollout:
+    """The steps of a deployment.
+
+    Attributes:
+        start: configuration in the manifests. It is what runs now, if anything does: the backend then reaches
+            ``target`` without losing a request.
+        target: configuration to be reached.
+        manifests: of all objects, with ``start``.
+        superseded: workloads that run and are not in the manifests.
+        has_room: whether W_max has room for the superseded replicas next to those of ``start``.
+    """
+
+    start: Configuration
+    target: Configuration
+    manifests: list[Object]
+    superseded: list[Object]
+    has_room: bool
+
+
+def deploy(
+    cluster: Cluster,
+    pipeline: Pipeline,
+    settings: ClusterSettings,
+    stages: Stages,
+    wait_seconds: float,
+    report: Report = lambda _: None,
+) -> list[Change]:
+    """Creates the objects of a pipeline or updates them, and waits until it serves.
+
+    Args:
+        cluster: the namespace.
+        pipeline: to deploy.
+        settings: of its objects.
+        stages: configurations to reach; other stages stay as they run, or begin with the smallest configuration.
+        wait_seconds: for pods, at most.
+        report: receives warnings and what is still missing.
+
+    Raises:
+        InputError: if the configuration breaks a limit of the pipeline.
+        NotOursError: if an object exists and belongs to somebody else.
+        ClusterError: if the cluster refuses a change, pods do not become ready, or a controller leads.
+    """
+    rollout = _plan(cluster, pipeline, settings, stages, report)
+    reconfigures = rollout.target != rollout.start
+    with _leading(cluster, pipeline.name, bool(rollout.superseded) or reconfigures) as held:
+        guarded = cluster.guarded(lambda: _check_leads(held))
+        changes = _bring(guarded, pipeline.name, rollout, wait_seconds, report)
+        if reconfigures:
+            with _backend(cluster, pipeline, settings, held) as backend:
+                try:
+                    backend.apply(rollout.target)
+                except ApplyError as error:
+                    raise ClusterError(str(error)) from error
+    return changes
+
+
+def preview(
+    cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings, stages: Stages, report: Report = lambda _: None
+) -> list[Change]:
+    """Returns what :func:`deploy` would change, as the cluster would accept it; nothing is changed.
+
+    Raises:
+        InputError: if the configuration breaks a limit of the pipeline.
+        ClusterError: if the cluster would refuse a change.
+    """
+    rollout = _plan(cluster, pipeline, settings, stages, report)
+    changes = [
+        *lifecycle.apply(cluster, rollout.manifests, dry_run=True),
+        *lifecycle.prune(cluster, pipeline.name, rollout.manifests, dry_run=True),
+        *lifecycle.release(cluster, rollout.superseded, dry_run=True),
+    ]
+    if rollout.target != rollout.start:
+        with _backend(cluster, pipeline, settings) as backend:
+            changes += [Change(*pair) for pair in backend.preview(rollout.target)]
+    return changes
+
+
+def address(pipeline: Pipeline, settings: ClusterSettings) -> str:
+    """Returns where clients inside the cluster reach a pipeline, for people."""
+    host = service_host(router_name(pipeline.name), settings.namespace)
+    return f"model {pipeline.name} at {host}, gRPC {settings.grpc_port}, HTTP {settings.http_port}"
+
+
+def status(cluster: Cluster, name: str) -> PipelineStatus:
+    """Returns the state of a pipeline.
+
+    Raises:
+        NotDeployedError: if it is not there.
+        ClusterError: if the cluster does not answer.
+    """
+    workloads, stages = lifecycle.workloads(cluster, name), lifecycle.stages(cluster, name)
+    if not workloads and not stages:
+        raise _not_deployed(cluster, name)
+    components = []
+    for each in workloads:
+        is_queue = each.component == QUEUE
+        batch_size = stages[each.task]["data"].get("batch_size", "?") if is_queue and each.task in stages else ""
+        waiting = lifecycle.waiting(cluster, name, each.task) if is_queue else ""
+        ready = f"{each.ready}/{each.wanted}"
+        components.append(
+            ComponentStatus(each.component, each.task, each.variant, ready, batch_size, waiting, each.trouble)
+        )
+    serves = bool(workloads) and all(each.serves for each in workloads)
+    return PipelineStatus(serves, lifecycle.leader(cluster, name), components)
+
+
+def delete(cluster: Cluster, name: str, wait_seconds: float, dry_run: bool = False) -> Deletion:
+    """Deletes a pipeline after it has answered the requests it has.
+
+    Raises:
+        NotDeployedError: if it is not there.
+        LeftoverError: if objects or pods are still there in the end.
+        ClusterError: if the cluster does not answer.
+    """
+    changes = list(lifecycle.delete(cluster, name, wait_seconds, dry_run))
+    if not changes:
+        raise _not_deployed(cluster, name)
+    return Deletion(changes, lifecycle.owned(cluster, name)[1])
+
+
+def _not_deployed(cluster: Cluster, name: str) -> NotDeployedError:
+    return NotDeployedError(
+        f"pipeline {name!r} is not deployed in namespace {cluster.namespace!r}; check both names and the context"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ planning
+
+
+def _plan(cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings, stages: Stages, report: Report) -> _Rollout:
+    running = _running(cluster, pipeline, report)
+    target = feasible_configuration(pipeline, {**running, **stages})
+    start = feasible_configuration(pipeline, running) if len(running) == len(pipeline.tasks) else target
+    manifests = pipeline_objects(pipeline, start, settings)
+    superseded = lifecycle.superseded(cluster, pipeline.name, manifests)
+    if running and settings.flavour != "seldon" and not renewed_by_surge(pipeline, start):
+        report(
+            f"note: replicas with changed settings are renewed in place, one of each stage at a time, because "
+            f"{pipeline.capacity} cores have no room for more"
+        )
+    return _Rollout(start, target, manifests, superseded, _has_room(pipeline, start, superseded))
+
+
+def _running(cluster: Cluster, pipeline: Pipeline, report: Report) -> dict[str, StageConfiguration]:
+    """Returns what the stages run now, without new or invalid ones; nothing if that breaks the pipeline's limits."""
+    found = lifecycle.stages(cluster, pipeline.name)
+    running = {}
+    for task in pipeline.tasks:
+        if task.name not in found:
+            continue
+        try:
+            running[task.name] = read_stage(pipeline, task, found[task.name])
+        except StageStateError as error:
+            report(f"warning: stage {task.name!r} cannot keep what it runs: {error}")
+    try:
+        check_feasible(pipeline, complete_configuration(pipeline, running))
+    except InfeasibleError as error:
+        report(f"warning: the pipeline cannot keep what it runs: {error}")
+        return {}
+    added = [task.name for task in pipeline.tasks if found and task.name not in found]
+    if added:
+        report(f"warning: the running pipeline lacks stages, which are added: {', '.join(added)}")
+    return running
+
+
+def _has_room(pipeline: Pipeline, configuration: Configuration, superseded: Iterable[Object]) -> bool:
+    leaving = sum(replicas_of(each) * requested_cores(template_of(each)) for each in superseded)
+    return float(used_cores(pipeline, configuration)) + leaving <= pipeline.capacity
+
+
+# ------------------------------------------------------------------------------------------------------ changing
+
+
+def _bring(cluster: Cluster, name: str, rollout: _Rollout, wait_seconds: float, report: Report) -> list[Change]:
+    """Brings the objects to their manifests; if there is room, superseded replicas serve until the new ones do."""
+    changes = list(lifecycle.apply(cluster, rollout.manifests))
+    if not rollout.has_room:
+        changes += lifecycle.release(cluster, rollout.superseded)
+    lifecycle.wait_until_serving(
+        cluster, name, wait_seconds, lambda missing: report(f"waiting for {missing}"), rollout.superseded
+    )
+    changes += lifecycle.prune(cluster, name, rollout.manifests)
+    if rollout.has_room:
+        changes += lifecycle.release(cluster, rollout.superseded)
+    return changes
+
+
+@contextmanager
+def _leading(cluster: Cluster, name: str, needed: bool) -> Iterator[Callable[[], bool]]:
+    """Holds the controllers' Lease if needed, so no controller acts; yields whether it is still held."""
+    if not needed:
+        yield lambda: True
+        return
+    lease = Lease(cluster, name, identity())
+    lease.start()
+    try:
+        if not wait_until(lambda: lease.held, LEASE_SECONDS):
+            raise ClusterError(
+                f"a controller leads pipeline {name!r} and would undo the change; stop it, then deploy again"
+            )
+        yield lambda: lease.held
+    finally:
+        lease.close()
+
+
+def _check_leads(held: Callable[[], bool]) -> None:
+    if not held():
+        raise ClusterError(
+            "another controller leads now, or the Lease could not be renewed; stop that controller, or see why the API "
+            "server does not answer, then deploy again"
+        )
+
+
+@contextmanager
+def _backend(
+    cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings, may_act: Callable[[], bool] = lambda: True
+) -> Iterator[KubernetesBackend]:
+    """Opens the backend of the control loop, which sees no metrics here and needs none."""
+    with closing(Scraper()) as unused:
+        yield KubernetesBackend(cluster, pipeline, settings, unused, interval_seconds=1.0, may_act=may_act)

@@ -1,0 +1,180 @@
+"""Batches of independent copies of one pipeline, simulated request by request."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from opd.measurement import Interval
+from opd.pipeline import Configuration, Pipeline, StageConfiguration, as_array, check_feasible
+from opd.simulator import kernel
+from opd.simulator.parameters import SimulationParameters, service_factors
+
+
+class Simulator:
+    """A batch of independent copies of one pipeline, stepped together.
+
+    Arrivals and service noise have separate random generators: with the same seed, every policy meets the same
+    requests.
+
+    Args:
+        pipeline: the pipeline to simulate.
+        parameters: behaviour of the device.
+        environments: number of copies, E.
+        max_rate: largest number of requests in any one second of the workload; determines the size of the queues.
+        seed: of both generators.
+        record_latencies: include the latency of every completed request in the result of a step.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        parameters: SimulationParameters,
+        environments: int = 1,
+        max_rate: int = 100,
+        seed: int = 0,
+        record_latencies: bool = False,
+    ) -> None:
+        self.pipeline = pipeline
+        self.record_latencies = record_latencies
+        self.parameters = parameters
+        self.max_rate = max_rate
+        self._factors = service_factors(parameters)
+        self.reseed(seed)
+        tables = pipeline.tables
+        slowest = float(np.max(tables.service_time[np.isfinite(tables.service_time)]))
+        # A queue holds at most the requests that are young enough to be served, those on their way, and one interval
+        # to come. Rates hold for whole seconds; such a span can touch one more at each end.
+        places = (int(np.ceil(parameters.drop_after + parameters.interval + 3 * slowest)) + 2) * max_rate
+        # With start-up times longer than the interval, replicas of every variant can serve at once.
+        replicas = int(tables.variants.max()) * pipeline.max_replicas
+        self._state = kernel.empty_state(environments, len(pipeline.tasks), places, replicas)
+
+    @property
+    def environments(self) -> int:
+        """Number of copies, E."""
+        return self._state.now.shape[0]
+
+    def reseed(self, seed: int) -> None:
+        """Restart the generators of arrivals and service noise; queues and replicas stay as they are."""
+        self._arrivals, self._service = np.random.default_rng(seed).spawn(2)
+
+    def reset(self, configuration: Configuration, environments: np.ndarray | None = None) -> None:
+        """Empty the queues of the given copies (all by default) and run ``configuration``, all replicas ready.
+
+        Raises:
+            InfeasibleError: if a variant, a number of replicas or a batch size is out of its bounds.
+            ValueError: if the number of stages is not the number of tasks.
+        """
+        self._require_configurations(as_array(configuration)[None], 1)
+        chosen = np.arange(self.environments) if environments is None else environments
+        state = self._state
+        state.now[chosen] = 0.0
+        state.queue_length[chosen] = 0
+        for n, stage in enumerate(configuration):
+            state.replicas[chosen, n] = stage.replicas
+            state.replica_variant[chosen, n, : stage.replicas] = stage.variant
+            state.replica_ready[chosen, n, : stage.replicas] = 0.0
+            state.replica_free[chosen, n, : stage.replicas] = 0.0
+            state.replica_retire[chosen, n, : stage.replicas] = np.inf
+
+    def step(self, configurations: np.ndarray, counts: np.ndarray) -> Interval:
+        """Apply a configuration to every copy and simulate one interval.
+
+        Args:
+            configurations: (E, N, 3) integers: variant, replicas, batch size; ``capacity`` is not checked.
+            counts: (E, interval) requests of each second, integers.
+
+        Raises:
+            InfeasibleError: if a variant, a number of replicas or a batch size is out of its bounds.
+            RuntimeError: if a queue is full.
+            ValueError: if a shape is wrong, or a count is not an integer, negative or above ``max_rate``.
+        """
+        self._require_configurations(configurations, self.environments)
+        self._require_shape("counts", counts, (self.environments, self.parameters.interval))
+        if counts.dtype.kind not in "iu":
+            raise ValueError(
+                f"request counts are of type {counts.dtype}; they must be integers, without missing values"
+            )
+        if counts.min(initial=0) < 0:
+            raise ValueError(f"a request count is {counts.min()}; counts must not be negative")
+        if counts.max(initial=0) > self.max_rate:
+            raise ValueError(
+                f"{counts.max()} requests in one second exceed max_rate {self.max_rate}; build the simulator with more"
+            )
+        interval = self._blank_interval()
+        self._require_room(kernel.draw_arrivals(self._state, counts, interval, self._arrivals))
+        return self._simulate(configurations, interval)
+
+    def step_arrivals(self, configuration: np.ndarray, times: np.ndarray) -> Interval:
+        """Simulate one interval of a single copy with given arrivals.
+
+        Args:
+            configuration: (N, 3) integers: variant, replicas, batch size; ``capacity`` is not checked.
+            times: arrivals in seconds since the reset, ascending and within the coming interval.
+
+        Raises:
+            InfeasibleError: if a variant, a number of replicas or a batch size is out of its bounds.
+            RuntimeError: if a queue is full.
+            ValueError: if there are several copies, or an arrival is outside the interval.
+        """
+        self._require_configurations(configuration[None], self.environments)
+        start = float(self._state.now[0])
+        end = start + self.parameters.interval
+        outside = times[~((times >= start) & (times < end))]
+        if outside.size:
+            raise ValueError(f"arrival at {outside[0]} s is outside the interval {start} s to {end} s")
+        interval = self._blank_interval()
+        self._require_room(kernel.add_arrivals(self._state, times, interval))
+        return self._simulate(configuration[None], interval)
+
+    def _blank_interval(self) -> Interval:
+        environments, tasks = self._state.replicas.shape
+        return Interval(
+            offered=np.zeros(environments, dtype=np.int64),
+            completed=np.zeros(environments, dtype=np.int64),
+            dropped=np.zeros(environments, dtype=np.int64),
+            latency_mean=np.zeros(environments),
+            latency_p99=np.zeros(environments),
+            task_latency=np.zeros((environments, tasks)),
+            ready_throughput=np.zeros((environments, tasks)),
+            queue=np.zeros((environments, tasks), dtype=np.int64),
+            latencies=np.zeros((environments, self._state.queue_time.shape[2] if self.record_latencies else 0)),
+        )
+
+    def _simulate(self, configurations: np.ndarray, interval: Interval) -> Interval:
+        p = self.parameters
+        room = kernel.simulate(
+            self._state,
+            configurations,
+            self.pipeline.tables,
+            float(p.interval),
+            p.batch_timeout,
+            p.drop_after,
+            self._factors,
+            interval,
+            self._service,
+        )
+        self._require_room(room)
+        return interval
+
+    def _require_configurations(self, configurations: np.ndarray, environments: int) -> None:
+        """Raise unless ``configurations`` are valid indices for the compiled code, which does no checks."""
+        self._require_shape("configurations", configurations, (environments, len(self.pipeline.tasks), 3))
+        limits = self.pipeline.max_replicas, self.pipeline.max_batch_size
+        e = kernel.first_out_of_bounds(configurations, self.pipeline.tables.variants, *limits)
+        if e >= 0:
+            check_feasible(self.pipeline, tuple(StageConfiguration(*stage) for stage in configurations[e].tolist()))
+
+    def _require_shape(self, name: str, array: np.ndarray, expected: tuple[int, ...]) -> None:
+        if array.shape != expected:
+            raise ValueError(
+                f"{name} of shape {array.shape} do not fit {self.environments} copies of pipeline "
+                f"{self.pipeline.name!r} and an interval of {self.parameters.interval} s; pass shape {expected}"
+            )
+
+    def _require_room(self, room: bool) -> None:
+        if not room:
+            raise RuntimeError(
+                f"a queue of pipeline {self.pipeline.name!r} is full ({self._state.queue_time.shape[2]} requests); "
+                f"build the simulator with max_rate above {self.max_rate}"
+            )

@@ -1,0 +1,126 @@
+"""Measuring variants: real measurements, and what they refuse."""
+
+from __future__ import annotations
+
+import os
+
+import pandas as pd
+import pytest
+from profile_tables import CATALOGUE, REFERENCE
+
+from opd.examples.ocr.stored import StoredVariant
+from opd.profiling import measuring, profiles
+from opd.profiling.architectures import ARCHITECTURES
+from opd.profiling.measuring import Effort, measure_variant, measure_within_budget, resolve_architecture
+from opd.serving.store import STORE_URL_VARIABLE, ModelStore
+
+STORED = "opd.examples.ocr.stored:StoredVariant"
+BERT_TINY = ARCHITECTURES["bert-tiny"]
+
+
+# ------------------------------------------------------------------------------------------- what is measured
+
+
+def test_an_architecture_is_a_key_or_a_class_of_any_module():
+    assert resolve_architecture("bert-tiny", "sentiment", "bert-tiny") is BERT_TINY
+    assert resolve_architecture(STORED, "text-recognition", "small") == StoredVariant("text-recognition", "small")
+
+
+def test_an_architecture_that_is_not_there_names_those_there_are():
+    with pytest.raises(KeyError, match="unknown architecture 'bert-titan'.*bert-tiny.*module:Class"):
+        resolve_architecture("bert-titan", "sentiment", "bert-titan")
+
+
+@pytest.mark.parametrize("architecture", ["nowhere:Model", "opd.examples.ocr.stored:Missing", "opd:1x", ":"])
+def test_a_class_that_cannot_be_imported_is_named_with_its_variant(architecture: str):
+    message = f"architecture '{architecture}' of variant 'small' of task 'first' cannot be imported"
+    with pytest.raises(ImportError, match=message):
+        resolve_architecture(architecture, "first", "small")
+
+
+def test_a_variant_is_measured_on_the_cores_that_machine_and_model_can_use():
+    assert measuring.measured_cores(StoredVariant("text-recognition", "small")) == (1,)
+    assert measuring.measured_cores(BERT_TINY) == ((1,) if os.cpu_count() == 1 else (1, 2))
+
+
+def test_a_stored_variant_runs_on_one_thread():
+    with pytest.raises(ValueError, match="text-recognition/small runs on one thread"):
+        StoredVariant("text-recognition", "small").threads(2).__enter__()
+
+
+@pytest.mark.parametrize("key", ["bert-mini-qa", "resnet-18"])
+def test_an_architecture_answers_every_request_of_a_batch(key: str):
+    architecture = ARCHITECTURES[key]
+    output = architecture.infer(architecture.build().eval(), architecture.inputs(2))
+    assert len(output[0]) == 2
+
+
+# ---------------------------------------------------------------------------------------------- real measurements
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("task", ["text-detection", "text-recognition"])
+def test_a_stored_variant_is_measured_as_the_others_are(
+    task: str, ocr_store: ModelStore, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(STORE_URL_VARIABLE, ocr_store.url)
+    name = next(iter(CATALOGUE.tasks[task].variants))
+    table = measure_variant(task, name, StoredVariant(task, name), [1, 4], [1], Effort(0.0, min_runs=3))
+    assert table[["cores", "batch_size"]].values.tolist() == [[1, 1], [1, 4]]
+    assert (table["latency_mean"] > 0).all() and (table["load_seconds"] > table["latency_mean"].iloc[0]).all()
+    assert table["runs"].eq(3).all()
+    assert profiles.extrapolate_cores(table)[profiles.COLUMNS].equals(table[profiles.COLUMNS])
+
+
+def test_a_real_measurement():
+    measured = measure_variant("sentiment", "bert-tiny", BERT_TINY, [1, 4], [1], Effort(0.2, 3, 50))
+    assert measured[["cores", "batch_size"]].values.tolist() == [[1, 1], [1, 4]]
+    assert (measured["latency_mean"] > 0).all() and (measured["latency_p99"] >= measured["latency_mean"]).all()
+    assert measured["runs"].between(3, 50).all() and (measured["kind"] == "measured").all()
+    assert (measured["load_seconds"] > measured["latency_mean"].iloc[0]).all()
+    assert len(profiles.compare_latencies(measured, REFERENCE)) == len(measured)
+
+
+def test_all_variants_of_a_task_are_measured_and_saved_one_by_one(tmp_path):
+    small = CATALOGUE.tasks["sentiment"].model_copy(
+        update={"variants": dict(list(CATALOGUE.tasks["sentiment"].variants.items())[:2])}
+    )
+    catalogue = CATALOGUE.model_copy(update={"tasks": {"sentiment": small}})
+    effort = Effort(0.0, min_runs=1)
+    table = measuring.measure_all_variants(["sentiment"], catalogue, effort, save=tmp_path / "profiles.csv")
+    assert list(dict.fromkeys(table["variant"])) == ["bert-tiny", "bert-mini"]
+    assert set(table["batch_size"]) == set(CATALOGUE.batch_sizes("sentiment"))
+    saved = profiles.load_profiles(tmp_path / "profiles.csv")
+    pd.testing.assert_frame_equal(saved, table[profiles.COLUMNS], rtol=1e-4)
+
+
+def test_a_short_budget_measures_the_first_variant_and_names_the_others():
+    measured, left_out = measure_within_budget("audio-sentiment", 1e-9, max_batch_size=1)
+    names = ["s2t-small", "s2t-medium", "s2t-large", "wav2vec2-large"]
+    assert set(measured["variant"]) == {names[0]} and set(measured["batch_size"]) == {1}
+    assert left_out[:3] == ["sentiment/bert-tiny", "speech-recognition/s2t-medium", "sentiment/bert-mini"]
+    assert len(left_out) == 9
+
+
+def test_stages_take_turns():
+    turns = measuring._variants_in_turns(CATALOGUE, "nlp")
+    assert turns[:4] == [
+        ("language-identification", "distilbert-multilingual"),
+        ("translation", "opus-mt"),
+        ("summarisation", "distilbart-1-1"),
+        ("language-identification", "xlm-roberta-base"),
+    ]
+    assert turns[6:] == [("summarisation", name) for name in list(CATALOGUE.tasks["summarisation"].variants)[2:]]
+
+
+# ------------------------------------------------------------------------------------------------------- errors
+
+
+def test_a_budget_that_is_no_time_is_refused():
+    with pytest.raises(ValueError, match="profile_seconds is 0"):
+        measure_within_budget("video", 0)
+
+
+def test_more_cores_than_the_machine_has_cannot_be_measured():
+    with pytest.raises(ValueError, match="cannot measure on 4096 cores"):
+        measure_variant("sentiment", "bert-tiny", BERT_TINY, [1], [4096])
