@@ -345,7 +345,7 @@ def test_replicas_are_not_released_while_a_controller_leads(shell, monkeypatch):
     assert shell.deploy("--stage=first=large:1:1") == cli.DONE
     shell.give_the_lease_to_another()
     redefined = shell.write("redefined.yaml", PIPELINE.replace(LARGE, ""))
-    assert shell.deploy(pipeline=redefined) == cli.FAILED and "a controller leads" in shell.err
+    assert shell.deploy(pipeline=redefined) == cli.FAILED and "another controller holds the Lease" in shell.err
     assert (
         shell.models() == {"tiny-first-large": 1, "tiny-second-small": 1} and shell.stage("first")["variant"] == "large"
     )
@@ -449,7 +449,10 @@ def test_a_change_waits_for_no_controller_that_leads(shell, monkeypatch):
     assert shell.deploy() == cli.DONE
     shell.give_the_lease_to_another()
     assert shell.deploy("--stage=first=large:1:1") == cli.FAILED
-    assert "a controller leads pipeline 'tiny'" in shell.err and shell.stage("first")["variant"] == "small"
+    assert (
+        "another controller holds the Lease 'tiny-controller' of pipeline 'tiny'" in shell.err
+        and shell.stage("first")["variant"] == "small"
+    )
     assert shell("status") == cli.DONE and "controller: other" in shell.out
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from opd.cluster.api import Cluster, Patience, credentials
+from opd.cluster.api import Cluster, RetryPolicy, credentials
 from opd.cluster.errors import InputError
 from opd.cluster.names import check_name, check_names
 from opd.cluster.overlay import read_overlay
@@ -104,8 +104,8 @@ def cluster_of(
     namespace: str, kubeconfig: str | None = None, context: str | None = None, call_seconds: float = 10.0
 ) -> Cluster:
     """Opens a namespace; this reads the kubeconfig but asks the cluster nothing."""
-    patience = Patience(read_seconds=call_seconds)
-    return Cluster(check_name("namespace", namespace), lambda: credentials(kubeconfig, context), patience)
+    retry_policy = RetryPolicy(read_seconds=call_seconds)
+    return Cluster(check_name("namespace", namespace), lambda: credentials(kubeconfig, context), retry_policy)
 
 
 def _is_file(text: str) -> bool:

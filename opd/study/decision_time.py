@@ -18,8 +18,8 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from opd.agent.agent import Agent, export
-from opd.agent.network import ActorCritic
+from opd.agent.deployed import Agent
+from opd.agent.network import ActorCritic, export
 from opd.control.factory import agent_policy
 from opd.control.policies import IpaPolicy, Policy
 from opd.measurement import Observation, idle_observation

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from opd.agent.training import Problem, TrainingParameters, Validation, expert_table, look_up, read_metrics, validate
-
-
-def training_curve(folder: Path, parameters: TrainingParameters) -> pd.DataFrame:
-    """The metrics of one training run, one row an update; validation columns are empty where there was none."""
-    metrics = read_metrics(folder)
-    trained = metrics[metrics["train/loss"].notna()]
-    trained = trained.assign(update=trained["step"] + 1)
-    validated = metrics[metrics["validation/reward"].notna()]
-    validated = validated.assign(update=(validated["epoch"] + 1) * parameters.validate_every)
-    figures = [column for column in metrics if str(column).startswith("validation/")]
-    curve = trained.drop(columns=[*figures, "epoch", "step"]).merge(validated[["update", *figures]], "left", "update")
-    return curve.astype({"update": int}).sort_values("update", ignore_index=True)
+from opd.agent.parameters import TrainingParameters
+from opd.agent.problem import Problem, expert_table, table_policy
+from opd.agent.validation import Validation, validate
 
 
 def validation_references(problem: Problem, parameters: TrainingParameters) -> dict[str, Validation]:
@@ -27,7 +16,7 @@ def validation_references(problem: Problem, parameters: TrainingParameters) -> d
     largest = len(problem.reference) - 1
     myopic = expert_table(problem.pipeline, problem.weights, problem.simulation, "myopic", largest)
     return {
-        name: validate(problem, parameters, lambda states, table=table: look_up(table, states[:, 1]))  # type: ignore[misc]
+        name: validate(problem, parameters, table_policy(table))
         for name, table in (("myopic", myopic), ("ipa", problem.reference))
     }
 

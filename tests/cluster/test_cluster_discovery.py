@@ -14,7 +14,7 @@ from emulator.api_server import ApiServer, kubeconfig
 from emulator.kubelet import Kubelet
 from emulator.prometheus import Prometheus
 
-from opd.cluster.api import POD, Cluster, Patience, credentials
+from opd.cluster.api import POD, Cluster, RetryPolicy, credentials
 from opd.cluster.backend import KubernetesBackend
 from opd.cluster.discovery import Discovery, DiscoverySettings, choose
 from opd.cluster.manifests.pipeline import pipeline_objects
@@ -25,7 +25,7 @@ from opd.serving.monitoring.prometheus import PrometheusUrl
 from opd.serving.stage_queue import ReplicaEndpoint
 from opd.serving.store import ModelStore
 
-QUICK = Patience(connect_seconds=0.5, read_seconds=1.0, attempts=2, first_pause=0.02, longest_pause=0.2)
+QUICK = RetryPolicy(connect_seconds=0.5, read_seconds=1.0, attempts=2, first_pause=0.02, longest_pause=0.2)
 SETTINGS = DiscoverySettings("space", "opd.io/task=first", "tiny-first-stage", 8081)
 
 

@@ -7,13 +7,13 @@ from cluster_site import IMAGE, emulated_site
 
 from opd import cli
 from opd.cluster.api import POD
+from opd.cluster.errors import LedByAnotherError
 from opd.cluster.names import selector
 from opd.cluster.overlay import read_overlay
 from opd.cluster.settings import ClusterSettings
 from opd.live import deployed as evaluation
 from opd.live import runs as live
 from opd.objective import Weights
-from opd.serving.local import AlreadyControlledError
 from opd.serving.monitoring.scraper import Scraper
 from opd.serving.monitoring.source import MonitoringError
 from opd.simulator.parameters import SimulationParameters
@@ -67,7 +67,7 @@ def test_nobody_else_may_reconfigure_meanwhile(deployed, monkeypatch):
     monkeypatch.setattr(evaluation, "LEAD_SECONDS", 1.0)
     with (
         deployed(),
-        pytest.raises(AlreadyControlledError, match="another controller holds the Lease 'tiny-controller'"),
+        pytest.raises(LedByAnotherError, match="another controller holds the Lease 'tiny-controller'"),
     ):
         deployed().__enter__()
     with deployed() as again:

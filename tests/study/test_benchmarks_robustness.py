@@ -10,8 +10,8 @@ import pytest
 from small_agents import agent_for, trained_with
 from small_pipelines import ocr_pipeline
 
-from opd.agent.agent import Agent
-from opd.agent.training import TrainingParameters
+from opd.agent.deployed import Agent
+from opd.agent.parameters import TrainingParameters
 from opd.measurement import Observation
 from opd.objective import Weights
 from opd.simulator.parameters import SimulationParameters
@@ -74,7 +74,7 @@ def settings(tmp_path_factory):
     shared = Weights(), SimulationParameters(), IpaParameters()
     made = []
     for number, (name, level, forecaster) in enumerate((("home", 8.0, RecentMaximum()), ("other", 6.0, LastCount()))):
-        agents = {("ocr", AGENT, seed): folder / name / f"{seed}.pt" for seed in (0, 1)}
+        agents = {("ocr", AGENT, seed): folder / name / f"{seed}.npz" for seed in (0, 1)}
         for (*_, seed), path in agents.items():
             agent_for(ocr_pipeline(), 2 * number + seed).save(path)
         made.append(Setting(trace_of(name, level), forecaster, *shared, agents))  # type: ignore[arg-type]
@@ -181,7 +181,7 @@ def test_drawn_devices_are_the_same_for_a_cycle_and_seed_and_only_then(settings)
 
 def test_only_agents_that_are_missing_are_trained_and_only_once(settings, tmp_path):
     quick = TrainingParameters(
-        updates=1, environments=2, rollout=4, minibatch=4, cloning_steps=2, validate_every=1,
+        updates=1, num_envs=2, rollout_steps=4, minibatch_size=4, cloning_steps=2, validate_every=1,
         validation_episodes=2, validation_decisions=2, width=16, blocks=1,
     )  # fmt: skip
     known, folder = tmp_path / "known", tmp_path / "new"
@@ -190,9 +190,9 @@ def test_only_agents_that_are_missing_are_trained_and_only_once(settings, tmp_pa
         return trained_agents([ocr_pipeline()], settings[1], quick, seeds, known, into, workers=1)
 
     train([0], known)
-    agent_for(ocr_pipeline()).save(known / "ocr" / "agent-1.pt")  # trained in some other way
+    agent_for(ocr_pipeline()).save(known / "ocr" / "agent-1.npz")  # trained in some other way
     paths = train([0, 1], folder)
-    assert paths == {("ocr", AGENT, 0): known / "ocr/agent-0.pt", ("ocr", AGENT, 1): folder / "ocr/agent-1.pt"}
+    assert paths == {("ocr", AGENT, 0): known / "ocr/agent-0.npz", ("ocr", AGENT, 1): folder / "ocr/agent-1.npz"}
     before = [path.stat().st_mtime_ns for path in paths.values()]
     assert train([0, 1], folder) == paths
     assert [path.stat().st_mtime_ns for path in paths.values()] == before
@@ -265,8 +265,8 @@ def test_a_factor_is_told_where_there_is_one(rows):
 def test_decisions_that_the_expert_made_are_counted(settings, tmp_path, rows):
     assert (rows["by_expert"] == 0).all()  # these agents name no largest load
     agent = agent_for(ocr_pipeline())
-    Agent(agent.pipeline, agent.policy, trained_with(0.0, Weights())).save(tmp_path / "beyond.pt")
-    home = replace(settings[0], agents={("ocr", AGENT, 0): tmp_path / "beyond.pt"})
+    Agent(agent.pipeline, agent.weights, trained_with(0.0, Weights())).save(tmp_path / "beyond.npz")
+    home = replace(settings[0], agents={("ocr", AGENT, 0): tmp_path / "beyond.npz"})
     counted = evaluate(all_worlds(home, [CYCLE], settings[1], [LATER])[:1], [ocr_pipeline()], [0])
     assert counted.set_index("policy")["by_expert"].to_dict() == {name: 120 * (name == AGENT) for name in POLICIES}
     # An agent that leaves everything to its expert is that expert, the rival that plans for what waits.

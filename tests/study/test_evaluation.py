@@ -37,7 +37,7 @@ def cycle_of(policy, seed, setting):
 def setting(tmp_path_factory):
     seconds = np.arange(6 * 3600)
     counts = np.random.default_rng(0).poisson(8.0 + 5.0 * np.sin(seconds / 120.0))
-    path = tmp_path_factory.mktemp("agents") / "agent.pt"
+    path = tmp_path_factory.mktemp("agents") / "agent.npz"
     agent_for(ocr_pipeline()).save(path)
     return Setting(
         Trace("waves", counts, seconds),

@@ -20,7 +20,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from opd.agent.training import Job, Problem, TrainingParameters, build_problem, expert_table, run_jobs
+from opd.agent.jobs import Job, run_jobs
+from opd.agent.parameters import TrainingParameters
+from opd.agent.problem import Problem, build_problem, expert_table
 from opd.objective import Weights
 from opd.pipeline import Pipeline
 from opd.solvers import IpaParameters
@@ -63,7 +65,7 @@ def frontier_jobs(
         parameters: of the trainings, but for the expert.
         cost_weights: reward lost per core, each.
         seeds: of the trainings.
-        folder: agents are kept in ``<folder>/<pipeline>/<cost weight>-<seed>.pt``.
+        folder: agents are kept in ``<folder>/<pipeline>/<cost weight>-<seed>.npz``.
     """
     own = replace(parameters, expert=EXPERT)
     jobs = {}
@@ -72,7 +74,7 @@ def frontier_jobs(
         for cost_weight in map(float, cost_weights):
             priced = _priced(problem, cost_weight)
             for seed in seeds:
-                path = folder / pipeline.name / f"{cost_weight:g}-{seed}.pt"
+                path = folder / pipeline.name / f"{cost_weight:g}-{seed}.npz"
                 job = Job(f"{AGENT}-{cost_weight:g}", seed, priced, own, path)
                 jobs[pipeline.name, cost_weight, seed] = _trained_already(job, setting) or job
     return jobs
@@ -99,7 +101,7 @@ def _trained_already(job: Job, setting: Setting) -> Job | None:
 def priced_setting(setting: Setting, cost_weight: float, agents: Mapping[Key, Path]) -> Setting:
     """The setting in which every policy optimises with one price of a core."""
     weights: Weights = replace(setting.weights, cost_weight=cost_weight)
-    ipa = IpaParameters(weights.alpha, weights.cost_weight, weights.batch_weight)
+    ipa = IpaParameters.from_weights(weights)
     here = {(name, AGENT, seed): path for (name, price, seed), path in agents.items() if price == cost_weight}
     return replace(setting, weights=weights, ipa=ipa, agents=here)
 

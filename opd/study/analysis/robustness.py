@@ -30,7 +30,9 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from opd.agent.training import Job, TrainingParameters, build_problem, run_jobs
+from opd.agent.jobs import Job, run_jobs
+from opd.agent.parameters import TrainingParameters
+from opd.agent.problem import build_problem
 from opd.parallel import run_tasks
 from opd.pipeline import Pipeline
 from opd.study.analysis.intervals import estimate
@@ -260,7 +262,7 @@ def trained_agents(
             pipeline, setting.trace, setting.forecaster, setting.weights, setting.simulation, parameters
         )
         for seed in seeds:
-            name = f"{pipeline.name}/{AGENT}-{seed}.pt"
+            name = f"{pipeline.name}/{AGENT}-{seed}.npz"
             earlier = Job(AGENT, seed, problem, parameters, known / name)
             jobs.append(earlier if earlier.done else replace(earlier, path=folder / name))
     run_jobs(jobs, workers)
