@@ -4,7 +4,7 @@ import pandas as pd
 from serving_models import push_variant
 from small_pipelines import stages
 
-from opd.live import load
+from opd.live.load import start_load
 from opd.pipeline import Pipeline, Task, Variant
 from opd.simulator.parameters import SimulationParameters
 
@@ -34,10 +34,10 @@ class Load:
     def __init__(self, backend, tmp_path, counts, texts=("hello",)):
         payloads = tmp_path / "payloads.parquet"
         pd.DataFrame({"payload": [text.encode() for text in texts]}).to_parquet(payloads)
-        self._process = load.start(backend.address, "tiny", counts, payloads, 0, tmp_path / "requests.parquet")
+        self._process = start_load(backend.address, "tiny", counts, payloads, 0, tmp_path / "requests.parquet")
 
     def records(self):
-        return load.finish(self._process, 60)
+        return self._process.finish(60)
 
 
 def outcomes(records):

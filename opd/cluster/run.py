@@ -84,7 +84,7 @@ def prepare_run(
         options.seed,
         options.agent or _default_agent(pipeline.name),
     )
-    file = options.forecaster or project_path("models", "forecaster.ckpt")
+    file = options.forecaster or project_path("models", "forecaster.npz")
     forecaster = Forecaster.load(file, parameters["damping"])
     controller_settings = ControllerSettings(
         interval_seconds=options.interval_seconds or simulation.interval,
