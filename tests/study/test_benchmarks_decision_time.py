@@ -10,7 +10,7 @@ from small_pipelines import every_configuration, ocr_pipeline
 
 from opd.control import AGENT
 from opd.pipeline import used_cores
-from opd.profiling.generated import synthetic_pipeline
+from opd.profiling.synthetic import synthetic_pipeline
 from opd.solvers import IpaParameters, ipa_dynamic_program, ipa_highs, ipa_objective
 from opd.study.benchmarks import decision_time, peer_gurobi
 from opd.study.benchmarks.bars import decision_bars

@@ -19,7 +19,7 @@ from opd.control.policies import MyopicPolicy
 from opd.measurement import Observation
 from opd.objective import Weights
 from opd.pipeline import Pipeline
-from opd.profiling.generated import synthetic_pipeline
+from opd.profiling.synthetic import synthetic_pipeline
 from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters, ipa_objective
 from opd.study.benchmarks.errors import DisagreementError
