@@ -52,7 +52,7 @@ from opd.cluster.stage_state import StageStateError, read_stage
 from opd.cluster.transition import Move, describe, plan
 from opd.control.loop import ApplyError, ObservationError
 from opd.pipeline import Configuration, Pipeline, StageConfiguration
-from opd.serving.monitoring import Monitor
+from opd.serving.monitoring.source import Monitor
 from opd.serving.telemetry_backend import TelemetryBackend
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.settings import ClusterSettings
 from opd.live.load import start_load
 from opd.pipeline import Pipeline, StageConfiguration, Task, Variant
-from opd.serving.monitoring import PrometheusUrl
+from opd.serving.monitoring.prometheus import PrometheusUrl
 from opd.serving.stage_queue import ReplicaEndpoint
 from opd.serving.store import ModelStore
 

@@ -167,7 +167,7 @@ def test_environments_stepped_together_are_those_of_gymnasium(peer):
     together = environments(peer, problem, PARAMETERS).venv
     together.seed(7)
     states, number = together.reset(), together.num_envs
-    alone = deepcopy(together._episodes)
+    alone = deepcopy(together.together)
     running = np.tile(as_array(problem.pipeline.smallest_configuration()), (number, 1, 1))
     refused = 0
     for step in range(EPISODE_LENGTH):
