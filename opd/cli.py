@@ -20,7 +20,7 @@ from opd.cluster import options
 from opd.cluster.errors import ClusterError, InputError, NotDeployedError, NotOursError
 
 if TYPE_CHECKING:
-    from opd.cluster.lifecycle import Change
+    from opd.cluster.difference import ObjectChange
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,6 @@ def deploy(
     """Create the objects of a pipeline or update them, and wait until it serves."""
     with _reading_input():
         from opd.cluster import inputs, operations
-        from opd.cluster.difference import difference
 
         given = dict(image=image, store=store, flavour=flavour, pull_policy=pull_policy, pod_monitor=pod_monitor)
         given |= dict(storage_secret=storage_secret, dashboard=dashboard, network_policy=network_policy)
@@ -120,7 +119,7 @@ def deploy(
         cluster = inputs.cluster_of(namespace, kubeconfig, context, chosen.call_seconds)
     if dry_run:
         changes = operations.preview(cluster, described, chosen, stages, _say)
-        print("".join(difference(*change) for change in changes) or "nothing would change")
+        print("".join(change.difference() for change in changes) or "nothing would change")
         return DONE
     _print_changes(operations.deploy(cluster, described, chosen, stages, wait, _say))
     address = operations.address(described, chosen)
@@ -231,8 +230,8 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _print_changes(changes: Iterable[Change], result: str = "") -> None:
-    named = [(change.after or change.before, result or change.what) for change in changes]
+def _print_changes(changes: Iterable[ObjectChange], result: str = "") -> None:
+    named = [(change.after or change.before, result or change.outcome) for change in changes]
     rows = [(manifest["kind"], manifest["metadata"]["name"], what) for manifest, what in named]
     _print_table([("KIND", "NAME", "RESULT"), *rows])
 

@@ -17,7 +17,7 @@ import yaml
 from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.manifests.workloads import template_of
 from opd.cluster.settings import FLAVOURS, ClusterSettings
-from opd.documents import validate
+from opd.documents import as_model
 from opd.pipeline import Configuration, Pipeline, StageConfiguration
 from opd.profiling.catalogue import load_pipeline
 
@@ -32,7 +32,7 @@ CONFIGURATION = (StageConfiguration(1, 2, 2), StageConfiguration(4, 1, 1))
 
 def changed(settings: ClusterSettings, **changes: Any) -> ClusterSettings:
     """Settings that differ in these values, checked like those of a file."""
-    return validate(ClusterSettings, {**dict(settings), **changes}, "settings")
+    return as_model(ClusterSettings, {**dict(settings), **changes}, "settings")
 
 
 PLAIN = ClusterSettings(namespace="pipelines", image="registry.example/opd:1.0", store="s3://models/store")

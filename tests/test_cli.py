@@ -18,7 +18,8 @@ from opd import cli
 from opd.cluster.manifests.workloads import replicas_of
 from opd.documents import DocumentError, read_document
 from opd.profiling.pipeline_file import read_pipeline
-from opd.workload.forecast import ForecastParameters, train_forecaster
+from opd.workload.forecast import ForecastParameters
+from opd.workload.forecast_training import train_forecaster
 from opd.workload.trace import load_trace
 
 ROOT = Path(__file__).parents[1]
@@ -345,7 +346,7 @@ def test_replicas_are_not_released_while_a_controller_leads(shell, monkeypatch):
     assert shell.deploy("--stage=first=large:1:1") == cli.DONE
     shell.give_the_lease_to_another()
     redefined = shell.write("redefined.yaml", PIPELINE.replace(LARGE, ""))
-    assert shell.deploy(pipeline=redefined) == cli.FAILED and "a controller leads" in shell.err
+    assert shell.deploy(pipeline=redefined) == cli.FAILED and "another controller holds the Lease" in shell.err
     assert (
         shell.models() == {"tiny-first-large": 1, "tiny-second-small": 1} and shell.stage("first")["variant"] == "large"
     )
@@ -449,7 +450,10 @@ def test_a_change_waits_for_no_controller_that_leads(shell, monkeypatch):
     assert shell.deploy() == cli.DONE
     shell.give_the_lease_to_another()
     assert shell.deploy("--stage=first=large:1:1") == cli.FAILED
-    assert "a controller leads pipeline 'tiny'" in shell.err and shell.stage("first")["variant"] == "small"
+    assert (
+        "another controller holds the Lease 'tiny-controller' of pipeline 'tiny'" in shell.err
+        and shell.stage("first")["variant"] == "small"
+    )
     assert shell("status") == cli.DONE and "controller: other" in shell.out
 
 
@@ -484,7 +488,10 @@ def test_objects_of_others_are_not_touched(shell):
     [
         (["--policy=clairvoyant", "--prometheus=http://127.0.0.1:1"], "policy 'clairvoyant' is not one of"),
         (["--policy=agent", "--prometheus=http://127.0.0.1:1"], "checkpoint of a trained agent"),
-        (["--policy=greedy", "--prometheus=http://127.0.0.1:1", "--forecaster=nosuch"], "no forecaster at nosuch"),
+        (
+            ["--policy=greedy", "--prometheus=http://127.0.0.1:1", "--forecaster=nosuch"],
+            "there is no file nosuch; train one",
+        ),
         (["--policy=greedy"], "--prometheus"),
         (["--policy=greedy", "--decisions=0"], "not at least 1"),
     ],
@@ -498,7 +505,7 @@ def test_a_run_that_cannot_be_is_refused(shell, monkeypatch, caplog, options, wo
 @pytest.fixture(scope="module")
 def forecaster(tmp_path_factory):
     """File of one that has learnt a little, from a load as small as that of the pipeline."""
-    file = tmp_path_factory.mktemp("forecaster") / "forecaster.ckpt"
+    file = tmp_path_factory.mktemp("forecaster") / "forecaster.npz"
     trace = load_trace("synthetic", damping=read_document(ROOT / "params.yaml")["damping"])
     train_forecaster(trace, ForecastParameters(epochs=1, train_windows=1500)).save(file)
     return file

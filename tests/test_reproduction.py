@@ -23,8 +23,8 @@ TINY = {
     "forecast": {"epochs": 1, "train_windows": 4000},
     "training": {
         "updates": 2,
-        "environments": 8,
-        "rollout": 32,
+        "num_envs": 8,
+        "rollout_steps": 32,
         "cloning_steps": 100,
         "validate_every": 1,
         "validation_episodes": 4,

@@ -12,8 +12,9 @@ from emulator.kubelet import Kubelet
 from emulator.prometheus import Prometheus
 
 from opd.cluster import lifecycle
-from opd.cluster.api import Cluster, Patience, credentials
-from opd.cluster.backend import KubernetesBackend, Pace
+from opd.cluster.api import Cluster, RetryPolicy, credentials
+from opd.cluster.backend import ChangeTimes, KubernetesBackend
+from opd.cluster.difference import ObjectChange
 from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.pod_status import is_ready
 from opd.cluster.settings import ClusterSettings
@@ -22,8 +23,8 @@ from opd.measurement import Observation
 from opd.pipeline import Configuration, Pipeline, StageConfiguration, Task, Variant
 from opd.serving.monitoring import PrometheusUrl
 
-QUICK = Patience(connect_seconds=0.5, read_seconds=1.0, attempts=4, first_pause=0.02, longest_pause=1.0)
-PACE = Pace(poll_seconds=0.02, homeless_seconds=0.5, switch_seconds=2.0)
+QUICK = RetryPolicy(connect_seconds=0.5, read_seconds=1.0, attempts=4, first_pause=0.02, longest_pause=1.0)
+TIMES = ChangeTimes(poll_seconds=0.02, unschedulable_seconds=0.5, switch_seconds=2.0)
 SMALL, LARGE, THIRD = 0, 1, 2
 
 
@@ -87,9 +88,9 @@ class TinyCluster:
         """What became of the objects."""
         found = list(lifecycle.apply(self.cluster, self.manifests(configuration, **changes)))
         lifecycle.wait_until_serving(self.cluster, "tiny", PATIENCE)
-        return {each.what for each in found}
+        return {each.outcome for each in found}
 
-    def delete(self, seconds: float = PATIENCE) -> list[lifecycle.Change]:
+    def delete(self, seconds: float = PATIENCE) -> list[ObjectChange]:
         """What was deleted."""
         return list(lifecycle.delete(self.cluster, "tiny", seconds))
 
@@ -122,7 +123,7 @@ class TinyDeployment(TinyCluster):
 
     def backend(self, **changes: Any) -> KubernetesBackend:
         """A backend of the deployed pipeline, with other arguments than usual."""
-        arguments = {"pace": PACE, "announce": lambda *words: self.announced.append(words), **changes}
+        arguments = {"times": TIMES, "announce": lambda *words: self.announced.append(words), **changes}
         chosen = arguments.pop("settings", self.settings)
         monitor = PrometheusUrl(self.prometheus.url)
         return KubernetesBackend(self.cluster, self.pipeline, chosen, monitor, 0.2, **arguments)

@@ -1,8 +1,8 @@
-"""The agent's network (Sec. IV-C): residual feature extractor, masked autoregressive heads, value.
+"""The agent's network (Sec. IV-C): residual features extractor, masked autoregressive actor, critic.
 
-The features of Eq. 5 pass a fully connected layer and residual blocks; from what comes out, the heads of
-:mod:`opd.agent.heads` choose an action, and a small network of its own estimates the value of the state. E is the batch
-of states, K the largest number of options any choice has.
+A fully connected layer and residual blocks turn the state of Eq. 5 into features. From these the heads of
+:mod:`opd.agent.heads` choose an action, and the critic estimates the value of the state. E is the number of states in a
+batch, S the size of a state, N the number of tasks, K the largest number of options of any choice.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
+from opd.agent.deployed import PolicyWeights
 from opd.agent.heads import Heads, choose, limits_of, masks_of
 from opd.measurement import state_names
-from opd.pipeline import Pipeline
+from opd.pipeline import Pipeline, from_choices
 
 MASKED = -1e9
+"""Logit of an option that is not allowed."""
 
 
 class ResidualBlock(nn.Module):
@@ -34,45 +36,45 @@ class ResidualBlock(nn.Module):
         return torch.relu(features + self.outer(torch.relu(self.inner(features))))
 
 
-class FeatureExtractor(nn.Module):
-    """Standardised state through one fully connected layer and residual blocks."""
+class FeaturesExtractor(nn.Module):
+    """Standardised states through one fully connected layer and residual blocks."""
 
     mean: Tensor
-    deviation: Tensor
+    std: Tensor
 
     def __init__(self, inputs: int, width: int, blocks: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(inputs))
-        self.register_buffer("deviation", torch.ones(inputs))
+        self.register_buffer("std", torch.ones(inputs))
         self.reduce = nn.Linear(inputs, width)
         self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
 
-    def observe(self, states: np.ndarray) -> None:
-        """Take the observation statistics from a sample of states (M, S); what never varies is only centred."""
-        deviation = states.std(axis=0)
+    def standardise_by(self, states: np.ndarray) -> None:
+        """Take mean and standard deviation from a sample of states (M, S); constant inputs are only centred."""
+        std = states.std(axis=0)
         self.mean.copy_(torch.as_tensor(states.mean(axis=0)))
-        self.deviation.copy_(torch.as_tensor(np.where(deviation < 1e-3, 1.0, deviation)))
+        self.std.copy_(torch.as_tensor(np.where(std < 1e-3, 1.0, std)))
 
     def forward(self, states: Tensor) -> Tensor:
         """(E, S) to (E, width)."""
-        return self.blocks(torch.relu(self.reduce(((states - self.mean) / self.deviation).clamp(-10.0, 10.0))))
+        return self.blocks(torch.relu(self.reduce(((states - self.mean) / self.std).clamp(-10.0, 10.0))))
 
 
-class Decision(NamedTuple):
-    """A sampled action: choices (E, N, 3), masks (E, 3 N, K), log-probability (E,) and state value (E,)."""
+class Action(NamedTuple):
+    """Actions for E states, with what PPO stores of them."""
 
-    choices: Tensor
-    masks: Tensor
-    log_probability: Tensor
-    value: Tensor
+    choices: Tensor  # (E, N, 3)
+    masks: Tensor  # (E, 3 N, K)
+    log_prob: Tensor  # (E,)
+    value: Tensor  # (E,)
 
 
 class ActorCritic(nn.Module):
-    """Policy and value function over one feature extractor.
+    """Policy and value function over one features extractor.
 
     Args:
         pipeline: fixes the inputs, the choices and the masks.
-        width: of every hidden layer.
+        width: neurons of every hidden layer.
         blocks: number of residual blocks.
     """
 
@@ -80,14 +82,14 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.tasks = len(pipeline.tasks)
         self.limits = limits_of(pipeline)
-        steps, most = 3 * self.tasks, int(self.limits.kinds.max())
-        self.extractor = FeatureExtractor(len(state_names(pipeline)), width, blocks)
+        steps, options = 3 * self.tasks, int(self.limits.options.max())
+        self.features_extractor = FeaturesExtractor(len(state_names(pipeline)), width, blocks)
         self.context = nn.Linear(width, width)
-        self.choice_embedding = nn.Parameter(torch.randn(steps, most, width) * 0.1)
+        self.choice_embedding = nn.Parameter(torch.randn(steps, options, width) * 0.1)
         self.head_shift = nn.Parameter(torch.zeros(steps, width))
-        self.head_weight = nn.Parameter(torch.empty(steps, most, width))
-        self.head_bias = nn.Parameter(torch.zeros(steps, most))
-        self.value = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+        self.head_weight = nn.Parameter(torch.empty(steps, options, width))
+        self.head_bias = nn.Parameter(torch.zeros(steps, options))
+        self.critic = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
         self._initialise()
 
     def _initialise(self) -> None:
@@ -100,41 +102,45 @@ class ActorCritic(nn.Module):
 
     @property
     def heads(self) -> Heads:
-        """The weights of the choices, sharing memory with the parameters."""
+        """The weights of the heads, sharing memory with the parameters."""
         parts = (self.choice_embedding, self.head_shift, self.head_weight, self.head_bias)
         return Heads(*(part.detach().numpy() for part in parts))
 
     @torch.no_grad()
-    def act(self, states: Tensor, generator: torch.Generator | None) -> Decision:
-        """Choose an action for every state, by sampling, or greedily if there is no ``generator``.
+    def act(self, states: Tensor, generator: torch.Generator | None) -> Action:
+        """Choose an action for every state.
 
         Args:
-            states: (E, S); its first entry is the cores available now.
-            generator: source of randomness.
+            states: (E, S); the first entry of each is the number of cores available now.
+            generator: source of randomness to sample with; without one the choice is greedy.
         """
-        features = self.extractor(states)
+        features = self.features_extractor(states)
         shape = len(states), 3 * self.tasks
-        chance = torch.full(shape, -1.0) if generator is None else torch.rand(shape, generator=generator)
-        context, left = self.context(features).numpy(), states[:, 0].double().numpy()
-        choices, masks, log_probability = choose(self.heads, self.limits, context, left, chance.numpy())
-        return Decision(
+        uniform = torch.full(shape, -1.0) if generator is None else torch.rand(shape, generator=generator)
+        context, cores = self.context(features).numpy(), states[:, 0].double().numpy()
+        choices, masks, log_prob = choose(self.heads, self.limits, context, cores, uniform.numpy())
+        return Action(
             torch.from_numpy(choices).reshape(-1, self.tasks, 3),
             torch.from_numpy(masks),
-            torch.from_numpy(log_probability),
-            self.value(features).squeeze(1),
+            torch.from_numpy(log_prob),
+            self.critic(features).squeeze(1),
         )
+
+    def configure(self, states: np.ndarray) -> np.ndarray:
+        """(E, N, 3) greedy configurations for states (E, S)."""
+        return from_choices(self.act(torch.as_tensor(states), None).choices.numpy())
 
     def masks(self, states: Tensor, choices: Tensor) -> Tensor:
         """(E, 3 N, K) masks under which choices (E, N, 3) are made in states (E, S)."""
-        left, taken = states[:, 0].double().numpy(), choices.reshape(len(choices), -1).numpy()
-        return torch.from_numpy(masks_of(self.limits, left, taken, self.head_bias.shape[1]))
+        cores, taken = states[:, 0].double().numpy(), choices.reshape(len(choices), -1).numpy()
+        return torch.from_numpy(masks_of(self.limits, cores, taken, self.head_bias.shape[1]))
 
     def evaluate(self, states: Tensor, choices: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probability (E,), entropy (E,) and value (E,) of stored actions under their stored masks.
 
-        The choices are known, so that all heads are computed in one product.
+        The choices are known, so all heads are computed in one product.
         """
-        features = self.extractor(states)
+        features = self.features_extractor(states)
         context = self.context(features)
         taken = choices.reshape(len(choices), -1).T
         hidden = []
@@ -142,7 +148,39 @@ class ActorCritic(nn.Module):
             hidden.append(torch.relu(context + shift))
             context = context + embedding(taken[step], self.choice_embedding[step])
         logits = torch.baddbmm(self.head_bias[:, None], torch.stack(hidden), self.head_weight.transpose(1, 2))
-        log_probabilities = torch.log_softmax(logits.masked_fill(~masks.transpose(0, 1), MASKED), dim=-1)
-        log_probability = log_probabilities.gather(2, taken[..., None]).squeeze(2).sum(dim=0)
-        entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=(0, 2))
-        return log_probability, entropy, self.value(features).squeeze(1)
+        log_probs = torch.log_softmax(logits.masked_fill(~masks.transpose(0, 1), MASKED), dim=-1)
+        log_prob = log_probs.gather(2, taken[..., None]).squeeze(2).sum(dim=0)
+        entropy = -(log_probs.exp() * log_probs).sum(dim=(0, 2))
+        return log_prob, entropy, self.critic(features).squeeze(1)
+
+    @torch.no_grad()
+    def action_of(self, states: Tensor, choices: Tensor) -> Action:
+        """Choices (E, N, 3) made by something else in states (E, S), as if the network had chosen them."""
+        masks = self.masks(states, choices)
+        log_prob, _, value = self.evaluate(states, choices, masks)
+        return Action(choices, masks, log_prob, value)
+
+
+def export(network: ActorCritic) -> PolicyWeights:
+    """The part of a network that decides, as arrays."""
+    w = {name: tensor.detach().numpy().astype(np.float32) for name, tensor in network.state_dict().items()}
+    blocks = range(len(network.features_extractor.blocks))
+    layers = ("inner", "outer")
+    width = len(w["context.bias"])
+    prefix = "features_extractor.blocks"
+    weight = [[w[f"{prefix}.{r}.{layer}.weight"] for layer in layers] for r in blocks]
+    bias = [[w[f"{prefix}.{r}.{layer}.bias"] for layer in layers] for r in blocks]
+    return PolicyWeights(
+        mean=w["features_extractor.mean"],
+        std=w["features_extractor.std"],
+        reduce_weight=w["features_extractor.reduce.weight"],
+        reduce_bias=w["features_extractor.reduce.bias"],
+        block_weight=np.array(weight, dtype=np.float32).reshape(len(blocks), 2, width, width),
+        block_bias=np.array(bias, dtype=np.float32).reshape(len(blocks), 2, width),
+        context_weight=w["context.weight"],
+        context_bias=w["context.bias"],
+        choice_embedding=w["choice_embedding"],
+        head_shift=w["head_shift"],
+        head_weight=w["head_weight"],
+        head_bias=w["head_bias"],
+    )

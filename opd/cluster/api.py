@@ -28,11 +28,11 @@ from opd.cluster.errors import (
     ConflictError,
     CredentialsError,
     GoneError,
+    NoAnswerError,
     OtherNamespaceError,
     ServerFailedError,
     TooManyRequestsError,
     UnauthorisedError,
-    UnreachableError,
     error_of,
 )
 
@@ -54,7 +54,7 @@ _DRY_RUN: dict[str, Any] = {"dry_run": "All"}
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long the cluster is waited for; a call takes ``attempts`` times connecting, reading and pausing at most.
 
     Attributes:
@@ -112,10 +112,10 @@ def resource_of(manifest: Mapping[str, Any]) -> Resource:
     return Resource(manifest["apiVersion"], manifest["kind"])
 
 
-class Change(NamedTuple):
+class WatchEvent(NamedTuple):
     """What a watch reports: ``ADDED``, ``MODIFIED``, ``DELETED`` or ``BOOKMARK``, and the object as it is then."""
 
-    what: str
+    type: str
     object: Object
 
 
@@ -148,16 +148,16 @@ class Cluster:
     Args:
         namespace: in which everything happens.
         load: reads the credentials, again whenever they are not accepted.
-        patience: how long calls may take.
+        retry_policy: how long calls may take.
 
     Raises:
         CredentialsError: if there are none.
     """
 
     def __init__(
-        self, namespace: str, load: Callable[[], Configuration] = credentials, patience: Patience | None = None
+        self, namespace: str, load: Callable[[], Configuration] = credentials, retry_policy: RetryPolicy | None = None
     ) -> None:
-        self.namespace, self.patience = namespace, patience or Patience()
+        self.namespace, self.retry_policy = namespace, retry_policy or RetryPolicy()
         self._load = load
         self._before_write: Callable[[], object] = lambda: None
         self._lock = threading.Lock()
@@ -169,10 +169,10 @@ class Cluster:
         other._before_write = check
         return other
 
-    def with_patience(self, patience: Patience) -> Cluster:
-        """The same namespace with other patience."""
+    def with_retry_policy(self, retry_policy: RetryPolicy) -> Cluster:
+        """The same namespace with another retry policy."""
         other = copy(self)
-        other.patience = patience
+        other.retry_policy = retry_policy
         return other
 
     # --------------------------------------------------------------------------------------------- objects
@@ -283,7 +283,7 @@ class Cluster:
 
     def watch(
         self, resource: Resource, version: str, labels: str = "", fields: str = "", seconds: float = WATCH_SECONDS
-    ) -> Iterator[Change]:
+    ) -> Iterator[WatchEvent]:
         """What happens to objects from ``version`` on; ends after ``seconds`` or when the cluster ends it.
 
         Raises:
@@ -294,7 +294,7 @@ class Cluster:
             what,
             "GET",
             resource.path(self.namespace),
-            read_seconds=seconds + self.patience.read_seconds,
+            read_seconds=seconds + self.retry_policy.read_seconds,
             whole=False,
             watch=True,
             allow_watch_bookmarks=True,
@@ -309,9 +309,9 @@ class Cluster:
                 if event["type"] == "ERROR":
                     status = event["object"]
                     raise error_of(int(status.get("code", 500)), what, status.get("message", ""))
-                yield Change(event["type"], event["object"])
+                yield WatchEvent(event["type"], event["object"])
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise UnreachableError(f"{what}: the connection broke: {error}") from error
+            raise NoAnswerError(f"{what}: the connection broke: {error}") from error
         finally:
             response.close()
             response.release_conn()
@@ -322,7 +322,7 @@ class Cluster:
         """The objects that match, by name, at first and after every change, whatever happens to the connection.
 
         While the cluster cannot be reached nothing is yielded and what was known stays true; afterwards everything is
-        read anew. Two attempts are at most :attr:`Patience.longest_pause` apart.
+        read anew. Two attempts are at most :attr:`RetryPolicy.longest_pause` apart.
         """
         ended = stop or threading.Event()
         failures = 0
@@ -356,8 +356,10 @@ class Cluster:
                 else:
                     objects[changed["metadata"]["name"]] = changed
                 yield dict(objects)
-            if time.monotonic() - begin < self.patience.first_pause:
-                time.sleep(self.patience.first_pause)  # a cluster that ends every watch at once is not to be stormed
+            if time.monotonic() - begin < self.retry_policy.first_pause:
+                time.sleep(
+                    self.retry_policy.first_pause
+                )  # a cluster that ends every watch at once is not to be stormed
 
     # --------------------------------------------------------------------------------------------- calls
 
@@ -389,7 +391,7 @@ class Cluster:
         **parameters: Any,
     ) -> Any:
         """Make a call, again with new credentials after a 401, and again after what may pass."""
-        seconds = (self.patience.connect_seconds, read_seconds or self.patience.read_seconds)
+        seconds = (self.retry_policy.connect_seconds, read_seconds or self.retry_policy.read_seconds)
         failures, renewed = 0, False
         while True:
             client = self._client
@@ -402,14 +404,14 @@ class Cluster:
                     raise
                 self._renew(client)
                 renewed = True
-            except (TooManyRequestsError, ServerFailedError, UnreachableError) as error:
+            except (TooManyRequestsError, ServerFailedError, NoAnswerError) as error:
                 pause = self._pause(failures)
                 failures += 1
                 if isinstance(error, TooManyRequestsError):
                     pause = pause if error.retry_after is None else error.retry_after
                 elif not repeat:
                     raise
-                if failures >= self.patience.attempts or pause > self.patience.longest_pause:
+                if failures >= self.retry_policy.attempts or pause > self.retry_policy.longest_pause:
                     raise
                 time.sleep(pause)
 
@@ -430,13 +432,13 @@ class Cluster:
         except ApiException as error:
             raise _named(what, error) from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise UnreachableError(
+            raise NoAnswerError(
                 f"{what}: no answer from {client.configuration.host} within {seconds[0]:g} s to connect and "
                 f"{seconds[1]:g} s to read: {error}; check that the API server runs and can be reached"
             ) from error
 
     def _pause(self, failures: int) -> float:
-        return min(self.patience.first_pause * 2.0**failures, self.patience.longest_pause)
+        return min(self.retry_policy.first_pause * 2.0**failures, self.retry_policy.longest_pause)
 
     def _renew(self, used: DynamicClient) -> None:
         """Load the credentials anew, unless another thread has just done so."""
@@ -467,7 +469,7 @@ def _dry(dry_run: bool) -> dict[str, Any]:
 def _named(what: str, error: ApiException) -> ClusterError:
     """The error of an answer; the cluster's own words are in its body."""
     if not error.status:
-        return UnreachableError(f"{what}: {error.reason}; check the address and the certificates of the cluster")
+        return NoAnswerError(f"{what}: {error.reason}; check the address and the certificates of the cluster")
     try:
         reason = json.loads(error.body or "")["message"]
     except (ValueError, TypeError, KeyError):

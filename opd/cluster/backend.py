@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from opd.cluster.api import CONFIG_MAP, DEPLOYMENT, NODE, POD, SELDON_DEPLOYMENT, Cluster, Object
+from opd.cluster.difference import ObjectChange
 from opd.cluster.errors import (
     ClusterError,
     ConflictError,
+    NoAnswerError,
     NotFoundError,
     ServerFailedError,
     TooManyRequestsError,
-    UnreachableError,
 )
 from opd.cluster.lifecycle import check_ours
 from opd.cluster.manifests.pipeline import stage_config
@@ -38,7 +39,14 @@ from opd.cluster.names import (
     stage_name,
 )
 from opd.cluster.node_capacity import free_cores
-from opd.cluster.pod_status import homeless, hopeless, is_leaving, is_over, is_ready, refused
+from opd.cluster.pod_status import (
+    failure_reason,
+    has_ended,
+    is_ready,
+    is_terminating,
+    refusal_reason,
+    unschedulable_reason,
+)
 from opd.cluster.settings import ClusterSettings
 from opd.cluster.stage_state import StageStateError, read_stage
 from opd.cluster.transition import Move, describe, plan
@@ -52,7 +60,7 @@ logger = logging.getLogger(__name__)
 Key = tuple[int, int]
 """A workload: the positions of its task and of its variant."""
 
-PASSING = (ConflictError, ServerFailedError, TooManyRequestsError, UnreachableError)
+PASSING = (ConflictError, ServerFailedError, TooManyRequestsError, NoAnswerError)
 """What the cluster may answer now and not a moment later."""
 
 
@@ -65,17 +73,17 @@ class StoppedError(ClusterError):
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How long the backend waits for what.
+class ChangeTimes:
+    """How long parts of a change may take.
 
     Attributes:
         poll_seconds: between two looks at the pods.
-        homeless_seconds: a pod that no node takes for so long counts as failed.
+        unschedulable_seconds: a pod that no node takes for so long counts as failed.
         switch_seconds: a queue has this long to take up what its ConfigMap says.
     """
 
     poll_seconds: float = 0.5
-    homeless_seconds: float = 15.0
+    unschedulable_seconds: float = 15.0
     switch_seconds: float = 20.0
 
 
@@ -89,7 +97,7 @@ class KubernetesBackend(TelemetryBackend):
         monitor: source of metrics.
         interval_seconds: between two decisions.
         read_nodes: look at the nodes for the cores that are free; W_max of the pipeline is a limit in any case.
-        pace: of waiting.
+        times: how long parts of a change may take.
         announce: is told the reason and the details of what is being done, for people.
         may_act: whether this controller leads; asked before everything is changed.
 
@@ -107,13 +115,13 @@ class KubernetesBackend(TelemetryBackend):
         monitor: Monitor,
         interval_seconds: float,
         read_nodes: bool = False,
-        pace: Pace | None = None,
+        times: ChangeTimes | None = None,
         announce: Callable[[str, str], object] = lambda reason, note: logger.info("%s: %s", reason, note),
         may_act: Callable[[], bool] = lambda: True,
     ) -> None:
         self._cluster = cluster.guarded(self._check_may_act)
         self._settings, self._read_nodes = settings, read_nodes
-        self._pace, self._announce, self._may_act = pace or Pace(), announce, may_act
+        self._times, self._announce, self._may_act = times or ChangeTimes(), announce, may_act
         self._kind = SELDON_DEPLOYMENT if settings.flavour == "seldon" else DEPLOYMENT
         self._capacity = float(pipeline.capacity)
         self._leaving = False
@@ -153,28 +161,28 @@ class KubernetesBackend(TelemetryBackend):
             raise ApplyError(f"{error} ({outcome})") from error
         self.configuration = configuration
 
-    def preview(self, configuration: Configuration) -> list[tuple[Object, Object]]:
-        """Every object that :meth:`apply` would change or create, as it is (empty if new) and as it would be.
+    def preview(self, configuration: Configuration) -> list[ObjectChange]:
+        """Return every change that :meth:`apply` would make.
 
         The cluster checks the changes without keeping them.
 
         Raises:
             ClusterError: if it refuses one.
         """
-        changes: list[tuple[Object, Object]] = []
+        changes: list[ObjectChange] = []
         workloads = self._workloads()
         targets = self._targets(configuration)
         for key in sorted(workloads.keys() | targets.keys()):
             found, wanted = workloads.get(key), targets.get(key, 0)
             if found is None:
-                changes.append(({}, self._cluster.create(self._manifest(key, wanted), dry_run=True)))
+                changes.append(ObjectChange({}, self._cluster.create(self._manifest(key, wanted), dry_run=True)))
             elif replicas_of(found) != wanted:
-                changes.append((found, self._set_replicas(key, wanted, dry_run=True)))
+                changes.append(ObjectChange(found, self._set_replicas(key, wanted, dry_run=True)))
         for n, stage in enumerate(configuration):
             found = self._cluster.get(CONFIG_MAP, stage_name(self.pipeline.name, self.pipeline.tasks[n].name))
             entered = self._write_stage(n, stage, dry_run=True)
             if entered["data"] != found.get("data"):
-                changes.append((found, entered))
+                changes.append(ObjectChange(found, entered))
         return changes
 
     def close(self) -> None:
@@ -352,7 +360,7 @@ class KubernetesBackend(TelemetryBackend):
         yield
         while time.monotonic() < deadline:
             self._check_may_act()
-            self._closing.wait(self._pace.poll_seconds)
+            self._closing.wait(self._times.poll_seconds)
             self._check_may_act()
             yield
 
@@ -366,7 +374,7 @@ class KubernetesBackend(TelemetryBackend):
     def _replicas(self) -> list[tuple[Key, Object]]:
         """Pods of replicas that hold cores."""
         found, _ = self._cluster.list(POD, selector(self.pipeline.name, MODEL))
-        return [(key, pod) for pod in found if (key := self._key(pod)) is not None and not is_over(pod)]
+        return [(key, pod) for pod in found if (key := self._key(pod)) is not None and not has_ended(pod)]
 
     def _is_replica(self, pod: Any) -> bool:
         its_labels = pod["metadata"].get("labels") or {}
@@ -389,7 +397,7 @@ class KubernetesBackend(TelemetryBackend):
             leaving: Counter[Key] = Counter()
             try:
                 for key, pod in self._replicas():
-                    (leaving if is_leaving(pod) else staying)[key] += 1
+                    (leaving if is_terminating(pod) else staying)[key] += 1
             except PASSING as error:
                 logger.warning("the pods cannot be seen now: %s", error)
                 continue
@@ -436,16 +444,19 @@ class KubernetesBackend(TelemetryBackend):
         """Raise if the wanted replicas cannot come, however long one waits."""
         now = time.monotonic()
         for key, pod in replicas:
-            if key not in wanted or is_leaving(pod):
+            if key not in wanted or is_terminating(pod):
                 continue
-            reason = hopeless(pod)
-            without_node = homeless(pod)
-            if without_node and now - since.setdefault(pod["metadata"]["name"], now) > self._pace.homeless_seconds:
+            reason = failure_reason(pod)
+            without_node = unschedulable_reason(pod)
+            if (
+                without_node
+                and now - since.setdefault(pod["metadata"]["name"], now) > self._times.unschedulable_seconds
+            ):
                 reason = without_node
             if reason:
                 raise UnreadyError(f"{self._workload_name(key)} cannot become ready: {reason}")
         for key, workload in self._workloads().items():
-            if key in wanted and (reason := refused(workload)):
+            if key in wanted and (reason := refusal_reason(workload)):
                 raise UnreadyError(f"{self._workload_name(key)} gets no pods: {reason}")
 
     def _wait_for_queue(self, move: Move, deadline: float) -> None:
@@ -457,7 +468,7 @@ class KubernetesBackend(TelemetryBackend):
         task = self.pipeline.tasks[move.stage]
         variant = task.variants[move.new.variant].name
         answer = "no queue pod is ready"
-        for _ in self._looks(min(deadline, time.monotonic() + self._pace.switch_seconds)):
+        for _ in self._looks(min(deadline, time.monotonic() + self._times.switch_seconds)):
             try:
                 status = self._ask_queue(task.name)
             except ClusterError as error:
@@ -472,8 +483,8 @@ class KubernetesBackend(TelemetryBackend):
             answer = f"it serves with {serving}, batch size {status['batch_size']}"
         raise UnreadyError(
             f"the queue of {task.name!r} does not serve with {move.first} replicas of {variant!r}, batch size "
-            f"{move.new.batch_size}, after {self._pace.switch_seconds:g} s: {answer}; look at its log, and whether the "
-            "API server may connect to it"
+            f"{move.new.batch_size}, after {self._times.switch_seconds:g} s: {answer}; look at its log, and whether "
+            "the API server may connect to it"
         )
 
     def _ask_queue(self, task: str) -> dict[str, Any] | None:

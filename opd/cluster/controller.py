@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -18,12 +18,11 @@ import numpy as np
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from opd.cluster.api import Cluster, Patience, credentials
-from opd.cluster.backend import KubernetesBackend, Pace
-from opd.cluster.difference import difference
-from opd.cluster.errors import ClusterError, LedByAnotherError, NotDeployedError, NotFoundError
+from opd.cluster.api import Cluster, RetryPolicy, credentials
+from opd.cluster.backend import ChangeTimes, KubernetesBackend
+from opd.cluster.errors import ClusterError, NotDeployedError, NotFoundError
 from opd.cluster.lease import Lease, LeaseTimes
-from opd.cluster.record import ControllerMetrics, Recorder, identity
+from opd.cluster.record import ControllerMetrics, Recorder
 from opd.cluster.settings import ClusterSettings
 from opd.control.loop import ApplyError, run
 from opd.control.policies import Policy
@@ -57,7 +56,7 @@ class ControllerSettings:
             within this.
         stuck_seconds: beyond a change and an interval, after which a loop that does nothing counts as stuck.
         lease: how long leadership holds.
-        pace: how long the backend waits.
+        times: how long parts of a change may take.
     """
 
     interval_seconds: float = 10.0
@@ -70,10 +69,10 @@ class ControllerSettings:
     lead_seconds: float = 30.0
     stuck_seconds: float = 60.0
     lease: LeaseTimes = LeaseTimes()
-    pace: Pace = Pace()
+    times: ChangeTimes = ChangeTimes()
 
 
-class WatchedPolicy(Policy):
+class RecordingPolicy(Policy):
     """A policy that remembers its last decision, for the record.
 
     Attributes:
@@ -98,7 +97,7 @@ class WatchedPolicy(Policy):
         return self.wanted
 
 
-class DryRunBackend(KubernetesBackend):
+class PreviewBackend(KubernetesBackend):
     """Prints what would change instead of changing it."""
 
     def apply(self, configuration: Configuration) -> None:
@@ -113,7 +112,7 @@ class DryRunBackend(KubernetesBackend):
             changes = self.preview(configuration)
         except ClusterError as error:
             raise ApplyError(f"dry run: the cluster would refuse it: {error}") from error
-        print("".join(difference(before, after) for before, after in changes), flush=True)
+        print("".join(change.difference() for change in changes), flush=True)
         raise ApplyError("dry run: nothing was changed")
 
 
@@ -140,12 +139,12 @@ class Controller:
         forecast: Callable[[np.ndarray], float],
         options: ControllerSettings,
     ) -> None:
-        self.holder = identity()
         self.metrics = ControllerMetrics(pipeline.name)
         self._cluster, self._pipeline, self._settings, self._monitor = cluster, pipeline, settings, monitor
-        self._policy, self._forecast, self._options = WatchedPolicy(policy), forecast, options
+        self._policy, self._forecast, self._options = RecordingPolicy(policy), forecast, options
+        self._lease = Lease(cluster, pipeline.name, times=options.lease)
+        self.holder = self._lease.holder
         self._recorder = Recorder(cluster, pipeline, self.metrics, self.holder, events=not options.dry_run)
-        self._lease = Lease(cluster, pipeline.name, self.holder, options.lease)
         self._stop = threading.Event()
         self._backend: KubernetesBackend | None = None
         self._beat = time.monotonic()
@@ -179,22 +178,18 @@ class Controller:
             NotDeployedError: if the pipeline is not deployed, and a number of decisions was asked for.
             LedByAnotherError: if it is led by another controller all the time, likewise.
         """
-        if not self._options.dry_run:
-            self._lease.start()
-        led = time.monotonic()
         try:
-            while not self._stop.is_set() and not self._finished:
-                self._beat = time.monotonic()
-                self.metrics.set("leader", float(self._lease.held))
-                if self._leads:
-                    self._lead()
-                    led = time.monotonic()
-                else:
-                    self._stand_by(led)
+            with nullcontext() if self._options.dry_run else self._lease:
+                while not self._stop.is_set() and not self._finished:
+                    self._beat = time.monotonic()
+                    self.metrics.set("leader", float(self._lease.held))
+                    if self._leads:
+                        self._lead()
+                    else:
+                        self._stand_by()
         finally:
             self.state = "ended"
             self.metrics.set("leader", 0.0)
-            self._lease.close()
 
     # ---------------------------------------------------------------------------------------------- leading
 
@@ -207,16 +202,13 @@ class Controller:
     def _finished(self) -> bool:
         return self._options.decisions is not None and self._done >= self._options.decisions
 
-    def _stand_by(self, since: float) -> None:
-        """Wait a moment for leadership; a run that is to end does not do so for ever."""
+    def _stand_by(self) -> None:
+        """Wait for leadership: a moment, or as long as a run with a number of decisions may."""
         self.state = "standing by"
-        if self._options.decisions is not None and time.monotonic() - since > self._options.lead_seconds:
-            raise LedByAnotherError(
-                f"no decision was made for {self._options.lead_seconds:g} s, as another controller holds the Lease "
-                f"{self._lease.name!r} of pipeline {self._pipeline.name!r}, or it cannot be seen; stop that one, "
-                "or see what the log says of the Lease"
-            )
-        self._stop.wait(TURN_SECONDS)
+        if self._options.decisions is None:
+            self._stop.wait(TURN_SECONDS)
+        else:
+            self._lease.wait_until_held(self._options.lead_seconds, self._stop)
 
     def _lead(self) -> None:
         """Decide until we no longer lead; what fails unexpectedly is begun again, from the state of the cluster."""
@@ -252,14 +244,14 @@ class Controller:
 
     def _open(self) -> KubernetesBackend:
         options = self._options
-        return (DryRunBackend if options.dry_run else KubernetesBackend)(
+        return (PreviewBackend if options.dry_run else KubernetesBackend)(
             self._cluster,
             self._pipeline,
             self._settings,
             self._monitor,
             options.interval_seconds,
             options.read_nodes,
-            options.pace,
+            options.times,
             self._recorder.event,
             lambda: self._leads,
         )
@@ -363,8 +355,8 @@ def run_controller(
         LedByAnotherError: as :meth:`Controller.run`.
     """
     options = options or ControllerSettings()
-    patience = Patience(read_seconds=settings.call_seconds)
-    cluster = Cluster(settings.namespace, lambda: credentials(kubeconfig, context), patience)
+    retry_policy = RetryPolicy(read_seconds=settings.call_seconds)
+    cluster = Cluster(settings.namespace, lambda: credentials(kubeconfig, context), retry_policy)
     controller = Controller(cluster, pipeline, settings, monitor, policy, forecast, options)
     # A handler runs inside whatever the main thread does, so it must not take locks which that may hold.
     for number in (signal.SIGTERM, signal.SIGINT):

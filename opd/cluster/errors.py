@@ -34,7 +34,7 @@ class LedByAnotherError(ClusterError):
     """Another controller leads the pipeline, and goes on to."""
 
 
-class UnreachableError(ClusterError):
+class NoAnswerError(ClusterError):
     """No answer, or none in time."""
 
 
@@ -63,7 +63,7 @@ class InvalidError(ClusterError):
 
 
 class TooManyRequestsError(ClusterError):
-    """429: the cluster is asked too much and wants more patience than there is.
+    """429: the cluster is asked too much and asks to wait longer than the retry policy allows.
 
     Attributes:
         retry_after: seconds it asks to wait, None if it does not say.

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from opd.cluster.api import Cluster, Patience, credentials
+from opd.cluster.api import Cluster, RetryPolicy, credentials
 from opd.cluster.errors import InputError
 from opd.cluster.names import check_name, check_names
 from opd.cluster.overlay import read_overlay
 from opd.cluster.settings import ClusterSettings, read_settings
-from opd.documents import validate
+from opd.documents import as_model
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, check_feasible
 from opd.profiling.catalogue import load_pipeline
 from opd.profiling.pipeline_file import read_pipeline
@@ -66,7 +66,7 @@ def settings_of(
         return read_settings(file, namespace, given)
     if not {"image", "store"} <= given.keys():
         raise InputError("name the image and the model store: --image and --store, or a file of --settings")
-    return validate(ClusterSettings, {"namespace": namespace, **given}, "options")
+    return as_model(ClusterSettings, {"namespace": namespace, **given}, "options")
 
 
 def stages_of(pipeline: Pipeline, texts: Iterable[str]) -> Stages:
@@ -105,8 +105,8 @@ def cluster_of(
     namespace: str, kubeconfig: str | None = None, context: str | None = None, call_seconds: float = 10.0
 ) -> Cluster:
     """Opens a namespace; this reads the kubeconfig but asks the cluster nothing."""
-    patience = Patience(read_seconds=call_seconds)
-    return Cluster(check_name("namespace", namespace), lambda: credentials(kubeconfig, context), patience)
+    retry_policy = RetryPolicy(read_seconds=call_seconds)
+    return Cluster(check_name("namespace", namespace), lambda: credentials(kubeconfig, context), retry_policy)
 
 
 def _is_file(text: str) -> bool:

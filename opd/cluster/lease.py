@@ -7,16 +7,21 @@ watched it for its duration, on our own clock, and it did not change. Our own ho
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
-from opd.cluster.api import LEASE, Cluster, Object, Patience
-from opd.cluster.errors import ClusterError, ConflictError, NotFoundError
+from opd.cluster.api import LEASE, Cluster, Object, RetryPolicy
+from opd.cluster.errors import ClusterError, ConflictError, LedByAnotherError, NotFoundError
 from opd.cluster.names import CONTROLLER, labels, lease_name
+from opd.waiting import wait_until
 
 logger = logging.getLogger(__name__)
 
@@ -46,19 +51,24 @@ class LeaseTimes:
             )
 
     @property
-    def patience(self) -> Patience:
+    def retry_policy(self) -> RetryPolicy:
         """One attempt, which ends while the Lease still holds; the next one is made at the next turn."""
         seconds = (self.duration - self.renewal) / 2
-        return Patience(connect_seconds=seconds, read_seconds=seconds, attempts=1)
+        return RetryPolicy(connect_seconds=seconds, read_seconds=seconds, attempts=1)
+
+
+def process_identity() -> str:
+    """Return a name for this process that no other process has."""
+    return f"{os.environ.get('OPD_POD') or os.uname().nodename}-{uuid.uuid4().hex[:8]}"
 
 
 class Lease:
-    """Takes the Lease when it is free and keeps it, in a thread of its own, until it is closed.
+    """Takes the Lease when it is free and renews it, in a thread of its own, within a ``with`` block.
 
     Args:
-        cluster: namespace of the Lease, which is asked with the patience of ``times``.
+        cluster: namespace of the Lease, which is asked with the retry policy of ``times``.
         pipeline: whose controller it is for.
-        holder: who we are, different for every process.
+        holder: name of this controller, different for every process; made up if not given.
         times: how long it holds.
         clock: monotonic seconds.
     """
@@ -67,22 +77,73 @@ class Lease:
         self,
         cluster: Cluster,
         pipeline: str,
-        holder: str,
+        holder: str | None = None,
         times: LeaseTimes | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.name, self.holder = lease_name(pipeline), holder
+        self.name, self.holder, self._pipeline = lease_name(pipeline), holder or process_identity(), pipeline
         self._labels = labels(pipeline, CONTROLLER)
         self._times, self._clock = times or LeaseTimes(), clock
-        self._cluster = cluster.with_patience(self._times.patience)
+        self._cluster = cluster.with_retry_policy(self._times.retry_policy)
         self._until = float("-inf")
         self._seen: tuple[Any, float] = (None, 0.0)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="lease")
 
-    def start(self) -> None:
-        """Begin to ask for it."""
+    def __enter__(self) -> Self:
+        """Begin to ask for the Lease, without waiting for it."""
         self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def hold(self, seconds: float) -> Iterator[Self]:
+        """Hold the Lease within a ``with`` block.
+
+        Args:
+            seconds: to wait for it at most.
+
+        Raises:
+            LedByAnotherError: if it was not free in time.
+        """
+        with self:
+            self.wait_until_held(seconds)
+            yield self
+
+    def wait_until_held(self, seconds: float, stop: threading.Event | None = None) -> None:
+        """Wait for the Lease.
+
+        Args:
+            seconds: to wait at most.
+            stop: ends the wait early.
+
+        Raises:
+            LedByAnotherError: if it was not free in time.
+        """
+        stopped = stop or threading.Event()
+        if not wait_until(lambda: self.held or stopped.is_set(), seconds):
+            raise LedByAnotherError(
+                f"another controller holds the Lease {self.name!r} of pipeline {self._pipeline!r}, or the API server "
+                f"does not show it: not held after {seconds:g} s; stop that controller, or see what the log says about "
+                "the Lease"
+            )
+
+    def check_held(self) -> None:
+        """Raise unless the Lease is held.
+
+        Raises:
+            LedByAnotherError: if it has been lost.
+        """
+        if not self.held:
+            raise LedByAnotherError(
+                f"the Lease {self.name!r} of pipeline {self._pipeline!r} is lost: another controller leads now, or the "
+                "API server did not answer; stop that controller, or see why the API server does not answer, then "
+                "repeat the command"
+            )
 
     @property
     def held(self) -> bool:
@@ -90,7 +151,7 @@ class Lease:
         return self._clock() < self._until
 
     def close(self) -> None:
-        """Give it back, so that another one need not wait until it runs out."""
+        """Return the Lease, so that the next controller need not wait until it expires."""
         self._closing.set()
         if self._thread.ident is not None:
             self._thread.join(self._times.duration)

@@ -25,6 +25,7 @@ from opd.cluster.api import (
     Resource,
     resource_of,
 )
+from opd.cluster.difference import ObjectChange
 from opd.cluster.errors import ClusterError, ConflictError, ForbiddenError, NotFoundError, NotOursError
 from opd.cluster.lease import LeaseTimes
 from opd.cluster.manifests.pipeline import STAGE_VARIANT
@@ -44,7 +45,7 @@ from opd.cluster.names import (
     lease_name,
     selector,
 )
-from opd.cluster.pod_status import homeless, hopeless, is_over, is_ready, refused
+from opd.cluster.pod_status import failure_reason, has_ended, is_ready, refusal_reason, unschedulable_reason
 
 logger = logging.getLogger(__name__)
 
@@ -87,24 +88,7 @@ class LeftoverError(ClusterError):
     """Objects that were told to go are still there."""
 
 
-class Change(NamedTuple):
-    """An object before and after; empty before it was made, or after it was deleted."""
-
-    before: Object
-    after: Object
-
-    @property
-    def what(self) -> str:
-        """What became of it, in a word."""
-        if not self.before:
-            return "created"
-        if not self.after:
-            return "deleted"
-        versions = {each["metadata"].get("resourceVersion") for each in self}
-        return "unchanged" if len(versions) == 1 else "changed"
-
-
-class Workload(NamedTuple):
+class WorkloadStatus(NamedTuple):
     """A router, a queue, or the replicas of a variant.
 
     Attributes:
@@ -134,7 +118,7 @@ class Workload(NamedTuple):
 # --------------------------------------------------------------------------------------------------- making
 
 
-def apply(cluster: Cluster, manifests: Sequence[Object], dry_run: bool = False) -> Iterator[Change]:
+def apply(cluster: Cluster, manifests: Sequence[Object], dry_run: bool = False) -> Iterator[ObjectChange]:
     """Create each object, or bring the one that exists to its manifest, in this order; nothing if all is so already.
 
     Nothing is written unless every object that exists is ours.
@@ -158,16 +142,16 @@ def apply(cluster: Cluster, manifests: Sequence[Object], dry_run: bool = False) 
         yield _apply(cluster, manifest, dry_run)
 
 
-def _apply(cluster: Cluster, manifest: Object, dry_run: bool) -> Change:
+def _apply(cluster: Cluster, manifest: Object, dry_run: bool) -> ObjectChange:
     found = _find(cluster, manifest)
     if not found:
         try:
-            return Change({}, cluster.create(manifest, dry_run, repeat=True))
+            return ObjectChange({}, cluster.create(manifest, dry_run, repeat=True))
         except ConflictError:  # it has come meanwhile, perhaps by an attempt of ours that had no answer
             found = _find(cluster, manifest)
     name = manifest["metadata"]["name"]
     after = cluster.modify(resource_of(manifest), name, lambda now: _bring(now, manifest), dry_run)
-    return Change(found, after)
+    return ObjectChange(found, after)
 
 
 def _find(cluster: Cluster, manifest: Object) -> Object:
@@ -206,7 +190,9 @@ def check_ours(found: Object, manifest: Object) -> None:
             )
 
 
-def prune(cluster: Cluster, pipeline: str, manifests: Iterable[Object], dry_run: bool = False) -> Iterator[Change]:
+def prune(
+    cluster: Cluster, pipeline: str, manifests: Iterable[Object], dry_run: bool = False
+) -> Iterator[ObjectChange]:
     """Delete what an earlier deployment made and these manifests lack, except replicas: see :func:`superseded`.
 
     Raises:
@@ -216,7 +202,7 @@ def prune(cluster: Cluster, pipeline: str, manifests: Iterable[Object], dry_run:
     for resource, found in owned(cluster, pipeline)[0]:
         if _key(found) not in wanted and not _is_model(resource, found):
             _delete(cluster, resource, found, dry_run)
-            yield Change(found, {})
+            yield ObjectChange(found, {})
 
 
 def superseded(cluster: Cluster, pipeline: str, manifests: Iterable[Object]) -> list[Object]:
@@ -226,7 +212,7 @@ def superseded(cluster: Cluster, pipeline: str, manifests: Iterable[Object]) -> 
     return [each for resource, each in found if _is_model(resource, each) and _key(each) not in wanted]
 
 
-def release(cluster: Cluster, workloads: Iterable[Object], dry_run: bool = False) -> Iterator[Change]:
+def release(cluster: Cluster, workloads: Iterable[Object], dry_run: bool = False) -> Iterator[ObjectChange]:
     """Delete workloads; their replicas finish what they serve.
 
     Raises:
@@ -234,7 +220,7 @@ def release(cluster: Cluster, workloads: Iterable[Object], dry_run: bool = False
     """
     for found in workloads:
         _delete(cluster, resource_of(found), found, dry_run)
-        yield Change(found, {})
+        yield ObjectChange(found, {})
 
 
 def _key(found: Object) -> tuple[Resource, str]:
@@ -285,7 +271,7 @@ def stages(cluster: Cluster, pipeline: str) -> dict[str, Object]:
     return {task: each for task, each in named if STAGE_VARIANT in (each.get("data") or {})}
 
 
-def workloads(cluster: Cluster, pipeline: str) -> list[Workload]:
+def workloads(cluster: Cluster, pipeline: str) -> list[WorkloadStatus]:
     """Router, queues and replicas, with those of their pods that are ready.
 
     Raises:
@@ -294,22 +280,22 @@ def workloads(cluster: Cluster, pipeline: str) -> list[Workload]:
     return _look(cluster, pipeline, lambda found: True)
 
 
-def _look(cluster: Cluster, pipeline: str, which: Callable[[Object], bool]) -> list[Workload]:
+def _look(cluster: Cluster, pipeline: str, which: Callable[[Object], bool]) -> list[WorkloadStatus]:
     found = [each for _, each in _owned(cluster, pipeline, WORKLOADS)[0] if which(each)]
-    pods = [pod for pod in cluster.list(POD, selector(pipeline))[0] if not is_over(pod)]
+    pods = [pod for pod in cluster.list(POD, selector(pipeline))[0] if not has_ended(pod)]
     return sorted(_workload(each, [pod for pod in pods if _place(pod) == _place(each)]) for each in found)
 
 
-def _workload(found: Object, pods: Sequence[Object]) -> Workload:
+def _workload(found: Object, pods: Sequence[Object]) -> WorkloadStatus:
     ready = sum(is_ready(pod) and _is_present(pod, found) for pod in pods)
     wanted = replicas_of(found)
-    troubles = [hopeless(pod) or homeless(pod) for pod in pods if not is_ready(pod)]
-    return Workload(
+    troubles = [failure_reason(pod) or unschedulable_reason(pod) for pod in pods if not is_ready(pod)]
+    return WorkloadStatus(
         found["metadata"]["name"],
         *_place(found),
         wanted,
         ready if _is_current(found, wanted) else min(ready, max(wanted - 1, 0)),
-        next(filter(None, troubles), refused(found)),
+        next(filter(None, troubles), refusal_reason(found)),
     )
 
 
@@ -406,7 +392,7 @@ def leader(cluster: Cluster, pipeline: str) -> str:
 # --------------------------------------------------------------------------------------------------- taking away
 
 
-def delete(cluster: Cluster, pipeline: str, seconds: float, dry_run: bool = False) -> Iterator[Change]:
+def delete(cluster: Cluster, pipeline: str, seconds: float, dry_run: bool = False) -> Iterator[ObjectChange]:
     """Take a pipeline away without losing a request that it has, until nothing is left.
 
     What stages run goes first, without which no controller can make anything anew; then the router, which finishes what
@@ -431,14 +417,14 @@ def delete(cluster: Cluster, pipeline: str, seconds: float, dry_run: bool = Fals
         for resource, found in owned(cluster, pipeline)[0]:
             if _turn(resource, found) == turn:
                 _delete(cluster, resource, found, dry_run)
-                yield Change(found, {})
+                yield ObjectChange(found, {})
         if component and not dry_run:
             _wait_until_gone(partial(_pods, cluster, pipeline, component), seconds)
     if not dry_run:
         _wait_until_nobody_leads(cluster, pipeline, seconds)
     if lease := _lease(cluster, pipeline):
         _delete(cluster, LEASE, lease, dry_run)
-        yield Change(lease, {})
+        yield ObjectChange(lease, {})
     if not dry_run:
         _wait_until_gone(lambda: [_words(*each) for each in owned(cluster, pipeline)[0]], seconds)
 
@@ -493,7 +479,7 @@ def _wait_until_nobody_leads(cluster: Cluster, pipeline: str, seconds: float) ->
 
 
 def _pods(cluster: Cluster, pipeline: str, component: str) -> list[str]:
-    return [_words(POD, pod) for pod in cluster.list(POD, selector(pipeline, component))[0] if not is_over(pod)]
+    return [_words(POD, pod) for pod in cluster.list(POD, selector(pipeline, component))[0] if not has_ended(pod)]
 
 
 def _wait_until_gone(left: Callable[[], list[str]], seconds: float) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from kubernetes.utils import parse_quantity
 
-from opd.cluster.pod_status import is_over
+from opd.cluster.pod_status import has_ended
 
 _REPELLING = ("NoSchedule", "NoExecute")
 
@@ -36,7 +36,7 @@ def free_cores(
     taken = sum(
         requested_cores(pod)
         for pod in pods
-        if pod["spec"].get("nodeName") in usable and not is_over(pod) and not is_ours(pod)
+        if pod["spec"].get("nodeName") in usable and not has_ended(pod) and not is_ours(pod)
     )
     return max(sum(usable.values()) - taken, 0.0)
 

@@ -10,21 +10,19 @@ from typing import NamedTuple
 from opd.cluster import lifecycle
 from opd.cluster.api import Cluster, Object, Resource
 from opd.cluster.backend import KubernetesBackend
+from opd.cluster.difference import ObjectChange
 from opd.cluster.errors import ClusterError, NotDeployedError
 from opd.cluster.inputs import Stages, complete_configuration, feasible_configuration
 from opd.cluster.lease import Lease
-from opd.cluster.lifecycle import Change
 from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.manifests.workloads import renewed_by_surge, replicas_of, template_of
 from opd.cluster.names import QUEUE, router_name, service_host
 from opd.cluster.node_capacity import requested_cores
-from opd.cluster.record import identity
 from opd.cluster.settings import ClusterSettings
 from opd.cluster.stage_state import StageStateError, read_stage
 from opd.control.loop import ApplyError
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, check_feasible, used_cores
 from opd.serving.monitoring import Scraper
-from opd.waiting import wait_until
 
 LEASE_SECONDS = 20.0
 """The Lease of a controller that died expires within this time."""
@@ -77,7 +75,7 @@ class Deletion(NamedTuple):
         unseen: kinds of objects that this account may not list, so some may be left.
     """
 
-    changes: list[Change]
+    changes: list[ObjectChange]
     unseen: list[Resource]
 
 
@@ -108,7 +106,7 @@ def deploy(
     stages: Stages,
     wait_seconds: float,
     report: Report = lambda _: None,
-) -> list[Change]:
+) -> list[ObjectChange]:
     """Creates the objects of a pipeline or updates them, and waits until it serves.
 
     Args:
@@ -122,15 +120,17 @@ def deploy(
     Raises:
         InputError: if the configuration breaks a limit of the pipeline.
         NotOursError: if an object exists and belongs to somebody else.
-        ClusterError: if the cluster refuses a change, pods do not become ready, or a controller leads.
+        LedByAnotherError: if a controller leads and would undo the change.
+        ClusterError: if the cluster refuses a change, or pods do not become ready.
     """
     rollout = _plan(cluster, pipeline, settings, stages, report)
     reconfigures = rollout.target != rollout.start
-    with _leading(cluster, pipeline.name, bool(rollout.superseded) or reconfigures) as held:
-        guarded = cluster.guarded(lambda: _check_leads(held))
-        changes = _bring(guarded, pipeline.name, rollout, wait_seconds, report)
+    if not rollout.superseded and not reconfigures:
+        return _bring(cluster, pipeline.name, rollout, wait_seconds, report)
+    with Lease(cluster, pipeline.name).hold(LEASE_SECONDS) as lease:
+        changes = _bring(cluster.guarded(lease.check_held), pipeline.name, rollout, wait_seconds, report)
         if reconfigures:
-            with _backend(cluster, pipeline, settings, held) as backend:
+            with _backend(cluster, pipeline, settings, lambda: lease.held) as backend:
                 try:
                     backend.apply(rollout.target)
                 except ApplyError as error:
@@ -140,7 +140,7 @@ def deploy(
 
 def preview(
     cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings, stages: Stages, report: Report = lambda _: None
-) -> list[Change]:
+) -> list[ObjectChange]:
     """Returns what :func:`deploy` would change, as the cluster would accept it; nothing is changed.
 
     Raises:
@@ -155,7 +155,7 @@ def preview(
     ]
     if rollout.target != rollout.start:
         with _backend(cluster, pipeline, settings) as backend:
-            changes += [Change(*pair) for pair in backend.preview(rollout.target)]
+            changes += backend.preview(rollout.target)
     return changes
 
 
@@ -255,7 +255,7 @@ def _has_room(pipeline: Pipeline, configuration: Configuration, superseded: Iter
 # ------------------------------------------------------------------------------------------------------ changing
 
 
-def _bring(cluster: Cluster, name: str, rollout: _Rollout, wait_seconds: float, report: Report) -> list[Change]:
+def _bring(cluster: Cluster, name: str, rollout: _Rollout, wait_seconds: float, report: Report) -> list[ObjectChange]:
     """Brings the objects to their manifests; if there is room, superseded replicas serve until the new ones do."""
     changes = list(lifecycle.apply(cluster, rollout.manifests))
     if not rollout.has_room:
@@ -267,32 +267,6 @@ def _bring(cluster: Cluster, name: str, rollout: _Rollout, wait_seconds: float, 
     if rollout.has_room:
         changes += lifecycle.release(cluster, rollout.superseded)
     return changes
-
-
-@contextmanager
-def _leading(cluster: Cluster, name: str, needed: bool) -> Iterator[Callable[[], bool]]:
-    """Holds the controllers' Lease if needed, so no controller acts; yields whether it is still held."""
-    if not needed:
-        yield lambda: True
-        return
-    lease = Lease(cluster, name, identity())
-    lease.start()
-    try:
-        if not wait_until(lambda: lease.held, LEASE_SECONDS):
-            raise ClusterError(
-                f"a controller leads pipeline {name!r} and would undo the change; stop it, then deploy again"
-            )
-        yield lambda: lease.held
-    finally:
-        lease.close()
-
-
-def _check_leads(held: Callable[[], bool]) -> None:
-    if not held():
-        raise ClusterError(
-            "another controller leads now, or the Lease could not be renewed; stop that controller, or see why the API "
-            "server does not answer, then deploy again"
-        )
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 Pod = Mapping[str, Any]
 
-HOPELESS = frozenset(
+TERMINAL_REASONS = frozenset(
     {
         "CrashLoopBackOff",
         "CreateContainerConfigError",
@@ -23,12 +23,12 @@ HOPELESS = frozenset(
 UNSCHEDULABLE = "Unschedulable"
 
 
-def is_leaving(pod: Pod) -> bool:
+def is_terminating(pod: Pod) -> bool:
     """Whether it has been told to end; it may serve a little longer, but gets nothing new."""
     return bool(pod["metadata"].get("deletionTimestamp"))
 
 
-def is_over(pod: Pod) -> bool:
+def has_ended(pod: Pod) -> bool:
     """Whether all its containers have ended for good, so that it holds no cores."""
     return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
 
@@ -36,21 +36,21 @@ def is_over(pod: Pod) -> bool:
 def is_ready(pod: Pod) -> bool:
     """Whether it serves and will go on doing so."""
     ready = _condition(pod, "Ready").get("status") == "True"
-    return ready and not is_leaving(pod) and bool(pod["status"].get("podIP"))
+    return ready and not is_terminating(pod) and bool(pod["status"].get("podIP"))
 
 
-def hopeless(pod: Pod) -> str:
+def failure_reason(pod: Pod) -> str:
     """Why it cannot become ready without somebody's help; empty while there is hope."""
     for container in _containers(pod):
         waiting = container.get("state", {}).get("waiting") or {}
-        if waiting.get("reason") in HOPELESS:
+        if waiting.get("reason") in TERMINAL_REASONS:
             ended = container.get("lastState", {}).get("terminated") or {}
             words = [waiting["reason"], waiting.get("message", ""), _ending(ended)]
             return f"pod {pod['metadata']['name']!r}: {': '.join(filter(None, words))}"
     return ""
 
 
-def homeless(pod: Pod) -> str:
+def unschedulable_reason(pod: Pod) -> str:
     """Why no node takes it now; empty if one does. Other pods may make room, so this may pass."""
     condition = _condition(pod, "PodScheduled")
     if condition.get("status") != "False" or condition.get("reason") != UNSCHEDULABLE:
@@ -58,7 +58,7 @@ def homeless(pod: Pod) -> str:
     return f"pod {pod['metadata']['name']!r}: {UNSCHEDULABLE}: {condition.get('message', 'no node takes it')}"
 
 
-def refused(workload: Mapping[str, Any]) -> str:
+def refusal_reason(workload: Mapping[str, Any]) -> str:
     """Why the cluster makes no pods of a workload, such as a quota; empty if it does."""
     status, generation = workload.get("status") or {}, workload["metadata"].get("generation", 0)
     if status.get("observedGeneration", generation) < generation:  # it speaks of a state before

@@ -6,7 +6,6 @@ Events are for changes and refusals only: one every interval would drown them.
 from __future__ import annotations
 
 import logging
-import os
 import time
 import uuid
 from datetime import UTC, datetime
@@ -204,11 +203,6 @@ class Recorder:
     def _words(self, configuration: Configuration) -> str:
         stages = self._stages(configuration).items()
         return ", ".join(f"{task} {s['replicas']} x {s['variant']} batch {s['batch_size']}" for task, s in stages)
-
-
-def identity() -> str:
-    """A name for this process that no other has."""
-    return f"{os.environ.get('OPD_POD') or os.uname().nodename}-{uuid.uuid4().hex[:8]}"
 
 
 def _state(observation: Observation) -> dict[str, Any]:

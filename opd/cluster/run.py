@@ -84,7 +84,7 @@ def prepare_run(
         options.seed,
         options.agent or _default_agent(pipeline.name),
     )
-    file = options.forecaster or project_path("models", "forecaster.ckpt")
+    file = options.forecaster or project_path("models", "forecaster.npz")
     forecaster = Forecaster.load(file, parameters["damping"])
     controller_settings = ControllerSettings(
         interval_seconds=options.interval_seconds or simulation.interval,
@@ -102,5 +102,5 @@ def prepare_run(
 
 def _default_agent(name: str) -> Path | None:
     """Returns the checkpoint of the pipeline's agent, as trained or as the controller's pod mounts it."""
-    candidates = project_path("models", "agents", name, "agent-0.pt"), project_path("models", "agent.pt")
+    candidates = project_path("models", "agents", name, "agent-0.npz"), project_path("models", "agent.npz")
     return next((path for path in candidates if path.is_file()), None)

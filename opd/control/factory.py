@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from opd.agent.agent import Agent
+from opd.agent.deployed import Agent
 from opd.control import AGENT, DEPLOYABLE_POLICIES, POLICIES
 from opd.control.policies import (
     AgentPolicy,
@@ -82,7 +82,7 @@ def agent_policy(agent: Agent) -> AgentPolicy:
     weights, simulation = Weights(**parameters["weights"]), parameters["simulation"]
     expert: Policy = MyopicPolicy(pipeline, weights, simulation["batch_timeout"])
     if parameters["training"]["expert"] == "ipa":
-        ipa = IpaParameters(weights.alpha, weights.cost_weight, weights.batch_weight)
+        ipa = IpaParameters.from_weights(weights)
         expert = IpaPolicy(pipeline, ipa, ipa_dynamic_program)
     fallback = BacklogPolicy(expert, simulation["interval"])
     fallback.decide(idle_observation(pipeline))  # the first decision compiles the solver; it must not delay the loop

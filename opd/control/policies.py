@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from opd.agent.agent import Agent
+from opd.agent.deployed import Agent
 from opd.measurement import Observation, observed_state
 from opd.objective import Weights
 from opd.pipeline import Configuration, Pipeline

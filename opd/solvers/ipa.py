@@ -22,8 +22,8 @@ import highspy
 import numpy as np
 from numba import njit
 
-from opd.objective import accuracy, check_weights, cost
-from opd.pipeline import Configuration, Pipeline, as_configuration
+from opd.objective import Weights, accuracy, check_weights
+from opd.pipeline import Configuration, Pipeline, as_configuration, used_cores
 from opd.solvers.options import (
     best_by_cores,
     carried_load,
@@ -86,13 +86,18 @@ class IpaParameters:
     def __post_init__(self) -> None:
         check_weights(self)
 
+    @classmethod
+    def from_weights(cls, weights: Weights) -> IpaParameters:
+        """The parameters that value accuracy, cores and batch sizes as Eqs. 3 and 7 do."""
+        return cls(weights.alpha, weights.cost_weight, weights.batch_weight)
+
 
 def ipa_objective(pipeline: Pipeline, configuration: Configuration, parameters: IpaParameters) -> float:
     """What IPA maximises, alpha V - beta C - gamma sum(b), of one configuration."""
     batches = sum(stage.batch_size for stage in configuration)
     return float(
         parameters.alpha * accuracy(pipeline, configuration)
-        - parameters.beta * cost(pipeline, configuration)
+        - parameters.beta * used_cores(pipeline, configuration)
         - parameters.gamma * batches
     )
 
@@ -275,6 +280,11 @@ def ipa_dynamic_program(pipeline: Pipeline, load: float, parameters: IpaParamete
         ValueError: if the load is negative, infinite or not a number.
     """
     return _configure(pipeline, load, parameters, _label_setting)
+
+
+def ipa_table(pipeline: Pipeline, parameters: IpaParameters, max_load: int) -> np.ndarray:
+    """(max_load + 1, N, 3) IPA's configurations for the loads 0..max_load, to look up by the rounded load."""
+    return np.array([ipa_dynamic_program(pipeline, float(load), parameters) for load in range(max_load + 1)])
 
 
 def _programme(

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from opd.objective import Weights, accuracy, cost, qos, reward, throughput
-from opd.pipeline import Configuration, Pipeline, as_configuration
+from opd.objective import Weights, accuracy, qos, reward, throughput
+from opd.pipeline import Configuration, Pipeline, as_configuration, used_cores
 from opd.simulator.parameters import SimulationParameters
 from opd.solvers.options import (
     StageOptions,
@@ -234,7 +234,7 @@ def predicted_reward(
     service = sum(variant.service_time(stage.batch_size) for variant, stage in pipeline.selected(configuration))
     reached = throughput(pipeline, configuration)
     quality = qos(weights, accuracy(pipeline, configuration), reached, service + wait.sum(), load - reached)
-    return float(reward(weights, quality, cost(pipeline, configuration), batches.max()))
+    return float(reward(weights, quality, used_cores(pipeline, configuration), batches.max()))
 
 
 def myopic(

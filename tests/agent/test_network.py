@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from small_agents import opinionated, random_states
 from small_pipelines import everything_selectable, ocr_pipeline, pipelines, within_limits
 
-from opd.agent.network import ActorCritic, FeatureExtractor
+from opd.agent.network import ActorCritic, FeaturesExtractor
 from opd.pipeline import InfeasibleError, StageConfiguration, as_array, check_feasible, from_choices, to_choices
 
 SEEDS = st.integers(0, 10_000)
@@ -21,8 +21,8 @@ SEEDS = st.integers(0, 10_000)
 def taken(network, states, choices):
     """Masks, log-probability and entropy of choices that somebody else made."""
     masks = network.masks(states, choices)
-    log_probability, entropy, _ = network.evaluate(states, choices, masks)
-    return masks, log_probability.detach(), entropy.detach()
+    log_prob, entropy, _ = network.evaluate(states, choices, masks)
+    return masks, log_prob.detach(), entropy.detach()
 
 
 def configuration(rows):
@@ -49,8 +49,8 @@ def test_probabilities_sum_to_one_over_exactly_the_feasible_actions(pipeline, se
     candidates = everything_selectable(pipeline)
     state = random_states(pipeline, seed, 1)
     choices = torch.as_tensor(to_choices(np.stack([as_array(candidate) for candidate in candidates])))
-    log_probability = taken(opinionated(pipeline, seed), state.expand(len(choices), -1), choices)[1]
-    probabilities = log_probability.double().exp().numpy()
+    log_prob = taken(opinionated(pipeline, seed), state.expand(len(choices), -1), choices)[1]
+    probabilities = log_prob.double().exp().numpy()
     feasible = np.array([within_limits(pipeline, candidate, float(state[0, 0])) for candidate in candidates])
     assert probabilities[feasible].sum() == pytest.approx(1.0, abs=1e-4)
     assert (probabilities[feasible] > 0.0).all()
@@ -79,8 +79,8 @@ def all_feasible(network, pipeline, state):
     """Choices (A, N, 3) of every feasible action, and the probabilities and entropies they have in ``state``."""
     candidates = [c for c in everything_selectable(pipeline) if within_limits(pipeline, c, float(state[0, 0]))]
     choices = torch.as_tensor(to_choices(np.stack([as_array(candidate) for candidate in candidates])))
-    _, log_probability, entropy = taken(network, state.expand(len(choices), -1), choices)
-    return choices, log_probability.exp(), entropy
+    _, log_prob, entropy = taken(network, state.expand(len(choices), -1), choices)
+    return choices, log_prob.exp(), entropy
 
 
 def test_actions_are_sampled_as_often_as_their_probability_says():
@@ -102,8 +102,8 @@ def test_actions_are_sampled_as_often_as_their_probability_says():
 def test_what_is_recomputed_equals_what_was_stored(pipeline, seed):
     network, states = opinionated(pipeline, seed), random_states(pipeline, seed, 32)
     stored = network.act(states, torch.Generator().manual_seed(seed))
-    log_probability, _, value = network.evaluate(states, stored.choices, stored.masks)
-    torch.testing.assert_close(log_probability.detach(), stored.log_probability, rtol=1e-4, atol=1e-4)
+    log_prob, _, value = network.evaluate(states, stored.choices, stored.masks)
+    torch.testing.assert_close(log_prob.detach(), stored.log_prob, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(value.detach(), stored.value, rtol=1e-5, atol=1e-5)
     assert torch.equal(network.masks(states, stored.choices), stored.masks)
 
@@ -148,7 +148,7 @@ def test_a_fresh_network_explores_nearly_uniformly():
     states[:, 0] = pipeline.capacity
     decision = ActorCritic(pipeline).act(states, torch.Generator().manual_seed(0))
     uniform = -np.log(2 * 3 * 2) - np.log(3 * 3 * 2)
-    np.testing.assert_allclose(decision.log_probability.numpy(), uniform, atol=0.5)
+    np.testing.assert_allclose(decision.log_prob.numpy(), uniform, atol=0.5)
 
 
 # --- indices and features --------------------------------------------------------------------------------------------
@@ -166,8 +166,8 @@ def test_choices_survive_the_way_to_configurations_and_back(rows):
 
 
 def test_features_are_standardised_by_what_was_observed():
-    extractor = FeatureExtractor(inputs=2, width=4, blocks=0)
-    extractor.observe(np.array([[1.0, 5.0], [3.0, 5.0]]))
+    extractor = FeaturesExtractor(inputs=2, width=4, blocks=0)
+    extractor.standardise_by(np.array([[1.0, 5.0], [3.0, 5.0]]))
     with torch.no_grad():
         extractor.reduce.weight.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]))
         extractor.reduce.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 1.0]))
@@ -177,7 +177,7 @@ def test_features_are_standardised_by_what_was_observed():
 
 
 def test_a_residual_block_adds_to_what_passes_it():
-    extractor = FeatureExtractor(inputs=1, width=1, blocks=1)
+    extractor = FeaturesExtractor(inputs=1, width=1, blocks=1)
     with torch.no_grad():
         for name, value in extractor.named_parameters():
             value.fill_(
@@ -190,8 +190,8 @@ def test_every_weight_is_learned():
     pipeline = ocr_pipeline()
     network, states = opinionated(pipeline, 8), random_states(pipeline, 8, 400)
     stored = network.act(states, torch.Generator().manual_seed(8))
-    log_probability, entropy, value = network.evaluate(states, stored.choices, stored.masks)
-    (log_probability + entropy + value).sum().backward()
+    log_prob, entropy, value = network.evaluate(states, stored.choices, stored.masks)
+    (log_prob + entropy + value).sum().backward()
     for name, weight in network.named_parameters():
         assert weight.grad is not None and weight.grad.abs().max() > 0.0, name
 

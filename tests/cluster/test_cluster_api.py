@@ -15,8 +15,8 @@ from opd.cluster.api import (
     NODE,
     POD,
     Cluster,
-    Patience,
     Resource,
+    RetryPolicy,
     credentials,
     resource_of,
 )
@@ -26,15 +26,15 @@ from opd.cluster.errors import (
     ForbiddenError,
     GoneError,
     InvalidError,
+    NoAnswerError,
     NotFoundError,
     OtherNamespaceError,
     ServerFailedError,
     TooManyRequestsError,
     UnauthorisedError,
-    UnreachableError,
 )
 
-QUICK = Patience(connect_seconds=0.5, read_seconds=0.5, attempts=3, first_pause=0.02, longest_pause=1.0)
+QUICK = RetryPolicy(connect_seconds=0.5, read_seconds=0.5, attempts=3, first_pause=0.02, longest_pause=1.0)
 
 
 @pytest.fixture
@@ -272,9 +272,7 @@ def test_what_passes_is_tried_again(server, cluster, fault):
         assert cluster.get(CONFIG_MAP, "settings")
 
 
-@pytest.mark.parametrize(
-    "act, error", [("500", ServerFailedError), ("drop", UnreachableError), ("slow", UnreachableError)]
-)
+@pytest.mark.parametrize("act, error", [("500", ServerFailedError), ("drop", NoAnswerError), ("slow", NoAnswerError)])
 def test_what_stays_is_an_error_after_a_bounded_time(server, cluster, act, error):
     if act == "drop":
         server.drop("PUT|GET", 99)
@@ -289,7 +287,7 @@ def test_what_stays_is_an_error_after_a_bounded_time(server, cluster, act, error
 
 def test_a_creation_without_an_answer_is_not_repeated(server, cluster):
     server.drop("POST", 1)
-    with pytest.raises(UnreachableError, match="check that the API server runs"):
+    with pytest.raises(NoAnswerError, match="check that the API server runs"):
         cluster.create(config_map())
     assert len(server.requests) == 1
 
@@ -297,7 +295,7 @@ def test_a_creation_without_an_answer_is_not_repeated(server, cluster):
 def test_a_cluster_that_is_not_there_is_named(server, cluster):
     server.stop()
     try:
-        with within(), pytest.raises(UnreachableError, match=server.url):
+        with within(), pytest.raises(NoAnswerError, match=server.url):
             cluster.get(CONFIG_MAP, "settings")
     finally:
         server.start()

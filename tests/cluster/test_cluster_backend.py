@@ -20,7 +20,7 @@ from tiny_cluster import (
     tiny_pipeline,
 )
 
-from opd.cluster.backend import Pace
+from opd.cluster.backend import ChangeTimes
 from opd.cluster.errors import ForbiddenError, NotFoundError
 from opd.cluster.manifests.workloads import model_workload
 from opd.cluster.node_capacity import free_cores, requested_cores
@@ -211,7 +211,7 @@ def test_in_place_when_the_capacity_does_not_hold_both(tmp_path):
 
 
 @pytest.mark.parametrize("reason", ["ImagePullBackOff", "CrashLoopBackOff", "Unschedulable", "quota exceeded"])
-def test_hopeless_replicas_are_noticed_early_and_taken_back(world, reason):
+def test_replicas_that_cannot_start_are_noticed_early_and_taken_back(world, reason):
     world.kubelet.behave("tiny-first-large", broken=reason)
     backend = world.backend()
     with within(), pytest.raises(ApplyError, match=f"{reason}.*last good configuration is restored"):
@@ -232,7 +232,7 @@ def test_replicas_that_never_become_ready_are_given_up_at_the_deadline(world):
 
 def test_a_queue_that_does_not_switch_keeps_the_old_replicas(world):
     world.api.refuse("GET .*proxy/stage", 403, 999, message="not through this proxy")
-    backend = world.backend(settings=settings(apply_seconds=3), pace=Pace(0.02, 0.5, 0.5))
+    backend = world.backend(settings=settings(apply_seconds=3), times=ChangeTimes(0.02, 0.5, 0.5))
     with within(), pytest.raises(ApplyError, match="queue of 'first' does not serve.*not through this proxy"):
         backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
     assert world.pods("first")["small"] == 1

@@ -21,18 +21,18 @@ from prometheus_client import generate_latest
 from tiny_cluster import (
     INITIAL,
     LARGE,
-    PACE,
     QUICK,
     SMALL,
+    TIMES,
     FixedPolicy,
     TinyDeployment,
     stages,
 )
 
-from opd.cluster.api import LEASE, Cluster, Patience, credentials
+from opd.cluster.api import LEASE, Cluster, RetryPolicy, credentials
 from opd.cluster.controller import Controller, ControllerSettings, health_server
-from opd.cluster.difference import difference
-from opd.cluster.errors import ClusterError, LedByAnotherError, NotDeployedError, UnreachableError
+from opd.cluster.difference import ObjectChange
+from opd.cluster.errors import ClusterError, LedByAnotherError, NoAnswerError, NotDeployedError
 from opd.cluster.json_log import JsonFormatter
 from opd.cluster.lease import Lease, LeaseTimes
 from opd.cluster.names import CONTROLLER, selector
@@ -128,15 +128,15 @@ def test_without_the_api_server_it_is_lost_in_time(server, two):
     assert not a.held
 
 
-def test_it_is_asked_for_with_one_short_attempt_whatever_the_patience_of_others(server, tmp_path):
+def test_it_is_asked_for_with_one_short_attempt_whatever_the_retry_policy_of_other_calls(server, tmp_path):
     path = kubeconfig(server, tmp_path)
-    cluster = Cluster("space", lambda: credentials(str(path)), Patience(read_seconds=10.0, attempts=4))
+    cluster = Cluster("space", lambda: credentials(str(path)), RetryPolicy(read_seconds=10.0, attempts=4))
     lease = Lease(cluster, "tiny", "a", LeaseTimes(duration=1.5, renewal=1.0, retry=0.1))
     server.fail("GET .*leases", lambda: time.sleep(1.5), 9)
-    with within(), pytest.raises(UnreachableError, match="0.25 s to read"):
+    with within(), pytest.raises(NoAnswerError, match="0.25 s to read"):
         lease.attempt()
-    assert len(server.requests) == 1 and cluster.patience.attempts == 4
-    assert LeaseTimes().patience == Patience(connect_seconds=2.5, read_seconds=2.5, attempts=1)
+    assert len(server.requests) == 1 and cluster.retry_policy.attempts == 4
+    assert LeaseTimes().retry_policy == RetryPolicy(connect_seconds=2.5, read_seconds=2.5, attempts=1)
 
 
 def test_times_that_cannot_work_are_refused():
@@ -149,7 +149,7 @@ def test_times_that_cannot_work_are_refused():
 
 def controller(world, policy=None, forecast=lambda history: 5.0, **options):
     chosen = ControllerSettings(
-        **{"interval_seconds": 0.2, "lease": OFTEN, "pace": PACE, "host": "127.0.0.1", **options}
+        **{"interval_seconds": 0.2, "lease": OFTEN, "times": TIMES, "host": "127.0.0.1", **options}
     )
     monitor = PrometheusUrl(world.prometheus.url)
     decider = policy or FixedPolicy(WANTED)
@@ -346,13 +346,13 @@ def test_a_dry_run_prints_the_difference_and_changes_nothing(world, capsys):
 def test_a_difference_leaves_out_what_the_cluster_keeps_for_itself():
     before = {"kind": "A", "metadata": {"name": "n", "resourceVersion": "1"}, "data": {"x": "1"}, "status": {"s": 1}}
     after = {"kind": "A", "metadata": {"name": "n", "resourceVersion": "2"}, "data": {"x": "2"}, "status": {"s": 2}}
-    assert [line for line in difference(before, after).splitlines() if line[0] in "+-"] == [
+    assert [line for line in ObjectChange(before, after).difference().splitlines() if line[0] in "+-"] == [
         "--- A/n now",
         "+++ A/n then",
         "-  x: '1'",
         "+  x: '2'",
     ]
-    assert difference(before, {**before, "status": {}}) == ""
+    assert ObjectChange(before, {**before, "status": {}}).difference() == ""
 
 
 # --- its rights -------------------------------------------------------------------------------------------------------
@@ -397,11 +397,11 @@ PROCESS = """
 import logging, sys
 logging.basicConfig(level=logging.INFO)
 sys.path += {tests!r}
-from tiny_cluster import PACE, FixedPolicy, settings, tiny_pipeline
+from tiny_cluster import TIMES, FixedPolicy, settings, tiny_pipeline
 from test_cluster_controller import OFTEN, WANTED
 from opd.cluster.controller import ControllerSettings, run_controller
 from opd.serving.monitoring import PrometheusUrl
-options = ControllerSettings(interval_seconds=600, lease=OFTEN, pace=PACE, host="127.0.0.1", port=0)
+options = ControllerSettings(interval_seconds=600, lease=OFTEN, times=TIMES, host="127.0.0.1", port=0)
 monitor = PrometheusUrl({prometheus!r})
 sys.exit(run_controller(tiny_pipeline(), settings(), monitor, FixedPolicy(WANTED), lambda h: 5.0, options, {config!r}))
 """
@@ -425,11 +425,8 @@ def test_sigterm_in_the_middle_of_a_change_ends_it_soon_and_in_good_order(world)
 def test_a_lease_is_a_lease_of_the_cluster(server, tmp_path):
     path = kubeconfig(server, tmp_path)
     cluster = Cluster("space", lambda: credentials(str(path)), QUICK)
-    lease = Lease(cluster, "tiny", "a", OFTEN)
-    lease.start()
-    eventually(lambda: lease.held)
-    first = cluster.get(LEASE, "tiny-controller")["spec"]
-    eventually(lambda: cluster.get(LEASE, "tiny-controller")["spec"]["renewTime"] != first["renewTime"])
-    lease.close()
+    with Lease(cluster, "tiny", "a", OFTEN).hold(PATIENCE):
+        first = cluster.get(LEASE, "tiny-controller")["spec"]
+        eventually(lambda: cluster.get(LEASE, "tiny-controller")["spec"]["renewTime"] != first["renewTime"])
     assert cluster.list(LEASE, selector("tiny", CONTROLLER))[0]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", first["acquireTime"])

@@ -117,7 +117,7 @@ def test_replicas_that_manifests_lack_are_not_pruned_but_released(space):
         former = lifecycle.superseded(space.cluster, "tiny", manifests)
         changes = list(lifecycle.release(space.cluster, former, dry_run=True))
         assert {change.before["metadata"]["name"] for change in changes} == gone
-    assert {change.what for change in lifecycle.release(space.cluster, former)} == {"deleted"}
+    assert {change.outcome for change in lifecycle.release(space.cluster, former)} == {"deleted"}
     assert not space.names("deployments") & {"tiny-first-small", "tiny-second-small"}
 
 
@@ -210,7 +210,7 @@ def test_nothing_is_left(space, flavour):
     other = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "theirs", "namespace": "space"}}
     space.api.put(other)
     gone = space.delete()
-    assert {each.what for each in gone} == {"deleted"}
+    assert {each.outcome for each in gone} == {"deleted"}
     assert [key[3] for key in space.api.objects] == ["theirs"]
     assert space.delete() == []
 
@@ -230,16 +230,12 @@ def test_a_lease_that_stayed_behind_is_deleted_later(space, monkeypatch):
 
 
 def test_a_controller_that_still_runs_is_named_and_its_lease_goes_once_it_has_ended(space):
-    lease = Lease(space.cluster, "tiny", "me", LeaseTimes(retry=0.1))
     space.deploy()
-    lease.start()
-    try:
+    with Lease(space.cluster, "tiny", "me", LeaseTimes(retry=0.1)) as lease:
         with pytest.raises(lifecycle.LeftoverError, match="Lease tiny-controller, which me .*a controller still runs"):
             space.delete(0.5)
         threading.Timer(0.5, lease.close).start()
         assert [change.before["kind"] for change in space.delete()] == ["Lease"] and not space.api.objects
-    finally:
-        lease.close()
 
 
 def test_the_router_goes_before_what_it_needs(space):

@@ -19,7 +19,7 @@ from opd import cli
 from opd.cluster import lifecycle
 from opd.cluster.api import LEASE, POD
 from opd.cluster.names import MODEL, QUEUE, selector
-from opd.cluster.pod_status import is_leaving
+from opd.cluster.pod_status import is_terminating
 from opd.pipeline import StageConfiguration, used_cores
 from opd.serving.protocol import COMPLETED
 
@@ -85,7 +85,7 @@ def serving(site):
     """What the queue of the first stage says it serves with: batch size and variants."""
     task = site.pipeline.tasks[0].name
     pods, _ = site.cluster.list(POD, selector(site.pipeline.name, QUEUE, task))
-    status = site.cluster.ask_pod(next(p["metadata"]["name"] for p in pods if not is_leaving(p)), 8080, "/stage")
+    status = site.cluster.ask_pod(next(p["metadata"]["name"] for p in pods if not is_terminating(p)), 8080, "/stage")
     return status["batch_size"], sorted(each["variant"] for each in status["replicas"] if not each["retired"])
 
 
@@ -123,7 +123,7 @@ def test_a_change_loses_no_request(deployed, change):
 def test_a_deleted_pod_is_replaced_without_losing_a_request(deployed):
     assert deployed.configure(changed(deployed, replicas=2)) == cli.DONE
     pods, _ = deployed.cluster.list(POD, selector(deployed.pipeline.name, MODEL, deployed.pipeline.tasks[0].name))
-    victim = next(pod["metadata"]["name"] for pod in pods if not is_leaving(pod))
+    victim = next(pod["metadata"]["name"] for pod in pods if not is_terminating(pod))
     with deployed.traffic() as records:
         deployed.cluster.delete(POD, victim)
         eventually(lambda: victim not in deployed.pods(), 120, poll=0.5)
@@ -162,7 +162,7 @@ def test_it_outlives_the_api_server(deployed):
 def test_a_policy_controls_it(deployed):
     if not deployed.prometheus:
         pytest.skip("set OPD_CLUSTER_PROMETHEUS to the URL of a Prometheus server that scrapes the pods")
-    if not (ROOT / "models" / "forecaster.ckpt").is_file():
+    if not (ROOT / "models" / "forecaster.npz").is_file():
         pytest.skip("needs a trained forecaster: make repro")
     given = ["--policy=greedy", f"--prometheus={deployed.prometheus}", "--decisions=2", "--port=0"]
     with deployed.traffic(rate=10) as records:

@@ -29,7 +29,7 @@ from opd.cluster import names
 from opd.cluster.manifests.pods import cpu
 from opd.cluster.manifests.workloads import replicas_of
 from opd.cluster.settings import FLAVOURS
-from opd.objective import cost
+from opd.pipeline import used_cores
 from opd.solvers import random_configuration
 
 
@@ -99,7 +99,7 @@ def test_any_feasible_configuration_gives_valid_objects_in_one_namespace_that_re
         assert resources["requests"] == resources["limits"]
         requested += replicas_of(workload) * millicores(resources["requests"]["cpu"]) / 1000
     overhead = (FULL.router_millicores + len(pipeline.tasks) * FULL.queue_millicores) / 1000
-    assert requested == pytest.approx(cost(pipeline, configuration) + overhead)
+    assert requested == pytest.approx(used_cores(pipeline, configuration) + overhead)
 
 
 def millicores(text):

@@ -11,7 +11,7 @@ import pytest
 from small_agents import agent_for, trained_with
 from small_pipelines import every_configuration, ocr_pipeline
 
-from opd.agent.agent import Agent
+from opd.agent.deployed import Agent
 from opd.control import DEPLOYABLE_POLICIES, POLICIES
 from opd.control.factory import agent_policy, build_policy
 from opd.control.policies import TRAINED_LOAD_SHARE
@@ -67,13 +67,13 @@ def test_the_expert_of_its_training_is_the_fallback_of_an_agent(expert, predicte
     )
     assert alone != fallback
     trained = trained_with(30.0 / TRAINED_LOAD_SHARE, weights, expert)
-    decided = agent_policy(Agent(pipeline, agent.policy, trained)).decide(seen)
+    decided = agent_policy(Agent(pipeline, agent.weights, trained)).decide(seen)
     assert decided == (fallback if load > 30.0 else alone)
 
 
 def test_the_fallback_of_an_agent_plans_for_the_backlog():
     pipeline = ocr_pipeline()
-    agent = Agent(pipeline, agent_for(pipeline).policy, trained_with(100.0, Weights()))
+    agent = Agent(pipeline, agent_for(pipeline).weights, trained_with(100.0, Weights()))
     seen = replace(observation(pipeline, 8.0), queue=np.array([50, 60]))
     policy = agent_policy(agent)
     planned = myopic(pipeline, 8.0 + 110 / 10, Weights(), 0.5)
@@ -85,7 +85,7 @@ def test_the_fallback_of_an_agent_plans_for_the_backlog():
 def test_an_agent_without_a_largest_load_has_no_fallback(largest_load):
     pipeline = ocr_pipeline()
     parameters = {} if largest_load is None else trained_with(largest_load, Weights())
-    policy = agent_policy(Agent(pipeline, agent_for(pipeline).policy, parameters))
+    policy = agent_policy(Agent(pipeline, agent_for(pipeline).weights, parameters))
     policy.decide(observation(pipeline, 8000.0))
     assert not policy.fallback
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from small_agents import ThriftyAgent, agent_for, trained_with
 from small_pipelines import ocr_pipeline, pipelines, varying_workload, within_limits
 
-from opd.agent.agent import Agent
+from opd.agent.deployed import Agent
 from opd.control import loop as control
 from opd.control.factory import agent_policy
 from opd.control.loop import ApplyError, Guard, ObservationError, run
@@ -360,7 +360,7 @@ def test_the_loop_and_the_training_environment_are_the_same_world():
 def test_steps_record_the_decisions_of_the_fallback():
     pipeline = ocr_pipeline()
     agent = agent_for(pipeline)
-    known = Agent(pipeline, agent.policy, trained_with(30.0 / TRAINED_LOAD_SHARE, WEIGHTS))
+    known = Agent(pipeline, agent.weights, trained_with(30.0 / TRAINED_LOAD_SHARE, WEIGHTS))
     loads = iter([5.0, 31.0, 5.0])
     backend = backend_for(counts=np.full(400, 5), history=np.full(120, 5))
     steps = loop(backend, agent_policy(known), 3, forecast=lambda history: next(loads))

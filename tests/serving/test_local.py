@@ -20,7 +20,7 @@ import pytest
 from deadlines import PATIENCE, eventually, within
 
 from opd.control.loop import ApplyError
-from opd.live import load
+from opd.live.load import start_load
 from opd.pipeline import Pipeline, StageConfiguration, Task, Variant
 from opd.serving import backoff, local, local_stage, processes
 from opd.serving.client import Client
@@ -94,10 +94,10 @@ class Load:
     def __init__(self, backend, tmp_path, counts, texts=("hello",)):
         payloads = tmp_path / "payloads.parquet"
         pd.DataFrame({"payload": [text.encode() for text in texts]}).to_parquet(payloads)
-        self._process = load.start(backend.address, "tiny", counts, payloads, 0, tmp_path / "requests.parquet")
+        self._process = start_load(backend.address, "tiny", counts, payloads, 0, tmp_path / "requests.parquet")
 
     def records(self):
-        return load.finish(self._process, 60)
+        return self._process.finish(60)
 
 
 def outcomes(records):

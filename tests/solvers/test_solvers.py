@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from opd.objective import Weights, accuracy, cost, qos, reward, throughput
-from opd.pipeline import Pipeline, StageConfiguration, Task, Variant, check_feasible
+from opd.objective import Weights, accuracy, qos, reward, throughput
+from opd.pipeline import Pipeline, StageConfiguration, Task, Variant, check_feasible, used_cores
 from opd.profiling.generated import synthetic_pipeline
 from opd.solvers import (
     IpaParameters,
@@ -58,12 +58,12 @@ class Enumeration:
             for task in pipeline.tasks
         ]
         rows = np.array(list(itertools.product(*map(list, stages))))
-        self.rows = rows[cost(pipeline, rows) <= pipeline.capacity]
+        self.rows = rows[used_cores(pipeline, rows) <= pipeline.capacity]
         self.batches = self.rows[..., 2]
         stage = np.arange(len(pipeline.tasks))
         self.service_time = pipeline.tables.service_time[stage, self.rows[..., 0], self.batches]
         self.accuracy = accuracy(pipeline, self.rows)
-        self.cost = cost(pipeline, self.rows)
+        self.cost = used_cores(pipeline, self.rows)
         self.throughput = (self.rows[..., 1] * (self.batches / self.service_time)).min(axis=1)
 
     def reward(self, load, weights, batch_timeout):
@@ -92,7 +92,7 @@ def small_pipelines(draw):
         st.sampled_from([(1, 4, 6, 8), (2, 2, 4, 4), (2, 3, 3, 4), (3, 2, 2, 2), (3, 2, 3, 2)])
     )
     pipeline = synthetic_pipeline(stages, variants, draw(st.integers(0, 10_000)))
-    smallest = int(cost(pipeline, pipeline.smallest_configuration()))
+    smallest = int(used_cores(pipeline, pipeline.smallest_configuration()))
     return dataclasses.replace(
         pipeline,
         capacity=smallest + draw(st.integers(0, 4 * stages)),
@@ -202,7 +202,7 @@ class TestAgainstEnumeration:
         carrying = enumeration.throughput >= min(load, enumeration.throughput.max())
         cheapest = carrying & (enumeration.cost == enumeration.cost[carrying].min())
         assert carried_load(pipeline, load) == min(load, enumeration.throughput.max())
-        assert cost(pipeline, configuration) == enumeration.cost[cheapest].min()
+        assert used_cores(pipeline, configuration) == enumeration.cost[cheapest].min()
         assert accuracy(pipeline, configuration) == pytest.approx(enumeration.accuracy[cheapest].max(), abs=1e-12)
 
     @settings(max_examples=50, deadline=None)
@@ -241,7 +241,7 @@ class TestLargerPipelines:
         pipeline = synthetic_pipeline(3, 5, 1)
         configurations = [planned(solver, pipeline, 12.0) for solver in (greedy, ipa_highs, myopic)]
         rewards = [predicted_reward(pipeline, configuration, 12.0, WEIGHTS) for configuration in configurations]
-        assert cost(pipeline, configurations[0]) < cost(pipeline, configurations[1])
+        assert used_cores(pipeline, configurations[0]) < used_cores(pipeline, configurations[1])
         assert rewards[0] < rewards[1] <= rewards[2]
 
     def test_table_holds_the_solutions(self):

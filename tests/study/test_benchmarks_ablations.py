@@ -10,11 +10,14 @@ import pytest
 import torch
 from small_pipelines import every_configuration, everything_selectable, ocr_pipeline, varying_workload
 
-from opd.agent.agent import Agent, export
-from opd.agent.network import ActorCritic
-from opd.agent.training import Problem, ProximalPolicyOptimisation, TrainingParameters, expert_table, train
+from opd.agent.deployed import Agent
+from opd.agent.network import ActorCritic, export
+from opd.agent.parameters import TrainingParameters
+from opd.agent.ppo import CHECKPOINT, PPOTrainer, train
+from opd.agent.problem import Problem, expert_table
+from opd.agent.rollout import training_reward
 from opd.control.policies import AgentPolicy, ClairvoyantPolicy, MyopicPolicy, Policy
-from opd.measurement import Observation, state_names
+from opd.measurement import Observation, running_configurations, state_names
 from opd.objective import Weights
 from opd.pipeline import StageConfiguration, as_array, to_choices
 from opd.simulator.actions import admit
@@ -23,7 +26,7 @@ from opd.simulator.vector_environment import PipelineVectorEnv
 from opd.solvers import IpaParameters
 from opd.study.analysis import ablation_text, ablations
 from opd.study.analysis.ablation_networks import (
-    AblatedTraining,
+    AblatedTrainer,
     IndependentNetwork,
     PlainNetwork,
     QueuelessNetwork,
@@ -47,13 +50,14 @@ from opd.study.analysis.ablations import (
     summarise_ablations,
     training_of,
 )
+from opd.study.analysis.estimates import signed, with_interval
 from opd.study.analysis.plots_ablations import PARTS, WORLDS, plot_ablations
-from opd.study.analysis.refusal import running_configurations
-from opd.study.analysis.wording import signed, with_interval, write_page
 from opd.study.benchmarks.quick import QUICK
-from opd.study.evaluation import Setting, run_cycle
+from opd.study.evaluation.cycles import Setting, run_cycle
+from opd.study.report.files import write_page
+from opd.workload.cycles import Cycle, cycle_counts
 from opd.workload.load import future_maximum
-from opd.workload.trace import Cycle, Trace
+from opd.workload.trace import Trace
 
 WEIGHTS, SIMULATION = Weights(), SimulationParameters()
 PARAMETERS = TrainingParameters(**QUICK)
@@ -88,12 +92,12 @@ def lively(network: ActorCritic) -> ActorCritic:
 def test_plain_features_are_layers_one_after_the_other():
     network = PlainNetwork(ocr_pipeline(), width=8, blocks=2)
     states = some_states()
-    network.extractor.observe(states.numpy())
-    w = {name: tensor.numpy() for name, tensor in network.extractor.state_dict().items()}
+    network.features_extractor.standardise_by(states.numpy())
+    w = {name: tensor.numpy() for name, tensor in network.features_extractor.state_dict().items()}
     layer = np.clip((states.numpy() - w["mean"]) / w["deviation"], -10.0, 10.0)
     for name in ("reduce", "blocks.0.inner", "blocks.0.outer", "blocks.1.inner", "blocks.1.outer"):
         layer = np.maximum(layer @ w[f"{name}.weight"].T + w[f"{name}.bias"], 0.0)
-    np.testing.assert_allclose(network.extractor(states).detach().numpy(), layer, atol=1e-5)
+    np.testing.assert_allclose(network.features_extractor(states).detach().numpy(), layer, atol=1e-5)
 
 
 @pytest.mark.parametrize("network_class", [PlainNetwork, QueuelessNetwork, IndependentNetwork])
@@ -114,9 +118,9 @@ def test_an_ablated_network_begins_with_the_weights_of_the_full_one(network_clas
 def test_the_queues_are_zero_in_what_the_network_sees():
     network = lively(QueuelessNetwork(ocr_pipeline(), 16, 1))
     states = some_states()
-    network.extractor.observe(states.numpy())
+    network.features_extractor.standardise_by(states.numpy())
     seen = []
-    network.extractor.reduce.register_forward_hook(lambda module, given, result: seen.append(given[0]))
+    network.features_extractor.reduce.register_forward_hook(lambda module, given, result: seen.append(given[0]))
     other = states.clone()
     other[:, QUEUES] = 1000.0
     first, second = network.act(states, None), network.act(other, None)
@@ -132,7 +136,7 @@ def test_all_else_is_seen_as_the_full_agent_sees_it():
     states = some_states()
     states[:, QUEUES] = 0.0
     for network in networks:
-        network.extractor.observe(states.numpy())
+        network.features_extractor.standardise_by(states.numpy())
     full, ablated = (network.act(states, None) for network in networks)
     assert torch.equal(full.choices, ablated.choices) and torch.equal(full.value, ablated.value)
 
@@ -158,7 +162,7 @@ def test_no_choice_of_independent_heads_depends_on_another():
     with torch.no_grad():
         logarithm, _, _ = network.evaluate(states.expand(len(everything), -1), everything, masks)
         # Each head alone, written out: probabilities of its options in this state.
-        hidden = torch.relu(network.context(network.extractor(states)) + network.head_shift)
+        hidden = torch.relu(network.context(network.features_extractor(states)) + network.head_shift)
         logits = torch.einsum("sw,skw->sk", hidden, network.head_weight) + network.head_bias
         heads = torch.log_softmax(logits.masked_fill(~entry_masks(ocr_pipeline()), -torch.inf), dim=-1)
     flat = everything.reshape(len(everything), -1)
@@ -177,7 +181,7 @@ def test_evaluate_agrees_with_act(network_class, seed):
     decision = network.act(states, None if seed is None else torch.Generator().manual_seed(seed))
     assert torch.equal(decision.masks, network.masks(states, decision.choices))
     logarithm, entropy, value = network.evaluate(states, decision.choices, decision.masks)
-    torch.testing.assert_close(logarithm, decision.log_probability, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logarithm, decision.log_prob, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(value, decision.value)
     assert (entropy > 0.0).all()
     taken = decision.choices.reshape(len(states), -1)
@@ -189,7 +193,7 @@ def test_independent_heads_sample_what_they_say():
     states = some_states(1).expand(20_000, -1)
     choices = network.act(states, torch.Generator().manual_seed(0)).choices.reshape(-1, 6)
     with torch.no_grad():
-        hidden = torch.relu(network.context(network.extractor(states[:1])) + network.head_shift)
+        hidden = torch.relu(network.context(network.features_extractor(states[:1])) + network.head_shift)
         logits = torch.einsum("sw,skw->sk", hidden, network.head_weight) + network.head_bias
         expected = torch.softmax(logits.masked_fill(~entry_masks(ocr_pipeline()), -torch.inf), dim=-1)
     shares = torch.stack([(choices == option).float().mean(dim=0) for option in range(3)], dim=1)
@@ -240,21 +244,21 @@ def test_a_refused_action_costs_the_penalty_and_nothing_else():
 
 
 def test_training_and_validation_refuse_what_independent_heads_take(monkeypatch):
-    learner = AblatedTraining(IndependentNetwork, 100.0, small_problem(), PARAMETERS, 0)
-    learner.network.extractor.observe(some_states().numpy())
+    trainer = AblatedTrainer(IndependentNetwork, 100.0, small_problem(), PARAMETERS, 0)
+    trainer.network.features_extractor.standardise_by(some_states().numpy())
     wanted = torch.as_tensor(to_choices(np.array([TOO_MUCH])))
-    act = learner.network.act
+    act = trainer.network.act
 
     def take_too_much(states, generator):
         return act(states, generator)._replace(choices=wanted.expand(len(states), -1, -1))
 
-    monkeypatch.setattr(learner.network, "act", take_too_much)
-    episodes = learner.begin((0, 1))
+    monkeypatch.setattr(trainer.network, "act", take_too_much)
+    episodes = trainer.begin((0, 1))
     state, running = episodes.state(), episodes.configurations.copy()
-    assert learner.decide(state).tolist() == running.tolist()
+    assert trainer.configure(state).tolist() == running.tolist()
     score, interval = episodes.run_interval(np.array([TOO_MUCH] * len(state)))
-    assert (learner.training_reward(score, interval) < -80.0).all()
-    _, metrics = learner.collect(0)
+    assert (training_reward(score, interval, PARAMETERS.drop_penalty) < -80.0).all()
+    _, metrics = trainer.collect(0)
     assert metrics["rollout/reward"] < -80.0
     monkeypatch.undo()
 
@@ -274,10 +278,10 @@ def test_the_full_agent_is_trained_as_ever(tmp_path):
     problem = small_problem()
     usual = train(problem, PARAMETERS, 3, tmp_path / "usual")
 
-    def learner(*arguments):
-        return AblatedTraining(ActorCritic, 0.0, *arguments)
+    def new_trainer(*arguments):
+        return AblatedTrainer(ActorCritic, 0.0, *arguments)
 
-    here = train(problem, PARAMETERS, 3, tmp_path / "here", learner=learner)
+    here = train(problem, PARAMETERS, 3, tmp_path / "here", new_trainer=new_trainer)
     for name, weight in usual.state_dict().items():
         assert torch.equal(weight, here.state_dict()[name]), name
 
@@ -304,7 +308,7 @@ def test_a_policy_is_given_the_forecast_of_its_world():
             seen.append(observation.predicted_load)
             return ocr_pipeline().smallest_configuration()
 
-    setting, counts = small_setting(), TRACE.cycle_counts(CYCLES[0])
+    setting, counts = small_setting(), cycle_counts(TRACE, CYCLES[0])
     found = {}
     for forecast in ablations.FORECASTS:
         seen: list[float] = []
@@ -385,7 +389,7 @@ def test_every_ablation_departs_in_one_thing():
 
 def test_a_network_decides_as_the_deployed_agent_does():
     network = lively(ActorCritic(ocr_pipeline(), 16, 1))
-    network.extractor.observe(some_states().numpy())
+    network.features_extractor.standardise_by(some_states().numpy())
     policies = NetworkPolicy(ocr_pipeline(), network), AgentPolicy(Agent(ocr_pipeline(), export(network), {}))
     first, second = (run_cycle(ocr_pipeline(), policy, CYCLES[0], 0, small_setting()) for policy in policies)
     assert [step.configuration for step in first] == [step.configuration for step in second]
@@ -480,7 +484,7 @@ def test_a_damaged_file_counts_as_none(finished, tmp_path):
 
 
 def test_an_interrupted_training_resumes_to_the_same_result(finished, tmp_path, monkeypatch):
-    collect = ProximalPolicyOptimisation.collect
+    collect = PPOTrainer.collect
 
     def fail_at_the_second_update(self, update):
         if update == 1:
@@ -489,18 +493,18 @@ def test_an_interrupted_training_resumes_to_the_same_result(finished, tmp_path, 
 
     study = small_study(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(ProximalPolicyOptimisation, "collect", fail_at_the_second_update)
+        patch.setattr(PPOTrainer, "collect", fail_at_the_second_update)
         with pytest.raises(RuntimeError, match="power cut"):
             measure_ablations(study, variants=("plain-features",))
     job = training_of(study, "ocr", "plain-features", 0)
-    assert (job.folder / "checkpoints" / "last.ckpt").is_file() and not job.done
+    assert (job.folder / CHECKPOINT).is_file() and not job.done
     begun_at: list[int] = []
 
     def note(self, update):
         begun_at.append(update)
         return collect(self, update)
 
-    monkeypatch.setattr(ProximalPolicyOptimisation, "collect", note)
+    monkeypatch.setattr(PPOTrainer, "collect", note)
     rows = measure_ablations(study, variants=("plain-features",))
     assert begun_at == [1]
     expected = finished[1]

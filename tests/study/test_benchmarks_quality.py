@@ -12,12 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_pipelines import ocr_pipeline
 
-from opd.agent import training
-from opd.agent.training import Job, TrainingParameters, run_job
+from opd.agent import jobs as jobs_module
+from opd.agent.jobs import Job, run_job
+from opd.agent.parameters import TrainingParameters
+from opd.agent.problem import expert_table
 from opd.objective import Weights
 from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters
 from opd.study.analysis import frontier
+from opd.study.analysis.estimates import interval, resampled_means
 from opd.study.analysis.frontier import (
     ANY,
     SERVED,
@@ -33,8 +36,8 @@ from opd.study.analysis.frontier import (
     priced_setting,
     times_of_the_agent,
 )
-from opd.study.analysis.intervals import interval, resampled_means
-from opd.study.analysis.plots_quality import plot_frontier, plot_gap, plot_intervals, plot_paper
+from opd.study.analysis.plots_frontier import plot_frontier
+from opd.study.analysis.plots_quality import plot_gap, plot_intervals, plot_paper
 from opd.study.analysis.quality import (
     ALL,
     NO_GAP,
@@ -50,10 +53,11 @@ from opd.study.analysis.quality import (
     verdict,
 )
 from opd.study.benchmarks.training import SMOKE
-from opd.study.evaluation import Setting, run_cycle
-from opd.study.report import ReportError
+from opd.study.evaluation.cycles import Setting, run_cycle
+from opd.study.report.results import ReportError
+from opd.workload.cycles import Cycle
 from opd.workload.load import RecentMaximum
-from opd.workload.trace import Cycle, Trace
+from opd.workload.trace import Trace
 
 PARAMETERS = TrainingParameters(**SMOKE.changes)
 
@@ -472,13 +476,13 @@ def finished(setting, tmp_path_factory):
 def trainings(monkeypatch) -> list[str]:
     """The titles of all trainings that are begun."""
     begun: list[str] = []
-    train = training.train
+    train = jobs_module.train
 
     def listed(problem, parameters, seed, folder, title):
         begun.append(title)
         return train(problem, parameters, seed, folder, title)
 
-    monkeypatch.setattr(training, "train", listed)
+    monkeypatch.setattr(jobs_module, "train", listed)
     return begun
 
 
@@ -488,7 +492,7 @@ def test_a_point_is_the_mean_of_the_cycles_of_the_evaluation(setting, finished):
     assert len(points) == 3 * len(PRICES) * len(SEEDS)
     table = points.set_index(["policy", "cost_weight", "seed"]).sort_index()
     pipeline = ocr_pipeline()
-    agents = {("ocr", 2.0, 1): folder / "ocr" / "2-1.pt"}
+    agents = {("ocr", 2.0, 1): folder / "ocr" / "2-1.npz"}
     own = priced_setting(setting, 2.0, agents)
     assert own.ipa == IpaParameters(10.0, 2.0, 0.02) and own.weights == Weights(cost_weight=2.0)
     for policy in ("ipa", "myopic", "agent"):
@@ -506,7 +510,7 @@ def test_every_agent_has_its_own_price_and_imitates_the_myopic_solver(setting, t
     for (_, price, seed), job in jobs.items():
         problem, weights = job.problem, Weights(cost_weight=price)
         assert (problem.weights, job.parameters.expert, job.seed) == (weights, "myopic", seed)
-        table = training.expert_table(problem.pipeline, weights, problem.simulation, "myopic", len(problem.expert) - 1)
+        table = expert_table(problem.pipeline, weights, problem.simulation, "myopic", len(problem.expert) - 1)
         assert np.array_equal(problem.expert, table)
     assert len({job.folder for job in jobs.values()}) == len({job.path for job in jobs.values()}) == 4
 
@@ -519,12 +523,12 @@ def test_what_is_finished_is_not_trained_again(setting, finished, trainings):
 
 def test_an_interrupted_sweep_goes_on(setting, finished, trainings, tmp_path, monkeypatch):
     def interrupted(job):
-        if job.path.name == "2-0.pt":
+        if job.path.name == "2-0.npz":
             raise KeyboardInterrupt
         return run_job(job)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(training, "run_job", interrupted)
+        patched.setattr(jobs_module, "run_job", interrupted)
         swept(setting, tmp_path)
     assert trainings == ["ocr agent-0.15 0", "ocr agent-0.15 1"]
     assert swept(setting, tmp_path).equals(finished[1])
@@ -533,14 +537,14 @@ def test_an_interrupted_sweep_goes_on(setting, finished, trainings, tmp_path, mo
 
 def test_an_agent_of_the_study_takes_the_place_of_a_training(setting, trainings, tmp_path):
     job = frontier_jobs([ocr_pipeline()], setting, PARAMETERS, [0.15], [0], tmp_path)["ocr", 0.15, 0]
-    studied = Job("agent", 0, job.problem, job.parameters, tmp_path / "studied" / "agent-0.pt")
+    studied = Job("agent", 0, job.problem, job.parameters, tmp_path / "studied" / "agent-0.npz")
     run_job(studied)
-    known = replace(setting, agents={("ocr", "agent", 0): studied.path, ("ocr", "agent", 1): tmp_path / "none.pt"})
+    known = replace(setting, agents={("ocr", "agent", 0): studied.path, ("ocr", "agent", 1): tmp_path / "none.npz"})
     jobs = frontier_jobs([ocr_pipeline()], known, PARAMETERS, PRICES, SEEDS, tmp_path)
-    assert [job.path.name for job in jobs.values()] == ["agent-0.pt", "0.15-1.pt", "2-0.pt", "2-1.pt"]
+    assert [job.path.name for job in jobs.values()] == ["agent-0.npz", "0.15-1.npz", "2-0.npz", "2-1.npz"]
     other = replace(PARAMETERS, width=8)
     jobs = frontier_jobs([ocr_pipeline()], known, other, [0.15], [0], tmp_path)
-    assert [job.path.name for job in jobs.values()] == ["0.15-0.pt"]
+    assert [job.path.name for job in jobs.values()] == ["0.15-0.npz"]
     assert trainings == ["ocr agent 0"]
 
 

@@ -10,8 +10,9 @@ import pytest
 from small_agents import agent_for, trained_with
 from small_pipelines import ocr_pipeline
 
-from opd.agent.agent import Agent
-from opd.agent.training import TrainingParameters
+from opd.agent.deployed import Agent
+from opd.agent.parameters import TrainingParameters
+from opd.control import AGENT
 from opd.measurement import Observation
 from opd.objective import Weights
 from opd.simulator.parameters import SimulationParameters
@@ -19,7 +20,6 @@ from opd.solvers import IpaParameters
 from opd.study.analysis import robustness
 from opd.study.analysis.plots_robustness import plot_robustness
 from opd.study.analysis.robustness import (
-    AGENT,
     AS_TRAINED,
     COLUMNS,
     FAILURES,
@@ -44,9 +44,10 @@ from opd.study.analysis.robustness import (
     table_of,
     trained_agents,
 )
-from opd.study.evaluation import Setting, run_cycle, summarise
+from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle
+from opd.workload.cycles import Cycle, cycle_counts
 from opd.workload.load import RecentMaximum
-from opd.workload.trace import Cycle, Trace
+from opd.workload.trace import Trace
 
 OBSERVATION = Observation(
     np.full(120, 4), 8.0, ocr_pipeline().smallest_configuration(), np.ones(2), np.ones(2), np.zeros(2), 4.0
@@ -74,7 +75,7 @@ def settings(tmp_path_factory):
     shared = Weights(), SimulationParameters(), IpaParameters()
     made = []
     for number, (name, level, forecaster) in enumerate((("home", 8.0, RecentMaximum()), ("other", 6.0, LastCount()))):
-        agents = {("ocr", AGENT, seed): folder / name / f"{seed}.pt" for seed in (0, 1)}
+        agents = {("ocr", AGENT, seed): folder / name / f"{seed}.npz" for seed in (0, 1)}
         for (*_, seed), path in agents.items():
             agent_for(ocr_pipeline(), 2 * number + seed).save(path)
         made.append(Setting(trace_of(name, level), forecaster, *shared, agents))  # type: ignore[arg-type]
@@ -97,7 +98,7 @@ def test_a_scaled_trace_is_whole_requests_and_begins_with_the_history(settings):
 def test_any_cycle_can_be_scaled(settings, start):
     trace = settings[0].trace
     cycle = Cycle("any", start)
-    np.testing.assert_array_equal(scaled(trace, cycle, 2.0).cycle_counts(cycle), 2 * trace.cycle_counts(cycle))
+    np.testing.assert_array_equal(cycle_counts(scaled(trace, cycle, 2.0), cycle), 2 * cycle_counts(trace, cycle))
 
 
 @pytest.mark.parametrize("cycle", [CYCLE, LATER])
@@ -105,8 +106,8 @@ def test_an_overload_peaks_a_quarter_above_the_training_split(settings, cycle):
     trace = settings[0].trace
     met = overloaded(settings[0], ocr_pipeline(), cycle, 0)
     peak = trace.counts[trace.split("train")].max()
-    assert met.setting.trace.cycle_counts(cycle).max() == np.rint(1.25 * peak)
-    assert met.factor == 1.25 * peak / trace.cycle_counts(cycle).max()
+    assert cycle_counts(met.setting.trace, cycle).max() == np.rint(1.25 * peak)
+    assert met.factor == 1.25 * peak / cycle_counts(trace, cycle).max()
     assert met.device == ocr_pipeline()
 
 
@@ -114,7 +115,7 @@ def test_a_cycle_without_a_request_stays_one(settings):
     trace = settings[0].trace
     silent = replace(trace, recorded=np.where(trace.raw_index < 15_000, trace.recorded, 0))
     met = overloaded(replace(settings[0], trace=silent), ocr_pipeline(), CYCLE, 0)
-    assert met.setting.trace.cycle_counts(CYCLE).max() == 0
+    assert cycle_counts(met.setting.trace, CYCLE).max() == 0
 
 
 # --- forecast --------------------------------------------------------------------------------------------------------
@@ -181,7 +182,7 @@ def test_drawn_devices_are_the_same_for_a_cycle_and_seed_and_only_then(settings)
 
 def test_only_agents_that_are_missing_are_trained_and_only_once(settings, tmp_path):
     quick = TrainingParameters(
-        updates=1, environments=2, rollout=4, minibatch=4, cloning_steps=2, validate_every=1,
+        updates=1, num_envs=2, rollout_steps=4, minibatch_size=4, cloning_steps=2, validate_every=1,
         validation_episodes=2, validation_decisions=2, width=16, blocks=1,
     )  # fmt: skip
     known, folder = tmp_path / "known", tmp_path / "new"
@@ -190,9 +191,9 @@ def test_only_agents_that_are_missing_are_trained_and_only_once(settings, tmp_pa
         return trained_agents([ocr_pipeline()], settings[1], quick, seeds, known, into, workers=1)
 
     train([0], known)
-    agent_for(ocr_pipeline()).save(known / "ocr" / "agent-1.pt")  # trained in some other way
+    agent_for(ocr_pipeline()).save(known / "ocr" / "agent-1.npz")  # trained in some other way
     paths = train([0, 1], folder)
-    assert paths == {("ocr", AGENT, 0): known / "ocr/agent-0.pt", ("ocr", AGENT, 1): folder / "ocr/agent-1.pt"}
+    assert paths == {("ocr", AGENT, 0): known / "ocr/agent-0.npz", ("ocr", AGENT, 1): folder / "ocr/agent-1.npz"}
     before = [path.stat().st_mtime_ns for path in paths.values()]
     assert train([0, 1], folder) == paths
     assert [path.stat().st_mtime_ns for path in paths.values()] == before
@@ -229,7 +230,7 @@ def test_as_trained_is_what_the_evaluation_has(settings, rows):
     found = of(rows, AS_TRAINED, "home")
     for name in POLICIES:  # IPA by HiGHS here, by dynamic programming there
         policy = settings[0].policy(name, ocr_pipeline(), 1)
-        expected = summarise(run_cycle(ocr_pipeline(), policy, CYCLE, 1, settings[0]))
+        expected = cycle_summary(run_cycle(ocr_pipeline(), policy, CYCLE, 1, settings[0]))
         assert found.loc[name].to_dict() == pytest.approx({key: expected[key] for key in found.columns})
 
 
@@ -243,7 +244,7 @@ def test_on_another_trace_agent_and_forecaster_are_those_that_were_brought(setti
         found = of(rows, OTHER_TRACE, variant)
         for name in (AGENT, IPA):
             steps = run_cycle(ocr_pipeline(), setting.policy(name, ocr_pipeline(), 1), cycle, 1, setting)
-            assert found.loc[name, "reward"] == pytest.approx(summarise(steps)["reward"])
+            assert found.loc[name, "reward"] == pytest.approx(cycle_summary(steps)["reward"])
 
 
 def test_without_a_forecast_the_recent_maximum_stands_in(rows):
@@ -265,8 +266,8 @@ def test_a_factor_is_told_where_there_is_one(rows):
 def test_decisions_that_the_expert_made_are_counted(settings, tmp_path, rows):
     assert (rows["by_expert"] == 0).all()  # these agents name no largest load
     agent = agent_for(ocr_pipeline())
-    Agent(agent.pipeline, agent.policy, trained_with(0.0, Weights())).save(tmp_path / "beyond.pt")
-    home = replace(settings[0], agents={("ocr", AGENT, 0): tmp_path / "beyond.pt"})
+    Agent(agent.pipeline, agent.weights, trained_with(0.0, Weights())).save(tmp_path / "beyond.npz")
+    home = replace(settings[0], agents={("ocr", AGENT, 0): tmp_path / "beyond.npz"})
     counted = evaluate(all_worlds(home, [CYCLE], settings[1], [LATER])[:1], [ocr_pipeline()], [0])
     assert counted.set_index("policy")["by_expert"].to_dict() == {name: 120 * (name == AGENT) for name in POLICIES}
     # An agent that leaves everything to its expert is that expert, the rival that plans for what waits.

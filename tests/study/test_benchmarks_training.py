@@ -13,9 +13,11 @@ from gymnasium.utils.seeding import np_random
 from small_pipelines import everything_selectable, ocr_pipeline, varying_workload, within_limits
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
-from opd.agent import training
 from opd.agent.network import ActorCritic
-from opd.agent.training import Problem, TrainingParameters, Validation, expert_table, validate
+from opd.agent.parameters import TrainingParameters
+from opd.agent.ppo import train
+from opd.agent.problem import Problem, expert_table
+from opd.agent.validation import Validation, validate
 from opd.objective import Weights
 from opd.pipeline import as_array, as_configuration, from_choices
 from opd.simulator.environment import PipelineEnv
@@ -32,7 +34,7 @@ from opd.study.benchmarks.peer_stable_baselines import (
     environments,
     train_peer,
 )
-from opd.study.benchmarks.plots_training import STYLES, plot_training
+from opd.study.benchmarks.plots_training import STYLES, plot_training_speed
 from opd.study.benchmarks.training import (
     METHODS,
     SMOKE,
@@ -215,9 +217,9 @@ def test_a_peer_sees_what_vec_normalize_shows_it_and_has_a_network_like_ours(pee
     np.testing.assert_array_equal(greedy.observations(states), vectorised.normalize_obs(states))
     ours = ActorCritic(problem.pipeline, PARAMETERS.width, PARAMETERS.blocks)
     trunk = [part.shape for part in model.policy.features_extractor.trunk.parameters()]
-    assert trunk == [part.shape for part in ours.extractor.parameters()]
+    assert trunk == [part.shape for part in ours.features_extractor.parameters()]
     for hidden in (model.policy.mlp_extractor.policy_net, model.policy.mlp_extractor.value_net):
-        assert hidden[0].weight.shape == ours.context.weight.shape == ours.value[0].weight.shape
+        assert hidden[0].weight.shape == ours.context.weight.shape == ours.critic[0].weight.shape
 
 
 def test_a_peer_that_is_not_there_is_refused():
@@ -230,7 +232,7 @@ def test_observing_our_training_changes_nothing_of_it(tmp_path):
     observer = Observer(problem, own)
     with observer.training():
         train_agent("agent", problem, PARAMETERS, 3, observer.observe)
-    network = training.train(problem, own, 3, tmp_path)
+    network = train(problem, own, 3, tmp_path)
     best = max(observer.rows[1:], key=lambda row: row["selection"])
     assert observer.best is not None
     alone = validate(problem, own, greedy_agent(network))
@@ -312,7 +314,7 @@ def test_everything_is_trained_measured_and_drawn():
     # Two updates of two epochs of two minibatches, unless the policy moves too far; five steps of imitation.
     assert (trained["gradient_steps"] <= 8 + 5 * (trained["method"] == "agent")).all()
     assert (trained["gradient_steps"] >= 2 + 5 * (trained["method"] == "agent")).all()
-    figure = plot_training(summary, curves)
+    figure = plot_training_speed(summary, curves)
     labels = figure.axes[0].get_legend_handles_labels()[1]
     assert labels == [*(STYLES[name].label for name in METHODS), "myopic (exact) solver"]
 

@@ -12,28 +12,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_pipelines import varying_workload
 
-from opd.agent.training import Problem, TrainingParameters
+from opd.agent.parameters import TrainingParameters
+from opd.agent.problem import Problem
 from opd.objective import Weights
 from opd.pipeline import Pipeline, Task, Variant
 from opd.simulator.parameters import SimulationParameters
-from opd.study.evaluation import COLUMNS
-from opd.study.report import (
-    LOADS,
-    ReportError,
-    criteria,
-    cycles_with_more_drops,
+from opd.study.evaluation.cycles import COLUMNS, LOADS, shown_cycles
+from opd.study.evaluation.training import training_summary, validation_references
+from opd.study.report.criteria import criteria, cycles_with_more_drops
+from opd.study.report.files import markdown_table, write_json
+from opd.study.report.page import write_report
+from opd.study.report.results import ReportError, flat_metrics, read_results
+from opd.study.report.tables import (
     decision_table,
     drops_table,
-    flat_metrics,
     forecast_table,
     paper_comparison,
     policy_summary,
-    read_results,
-    shown_cycles,
-    write_json,
 )
-from opd.study.report_page import markdown_table, write_report
-from opd.study.training_report import training_curve, training_summary, validation_references
 
 
 def evaluation(**policies: dict[str, list[float]]) -> pd.DataFrame:
@@ -276,41 +272,13 @@ def test_results_of_another_shape_are_refused(folder: Path):
         read_results(folder)
 
 
-def log(folder: Path, version: int, rows: list[dict[str, float]]) -> None:
-    """A part of a training log: rows of training and of validation, as the logger writes them."""
-    path = folder / "log" / f"version_{version}" / "metrics.csv"
-    path.parent.mkdir(parents=True)
-    pd.DataFrame(rows).to_csv(path, index=False)
-
-
-def update(epoch: int, step: int, loss: float) -> dict[str, float]:
-    return {"epoch": epoch, "step": step, "train/loss": loss, "rollout/reward": -loss}
-
-
-def validation(epoch: int, step: int, reward: float) -> dict[str, float]:
-    figures = {"validation/reward": reward, "validation/dropped": 2.0, "validation/selection": reward - 0.1}
-    return {"epoch": epoch, "step": step} | figures
-
-
-def test_training_curve_joins_an_interrupted_run(tmp_path: Path):
-    log(tmp_path, 0, [update(0, 0, 9.0), update(0, 1, 8.0), validation(0, 1, 1.0), update(1, 2, 77.0)])
-    resumed = [update(1, 2, 7.0), update(1, 3, 6.0), validation(1, 3, 3.0), update(2, 4, 5.0), update(2, 5, 4.0)]
-    log(tmp_path, 1, resumed)
-    curve = training_curve(tmp_path, TrainingParameters(validate_every=2))
-    assert curve["update"].tolist() == [1, 2, 3, 4, 5, 6]
-    assert curve["train/loss"].tolist() == [9.0, 8.0, 7.0, 6.0, 5.0, 4.0]
-    assert curve["validation/reward"].fillna(0.0).tolist() == [0.0, 1.0, 0.0, 3.0, 0.0, 0.0]
-
-
-def test_training_summary_names_the_checkpoint_that_was_kept(tmp_path: Path):
-    log(
-        tmp_path,
-        0,
-        [row for e, reward in enumerate((1.0, 3.0, 2.0)) for row in (update(e, e, 1.0), validation(e, e, reward))],
-    )
-    curve = training_curve(tmp_path, TrainingParameters(validate_every=1))
+def test_training_summary_names_the_checkpoint_that_was_kept():
+    curve = pd.DataFrame({"update": [1, 2, 3, 4, 5, 6], "train/loss": 1.0})
+    curve.loc[1::2, "validation/reward"] = [1.0, 3.0, 2.0]
+    curve["validation/dropped"] = 2.0
+    curve["validation/selection"] = curve["validation/reward"] - 0.1
     twice = pd.concat([curve.assign(policy="agent", seed=seed) for seed in (0, 1)])
-    kept = {"update": 2, "reward": 3.0, "dropped": 2.0, "selection": 2.9}
+    kept = {"update": 4, "reward": 3.0, "dropped": 2.0, "selection": 2.9}
     assert training_summary(twice) == [{"policy": "agent", "seed": seed} | kept for seed in (0, 1)]
 
 

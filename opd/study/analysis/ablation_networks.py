@@ -15,13 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from opd.agent.network import MASKED, ActorCritic, Decision, FeatureExtractor, ResidualBlock
-from opd.agent.training import ProximalPolicyOptimisation
-from opd.measurement import Interval, Score, state_names
+from opd.agent.network import MASKED, Action, ActorCritic, FeaturesExtractor, ResidualBlock
+from opd.agent.ppo import PPOTrainer
+from opd.measurement import Interval, Score, running_configurations, state_names
 from opd.pipeline import Pipeline
 from opd.simulator.actions import action_masks, action_space, admit
 from opd.simulator.vector_environment import PipelineVectorEnv
-from opd.study.analysis.refusal import running_configurations
 
 
 class PlainBlock(ResidualBlock):
@@ -38,11 +37,11 @@ class PlainNetwork(ActorCritic):
     def __init__(self, pipeline: Pipeline, width: int = 128, blocks: int = 2) -> None:
         super().__init__(pipeline, width, blocks)
         plain = nn.Sequential(*(PlainBlock(width) for _ in range(blocks)))
-        plain.load_state_dict(self.extractor.blocks.state_dict())
-        self.extractor.blocks = plain
+        plain.load_state_dict(self.features_extractor.blocks.state_dict())
+        self.features_extractor.blocks = plain
 
 
-class QueuelessExtractor(FeatureExtractor):
+class QueuelessExtractor(FeaturesExtractor):
     """Features of a state in which every queue is empty, whatever the state says."""
 
     queues: Tensor
@@ -53,9 +52,9 @@ class QueuelessExtractor(FeatureExtractor):
         entries = [entry for entry, name in enumerate(names) if name.endswith(".queue")]
         self.register_buffer("queues", torch.tensor(entries), persistent=False)
 
-    def observe(self, states: np.ndarray) -> None:
-        """Take the observation statistics from states (M, S) as they are seen."""
-        super().observe(self._seen(torch.as_tensor(states)).numpy())
+    def standardise_by(self, states: np.ndarray) -> None:
+        """Take mean and standard deviation from states (M, S) as they are seen."""
+        super().standardise_by(self._seen(torch.as_tensor(states)).numpy())
 
     def forward(self, states: Tensor) -> Tensor:
         """(E, S) to (E, width)."""
@@ -71,8 +70,8 @@ class QueuelessNetwork(ActorCritic):
     def __init__(self, pipeline: Pipeline, width: int = 128, blocks: int = 2) -> None:
         super().__init__(pipeline, width, blocks)
         extractor = QueuelessExtractor(pipeline, width, blocks)
-        extractor.load_state_dict(self.extractor.state_dict())
-        self.extractor = extractor
+        extractor.load_state_dict(self.features_extractor.state_dict())
+        self.features_extractor = extractor
 
 
 def entry_masks(pipeline: Pipeline) -> Tensor:
@@ -99,21 +98,21 @@ class IndependentNetwork(ActorCritic):
         self.register_buffer("allowed", entry_masks(pipeline), persistent=False)
 
     @torch.no_grad()
-    def act(self, states: Tensor, generator: torch.Generator | None) -> Decision:
+    def act(self, states: Tensor, generator: torch.Generator | None) -> Action:
         """Choose an action for every state (E, S), by sampling, or greedily if there is no ``generator``."""
-        features = self.extractor(states)
+        features = self.features_extractor(states)
         hidden = torch.relu(self.context(features)[:, None] + self.head_shift)
         logits = torch.einsum("esw,skw->esk", hidden, self.head_weight) + self.head_bias
         masks = self.allowed.expand_as(logits)
-        log_probabilities = torch.log_softmax(logits.masked_fill(~masks, MASKED), dim=-1)
+        log_probs = torch.log_softmax(logits.masked_fill(~masks, MASKED), dim=-1)
         if generator is None:
-            taken = log_probabilities.argmax(dim=-1)
+            taken = log_probs.argmax(dim=-1)
         else:
-            chances = log_probabilities.exp().flatten(0, 1)
+            chances = log_probs.exp().flatten(0, 1)
             taken = torch.multinomial(chances, 1, generator=generator).view(logits.shape[:2])
-        log_probability = log_probabilities.gather(2, taken[..., None]).sum(dim=(1, 2))
+        log_prob = log_probs.gather(2, taken[..., None]).sum(dim=(1, 2))
         choices = taken.reshape(-1, self.tasks, 3)
-        return Decision(choices, masks, log_probability, self.value(features).squeeze(1))
+        return Action(choices, masks, log_prob, self.critic(features).squeeze(1))
 
     def masks(self, states: Tensor, choices: Tensor) -> Tensor:
         """(E, 3 N, K) masks, the same in every state."""
@@ -142,14 +141,14 @@ class RefusingEpisodes(PipelineVectorEnv):
         return score._replace(reward=score.reward - self.penalty * refused), interval
 
 
-class AblatedTraining(ProximalPolicyOptimisation):
+class AblatedTrainer(PPOTrainer):
     """The agent's training for any network; one that always keeps the capacity is trained as the agent is.
 
     Args:
         network_class: what is trained.
         penalty: reward that a refused action costs in training. In validation it costs nothing beyond what goes on
             running; nor does it in evaluation.
-        arguments: of :class:`~opd.agent.training.ProximalPolicyOptimisation`.
+        arguments: of :class:`~opd.agent.ppo.PPOTrainer`.
     """
 
     def __init__(self, network_class: type[ActorCritic], penalty: float, *arguments: Any) -> None:
@@ -161,7 +160,7 @@ class AblatedTraining(ProximalPolicyOptimisation):
         """Training episodes for one rollout."""
         return RefusingEpisodes(super().begin(seed), self.penalty)
 
-    def decide(self, states: np.ndarray) -> np.ndarray:
-        """(E, N, 3) what runs in states (E, S) under the greedy policy."""
+    def configure(self, states: np.ndarray) -> np.ndarray:
+        """(E, N, 3) configurations that run in states (E, S) under the greedy policy."""
         pipeline = self.problem.pipeline
-        return admit(pipeline, running_configurations(pipeline, states), super().decide(states))[0]
+        return admit(pipeline, running_configurations(pipeline, states), super().configure(states))[0]

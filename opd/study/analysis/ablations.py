@@ -33,17 +33,21 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from opd.agent.jobs import Job
 from opd.agent.network import ActorCritic
-from opd.agent.training import Job, Problem, TrainingParameters, train
+from opd.agent.parameters import TrainingParameters
+from opd.agent.ppo import train
+from opd.agent.problem import Problem
+from opd.archive import written_whole
 from opd.control.policies import MyopicPolicy, Policy
 from opd.measurement import Observation, observed_state
 from opd.parallel import run_tasks
 from opd.pipeline import Configuration, Pipeline, as_configuration, from_choices
-from opd.study.analysis.ablation_networks import AblatedTraining, IndependentNetwork, PlainNetwork, QueuelessNetwork
-from opd.study.analysis.intervals import estimate
-from opd.study.evaluation import Setting, run_cycle, summarise
+from opd.study.analysis.ablation_networks import AblatedTrainer, IndependentNetwork, PlainNetwork, QueuelessNetwork
+from opd.study.analysis.estimates import estimate
+from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle
+from opd.workload.cycles import Cycle
 from opd.workload.load import RecentMaximum
-from opd.workload.trace import Cycle
 from opd.workload.workload import Workload
 
 FORECASTS = ("lstm", "recent-maximum", "perfect")
@@ -104,7 +108,7 @@ VARIANTS = (*ABLATIONS, *SOLVERS)
 
 COLUMNS = ["pipeline", "variant", "seed", "cycle", "reward", "qos", "cost", "dropped", "refused"]
 
-_FORMAT = "opd ablation 1"
+_FORMAT = "opd ablation 2"
 _UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError)
 
 
@@ -242,7 +246,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Training(Job):
-    """One ablation to train with one seed: :class:`opd.agent.training.Job` for networks of any kind.
+    """One ablation to train with one seed: :class:`opd.agent.jobs.Job` for networks of any kind.
 
     Attributes:
         penalty: reward that a refused action costs; 0 for networks that take none.
@@ -287,14 +291,11 @@ class Training(Job):
 
     def _train(self) -> None:
         torch.set_num_threads(1)
-        learner = partial(AblatedTraining, self.network_class, self.penalty)
-        title = f"{self.problem.pipeline.name} {self.policy} {self.seed}"
-        network = train(self.problem, self.parameters, self.seed, self.folder, title, learner)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path.with_name(f"{self.path.name}.part")
-        torch.save({"format": _FORMAT, "about": self.about, "network": network.state_dict()}, unfinished)
-        unfinished.replace(self.path)
-        shutil.rmtree(self.folder)  # some megabytes of checkpoints that nobody resumes any more
+        trainer = partial(AblatedTrainer, self.network_class, self.penalty)
+        network = train(self.problem, self.parameters, self.seed, self.folder, self.title, trainer)
+        with written_whole(self.path) as unfinished:
+            torch.save({"format": _FORMAT, "about": self.about, "network": network.state_dict()}, unfinished)
+        shutil.rmtree(self.folder)  # some megabytes of checkpoints that are no longer needed
 
 
 def training_of(study: Study, pipeline: str, variant: str, seed: int) -> Training:
@@ -338,7 +339,7 @@ def measure(study: Study, run: Run) -> list[dict[str, Any]]:
     for cycle in study.cycles:
         steps = run_cycle(pipeline, Foretold(policy, world.forecast), cycle, run.seed, study.setting)
         refused = sum(bool(step.refused) for step in steps)
-        rows.append(run._asdict() | {"cycle": cycle.name, "refused": refused} | summarise(steps))
+        rows.append(run._asdict() | {"cycle": cycle.name, "refused": refused} | cycle_summary(steps))
     return rows
 
 

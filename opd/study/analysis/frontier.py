@@ -15,20 +15,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from opd.agent.training import Job, Problem, TrainingParameters, build_problem, expert_table, run_jobs
+from opd.agent.jobs import Job, run_jobs
+from opd.agent.parameters import TrainingParameters
+from opd.agent.problem import Problem, build_problem, expert_table
+from opd.control import AGENT
 from opd.objective import Weights
 from opd.pipeline import Pipeline
 from opd.solvers import IpaParameters
-from opd.study.analysis.intervals import spread
-from opd.study.analysis.wording import Row
-from opd.study.evaluation import Cell, Setting, evaluate
-from opd.study.report import AGENT
-from opd.workload.trace import Cycle
+from opd.study.analysis.estimates import Row, spread
+from opd.study.evaluation.cycles import EvaluationCell, Setting, evaluate
+from opd.workload.cycles import Cycle
 
 IPA, MYOPIC = "ipa", "myopic"
 POLICIES = (IPA, MYOPIC, AGENT)
@@ -63,7 +65,7 @@ def frontier_jobs(
         parameters: of the trainings, but for the expert.
         cost_weights: reward lost per core, each.
         seeds: of the trainings.
-        folder: agents are kept in ``<folder>/<pipeline>/<cost weight>-<seed>.pt``.
+        folder: agents are kept in ``<folder>/<pipeline>/<cost weight>-<seed>.npz``.
     """
     own = replace(parameters, expert=EXPERT)
     jobs = {}
@@ -72,7 +74,7 @@ def frontier_jobs(
         for cost_weight in map(float, cost_weights):
             priced = _priced(problem, cost_weight)
             for seed in seeds:
-                path = folder / pipeline.name / f"{cost_weight:g}-{seed}.pt"
+                path = folder / pipeline.name / f"{cost_weight:g}-{seed}.npz"
                 job = Job(f"{AGENT}-{cost_weight:g}", seed, priced, own, path)
                 jobs[pipeline.name, cost_weight, seed] = _trained_already(job, setting) or job
     return jobs
@@ -99,7 +101,7 @@ def _trained_already(job: Job, setting: Setting) -> Job | None:
 def priced_setting(setting: Setting, cost_weight: float, agents: Mapping[Key, Path]) -> Setting:
     """The setting in which every policy optimises with one price of a core."""
     weights: Weights = replace(setting.weights, cost_weight=cost_weight)
-    ipa = IpaParameters(weights.alpha, weights.cost_weight, weights.batch_weight)
+    ipa = IpaParameters.from_weights(weights)
     here = {(name, AGENT, seed): path for (name, price, seed), path in agents.items() if price == cost_weight}
     return replace(setting, weights=weights, ipa=ipa, agents=here)
 
@@ -133,7 +135,7 @@ def measure_frontier(
     jobs = frontier_jobs(pipelines, setting, parameters, cost_weights, seeds, folder)
     run_jobs(list(jobs.values()), workers)
     agents = {key: job.path for key, job in jobs.items()}
-    cells = [Cell(p, name, cycle, seed) for p in pipelines for name in POLICIES for cycle in cycles for seed in seeds]
+    cells = [EvaluationCell(*each) for each in product(pipelines, POLICIES, cycles, seeds)]
     parts = []
     for cost_weight in map(float, cost_weights):
         rows, _ = evaluate(cells, priced_setting(setting, cost_weight, agents), workers)

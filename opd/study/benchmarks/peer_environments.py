@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from opd.agent.training import Problem
+from opd.agent.problem import Problem
 from opd.pipeline import Pipeline, as_array, from_choices
 from opd.simulator.actions import admit
 from opd.simulator.environment import PipelineEnv

@@ -1,12 +1,12 @@
-"""Proximal policy optimisation by Stable-Baselines3 and sb3-contrib: peers of the training in ``opd.agent.training``.
+"""Proximal policy optimisation by Stable-Baselines3 and sb3-contrib: peers of the training in ``opd.agent.ppo``.
 
 Both learn on :class:`opd.simulator.environment.PipelineEnv`, unchanged, as their users would have them: 32
 copies of it in a ``DummyVecEnv`` (one process, because a step takes less time than sending it to another),
 observations and rewards
 normalised by ``VecNormalize``, a learning rate that falls to zero. The environments of :data:`BATCHED` are stepped
 together instead. Figures that mean the same take the values of
-:class:`opd.agent.training.TrainingParameters`; so does the entropy coefficient, which these libraries keep constant by
-themselves. Monitor wrappers and progress bars are left out, which favours the peers' speed.
+:class:`opd.agent.parameters.TrainingParameters`; so does the entropy coefficient, which these libraries keep
+constant by themselves. Monitor wrappers and progress bars are left out, which favours the peers' speed.
 
 The network has the trunk of ours, standardisation apart (``VecNormalize`` does it): one layer and the same residual
 blocks, shared by policy and value, then one hidden layer of the same width each. What differs are the heads: theirs
@@ -40,12 +40,14 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
-from opd.agent.network import FeatureExtractor
-from opd.agent.training import Problem, TrainingParameters, Validation
+from opd.agent.network import FeaturesExtractor
+from opd.agent.parameters import TrainingParameters
+from opd.agent.problem import Problem
+from opd.agent.validation import Validation
+from opd.measurement import running_configurations
 from opd.pipeline import Pipeline, from_choices
 from opd.simulator.actions import admit
 from opd.simulator.environment import PipelineEnv
-from opd.study.analysis.refusal import running_configurations
 from opd.study.benchmarks.peer_environments import BatchedEnvironments, StageActions
 
 PEERS = ("ppo", "maskable-ppo")
@@ -126,7 +128,7 @@ class Trunk(BaseFeaturesExtractor):
 
     def __init__(self, observation_space: gymnasium.spaces.Box, width: int, blocks: int) -> None:
         super().__init__(observation_space, width)
-        self.trunk = FeatureExtractor(observation_space.shape[0], width, blocks)
+        self.trunk = FeaturesExtractor(observation_space.shape[0], width, blocks)
 
     def forward(self, observations: torch.Tensor) -> torch.Tensor:
         """(E, S) to (E, width)."""
@@ -144,7 +146,7 @@ class _Schedule(BaseCallback):
     def _on_rollout_start(self) -> None:
         p = self._parameters
         assert isinstance(self.model, PPO | MaskablePPO)
-        update = self.num_timesteps // (p.environments * p.rollout)
+        update = self.num_timesteps // (p.num_envs * p.rollout_steps)
         self.model.ent_coef = p.entropy_coefficient * (1.0 - update / p.updates)
         if update % p.validate_every == 0:
             self._observe(self.num_timesteps)
@@ -160,7 +162,7 @@ def environments(peer: str, problem: Problem, parameters: TrainingParameters) ->
         made = PipelineEnv(problem.pipeline, problem.training, problem.weights, problem.simulation)
         return StageActions(made) if peer.startswith("maskable") else made
 
-    copies = [one] * parameters.environments
+    copies = [one] * parameters.num_envs
     several = BatchedEnvironments(problem, copies) if peer in BATCHED else DummyVecEnv(copies)
     return VecNormalize(several, gamma=parameters.discount)
 
@@ -184,16 +186,16 @@ def build_model(peer: str, vectorised: VecNormalize, parameters: TrainingParamet
         "MlpPolicy",
         vectorised,
         learning_rate=lambda remaining: p.learning_rate * remaining,
-        n_steps=p.rollout,
-        batch_size=p.minibatch,
+        n_steps=p.rollout_steps,
+        batch_size=p.minibatch_size,
         n_epochs=p.epochs,
         gamma=p.discount,
-        gae_lambda=p.gae_decay,
-        clip_range=p.clip,
+        gae_lambda=p.gae_lambda,
+        clip_range=p.clip_range,
         ent_coef=p.entropy_coefficient,
         vf_coef=p.value_coefficient,
-        max_grad_norm=p.max_gradient_norm,
-        target_kl=p.target_divergence,
+        max_grad_norm=p.max_grad_norm,
+        target_kl=p.target_kl,
         policy_kwargs={
             "features_extractor_class": Trunk,
             "features_extractor_kwargs": {"width": p.width, "blocks": p.blocks},
@@ -238,6 +240,6 @@ def train_peer(peer: str, problem: Problem, parameters: TrainingParameters, seed
     def look(steps: int) -> None:
         observe(steps, greedy)
 
-    steps = parameters.updates * parameters.environments * parameters.rollout
+    steps = parameters.total_timesteps
     model.learn(steps, callback=_Schedule(parameters, look))
     look(steps)

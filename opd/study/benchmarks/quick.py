@@ -2,10 +2,10 @@
 
 QUICK = {
     "updates": 2,
-    "environments": 4,
-    "rollout": 8,
+    "num_envs": 4,
+    "rollout_steps": 8,
     "epochs": 2,
-    "minibatch": 16,
+    "minibatch_size": 16,
     "width": 16,
     "blocks": 1,
     "cloning_steps": 5,

@@ -47,28 +47,21 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from tqdm.auto import tqdm
 
 from opd.agent.network import ActorCritic
-from opd.agent.training import (
-    Problem,
-    ProximalPolicyOptimisation,
-    TrainingParameters,
-    Validation,
-    build_problem,
-    expert_table,
-    look_up,
-    train,
-    validate,
-)
+from opd.agent.parameters import TrainingParameters
+from opd.agent.ppo import PPOTrainer, train
+from opd.agent.problem import Problem, build_problem, expert_table, table_policy
+from opd.agent.validation import Validation, tolerated_drops, validate
 from opd.objective import Weights
 from opd.parallel import run_tasks
 from opd.paths import project_path
-from opd.pipeline import from_choices
 from opd.profiling.catalogue import load_pipeline
 from opd.simulator.parameters import SimulationParameters
-from opd.study.analysis.intervals import spread
+from opd.study.analysis.estimates import spread
 from opd.study.benchmarks.peer_stable_baselines import BATCHED, PEERS, Decide, Observe, train_peer
 from opd.study.benchmarks.quick import QUICK
+from opd.workload.cycles import burst_starts
 from opd.workload.forecast import Forecaster
-from opd.workload.trace import burst_starts, load_trace
+from opd.workload.trace import load_trace
 from opd.workload.workload import Workload
 
 MODES = {"agent": "pretrain", "agent-unaided": "none"}
@@ -158,7 +151,7 @@ def build_task(
 
 
 def _study_forecaster(damping: int) -> Forecaster:
-    path = project_path("models", "forecaster.ckpt")
+    path = project_path("models", "forecaster.npz")
     if not path.is_file():
         raise FileNotFoundError(f"no forecaster at {path}; `make repro` trains it, as its second stage")
     return Forecaster.load(path, damping)
@@ -188,8 +181,7 @@ class Observer:
         self._problem = problem
         self._parameters = parameters
         # As ours does: losing no more requests than IPA costs nothing when checkpoints are compared.
-        ipa = validate(problem, parameters, lambda states: look_up(problem.reference, states[:, 1]))
-        self._tolerated_drops = ipa.dropped
+        self._tolerated_drops = tolerated_drops(problem, parameters)
         self._begin = process_time()
         self._paused = 0.0
         self._gradient_steps = 0
@@ -228,33 +220,29 @@ class Observer:
 
 def greedy_agent(network: ActorCritic) -> Decide:
     """What a copy of our network decides without exploration."""
-    copy = deepcopy(network)
-    return lambda states: from_choices(copy.act(torch.as_tensor(states), None).choices.numpy())
+    return deepcopy(network).configure
 
 
-class ObservedTraining(ProximalPolicyOptimisation):
+class ObservedTrainer(PPOTrainer):
     """Our training, with the evaluation of its policy left to an observer."""
 
     def __init__(self, observe: Observe, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._observe = observe
 
-    def _look(self) -> Validation:
-        steps = int(self.update) * self.settings.environments * self.settings.rollout
-        return self._observe(steps, lambda: greedy_agent(self.network))
-
-    def on_fit_start(self) -> None:
+    def prepare(self) -> None:
         """Demonstrations and imitation, which are part of training, then a first look."""
-        super().on_fit_start()
-        self._look()
+        super().prepare()
+        self.validate()
 
-    def validation_step(self, batch: Any, batch_index: int) -> None:
+    def validate(self) -> Validation:
         """The same validation as it always is, outside of the CPU-seconds."""
-        self.log_dict({f"validation/{name}": value for name, value in self._look()._asdict().items()})
+        steps = self.updates_done * self.parameters.num_envs * self.parameters.rollout_steps
+        return self._observe(steps, lambda: greedy_agent(self.network))
 
 
 def train_agent(method: str, problem: Problem, parameters: TrainingParameters, seed: int, observe: Observe) -> None:
-    """Train ours from end to end: the expert's table, then all that :func:`opd.agent.training.train` does.
+    """Train ours from end to end: the expert's table, then all that :func:`opd.agent.ppo.train` does.
 
     Args:
         method: a key of :data:`MODES`.
@@ -268,7 +256,7 @@ def train_agent(method: str, problem: Problem, parameters: TrainingParameters, s
     )
     own = replace(parameters, expert_mode=MODES[method])
     with TemporaryDirectory() as folder:
-        train(problem._replace(expert=expert), own, seed, Path(folder), method, partial(ObservedTraining, observe))
+        train(problem._replace(expert=expert), own, seed, Path(folder), method, partial(ObservedTrainer, observe))
 
 
 # -------------------------------------------------------------------------------------------------------- runs
@@ -292,8 +280,17 @@ def _train(method: str, problem: Problem, parameters: TrainingParameters, seed: 
 
 def _tiny(parameters: TrainingParameters) -> TrainingParameters:
     """As little as calls everything once, so that nothing is compiled or imported while the clock runs."""
-    tiny = replace(parameters, updates=1, environments=2, rollout=4, minibatch=4, cloning_steps=2, validate_every=1)
-    return replace(tiny, validation_episodes=2, validation_decisions=2)
+    return replace(
+        parameters,
+        updates=1,
+        num_envs=2,
+        rollout_steps=4,
+        minibatch_size=4,
+        cloning_steps=2,
+        validate_every=1,
+        validation_episodes=2,
+        validation_decisions=2,
+    )
 
 
 def run(task: Task, training: tuple[str, int]) -> Run:
@@ -373,12 +370,8 @@ def measure_task(task: Task, budget: TrainingBudget) -> tuple[pd.DataFrame, pd.D
 def solved(task: Task) -> tuple[Validation, Validation]:
     """What the myopic solver reaches in the validation's and in the test's episodes."""
     p = task.problem
-    table = expert_table(p.pipeline, p.weights, p.simulation, "myopic", len(p.reference) - 1)
-
-    def decide(states: np.ndarray) -> np.ndarray:
-        return look_up(table, states[:, 1])
-
-    return validate(p, task.parameters, decide), validate(task.test, task.test_parameters, decide)
+    myopic = table_policy(expert_table(p.pipeline, p.weights, p.simulation, "myopic", len(p.reference) - 1))
+    return validate(p, task.parameters, myopic), validate(task.test, task.test_parameters, myopic)
 
 
 # ----------------------------------------------------------------------------------------------------- summary

@@ -1,0 +1,147 @@
+"""The trained agent as it is deployed: one compiled forward pass, and the file that holds its weights.
+
+Training uses the network of :mod:`opd.agent.network`. Here its weights are plain arrays and a whole configuration is
+chosen in one call of compiled code, without torch: for a single state the overhead of many small calls dominates.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from opd.agent.heads import Heads, choose, limits_of
+from opd.archive import ArchiveError, load_archive, save_archive
+from opd.pipeline import Configuration, InfeasibleError, Pipeline, as_configuration, from_choices
+
+FORMAT = "opd agent 2"
+
+
+class CheckpointError(RuntimeError):
+    """The file of an agent cannot be read, or the agent was trained for another pipeline."""
+
+
+class PolicyWeights(NamedTuple):
+    """Weights of the policy as float32 arrays; S inputs, W width, R residual blocks, N tasks, K options."""
+
+    mean: np.ndarray  # (S,)
+    std: np.ndarray  # (S,)
+    reduce_weight: np.ndarray  # (W, S)
+    reduce_bias: np.ndarray  # (W,)
+    block_weight: np.ndarray  # (R, 2, W, W)
+    block_bias: np.ndarray  # (R, 2, W)
+    context_weight: np.ndarray  # (W, W)
+    context_bias: np.ndarray  # (W,)
+    choice_embedding: np.ndarray  # (3 N, K, W)
+    head_shift: np.ndarray  # (3 N, W)
+    head_weight: np.ndarray  # (3 N, K, W)
+    head_bias: np.ndarray  # (3 N, K)
+
+
+@njit(cache=True)
+def _relu(vector):
+    return np.maximum(vector, np.float32(0.0))
+
+
+@njit(cache=True)
+def _decide(weights, heads, limits, state):
+    """Greedy action for one state: (N, 3) choice indices, -1 where nothing fits the remaining cores."""
+    bound = np.float32(10.0)
+    features = np.minimum(np.maximum((state - weights.mean) / weights.std, -bound), bound)
+    features = _relu(weights.reduce_weight @ features + weights.reduce_bias)
+    for r in range(len(weights.block_weight)):
+        inner = _relu(weights.block_weight[r, 0] @ features + weights.block_bias[r, 0])
+        features = _relu(features + (weights.block_weight[r, 1] @ inner + weights.block_bias[r, 1]))
+    context = weights.context_weight @ features + weights.context_bias
+    greedy = np.full((1, len(heads.bias)), np.float32(-1.0))
+    choices = choose(heads, limits, context.reshape(1, -1), np.full(1, float(state[0])), greedy)[0]
+    return choices.reshape(-1, 3)
+
+
+class Agent:
+    """A trained policy for one pipeline.
+
+    Args:
+        pipeline: the pipeline it was trained for.
+        weights: of the policy, with the statistics that standardise states.
+        parameters: how it was trained: reward weights, seed, training parameters. They are saved with it as JSON.
+    """
+
+    def __init__(self, pipeline: Pipeline, weights: PolicyWeights, parameters: Mapping[str, Any]) -> None:
+        self.pipeline = pipeline
+        self.weights = weights
+        self.parameters = dict(parameters)
+        self._heads = Heads(weights.choice_embedding, weights.head_shift, weights.head_weight, weights.head_bias)
+        self._limits = limits_of(pipeline)
+
+    def decide(self, state: np.ndarray) -> Configuration:
+        """The configuration for one state (S,) of Eq. 5, within the cores that the state says are available.
+
+        Raises:
+            InfeasibleError: if not even the smallest configuration fits the available cores.
+        """
+        choices = _decide(self.weights, self._heads, self._limits, state)
+        if choices.min() < 0:
+            raise InfeasibleError(
+                f"{state[0]:g} available cores are too few for any configuration of pipeline {self.pipeline.name!r}"
+            )
+        return as_configuration(from_choices(choices))
+
+    def save(self, path: Path) -> None:
+        """Write weights, pipeline and parameters to one file, completely or not at all.
+
+        Raises:
+            TypeError: if JSON cannot hold the parameters.
+        """
+        metadata = {"pipeline": asdict(self.pipeline), "parameters": self.parameters}
+        save_archive(path, FORMAT, metadata, self.weights._asdict())
+
+    @classmethod
+    def load(cls, path: Path, pipeline: Pipeline) -> Agent:
+        """Read an agent for ``pipeline``.
+
+        Raises:
+            CheckpointError: if the file is missing, damaged or of another format, or if the agent was trained for a
+                different pipeline; the message names the first difference.
+        """
+        if not path.is_file():
+            raise CheckpointError(f"no agent at {path}; train one with notebook 03_ppo_training or `dvc repro train`")
+        try:
+            metadata, arrays = load_archive(path, FORMAT)
+        except ArchiveError as error:
+            raise CheckpointError(f"{error}; train the agent again") from error
+        missing = {"pipeline", "parameters", *PolicyWeights._fields} - {*metadata, *arrays}
+        if missing:
+            raise CheckpointError(f"{path} is no agent, it lacks {', '.join(sorted(missing))}; train the agent again")
+        # The pipeline given passes through JSON as well, which turns tuples to lists and keys to text.
+        difference = first_difference(metadata["pipeline"], json.loads(json.dumps(asdict(pipeline))))
+        if difference:
+            raise CheckpointError(
+                f"{path} was trained for another pipeline: {difference}. "
+                "Train again, or use the catalogue and profiles it was trained with"
+            )
+        weights = PolicyWeights(**{name: arrays[name] for name in PolicyWeights._fields})
+        return cls(pipeline, weights, metadata["parameters"])
+
+
+def first_difference(stored: Any, given: Any, where: str = "pipeline") -> str:
+    """Where two nested structures differ first, with both values; empty if they are equal."""
+    if isinstance(stored, Mapping) and isinstance(given, Mapping):
+        for key in [*stored, *(key for key in given if key not in stored)]:
+            inner = f"{where}.{key}"
+            if key not in given or key not in stored:
+                return f"{inner} is only in {'the checkpoint' if key in stored else 'the pipeline given'}"
+            if found := first_difference(stored[key], given[key], inner):
+                return found
+        return ""
+    if isinstance(stored, (list, tuple)) and isinstance(given, (list, tuple)):
+        if len(stored) != len(given):
+            return f"{where} has {len(stored)} entries in the checkpoint, {len(given)} in the pipeline given"
+        pairs = enumerate(zip(stored, given, strict=True))
+        return next((found for i, (a, b) in pairs if (found := first_difference(a, b, f"{where}[{i}]"))), "")
+    return "" if stored == given else f"{where} is {stored!r} in the checkpoint, {given!r} in the pipeline given"

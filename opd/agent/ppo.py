@@ -1,0 +1,253 @@
+"""Proximal policy optimisation with expert guidance (Alg. 2, Eqs. 9-12): one plain loop, restartable.
+
+Everything random in an update is drawn from the seed of the run and the number of the update. A run that was
+interrupted therefore resumes exactly where its last checkpoint was written, without a state of any generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from opd.agent.imitation import Expert, Imitation, demonstrate, paper_guide
+from opd.agent.network import ActorCritic
+from opd.agent.parameters import TrainingParameters
+from opd.agent.problem import Problem, begin_episodes
+from opd.agent.rollout import RewardScale, Samples, collect_rollout
+from opd.agent.validation import Validation, tolerated_drops, validate
+from opd.archive import written_whole
+from opd.simulator.vector_environment import PipelineVectorEnv
+
+CHECKPOINT, METRICS = "checkpoint.pt", "metrics.csv"
+"""Files of a run."""
+
+
+def ppo_loss(
+    network: ActorCritic, samples: Samples, parameters: TrainingParameters, entropy_coefficient: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Negative of Eq. 11 on a minibatch, and its terms.
+
+    Args:
+        network: the policy and value function to improve.
+        samples: the minibatch.
+        parameters: clip range and weight of the value loss.
+        entropy_coefficient: weight of the entropy bonus now.
+    """
+    clip_range = parameters.clip_range
+    log_prob, entropy, value = network.evaluate(samples.states, samples.choices, samples.masks)
+    advantage = samples.advantages
+    advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+    log_ratio = log_prob - samples.log_probs
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
+    policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()  # Eq. 12
+    value_loss = (value - samples.returns).square().mean()
+    loss = policy_loss + parameters.value_coefficient * value_loss - entropy_coefficient * entropy.mean()  # Eq. 11
+    with torch.no_grad():
+        approx_kl = ((ratio - 1.0) - log_ratio).mean()
+        clip_fraction = ((ratio - 1.0).abs() > clip_range).float().mean()
+    return loss, {
+        "loss": loss.detach(),
+        "policy_loss": policy_loss.detach(),
+        "value_loss": value_loss.detach(),
+        "entropy": entropy.mean().detach(),
+        "divergence": approx_kl,
+        "clip_share": clip_fraction,
+    }
+
+
+class PPOTrainer:
+    """One training run: the network, its optimiser, and all that its checkpoint holds.
+
+    Subclasses may train another network, step other episodes, or validate in another way.
+
+    Args:
+        problem: what to train on.
+        parameters: of the run.
+        seed: of everything random; two runs with the same seed are equal.
+        title: begins every line of progress.
+    """
+
+    network_class: type[ActorCritic] = ActorCritic
+
+    def __init__(self, problem: Problem, parameters: TrainingParameters, seed: int, title: str = "agent") -> None:
+        self.problem, self.parameters, self.seed, self.title = problem, parameters, seed, title
+        torch.manual_seed(seed)
+        self.network = self.network_class(problem.pipeline, parameters.width, parameters.blocks)
+        # The epsilon that PPO implementations share.
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=parameters.learning_rate, eps=1e-5, fused=True)
+        self.expert = Expert(problem, parameters.expert == "clairvoyant")
+        self.reward_scale = RewardScale()
+        self.tolerated_drops = 0.0
+        self.updates_done = 0
+        self.best: tuple[float, dict[str, Tensor]] | None = None
+        self.metrics: list[dict[str, float]] = []
+
+    # -- what subclasses may change ---------------------------------------------------------------
+
+    def begin(self, seed: Any) -> PipelineVectorEnv:
+        """Training episodes for one rollout."""
+        p, problem = self.parameters, self.problem
+        bursts = round(p.burst_share * p.num_envs)
+        return begin_episodes(
+            problem, problem.training, problem.training_bursts, bursts, p.num_envs, p.rollout_steps, seed
+        )
+
+    def configure(self, states: np.ndarray) -> np.ndarray:
+        """(E, N, 3) configurations that run in states (E, S) under the greedy policy."""
+        return self.network.configure(states)
+
+    def validate(self) -> Validation:
+        """The greedy policy on the validation episodes, with a line of progress."""
+        result = validate(self.problem, self.parameters, self.configure, self.tolerated_drops)
+        print(
+            f"{self.title}: update {self.updates_done} of {self.parameters.updates}, validation reward "
+            f"{result.reward:.3f}, {result.dropped:.0f} dropped (IPA {self.tolerated_drops:.0f})",
+            flush=True,
+        )
+        return result
+
+    # -- the parts of the loop --------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Demonstrations, and on a new run what is taken from them: scales, and in mode ``pretrain`` a first policy."""
+        self.tolerated_drops = tolerated_drops(self.problem, self.parameters)
+        generator = np.random.default_rng((self.seed, 0))
+        shown = demonstrate(self.expert, self.begin((self.seed, 0)), self.parameters, generator)
+        new = self.updates_done == 0
+        if new:
+            self.network.features_extractor.standardise_by(shown.states.numpy())
+            self.reward_scale = RewardScale.fitted_to(shown.rewards)
+        self.imitation = Imitation(self.network, shown, self.reward_scale, self.parameters)
+        if new and self.parameters.expert_mode == "pretrain":
+            self.imitation.clone(self.seed)
+
+    def collect(self, update: int) -> tuple[Samples, dict[str, float]]:
+        """The samples of one rollout, and metrics of it."""
+        generator = self._generator(update)
+        guide = None
+        if self.parameters.expert_mode == "paper":
+            guide = paper_guide(self.expert, self.network, self.parameters, update)
+        envs = self.begin((self.seed, 1 + update))
+        return collect_rollout(self.network, envs, self.parameters, self.reward_scale, generator, guide)
+
+    def learn(self, samples: Samples, update: int) -> dict[str, float]:
+        """Improve the network by some epochs of minibatches; returns the means of the loss terms."""
+        p = self.parameters
+        remaining = 1.0 - update / p.updates
+        for group in self.optimizer.param_groups:
+            group["lr"] = p.learning_rate * remaining
+        demonstration_weight = 0.0
+        if p.expert_mode == "pretrain":
+            demonstration_weight = p.demonstration_weight * max(0.0, 1.0 - 2.0 * (update / p.updates))
+        generator = self._generator(update)
+        terms: list[dict[str, Tensor]] = []
+        for _ in range(p.epochs):
+            for rows in torch.randperm(len(samples.states), generator=generator).split(p.minibatch_size):
+                minibatch = Samples(*(part[rows] for part in samples))
+                loss, term = ppo_loss(self.network, minibatch, p, p.entropy_coefficient * remaining)
+                terms.append(term)
+                if demonstration_weight > 0.0:
+                    examples = self.imitation.random_rows(p.minibatch_size // 4 + 1, generator)
+                    loss = loss + demonstration_weight * self.imitation.loss(examples)
+                self.optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(self.network.parameters(), p.max_grad_norm)
+                self.optimizer.step()
+            if terms[-1]["divergence"] > p.target_kl:
+                break
+        return {f"train/{name}": float(torch.stack([term[name] for term in terms]).mean()) for name in terms[0]}
+
+    def _generator(self, update: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + update)
+
+    def keep_if_best(self, selection: float) -> None:
+        """Keep a copy of the network if its selection score is higher than any before."""
+        if self.best is None or selection > self.best[0]:
+            self.best = selection, {name: weight.clone() for name, weight in self.network.state_dict().items()}
+
+    # -- checkpoints ------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Write the metrics, then the checkpoint, each completely or not at all."""
+        metrics = pd.DataFrame(self.metrics).set_index("update").sort_index(axis="columns")
+        with written_whole(folder / METRICS) as unfinished:
+            metrics.to_csv(unfinished)
+        state = {
+            "updates_done": self.updates_done,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "reward_scale": (self.reward_scale.mean, self.reward_scale.std),
+            "best": self.best,
+            "metrics": self.metrics,
+        }
+        with written_whole(folder / CHECKPOINT) as unfinished:
+            torch.save(state, unfinished)
+
+    def resume(self, folder: Path) -> None:
+        """Go on from the checkpoint of a folder, if there is one."""
+        path = folder / CHECKPOINT
+        if not path.is_file():
+            return
+        state = torch.load(path, weights_only=True)
+        self.updates_done = state["updates_done"]
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.reward_scale = RewardScale(*state["reward_scale"])
+        self.best = state["best"]
+        self.metrics = state["metrics"]
+
+
+NewTrainer = Callable[[Problem, TrainingParameters, int, str], PPOTrainer]
+
+
+def train(
+    problem: Problem,
+    parameters: TrainingParameters,
+    seed: int,
+    folder: Path,
+    title: str = "agent",
+    new_trainer: NewTrainer = PPOTrainer,
+) -> ActorCritic:
+    """Train an agent and return the network that was best in validation.
+
+    Args:
+        problem: what to train on.
+        parameters: of the run.
+        seed: of everything random; two runs with the same seed are equal.
+        folder: for the metrics, see :func:`read_metrics`, and the checkpoint, from which an interrupted run goes on.
+        title: begins every line of progress.
+        new_trainer: makes the trainer.
+    """
+    trainer = new_trainer(problem, parameters, seed, title)
+    trainer.resume(folder)
+    if trainer.updates_done < parameters.updates:
+        trainer.prepare()
+    while trainer.updates_done < parameters.updates:
+        update = trainer.updates_done
+        samples, metrics = trainer.collect(update)
+        metrics |= trainer.learn(samples, update)
+        trainer.updates_done += 1
+        validates = trainer.updates_done % parameters.validate_every == 0
+        if validates:
+            metrics |= {f"validation/{name}": value for name, value in trainer.validate()._asdict().items()}
+        # Single precision, as the network; differences below it do not make a network the best.
+        row = {name: float(np.float32(value)) for name, value in metrics.items()}
+        trainer.metrics.append({"update": trainer.updates_done} | row)
+        if validates:
+            trainer.keep_if_best(row["validation/selection"])
+            trainer.save(folder)
+    assert trainer.best is not None
+    trainer.network.load_state_dict(trainer.best[1])
+    return trainer.network
+
+
+def read_metrics(folder: Path) -> pd.DataFrame:
+    """The metrics of a run, one row an update; validation columns are empty where there was no validation."""
+    return pd.read_csv(folder / METRICS)

@@ -1,0 +1,208 @@
+"""Evaluation (Sec. VI): every policy on every pipeline, cycle and seed, through the same control loop.
+
+For one seed all policies meet the same requests, so that rows are comparable in pairs. The seed of an
+agent is the seed of its training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from opd.control import AGENT, BASELINES
+from opd.control.factory import build_policy
+from opd.control.loop import Step, run
+from opd.control.policies import Policy
+from opd.machine import hardware
+from opd.objective import Weights
+from opd.parallel import run_tasks
+from opd.pipeline import Pipeline
+from opd.simulator.backend import SimulatedBackend
+from opd.simulator.parameters import SimulationParameters
+from opd.solvers import IpaParameters, greedy
+from opd.workload.cycles import CYCLE_SECONDS, TWITTER_CYCLES, Cycle
+from opd.workload.forecast import Forecaster
+from opd.workload.load import HISTORY_SECONDS
+from opd.workload.trace import Trace
+
+LOADS = tuple(cycle.name for cycle in TWITTER_CYCLES)
+"""The paper's three workloads, found in any trace under these names."""
+
+COLUMNS = [
+    "pipeline",
+    "cycle",
+    "policy",
+    "seed",
+    "reward",
+    "qos",
+    "cost",
+    "accuracy",
+    "throughput",
+    "latency_mean",
+    "latency_p99",
+    "dropped",
+    "by_expert",
+    "decision_ms_mean",
+]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is the same in every cell of the evaluation.
+
+    Attributes:
+        trace: the workload.
+        forecaster: predicts the load, for every policy alike.
+        weights: of QoS and reward; the agent may have been trained with others.
+        simulation: how the device behaves.
+        ipa: weights of IPA's own objective.
+        agents: path of every trained agent by (pipeline, policy, seed).
+    """
+
+    trace: Trace
+    forecaster: Forecaster
+    weights: Weights
+    simulation: SimulationParameters
+    ipa: IpaParameters
+    agents: Mapping[tuple[str, str, int], Path]
+
+    def policy(self, name: str, pipeline: Pipeline, seed: int) -> Policy:
+        """Build a baseline or one of the trained agents.
+
+        Raises:
+            ValueError: if it is neither.
+        """
+        path = self.agents.get((pipeline.name, name, seed))
+        if path is None and name not in BASELINES:
+            trained = sorted({policy for _, policy, _ in self.agents})
+            raise ValueError(
+                f"no policy {name!r} for pipeline {pipeline.name!r} and seed {seed}; there are "
+                f"{', '.join((*BASELINES, *trained))}"
+            )
+        kind = name if path is None else AGENT
+        return build_policy(kind, pipeline, self.weights, self.simulation, self.ipa, seed, path, simulated=True)
+
+
+def run_cycle(
+    pipeline: Pipeline, policy: Policy, cycle: Cycle, seed: int, setting: Setting, device: Pipeline | None = None
+) -> list[Step]:
+    """One policy through one cycle of 1200 s, from the cheapest configuration for its first forecast.
+
+    Args:
+        pipeline: what policy and control loop know.
+        policy: decides.
+        cycle: when in the trace.
+        seed: of arrivals and service noise.
+        setting: what is the same for all.
+        device: the pipeline as it really is; by default as it is known.
+    """
+    start = setting.trace.position(cycle.start)
+    counts = setting.trace.counts
+    history = counts[max(start - HISTORY_SECONDS, 0) : start]
+    initial = greedy(pipeline, setting.forecaster.predict(history))
+    window = counts[start : start + CYCLE_SECONDS]
+    backend = SimulatedBackend(device or pipeline, setting.simulation, history, window, initial, seed)
+    seconds = setting.simulation.interval
+    decisions = len(window) // seconds
+    return list(run(backend, pipeline, policy, setting.forecaster.predict, setting.weights, decisions, seconds))
+
+
+def cycle_summary(steps: Sequence[Step]) -> dict[str, float]:
+    """One row of the evaluation from the steps of a cycle; latencies are over all completed requests.
+
+    ``by_expert`` counts the decisions of an agent's fallback policy.
+    """
+    latencies = np.concatenate([step.interval.latencies[0, : step.interval.completed[0]] for step in steps])
+    row = {
+        name: float(np.mean([getattr(step.score, name)[0] for step in steps]))
+        for name in ("reward", "qos", "cost", "accuracy", "throughput")
+    }
+    row["latency_mean"] = float(latencies.mean()) if len(latencies) else float("nan")
+    row["latency_p99"] = float(np.quantile(latencies, 0.99)) if len(latencies) else float("nan")
+    row["dropped"] = int(sum(step.interval.dropped[0] for step in steps))
+    row["by_expert"] = sum(step.fallback for step in steps)
+    row["decision_ms_mean"] = 1e3 * float(np.mean([step.decision_seconds for step in steps]))
+    return row
+
+
+def timeline(steps: Sequence[Step], seconds: float) -> pd.DataFrame:
+    """The course of a cycle: one row an interval, for Fig. 4."""
+    return pd.DataFrame(
+        {
+            "time": seconds * np.arange(len(steps)),
+            "load": [step.interval.offered[0] / seconds for step in steps],
+            "predicted_load": [step.predicted_load for step in steps],
+            "dropped": [float(step.interval.dropped[0]) for step in steps],
+            "by_expert": [step.fallback for step in steps],
+            "decision_ms": [1e3 * step.decision_seconds for step in steps],
+            **{
+                name: [float(getattr(step.score, name)[0]) for step in steps]
+                for name in ("reward", "qos", "cost", "accuracy", "throughput", "latency", "excess_load")
+            },
+        }
+    )
+
+
+@dataclass(frozen=True)
+class EvaluationCell:
+    """One combination to evaluate."""
+
+    pipeline: Pipeline
+    policy: str
+    cycle: Cycle
+    seed: int
+
+
+def evaluate_cell(setting: Setting, cell: EvaluationCell) -> tuple[dict[str, object], pd.DataFrame]:
+    """One row of the evaluation and the timeline behind it."""
+    policy = setting.policy(cell.policy, cell.pipeline, cell.seed)
+    steps = run_cycle(cell.pipeline, policy, cell.cycle, cell.seed, setting)
+    key = {"pipeline": cell.pipeline.name, "cycle": cell.cycle.name, "policy": cell.policy, "seed": cell.seed}
+    return key | cycle_summary(steps), timeline(steps, setting.simulation.interval).assign(**key)  # type: ignore[arg-type]
+
+
+def evaluate(cells: Iterable[EvaluationCell], setting: Setting, workers: int = 1) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Run every cell and show progress.
+
+    Returns:
+        one row a cell with the columns of :data:`COLUMNS`, and the timelines of all cells.
+    """
+    todo = list(cells)
+    results = list(tqdm(run_tasks(evaluate_cell, setting, todo, workers), total=len(todo), unit="cycle"))
+    rows = pd.DataFrame([row for row, _ in results], columns=COLUMNS)
+    return rows, pd.concat([steps for _, steps in results], ignore_index=True)
+
+
+def describe_run(
+    setting: Setting, pipelines: Iterable[Pipeline], cycles: Iterable[Cycle], policies: Sequence[str]
+) -> dict[str, Any]:
+    """What was evaluated and on which machine, to be kept beside the results."""
+    return {
+        "trace": setting.trace.label,
+        "cycles": {cycle.name: cycle.start for cycle in cycles},
+        "policies": list(policies),
+        "pipelines": {
+            pipeline.name: {
+                "stages": len(pipeline.tasks),
+                "variants": [len(task.variants) for task in pipeline.tasks],
+                "capacity": pipeline.capacity,
+            }
+            for pipeline in pipelines
+        },
+        "weights": asdict(setting.weights),
+        "simulation": asdict(setting.simulation),
+        "ipa": asdict(setting.ipa),
+        "hardware": hardware(),
+    }
+
+
+def shown_cycles(rows: pd.DataFrame) -> list[str]:
+    """The paper's three workloads where they were run, otherwise the first three cycles."""
+    cycles = list(dict.fromkeys(rows["cycle"]))
+    return [load for load in LOADS if load in cycles] or cycles[:3]

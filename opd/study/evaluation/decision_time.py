@@ -1,0 +1,137 @@
+"""How long a decision takes as pipelines grow (Fig. 6): the agent beside exact solvers.
+
+The time includes the forecast and the features, on one thread. It depends on the size of the network and of the
+pipeline, not on what was learned, so that the agents here are untrained and the pipelines synthetic. Policies take
+turns, cycle by cycle, and H is that of the median cycle: a moment in which the machine stalls falls into one cycle of
+one policy, and changes no total.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from opd.agent.deployed import Agent
+from opd.agent.network import ActorCritic, export
+from opd.control.factory import agent_policy
+from opd.control.policies import IpaPolicy, Policy
+from opd.measurement import Observation, idle_observation
+from opd.pipeline import Configuration, Pipeline
+from opd.profiling.generated import synthetic_pipeline
+from opd.solvers import IpaParameters, ipa_dynamic_program, ipa_highs
+from opd.workload.forecast import Forecaster
+
+SIZES = ((2, 5), (3, 5), (4, 6), (6, 8), (10, 10))
+
+
+def observations(pipeline: Pipeline, counts: np.ndarray, decisions: int, interval: int = 10) -> list[Observation]:
+    """Observations along a workload whose other entries are those of an idle pipeline."""
+    idle = idle_observation(pipeline)
+    return [
+        replace(idle, history=counts[end - 120 : end], incoming_load=float(counts[end - interval : end].mean()))
+        for end in 120 + interval * np.arange(decisions)
+    ]
+
+
+class Decided(NamedTuple):
+    """What a policy did in one cycle of D decisions.
+
+    Attributes:
+        forecast_ms: (D,) milliseconds of each forecast.
+        decision_ms: (D,) milliseconds of each decision, the forecast not included.
+        loads: (D,) predicted loads, requests/s.
+        chosen: D configurations.
+    """
+
+    forecast_ms: np.ndarray
+    decision_ms: np.ndarray
+    loads: np.ndarray
+    chosen: list[Configuration]
+
+
+def time_cycle(policy: Policy, seen: Sequence[Observation], forecaster: Forecaster) -> Decided:
+    """Decide once to compile and to warm up, then on every observation, each decision after its forecast."""
+    policy.decide(replace(seen[0], predicted_load=forecaster.predict(seen[0].history)))
+    times, loads, chosen = [], [], []
+    for observation in seen:
+        begin = perf_counter()
+        load = forecaster.predict(observation.history)
+        known = perf_counter()
+        configuration = policy.decide(replace(observation, predicted_load=load))
+        times.append((begin, known, perf_counter()))
+        loads.append(load)
+        chosen.append(configuration)
+    forecast_ms, decision_ms = 1e3 * np.diff(times, axis=1).T
+    return Decided(forecast_ms, decision_ms, np.array(loads), chosen)
+
+
+def take_turns(
+    deciders: Mapping[str, Policy], seen: Sequence[Observation], forecaster: Forecaster, repetitions: int
+) -> dict[str, list[Decided]]:
+    """Cycles of every policy, by its name; each policy runs one before any runs the next."""
+    rounds = [
+        {name: time_cycle(policy, seen, forecaster) for name, policy in deciders.items()} for _ in range(repetitions)
+    ]
+    return {name: [cycles[name] for cycles in rounds] for name in deciders}
+
+
+def time_summary(cycles: Sequence[Decided]) -> dict[str, float]:
+    """Figures of forecast and decision together, over some cycles of one policy.
+
+    Returns:
+        median_ms and p99_ms of all their decisions, and total_ms, the median of the cycles' sums.
+    """
+    together = np.array([cycle.forecast_ms + cycle.decision_ms for cycle in cycles])
+    median, p99 = np.quantile(together, [0.5, 0.99])
+    return {"median_ms": float(median), "p99_ms": float(p99), "total_ms": float(np.median(together.sum(axis=1)))}
+
+
+def policies(pipeline: Pipeline, ipa: IpaParameters, seed: int) -> dict[str, Policy]:
+    """The policies that are timed, by what they are called in the table."""
+    torch.manual_seed(seed)
+    agent = Agent(pipeline, export(ActorCritic(pipeline)), {"untrained": True})
+    return {
+        "agent": agent_policy(agent),
+        "ipa-highs": IpaPolicy(pipeline, ipa, ipa_highs),
+        "dynamic-program": IpaPolicy(pipeline, ipa, ipa_dynamic_program),
+    }
+
+
+def measure_decision_times(
+    counts: np.ndarray,
+    forecaster: Forecaster,
+    ipa: IpaParameters,
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    decisions: int = 120,
+    repetitions: int = 3,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Time every policy on synthetic pipelines of several sizes, on the decisions of one workload.
+
+    Args:
+        counts: (T,) requests per second, T at least 120 + 10 x ``decisions``.
+        forecaster: asked before every decision.
+        ipa: weights of the objective that the solvers maximise.
+        sizes: stages and variants of each pipeline.
+        decisions: in a cycle; 120 are the paper's.
+        repetitions: cycles of every policy; all their decisions count.
+        seed: of pipelines and networks.
+
+    Returns:
+        columns stages, variants, policy, median_ms, p99_ms and total_ms (H of Alg. 1, median of the repetitions).
+    """
+    rows = []
+    for stages, variants in tqdm(sizes, unit="pipeline"):
+        pipeline = synthetic_pipeline(stages, variants, seed)
+        seen = observations(pipeline, counts, decisions)
+        size = {"stages": stages, "variants": variants}
+        cycles = take_turns(policies(pipeline, ipa, seed), seen, forecaster, repetitions)
+        rows += [size | {"policy": name} | time_summary(each) for name, each in cycles.items()]
+    return pd.DataFrame(rows)

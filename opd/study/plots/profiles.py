@@ -1,0 +1,144 @@
+"""Figures of the profiles: latency and throughput, the accuracy-cost frontier, and two machines compared.
+
+Each is saved and returned, closed, for a notebook to show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from opd.pipeline import Pipeline
+from opd.solvers.options import best_by_cores, replicas_needed, stage_options
+from opd.study.plots.style import PALETTE, legend_below, save_figure
+
+_MARKERS = "osD^vP"
+
+
+def _label_decades(axis: Axis) -> None:
+    """Plain numbers at 1, 2 and 5 of every decade of a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def plot_latency(table: pd.DataFrame, tasks: Sequence[str], path: str | Path, cores: int = 1) -> Figure:
+    """Latency and throughput against the batch size, one column a task and one line a variant.
+
+    Args:
+        table: profiles, as :func:`opd.profiling.profiles.load_profiles` gives them.
+        tasks: the columns.
+        path: image file to write.
+        cores: core count to show.
+    """
+    figure, axes = plt.subplots(
+        2, len(tasks), figsize=(4.6 * len(tasks), 6.4), sharex="col", squeeze=False, layout="constrained"
+    )
+    figure.suptitle(f"One replica on {cores} core{'s' if cores > 1 else ''}")
+    for column, task in enumerate(tasks):
+        rows = table[(table["task"] == task) & (table["cores"] == cores)]
+        for index, (variant, group) in enumerate(rows.groupby("variant", sort=False)):
+            style = dict(color=PALETTE[index], marker=_MARKERS[index % len(_MARKERS)], label=variant)
+            tail = np.vstack([np.zeros(len(group)), (group["latency_p99"] - group["latency_mean"]).clip(lower=0.0)])
+            axes[0, column].errorbar(group["batch_size"], group["latency_mean"], yerr=tail, capsize=2, **style)
+            axes[1, column].plot(group["batch_size"], group["batch_size"] / group["latency_mean"], **style)
+        for row in range(2):
+            sizes = sorted(rows["batch_size"].unique())
+            axes[row, column].set_xscale("log", base=2)
+            axes[row, column].set_yscale("log")
+            _label_decades(axes[row, column].yaxis)
+            axes[row, column].set_xticks(sizes, [str(size) for size in sizes])
+            axes[row, column].grid(True, which="major", alpha=0.3)
+        axes[0, column].set_title(task)
+        axes[1, column].set_xlabel("batch size (requests per call)")
+        axes[0, column].legend(fontsize=8)
+    axes[0, 0].set_ylabel("latency of a call (s), bar up to p99")
+    axes[1, 0].set_ylabel("throughput (requests/s)")
+    return save_figure(figure, path)
+
+
+def accuracy_by_cores(pipeline: Pipeline, load: float) -> np.ndarray:
+    """Highest summed accuracy (Eq. 1) of any configuration that carries ``load`` within a number of cores.
+
+    Exact: of all variants and batch sizes, each with the fewest replicas that reach the load.
+
+    Args:
+        pipeline: the pipeline.
+        load: requests/s.
+
+    Returns:
+        (W_max + 1,) summed accuracy for 0..W_max cores, minus infinity where nothing carries the load.
+    """
+    options = stage_options(pipeline)
+    replicas = replicas_needed(options.throughput, load, pipeline.max_replicas, False)
+    cores = np.where(replicas > 0, replicas * options.cores, pipeline.capacity + 1)
+    value, _ = best_by_cores(cores, options.accuracy, pipeline.capacity)
+    return value[0]
+
+
+def plot_accuracy_frontier(
+    pipelines: Sequence[Pipeline], path: str | Path, loads: Sequence[float] = (5.0, 10.0, 30.0)
+) -> Figure:
+    """What accuracy costs: the highest summed accuracy against the cores it needs, a panel for each pipeline.
+
+    Args:
+        pipelines: the panels.
+        path: image file to write.
+        loads: requests/s to carry, a line each.
+    """
+    figure, axes = plt.subplots(
+        1, len(pipelines), figsize=(3.2 * len(pipelines), 3.8), layout="constrained", squeeze=False
+    )
+    for panel, pipeline in zip(axes[0], pipelines, strict=True):
+        for colour, load in zip(PALETTE, loads, strict=False):
+            best = accuracy_by_cores(pipeline, load)
+            reached = np.isfinite(best)
+            panel.step(np.flatnonzero(reached), best[reached], where="post", color=colour, label=f"{load:g} requests/s")
+        panel.axvline(pipeline.capacity, color="0.4", linestyle=":", label="capacity")
+        panel.set(title=pipeline.name, xlabel="cores")
+        panel.set_xlim(0, 1.04 * pipeline.capacity)
+        panel.grid(True, alpha=0.3)
+    axes[0, 0].set_ylabel("highest summed accuracy")
+    legend_below(figure, axes[0, 0])
+    return save_figure(figure, path)
+
+
+def plot_comparison(comparison: pd.DataFrame, path: str | Path) -> Figure:
+    """This machine against the reference: latencies of the same cells, and the ratio's distribution by task.
+
+    Args:
+        comparison: result of :func:`opd.profiling.profiles.compare_latencies`.
+        path: image file to write.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
+    tasks = list(dict.fromkeys(comparison["task"]))
+    for colour, marker, task in zip(PALETTE, _MARKERS, tasks, strict=False):
+        rows = comparison[comparison["task"] == task]
+        left.scatter(rows["reference"], rows["measured"], color=colour, marker=marker, s=28, alpha=0.8, label=task)
+    ends = [
+        comparison[["reference", "measured"]].min().min() * 0.8,
+        comparison[["reference", "measured"]].max().max() * 1.25,
+    ]
+    left.plot(ends, ends, color="0.4", linestyle=":", label="equal")
+    left.set(
+        xscale="log", yscale="log", xlabel="latency in the reference table (s)", ylabel="latency measured here (s)"
+    )
+    left.legend()
+    sns.stripplot(
+        comparison.assign(cell=comparison["task"] + "\n" + comparison["cores"].astype(str) + " core(s)"),
+        x="cell", y="ratio", hue="task", palette=PALETTE[: len(tasks)], legend=False, ax=right,
+    )  # fmt: skip
+    right.axhline(1.0, color="0.4", linestyle=":", label="equal")
+    right.axhline(comparison["ratio"].median(), color=PALETTE[3], label=f"median {comparison['ratio'].median():.2f}")
+    right.set(xlabel="", ylabel="latency here / in the reference table")
+    right.set_ylim(0, 1.1 * max(1.0, comparison["ratio"].max()))
+    right.legend()
+    return save_figure(figure, path)

@@ -1,0 +1,156 @@
+"""Figures of the workload and of its forecast; each is saved and returned, closed, for a notebook to show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from opd.study.plots.style import PALETTE, save_figure
+from opd.workload.cycles import CYCLE_SECONDS, cycle_counts, evaluation_cycles
+from opd.workload.forecast_comparison import Comparison, smape
+from opd.workload.load import HISTORY_SECONDS, HORIZON_SECONDS
+from opd.workload.trace import DAY_SECONDS, Split, Trace
+
+_MODEL_NAMES = {
+    "lstm": "LSTM",
+    "ridge": "ridge",
+    "max_20": "largest of last 20 s",
+    "max_120": "largest of last 120 s",
+    "last_value": "last second",
+}
+_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+def plot_trace(trace: Trace, path: str | Path) -> Figure:
+    """The whole trace with its splits, and below it the three characteristic cycles of the test split.
+
+    Args:
+        trace: the load, in requests per second.
+        path: image file to write.
+    """
+    figure = plt.figure(figsize=(11, 6.5), layout="constrained")
+    figure.suptitle(f"Load: {trace.label}")
+    whole, *below = figure.subplot_mosaic([["whole"] * 3, ["0", "1", "2"]]).values()
+
+    length = 300
+    blocks = trace.counts[: len(trace.counts) // length * length].reshape(-1, length)
+    days = trace.raw_index[: len(blocks) * length : length] / DAY_SECONDS
+    whole.plot(days, blocks.max(axis=1), color=PALETTE[1], linewidth=0.6, label="largest second of 5 minutes")
+    whole.plot(days, blocks.mean(axis=1), color=PALETTE[0], linewidth=0.8, label="mean of 5 minutes")
+    for index, split in enumerate(_SPLITS):
+        first = trace.raw_index[trace.split(split).start] / DAY_SECONDS
+        last = trace.raw_index[trace.split(split).stop - 1] / DAY_SECONDS
+        whole.axvspan(first, last, color="0.5", alpha=0.08 * index, linewidth=0)
+        whole.annotate(
+            split, ((first + last) / 2, 0.99), xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=9
+        )
+    whole.set(xlabel="time since the start of the recording (days)", ylabel="load (requests/s)")
+    whole.set_ylim(0, 1.12 * blocks.max())
+    whole.margins(x=0.01)
+
+    cycles = evaluation_cycles(trace, extra=0)
+    for axes, cycle in zip(below, cycles, strict=True):
+        axes.plot(cycle_counts(trace, cycle), color=PALETTE[0], linewidth=0.6, label="one second")
+        axes.set(title=f"{cycle.name} (from second {cycle.start})", xlabel="time in the cycle (s)")
+        axes.set_ylim(0, 1.1 * max(cycle_counts(trace, other).max() for other in cycles))
+    below[0].set_ylabel("load (requests/s)")
+    below[0].legend(loc="upper right")
+    whole.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False)
+    return save_figure(figure, path)
+
+
+def plot_forecast(trace: Trace, comparison: Comparison, path: str | Path) -> Figure:
+    """Fig. 3 of the paper: forecast and actual load over an hour of the test split around its fluctuating cycle.
+
+    Args:
+        trace: the load, in requests per second.
+        comparison: forecasts of the test split.
+        path: image file to write.
+    """
+    cycle = next(cycle for cycle in evaluation_cycles(trace, extra=0) if cycle.name == "fluctuating")
+    first = trace.position(cycle.start) - CYCLE_SECONDS
+    ends, target = comparison.windows
+    shown = (ends >= first) & (ends < first + 3 * CYCLE_SECONDS)
+    minutes = (ends[shown] - first) / 60.0
+
+    figure, (axes, below) = plt.subplots(
+        2, 1, figsize=(11, 5.5), sharex=True, layout="constrained", height_ratios=(3, 1)
+    )
+    forecast = comparison.forecasts["lstm"][shown]
+    axes.plot(minutes, target[shown], color=PALETTE[0], linewidth=1.4, label=f"actual: largest of {HORIZON_SECONDS} s")
+    axes.plot(minutes, forecast, color=PALETTE[1], linewidth=1.1, linestyle="--", label="forecast (LSTM)")
+    axes.set(ylabel="load (requests/s)", title=f"Forecast of the coming {HORIZON_SECONDS} s: {trace.label}")
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="upper right")
+    below.axhline(0.0, color="0.5", linewidth=0.8)
+    below.plot(minutes, forecast - target[shown], color=PALETTE[2], linewidth=0.9, label="forecast − actual")
+    below.set(xlabel=f"time since second {trace.raw_index[first]} (minutes)", ylabel="error (requests/s)")
+    below.legend(loc="lower left")
+    return save_figure(figure, path)
+
+
+def plot_errors(trace: Trace, errors: pd.DataFrame, path: str | Path) -> Figure:
+    """SMAPE and share of forecasts that were too low, of every model, one bar per damping.
+
+    Args:
+        trace: the load, at any damping.
+        errors: rows of :attr:`opd.workload.forecast.Comparison.errors`, of one or more dampings.
+        path: image file to write.
+    """
+    table = errors.assign(
+        model=errors["model"].map(_MODEL_NAMES), too_low=100.0 * errors["under_prediction_rate"]
+    ).rename(columns={"damping": "damping of the load"})
+    figure, panels = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True, layout="constrained")
+    kind = "synthetic trace (generated)" if trace.is_synthetic else f"{trace.name} trace"
+    figure.suptitle(f"Forecast errors on the test split: {kind}")
+    for axes, column, label in (
+        (panels[0], "smape", "SMAPE (%)"),
+        (panels[1], "too_low", "forecasts below the load that came (%)"),
+    ):
+        dampings = table["damping of the load"].nunique()
+        sns.barplot(
+            table, x=column, y="model", hue="damping of the load", palette=PALETTE[:dampings], ax=axes, errorbar=None
+        )
+        for bars in axes.containers:
+            axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
+        axes.set(xlabel=label, ylabel="")
+        axes.margins(x=0.1)
+    panels[0].get_legend().remove()
+    return save_figure(figure, path)
+
+
+def plot_error_by_load(trace: Trace, comparison: Comparison, path: str | Path) -> Figure:
+    """SMAPE by the load of the last two minutes before the forecast, in ten classes of equal size.
+
+    Args:
+        trace: the load, in requests per second.
+        comparison: forecasts of the test split.
+        path: image file to write.
+    """
+    ends, target = comparison.windows
+    total = np.concatenate([[0], np.cumsum(trace.counts)])
+    load = (total[ends] - total[ends - HISTORY_SECONDS]) / HISTORY_SECONDS
+    tenth = np.clip(np.searchsorted(np.quantile(load, np.linspace(0.1, 0.9, 9)), load, side="right"), 0, 9)
+    figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
+    classes = [tenth == index for index in np.unique(tenth)]
+    centres = [load[members].mean() for members in classes]
+    for model, marker, colour in zip(("lstm", "ridge", "max_20"), "osD", PALETTE, strict=False):
+        forecast = comparison.forecasts[model]
+        errors = [smape(target[members], forecast[members]) for members in classes]
+        axes.plot(centres, errors, f"{marker}-", color=colour, label=_MODEL_NAMES[model])
+    axes.set(
+        xlabel="mean load of the last two minutes (requests/s)",
+        ylabel="SMAPE (%)",
+        title=f"Forecast error by load: {trace.label}",
+    )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return save_figure(figure, path)
