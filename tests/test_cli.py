@@ -560,7 +560,7 @@ def test_a_port_that_is_taken_is_named(shell, control, caplog):
 
 def test_sigterm_while_it_loads_its_policy_ends_a_run_at_once(shell):
     started = shell.folder / "started"
-    shell.write("torch.py", f"import pathlib, time\npathlib.Path({str(started)!r}).touch()\ntime.sleep(600)\n")
+    shell.write("numba.py", f"import pathlib, time\npathlib.Path({str(started)!r}).touch()\ntime.sleep(600)\n")
     given = [
         f"--pipeline={shell.file}",
         "--namespace=space",
