@@ -14,10 +14,12 @@ from emulator.api_server import ApiServer, kubeconfig
 from emulator.kubelet import Kubelet
 from emulator.prometheus import Prometheus
 
-from opd.cluster.api import POD, Cluster, RetryPolicy, credentials
+from opd.cluster.api import Cluster
 from opd.cluster.backend import KubernetesBackend
+from opd.cluster.connection import RetryPolicy, credentials
 from opd.cluster.discovery import Discovery, DiscoverySettings, choose
 from opd.cluster.manifests.pipeline import pipeline_objects
+from opd.cluster.resources import POD
 from opd.cluster.settings import ClusterSettings
 from opd.live import load
 from opd.pipeline import Pipeline, StageConfiguration, Task, Variant

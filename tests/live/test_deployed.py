@@ -6,7 +6,7 @@ import pytest
 from cluster_site import IMAGE, emulated_site
 
 from opd import cli
-from opd.cluster.api import POD
+from opd.cluster.resources import POD
 from opd.cluster.errors import LedByAnotherError
 from opd.cluster.names import selector
 from opd.cluster.overlay import read_overlay
