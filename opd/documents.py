@@ -1,7 +1,7 @@
 """Read YAML files written by people: safely, and with errors that say what to correct and where.
 
 A document is plain data of a limited size: no tags, no aliases, no key twice, nothing that grows while it is parsed.
-:func:`read_as` and :func:`validate` check the data against a pydantic model (:class:`DocumentModel`) and report all
+:func:`read_as` and :func:`as_model` check the data against a pydantic model (:class:`DocumentModel`) and report all
 problems at once.
 """
 
@@ -14,7 +14,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -27,7 +27,7 @@ MAX_PROBLEMS = 20
 MAX_SHOWN = 80
 """Characters of a wrong key or value that an error quotes."""
 
-Model = TypeVar("Model")
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class DocumentError(ValueError):
@@ -122,7 +122,7 @@ def _line(part: Any) -> int:
 
 
 def read_as(model: type[Model], path: Path) -> Model:
-    """Read a YAML file as an instance of a pydantic model or dataclass.
+    """Read a YAML file as an instance of a pydantic model.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -133,8 +133,8 @@ def read_as(model: type[Model], path: Path) -> Model:
     return _validated(model, parse_document(content, str(path)), str(path), content)
 
 
-def validate(model: type[Model], content: Any, source: str) -> Model:
-    """Check plain data against a pydantic model or dataclass, and return the instance it describes.
+def as_model(model: type[Model], content: Any, source: str) -> Model:
+    """Check plain data against a pydantic model, and return the instance it describes.
 
     Args:
         model: the model.
@@ -149,7 +149,7 @@ def validate(model: type[Model], content: Any, source: str) -> Model:
 
 def _validated(model: type[Model], content: Any, source: str, document: bytes = b"") -> Model:
     try:
-        return TypeAdapter(model).validate_python(content)
+        return model.model_validate(content)
     except ValidationError as error:
         raise DocumentError(describe_problems(error, source, model, document)) from error
 
@@ -192,7 +192,7 @@ def _describe(problem: ErrorDetails, model: Any, root: yaml.Node | None) -> str:
             return f"{place}: {reason}" if location else reason
         case kind:
             expected = _EXPECTED.get(kind) or problem["msg"].replace("Input should", "must")
-    if keys and kind in ("model_type", "dataclass_type"):
+    if kind == "model_type" and keys:
         expected += f" of {', '.join(keys)}"
     for wording, shorter in (("greater than or equal to", "at least"), ("less than or equal to", "at most")):
         expected = expected.replace(wording, shorter)
@@ -201,7 +201,6 @@ def _describe(problem: ErrorDetails, model: Any, root: yaml.Node | None) -> str:
 
 _EXPECTED = {
     "bool_type": "must be true or false",
-    "dataclass_type": "must be a mapping",
     "dict_type": "must be a mapping",
     "finite_number": "must be a finite number",
     "float_type": "must be a number",
@@ -276,7 +275,7 @@ def _unwrapped(annotation: Any) -> Any:
 
 
 def _fields(model: Any) -> Mapping[Any, FieldInfo]:
-    return getattr(model, "__pydantic_fields__", None) or getattr(model, "model_fields", None) or {}
+    return getattr(model, "model_fields", {})
 
 
 def _line_of(root: yaml.Node, location: Sequence[int | str]) -> int:

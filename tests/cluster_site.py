@@ -27,7 +27,7 @@ from opd.cluster.connection import credentials
 from opd.cluster.names import ROUTER, selector
 from opd.cluster.pod_status import is_ready
 from opd.cluster.resources import POD
-from opd.live import load
+from opd.live.load import start_load
 from opd.profiling.catalogue import load_pipeline
 from opd.profiling.pipeline_file import read_pipeline
 from opd.serving.store import ModelStore
@@ -136,7 +136,7 @@ class Site:
         self._runs += 1
         output = self.folder / f"requests-{self._runs}.parquet"
         address, name = self.address, self.pipeline.name
-        running = load.start(address, name, [rate] * seconds, self._payloads, self._runs, output)
+        running = start_load(address, name, [rate] * seconds, self._payloads, self._runs, output)
         found = []
         try:
             time.sleep(4)
@@ -144,7 +144,7 @@ class Site:
             time.sleep(2)
         finally:
             running.terminate()
-            found.append(load.finish(running, 60))
+            found.append(running.finish(60))
 
     def pods(self):
         """Names of all pods, with how often they were restarted."""

@@ -24,7 +24,7 @@ from opd.cluster.status import wait_until_serving
 from opd.control.policies import Policy
 from opd.measurement import Observation
 from opd.pipeline import Configuration, Pipeline, StageConfiguration, Task, Variant
-from opd.serving.monitoring import PrometheusUrl
+from opd.serving.monitoring.prometheus import PrometheusUrl
 
 QUICK = RetryPolicy(connect_seconds=0.5, read_seconds=1.0, attempts=4, first_pause=0.02, longest_pause=1.0)
 TIMES = ChangeTimes(poll_seconds=0.02, unschedulable_seconds=0.5, switch_seconds=2.0)

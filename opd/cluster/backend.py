@@ -37,7 +37,7 @@ from opd.cluster.transition import Move, describe, plan
 from opd.cluster.variant_workloads import Key, VariantWorkloads, targets
 from opd.control.loop import ApplyError, ObservationError
 from opd.pipeline import Configuration, Pipeline
-from opd.serving.monitoring import Monitor
+from opd.serving.monitoring.source import Monitor
 from opd.serving.telemetry_backend import TelemetryBackend
 from opd.waiting import wait_while
 

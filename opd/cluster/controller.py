@@ -30,7 +30,7 @@ from opd.control.policies import Policy
 from opd.measurement import Observation
 from opd.objective import Weights
 from opd.pipeline import Configuration, Pipeline
-from opd.serving.monitoring import Monitor
+from opd.serving.monitoring.source import Monitor
 
 logger = logging.getLogger(__name__)
 
@@ -340,7 +340,7 @@ def run_controller(
     Args:
         pipeline: what is controlled.
         settings: with which it was deployed.
-        monitor: source of metrics, for example :class:`opd.serving.monitoring.PrometheusUrl`.
+        monitor: source of metrics, for example :class:`opd.serving.monitoring.prometheus.PrometheusUrl`.
         policy: what decides.
         forecast: predicted maximum load (requests/s) for a history of per-second counts.
         options: how the controller works.

@@ -26,7 +26,7 @@ from opd.cluster.stage_state import StageStateError, read_stage
 from opd.cluster.status import leader, queued_requests, stage_config_maps, wait_until_serving, workload_statuses
 from opd.control.loop import ApplyError
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, check_feasible, used_cores
-from opd.serving.monitoring import Scraper
+from opd.serving.monitoring.scraper import Scraper
 
 LEASE_SECONDS = 20.0
 """The Lease of a controller that died expires within this time."""

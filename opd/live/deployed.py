@@ -1,4 +1,4 @@
-"""A deployed pipeline as the live evaluation meets it: requests go to its router, policies reconfigure it from here."""
+"""Deployed pipeline as a live backend: requests go to its router, and policies reconfigure it from here."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from opd.cluster.backend import KubernetesBackend
 from opd.cluster.lease import Lease
 from opd.cluster.settings import ClusterSettings
 from opd.pipeline import Pipeline
-from opd.serving.monitoring import Monitor
+from opd.serving.monitoring.source import Monitor
 
 LEAD_SECONDS = 30.0
-"""A controller that has just ended leaves its Lease for half of this."""
+"""Time limit for taking the Lease. A controller that just stopped keeps it for half of this."""
 
 
 class DeployedPipeline(KubernetesBackend):
-    """Holds the controller's Lease within its ``with`` block, so that nobody else reconfigures; the pipeline runs on.
+    """Controls a deployed pipeline within its ``with`` block, by holding the controller's Lease.
+
+    The pipeline keeps running afterwards.
 
     Args:
         pipeline: its definition.
-        settings: with which it was deployed.
-        monitor: source of metrics.
-        interval_seconds: between two decisions.
-        address: ``host:port`` at which the router's gRPC endpoint can be reached from here.
+        settings: that it was deployed with.
+        monitor: source of metrics; closed with the block.
+        interval_seconds: seconds between two decisions.
+        address: ``host:port`` of the router's gRPC endpoint as reached from here.
 
     Raises:
         CredentialsError: if there is no kubeconfig.
@@ -43,10 +45,10 @@ class DeployedPipeline(KubernetesBackend):
         super().__init__(cluster, pipeline, settings, monitor, interval_seconds, may_act=lambda: self._lease.held)
 
     def __enter__(self) -> DeployedPipeline:
-        """Begin to lead.
+        """Take the Lease.
 
         Raises:
-            LedByAnotherError: if another controller does.
+            LedByAnotherError: if another controller holds it.
         """
         self._leading.enter_context(self._lease.hold(LEAD_SECONDS))
         return self

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from pydantic import Field, model_validator
 
-from opd.documents import DocumentModel, read_as, validate
+from opd.documents import DocumentModel, as_model, read_as
 from opd.paths import package_path
 from opd.pipeline import Pipeline, Task, Variant, batch_sizes_up_to
 from opd.profiling.profiles import latency_by_batch_size, load_profiles, variant_rows
@@ -163,7 +163,7 @@ def load_pipeline(name: str, catalogue: Path | None = None, profiles: Path | Non
     """
     content, table = load_catalogue(catalogue), load_profiles(profiles)
     given = {**content.pipeline(name).model_dump(), **overrides}
-    settings = validate(CataloguePipeline, given, f"pipeline {name!r}")
+    settings = as_model(CataloguePipeline, given, f"pipeline {name!r}")
     return Pipeline(
         name=name,
         tasks=tuple(_task(content, table, task, settings.threshold_rps) for task in settings.tasks),

@@ -21,9 +21,9 @@ from opd.cluster.discovery import Discovery, DiscoverySettings, choose
 from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.resources import POD
 from opd.cluster.settings import ClusterSettings
-from opd.live import load
+from opd.live.load import start_load
 from opd.pipeline import Pipeline, StageConfiguration, Task, Variant
-from opd.serving.monitoring import PrometheusUrl
+from opd.serving.monitoring.prometheus import PrometheusUrl
 from opd.serving.stage_queue import ReplicaEndpoint
 from opd.serving.store import ModelStore
 
@@ -209,9 +209,9 @@ def test_a_deployed_pipeline_is_reconfigured_under_load_without_losing_a_request
         address = eventually(lambda: ready_address(api))
         payloads = tmp_path / "payloads.parquet"
         pd.DataFrame({"payload": [b"hello"]}).to_parquet(payloads)
-        traffic = load.start(address, "tiny", [15] * 16, payloads, 0, tmp_path / "requests.parquet")
+        traffic = start_load(address, "tiny", [15] * 16, payloads, 0, tmp_path / "requests.parquet")
         done = []
-        threading.Thread(target=lambda: done.append(load.finish(traffic, 60)), daemon=True).start()
+        threading.Thread(target=lambda: done.append(traffic.finish(60)), daemon=True).start()
         time.sleep(2)
         backend.apply(stages((1, 1, 2), (0, 2, 1)))
         assert serving(cluster, api, "first") == (2, ["slow"]) and serving(cluster, api, "second") == (1, ["fast"] * 2)

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from deadlines import within
 from hypothesis import given
 from hypothesis import strategies as st
 from small_pipelines import ocr_pipeline
@@ -15,7 +14,7 @@ from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.names import COMPONENTS, BadNameError
 from opd.cluster.overlay import MERGE_KEYS, Overlay, OverlayError, read_overlay
 from opd.cluster.settings import FLAVOURS, ClusterSettings
-from opd.documents import MAX_BYTES, MAX_DEPTH, DocumentError, parse_document, read_document
+from opd.documents import DocumentError, parse_document
 from opd.pipeline import StageConfiguration
 
 TEMPLATE = {
@@ -239,60 +238,6 @@ def test_any_structure_is_an_overlay_or_refused_by_name(sections):
 
 
 # --- refused ---------------------------------------------------------------------------------------------------------
-
-LAUGHS = "\n".join(
-    ["a0: &a0 [lol, lol, lol]"] + [f"a{n}: &a{n} [{', '.join(f'*a{n - 1}' for _ in range(9))}]" for n in range(1, 10)]
-)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (LAUGHS, "line 1: anchors and aliases"),
-        ("all: &x {spec: {}}", "anchors and aliases"),
-        ("all: *nowhere", "anchors and aliases|alias"),
-        ("all: {<<: &base {spec: {}}}", "anchors and aliases"),
-        ("[" * (MAX_DEPTH + 1), f"deeper than {MAX_DEPTH}"),
-        ("[" * 30000, f"deeper than {MAX_DEPTH}"),
-        ("{a: " * 10000, f"deeper than {MAX_DEPTH}"),
-        ("- " * 30000, f"deeper than {MAX_DEPTH}"),
-        ("#" * (MAX_BYTES + 1), f"larger than {MAX_BYTES}"),
-        ("all: !!python/object/apply:os.system [echo]", "tags such as"),
-        ("all: !!binary aGVsbG8=", "tags such as"),
-        ("all: {}\n---\nall: {}", "only one document"),
-        ("all: {}\nall: {spec: {}}", "'all' is there twice"),
-        ("all: {spec: {priority: 1, priority: 2}}", "'priority' is there twice"),
-        ("all: {spec: ", "overlay: "),
-        ("? {a: b}\n: c", "unhashable"),
-        ("all: {spec: {priority: " + "9" * 5000 + "}}", "4300 digits"),
-        ("all: {spec: {hostname: 2026-13-45}}", "month"),
-    ],
-)
-def test_documents_that_are_more_than_plain_data_are_refused_at_once(text, message):
-    with within(), pytest.raises(DocumentError, match=message):
-        parse_document(text.encode(), "overlay")
-
-
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"\x00", b"all: \x07"])
-def test_what_is_no_text_is_refused(content):
-    with pytest.raises(DocumentError, match="overlay: "):
-        parse_document(content, "overlay")
-
-
-def test_the_largest_document_of_many_keys_is_read_in_little_time():
-    content = b"{" + b", ".join(b"%x: 1" % number for number in range(7000)) + b"}"
-    assert len(content) < MAX_BYTES
-    with within():
-        assert len(parse_document(content, "overlay")) == 7000
-
-
-def test_a_file_is_read_no_further_than_the_limit(tmp_path):
-    path = tmp_path / "overlay.yaml"
-    path.write_bytes(b"#" * (10 * MAX_BYTES))
-    with pytest.raises(DocumentError, match=f"larger than {MAX_BYTES}"):
-        read_overlay(path)
-    with pytest.raises(FileNotFoundError, match="no file"):
-        read_document(tmp_path)
 
 
 @pytest.mark.parametrize(

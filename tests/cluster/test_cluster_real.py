@@ -163,7 +163,7 @@ def test_it_outlives_the_api_server(deployed):
 def test_a_policy_controls_it(deployed):
     if not deployed.prometheus:
         pytest.skip("set OPD_CLUSTER_PROMETHEUS to the URL of a Prometheus server that scrapes the pods")
-    if not (ROOT / "models" / "forecaster.ckpt").is_file():
+    if not (ROOT / "models" / "forecaster.npz").is_file():
         pytest.skip("needs a trained forecaster: make repro")
     given = ["--policy=greedy", f"--prometheus={deployed.prometheus}", "--decisions=2", "--port=0"]
     with deployed.traffic(rate=10) as records:

@@ -1,4 +1,4 @@
-"""The live evaluation against a cluster: an emulated one, whose pods are real servers with tiny models."""
+"""Live evaluation on an emulated cluster; its pods are real servers with tiny models."""
 
 import numpy as np
 import pandas as pd
@@ -12,20 +12,27 @@ from opd.cluster.names import selector
 from opd.cluster.overlay import read_overlay
 from opd.cluster.settings import ClusterSettings
 from opd.live import deployed as evaluation
-from opd.live import runs as live
+from opd.live.replay import replay
+from opd.live.runs import SchedulePolicy, configurations_from, run_live
+from opd.live.site import LiveSite
+from opd.live.summaries import summarise_run
+from opd.live.traffic import Traffic
 from opd.objective import Weights
-from opd.serving.monitoring import MonitoringError, Scraper
+from opd.serving.monitoring.scraper import Scraper
+from opd.serving.monitoring.source import MonitoringError
 from opd.simulator.parameters import SimulationParameters
 
+pytestmark = pytest.mark.processes
+
 INTERVAL = 4
-SLOWER, MORE = live.configurations([[[1, 1, 2], [0, 1, 1]], [[1, 2, 1], [0, 1, 1]]])
+SLOWER, MORE = configurations_from([[[1, 1, 2], [0, 1, 1]], [[1, 2, 1], [0, 1, 1]]])
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    with emulated_site(tmp_path_factory.mktemp("site")) as place:
-        assert place.opd("deploy") == cli.DONE
-        yield place
+    with emulated_site(tmp_path_factory.mktemp("site")) as emulated:
+        assert emulated.opd("deploy") == cli.DONE
+        yield emulated
 
 
 @pytest.fixture
@@ -45,24 +52,24 @@ def deployed(site, monitor, monkeypatch):
     return lambda: evaluation.DeployedPipeline(site.pipeline, settings, monitor, INTERVAL, site.address)
 
 
-def test_policies_reconfigure_the_deployed_pipeline_under_load_and_lose_nothing(site, deployed, tmp_path):
+def test_reconfiguring_the_deployed_pipeline_under_load_loses_no_request(site, deployed, tmp_path):
     payloads = tmp_path / "payloads.parquet"
     pd.DataFrame({"payload": [b"hello"]}).to_parquet(payloads)
-    traffic = live.Traffic(np.full(6 + 3 * INTERVAL, 5), 6, payloads, 0)
+    traffic = Traffic(np.full(6 + 3 * INTERVAL, 5), 6, payloads, 0)
     with deployed() as backend:
         initial = backend.configuration
-        policy = live.SchedulePolicy([SLOWER, MORE, initial], 3)
-        run = live.run_live(backend, policy, lambda history: history.max(), Weights(), INTERVAL, traffic, tmp_path)
-    summary = live.summarise(run)
+        policy = SchedulePolicy([SLOWER, MORE, initial], 3)
+        run = run_live(backend, policy, lambda history: history.max(), Weights(), INTERVAL, traffic, tmp_path)
+    summary = summarise_run(run)
     assert summary["refused"] == []
     assert [step.configuration for step in run.steps] == [SLOWER, MORE, initial]
     assert summary["requests"]["completed"] == summary["requests"]["offered"] == 5 * len(traffic.counts)
     assert set(run.records["answer"]) == {"HELLO"}
-    table = live.replay({"profiled": site.pipeline}, SimulationParameters(interval=INTERVAL), run, [0])
+    table = replay({"profiled": site.pipeline}, SimulationParameters(interval=INTERVAL), run, [0])
     assert np.isfinite(table[["profiled", "measured"]]).all(axis=None)
 
 
-def test_nobody_else_may_reconfigure_meanwhile(deployed, monkeypatch):
+def test_only_one_evaluation_at_a_time_controls_the_pipeline(deployed, monkeypatch):
     monkeypatch.setattr(evaluation, "LEAD_SECONDS", 1.0)
     with (
         deployed(),
@@ -73,8 +80,8 @@ def test_nobody_else_may_reconfigure_meanwhile(deployed, monkeypatch):
         assert again.configuration == again.pipeline.smallest_configuration()
 
 
-def test_a_cluster_needs_its_prometheus_named(site, tmp_path, monkeypatch):
+def test_a_cluster_without_prometheus_url_is_refused(site, tmp_path, monkeypatch):
     monkeypatch.delenv("OPD_PROMETHEUS_URL", raising=False)
-    place = live.Place("kubernetes", tmp_path, cluster_settings="settings.yaml", router_address=site.address)
+    live_site = LiveSite("kubernetes", tmp_path, cluster_settings="settings.yaml", router_address=site.address)
     with pytest.raises(MonitoringError, match="set OPD_PROMETHEUS_URL"):
-        live.open_backend(place, site.pipeline, SimulationParameters(), SLOWER)
+        live_site.open_backend(site.pipeline, SimulationParameters(), SLOWER)

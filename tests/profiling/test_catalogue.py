@@ -17,7 +17,7 @@ from opd.paths import package_path, project_path
 from opd.profiling import profiles
 from opd.profiling.architectures import ARCHITECTURES
 from opd.profiling.catalogue import base_cores, load_catalogue, load_pipeline, stage_sla, variant_table
-from opd.study.plots_profiles import accuracy_by_cores
+from opd.study.plots.profiles import accuracy_by_cores
 
 SMALL_CATALOGUE = """
 container_startup: 2.0

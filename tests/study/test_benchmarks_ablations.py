@@ -17,7 +17,7 @@ from opd.agent.ppo import CHECKPOINT, PPOTrainer, train
 from opd.agent.problem import Problem, expert_table
 from opd.agent.rollout import training_reward
 from opd.control.policies import AgentPolicy, ClairvoyantPolicy, MyopicPolicy, Policy
-from opd.measurement import Observation, state_names
+from opd.measurement import Observation, running_configurations, state_names
 from opd.objective import Weights
 from opd.pipeline import StageConfiguration, as_array, to_choices
 from opd.simulator.actions import admit
@@ -50,13 +50,14 @@ from opd.study.analysis.ablations import (
     summarise_ablations,
     training_of,
 )
+from opd.study.analysis.estimates import signed, with_interval
 from opd.study.analysis.plots_ablations import PARTS, WORLDS, plot_ablations
-from opd.study.analysis.refusal import running_configurations
-from opd.study.analysis.wording import signed, with_interval, write_page
 from opd.study.benchmarks.quick import QUICK
-from opd.study.evaluation import Setting, run_cycle
+from opd.study.evaluation.cycles import Setting, run_cycle
+from opd.study.report.files import write_page
+from opd.workload.cycles import Cycle, cycle_counts
 from opd.workload.load import future_maximum
-from opd.workload.trace import Cycle, Trace
+from opd.workload.trace import Trace
 
 WEIGHTS, SIMULATION = Weights(), SimulationParameters()
 PARAMETERS = TrainingParameters(**QUICK)
@@ -307,7 +308,7 @@ def test_a_policy_is_given_the_forecast_of_its_world():
             seen.append(observation.predicted_load)
             return ocr_pipeline().smallest_configuration()
 
-    setting, counts = small_setting(), TRACE.cycle_counts(CYCLES[0])
+    setting, counts = small_setting(), cycle_counts(TRACE, CYCLES[0])
     found = {}
     for forecast in ablations.FORECASTS:
         seen: list[float] = []

@@ -8,16 +8,17 @@ import pandas as pd
 import pytest
 from small_pipelines import every_configuration, ocr_pipeline
 
+from opd.control import AGENT
 from opd.pipeline import used_cores
-from opd.profiling.generated import synthetic_pipeline
+from opd.profiling.synthetic import synthetic_pipeline
 from opd.solvers import IpaParameters, ipa_dynamic_program, ipa_highs, ipa_objective
 from opd.study.benchmarks import decision_time, peer_gurobi
 from opd.study.benchmarks.bars import decision_bars
-from opd.study.benchmarks.decision_time import AGENT, GUROBI, DecisionBudget, growth
+from opd.study.benchmarks.decision_time import GUROBI, DecisionBudget, growth
 from opd.study.benchmarks.errors import DisagreementError
 from opd.study.benchmarks.peer_gurobi import GurobiPolicy, GurobiUnavailable, ipa_gurobi
 from opd.study.benchmarks.plots_decision_time import plot_decision_times
-from opd.study.decision_time import Decided
+from opd.study.evaluation.decision_time import Decided
 from opd.workload.load import RecentMaximum
 
 SIZES = ((2, 5), (3, 6))
@@ -26,7 +27,7 @@ ONE_SIZE = DecisionBudget(sizes=((2, 3),), decisions=2, repetitions=1)
 
 
 def measure(budget: DecisionBudget, counts: np.ndarray) -> pd.DataFrame:
-    return decision_time.measure_decision_times(RecentMaximum(), budget, counts)  # type: ignore[arg-type]
+    return decision_time.compare_decision_times(RecentMaximum(), budget, counts)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from opd.study import notebook as stage
 from opd.study.benchmarks import bars
 from opd.study.benchmarks.bars import PACKAGES
 from opd.study.benchmarks.training import METHODS, MYOPIC
-from opd.workload.forecast import ForecastParameters, train_forecaster
+from opd.workload.forecast import ForecastParameters
+from opd.workload.forecast_training import train_forecaster
 from opd.workload.trace import load_trace
 
 ROOT = Path(__file__).parents[2]
@@ -26,9 +27,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which the notebook left its results; a clone has no forecaster yet, so it gets a hasty one."""
     folder = tmp_path_factory.mktemp("benchmarks")
     hasty = ForecastParameters(epochs=1, train_windows=512)
-    train_forecaster(load_trace("synthetic", damping=8), hasty).save(folder / "forecaster.ckpt")
+    train_forecaster(load_trace("synthetic", damping=8), hasty).save(folder / "forecaster.npz")
     notebook = str(ROOT / "notebooks" / "07_benchmarks.ipynb")
-    given = ["smoke=true", f"reports={folder}", f"forecaster={folder / 'forecaster.ckpt'}"]
+    given = ["smoke=true", f"reports={folder}", f"forecaster={folder / 'forecaster.npz'}"]
     assert stage.main([notebook, "--output", str(folder / "executed.ipynb"), *given]) == 0
     return folder
 
@@ -43,7 +44,7 @@ def outs() -> list[str]:
 
 def test_it_writes_what_its_stage_declares_and_nothing_else(results):
     assert {Path(path).parent for path in outs()} == {Path("reports/benchmarks")}
-    written = {path.name for path in results.iterdir()} - {"forecaster.ckpt", "executed.ipynb"}
+    written = {path.name for path in results.iterdir()} - {"forecaster.npz", "executed.ipynb"}
     assert written == {Path(path).name for path in outs()}
 
 

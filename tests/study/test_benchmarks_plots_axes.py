@@ -5,7 +5,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import pytest
 
-from opd.study.analysis.plots_axes import symmetric_logarithmic
+from opd.study.plots.style import symmetric_logarithmic
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from opd.objective import Weights
 from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters
 from opd.study.analysis import frontier
+from opd.study.analysis.estimates import interval, resampled_means
 from opd.study.analysis.frontier import (
     ANY,
     SERVED,
@@ -35,8 +36,8 @@ from opd.study.analysis.frontier import (
     priced_setting,
     times_of_the_agent,
 )
-from opd.study.analysis.intervals import interval, resampled_means
-from opd.study.analysis.plots_quality import plot_frontier, plot_gap, plot_intervals, plot_paper
+from opd.study.analysis.plots_frontier import plot_frontier
+from opd.study.analysis.plots_quality import plot_gap, plot_intervals, plot_paper
 from opd.study.analysis.quality import (
     ALL,
     NO_GAP,
@@ -52,10 +53,11 @@ from opd.study.analysis.quality import (
     verdict,
 )
 from opd.study.benchmarks.training import SMOKE
-from opd.study.evaluation import Setting, run_cycle
-from opd.study.report import ReportError
+from opd.study.evaluation.cycles import Setting, run_cycle
+from opd.study.report.results import ReportError
+from opd.workload.cycles import Cycle
 from opd.workload.load import RecentMaximum
-from opd.workload.trace import Cycle, Trace
+from opd.workload.trace import Trace
 
 PARAMETERS = TrainingParameters(**SMOKE.changes)
 

@@ -34,7 +34,7 @@ from opd.study.benchmarks.peer_stable_baselines import (
     environments,
     train_peer,
 )
-from opd.study.benchmarks.plots_training import STYLES, plot_training
+from opd.study.benchmarks.plots_training import STYLES, plot_training_speed
 from opd.study.benchmarks.training import (
     METHODS,
     SMOKE,
@@ -314,7 +314,7 @@ def test_everything_is_trained_measured_and_drawn():
     # Two updates of two epochs of two minibatches, unless the policy moves too far; five steps of imitation.
     assert (trained["gradient_steps"] <= 8 + 5 * (trained["method"] == "agent")).all()
     assert (trained["gradient_steps"] >= 2 + 5 * (trained["method"] == "agent")).all()
-    figure = plot_training(summary, curves)
+    figure = plot_training_speed(summary, curves)
     labels = figure.axes[0].get_legend_handles_labels()[1]
     assert labels == [*(STYLES[name].label for name in METHODS), "myopic (exact) solver"]
 

@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 
 from opd.pipeline import Pipeline
-from opd.profiling.generated import synthetic_pipeline
+from opd.profiling.synthetic import synthetic_pipeline
 from opd.solvers import IpaParameters
-from opd.study import decision_time
-from opd.study.decision_time import Decided, measure_decision_times, observations, summarise, take_turns
+from opd.study.evaluation import decision_time
+from opd.study.evaluation.decision_time import (
+    Decided,
+    measure_decision_times,
+    observations,
+    take_turns,
+    time_summary,
+)
 
 DECISIONS = 5
 COUNTS = np.arange(120 + 10 * DECISIONS)
@@ -92,5 +98,5 @@ def test_figures_are_of_all_decisions_and_the_total_of_the_median_cycle():
     """Forecasts of 1 ms before decisions of 0 to 100, 101 to 201 and 202 to 302 ms."""
     forecast_ms = np.ones(101)
     cycles = [Decided(forecast_ms, start + np.arange(101.0), forecast_ms, []) for start in (202, 0, 101)]
-    figures = summarise(cycles)
+    figures = time_summary(cycles)
     assert figures == pytest.approx({"median_ms": 152.0, "p99_ms": 1 + 0.99 * 302, "total_ms": 101 * 152.0})

@@ -13,17 +13,18 @@ from opd.control import BASELINES
 from opd.objective import Weights
 from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters, greedy
-from opd.study.evaluation import (
+from opd.study.evaluation.cycles import (
     COLUMNS,
-    Cell,
+    EvaluationCell,
     Setting,
+    cycle_summary,
     evaluate,
     run_cycle,
-    summarise,
     timeline,
 )
+from opd.workload.cycles import Cycle
 from opd.workload.load import RecentMaximum
-from opd.workload.trace import Cycle, Trace
+from opd.workload.trace import Trace
 
 CYCLE = Cycle("waves", 20_000)
 
@@ -82,12 +83,12 @@ def test_a_device_that_is_slower_than_its_profiles_surprises_the_policy(setting)
     assert [step.configuration for step in found] == [step.configuration for step in believed]
     ready = [np.mean([step.interval.ready_throughput for step in steps], axis=(0, 1)) for steps in (believed, found)]
     np.testing.assert_allclose(ready[0] / ready[1], 1.5)
-    assert summarise(found)["latency_mean"] > summarise(believed)["latency_mean"]
+    assert cycle_summary(found)["latency_mean"] > cycle_summary(believed)["latency_mean"]
 
 
 def test_a_row_by_hand(setting):
     steps = cycle_of("greedy", 0, setting)
-    row = summarise(steps)
+    row = cycle_summary(steps)
     completed = np.array([step.interval.completed[0] for step in steps])
     means = np.array([step.interval.latency_mean[0] for step in steps])
     assert row["latency_mean"] == pytest.approx((completed * means).sum() / completed.sum())
@@ -107,7 +108,7 @@ def test_a_timeline_has_a_row_an_interval(setting):
 
 
 def test_the_table_is_the_same_for_any_number_of_workers(setting):
-    cells = [Cell(ocr_pipeline(), policy, CYCLE, seed) for policy in ("random", "myopic") for seed in (0, 1)]
+    cells = [EvaluationCell(ocr_pipeline(), policy, CYCLE, seed) for policy in ("random", "myopic") for seed in (0, 1)]
     (one, one_steps), (two, two_steps) = (evaluate(cells, setting, workers) for workers in (1, 2))
     assert list(one.columns) == list(COLUMNS)
     assert one[["policy", "seed"]].to_numpy().tolist() == [["random", 0], ["random", 1], ["myopic", 0], ["myopic", 1]]

@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from opd.control import BASELINES
-from opd.study import plots
-from opd.study.plots_style import PALETTE, ordered, policy_style, save_figure
-from opd.study.report import LOADS
+from opd.study.evaluation.cycles import LOADS
+from opd.study.plots import evaluation as plots
+from opd.study.plots.style import PALETTE, ordered, policy_style, save_figure
+from opd.study.plots.training import plot_training
 
 LABEL = "synthetic trace (generated), damping 8"
 POLICIES = ("random", "greedy", "ipa", "myopic", "agent")
@@ -190,7 +191,7 @@ def test_training_shows_curves_beside_the_references(tmp_path: Path):
         policy: {"myopic": {"reward": 9.5, "dropped": 1.0}, "ipa": {"reward": 9.0, "dropped": 2.0}}
         for policy in ("agent", "mine")
     }
-    figure = plots.plot_training(curves, references, f"Training: {LABEL}", tmp_path / "training.png")
+    figure = plot_training(curves, references, f"Training: {LABEL}", tmp_path / "training.png")
     check_written(tmp_path / "training.png")
     assert len(figure.axes) == 10 and LABEL in texts(figure)
     loss, _, _, reward, dropped = figure.axes[:5]

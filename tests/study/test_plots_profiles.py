@@ -10,7 +10,7 @@ from profile_tables import PIPELINES, REFERENCE
 
 from opd.profiling.catalogue import load_pipeline
 from opd.profiling.profiles import compare_latencies
-from opd.study.plots_profiles import accuracy_by_cores, plot_comparison, plot_frontier, plot_latency
+from opd.study.plots.profiles import accuracy_by_cores, plot_accuracy_frontier, plot_comparison, plot_latency
 
 
 def test_the_frontier_is_what_enumeration_finds():
@@ -32,6 +32,6 @@ def test_the_frontier_is_what_enumeration_finds():
 
 def test_figures_are_written(tmp_path: Path):
     plot_latency(REFERENCE, ["detection", "classification"], tmp_path / "latency.png")
-    plot_frontier([load_pipeline(name) for name in PIPELINES], tmp_path / "frontier.png")
+    plot_accuracy_frontier([load_pipeline(name) for name in PIPELINES], tmp_path / "frontier.png")
     plot_comparison(compare_latencies(REFERENCE, REFERENCE), tmp_path / "comparison.png")
     assert {path.name for path in tmp_path.iterdir()} == {"latency.png", "frontier.png", "comparison.png"}

@@ -30,7 +30,7 @@ from opd.examples.ocr.stored import true_sheet
 from opd.paths import project_path
 from opd.profiling.measuring import Effort, time_calls
 from opd.serving.models import load_model
-from opd.study.plots_style import PALETTE, save_figure
+from opd.study.plots.style import PALETTE, save_figure
 
 PAGES = 300
 """Pages of a split."""

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from opd.agent.network import MASKED, Action, ActorCritic, FeaturesExtractor, ResidualBlock
 from opd.agent.ppo import PPOTrainer
-from opd.measurement import Interval, Score, state_names
+from opd.measurement import Interval, Score, running_configurations, state_names
 from opd.pipeline import Pipeline
 from opd.simulator.actions import action_masks, action_space, admit
 from opd.simulator.vector_environment import PipelineVectorEnv
-from opd.study.analysis.refusal import running_configurations
 
 
 class PlainBlock(ResidualBlock):

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from opd.study.analysis.ablations import ABLATIONS, AGENT, INSTANT
-from opd.study.analysis.wording import Row, signed, with_interval
+from opd.control import AGENT
+from opd.study.analysis.ablations import ABLATIONS, INSTANT
+from opd.study.analysis.estimates import Row, signed, with_interval
 
 _VERDICTS = {"worse": "worse", "better": "better", "open": "no difference to be told"}
 

@@ -44,10 +44,10 @@ from opd.measurement import Observation, observed_state
 from opd.parallel import run_tasks
 from opd.pipeline import Configuration, Pipeline, as_configuration, from_choices
 from opd.study.analysis.ablation_networks import AblatedTrainer, IndependentNetwork, PlainNetwork, QueuelessNetwork
-from opd.study.analysis.intervals import estimate
-from opd.study.evaluation import Setting, run_cycle, summarise
+from opd.study.analysis.estimates import estimate
+from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle
+from opd.workload.cycles import Cycle
 from opd.workload.load import RecentMaximum
-from opd.workload.trace import Cycle
 from opd.workload.workload import Workload
 
 FORECASTS = ("lstm", "recent-maximum", "perfect")
@@ -339,7 +339,7 @@ def measure(study: Study, run: Run) -> list[dict[str, Any]]:
     for cycle in study.cycles:
         steps = run_cycle(pipeline, Foretold(policy, world.forecast), cycle, run.seed, study.setting)
         refused = sum(bool(step.refused) for step in steps)
-        rows.append(run._asdict() | {"cycle": cycle.name, "refused": refused} | summarise(steps))
+        rows.append(run._asdict() | {"cycle": cycle.name, "refused": refused} | cycle_summary(steps))
     return rows
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +24,13 @@ import pandas as pd
 from opd.agent.jobs import Job, run_jobs
 from opd.agent.parameters import TrainingParameters
 from opd.agent.problem import Problem, build_problem, expert_table
+from opd.control import AGENT
 from opd.objective import Weights
 from opd.pipeline import Pipeline
 from opd.solvers import IpaParameters
-from opd.study.analysis.intervals import spread
-from opd.study.analysis.wording import Row
-from opd.study.evaluation import Cell, Setting, evaluate
-from opd.study.report import AGENT
-from opd.workload.trace import Cycle
+from opd.study.analysis.estimates import Row, spread
+from opd.study.evaluation.cycles import EvaluationCell, Setting, evaluate
+from opd.workload.cycles import Cycle
 
 IPA, MYOPIC = "ipa", "myopic"
 POLICIES = (IPA, MYOPIC, AGENT)
@@ -135,7 +135,7 @@ def measure_frontier(
     jobs = frontier_jobs(pipelines, setting, parameters, cost_weights, seeds, folder)
     run_jobs(list(jobs.values()), workers)
     agents = {key: job.path for key, job in jobs.items()}
-    cells = [Cell(p, name, cycle, seed) for p in pipelines for name in POLICIES for cycle in cycles for seed in seeds]
+    cells = [EvaluationCell(*each) for each in product(pipelines, POLICIES, cycles, seeds)]
     parts = []
     for cost_weight in map(float, cost_weights):
         rows, _ = evaluate(cells, priced_setting(setting, cost_weight, agents), workers)

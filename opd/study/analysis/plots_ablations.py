@@ -11,10 +11,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from opd.study.analysis.ablations import ABLATIONS, AGENT, INSTANT, MYOPIC
-from opd.study.analysis.plots_axes import symmetric_logarithmic
-from opd.study.analysis.wording import signed
-from opd.study.plots_style import PALETTE, Style, policy_style
+from opd.control import AGENT
+from opd.study.analysis.ablations import ABLATIONS, INSTANT, MYOPIC
+from opd.study.analysis.estimates import signed
+from opd.study.plots.style import PALETTE, Style, policy_style, symmetric_logarithmic
 
 PARTS = {
     "expert": Style("expert", PALETTE[0], "o"),

@@ -1,4 +1,4 @@
-"""Figures of :mod:`opd.study.analysis.quality` and :mod:`opd.study.analysis.frontier`.
+"""Figures of :mod:`opd.study.analysis.quality`.
 
 Each is returned, open, for the caller to save or show.
 """
@@ -13,32 +13,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from opd.study.analysis.frontier import ANY, IPA, POLICIES, SERVED, mean_points, non_dominated
-from opd.study.analysis.plots_axes import symmetric_logarithmic
+from opd.control import AGENT
+from opd.study.analysis.estimates import signed
 from opd.study.analysis.quality import CLAIRVOYANT, MYOPIC
-from opd.study.analysis.wording import signed
-from opd.study.plots_style import Style, ordered, policy_style
-from opd.study.report import AGENT
+from opd.study.plots.style import legend_below, ordered, panel_grid, policy_style, short_label, symmetric_logarithmic
 
 _LINEAR = 0.1
 """Differences of reward up to which the axis is linear."""
-
-
-def _panels(number: int, height: float) -> tuple[Figure, Sequence[Axes]]:
-    """A figure of panels ``height`` inches high, three in a row."""
-    columns = min(number, 3)
-    rows = -(-number // columns)
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(1.0 + 4.4 * columns, 1.2 + height * rows), layout="constrained", squeeze=False
-    )
-    for axes in grid.flat[number:]:
-        axes.remove()
-    return figure, list(grid.flat[:number])
-
-
-def _size(style: Style) -> float:
-    """Points of a marker: stars look smaller than they are."""
-    return 9.0 if style.marker == "*" else 7.0
 
 
 # ------------------------------------------------------------------------------------------------- intervals
@@ -59,7 +40,7 @@ def plot_intervals(quality: pd.DataFrame, label: str) -> Figure:
     shown = quality[~quality["policy"].isin(["random", MYOPIC])]
     pipelines = list(dict.fromkeys(shown["pipeline"]))
     policies = ordered(shown["policy"])
-    figure, panels = _panels(len(pipelines), 2.6)
+    figure, panels = panel_grid(len(pipelines), 4.4, 2.6)
     figure.suptitle(
         "Reward of a decision less the myopic solver's for the same requests: mean and 95 % interval\n"
         f"{label}; random, far below, is left out"
@@ -81,10 +62,10 @@ def _draw_intervals(axes: Axes, rows: pd.DataFrame) -> None:
         style = policy_style(str(policy))
         mean, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
         axes.plot([low, high], [place, place], color=style.colour, linewidth=2.2, solid_capstyle="butt")
-        axes.plot(mean, place, color=style.colour, marker=style.marker, markersize=_size(style))
+        axes.plot(mean, place, color=style.colour, marker=style.marker, markersize=style.marker_size)
         axes.annotate(signed(mean), (mean, place), (0, 7), textcoords="offset points", ha="center", fontsize=8)
     axes.axvline(0.0, color=policy_style(MYOPIC).colour, linewidth=1.3, linestyle="--")
-    axes.set_yticks(range(len(rows)), [_short(str(policy)) for policy in rows.index])
+    axes.set_yticks(range(len(rows)), [short_label(str(policy)) for policy in rows.index])
     axes.set_ylim(len(rows) - 0.5, -0.7)
     axes.grid(axis="x", alpha=0.25)
 
@@ -130,9 +111,7 @@ def plot_gap(gap: pd.DataFrame, label: str) -> Figure:
         axes.axvline(0.0, color="0.4", linewidth=1.0, zorder=1)
         axes.axhline(len(gap) - 1.5, color="0.8", linewidth=1.0)
         axes.grid(axis="x", alpha=0.25)
-    entries = [axes.get_legend_handles_labels() for axes in (gains, shares)]
-    handles, texts = ([entry for pair in entries for entry in pair[side]] for side in (0, 1))
-    figure.legend(handles, texts, loc="outside lower center", ncols=len(handles), frameon=False)
+    legend_below(figure, gains, shares)
     return figure
 
 
@@ -193,9 +172,9 @@ def plot_paper(paper: pd.DataFrame, label: str) -> Figure:
         axes.hlines(np.arange(1, len(lines)) - 0.5, 0.0, 1.0, color="0.9", transform=axes.get_yaxis_transform())
         axes.axvline(0.0, color="0.4", linewidth=1.0, zorder=1)
         axes.grid(axis="x", alpha=0.25)
-    panels[0].set_yticks(range(len(lines)), [f"{load}\nagainst {_short(rival)}" for load, rival in lines])
+    panels[0].set_yticks(range(len(lines)), [f"{load}\nagainst {short_label(rival)}" for load, rival in lines])
     panels[0].set_ylim(len(lines) - 0.5, -0.5)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    legend_below(figure, panels[0], columns=5)
     return figure
 
 
@@ -207,95 +186,9 @@ def _draw_comparisons(axes: Axes, rows: pd.DataFrame, pipelines: Sequence[Hashab
             axes.plot(own["paper"], heights - 0.27, color="black", marker="X", ms=7, linestyle="", label="paper")
         axes.plot(
             own[pipelines].to_numpy().ravel(), heights.repeat(len(pipelines)), color=style.colour, marker=style.marker,
-            ms=0.75 * _size(style), alpha=0.35, mew=0, linestyle="", label=f"{style.label}, one pipeline",
+            ms=0.75 * style.marker_size, alpha=0.35, mew=0, linestyle="", label=f"{style.label}, one pipeline",
         )  # fmt: skip
         axes.plot(
-            own["mean"], heights, color=style.colour, marker=style.marker, ms=_size(style), linestyle="",
+            own["mean"], heights, color=style.colour, marker=style.marker, ms=style.marker_size, linestyle="",
             label=style.label,
         )  # fmt: skip
-
-
-# -------------------------------------------------------------------------------------------------- frontier
-
-
-def plot_frontier(points: pd.DataFrame, areas: pd.DataFrame, label: str) -> Figure:
-    """Mean QoS over mean cost as the price of a core is swept, one panel a pipeline.
-
-    A marker is a price, the mean of the seeds, and a light one a single seed of the agent. The steps are the
-    non-dominated of these means. The panels end below IPA's lowest QoS; what lies further down is named.
-
-    Args:
-        points: of :func:`opd.study.analysis.frontier.measure_frontier`.
-        areas: of :func:`opd.study.analysis.frontier.hypervolumes`.
-        label: of the trace, for the title.
-
-    Returns:
-        The figure, not saved.
-    """
-    pipelines = list(dict.fromkeys(points["pipeline"]))
-    figure, panels = _panels(len(pipelines), 3.8)
-    prices = ", ".join(f"{price:g}" for price in sorted(set(points["cost_weight"])))
-    figure.suptitle(f"QoS and cost at prices of a core of {prices}\n{label}")
-    for pipeline, axes in zip(pipelines, panels, strict=True):
-        here = points[points["pipeline"] == pipeline]
-        _draw_seeds(axes, here[here["policy"] == AGENT])
-        means = mean_points(here)
-        for policy in ordered(POLICIES):
-            _draw_sweep(axes, policy, means.loc[means["policy"] == policy, ["cost", "qos"]].to_numpy())
-        _frame(axes, means)
-        axes.set_title(_title(pipeline, areas[areas["pipeline"] == pipeline]), fontsize=9)
-        axes.set(xlabel="mean cost (CPU cores)", ylabel="mean QoS (Eq. 3)")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    return figure
-
-
-def _draw_seeds(axes: Axes, agents: pd.DataFrame) -> None:
-    style = policy_style(AGENT)
-    axes.scatter(
-        agents["cost"], agents["qos"], s=28, color=style.colour, marker=style.marker, alpha=0.3, linewidths=0,
-        label=f"{style.label}, one seed",
-    )  # fmt: skip
-
-
-def _draw_sweep(axes: Axes, policy: str, means: np.ndarray) -> None:
-    """Points (P, 2) of one policy in the order of prices, and their non-dominated set."""
-    style = policy_style(policy)
-    axes.plot(*means.T, color=style.colour, linewidth=0.8, linestyle=":", zorder=2)
-    axes.plot(*means.T, color=style.colour, marker=style.marker, markersize=6, linestyle="none", label=style.label)
-    axes.step(*non_dominated(means).T, where="post", color=style.colour, linewidth=1.6, alpha=0.8)
-
-
-def _frame(axes: Axes, means: pd.DataFrame) -> None:
-    """Show what is not far below IPA's lowest QoS, and name the rest."""
-    lowest, highest = float(means.loc[means["policy"] == IPA, "qos"].min()), float(means["qos"].max())
-    space = 0.08 * max(highest - lowest, 1e-3)
-    far = means["qos"] < lowest - space
-    inside, outside = means[~far], means[far]
-    texts = [
-        f"{_short(policy)}: {len(rows)} further down, to QoS {rows['qos'].min():.4g}"
-        for policy in ordered(POLICIES)
-        if len(rows := outside[outside["policy"] == policy])
-    ]
-    cheapest, dearest = float(inside["cost"].min()), float(inside["cost"].max())
-    width = 0.06 * max(dearest - cheapest, 0.1)
-    axes.set_xlim(cheapest - width, dearest + width)
-    axes.set_ylim(lowest - (1 + len(texts)) * space, highest + space)
-    axes.text(0.98, 0.02, "\n".join(texts), transform=axes.transAxes, ha="right", va="bottom", fontsize=8, color="0.35")
-
-
-def _short(policy: str) -> str:
-    return policy_style(policy).label.split(" (")[0]
-
-
-def _title(pipeline: str, areas: pd.DataFrame) -> str:
-    """The pipeline, and how many times the others' hypervolume the agent's is."""
-    lines = [pipeline]
-    for reference, name in ((ANY, "hypervolume"), (SERVED, "above IPA's lowest QoS")):
-        rows = areas[areas["reference"] == reference]
-        ratios = dict(zip(rows["policy"], rows["agent_times"], strict=True))
-        lines.append(f"{name}: " + ", ".join(_times(ratios[policy], policy) for policy in (IPA, MYOPIC)))
-    return "\n".join(lines)
-
-
-def _times(ratio: float, policy: str) -> str:
-    return f"{_short(policy)} has none" if np.isnan(ratio) else f"{ratio:.3f} × {_short(policy)}"

@@ -10,9 +10,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from opd.study.analysis.plots_axes import symmetric_logarithmic
-from opd.study.analysis.robustness import AGENT, BACKLOG, IPA, MYOPIC
-from opd.study.plots_style import Style, ordered, policy_style
+from opd.control import AGENT
+from opd.study.analysis.robustness import BACKLOG, IPA, MYOPIC
+from opd.study.plots.style import Style, legend_below, ordered, policy_style, symmetric_logarithmic
 
 _LEADS = (BACKLOG, MYOPIC, IPA)
 
@@ -20,7 +20,7 @@ _LINE, _SPAN = 0.46, 0.6
 """Height of a line in inches, and the part of it over which its marks are spread: the rest keeps lines apart."""
 
 
-def _style(policy: str) -> Style:
+def _contrasting_style(policy: str) -> Style:
     """How a policy looks; the two myopic ones, side by side here, are told apart by more than a shade."""
     style = policy_style(policy)
     return style._replace(colour="#000000", marker="^") if policy == BACKLOG else style
@@ -54,8 +54,7 @@ def plot_robustness(summary: pd.DataFrame, label: str) -> Figure:
     for axes in (leads, drops):
         axes.hlines(list(places.values()), 0.0, 1.0, color="0.92", zorder=0, transform=axes.get_yaxis_transform())
     leads.set_ylim(len(lines) - 0.4, -0.6)
-    handles, labels = drops.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    legend_below(figure, drops)
     return figure
 
 
@@ -66,7 +65,7 @@ def _lines(world: str, variants: Sequence[tuple[str, str]]) -> list[tuple[str, s
 
 def _plot_leads(axes: Axes, summary: pd.DataFrame, places: dict[tuple[str, str], int]) -> None:
     for number, policy in enumerate(_LEADS):
-        rows, style = summary[summary["policy"] == policy], _style(policy)
+        rows, style = summary[summary["policy"] == policy], _contrasting_style(policy)
         whiskers = np.abs(rows[["lead_low", "lead_high"]].to_numpy().T - rows["lead"].to_numpy())
         axes.errorbar(
             rows["lead"], _heights(rows, places, number, len(_LEADS)), xerr=whiskers,
@@ -84,7 +83,7 @@ def _plot_leads(axes: Axes, summary: pd.DataFrame, places: dict[tuple[str, str],
 def _plot_drops(axes: Axes, summary: pd.DataFrame, places: dict[tuple[str, str], int]) -> None:
     policies = ordered(summary["policy"])
     for number, policy in enumerate(policies):
-        rows, style = summary[summary["policy"] == policy], _style(policy)
+        rows, style = summary[summary["policy"] == policy], _contrasting_style(policy)
         heights = _heights(rows, places, number, len(policies))
         front = 3 if policy == AGENT else 2
         axes.plot(

@@ -1,9 +1,8 @@
-"""How good the policies are, and how sure that is: what the evaluation of the study says with 95 % intervals.
+"""Quality of the policies in the evaluation, with 95 % confidence intervals.
 
-Everything is computed from the rows of ``evaluation.csv``, columns of :data:`opd.study.evaluation.COLUMNS`. For one
-seed all policies meet the same requests, so that policies are compared in pairs: same pipeline, same cycle, same
-seed. The
-intervals are those of :mod:`opd.study.analysis.intervals`.
+Everything is computed from ``evaluation.csv``, columns of :data:`opd.study.evaluation.cycles.COLUMNS`. With the same
+seed all policies meet the same requests, so comparisons are paired: same pipeline, same cycle, same seed. The intervals
+are those of :mod:`opd.study.analysis.estimates`.
 """
 
 from __future__ import annotations
@@ -13,9 +12,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from opd.study.analysis.intervals import estimate, resampled_means, spanned
-from opd.study.analysis.wording import with_interval
-from opd.study.report import AGENT, FRUGAL, ReportError, paper_comparison, read_json
+from opd.control import AGENT
+from opd.study.analysis.estimates import estimate, resampled_means, spanned, with_interval
+from opd.study.report.files import read_json
+from opd.study.report.results import ReportError
+from opd.study.report.tables import FRUGAL, paper_comparison
 
 MYOPIC, CLAIRVOYANT = "myopic", "clairvoyant"
 
@@ -125,7 +126,7 @@ def _gap_row(gap: pd.DataFrame, gain: pd.DataFrame) -> dict[str, float | str]:
 
 
 def paper_table(evaluation: pd.DataFrame) -> pd.DataFrame:
-    """The paper's comparisons beside those of both agents, see :func:`opd.study.report.paper_comparison`."""
+    """The paper's comparisons beside those of both agents, see :func:`opd.study.report.tables.paper_comparison`."""
     tables = {policy: paper_comparison(evaluation, policy) for policy in (AGENT, FRUGAL)}
     return pd.concat(tables, names=["policy", None]).reset_index("policy").reset_index(drop=True)
 

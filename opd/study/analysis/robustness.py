@@ -35,13 +35,13 @@ from opd.agent.parameters import TrainingParameters
 from opd.agent.problem import build_problem
 from opd.parallel import run_tasks
 from opd.pipeline import Pipeline
-from opd.study.analysis.intervals import estimate
-from opd.study.analysis.wording import Row, with_interval
-from opd.study.evaluation import Setting, run_cycle, summarise
-from opd.study.plots_style import policy_style
+from opd.study.analysis.estimates import Row, estimate, with_interval
+from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle
+from opd.study.plots.style import policy_style
+from opd.workload.cycles import Cycle, cycle_counts
 from opd.workload.forecast import Forecaster
 from opd.workload.load import HISTORY_SECONDS
-from opd.workload.trace import MIN_SECONDS, Cycle, Trace
+from opd.workload.trace import MIN_SECONDS, Trace
 
 AGENT, BACKLOG, MYOPIC, IPA, GREEDY = POLICIES = ("agent", "myopic-backlog", "myopic", "ipa", "greedy")
 
@@ -150,7 +150,7 @@ def overloaded(setting: Setting, pipeline: Pipeline, cycle: Cycle, seed: int) ->
     """More load than was ever trained on: the cycle's peak is :data:`EXCESS` times that of the training split."""
     trace = setting.trace
     largest = trace.counts[trace.split("train")].max()
-    factor = float(EXCESS * largest / max(trace.cycle_counts(cycle).max(), 1))
+    factor = float(EXCESS * largest / max(cycle_counts(trace, cycle).max(), 1))
     return Met(replace(setting, trace=scaled(trace, cycle, factor)), pipeline, factor)
 
 
@@ -273,7 +273,7 @@ def trained_agents(
 
 
 @dataclass(frozen=True)
-class Cell:
+class RobustnessCell:
     """One cycle to run: the number of the world, and who decides for what."""
 
     world: int
@@ -283,7 +283,7 @@ class Cell:
     seed: int
 
 
-def run(world: World, cell: Cell) -> dict[str, Any]:
+def run(world: World, cell: RobustnessCell) -> dict[str, Any]:
     """What one cycle brought, see :func:`evaluate`; the policy is built for it, since some remember what they did."""
     pipeline, cycle, seed = cell.pipeline, cell.cycle, cell.seed
     met = world.meet(world.setting, pipeline, cycle, seed)
@@ -294,10 +294,10 @@ def run(world: World, cell: Cell) -> dict[str, Any]:
     steps = run_cycle(pipeline, policy, cycle, seed, met.setting, met.device)
     row |= {"refused": sum(bool(step.refused) for step in steps)}
     row |= {"fallbacks": sum(bool(step.forecast_failure) for step in steps)}
-    return row | summarise(steps)
+    return row | cycle_summary(steps)
 
 
-def _run_cell(worlds: Sequence[World], cell: Cell) -> dict[str, Any]:
+def _run_cell(worlds: Sequence[World], cell: RobustnessCell) -> dict[str, Any]:
     return run(worlds[cell.world], cell)
 
 
@@ -319,7 +319,7 @@ def evaluate(
         ``by_expert`` those of the agent that its expert made.
     """
     cells = [
-        Cell(number, pipeline, policy, cycle, seed)
+        RobustnessCell(number, pipeline, policy, cycle, seed)
         for number, world in enumerate(worlds)
         for pipeline in pipelines
         for cycle in world.cycles

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from opd.study.benchmarks.decision_time import AGENT
+from opd.control import AGENT
 from opd.study.benchmarks.environment_steps import EPISODES
 from opd.study.benchmarks.peer_stable_baselines import PEERS
 from opd.study.benchmarks.simulated_requests import BATCHED, REFERENCE
@@ -74,7 +74,7 @@ def decision_bars(times: pd.DataFrame) -> pd.DataFrame:
     """The bars of decision times: the agent is faster than every solver at every size.
 
     Args:
-        times: table of :func:`opd.study.benchmarks.decision_time.measure_decision_times`.
+        times: table of :func:`opd.study.benchmarks.decision_time.compare_decision_times`.
 
     Returns:
         Columns bar (in words), measured (a solver's median time as a multiple of the agent's, at the size where the

@@ -19,12 +19,20 @@ from opd.control.policies import MyopicPolicy
 from opd.measurement import Observation
 from opd.objective import Weights
 from opd.pipeline import Pipeline
-from opd.profiling.generated import synthetic_pipeline
+from opd.profiling.synthetic import synthetic_pipeline
 from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters, ipa_objective
 from opd.study.benchmarks.errors import DisagreementError
 from opd.study.benchmarks.peer_gurobi import GurobiPolicy, GurobiUnavailable
-from opd.study.decision_time import SIZES, Decided, observations, policies, run_cycle, summarise, take_turns
+from opd.study.evaluation.decision_time import (
+    SIZES,
+    Decided,
+    observations,
+    policies,
+    take_turns,
+    time_cycle,
+    time_summary,
+)
 from opd.workload.forecast import Forecaster
 from opd.workload.load import HISTORY_SECONDS
 from opd.workload.trace import load_trace
@@ -58,7 +66,7 @@ FULL = DecisionBudget()
 SMOKE = DecisionBudget(sizes=((2, 5), (3, 6)), decisions=6, repetitions=1)
 
 
-def measure_decision_times(
+def compare_decision_times(
     forecaster: Forecaster,
     budget: DecisionBudget = FULL,
     counts: np.ndarray | None = None,
@@ -125,7 +133,7 @@ def _measure_pipeline(
     skipped = ""
     try:
         gurobi = GurobiPolicy(pipeline, ipa)
-        run_cycle(gurobi, seen, forecaster)  # programmes differ with the load, and the licence has to reach for all
+        time_cycle(gurobi, seen, forecaster)  # programmes differ with the load, and the licence has to reach for all
         deciders[GUROBI] = gurobi
     except GurobiUnavailable as error:
         skipped = str(error)
@@ -149,7 +157,7 @@ def _row(name: str, cycles: Sequence[Decided]) -> dict[str, str | float]:
         "forecast_ms": float(np.median([cycle.forecast_ms for cycle in cycles])),
         "decision_ms": float(np.median([cycle.decision_ms for cycle in cycles])),
     }
-    return {"policy": name} | alone | summarise(cycles)
+    return {"policy": name} | alone | time_summary(cycles)
 
 
 def _largest_gap(pipeline: Pipeline, ipa: IpaParameters, one: Decided, reference: Decided, name: str) -> float:
@@ -179,7 +187,7 @@ def growth(times: pd.DataFrame, decisions: int) -> pd.DataFrame:
     pipeline: which of the two the median is depends on the loads that were drawn, and the mean on their shares only.
 
     Args:
-        times: table of :func:`measure_decision_times`, of at least two sizes.
+        times: table of :func:`compare_decision_times`, of at least two sizes.
         decisions: in a cycle, as they were measured.
 
     Returns:

@@ -44,10 +44,10 @@ from opd.agent.network import FeaturesExtractor
 from opd.agent.parameters import TrainingParameters
 from opd.agent.problem import Problem
 from opd.agent.validation import Validation
+from opd.measurement import running_configurations
 from opd.pipeline import Pipeline, from_choices
 from opd.simulator.actions import admit
 from opd.simulator.environment import PipelineEnv
-from opd.study.analysis.refusal import running_configurations
 from opd.study.benchmarks.peer_environments import BatchedEnvironments, StageActions
 
 PEERS = ("ppo", "maskable-ppo")

@@ -9,19 +9,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from opd.study.benchmarks.decision_time import AGENT, GUROBI
-from opd.study.plots_style import PALETTE, Style, ordered, policy_style
-
-
-def _style(policy: str) -> Style:
-    return Style("IPA (Gurobi)", PALETTE[1], "D") if policy == GUROBI else policy_style(policy)
+from opd.control import AGENT
+from opd.study.plots.style import legend_below, ordered, policy_style
 
 
 def plot_decision_times(times: pd.DataFrame) -> Figure:
     """Fig. 6 of the paper: decision time by pipeline size, and the cycle total H as a ratio to the agent's.
 
     Args:
-        times: table of :func:`opd.study.benchmarks.decision_time.measure_decision_times`.
+        times: table of :func:`opd.study.benchmarks.decision_time.compare_decision_times`.
 
     Returns:
         The figure, not saved.
@@ -31,7 +27,7 @@ def plot_decision_times(times: pd.DataFrame) -> Figure:
     names = ordered(measured["policy"])
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.8), layout="constrained")
     for number, name in enumerate(names):
-        rows, style = measured[measured["policy"] == name], _style(name)
+        rows, style = measured[measured["policy"] == name], policy_style(name)
         places = np.array([sizes.index(size) for size in zip(rows["stages"], rows["variants"], strict=True)])
         aside = places + 0.07 * (number - (len(names) - 1) / 2)
         spread = np.array([np.zeros(len(rows)), (rows["p99_ms"] - rows["median_ms"]).clip(lower=0.0)])
@@ -44,7 +40,7 @@ def plot_decision_times(times: pd.DataFrame) -> Figure:
         range(len(sizes)), _of_each_size(measured, sizes, "forecast_ms"),
         color="0.4", linestyle=":", label="the forecast alone",
     )  # fmt: skip
-    right.axhline(1.0, color=_style(AGENT).colour, linewidth=1.4)
+    right.axhline(1.0, color=policy_style(AGENT).colour, linewidth=1.4)
     labels = {
         left: ("milliseconds", "Forecast and decision:\nmedian, whisker to the 99th percentile"),
         middle: ("milliseconds", "Decision alone: median"),
@@ -57,9 +53,7 @@ def plot_decision_times(times: pd.DataFrame) -> Figure:
         axes.set(xlabel="stages × variants a stage", ylabel=unit, title=title)
         axes.grid(axis="y", which="both", alpha=0.25)
     right.set_ylim(bottom=0.5)
-    shown = [axes.get_legend_handles_labels() for axes in (left, middle)]
-    handles, texts = ([entry for pair in shown for entry in pair[side]] for side in (0, 1))
-    figure.legend(handles, texts, loc="outside lower center", ncols=len(handles), frameon=False)
+    legend_below(figure, left, middle)
     return figure
 
 

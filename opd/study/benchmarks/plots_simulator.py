@@ -13,7 +13,7 @@ from opd.study.benchmarks.bars import STEPS_PER_CPU_SECOND, TIMES_SIMPY
 from opd.study.benchmarks.environment_steps import EPISODES, GYMNASIUM, SIMULATOR
 from opd.study.benchmarks.simulated_requests import CONTENDERS, QUEUES, REFERENCE, WHOLE_MODEL
 from opd.study.benchmarks.simulator_setting import LOAD
-from opd.study.plots_style import PALETTE, Style
+from opd.study.plots.style import PALETTE, Style
 
 _COLOURS = dict(zip((contender.name for contender in CONTENDERS), np.array(PALETTE)[[0, 9, 1, 8, 7]], strict=True))
 _CASES = {
@@ -42,7 +42,7 @@ def _logarithmic(axes: Axes, labelled: tuple[float, ...]) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _short(ratio: float) -> str:
+def _ratio(ratio: float) -> str:
     return f"{ratio:.2g}" if ratio < 10 else f"{ratio:.0f}"
 
 
@@ -75,7 +75,7 @@ def _plot_requests(axes: Axes, requests: pd.DataFrame) -> None:
         at = np.array(places) + width * (number - (len(_COLOURS) - 1) / 2)
         axes.bar(at, rows["requests_per_cpu_second"], 0.92 * width, color=colour, label=name)
         for place, rate, ratio in zip(at, rows["requests_per_cpu_second"], rows["ratio"], strict=True):
-            text = _plainly(rate) if name == REFERENCE else f"{_plainly(rate)}\n{_short(ratio)} ×"
+            text = _plainly(rate) if name == REFERENCE else f"{_plainly(rate)}\n{_ratio(ratio)} ×"
             axes.annotate(
                 text, (place, rate), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=8,
                 bbox=dict(facecolor="white", edgecolor="none", alpha=1.0, pad=0.2), zorder=4,

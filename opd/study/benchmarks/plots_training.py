@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from opd.study.benchmarks.training import METHODS, MYOPIC
-from opd.study.plots_style import PALETTE, Style, policy_style
+from opd.study.plots.style import PALETTE, Style, legend_below, policy_style
 
 STYLES = {
     "agent": Style("ours", PALETTE[0], "o"),
@@ -22,7 +22,7 @@ STYLES = {
 }
 
 
-def plot_training(summary: pd.DataFrame, curves: pd.DataFrame) -> Figure:
+def plot_training_speed(summary: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     """Reward over CPU-seconds, all of it and close to the solver, and the speed of each method.
 
     A line is a seed. A bar is the mean of the seeds, its whisker the slowest and the fastest of them.
@@ -42,9 +42,9 @@ def plot_training(summary: pd.DataFrame, curves: pd.DataFrame) -> Figure:
         _draw_curves(axes, curves, level)
     whole.set(title="from the first step", ylabel="reward of the greedy policy in validation (Eq. 7)")
     close.set(title="close to the myopic solver")
-    _zoom(close, curves["reward"], level)
+    _fit_upper_half(close, curves["reward"], level)
     _draw_speeds(speed, summary)
-    figure.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    legend_below(figure, whole, columns=4)
     return figure
 
 
@@ -60,7 +60,7 @@ def _draw_curves(axes: Axes, curves: pd.DataFrame, level: float) -> None:
     axes.set_xlim(left=0.0)
 
 
-def _zoom(axes: Axes, rewards: pd.Series, level: float) -> None:
+def _fit_upper_half(axes: Axes, rewards: pd.Series, level: float) -> None:
     """From where the upper half of all evaluations begins to a little above the best."""
     top = max(float(rewards.max()), level)
     low = min(float(np.nanquantile(rewards, 0.5)), level)

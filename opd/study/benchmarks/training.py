@@ -56,11 +56,12 @@ from opd.parallel import run_tasks
 from opd.paths import project_path
 from opd.profiling.catalogue import load_pipeline
 from opd.simulator.parameters import SimulationParameters
-from opd.study.analysis.intervals import spread
+from opd.study.analysis.estimates import spread
 from opd.study.benchmarks.peer_stable_baselines import BATCHED, PEERS, Decide, Observe, train_peer
 from opd.study.benchmarks.quick import QUICK
+from opd.workload.cycles import burst_starts
 from opd.workload.forecast import Forecaster
-from opd.workload.trace import burst_starts, load_trace
+from opd.workload.trace import load_trace
 from opd.workload.workload import Workload
 
 MODES = {"agent": "pretrain", "agent-unaided": "none"}
@@ -150,7 +151,7 @@ def build_task(
 
 
 def _study_forecaster(damping: int) -> Forecaster:
-    path = project_path("models", "forecaster.ckpt")
+    path = project_path("models", "forecaster.npz")
     if not path.is_file():
         raise FileNotFoundError(f"no forecaster at {path}; `make repro` trains it, as its second stage")
     return Forecaster.load(path, damping)

@@ -7,8 +7,9 @@ agent is the seed of its training.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,15 +19,20 @@ from opd.control import AGENT, BASELINES
 from opd.control.factory import build_policy
 from opd.control.loop import Step, run
 from opd.control.policies import Policy
+from opd.machine import hardware
 from opd.objective import Weights
 from opd.parallel import run_tasks
 from opd.pipeline import Pipeline
 from opd.simulator.backend import SimulatedBackend
 from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters, greedy
+from opd.workload.cycles import CYCLE_SECONDS, TWITTER_CYCLES, Cycle
 from opd.workload.forecast import Forecaster
 from opd.workload.load import HISTORY_SECONDS
-from opd.workload.trace import CYCLE_SECONDS, Cycle, Trace
+from opd.workload.trace import Trace
+
+LOADS = tuple(cycle.name for cycle in TWITTER_CYCLES)
+"""The paper's three workloads, found in any trace under these names."""
 
 COLUMNS = [
     "pipeline",
@@ -107,7 +113,7 @@ def run_cycle(
     return list(run(backend, pipeline, policy, setting.forecaster.predict, setting.weights, decisions, seconds))
 
 
-def summarise(steps: Sequence[Step]) -> dict[str, float]:
+def cycle_summary(steps: Sequence[Step]) -> dict[str, float]:
     """One row of the evaluation from the steps of a cycle; latencies are over all completed requests.
 
     ``by_expert`` counts the decisions of an agent's fallback policy.
@@ -144,7 +150,7 @@ def timeline(steps: Sequence[Step], seconds: float) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class Cell:
+class EvaluationCell:
     """One combination to evaluate."""
 
     pipeline: Pipeline
@@ -153,15 +159,15 @@ class Cell:
     seed: int
 
 
-def evaluate_cell(setting: Setting, cell: Cell) -> tuple[dict[str, object], pd.DataFrame]:
+def evaluate_cell(setting: Setting, cell: EvaluationCell) -> tuple[dict[str, object], pd.DataFrame]:
     """One row of the evaluation and the timeline behind it."""
     policy = setting.policy(cell.policy, cell.pipeline, cell.seed)
     steps = run_cycle(cell.pipeline, policy, cell.cycle, cell.seed, setting)
     key = {"pipeline": cell.pipeline.name, "cycle": cell.cycle.name, "policy": cell.policy, "seed": cell.seed}
-    return key | summarise(steps), timeline(steps, setting.simulation.interval).assign(**key)  # type: ignore[arg-type]
+    return key | cycle_summary(steps), timeline(steps, setting.simulation.interval).assign(**key)  # type: ignore[arg-type]
 
 
-def evaluate(cells: Iterable[Cell], setting: Setting, workers: int = 1) -> tuple[pd.DataFrame, pd.DataFrame]:
+def evaluate(cells: Iterable[EvaluationCell], setting: Setting, workers: int = 1) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Run every cell and show progress.
 
     Returns:
@@ -171,3 +177,32 @@ def evaluate(cells: Iterable[Cell], setting: Setting, workers: int = 1) -> tuple
     results = list(tqdm(run_tasks(evaluate_cell, setting, todo, workers), total=len(todo), unit="cycle"))
     rows = pd.DataFrame([row for row, _ in results], columns=COLUMNS)
     return rows, pd.concat([steps for _, steps in results], ignore_index=True)
+
+
+def describe_run(
+    setting: Setting, pipelines: Iterable[Pipeline], cycles: Iterable[Cycle], policies: Sequence[str]
+) -> dict[str, Any]:
+    """What was evaluated and on which machine, to be kept beside the results."""
+    return {
+        "trace": setting.trace.label,
+        "cycles": {cycle.name: cycle.start for cycle in cycles},
+        "policies": list(policies),
+        "pipelines": {
+            pipeline.name: {
+                "stages": len(pipeline.tasks),
+                "variants": [len(task.variants) for task in pipeline.tasks],
+                "capacity": pipeline.capacity,
+            }
+            for pipeline in pipelines
+        },
+        "weights": asdict(setting.weights),
+        "simulation": asdict(setting.simulation),
+        "ipa": asdict(setting.ipa),
+        "hardware": hardware(),
+    }
+
+
+def shown_cycles(rows: pd.DataFrame) -> list[str]:
+    """The paper's three workloads where they were run, otherwise the first three cycles."""
+    cycles = list(dict.fromkeys(rows["cycle"]))
+    return [load for load in LOADS if load in cycles] or cycles[:3]

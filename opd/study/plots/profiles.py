@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from opd.pipeline import Pipeline
-from opd.solvers.options import best_by_cores, replicas_needed, stage_options
-from opd.study.plots_style import PALETTE, save_figure
+from opd.solvers.knapsack import best_by_cores
+from opd.solvers.options import replicas_needed, stage_options
+from opd.study.plots.style import PALETTE, legend_below, save_figure
 
 _MARKERS = "osD^vP"
 
@@ -84,7 +85,7 @@ def accuracy_by_cores(pipeline: Pipeline, load: float) -> np.ndarray:
     return value[0]
 
 
-def plot_frontier(
+def plot_accuracy_frontier(
     pipelines: Sequence[Pipeline], path: str | Path, loads: Sequence[float] = (5.0, 10.0, 30.0)
 ) -> Figure:
     """What accuracy costs: the highest summed accuracy against the cores it needs, a panel for each pipeline.
@@ -107,8 +108,7 @@ def plot_frontier(
         panel.set_xlim(0, 1.04 * pipeline.capacity)
         panel.grid(True, alpha=0.3)
     axes[0, 0].set_ylabel("highest summed accuracy")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    legend_below(figure, axes[0, 0])
     return save_figure(figure, path)
 
 

@@ -24,7 +24,7 @@ from opd.control.factory import agent_policy
 from opd.control.policies import IpaPolicy, Policy
 from opd.measurement import Observation, idle_observation
 from opd.pipeline import Configuration, Pipeline
-from opd.profiling.generated import synthetic_pipeline
+from opd.profiling.synthetic import synthetic_pipeline
 from opd.solvers import IpaParameters, ipa_dynamic_program, ipa_highs
 from opd.workload.forecast import Forecaster
 
@@ -56,7 +56,7 @@ class Decided(NamedTuple):
     chosen: list[Configuration]
 
 
-def run_cycle(policy: Policy, seen: Sequence[Observation], forecaster: Forecaster) -> Decided:
+def time_cycle(policy: Policy, seen: Sequence[Observation], forecaster: Forecaster) -> Decided:
     """Decide once to compile and to warm up, then on every observation, each decision after its forecast."""
     policy.decide(replace(seen[0], predicted_load=forecaster.predict(seen[0].history)))
     times, loads, chosen = [], [], []
@@ -77,12 +77,12 @@ def take_turns(
 ) -> dict[str, list[Decided]]:
     """Cycles of every policy, by its name; each policy runs one before any runs the next."""
     rounds = [
-        {name: run_cycle(policy, seen, forecaster) for name, policy in deciders.items()} for _ in range(repetitions)
+        {name: time_cycle(policy, seen, forecaster) for name, policy in deciders.items()} for _ in range(repetitions)
     ]
     return {name: [cycles[name] for cycles in rounds] for name in deciders}
 
 
-def summarise(cycles: Sequence[Decided]) -> dict[str, float]:
+def time_summary(cycles: Sequence[Decided]) -> dict[str, float]:
     """Figures of forecast and decision together, over some cycles of one policy.
 
     Returns:
@@ -131,8 +131,7 @@ def measure_decision_times(
     for stages, variants in tqdm(sizes, unit="pipeline"):
         pipeline = synthetic_pipeline(stages, variants, seed)
         seen = observations(pipeline, counts, decisions)
+        size = {"stages": stages, "variants": variants}
         cycles = take_turns(policies(pipeline, ipa, seed), seen, forecaster, repetitions)
-        rows += [
-            {"stages": stages, "variants": variants, "policy": name} | summarise(each) for name, each in cycles.items()
-        ]
+        rows += [size | {"policy": name} | time_summary(each) for name, each in cycles.items()]
     return pd.DataFrame(rows)

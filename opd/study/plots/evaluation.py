@@ -1,8 +1,8 @@
-"""Figures of training, evaluation and decision time; each is saved and returned, closed, for a notebook to show."""
+"""Figures of evaluation and decision time (Figs. 4 to 6)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -10,74 +10,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from opd.study.plots_style import ordered, policy_style, save_figure
-from opd.study.report import shown_cycles
+from opd.study.evaluation.cycles import shown_cycles
+from opd.study.plots.style import legend_below, ordered, panel_grid, policy_style, save_figure
 
 _PAPER_POLICIES = ("random", "greedy", "ipa")
-"""Baselines of Figs. 4 and 5; the exact optimisers of the reward are yardsticks of ours."""
-
-
-def _legend_below(figure: Figure, axes: Axes, columns: int) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
-
-
-# ------------------------------------------------------------------------------------------------- training
-
-_CURVES = {
-    "train/loss": "training loss (Eq. 11)",
-    "train/value_loss": "value loss",
-    "rollout/reward": "mean reward of a decision\nin training episodes",
-    "validation/reward": "mean reward of a decision\nin validation",
-    "validation/dropped": "requests dropped\nin validation",
-}
-
-
-def plot_training(
-    curves: pd.DataFrame, references: Mapping[str, Mapping[str, Mapping[str, float]]], title: str, path: str | Path
-) -> Figure:
-    """Fig. 7 of the paper: losses and reward by update, and how the agent does in validation; one row an agent.
-
-    A line is a seed, a ring the checkpoint of it that was kept.
-
-    Args:
-        curves: columns policy, seed, update and the metrics of :func:`opd.study.training_report.training_curve`.
-        references: by agent and by baseline, its ``reward`` and ``dropped`` on the same validation episodes.
-        title: of the figure.
-        path: image file to write.
-    """
-    policies = ordered(curves["policy"])
-    figure, grid = plt.subplots(
-        len(policies), len(_CURVES), figsize=(16, 0.9 + 2.9 * len(policies)), layout="constrained", squeeze=False
-    )
-    figure.suptitle(title)
-    for policy, row in zip(policies, grid, strict=True):
-        colour = policy_style(policy).colour
-        for axes, (metric, label) in zip(row, _CURVES.items(), strict=True):
-            validates = metric.startswith("validation")
-            for seed, run in curves[curves["policy"] == policy].groupby("seed"):
-                run = run.dropna(subset=metric)
-                marker = "o" if validates else ""
-                name = policy if seed == curves["seed"].min() else None
-                axes.plot(run["update"], run[metric], marker=marker, ms=3, lw=1, color=colour, alpha=0.8, label=name)
-                if validates:
-                    best = run[run["validation/selection"] == run["validation/selection"].max()].iloc[:1]
-                    axes.plot(best["update"], best[metric], marker="o", ms=9, mfc="none", color=colour)
-            axes.set(ylabel=label, xlabel="update")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.margins(y=0.1)
-        for baseline, values in references[policy].items():
-            style = policy_style(baseline)
-            for axes, value in ((row[3], values["reward"]), (row[4], values["dropped"])):
-                axes.axhline(value, color=style.colour, linestyle="--", linewidth=1.3, label=style.label)
-        row[3].legend(fontsize=8)
-        row[4].set_ylim(bottom=min(0.0, row[4].get_ylim()[0]))
-    return save_figure(figure, path)
-
-
-# ----------------------------------------------------------------------------------------------- evaluation
+"""Baselines of Figs. 4 and 5."""
 
 
 def plot_timelines(
@@ -86,7 +24,7 @@ def plot_timelines(
     """Fig. 4 of the paper: load, cost and QoS of every policy over a cycle, one column a workload.
 
     Args:
-        timelines: rows of :func:`opd.study.evaluation.timeline` with pipeline, cycle and policy.
+        timelines: rows of :func:`opd.study.evaluation.cycles.timeline` with pipeline, cycle and policy.
         pipeline: the one to show.
         label: of the trace, for the title.
         path: image file to write.
@@ -118,8 +56,8 @@ def plot_timelines(
     grid[2, 0].set_ylabel("QoS (Eq. 3)")
     sensible = rows[rows["policy"].isin(policies) & (rows["policy"] != "random")]
     for axes, column in ((grid[1, 0], "cost"), (grid[2, 0], "qos")):
-        _zoom(axes, sensible[column])
-    _legend_below(figure, grid[1, 0], len(policies))
+        _fit_y(axes, sensible[column])
+    legend_below(figure, grid[1, 0], columns=len(policies))
     return save_figure(figure, path)
 
 
@@ -128,7 +66,7 @@ def _draw_load(axes: Axes, run: pd.DataFrame) -> None:
     axes.step(run["time"], run["predicted_load"], where="post", color="0.2", linewidth=0.9, label="forecast maximum")
 
 
-def _zoom(axes: Axes, values: pd.Series) -> None:
+def _fit_y(axes: Axes, values: pd.Series) -> None:
     """Let the policies that make sense fill the axes; what random does beyond them is cut off."""
     low, high = values.min(), values.max()
     space = 0.08 * max(high - low, 1e-9)
@@ -141,7 +79,7 @@ def plot_loads(
     """Fig. 5 of the paper: mean cost and QoS of every policy under the three workloads.
 
     Args:
-        evaluation: the results, columns of :data:`opd.study.evaluation.COLUMNS`.
+        evaluation: the results, columns of :data:`opd.study.evaluation.cycles.COLUMNS`.
         pipeline: the one to show.
         label: of the trace, for the title.
         path: image file to write.
@@ -181,12 +119,12 @@ def plot_plane(evaluation: pd.DataFrame, label: str, path: str | Path) -> Figure
     The random policy is far from the others; where it is, stands in the corner.
 
     Args:
-        evaluation: the results, columns of :data:`opd.study.evaluation.COLUMNS`.
+        evaluation: the results, columns of :data:`opd.study.evaluation.cycles.COLUMNS`.
         label: of the trace, for the title.
         path: image file to write.
     """
     pipelines = list(dict.fromkeys(evaluation["pipeline"]))
-    figure, panels = _small_multiples(len(pipelines))
+    figure, panels = panel_grid(len(pipelines), 4.2, 3.3)
     figure.suptitle(f"Mean QoS and cost of all cycles\n{label}")
     for pipeline, axes in zip(pipelines, panels, strict=True):
         means = evaluation[evaluation["pipeline"] == pipeline].groupby("policy")[["cost", "qos"]].mean()
@@ -200,18 +138,8 @@ def plot_plane(evaluation: pd.DataFrame, label: str, path: str | Path) -> Figure
         if "random" in means.index:
             where = "random, outside: {cost:.1f} cores, QoS {qos:.1f}".format(**means.loc["random"])
             axes.annotate(where, (0.98, 0.03), xycoords="axes fraction", ha="right", fontsize=8, color="0.35")
-    _legend_below(figure, panels[0], 3)
+    legend_below(figure, panels[0], columns=3)
     return save_figure(figure, path)
-
-
-def _small_multiples(number: int) -> tuple[Figure, Sequence[Axes]]:
-    columns = min(number, 3)
-    rows = -(-number // columns)
-    size = (1.0 + 4.2 * columns, 1.4 + 3.3 * rows)
-    figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
-    for axes in grid.flat[number:]:
-        axes.remove()
-    return figure, list(grid.flat[:number])
 
 
 def plot_differences(
@@ -220,7 +148,7 @@ def plot_differences(
     """How much reward a policy gains over another in each cycle: one point a cycle and seed, one row a pipeline.
 
     Args:
-        evaluation: the results, columns of :data:`opd.study.evaluation.COLUMNS`.
+        evaluation: the results, columns of :data:`opd.study.evaluation.cycles.COLUMNS`.
         label: of the trace, for the title.
         path: image file to write.
         policy: whose gain is shown.
@@ -248,7 +176,7 @@ def plot_differences(
         xlabel=f"mean reward of a decision: {style.label} minus {policy_style(reference).label}",
         title=f"Gain by cycle: {label}",
     )
-    _legend_below(figure, axes, 2)
+    legend_below(figure, axes, columns=2)
     return save_figure(figure, path)
 
 
@@ -256,7 +184,7 @@ def plot_decision_time(times: pd.DataFrame, path: str | Path) -> Figure:
     """Fig. 6 of the paper: median decision time by pipeline size, up to the 99th percentile, on a log scale.
 
     Args:
-        times: table of :func:`opd.study.decision_time.measure_decision_times`.
+        times: table of :func:`opd.study.evaluation.decision_time.measure_decision_times`.
         path: image file to write.
     """
     sizes = list(dict.fromkeys(zip(times["stages"], times["variants"], strict=True)))
@@ -280,5 +208,5 @@ def plot_decision_time(times: pd.DataFrame, path: str | Path) -> Figure:
         title="Time of one decision: median, whisker to the 99th percentile",
     )
     axes.grid(axis="y", which="both", alpha=0.25)
-    _legend_below(figure, axes, len(policies))
+    legend_below(figure, axes, columns=len(policies))
     return save_figure(figure, path)

@@ -1,4 +1,4 @@
-"""The report as a page of Markdown, made of the tables of :mod:`opd.study.report`."""
+"""The report as a page of Markdown, made of the tables of :mod:`opd.study.report.tables`."""
 
 from __future__ import annotations
 
@@ -8,39 +8,18 @@ from typing import Any
 
 import pandas as pd
 
-from opd.study.report import (
-    AGENT,
+from opd.control import AGENT
+from opd.study.report.criteria import Criterion, criteria, cycles_with_more_drops
+from opd.study.report.files import markdown_table, write_json
+from opd.study.report.results import Results, flat_metrics, read_results
+from opd.study.report.tables import (
     FRUGAL,
     PAPER_SPEEDUPS,
-    Criterion,
-    Results,
-    criteria,
-    cycles_with_more_drops,
     decision_table,
-    flat_metrics,
     forecast_table,
     paper_comparison,
     policy_summary,
-    read_results,
-    write_json,
 )
-
-
-def markdown_table(frame: pd.DataFrame, digits: int = 2) -> str:
-    """A table in Markdown: text to the left, numbers to the right with ``digits`` decimals, integers as they are.
-
-    Zero has no sign, whatever it was rounded from.
-    """
-    text = pd.DataFrame(
-        {
-            column: frame[column].map(f"{{:z.{digits}f}}".format if frame[column].dtype.kind == "f" else str)
-            for column in frame
-        }
-    )
-    rules = ["---:" if frame[column].dtype.kind in "fiu" else "---" for column in frame]
-    rows = [list(map(str, frame.columns)), rules, *text.to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
 
 _COLUMN_NAMES = {
     "qos": "QoS",

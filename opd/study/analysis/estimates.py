@@ -1,4 +1,4 @@
-"""How sure a mean over seeds and cycles of load is.
+"""Confidence intervals of means over seeds and cycles of load, and how they are written.
 
 All seeds of a policy meet the same cycles, and cycles differ far more than seeds do: a policy's rows are no independent
 draws, and more seeds do not make up for few cycles. So both are resampled, seeds and within each of them cycles, and
@@ -10,10 +10,14 @@ their effects would cancel in the mean, and with five seeds six of ten intervals
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+
+Row = Mapping[Hashable, Any]
+"""A row of a summary table."""
 
 LEVEL = 0.95
 """How many of the intervals should hold the truth."""
@@ -92,3 +96,23 @@ def spread(name: str, of_seeds: Sequence[float] | np.ndarray | pd.Series) -> dic
     """
     known = pd.Series(of_seeds, dtype=float)
     return {name: known.mean(), f"{name}_min": known.min(), f"{name}_max": known.max()}
+
+
+# --------------------------------------------------------------------------------------- in text
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """A figure with its sign; none where it rounds to zero."""
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0.0 else text.replace("-", "−")
+
+
+def with_interval(row: Row, quantity: str) -> str:
+    """A quantity with its interval, as in ``+0.061 [+0.040, +0.083]``."""
+    return f"{signed(row[quantity])} [{_end(row[f'{quantity}_low'])}, {_end(row[f'{quantity}_high'])}]"
+
+
+def _end(value: float) -> str:
+    """An end of an interval; one that rounds to zero by its first digit, since verdicts go by the side it is on."""
+    rounds_to_zero = value != 0.0 and round(value, 3) == 0.0
+    return f"{value:+.1g}".replace("-", "−") if rounds_to_zero else signed(value)

@@ -1,0 +1,1 @@
+"""Evaluation (Sec. VI) of policies and trainings, as tables."""

@@ -1,0 +1,1 @@
+"""Figures of profiles, workload, training and evaluation, and their common style."""

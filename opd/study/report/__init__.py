@@ -1,0 +1,1 @@
+"""The report: tables, acceptance criteria and the generated page."""

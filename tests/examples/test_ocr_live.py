@@ -1,0 +1,114 @@
+"""Live evaluation of the OCR pipeline with real processes on this machine."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from opd.examples.ocr.accuracy import text_accuracy
+from opd.examples.ocr.pages import load_pages, write_pages
+from opd.live.calibration import WARM_UP_CALLS, calibrate_pipeline, measure_served_latencies
+from opd.live.fidelity import measure_fidelity
+from opd.live.load import read_payloads
+from opd.live.overhead import measure_overhead
+from opd.live.replay import replay
+from opd.live.runs import SchedulePolicy, configurations_from, run_live
+from opd.live.summaries import count_changes, summarise_run
+from opd.live.traffic import Traffic
+from opd.objective import Weights
+from opd.pipeline import StageConfiguration
+from opd.profiling.catalogue import load_pipeline
+from opd.serving.local import LocalBackend
+from opd.simulator.parameters import SimulationParameters
+
+pytestmark = pytest.mark.processes
+
+OCR = load_pipeline("ocr")
+FIRST = configurations_from([[[0, 1, 1], [0, 1, 1]]])[0]
+CHANGES = configurations_from([[[1, 1, 1], [0, 2, 1]], [[1, 1, 2], [1, 1, 2]], [[0, 1, 1], [0, 1, 1]]])
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pages") / "pages.parquet"
+    write_pages(path, 20, seed=3)
+    return path
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory, ocr_store):
+    parameters = SimulationParameters(interval=6)
+    with LocalBackend(OCR, parameters, FIRST, tmp_path_factory.mktemp("live"), ocr_store.url) as running:
+        yield running
+
+
+def test_reconfiguration_under_load_loses_no_request(backend, pages, tmp_path):
+    traffic = Traffic(np.full(24, 5), 6, pages, seed=1)
+    policy, seen = SchedulePolicy(CHANGES, 3), []
+
+    def forecast(history):
+        seen.append(history)
+        return history.max()
+
+    run = run_live(backend, policy, forecast, Weights(), 6, traffic, tmp_path)
+    assert 1 <= len(seen[0]) <= 6 and seen[0][0] > 0, "history starts with the first request of this run"
+    assert [step.configuration for step in run.steps] == CHANGES
+    assert count_changes(run) == {"reconfigurations": 3, "variant": 3, "replicas": 2, "batch_size": 2}
+    summary = summarise_run(run)
+    assert summary["refused"] == []
+    assert {name: summary["requests"][name] for name in ("offered", "completed", "failed", "lost")} == {
+        "offered": 120,
+        "completed": 120,
+        "failed": 0,
+        "lost": 0,
+    }
+    truth = [page.text for page in load_pages(pages)]
+    read = run.records["answer"].tolist()
+    assert text_accuracy(read, [truth[page] for page in run.records["payload"]]) > 0.5
+    table = replay({"profiled": OCR}, SimulationParameters(interval=6), run, [0])
+    assert np.isfinite(table[["profiled", "measured"]]).all(axis=None)
+
+
+def test_overhead_and_served_latencies_are_measured(backend, pages):
+    backend.apply(FIRST)
+    payloads = [page.payload for page in load_pages(pages)]
+    overhead = measure_overhead(backend, payloads[:12], warm_up=4, idle_seconds=1.0)
+    assert overhead["requests"] == 8 and overhead["direct_ms"]["p50"] > 1.0
+    direct, routed, added = (overhead[way]["mean"] for way in ("direct_ms", "routed_ms", "added_ms"))
+    assert added == pytest.approx(routed - direct)
+    begin = time.perf_counter()
+    served = measure_served_latencies(backend, payloads, calls=8)
+    elapsed = time.perf_counter() - begin
+    assert [list(latency) for latency in served] == [[1], [1]]
+    assert all(latency[1] > 0.001 for latency in served)
+    # Calls are sequential, so the counted ones took less than all of them together.
+    assert (8 - WARM_UP_CALLS) * sum(latency[1] for latency in served) < elapsed
+
+
+def test_only_the_given_variants_are_calibrated(backend, pages):
+    served = calibrate_pipeline(backend, [FIRST], read_payloads(pages))
+    assert backend.configuration == FIRST
+    for task, known, stage in zip(served.tasks, OCR.tasks, FIRST, strict=True):
+        for index, (variant, profiled) in enumerate(zip(task.variants, known.variants, strict=True)):
+            assert (variant.latency == profiled.latency) == (index != stage.variant)
+        assert task.variants[stage.variant].latency[1] > 0.001
+
+
+def test_fidelity_predicts_the_arrivals_that_are_sent(backend, pages, tmp_path):
+    table = measure_fidelity(backend, SimulationParameters(), [FIRST], [4.0], 5, pages, 0.005, tmp_path)
+    row = table.iloc[0]
+    assert row["offered"] == row["completed"] > 5
+    assert row["throughput_predicted"] == pytest.approx(row["throughput_measured"])
+    assert row["latency_mean_predicted"] > 0.005
+
+
+def test_the_stages_report_the_applied_configuration(backend):
+    backend.apply(CHANGES[1])
+    for stage, wanted in zip(backend.stages, CHANGES[1], strict=True):
+        status = stage.queue.http("GET", "/stage")
+        serving = [replica for replica in status["replicas"] if not replica["retired"]]
+        assert (status["batch_size"], len(serving)) == (wanted.batch_size, wanted.replicas)
+        assert {replica["variant"] for replica in serving} == {stage.task.variants[wanted.variant].name}
+    assert backend.configuration == CHANGES[1] == tuple(StageConfiguration(*stage) for stage in CHANGES[1])

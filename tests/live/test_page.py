@@ -1,0 +1,86 @@
+"""The report page and the figures of a live evaluation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from live_runs import LARGE, SMALL, requests, run_of
+from PIL import Image
+from small_pipelines import ocr_pipeline
+
+from opd.live import plots
+from opd.live.fidelity import relative_errors
+from opd.live.page import NOTEBOOK, write_page
+from opd.live.summaries import live_timeline, summarise_run
+from opd.paths import project_path
+
+
+def fidelity_table():
+    row = {"configuration": "a x1 b1 + b x1 b1", "load": 5.0, "offered": 50, "completed": 50}
+    figures = {"throughput": 5.0, "latency_mean": 0.1, "latency_p95": 0.2}
+    for kind, factor in (("profiled", 0.8), ("predicted", 1.0), ("measured", 1.1)):
+        row |= {f"{name}_{kind}": factor * value for name, value in figures.items()}
+    return pd.DataFrame([row, row | {"load": 12.0, "latency_mean_measured": 0.05}])
+
+
+def replay_table(**figures):
+    figures = {"measured": [0.1, 0.2], "profiled": [0.2, 0.2]} | figures
+    return pd.DataFrame({"time": [0, 10], "policy": "agent", **figures})
+
+
+def test_errors_are_relative_to_the_prediction():
+    off = relative_errors(fidelity_table())
+    assert off["latency_mean"].tolist() == pytest.approx([0.1, -0.5])
+    assert off["throughput"].tolist() == pytest.approx([0.1, 0.1])
+
+
+def test_the_page_names_the_worst_errors_and_missed_criteria(tmp_path):
+    summary = {"pipeline": "ocr", "backend": "local", "monitoring": "x", "traffic": "y"}
+    summary |= {"hardware": {"processor": "p", "cores": 2}}
+    summary["policies"] = {"agent": summarise_run(run_of([SMALL], requests([0.5], 0.3)))}
+    spread = {"mean": 4.0, "p50": 3.0, "p95": 6.0}
+    overhead = {"requests": 9, "cpu_ms": 2.5, "direct_ms": spread, "routed_ms": spread, "added_ms": spread}
+    text = write_page(tmp_path / "page.md", summary, overhead, fidelity_table(), replay_table(calibrated=[0.08, 0.16]))
+    where = "(a x1 b1 + b x1 b1 at {} requests/s)"
+    assert f"mean latency -50% {where.format(12)}, p95 latency +10% {where.format(5)}" in text
+    assert "| 12.00 | 0.10 | -0.50 | 0.10 |" in text
+    assert "the median absolute errors are 37.5%, 37.5% and 37.5%" in text
+    assert "NOT within the acceptance criteria of 5% for throughput and 15% for mean latency" in text
+    assert NOTEBOOK in text and "Command" not in text
+    assert (project_path() / NOTEBOOK).is_file()
+    assert "2.5 ms of CPU time per request" in text
+    assert "| policy | calibrated, median | calibrated, worst | profiled, median | profiled, worst |" in text
+    assert "| agent | 0.25 | 0.25 | 0.25 | 0.50 |" in text
+    assert (tmp_path / "page.md").read_text() == text
+
+
+def test_the_page_shows_a_run_without_completed_requests(tmp_path):
+    records = requests([0.5], 0.3).assign(outcome="dropped")
+    records.attrs = {"started": 1000.0, "seconds": 20.0}
+    summary = {"pipeline": "ocr", "backend": "local", "monitoring": "x", "traffic": "y"}
+    summary |= {"hardware": {"processor": "p", "cores": 2}}
+    summary["policies"] = {"agent": summarise_run(run_of([SMALL], records))}
+    assert summary["policies"]["agent"]["requests"]["latency_p99"] is None
+    text = write_page(tmp_path / "page.md", summary, {}, pd.DataFrame(), replay_table(measured=[np.nan, np.nan]))
+    assert "| agent | 1 | 0 | 0 | 1 | 0 | 0 | nan | nan | nan | nan |" in text
+    assert "| policy | profiled, median | profiled, worst |" in text
+
+
+def test_figures_show_every_run_and_configuration(tmp_path):
+    run = run_of([SMALL, LARGE], requests([1.0, 12.0], 0.2))
+    timelines = live_timeline(ocr_pipeline(), run, 10).assign(policy="agent")
+    drawn = [
+        plots.plot_live_timelines(timelines, ["detection", "recognition"], "a title", tmp_path / "course.png"),
+        plots.plot_replay(replay_table(calibrated=[0.1, 0.2]), tmp_path / "replay.png"),
+        plots.plot_fidelity(fidelity_table(), tmp_path / "fidelity.png"),
+    ]
+    words = ["\n".join(a.get_text() for a in f.findobj(lambda a: hasattr(a, "get_text"))) for f in drawn]
+    assert all(word in words[0] for word in ("agent", "tiny", "b2", "cost (CPU cores)", "load\n(requests/s)"))
+    assert all(
+        word in words[1] for word in ("measured", "predicted, calibrated", "predicted, profiled", "latency (ms)")
+    )
+    assert "a x1 b1 + b x1 b1" in words[2] and "12 requests/s" in words[2]
+    for name in ("course", "replay", "fidelity"):
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert image.width > 400

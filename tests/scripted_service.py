@@ -1,0 +1,55 @@
+"""Inference service that answers or fails as the payload says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+import grpc
+from mlserver.grpc import dataplane_pb2 as messages
+from mlserver.grpc import dataplane_pb2_grpc as services
+
+CODES = {
+    b"full": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    b"old": grpc.StatusCode.DEADLINE_EXCEEDED,
+    b"wrong": grpc.StatusCode.INVALID_ARGUMENT,
+    b"gone": grpc.StatusCode.UNAVAILABLE,
+}
+
+
+class ScriptedService(services.GRPCInferenceServiceServicer):
+    """Answers a payload in capitals, or fails as the payload says."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.stalled_until = 0.0
+
+    async def ModelReady(self, request, context):  # noqa: N802
+        return messages.ModelReadyResponse(ready=request.name == "pipeline")
+
+    async def ModelInfer(self, request, context):  # noqa: N802
+        self.asked += 1
+        (payload,) = request.inputs[0].contents.bytes_contents
+        await asyncio.sleep(max(self.stalled_until - time.monotonic(), 0.0))
+        if payload == b"hang":
+            await asyncio.sleep(60.0)
+        if payload == b"empty":
+            return messages.ModelInferResponse()
+        if payload in CODES:
+            await context.abort(CODES[payload], f"refused: {payload.decode()}")
+        answer = messages.ModelInferResponse.InferOutputTensor(name="payload", datatype="BYTES", shape=[1])
+        answer.contents.bytes_contents.append(payload.upper())
+        return messages.ModelInferResponse(outputs=[answer])
+
+
+@contextlib.asynccontextmanager
+async def serving(service):
+    server = grpc.aio.server()
+    services.add_GRPCInferenceServiceServicer_to_server(service, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)

@@ -1,0 +1,193 @@
+"""Documents from people: only plain data is read, and errors say what to correct and where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+from deadlines import within
+from pydantic import Field, field_validator
+
+from opd.documents import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    MAX_PROBLEMS,
+    DocumentError,
+    DocumentModel,
+    as_model,
+    parse_document,
+    read_as,
+    read_document,
+)
+
+# --- plain data ------------------------------------------------------------------------------------------------------
+
+LAUGHS = "\n".join(
+    ["a0: &a0 [lol, lol, lol]"] + [f"a{n}: &a{n} [{', '.join(f'*a{n - 1}' for _ in range(9))}]" for n in range(1, 10)]
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LAUGHS, "line 1: anchors and aliases"),
+        ("all: &x {spec: {}}", "anchors and aliases"),
+        ("all: *nowhere", "anchors and aliases|alias"),
+        ("all: {<<: &base {spec: {}}}", "anchors and aliases"),
+        ("[" * (MAX_DEPTH + 1), f"deeper than {MAX_DEPTH}"),
+        ("[" * 30000, f"deeper than {MAX_DEPTH}"),
+        ("{a: " * 10000, f"deeper than {MAX_DEPTH}"),
+        ("- " * 30000, f"deeper than {MAX_DEPTH}"),
+        ("#" * (MAX_BYTES + 1), f"larger than {MAX_BYTES}"),
+        ("all: !!python/object/apply:os.system [echo]", "tags such as"),
+        ("all: !!binary aGVsbG8=", "tags such as"),
+        ("all: {}\n---\nall: {}", "only one document"),
+        ("all: {}\nall: {spec: {}}", "'all' is there twice"),
+        ("all: {spec: {priority: 1, priority: 2}}", "'priority' is there twice"),
+        ("all: {spec: ", "document.yaml: "),
+        ("? {a: b}\n: c", "unhashable"),
+        ("all: {spec: {priority: " + "9" * 5000 + "}}", "4300 digits"),
+        ("all: {spec: {hostname: 2026-13-45}}", "month"),
+    ],
+)
+def test_documents_that_are_more_than_plain_data_are_refused_at_once(text, message):
+    with within(), pytest.raises(DocumentError, match=message):
+        parse_document(text.encode(), "document.yaml")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"\x00", b"all: \x07"])
+def test_what_is_no_text_is_refused(content):
+    with pytest.raises(DocumentError, match="document.yaml: "):
+        parse_document(content, "document.yaml")
+
+
+def test_the_largest_document_of_many_keys_is_read_in_little_time():
+    content = b"{" + b", ".join(b"%x: 1" % number for number in range(7000)) + b"}"
+    assert len(content) < MAX_BYTES
+    with within():
+        assert len(parse_document(content, "document.yaml")) == 7000
+
+
+def test_a_file_is_read_no_further_than_the_limit(tmp_path):
+    path = tmp_path / "document.yaml"
+    path.write_bytes(b"#" * (10 * MAX_BYTES))
+    with pytest.raises(DocumentError, match=f"larger than {MAX_BYTES}"):
+        read_document(path)
+    with pytest.raises(FileNotFoundError, match="no file"):
+        read_document(tmp_path)
+
+
+# --- data of a model -------------------------------------------------------------------------------------------------
+
+
+class Wheel(DocumentModel):
+    size: Annotated[float, Field(gt=0.0)]
+    """inches"""
+    spokes: int = 32
+
+
+class Bicycle(DocumentModel):
+    name: str = Field(min_length=1)
+    """what its owner calls it"""
+    gears: list[int] = Field(min_length=1, examples=["[11, 13, 15]"])
+    wheels: dict[str, Wheel]
+    spare: Wheel | None = None
+    electric: bool = False
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if name.isupper():
+            raise ValueError(f"name {name!r} is all capitals; do not shout")
+        return name
+
+
+RIGHT = """
+name: blue
+gears: [11, 13]
+wheels:
+  front: {size: 28}
+  back: {size: 28.0, spokes: 36}
+"""
+
+
+def written(tmp_path: Path, old: str = "", new: str = "") -> Path:
+    assert old in RIGHT
+    path = tmp_path / "bicycle.yaml"
+    path.write_text(RIGHT.replace(old, new, 1))
+    return path
+
+
+def test_a_document_is_read_as_its_model(tmp_path):
+    bicycle = read_as(Bicycle, written(tmp_path))
+    assert bicycle.wheels == {"front": Wheel(size=28.0), "back": Wheel(size=28.0, spokes=36)}
+    assert bicycle == as_model(Bicycle, read_document(written(tmp_path)), "bicycle")
+    with pytest.raises(ValueError, match="frozen"):
+        bicycle.name = "red"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("name: blue", "", "name (line 3) is missing (what its owner calls it)"),
+        ("name: blue", "name: 5", "name (line 2) must be text, in quotes where YAML reads something else, not 5"),
+        ("name: blue", "name:", "name (line 2) must be text, in quotes where YAML reads something else, not nothing"),
+        ("name: blue", "name: BLUE", "name (line 2): name 'BLUE' is all capitals; do not shout"),
+        ("name: blue", "name: blue\nbell: 1", "bell (line 3) is not a known key; known are name, gears, wheels, spare"),
+        ("[11, 13]", "[]", "gears (line 3) needs at least 1 entry (such as [11, 13, 15])"),
+        ("[11, 13]", "[11, 1.5]", "gears[1] (line 3) must be a whole number, not 1.5"),
+        ("[11, 13]", "[11, true]", "gears[1] (line 3) must be a whole number, not true"),
+        ("[11, 13]", "11", "gears (line 3) must be a list, not 11 (such as [11, 13, 15])"),
+        ("[11, 13]", "{a: 11}", "gears (line 3) must be a list, not a mapping"),
+        ("{size: 28}", "28", "wheels.front (line 5) must be a mapping of size, spokes, not 28"),
+        ("{size: 28}", "{}", "wheels.front.size (line 5) is missing (inches)"),
+        ("{size: 28}", "{size: -1}", "wheels.front.size (line 5) must be greater than 0, not -1 (inches)"),
+        ("{size: 28}", "{size: .nan}", "wheels.front.size (line 5) must be a finite number, not nan"),
+        ("{size: 28}", "{size: '28'}", "wheels.front.size (line 5) must be a number, not '28'"),
+        (
+            "{size: 28}",
+            "{size: 28, tyre: wide}",
+            "wheels.front.tyre (line 5) is not a known key; known are siz",
+        ),
+        ("name: blue", "name: blue\nspare: {size: 0}", "spare.size (line 3) must be greater than 0, not 0 (inches)"),
+        ("name: blue", "name: blue\nelectric: 1", "electric (line 3) must be true or false, not 1"),
+        ("  front:", "  1:", "wheels[1] (line 5) must be text"),
+    ],
+)
+def test_a_wrong_document_is_refused_with_place_value_limit_and_remedy(old, new, message, tmp_path):
+    path = written(tmp_path, old, new)
+    with pytest.raises(DocumentError) as error:
+        read_as(Bicycle, path)
+    assert str(error.value).startswith(f"{path}: {message}"), error.value
+
+
+def test_all_problems_are_told_at_once(tmp_path):
+    path = written(tmp_path)
+    path.write_text("gears: [1.5]\nwheels: {front: {size: 28, spokes: many}}\nbell: loud\n")
+    with pytest.raises(DocumentError) as error:
+        read_as(Bicycle, path)
+    first, *problems = str(error.value).splitlines()
+    assert first == f"{path} has 4 problems:"
+    assert [problem.split()[1] for problem in problems] == ["name", "gears[0]", "wheels.front.spokes", "bell"]
+    assert [problem.split("line ")[1][0] for problem in problems] == ["1", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("content", [None, [], "text", 5])
+def test_something_else_than_a_mapping_is_refused(content):
+    with pytest.raises(DocumentError, match="bicycle: the document must be a mapping of name, gears, wheels, spare"):
+        as_model(Bicycle, content, "bicycle")
+
+
+def test_an_error_stays_short_however_long_the_document(tmp_path):
+    path = tmp_path / "long.yaml"
+    path.write_text(f"name: {'x' * 10_000}\ngears: {['a'] * 5000}\n? {'k' * 20_000}\n: 1\n")
+    with (
+        pytest.raises(DocumentError, match=f"has 5002 problems(.|\n)*and {5002 - MAX_PROBLEMS} more") as error,
+        within(),
+    ):
+        read_as(Bicycle, path)
+    assert len(str(error.value)) < 10_000
+    with pytest.raises(DocumentError, match="name must be text") as error:
+        as_model(Bicycle, {"name": ["x" * 1000], "gears": [1], "wheels": {}, "k" * 5000: 1}, "long")
+    assert len(str(error.value)) < 500
