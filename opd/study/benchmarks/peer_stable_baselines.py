@@ -42,7 +42,7 @@ from torch import nn
 
 from opd.agent.network import FeaturesExtractor
 from opd.agent.parameters import TrainingParameters
-from opd.agent.problem import Problem
+from opd.agent.problem import Configure, Problem
 from opd.agent.validation import Validation
 from opd.measurement import running_configurations
 from opd.pipeline import Pipeline, from_choices
@@ -56,10 +56,7 @@ PEERS = ("ppo", "maskable-ppo")
 BATCHED = ("ppo-batched", "maskable-ppo-batched")
 """The same with environments that cost no more than ours."""
 
-Decide = Callable[[np.ndarray], np.ndarray]
-"""Configurations (E, N, 3) for states (E, S)."""
-
-Observe = Callable[[int, Callable[[], Decide]], Validation]
+Observe = Callable[[int, Callable[[], Configure]], Validation]
 """Is told the number of steps so far, and how to take a copy of the greedy policy; says how that does."""
 
 
@@ -233,7 +230,7 @@ def train_peer(peer: str, problem: Problem, parameters: TrainingParameters, seed
     assert isinstance(dummy, DummyVecEnv)
     stages = dummy.envs[0] if isinstance(dummy.envs[0], StageActions) else None
 
-    def greedy() -> Decide:
+    def greedy() -> Configure:
         copies = _copy_of(model.policy), deepcopy(cast(RunningMeanStd, vectorised.obs_rms))
         return GreedyPeer(problem.pipeline, *copies, vectorised.clip_obs, stages)
 

@@ -49,7 +49,7 @@ from tqdm.auto import tqdm
 from opd.agent.network import ActorCritic
 from opd.agent.parameters import TrainingParameters
 from opd.agent.ppo import PPOTrainer, train
-from opd.agent.problem import Problem, build_problem, expert_table, table_policy
+from opd.agent.problem import Configure, Problem, build_problem, expert_table, table_policy
 from opd.agent.validation import Validation, tolerated_drops, validate
 from opd.objective import Weights
 from opd.parallel import run_tasks
@@ -57,7 +57,7 @@ from opd.paths import project_path
 from opd.profiling.catalogue import load_pipeline
 from opd.simulator.parameters import SimulationParameters
 from opd.study.analysis.estimates import spread
-from opd.study.benchmarks.peer_stable_baselines import BATCHED, PEERS, Decide, Observe, train_peer
+from opd.study.benchmarks.peer_stable_baselines import BATCHED, PEERS, Observe, train_peer
 from opd.study.benchmarks.quick import QUICK
 from opd.workload.cycles import burst_starts
 from opd.workload.forecast import Forecaster
@@ -186,7 +186,7 @@ class Observer:
         self._paused = 0.0
         self._gradient_steps = 0
         self.rows: list[dict[str, float]] = []
-        self.best: Decide | None = None
+        self.best: Configure | None = None
         self._best = -np.inf
 
     @contextmanager
@@ -202,7 +202,7 @@ class Observer:
     def _count(self, *arguments: object) -> None:
         self._gradient_steps += 1
 
-    def observe(self, steps: int, copy: Callable[[], Decide]) -> Validation:
+    def observe(self, steps: int, copy: Callable[[], Configure]) -> Validation:
         """Note the CPU-seconds of ``steps`` steps, then evaluate a copy of the policy outside of them.
 
         The best policy is one that has been trained: where nothing has been stepped there is no candidate yet.
@@ -218,7 +218,7 @@ class Observer:
         return result
 
 
-def greedy_agent(network: ActorCritic) -> Decide:
+def greedy_agent(network: ActorCritic) -> Configure:
     """What a copy of our network decides without exploration."""
     return deepcopy(network).configure
 
