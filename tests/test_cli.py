@@ -93,7 +93,8 @@ class Shell:
 
 @pytest.fixture
 def shell(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("opd.cluster.lifecycle.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("opd.cluster.status.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("opd.cluster.deletion.POLL_SECONDS", 0.02)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     made = Shell(tmp_path, capsys)
     yield made

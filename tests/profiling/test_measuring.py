@@ -12,7 +12,7 @@ from opd.examples.ocr.stored import StoredVariant
 from opd.profiling import measuring, profiles
 from opd.profiling.architectures import ARCHITECTURES
 from opd.profiling.measuring import Effort, measure_variant, measure_within_budget, resolve_architecture
-from opd.serving.store import URL_VARIABLE, ModelStore
+from opd.serving.store import STORE_URL_VARIABLE, ModelStore
 
 STORED = "opd.examples.ocr.stored:StoredVariant"
 BERT_TINY = ARCHITECTURES["bert-tiny"]
@@ -63,7 +63,7 @@ def test_an_architecture_answers_every_request_of_a_batch(key: str):
 def test_a_stored_variant_is_measured_as_the_others_are(
     task: str, ocr_store: ModelStore, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv(URL_VARIABLE, ocr_store.url)
+    monkeypatch.setenv(STORE_URL_VARIABLE, ocr_store.url)
     name = next(iter(CATALOGUE.tasks[task].variants))
     table = measure_variant(task, name, StoredVariant(task, name), [1, 4], [1], Effort(0.0, min_runs=3))
     assert table[["cores", "batch_size"]].values.tolist() == [[1, 1], [1, 4]]

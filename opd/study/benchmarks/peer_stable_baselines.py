@@ -43,21 +43,18 @@ from torch import nn
 from opd.agent.network import FeaturesExtractor
 from opd.agent.parameters import TrainingParameters
 from opd.agent.problem import Configure, Problem
-from opd.agent.validation import Validation
 from opd.measurement import running_configurations
 from opd.pipeline import Pipeline, from_choices
 from opd.simulator.actions import admit
 from opd.simulator.environment import PipelineEnv
 from opd.study.benchmarks.peer_environments import BatchedEnvironments, StageActions
+from opd.study.benchmarks.training_observer import Observe
 
 PEERS = ("ppo", "maskable-ppo")
 """As their users would have them."""
 
 BATCHED = ("ppo-batched", "maskable-ppo-batched")
 """The same with environments that cost no more than ours."""
-
-Observe = Callable[[int, Callable[[], Configure]], Validation]
-"""Is told the number of steps so far, and how to take a copy of the greedy policy; says how that does."""
 
 
 # ---------------------------------------------------------------------------------------------------- actions
