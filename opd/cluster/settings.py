@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from opd.cluster.names import BadNameError, check_labels, check_name
 from opd.cluster.overlay import Overlay
 from opd.documents import describe_problems, read_document
-from opd.serving.stage_queue import StageSettings
+from opd.serving.settings import StageSettings
 
 Flavour = Literal["deployment", "seldon"]
 """Kind of a variant's workload: a plain Deployment, or a SeldonDeployment, which needs Seldon Core 1."""
@@ -204,7 +204,7 @@ def _is(value: Any, kind: str) -> bool:
 def read_settings(path: Path, namespace: str = "") -> ClusterSettings:
     """The settings in a YAML file: a mapping of the attributes of :class:`ClusterSettings`.
 
-    ``stage`` maps the attributes of :class:`opd.serving.stage_queue.StageSettings`; ``overlay`` is the overlay itself.
+    ``stage`` maps the attributes of :class:`opd.serving.settings.StageSettings`; ``overlay`` is the overlay itself.
 
     Args:
         path: of the file.

@@ -34,8 +34,7 @@ from opd.cluster.settings import FLAVOURS, ClusterSettings, SettingsError, read_
 from opd.pipeline import InfeasibleError, Pipeline, StageConfiguration, Task, Variant, used_cores
 from opd.profiling.catalogue import load_pipeline
 from opd.serving import metrics
-from opd.serving.server import ServerSettings
-from opd.serving.stage_queue import StageSettings
+from opd.serving.settings import ServerSettings, StageSettings
 from opd.solvers import random_configuration
 
 TESTS = Path(__file__).parent
