@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from opd.cluster.api import credentials
+from opd.cluster.connection import credentials
 from opd.cluster.controller import ControllerSettings, run_controller
 from opd.cluster.errors import InputError
 from opd.cluster.settings import ClusterSettings

@@ -52,7 +52,7 @@ from opd.study.analysis.ablations import (
 )
 from opd.study.analysis.estimates import signed, with_interval
 from opd.study.analysis.plots_ablations import PARTS, WORLDS, plot_ablations
-from opd.study.benchmarks.quick import QUICK
+from opd.study.benchmarks.budgets import SMOKE_TRAINING
 from opd.study.evaluation.cycles import Setting, run_cycle
 from opd.study.report.files import write_page
 from opd.workload.cycles import Cycle, cycle_counts
@@ -60,7 +60,7 @@ from opd.workload.load import future_maximum
 from opd.workload.trace import Trace
 
 WEIGHTS, SIMULATION = Weights(), SimulationParameters()
-PARAMETERS = TrainingParameters(**QUICK)
+PARAMETERS = TrainingParameters(**SMOKE_TRAINING)
 NAMES = state_names(ocr_pipeline())
 QUEUES = [entry for entry, name in enumerate(NAMES) if name in ("detection.queue", "recognition.queue")]
 
