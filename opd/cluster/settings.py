@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, model_validator
 from opd.cluster.names import DnsLabel, LabelKey, LabelValue, check_name
 from opd.cluster.overlay import Overlay
 from opd.documents import DocumentError, DocumentModel, read_as
-from opd.serving.stage_queue import StageSettings
+from opd.serving.settings import StageSettings
 
 Flavour = Literal["deployment", "seldon"]
 """Kind of a variant's workload: a plain Deployment, or a SeldonDeployment, which needs Seldon Core 1."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from opd.cluster.names import COMPONENT_LABEL, CONTAINER
 from opd.cluster.settings import ClusterSettings
-from opd.serving.server import ServerSettings
+from opd.serving.settings import ServerSettings
 from opd.serving.store import CACHE_VARIABLE
 
 USER = 10001

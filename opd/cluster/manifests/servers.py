@@ -20,7 +20,7 @@ from opd.cluster.names import (
 )
 from opd.cluster.settings import ClusterSettings
 from opd.pipeline import Pipeline, Task, Variant
-from opd.serving.server import ServerSettings
+from opd.serving.settings import ServerSettings
 
 DISCOVERING_QUEUE = "opd.cluster.discovering_queue.DiscoveringQueueRuntime"
 """Import path of the queues' runtime."""
