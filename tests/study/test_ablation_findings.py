@@ -82,8 +82,6 @@ def test_sentences_say_what_the_table_does():
     plain = part_paragraph(summary, "features")
     assert plain.startswith("**Features without shortcuts**: worse on video and nlp. The reward changes by ")
     assert "changes by −0.500 [−0.500, −0.500] (video)" in plain
-        "**Features without shortcuts**: worse on video and nlp. The reward changes by −0.500 [−0.500, −0.500] (video)"
-    )
     assert "per cycle by 0.00 and 0.0 (video)" in plain
     assert "no measurable effect on video and nlp" in part_paragraph(summary, "queues")
     assert "better on video and nlp" in part_paragraph(summary, "forecast")

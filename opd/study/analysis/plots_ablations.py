@@ -41,7 +41,7 @@ def plot_ablations(summary: pd.DataFrame, title: str = "") -> Figure:
     """Draw every variant's reward minus the full agent's, and below the agent's minus the myopic solver's.
 
     A point is the mean over seeds and cycles, a whisker its 95 % interval; the mean is also given as a number.
-    Pipelines share an axis, which is logarithmic on both sides of zero if a few differences are much larger than the others.
+    Pipelines share an axis, which is logarithmic on both sides of zero if a few differences are much larger.
 
     Args:
         summary: of :func:`opd.study.analysis.ablation_findings.summarise_ablations`.
