@@ -1,4 +1,4 @@
-"""The machine that something was measured on: hardware and versions."""
+"""Description of the machine that measures: hardware and versions."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ PACKAGES = ("torch", "transformers", "numpy", "onnxruntime")
 
 
 def hardware(packages: Iterable[str] = ()) -> dict[str, Any]:
-    """Processor, cores, operating system, and versions of Python and packages.
+    """Describe this machine: processor, cores, operating system, and versions of Python and packages.
 
     Args:
-        packages: to name beside :data:`PACKAGES`.
+        packages: to list in addition to :data:`PACKAGES`.
 
     Returns:
         Facts by name; the version of a package that is not installed is None.

@@ -1,7 +1,7 @@
-"""What backends and policies exchange: an observation at a decision, a measured interval, its score.
+"""Data that backends and policies exchange: the observation before a decision, the measured interval, its score.
 
-The state of Eq. 5 is made from an observation here, so that training, evaluation and a live controller build it
-the same way.
+The state of Eq. 5 is built from an observation here and nowhere else: training, evaluation and the live controller
+agree on it.
 """
 
 from __future__ import annotations
@@ -13,24 +13,25 @@ import numpy as np
 
 from opd import objective
 from opd.objective import Weights, profiled_service_time, profiled_throughput
-from opd.pipeline import Configuration, Pipeline, as_array
+from opd.pipeline import Configuration, Pipeline, as_array, stage_cores, used_cores
 
 
 class Interval(NamedTuple):
-    """What one interval measured; E environments, N tasks.
+    """Measurements of one interval; E environments, N tasks.
 
     Attributes:
         offered: (E,) requests that arrived.
         completed: (E,) requests that left the last task.
-        dropped: (E,) requests given up for their age.
+        dropped: (E,) requests dropped because of their age.
         latency_mean: (E,) seconds from arrival to completion; 0 where nothing completed.
-        latency_p99: (E,) seconds, likewise.
-        task_latency: (E, N) l_n, mean seconds in a stage (waiting and service) of the requests that
-            left its queue; the service time of a single request where none did.
-        ready_throughput: (E, N) t_n, requests/s of the replicas weighted by the time they were ready.
+        latency_p99: (E,) the 99th percentile of the same, seconds; 0 where nothing completed.
+        task_latency: (E, N) l_n, mean seconds in a stage (waiting and service) of the requests that left its queue; the
+            service time of a single request where none did.
+        ready_throughput: (E, N) t_n, requests/s of the replicas, each weighted by the share of the interval in which it
+            was ready.
         queue: (E, N) requests waiting at the end.
-        latencies: (E, M) seconds of the completed requests, the first ``completed`` of every row; M is 0
-            unless the simulator records them.
+        latencies: (E, M) seconds of the completed requests, the first ``completed`` of every row; M is 0 unless the
+            simulator records them.
     """
 
     offered: np.ndarray
@@ -45,25 +46,25 @@ class Interval(NamedTuple):
 
 
 def unmeasured(pipeline: Pipeline) -> Interval:
-    """An interval of which nothing is known: NaN throughout."""
+    """Create the interval of a backend that measured nothing: NaN throughout."""
     one, tasks = np.full(1, np.nan), np.full((1, len(pipeline.tasks)), np.nan)
     return Interval(one, one, one, one, one, tasks, tasks, tasks, np.zeros((1, 0)))
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What a policy may know when it decides.
+    """Everything a policy may know when it decides.
 
     Attributes:
-        history: (120,) requests of each of the last seconds, the newest last; shorter at the start.
-        available_cores: u, cores the device has for the pipeline.
-        configuration: what runs now.
+        history: (120,) requests in each of the last seconds, the newest last; shorter at the start.
+        available_cores: u, cores that the device has for the pipeline.
+        configuration: the configuration that is running.
         task_latency: (N,) l, seconds, mean of the last interval.
-        ready_throughput: (N,) t, requests/s of the replicas that were ready in it.
+        ready_throughput: (N,) t, requests/s of the replicas that were ready in the last interval.
         queue: (N,) requests waiting.
         incoming_load: m, requests/s, mean of the last interval.
         predicted_load: p, requests/s, forecast maximum of the next 20 s.
-        coming_load: the load that the forecast tries to predict; only a simulator knows it.
+        coming_load: requests/s, the true value of ``predicted_load``; only a simulator knows it.
     """
 
     history: np.ndarray
@@ -78,7 +79,7 @@ class Observation:
 
 
 def idle_observation(pipeline: Pipeline) -> Observation:
-    """The observation of a pipeline that runs its smallest configuration and has had no request."""
+    """Create the observation of a pipeline that runs its smallest configuration and has received no request."""
     configuration = pipeline.smallest_configuration()
     rows = as_array(configuration)
     return Observation(
@@ -97,7 +98,7 @@ TASK_FEATURES = ("latency", "throughput", "variant", "replicas", "batch_size", "
 
 
 def state_names(pipeline: Pipeline) -> list[str]:
-    """Name of every entry of the state vector, in order."""
+    """Names of the entries of the state vector, in order."""
     return [*NODE_FEATURES, *(f"{task.name}.{feature}" for task in pipeline.tasks for feature in TASK_FEATURES)]
 
 
@@ -111,9 +112,9 @@ def state_vector(
     ready_throughput: np.ndarray,
     queue: np.ndarray,
 ) -> np.ndarray:
-    """Eq. 5: node state, then the state of every task; the queue lengths go beyond the paper.
+    """Eq. 5: the state of the node, then the state of every task.
 
-    Eq. 5 repeats the node state for every task; here it stands once.
+    Two departures from the paper: the node state stands once and not with every task, and queue lengths are included.
 
     Args:
         pipeline: the pipeline, N tasks.
@@ -129,7 +130,7 @@ def state_vector(
         (E, 3 + 7 N) float32 in the units above; see :func:`state_names`.
     """
     variant, replicas, batch_size = np.moveaxis(configurations, -1, 0)
-    cores = replicas * pipeline.tables.cores[np.arange(len(pipeline.tasks)), variant]
+    cores = stage_cores(pipeline, configurations)
     tasks = np.stack([task_latency, ready_throughput, variant, replicas, batch_size, cores, queue], axis=-1)
     node = np.stack([available_cores, predicted_load, incoming_load], axis=-1)
     return np.concatenate([node, tasks.reshape(len(node), -1)], axis=-1).astype(np.float32)
@@ -143,7 +144,7 @@ def running_configurations(pipeline: Pipeline, states: np.ndarray) -> np.ndarray
 
 
 def observed_state(pipeline: Pipeline, observation: Observation) -> np.ndarray:
-    """(1, S) the state of Eq. 5 that an observation stands for."""
+    """Convert an observation to the state of Eq. 5, (1, S)."""
     return state_vector(
         pipeline,
         np.array([observation.available_cores]),
@@ -157,7 +158,7 @@ def observed_state(pipeline: Pipeline, observation: Observation) -> np.ndarray:
 
 
 class Score(NamedTuple):
-    """One interval in the terms of the paper, each (E,): Eqs. 1, 2, T, L, E, Eq. 3 and Eq. 7."""
+    """Figures of the paper for one interval, each (E,): V (Eq. 1), C (Eq. 2), T, L, E, Q (Eq. 3) and r (Eq. 7)."""
 
     accuracy: np.ndarray
     cost: np.ndarray
@@ -171,9 +172,17 @@ class Score(NamedTuple):
 def score(
     pipeline: Pipeline, weights: Weights, configurations: np.ndarray, interval: Interval, seconds: float
 ) -> Score:
-    """Score what an interval of ``seconds`` measured under ``configurations`` (E, N, 3)."""
+    """Score the measurements of an interval.
+
+    Args:
+        pipeline: the pipeline, N tasks.
+        weights: weights of Eqs. 3 and 7.
+        configurations: (E, N, 3) what ran in the interval.
+        interval: the measurements.
+        seconds: length of the interval.
+    """
     accuracy = objective.accuracy(pipeline, configurations)
-    cost = objective.cost(pipeline, configurations)
+    cost = used_cores(pipeline, configurations)
     throughput = interval.ready_throughput.min(axis=-1)
     latency = interval.task_latency.sum(axis=-1)
     excess_load = interval.offered / seconds - throughput

@@ -1,7 +1,7 @@
-"""What a configuration is worth: Eqs. 1-4 and 7, one function an equation.
+"""The value of a configuration: Eqs. 1-4 and 7, one function an equation.
 
-Functions take plain numbers or arrays of the same shape, so that the same line of code scores one
-interval of a live cluster and a batch of simulated ones.
+The cost of Eq. 2 is :func:`opd.pipeline.used_cores`. Functions take plain numbers or arrays of one shape: the same line
+of code scores one interval of a live cluster and a batch of simulated ones.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from opd.pipeline import Configuration, Pipeline, used_cores
+from opd.pipeline import Configuration, Pipeline
 
 Number = TypeVar("Number", float, np.ndarray)
 
 
 def check_weights(weights: Any) -> None:
-    """Raise unless every field of a dataclass of weights is finite and not negative.
+    """Check that every field of a dataclass of weights is finite and not negative.
 
     Raises:
         ValueError: naming the field and its value.
@@ -30,7 +30,7 @@ def check_weights(weights: Any) -> None:
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of Eqs. 3 and 7; the paper gives no values, these give its ordering of the policies.
+    """Weights of Eqs. 3 and 7; the paper gives no values, and these reproduce its ordering of the policies.
 
     Attributes:
         alpha: QoS per unit of summed accuracy.
@@ -69,11 +69,6 @@ def accuracy(pipeline: Pipeline, configurations: Configuration | np.ndarray) -> 
     return np.sum(pipeline.tables.accuracy[np.arange(len(pipeline.tasks)), variants], axis=-1)
 
 
-def cost(pipeline: Pipeline, configurations: Configuration | np.ndarray) -> np.ndarray:
-    """Eq. 2: C, the CPU cores of all replicas; on a CPU-only device c_n(z) is w_n(z) of Eq. 4."""
-    return used_cores(pipeline, configurations)
-
-
 def profiled_service_time(pipeline: Pipeline, configurations: np.ndarray) -> np.ndarray:
     """Seconds of one full batch at every task, as profiled.
 
@@ -103,7 +98,7 @@ def profiled_throughput(pipeline: Pipeline, configurations: np.ndarray) -> np.nd
 
 
 def throughput(pipeline: Pipeline, configuration: Configuration) -> float:
-    """T, the smallest throughput of any task in requests/s when all replicas are ready (text below Eq. 3)."""
+    """T, the smallest throughput of any task in requests/s when all its replicas are ready (text below Eq. 3)."""
     return float(profiled_throughput(pipeline, np.asarray(configuration)).min())
 
 
@@ -124,10 +119,10 @@ def qos(weights: Weights, accuracy: Number, throughput: Number, latency: Number,
 
 
 def objective(weights: Weights, qos: Number, cost: Number) -> Number:
-    """Eq. 4: the trade-off that a configuration should maximise within the limits, Q - lambda C."""
+    """Eq. 4: Q - lambda C, the trade-off to maximise within the limits."""
     return qos - weights.cost_weight * cost
 
 
 def reward(weights: Weights, qos: Number, cost: Number, max_batch: Number) -> Number:
-    """Eq. 7: the reward of one interval; ``max_batch`` is B, the largest batch size of any task."""
+    """Eq. 7: the reward of one interval, where ``max_batch`` is the largest batch size of any task."""
     return objective(weights, qos, cost) - weights.batch_weight * max_batch

@@ -1,9 +1,9 @@
-"""The pipeline, its tasks and variants, and what a configuration of it may be (Sec. III-B).
+"""Pipelines, their tasks and variants, and the configurations that a pipeline can run (Sec. III-B).
 
-A :class:`Pipeline` is a chain of :class:`Task`; every task can run one of several :class:`Variant`.
-A :class:`Configuration` picks, for every task, the variant, the replicas and the batch size: the
-action of Eq. 6. Everything here is immutable; :attr:`Pipeline.tables` is the same data as dense
-arrays for the compiled parts of the library.
+A :class:`Pipeline` is a chain of :class:`Task`, and each task can run one of several :class:`Variant`. A
+:class:`Configuration` picks the variant, the replicas and the batch size of every task: the action of Eq. 6. It is a
+tuple where people read it and an (N, 3) integer array where it is computed with; all conversions are here. Pipelines
+are immutable, and :attr:`Pipeline.tables` holds the same data as dense arrays for compiled code.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 
 class InfeasibleError(ValueError):
-    """A configuration violates a bound of Eq. 4, or no configuration can satisfy them."""
+    """A configuration violates a limit of Eq. 4, or no configuration can keep them all."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,13 @@ class Variant:
     Attributes:
         name: identifier, unique within its task.
         accuracy: v_n(z), published quality as a fraction 0..1 (Eq. 1).
-        cores: CPU cores of one replica; both the cost c_n(z) of Eq. 2 and the resource w_n(z) of Eq. 4.
-        latency: mean seconds for one inference call, by batch size (requests per call).
-        startup_time: seconds from the request for a replica until it serves.
+        cores: CPU cores of one replica: on a CPU-only device both its cost c_n(z) (Eq. 2) and the resource w_n(z) that
+            it occupies (Eq. 4).
+        latency: mean seconds of one inference call by batch size (requests per call).
+        startup_time: seconds from ordering a replica until it serves.
 
     Raises:
-        ValueError: if a figure is out of its range.
+        ValueError: if a figure is out of range.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Variant:
         if not 0.0 <= self.accuracy <= 1.0:
             raise ValueError(f"variant {self.name!r}: accuracy {self.accuracy} is not a fraction between 0 and 1")
         if self.cores < 1:
-            raise ValueError(f"variant {self.name!r}: {self.cores} cores a replica, but at least 1 is needed")
+            raise ValueError(f"variant {self.name!r}: {self.cores} cores per replica, but at least 1 is needed")
         if not 0.0 <= self.startup_time < np.inf:
             raise ValueError(f"variant {self.name!r}: start-up time {self.startup_time} s must be finite, at least 0")
         if not self.latency:
@@ -55,9 +56,7 @@ class Variant:
                 raise ValueError(f"variant {self.name!r}: latency {seconds} s at batch {batch_size} must be positive")
 
     def service_time(self, batch_size: int) -> float:
-        """Seconds for one call with ``batch_size`` requests; a partial batch takes its own time.
-
-        Sizes between two profiled ones are interpolated linearly.
+        """Seconds of one call with ``batch_size`` requests, interpolated linearly between profiled sizes.
 
         Raises:
             ValueError: if ``batch_size`` lies outside the profile.
@@ -71,13 +70,17 @@ class Variant:
         return float(np.interp(batch_size, sizes, [self.latency[size] for size in sizes]))
 
     def throughput(self, batch_size: int) -> float:
-        """Requests per second of one replica that always finds a full batch."""
+        """Requests/s of one replica that always finds a full batch."""
         return batch_size / self.service_time(batch_size)
 
 
 @dataclass(frozen=True)
 class Task:
-    """One stage n of the pipeline with its variants, sorted as the catalogue lists them."""
+    """One stage n of a pipeline, with the variants that can serve it in the order of the catalogue.
+
+    Raises:
+        ValueError: if there is no variant, or two have the same name.
+    """
 
     name: str
     variants: tuple[Variant, ...]
@@ -87,10 +90,10 @@ class Task:
             raise ValueError(f"task {self.name!r} has no variant")
         names = [variant.name for variant in self.variants]
         if len(set(names)) < len(names):
-            raise ValueError(f"task {self.name!r} names a variant twice: {names}")
+            raise ValueError(f"task {self.name!r} has two variants of the same name: {names}")
 
     def variant_index(self, name: str) -> int:
-        """Position of the variant called ``name``.
+        """Position of the variant named ``name``.
 
         Raises:
             KeyError: naming the variants there are.
@@ -103,7 +106,7 @@ class Task:
 
 
 class StageConfiguration(NamedTuple):
-    """What one task runs (one triple of Eq. 6): index of the variant, replicas f_n, batch size b_n."""
+    """Configuration of one task, a triple of Eq. 6: index of the variant, replicas f_n, batch size b_n."""
 
     variant: int
     replicas: int
@@ -115,17 +118,17 @@ Configuration = tuple[StageConfiguration, ...]
 
 
 def as_array(configuration: Configuration) -> np.ndarray:
-    """(N, 3) integers of a configuration: variant, replicas and batch size of every task."""
+    """Convert a configuration to (N, 3) integers: variant, replicas and batch size of every task."""
     return np.array(configuration, dtype=np.int64)
 
 
 def as_configuration(rows: np.ndarray) -> Configuration:
-    """The configuration of an (N, 3) integer array; the inverse of :func:`as_array`."""
+    """Convert an (N, 3) integer array to a configuration; the inverse of :func:`as_array`."""
     return tuple(StageConfiguration(int(z), int(f), int(b)) for z, f, b in rows)
 
 
 def to_choices(configurations: np.ndarray) -> np.ndarray:
-    """Actions of Eq. 6 as indices of options: variant, replicas - 1 and log2 of the batch size.
+    """Convert configurations to the indices a policy network chooses from: variant, replicas - 1, log2 of batch size.
 
     Args:
         configurations: (..., N, 3) variant, replicas and batch size.
@@ -138,21 +141,21 @@ def to_choices(configurations: np.ndarray) -> np.ndarray:
 
 
 def from_choices(choices: np.ndarray) -> np.ndarray:
-    """(..., N, 3) configurations from indices of options of the same shape; the inverse of :func:`to_choices`."""
+    """Convert (..., N, 3) indices to configurations of the same shape; the inverse of :func:`to_choices`."""
     variant, replicas, batch_size = np.moveaxis(choices, -1, 0)
     return np.stack([variant, replicas + 1, 1 << batch_size], axis=-1)
 
 
 def batch_sizes_up_to(largest: int) -> tuple[int, ...]:
-    """Batch sizes 1, 2, 4 ..: the powers of two up to ``largest``."""
+    """Powers of two up to ``largest``: 1, 2, 4 .."""
     return tuple(1 << power for power in range(largest.bit_length()))
 
 
 class Tables(NamedTuple):
     """A pipeline as dense arrays; N tasks, Z the largest number of variants, K batch sizes.
 
-    Entries of variants a task does not have are padding: infinite cores and service time, so that
-    they can never be selected.
+    Tasks with fewer than Z variants are padded with variants of infinite cores and service time, which can never be
+    selected.
 
     Attributes:
         accuracy: (N, Z) fraction.
@@ -160,7 +163,7 @@ class Tables(NamedTuple):
         startup_time: (N, Z) seconds.
         batch_sizes: (K,) allowed batch sizes, powers of two.
         service_time: (N, Z, max_batch_size + 1) seconds for a batch of 0..max_batch_size requests.
-        variants: (N,) number of variants of each task.
+        variant_counts: (N,) number of variants of each task.
     """
 
     accuracy: np.ndarray
@@ -168,7 +171,7 @@ class Tables(NamedTuple):
     startup_time: np.ndarray
     batch_sizes: np.ndarray
     service_time: np.ndarray
-    variants: np.ndarray
+    variant_counts: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -177,11 +180,11 @@ class Pipeline:
 
     Attributes:
         name: identifier in the catalogue.
-        tasks: the stages, in the order a request visits them.
+        tasks: the stages, in the order in which a request visits them.
         capacity: W_max, CPU cores of the device.
-        max_replicas: F_max, for every task.
+        max_replicas: F_max, replicas that each task may have.
         max_batch_size: B_max, a power of two; batch sizes are the powers of two up to it.
-        latency_sla: end-to-end latency target in seconds that IPA keeps.
+        latency_sla: end-to-end latency target in seconds, a constraint of the IPA policy.
 
     Raises:
         InfeasibleError: if not even the smallest configuration fits ``capacity``.
@@ -200,7 +203,7 @@ class Pipeline:
             raise ValueError(f"pipeline {self.name!r} has no task")
         names = [task.name for task in self.tasks]
         if len(set(names)) < len(names):
-            raise ValueError(f"pipeline {self.name!r} names a task twice: {names}")
+            raise ValueError(f"pipeline {self.name!r} has two tasks of the same name: {names}")
         if self.max_replicas < 1:
             raise ValueError(f"pipeline {self.name!r}: max_replicas is {self.max_replicas}, but must be at least 1")
         if self.max_batch_size < 1 or self.max_batch_size & (self.max_batch_size - 1):
@@ -212,12 +215,12 @@ class Pipeline:
         for task in self.tasks:
             for variant in task.variants:
                 for batch_size in self.batch_sizes:
-                    variant.service_time(batch_size)
+                    variant.service_time(batch_size)  # raises if the profile lacks it
         smallest = sum(min(variant.cores for variant in task.variants) for task in self.tasks)
         if smallest > self.capacity:
             raise InfeasibleError(
                 f"pipeline {self.name!r}: capacity {self.capacity} cores is too small for any configuration; "
-                f"the smallest needs {smallest} cores. Raise capacity or offer smaller variants"
+                f"the smallest needs {smallest} cores. Raise capacity or add smaller variants"
             )
 
     @property
@@ -240,24 +243,38 @@ class Pipeline:
                 startup_time[n, z] = variant.startup_time
                 service_time[n, z, 0] = 0.0
                 service_time[n, z, 1:] = [variant.service_time(size + 1) for size in range(self.max_batch_size)]
-        variants = np.array([len(task.variants) for task in self.tasks], dtype=np.int64)
-        return Tables(accuracy, cores, startup_time, np.array(self.batch_sizes), service_time, variants)
+        variant_counts = np.array([len(task.variants) for task in self.tasks], dtype=np.int64)
+        return Tables(accuracy, cores, startup_time, np.array(self.batch_sizes), service_time, variant_counts)
 
     def smallest_configuration(self) -> Configuration:
-        """One replica of the variant with the fewest cores everywhere, batch size 1."""
+        """One replica of the variant with the fewest cores for every task, batch size 1."""
         return tuple(
             StageConfiguration(min(range(len(task.variants)), key=lambda z: task.variants[z].cores), 1, 1)
             for task in self.tasks
         )
 
     def selected(self, configuration: Configuration) -> Iterator[tuple[Variant, StageConfiguration]]:
-        """The variant each task runs under ``configuration``, with its stage configuration."""
+        """Iterate over the tasks: the variant that ``configuration`` selects, and the stage configuration."""
         for task, stage in zip(self.tasks, configuration, strict=True):
             yield task.variants[stage.variant], stage
 
 
+def stage_cores(pipeline: Pipeline, configurations: Configuration | np.ndarray) -> np.ndarray:
+    """Cores of all replicas of every task, w_n(z) f_n.
+
+    Args:
+        pipeline: the pipeline.
+        configurations: one configuration, or an integer array (..., N, 3) of them.
+
+    Returns:
+        (..., N) cores.
+    """
+    chosen = np.asarray(configurations)
+    return chosen[..., 1] * pipeline.tables.cores[np.arange(len(pipeline.tasks)), chosen[..., 0]]
+
+
 def used_cores(pipeline: Pipeline, configurations: Configuration | np.ndarray) -> np.ndarray:
-    """Sum of w_n(z) f_n over the tasks, in cores: the left side of the capacity limit of Eq. 4.
+    """Cores of all replicas: the cost C of Eq. 2, which on a CPU-only device is what Eq. 4 limits to the capacity.
 
     Args:
         pipeline: the pipeline.
@@ -266,13 +283,11 @@ def used_cores(pipeline: Pipeline, configurations: Configuration | np.ndarray) -
     Returns:
         (...) cores; a scalar for one configuration.
     """
-    chosen = np.asarray(configurations)
-    cores = pipeline.tables.cores[np.arange(len(pipeline.tasks)), chosen[..., 0]]
-    return np.sum(chosen[..., 1] * cores, axis=-1)
+    return np.sum(stage_cores(pipeline, configurations), axis=-1)
 
 
 def check_feasible(pipeline: Pipeline, configuration: Configuration) -> None:
-    """Raise unless ``configuration`` keeps every limit of Eq. 4.
+    """Check that ``configuration`` keeps every limit of Eq. 4.
 
     Raises:
         InfeasibleError: naming the task, the value and the limit.
@@ -283,10 +298,12 @@ def check_feasible(pipeline: Pipeline, configuration: Configuration) -> None:
         )
     for task, stage in zip(pipeline.tasks, configuration, strict=True):
         if not all(isinstance(value, (int, np.integer)) for value in stage):
-            raise InfeasibleError(f"task {task.name!r}: {tuple(stage)} are not three whole numbers")
+            raise InfeasibleError(
+                f"task {task.name!r}: variant, replicas and batch size {tuple(stage)} are not whole numbers"
+            )
         if not 0 <= stage.variant < len(task.variants):
             raise InfeasibleError(
-                f"task {task.name!r}: variant index {stage.variant} is not one of 0..{len(task.variants) - 1}"
+                f"task {task.name!r}: variant index {stage.variant} is not within 0..{len(task.variants) - 1}"
             )
         if not 1 <= stage.replicas <= pipeline.max_replicas:
             raise InfeasibleError(

@@ -15,9 +15,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-if TYPE_CHECKING:
-    pass
-
 torch.set_num_threads(1)
 
 # A first call compiles, so time says nothing; a failure in continuous integration must come back on every run.

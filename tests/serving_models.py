@@ -1,8 +1,11 @@
-"""Tiny models for tests of the serving plane: real replicas of real processes, without megabytes of weights."""
+"""Tiny models for tests of the serving plane: replicas are real processes, without megabytes of weights."""
 
+import tempfile
 import time
+from pathlib import Path
 
 from opd.serving.models import PayloadError
+from opd.serving.store import ModelStore, write_manifest
 
 
 class Upper:
@@ -24,3 +27,10 @@ class Broken:
 
     def __init__(self, folder):
         raise ValueError("the weights are damaged")
+
+
+def push_variant(store, task, variant, model="Upper", **settings):
+    """Put a variant of one of these models into the store at a URL."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_manifest(Path(folder), f"serving_models:{model}", settings)
+        ModelStore(str(store)).push(Path(folder), task, variant)

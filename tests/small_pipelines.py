@@ -14,6 +14,11 @@ from opd.simulator.simulator import Simulator
 from opd.workload.workload import Workload
 
 
+def stages(*triples: tuple[int, int, int]) -> Configuration:
+    """A configuration of (variant, replicas, batch size) per task."""
+    return tuple(StageConfiguration(*triple) for triple in triples)
+
+
 def ocr_pipeline(capacity: int = 8, max_replicas: int = 3) -> Pipeline:
     """Detection with two variants, recognition with three; figures that are easy to calculate with."""
     detection = Task(

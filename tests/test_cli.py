@@ -18,7 +18,8 @@ from opd import cli
 from opd.cluster.manifests.workloads import replicas_of
 from opd.documents import DocumentError, read_document
 from opd.profiling.pipeline_file import read_pipeline
-from opd.workload.forecast import ForecastParameters, train_forecaster
+from opd.workload.forecast import ForecastParameters
+from opd.workload.forecast_training import train_forecaster
 from opd.workload.trace import load_trace
 
 ROOT = Path(__file__).parents[1]
@@ -92,7 +93,8 @@ class Shell:
 
 @pytest.fixture
 def shell(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("opd.cluster.lifecycle.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("opd.cluster.status.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("opd.cluster.deletion.POLL_SECONDS", 0.02)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     made = Shell(tmp_path, capsys)
     yield made
@@ -487,7 +489,10 @@ def test_objects_of_others_are_not_touched(shell):
     [
         (["--policy=clairvoyant", "--prometheus=http://127.0.0.1:1"], "policy 'clairvoyant' is not one of"),
         (["--policy=agent", "--prometheus=http://127.0.0.1:1"], "checkpoint of a trained agent"),
-        (["--policy=greedy", "--prometheus=http://127.0.0.1:1", "--forecaster=nosuch"], "no forecaster at nosuch"),
+        (
+            ["--policy=greedy", "--prometheus=http://127.0.0.1:1", "--forecaster=nosuch"],
+            "there is no file nosuch; train one",
+        ),
         (["--policy=greedy"], "--prometheus"),
         (["--policy=greedy", "--decisions=0"], "not at least 1"),
     ],
@@ -501,7 +506,7 @@ def test_a_run_that_cannot_be_is_refused(shell, monkeypatch, caplog, options, wo
 @pytest.fixture(scope="module")
 def forecaster(tmp_path_factory):
     """File of one that has learnt a little, from a load as small as that of the pipeline."""
-    file = tmp_path_factory.mktemp("forecaster") / "forecaster.ckpt"
+    file = tmp_path_factory.mktemp("forecaster") / "forecaster.npz"
     trace = load_trace("synthetic", damping=read_document(ROOT / "params.yaml")["damping"])
     train_forecaster(trace, ForecastParameters(epochs=1, train_windows=1500)).save(file)
     return file

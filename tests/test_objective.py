@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_pipelines import every_configuration, ocr_pipeline, pipelines
 
-from opd.objective import Weights, accuracy, cost, objective, qos, reward, throughput
-from opd.pipeline import StageConfiguration, as_array
+from opd.objective import Weights, accuracy, objective, qos, reward, throughput
+from opd.pipeline import StageConfiguration, as_array, used_cores
 
 WEIGHTS = Weights(alpha=10.0, beta=0.5, gamma=0.25, delta=0.125, cost_weight=0.75, batch_weight=0.0625)
 CONFIGURATION = (StageConfiguration(1, 2, 2), StageConfiguration(0, 1, 1))
@@ -23,7 +23,7 @@ def test_eq_1_sums_the_accuracies_whatever_the_replicas():
 
 
 def test_eq_2_sums_the_cores_of_all_replicas():
-    assert cost(ocr_pipeline(), CONFIGURATION) == 2 * 2 + 1 * 1
+    assert used_cores(ocr_pipeline(), CONFIGURATION) == 2 * 2 + 1 * 1
 
 
 def test_throughput_is_that_of_the_slowest_stage():
@@ -67,7 +67,7 @@ def test_a_batch_of_configurations_is_scored_as_each_by_itself(pipeline):
     batch = np.stack([as_array(candidate) for candidate in candidates])
     by_hand = [sum(pipeline.tasks[n].variants[s.variant].accuracy for n, s in enumerate(c)) for c in candidates]
     np.testing.assert_allclose(accuracy(pipeline, batch), by_hand)
-    np.testing.assert_array_equal(cost(pipeline, batch), [cost(pipeline, candidate) for candidate in candidates])
+    np.testing.assert_array_equal(used_cores(pipeline, batch), [used_cores(pipeline, each) for each in candidates])
 
 
 @given(st.lists(st.tuples(FIGURES, FIGURES, FIGURES, FIGURES), min_size=1))

@@ -51,7 +51,7 @@ def test_a_batch_outside_the_profile_is_named_with_the_remedy(batch_size):
         ({"accuracy": 1.5}, "accuracy 1.5 is not a fraction"),
         ({"accuracy": -0.1}, "accuracy -0.1 is not a fraction"),
         ({"accuracy": math.nan}, "accuracy nan is not a fraction"),
-        ({"cores": 0}, "0 cores a replica, but at least 1"),
+        ({"cores": 0}, "0 cores per replica, but at least 1"),
         ({"startup_time": -1.0}, "start-up time -1.0 s"),
         ({"startup_time": math.nan}, "start-up time nan s"),
         ({"startup_time": math.inf}, "start-up time inf s"),
@@ -79,7 +79,7 @@ def test_an_unknown_variant_is_answered_with_those_there_are():
 def test_a_task_needs_variants_with_names_of_their_own():
     with pytest.raises(ValueError, match="task 'empty' has no variant"):
         Task("empty", ())
-    with pytest.raises(ValueError, match=r"task 'double' names a variant twice: \['small', 'small'\]"):
+    with pytest.raises(ValueError, match=r"task 'double' has two variants of the same name: \['small', 'small'\]"):
         Task("double", (SMALL, SMALL))
 
 
@@ -87,7 +87,7 @@ def test_a_task_needs_variants_with_names_of_their_own():
     ("wrong", "message"),
     [
         ({"tasks": ()}, "has no task"),
-        ({"tasks": ocr_pipeline().tasks[:1] * 2}, r"names a task twice: \['detection', 'detection'\]"),
+        ({"tasks": ocr_pipeline().tasks[:1] * 2}, r"has two tasks of the same name: \['detection', 'detection'\]"),
         ({"max_replicas": 0}, "max_replicas is 0, but must be at least 1"),
         ({"max_batch_size": 0}, "max_batch_size 0 is not a power of two"),
         ({"max_batch_size": 3}, "max_batch_size 3 is not a power of two"),
@@ -125,7 +125,7 @@ def test_tables_hold_the_pipeline_and_padding_that_cannot_be_selected():
     assert tables.cores.tolist() == [[1.0, 2.0, math.inf], [1.0, 2.0, 4.0]]
     assert tables.startup_time.tolist() == [[1.0, 2.0, math.inf], [1.0, 2.0, 4.0]]
     assert tables.batch_sizes.tolist() == [1, 2]
-    assert tables.variants.tolist() == [2, 3]
+    assert tables.variant_counts.tolist() == [2, 3]
     assert tables.service_time[0, 0].tolist() == [0.0, 0.1, 0.16]
     assert np.isinf(tables.service_time[0, 2]).all()
 
@@ -154,8 +154,8 @@ def test_used_cores_by_hand():
     ("configuration", "message"),
     [
         (stages((0, 1, 1)), "has 2 tasks, the configuration 1"),
-        (stages((2, 1, 1), (0, 1, 1)), r"task 'detection': variant index 2 is not one of 0\.\.1"),
-        (stages((-1, 1, 1), (0, 1, 1)), r"task 'detection': variant index -1 is not one of 0\.\.1"),
+        (stages((2, 1, 1), (0, 1, 1)), r"task 'detection': variant index 2 is not within 0\.\.1"),
+        (stages((-1, 1, 1), (0, 1, 1)), r"task 'detection': variant index -1 is not within 0\.\.1"),
         (stages((0, 1, 1), (0, 0, 1)), r"task 'recognition': 0 replicas are not within 1\.\.3"),
         (stages((0, 1, 1), (0, 4, 1)), r"task 'recognition': 4 replicas are not within 1\.\.3"),
         (stages((0, 1, 3), (0, 1, 1)), r"task 'detection': batch size 3 is not one of \(1, 2\)"),

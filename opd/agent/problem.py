@@ -14,8 +14,9 @@ from opd.pipeline import Pipeline
 from opd.simulator.parameters import SimulationParameters
 from opd.simulator.vector_environment import PipelineVectorEnv
 from opd.solvers import IpaParameters, ipa_table, myopic_table
+from opd.workload.cycles import burst_starts
 from opd.workload.forecast import Forecaster
-from opd.workload.trace import Trace, burst_starts
+from opd.workload.trace import Trace
 from opd.workload.workload import Workload
 
 Configure = Callable[[np.ndarray], np.ndarray]

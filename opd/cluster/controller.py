@@ -18,8 +18,9 @@ import numpy as np
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from opd.cluster.api import Cluster, RetryPolicy, credentials
+from opd.cluster.api import Cluster
 from opd.cluster.backend import ChangeTimes, KubernetesBackend
+from opd.cluster.connection import RetryPolicy, credentials
 from opd.cluster.errors import ClusterError, NotDeployedError, NotFoundError
 from opd.cluster.lease import Lease, LeaseTimes
 from opd.cluster.record import ControllerMetrics, Recorder
@@ -29,7 +30,7 @@ from opd.control.policies import Policy
 from opd.measurement import Observation
 from opd.objective import Weights
 from opd.pipeline import Configuration, Pipeline
-from opd.serving.monitoring import Monitor
+from opd.serving.monitoring.source import Monitor
 
 logger = logging.getLogger(__name__)
 
@@ -339,7 +340,7 @@ def run_controller(
     Args:
         pipeline: what is controlled.
         settings: with which it was deployed.
-        monitor: source of metrics, for example :class:`opd.serving.monitoring.PrometheusUrl`.
+        monitor: source of metrics, for example :class:`opd.serving.monitoring.prometheus.PrometheusUrl`.
         policy: what decides.
         forecast: predicted maximum load (requests/s) for a history of per-second counts.
         options: how the controller works.

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from opd.cluster.api import Cluster, RetryPolicy, credentials
+from opd.cluster.api import Cluster
+from opd.cluster.connection import RetryPolicy, credentials
 from opd.cluster.errors import InputError
 from opd.cluster.names import check_name, check_names
 from opd.cluster.overlay import read_overlay

@@ -63,7 +63,7 @@ Stage = Annotated[
 
 Policy = Annotated[str, Option(help=f"{', '.join(DEPLOYABLE_POLICIES)}.")]
 Agent = Annotated[File, Option(metavar="FILE", help="Trained agent (default: models/agents/PIPELINE/agent-0.npz).")]
-Forecaster = Annotated[File, Option(metavar="FILE", help="Default: models/forecaster.ckpt.")]
+Forecaster = Annotated[File, Option(metavar="FILE", help="Default: models/forecaster.npz.")]
 Params = Annotated[File, Option(metavar="FILE", help="Weights and times (default: params.yaml).")]
 Prometheus = Annotated[Text, Option(metavar="URL", help="Default: OPD_PROMETHEUS_URL of the environment.")]
 Interval = Annotated[

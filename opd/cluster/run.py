@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from opd.cluster.api import credentials
+from opd.cluster.connection import credentials
 from opd.cluster.controller import ControllerSettings, run_controller
 from opd.cluster.errors import InputError
 from opd.cluster.settings import ClusterSettings
@@ -16,7 +16,7 @@ from opd.documents import read_document
 from opd.objective import Weights
 from opd.paths import project_path
 from opd.pipeline import Pipeline
-from opd.serving.monitoring import URL_VARIABLE, PrometheusUrl
+from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
 from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters
 from opd.workload.forecast import Forecaster
@@ -68,9 +68,9 @@ def prepare_run(
         ValueError: if the policy is unknown, or a file cannot be used.
         OSError: if a file cannot be read.
     """
-    url = options.prometheus or os.environ.get(URL_VARIABLE)
+    url = options.prometheus or os.environ.get(PROMETHEUS_URL_VARIABLE)
     if not url:
-        raise InputError(f"name the Prometheus server with --prometheus, or in {URL_VARIABLE}")
+        raise InputError(f"name the Prometheus server with --prometheus, or in {PROMETHEUS_URL_VARIABLE}")
     credentials(kubeconfig, context)
     parameters = read_document(options.params or project_path("params.yaml"))
     simulation = SimulationParameters(**parameters["simulation"])
@@ -84,7 +84,7 @@ def prepare_run(
         options.seed,
         options.agent or _default_agent(pipeline.name),
     )
-    file = options.forecaster or project_path("models", "forecaster.ckpt")
+    file = options.forecaster or project_path("models", "forecaster.npz")
     forecaster = Forecaster.load(file, parameters["damping"])
     controller_settings = ControllerSettings(
         interval_seconds=options.interval_seconds or simulation.interval,

@@ -162,7 +162,7 @@ class ClusterSettings:
             ("router_memory", _MEMORY, "512Mi"),
             ("queue_memory", _MEMORY, "512Mi"),
             ("model_memory", _MEMORY, "1Gi"),
-            ("istio_host", _HOST, "ocr.example"),
+            ("istio_host", _HOST, "pipeline.example"),
         ):
             if not pattern.fullmatch(getattr(self, name)):
                 raise SettingsError(f"{name} {getattr(self, name)!r} is malformed; give something like {example}")

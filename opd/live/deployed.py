@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import ExitStack
 from types import TracebackType
 
-from opd.cluster.api import Cluster, credentials
+from opd.cluster.api import Cluster
 from opd.cluster.backend import KubernetesBackend
+from opd.cluster.connection import credentials
 from opd.cluster.lease import Lease
 from opd.cluster.settings import ClusterSettings
 from opd.pipeline import Pipeline
-from opd.serving.monitoring import Monitor
+from opd.serving.monitoring.source import Monitor
 
 LEAD_SECONDS = 30.0
 """Time limit for taking the Lease. A controller that just stopped keeps it for half of this."""

@@ -11,7 +11,8 @@ from typing import Literal, Protocol, get_args
 from opd.control.loop import Backend
 from opd.pipeline import Configuration, Pipeline
 from opd.serving.local import LocalBackend
-from opd.serving.monitoring import URL_VARIABLE, Monitor, MonitoringError, PrometheusUrl
+from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
+from opd.serving.monitoring.source import Monitor, MonitoringError
 from opd.simulator.parameters import SimulationParameters
 
 BackendName = Literal["simulated", "local", "kubernetes"]
@@ -41,7 +42,7 @@ class LiveSite:
     Attributes:
         backend: ``simulated``, ``local`` or ``kubernetes``.
         folder: for settings, logs and metrics of local processes, and for the load generator's files.
-        spares: processes that each local stage keeps warm.
+        standbys: processes that each local stage keeps warm.
         cluster_settings: for ``kubernetes``, YAML file that the pipeline was deployed with.
         router_address: for ``kubernetes``, ``host:port`` of the router's gRPC endpoint as reached from here.
 
@@ -51,7 +52,7 @@ class LiveSite:
 
     backend: BackendName
     folder: Path
-    spares: int = 0
+    standbys: int = 0
     cluster_settings: str = ""
     router_address: str = ""
 
@@ -72,15 +73,15 @@ class LiveSite:
             MonitoringError: if the cluster's Prometheus is not named or does not answer.
         """
         if self.backend == "local":
-            return LocalBackend(pipeline, parameters, initial, self.folder, spares=self.spares)
+            return LocalBackend(pipeline, parameters, initial, self.folder, standbys=self.standbys)
         # Only this backend needs the extra `cluster`.
         from opd.cluster.settings import read_settings
         from opd.live.deployed import DeployedPipeline
 
-        url = os.environ.get(URL_VARIABLE, "")
+        url = os.environ.get(PROMETHEUS_URL_VARIABLE, "")
         if not url:
             raise MonitoringError(
-                f"a deployed pipeline is monitored by the cluster's Prometheus; set {URL_VARIABLE} to its URL"
+                f"a deployed pipeline is monitored by the cluster's Prometheus; set {PROMETHEUS_URL_VARIABLE}"
             )
         settings = read_settings(Path(self.cluster_settings))
         monitor = PrometheusUrl(url, labels=settings.series_labels)

@@ -1,8 +1,8 @@
-"""The neural networks behind the catalogue's variants, built with random weights for latency measurements.
+"""Neural networks of the catalogue's variants, built with random weights for latency measurements.
 
-How long a forward pass takes depends on the layers and on the shape of the input, not on the values of the
-weights, so nothing is downloaded: every network is built from its published configuration. What a request
-carries is fixed, realistic for the pipelines of the catalogue, and the same for every variant of a task:
+The time of a forward pass depends on the layers and on the shape of the input, not on the values of the weights.
+Nothing is downloaded: every network is built from its published configuration. The content of a request is fixed,
+realistic for the pipelines of the catalogue, and the same for every variant of a task:
 
 ========================  ==================================================================================
 task                      one request
@@ -18,8 +18,8 @@ language identification   48 tokens
 translation               a source of 48 tokens, a translation of 20 tokens
 ========================  ==================================================================================
 
-Text is written greedily, and always to the full number of new tokens, so that a random network does the work
-of a trained one. Only torch and transformers are needed.
+Text is generated greedily and always to the full number of new tokens: a random network does the work of a trained
+one. Only torch and transformers are needed.
 """
 
 from __future__ import annotations
@@ -74,17 +74,17 @@ TOKENS_SOURCE = 48
 NEW_TOKENS = 20
 
 FIRST_ORDINARY_TOKEN = 1000
-"""Random text draws from here upwards: the ids below include padding, start and end of sequence."""
+"""Lowest token id in random text; lower ids include padding, start and end of sequence."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to build one network and a batch of requests for it.
+    """A network and the requests it serves, as :class:`opd.profiling.measuring.Measurable`.
 
     Attributes:
-        build: makes the network with random weights; without an argument.
-        inputs: makes the keyword arguments of one call for a number of requests.
-        new_tokens: tokens to write greedily; 0 where one forward pass is the whole inference.
+        build: creates the network with random weights.
+        inputs: creates the keyword arguments of one call for a number of requests.
+        new_tokens: tokens to generate; 0 where one forward pass is the whole inference.
         clock: CPU seconds of the calling thread, by which a call is timed.
         pause: seconds between two calls.
         max_cores: cores that the network can use.
@@ -99,11 +99,11 @@ class Architecture:
 
     @contextmanager
     def loaded(self, seed: int) -> Iterator[tuple[torch.nn.Module, float]]:
-        """A network with random weights, loaded as a serving process does, and how long that took.
+        """Load the network as a serving process does, and time it.
 
-        The weights are drawn and written to a temporary file; what is timed is constructing the network without
-        initialising it, reading the file and answering one request, on one core. The file comes from the page cache,
-        as on a node that already holds the model.
+        Random weights are first written to a temporary file. The measured time is that of constructing the network
+        without initialising it, reading the file and answering one request, on one core. The file comes from the page
+        cache, as on a node that already holds the model.
 
         Args:
             seed: of the weights, and of the inputs made later.
@@ -136,7 +136,7 @@ class Architecture:
             torch.set_num_threads(before)
 
     def infer(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> Any:
-        """One inference call of ``model`` on a batch made by :attr:`inputs`."""
+        """Call ``model`` once on a batch created by :attr:`inputs`."""
         with torch.inference_mode():
             if not self.new_tokens:
                 return model(**inputs)
@@ -173,10 +173,10 @@ def _d_fine(
 
     Args:
         stem: channels inside and after the stem.
-        stage_width: channels after the first stage; the later ones have 4, 8 and 16 times as many.
+        stage_width: channels after the first stage; the later stages have 4, 8 and 16 times as many.
         blocks: blocks of the four stages.
         block_layers: convolutions in a block.
-        affine: whether the small backbones' learnable affine layers are there.
+        affine: include the learnable affine layers of the small backbones.
         head: encoder and decoder settings of :class:`transformers.DFineConfig`.
     """
     widths = [stage_width, 4 * stage_width, 8 * stage_width, 16 * stage_width]

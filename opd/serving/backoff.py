@@ -1,4 +1,4 @@
-"""Starting servers that may not come up: how long one is waited for, how often it is tried, and what to say of it."""
+"""Failed starts of servers: how long a start may take, how often it is tried, and with which pauses."""
 
 from __future__ import annotations
 
@@ -7,54 +7,54 @@ import time
 from opd.serving.processes import ServerProcess
 
 START_SECONDS = 30.0
-"""A server that is not ready after this long counts as failed."""
+"""A server that is not ready after this time has failed to start."""
 
 START_ATTEMPTS = 2
-"""So many failed starts in a row are a failure of what is started."""
+"""Failed starts in a row after which what is started counts as failed."""
 
 LONGEST_PAUSE = 30.0
-"""Seconds between two attempts to start what does not, at most."""
+"""Limit of the pause between two attempts, in seconds."""
 
 
 def is_late(process: ServerProcess, was_ready: bool) -> bool:
-    """Whether a server has had its time to become ready."""
+    """Whether a server has used up its time to become ready."""
     return not was_ready and time.monotonic() - process.started > START_SECONDS
 
 
-def why_it_ended(process: ServerProcess, was_ready: bool) -> str:
-    """For people: what a server that has just ended said last, and that it was killed if it was late."""
+def failure_reason(process: ServerProcess, was_ready: bool) -> str:
+    """Describe why a server ended: its last words, and the limit if it was late."""
     words = process.last_words()
     return f"not ready after {START_SECONDS:g} s; {words}" if is_late(process, was_ready) else words
 
 
 class StartBackoff:
-    """The failed starts of one thing in a row: each makes the next attempt wait longer.
+    """Counts failed starts in a row; each of them doubles the pause before the next attempt.
 
     Attributes:
-        last_failure: what went wrong last, for people; empty since it started.
-        error: the same once there is no more hope.
+        last_failure: description of the last failed start; empty after a successful one.
+        error: the same after :data:`START_ATTEMPTS` failures in a row; empty before.
     """
 
     def __init__(self) -> None:
         self.last_failure = self.error = ""
         self._failures = 0
-        self._next = 0.0
+        self._next_attempt = 0.0
 
-    def failed(self, what: str, reason: str) -> None:
-        """Note that ``what`` did not start."""
+    def failed(self, subject: str, reason: str) -> None:
+        """Record a failed start of ``subject``."""
         self._failures += 1
-        self._next = time.monotonic() + min(2.0**self._failures, LONGEST_PAUSE)
+        self._next_attempt = time.monotonic() + min(2.0**self._failures, LONGEST_PAUSE)
         times = f" {self._failures} times in a row" if self._failures > 1 else ""
-        self.last_failure = f"{what} did not start{times}: {reason}"
+        self.last_failure = f"{subject} did not start{times}: {reason}"
         if self._failures >= START_ATTEMPTS:
             self.error = self.last_failure
 
     def succeeded(self) -> None:
-        """Note that it started."""
+        """Record a successful start."""
         self.last_failure = self.error = ""
         self._failures = 0
 
     @property
     def due(self) -> bool:
-        """Whether the next attempt need not wait any more."""
-        return time.monotonic() >= self._next
+        """Whether the pause before the next attempt is over."""
+        return time.monotonic() >= self._next_attempt

@@ -1,4 +1,4 @@
-"""A model server as its callers see it: one persistent gRPC channel, a timeout on every call."""
+"""A client of a model server: one persistent gRPC channel, and a timeout on every call."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 
 from opd.serving.protocol import MAX_MESSAGE_BYTES, answers_of, infer_request
 
-# A server that comes back is found again within a second; gRPC's own default backs off to two minutes.
 _CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # Reconnects to a restarted server within a second; the default backs off to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
@@ -26,18 +26,17 @@ _CHANNEL_OPTIONS = (
     ("grpc.enable_http_proxy", 0),
 )
 
-
 Result = TypeVar("Result")
 
 
 def complete(calls: Coroutine[Any, Any, Result]) -> Result:
-    """Run calls to their end from synchronous code, also where an event loop runs already, as it does in a notebook."""
+    """Run a coroutine to completion from synchronous code, even inside a running event loop, as in a notebook."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, calls).result()
 
 
 def connect(address: str) -> grpc.aio.Channel:
-    """A channel to ``host:port``, within the running event loop."""
+    """Open a channel to ``host:port`` within the running event loop."""
     return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
 
 
@@ -45,7 +44,7 @@ class Client:
     """Calls one model of one server.
 
     Args:
-        address: ``host:port`` of its gRPC endpoint.
+        address: ``host:port`` of the server's gRPC endpoint.
         model: name of the model there.
     """
 
@@ -55,10 +54,10 @@ class Client:
         self._stub = GRPCInferenceServiceStub(self._channel)
 
     async def infer(self, payloads: Sequence[bytes], age: float, timeout: float) -> list[bytes]:
-        """One answer to each payload.
+        """Return one answer for each payload.
 
         Args:
-            payloads: what to send.
+            payloads: payloads to send.
             age: seconds since the request entered the pipeline.
             timeout: seconds the call may take.
 
@@ -68,7 +67,7 @@ class Client:
         return answers_of(await self._stub.ModelInfer(infer_request(self.model, payloads, age), timeout=timeout))
 
     async def ready(self, timeout: float) -> bool:
-        """Whether the server answers and has the model loaded."""
+        """Whether the server answers within ``timeout`` seconds and has the model loaded."""
         try:
             answer = await self._stub.ModelReady(messages.ModelReadyRequest(name=self.model), timeout=timeout)
         except grpc.aio.AioRpcError:
@@ -76,5 +75,5 @@ class Client:
         return bool(answer.ready)
 
     async def close(self) -> None:
-        """Close the channel; calls that still run are cancelled."""
+        """Close the channel; running calls are cancelled."""
         await self._channel.close()

@@ -1,4 +1,4 @@
-"""The processes of this machine as a backend of the control loop: one process per replica.
+"""A pipeline on this machine, as a backend of the control loop: one process per replica.
 
 .. code-block:: python
 
@@ -12,7 +12,6 @@ import fcntl
 import logging
 import os
 import threading
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -21,44 +20,44 @@ from typing import IO
 from opd.control.loop import ApplyError
 from opd.pipeline import Configuration, Pipeline, check_feasible
 from opd.serving.local_stage import LocalStage
-from opd.serving.monitoring import Monitor, open_monitor
-from opd.serving.processes import STOP_SECONDS, ServerProcess, StartError
+from opd.serving.monitoring.opening import open_monitor
+from opd.serving.monitoring.source import Monitor
+from opd.serving.processes import STOP_SECONDS, ServerProcess, StartError, stop_all
 from opd.serving.server import ServerSettings
 from opd.serving.stage_queue import StageSettings
 from opd.serving.store import store_url
 from opd.serving.supervised_server import SupervisedServer
 from opd.serving.telemetry_backend import TelemetryBackend
 from opd.simulator.parameters import SimulationParameters
-from opd.waiting import wait_until
 
 logger = logging.getLogger(__name__)
 
-TEND_SECONDS = 0.1
-"""Between two looks at the processes."""
+RECONCILE_SECONDS = 0.1
+"""Interval at which the processes are reconciled."""
 
 
 class AlreadyControlledError(RuntimeError):
-    """Another controller runs the pipeline already."""
+    """Another controller already runs the pipeline."""
 
 
 class LocalBackend(TelemetryBackend):
-    """A pipeline of real processes on the loopback interface.
+    """A pipeline of server processes on the loopback interface.
 
     Args:
-        pipeline: what runs; its variants are in the model store.
-        parameters: interval, batch timeout and drop age, as for the simulator.
-        configuration: what runs first.
-        folder: for settings, logs and metrics of this run; one controller at a time.
-        store: URL of the model store, the default one if not given.
-        monitor: source of metrics; by default what :func:`opd.serving.monitoring.open_monitor` finds.
-        spares: processes a stage keeps warm.
+        pipeline: the pipeline; its variants are in the model store.
+        parameters: interval, batch timeout and maximum age of requests, as for the simulator.
+        configuration: first configuration.
+        folder: folder for settings, logs and metrics of this run; only one controller at a time may use it.
+        store: URL of the model store; by default :func:`opd.serving.store.store_url`.
+        monitor: source of metrics; by default that of :func:`opd.serving.monitoring.opening.open_monitor`.
+        standbys: processes without a variant that each stage keeps running.
         max_queue: requests that may wait at a stage.
-        apply_seconds: a change that is not done after this long is taken back.
+        apply_seconds: time a reconfiguration may take before it is rolled back.
 
     Raises:
         AlreadyControlledError: if another controller uses ``folder``.
         InfeasibleError: if the configuration breaks a limit.
-        StartError: if the pipeline does not come up in ``apply_seconds``; nothing is left running.
+        StartError: if the pipeline is not up after ``apply_seconds``; nothing is left running.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class LocalBackend(TelemetryBackend):
         folder: Path,
         store: str | None = None,
         monitor: Monitor | None = None,
-        spares: int = 0,
+        standbys: int = 0,
         max_queue: int = 1000,
         apply_seconds: float = 60.0,
     ) -> None:
@@ -91,10 +90,12 @@ class LocalBackend(TelemetryBackend):
             super().__init__(pipeline, configuration, source, parameters.interval)
             acquired.callback(self._end_processes)
             for task, stage in zip(pipeline.tasks, configuration, strict=True):
-                self.stages.append(LocalStage(pipeline.name, task, settings, url, folder, stage, spares, self._closing))
+                self.stages.append(
+                    LocalStage(pipeline.name, task, settings, url, folder, stage, standbys, self._closing)
+                )
             self.router = self._start_router(settings, folder)
-            self._keeper = threading.Thread(target=self._keep, daemon=True, name="keeper")
-            self._keeper.start()
+            self._reconciler = threading.Thread(target=self._reconcile_until_closed, daemon=True, name="reconciler")
+            self._reconciler.start()
             try:
                 self._reach(configuration)
             except ApplyError as error:
@@ -104,14 +105,14 @@ class LocalBackend(TelemetryBackend):
 
     @property
     def address(self) -> str:
-        """``host:port`` to which requests are sent, for the model named like the pipeline."""
+        """``host:port`` for requests; the model is named like the pipeline."""
         return self.router.grpc_address
 
     def apply(self, configuration: Configuration) -> None:
-        """Run ``configuration``: returns when it serves; what it replaces finishes its work in the background.
+        """Run ``configuration``; returns once it serves, while replaced replicas drain in the background.
 
         Raises:
-            ApplyError: if it could not be reached; then the previous configuration goes on.
+            ApplyError: if it cannot be reached; the previous configuration has been restored.
         """
         if configuration == self.configuration:
             return
@@ -119,34 +120,35 @@ class LocalBackend(TelemetryBackend):
             self._reach(configuration)
         except ApplyError:
             with self._changed:
-                for stage, wanted in zip(self.stages, self.configuration, strict=True):
-                    stage.want(wanted)
+                self._set_targets(self.configuration)
             raise
         self.configuration = configuration
 
     # ----------------------------------------------------------------------------------------------- processes
 
     def processes(self) -> list[ServerProcess]:
-        """Everything that runs."""
+        """All running processes."""
         router = [self.router] if hasattr(self, "router") else []
         return router + [process for stage in self.stages for process in stage.processes()]
 
     def _start_router(self, settings: StageSettings, folder: Path) -> SupervisedServer:
-        stages = [{"task": stage.task.name, "address": stage.queue.grpc_address} for stage in self.stages]
         parameters = {
             "pipeline": self.pipeline.name,
-            "stages": stages,
+            "stages": [{"task": stage.task.name, "address": stage.queue.grpc_address} for stage in self.stages],
             "drop_after": settings.drop_after,
             "call_timeout": settings.call_timeout,
         }
         server = ServerSettings(kind="router", name=self.pipeline.name, parameters=parameters)
         return SupervisedServer("router", server, folder)
 
+    def _set_targets(self, configuration: Configuration) -> None:
+        for stage, target in zip(self.stages, configuration, strict=True):
+            stage.set_target(target)
+
     def _reach(self, configuration: Configuration) -> None:
-        """Wait until every stage runs its part of ``configuration``, and the router answers."""
+        """Wait until every stage runs its part of ``configuration`` and the router answers."""
         with self._changed:
-            for stage, wanted in zip(self.stages, configuration, strict=True):
-                stage.want(wanted)
+            self._set_targets(configuration)
             self._changed.wait_for(lambda: self._errors() or self._settled(), self._apply_seconds)
             errors, missing = self._errors(), self._missing()
         if errors:
@@ -155,53 +157,52 @@ class LocalBackend(TelemetryBackend):
             raise ApplyError(f"not everything is ready after {self._apply_seconds:g} s: {'; '.join(missing)}")
 
     def _errors(self) -> list[str]:
-        """Why what is wanted cannot be had."""
-        stages = [starts for stage in self.stages for starts in (stage.queue.starts, stage.starts)]
-        return [starts.error for starts in (self.router.starts, *stages) if starts.error]
+        """Reasons why the targets cannot be reached."""
+        stages = [backoff for stage in self.stages for backoff in (stage.queue.backoff, stage.backoff)]
+        return [backoff.error for backoff in (self.router.backoff, *stages) if backoff.error]
 
     def _settled(self) -> bool:
-        """Whether what is wanted runs."""
+        """Whether the targets are running."""
         return self.router.answers and all(stage.settled for stage in self.stages)
 
     def _missing(self) -> list[str]:
-        """What is still wanting."""
+        """Descriptions of what is not running yet."""
         router = [] if self.router.answers else [f"the router does not answer ({self.router.last_words()})"]
         return router + [stage.missing() for stage in self.stages if not stage.settled]
 
-    def _keep(self) -> None:
-        """Tend the stages until the backend closes."""
-        while not self._closing.wait(TEND_SECONDS):
+    def _reconcile_until_closed(self) -> None:
+        while not self._closing.wait(RECONCILE_SECONDS):
             try:
                 with self._changed:
-                    self._tend()
+                    self._reconcile()
                     self._changed.notify_all()
-            except Exception:  # whatever it was, the pipeline must not be left untended
-                logger.exception("tending the processes failed; trying again")
+            except Exception:  # no error may leave the pipeline unattended
+                logger.exception("reconciling the processes failed; trying again")
 
-    def _tend(self) -> None:
+    def _reconcile(self) -> None:
         for stage in self.stages:
-            stage.tend()
+            stage.reconcile()
         if self._closing.is_set():
             return
-        self.router.tend()
+        self.router.reconcile()
         targets = {process.name: process.metrics_address for process in self.processes()}
         if targets != self._targets:
             self.monitor.set_targets(targets)
             self._targets = targets
 
     def close(self) -> None:
-        """Stop taking requests, finish those that run, and end every process."""
+        """Refuse new requests, finish the running ones, and end every process."""
         self._acquired.close()
 
     def _end_processes(self) -> None:
         self._closing.set()
-        if hasattr(self, "_keeper"):
-            self._keeper.join(STOP_SECONDS)
-        # No longer than the longest request lives; whoever has none to finish ends at once.
+        if hasattr(self, "_reconciler"):
+            self._reconciler.join(STOP_SECONDS)
+        # Front to back, so that each server can still pass on the requests it has accepted.
         if hasattr(self, "router"):
-            _stop([self.router], self._request_seconds)
-        _stop([stage.queue for stage in self.stages], self._request_seconds)
-        _stop([process for stage in self.stages for process in stage.processes()])
+            stop_all([self.router], self._request_seconds)
+        stop_all([stage.queue for stage in self.stages], self._request_seconds)
+        stop_all([process for stage in self.stages for process in stage.processes()])
 
     def __enter__(self) -> LocalBackend:
         return self
@@ -212,15 +213,8 @@ class LocalBackend(TelemetryBackend):
         self.close()
 
 
-def _stop(processes: Sequence[ServerProcess], finish: float = 0.0) -> None:
-    """End servers that have ``finish`` seconds to answer what they serve; returns when they have ended."""
-    for process in processes:
-        process.stop(finish)
-    wait_until(lambda: all(process.ended() for process in processes), finish + STOP_SECONDS + 2.0)
-
-
 def _lock(folder: Path, pipeline: str) -> IO[str]:
-    """Take the folder for this controller; the operating system releases it when the process ends, however it does."""
+    """Lock ``folder`` for this controller; the operating system unlocks it when the process ends."""
     path = folder / "controller.lock"
     file = path.open("a+")
     try:
@@ -230,8 +224,7 @@ def _lock(folder: Path, pipeline: str) -> IO[str]:
         holder = file.read().strip()
         file.close()
         raise AlreadyControlledError(
-            f"pipeline {pipeline!r} in {folder} is controlled by process {holder}; stop that one, or run in another "
-            "folder"
+            f"pipeline {pipeline!r} in {folder} is controlled by process {holder}; stop it, or use another folder"
         ) from None
     file.truncate(0)
     file.write(str(os.getpid()))

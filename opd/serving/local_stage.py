@@ -1,9 +1,9 @@
-"""One stage on this machine: its queue and its replicas, brought to what is wanted and kept there.
+"""One stage on this machine: its queue and its replicas, reconciled with their desired state.
 
-:meth:`LocalStage.tend` looks at what runs and does the next thing that is missing; it is called several times a second
-and nothing else touches the processes. So a change of variant, a scale-up and the replacement of a replica that died
-are one and the same: start what is wanted, wait until it is ready, switch the queue over, let the others finish, stop
-them.
+:meth:`LocalStage.reconcile` looks at what is running and takes the next steps towards the target. It is called several
+times a second, never waits, and nothing else touches the processes. A change of variant, a scale-up and the replacement
+of a dead replica are therefore the same thing: start what is missing, wait until it is ready, switch the queue over,
+drain the other replicas and stop them.
 """
 
 from __future__ import annotations
@@ -20,48 +20,49 @@ from typing import Any, TypeVar
 import requests
 
 from opd.pipeline import StageConfiguration, Task
-from opd.serving.backoff import StartBackoff, is_late, why_it_ended
+from opd.serving.backoff import StartBackoff, failure_reason, is_late
 from opd.serving.processes import ServerProcess, model_process
 from opd.serving.server import ServerSettings
 from opd.serving.stage_queue import StageSettings
-from opd.serving.supervised_server import LOOK_SECONDS, SupervisedServer
+from opd.serving.supervised_server import PROBE_SECONDS, SupervisedServer
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
-class LocalSpare:
-    """One process without a variant, and whether it has come up."""
+class LocalStandby:
+    """A process that has imported everything but has no variant yet; ready once it is up."""
 
     process: ServerProcess
     ready: bool = False
 
 
 @dataclass(eq=False, kw_only=True)
-class LocalReplica(LocalSpare):
-    """One process and what it is for; ready once it has loaded its variant."""
+class LocalReplica(LocalStandby):
+    """A process with a variant; ready once the variant is loaded, draining once it gets no new requests."""
 
     variant: int
-    leaving: bool = False
+    draining: bool = False
 
 
-Kept = TypeVar("Kept", bound=LocalSpare)
+AnyProcess = TypeVar("AnyProcess", bound=LocalStandby)
 
 
 @dataclass
 class LocalStage:
-    """One stage.
+    """The processes of one stage.
 
     Attributes:
         pipeline: name of the pipeline.
-        task: its task.
-        settings: of its queue.
+        task: task of the stage.
+        settings: settings of its queue.
         store: URL of the model store.
-        folder: for settings and logs of its processes.
-        target: what it is to run.
-        spares: processes kept ready with everything but a model, so that a new replica starts faster.
+        folder: folder for settings and logs of its processes.
+        target: desired configuration; change it with :meth:`set_target`.
+        standbys: number of processes kept running without a variant, so that a new replica starts faster.
         closing: once it is set, nothing is started any more.
-        starts: failed ones of replicas of the target, and why these cannot be had.
+        backoff: failed starts of the target's replicas.
+        settled: whether the stage runs its target.
     """
 
     pipeline: str
@@ -70,67 +71,63 @@ class LocalStage:
     store: str
     folder: Path
     target: StageConfiguration
-    spares: int = 0
+    standbys: int = 0
     closing: threading.Event = field(default_factory=threading.Event)
-    starts: StartBackoff = field(default_factory=StartBackoff)
+    backoff: StartBackoff = field(default_factory=StartBackoff)
     replicas: list[LocalReplica] = field(default_factory=list)
-    _spare: list[LocalSpare] = field(default_factory=list)
-    _spare_starts: StartBackoff = field(default_factory=StartBackoff)
-    _stopped: list[ServerProcess] = field(default_factory=list)
+    settled: bool = False
+    _standby: list[LocalStandby] = field(default_factory=list)
+    _standby_backoff: StartBackoff = field(default_factory=StartBackoff)
+    _stopping: list[ServerProcess] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=count)
-    _next_look: float = 0.0
+    _next_probe: float = 0.0
     _pushed: dict[str, Any] | None = None
-    _settled: bool = False
 
     def __post_init__(self) -> None:
         parameters = {"pipeline": self.pipeline, "task": self.task.name, "settings": self.settings.model_dump()}
-        settings = ServerSettings(kind="queue", name=self.task.name, parameters=parameters)
-        self.queue = SupervisedServer(f"{self.task.name}-queue", settings, self.folder)
+        server = ServerSettings(kind="queue", name=self.task.name, parameters=parameters)
+        self.queue = SupervisedServer(f"{self.task.name}-queue", server, self.folder)
 
     # ------------------------------------------------------------------------------------------- for the backend
 
-    def want(self, target: StageConfiguration) -> None:
-        """Set what is to run from now on."""
+    def set_target(self, target: StageConfiguration) -> None:
+        """Set the desired configuration."""
         if target != self.target:
-            self.target, self.starts, self._settled = target, StartBackoff(), False
-        self.starts.error = ""  # only what fails from now on ends the wait for it
-
-    @property
-    def settled(self) -> bool:
-        """Whether the stage runs its target."""
-        return self._settled
+            self.target, self.backoff, self.settled = target, StartBackoff(), False
+        self.backoff.error = ""  # only failures from now on end the wait for the target
 
     def missing(self) -> str:
-        """What the stage lacks to run its target, for people; empty if nothing."""
-        if self._settled:
+        """Describe what the stage lacks to run its target; empty if nothing."""
+        if self.settled:
             return ""
         if not self.queue.answers:
             return f"{self.queue.name} does not answer ({self.queue.last_words()})"
-        wanted = self._of_target()
-        ready = sum(replica.ready for replica in wanted)
-        variant = self.task.variants[self.target.variant].name
+        replicas = self._of_target()
+        ready = sum(replica.ready for replica in replicas)
+        variant = self._variant_name(self.target.variant)
         parts = [f"{ready} of {self.target.replicas} replicas of {variant!r} at {self.task.name!r} are ready"]
-        for replica in wanted:
+        for replica in replicas:
             if not replica.ready:
                 seconds = time.monotonic() - replica.process.started
                 parts.append(f"{replica.process.name} began {seconds:.0f} s ago ({replica.process.last_words()})")
-        return ", ".join([*parts, *filter(None, [self.starts.last_failure])])
+        return ", ".join([*parts, *filter(None, [self.backoff.last_failure])])
 
     def processes(self) -> list[ServerProcess]:
-        """Everything that runs for the stage."""
-        return [self.queue, *(each.process for each in [*self.replicas, *self._spare]), *self._stopped]
+        """All processes of the stage."""
+        return [self.queue, *(each.process for each in [*self.replicas, *self._standby]), *self._stopping]
 
-    def tend(self) -> None:
-        """Do what is missing now, without waiting for it."""
+    def reconcile(self) -> None:
+        """Take the next steps towards the target, without waiting."""
         for step in (
-            self._tend_queue,
-            self._bury_dead,
-            self._see_ready,
+            self._reconcile_queue,
+            self._remove_ended,
+            self._note_ready,
+            self._drain_surplus,
             self._start_missing,
             self._switch,
-            self._see_hanging,
-            self._release_leaving,
-            self._keep_spares,
+            self._kill_unresponsive,
+            self._stop_drained,
+            self._start_standby,
         ):
             if self.closing.is_set():
                 return
@@ -138,160 +135,164 @@ class LocalStage:
 
     # --------------------------------------------------------------------------------------------- the queue
 
-    def _tend_queue(self) -> None:
-        if self.queue.tend():
+    def _reconcile_queue(self) -> None:
+        if self.queue.reconcile():
             self._pushed = None
 
-    def _ask_queue(self, method: str, body: dict[str, Any] | None = None) -> dict[str, Any] | None:
-        """What the queue says of its stage; None if it does not answer."""
-        if not self.queue.answers:  # a look at it may take seconds; one a second is enough
+    def _call_queue(self, method: str, body: dict[str, Any] | None = None) -> dict[str, Any] | None:
+        """Return the queue's status; None if it does not answer."""
+        if not self.queue.answers:  # a call may take seconds; its own probes are enough
             return None
         try:
             return dict(self.queue.http(method, "/stage", body))
-        except requests.RequestException:  # it has died or hangs, which the next looks will tell
+        except requests.RequestException:  # it has died or hangs, which its next probes will show
             return None
 
     # ------------------------------------------------------------------------------------------ the replicas
 
-    def _bury_dead(self) -> None:
-        for replica in self._remove_dead(self.replicas):
-            if not replica.leaving:
-                self._note_death(replica)
-        for spare in self._remove_dead(self._spare):
-            self._note_dead_spare(spare)
-        self._stopped = [process for process in self._stopped if not process.ended()]
+    def _remove_ended(self) -> None:
+        for replica in self._take_ended(self.replicas):
+            if not replica.draining:
+                self._record_death(replica)
+        for standby in self._take_ended(self._standby):
+            self._record_standby_death(standby)
+        self._stopping = [process for process in self._stopping if not process.ended()]
 
-    def _remove_dead(self, kept: list[Kept]) -> list[Kept]:
-        """Take out of ``kept``, and return, those that have ended or have had their time to start."""
-        late = [each for each in kept if is_late(each.process, each.ready)]
+    def _take_ended(self, running: list[AnyProcess]) -> list[AnyProcess]:
+        """Remove from ``running``, and return, those that have ended; those that are late to start are killed."""
+        late = [each for each in running if is_late(each.process, each.ready)]
         for each in late:
-            each.process.kill()
-            self._stopped.append(each.process)
-        dead = [each for each in kept if each in late or each.process.ended()]
-        kept[:] = [each for each in kept if each not in dead]
-        return dead
+            self._kill(each.process)
+        ended = [each for each in running if each in late or each.process.ended()]
+        running[:] = [each for each in running if each not in ended]
+        return ended
 
-    def _note_death(self, replica: LocalReplica) -> None:
-        self._settled = False
-        variant = self.task.variants[replica.variant].name
-        reason = why_it_ended(replica.process, replica.ready)
+    def _kill(self, process: ServerProcess) -> None:
+        process.kill()
+        self._stopping.append(process)
+
+    def _record_death(self, replica: LocalReplica) -> None:
+        self.settled = False
+        reason = failure_reason(replica.process, replica.ready)
         logger.warning("stage %s: replica %s died: %s", self.task.name, replica.process.name, reason)
-        if replica.ready or replica.variant != self.target.variant:
-            return
-        self.starts.failed(f"variant {variant!r} of {self.task.name!r}", reason)
+        if not replica.ready and replica.variant == self.target.variant:
+            self.backoff.failed(f"variant {self._variant_name(replica.variant)!r} of {self.task.name!r}", reason)
 
-    def _note_dead_spare(self, spare: LocalSpare) -> None:
-        reason = why_it_ended(spare.process, spare.ready)
-        if spare.ready:
-            logger.warning("stage %s: spare %s died: %s", self.task.name, spare.process.name, reason)
+    def _record_standby_death(self, standby: LocalStandby) -> None:
+        reason = failure_reason(standby.process, standby.ready)
+        if standby.ready:
+            logger.warning("stage %s: standby %s died: %s", self.task.name, standby.process.name, reason)
         else:
-            self._note_failed_spare(reason)
+            self._record_standby_failure(reason)
 
-    def _note_failed_spare(self, reason: str) -> None:
-        self._spare_starts.failed(f"a spare of {self.task.name!r}", reason)
-        logger.warning("%s", self._spare_starts.last_failure)
+    def _record_standby_failure(self, reason: str) -> None:
+        self._standby_backoff.failed(f"a standby of {self.task.name!r}", reason)
+        logger.warning("%s", self._standby_backoff.last_failure)
 
-    def _see_ready(self) -> None:
+    def _note_ready(self) -> None:
         for replica in self.replicas:
-            if not replica.ready and not replica.leaving and replica.process.ready():
+            if not replica.ready and not replica.draining and replica.process.ready():
                 replica.ready = True
-                self.starts.succeeded()
-        for spare in self._spare:
-            if not spare.ready and spare.process.live():
-                spare.ready = True
-                self._spare_starts.succeeded()
+                self.backoff.succeeded()
+        for standby in self._standby:
+            if not standby.ready and standby.process.live():
+                standby.ready = True
+                self._standby_backoff.succeeded()
+
+    def _drain_surplus(self) -> None:
+        for replica in sorted(self._of_target(), key=lambda replica: not replica.ready)[self.target.replicas :]:
+            replica.draining = True
 
     def _start_missing(self) -> None:
-        wanted = self._of_target()
-        for replica in sorted(wanted, key=lambda replica: not replica.ready)[self.target.replicas :]:
-            replica.leaving = True
-        if not self.starts.due:
+        if not self.backoff.due:
             return
-        for _ in range(self.target.replicas - len(wanted)):
-            if self.closing.is_set():  # asking spares may take seconds
+        for _ in range(self.target.replicas - len(self._of_target())):
+            if self.closing.is_set():  # assigning standbys may take seconds
                 return
-            process = self._process_for(self.target.variant)
+            process = self._assigned_standby() or self._new_process(self._variant_name(self.target.variant))
             self.replicas.append(LocalReplica(process, variant=self.target.variant))
 
     def _of_target(self) -> list[LocalReplica]:
-        return [r for r in self.replicas if r.variant == self.target.variant and not r.leaving]
+        return [r for r in self.replicas if r.variant == self.target.variant and not r.draining]
 
-    def _process_for(self, variant: int) -> ServerProcess:
-        name = self.task.variants[variant].name
-        for spare in list(self._spare):
+    def _variant_name(self, variant: int) -> str:
+        return self.task.variants[variant].name
+
+    def _assigned_standby(self) -> ServerProcess | None:
+        """Take a standby and assign it the target's variant; None if there is none that is up."""
+        for standby in list(self._standby):
             try:
-                spare.process.http("PUT", "/variant", {"variant": name})
-            except requests.ReadTimeout:  # whether it has taken the variant is not known
-                self._spare.remove(spare)
-                spare.process.kill()
-                self._stopped.append(spare.process)
+                standby.process.http("PUT", "/variant", {"variant": self._variant_name(self.target.variant)})
+            except requests.ReadTimeout:  # it may or may not have taken the variant
+                self._standby.remove(standby)
+                self._kill(standby.process)
+            except requests.RequestException:  # it is still starting
                 continue
-            except requests.RequestException:  # it is starting
-                continue
-            self._spare.remove(spare)
-            spare.process.started = time.monotonic()
-            return spare.process
-        return self._new_process(name)
+            else:
+                self._standby.remove(standby)
+                standby.process.started = time.monotonic()
+                return standby.process
+        return None
 
     def _new_process(self, variant: str | None) -> ServerProcess:
         name = f"{self.task.name}-{next(self._numbers)}"
         return model_process(name, self.pipeline, self.task.name, variant, self.store, self.folder)
 
     def _switch(self) -> None:
-        """Tell the queue who serves: the wanted variant once all its replicas are ready, until then the others."""
-        wanted = [replica for replica in self._of_target() if replica.ready]
-        others = [r for r in self.replicas if r.variant != self.target.variant and not r.leaving]
-        complete = len(wanted) >= self.target.replicas
+        """Point the queue at the target's replicas once all are ready; until then the others keep serving."""
+        ready = [replica for replica in self._of_target() if replica.ready]
+        others = [r for r in self.replicas if r.variant != self.target.variant and not r.draining]
+        complete = len(ready) >= self.target.replicas
         for replica in others:
-            # What has not started for an earlier target is not needed any more.
-            replica.leaving = complete or not replica.ready
-        serving = [replica for replica in others if not replica.leaving] or wanted
-        places = [
+            # A replica that was still starting for an earlier target is no longer needed.
+            replica.draining = complete or not replica.ready
+        serving = [replica for replica in others if not replica.draining] or ready
+        endpoints = [
             {
                 "name": replica.process.name,
-                "variant": self.task.variants[replica.variant].name,
+                "variant": self._variant_name(replica.variant),
                 "address": replica.process.grpc_address,
             }
             for replica in serving
         ]
-        pushed = self._push({"batch_size": self.target.batch_size, "replicas": places})
-        self._settled = complete and pushed
+        pushed = self._push({"batch_size": self.target.batch_size, "replicas": endpoints})
+        self.settled = complete and pushed
 
-    def _push(self, wanted: dict[str, Any]) -> bool:
-        """Tell the queue unless it knows; whether it does."""
-        if wanted != self._pushed:
-            self._pushed = wanted if self._ask_queue("PUT", wanted) is not None else None
+    def _push(self, desired: dict[str, Any]) -> bool:
+        """Configure the queue unless it is up to date; return whether it is now."""
+        if desired != self._pushed:
+            self._pushed = desired if self._call_queue("PUT", desired) is not None else None
         return self._pushed is not None
 
-    def _see_hanging(self) -> None:
-        """A replica that the queue gets no answer from, though its process runs, is as good as dead."""
-        if time.monotonic() < self._next_look:
+    def _kill_unresponsive(self) -> None:
+        """Kill replicas that do not answer the queue although their process is running."""
+        if time.monotonic() < self._next_probe:
             return
-        self._next_look = time.monotonic() + LOOK_SECONDS
-        status = self._ask_queue("GET") or {"replicas": []}
+        self._next_probe = time.monotonic() + PROBE_SECONDS
+        status = self._call_queue("GET") or {"replicas": []}
         failed = {replica["name"] for replica in status["replicas"] if replica["failed"]}
         for replica in self.replicas:
             if replica.ready and replica.process.name in failed:
                 replica.process.kill()
 
-    def _release_leaving(self) -> None:
-        """Stop those that leave and have finished, which only a queue that knows that they leave can tell."""
-        leaving = [replica for replica in self.replicas if replica.leaving]
-        status = self._ask_queue("GET") if leaving and self._pushed is not None else None
+    def _stop_drained(self) -> None:
+        """Stop draining replicas that the queue no longer uses; only a queue that is up to date can tell."""
+        draining = [replica for replica in self.replicas if replica.draining]
+        status = self._call_queue("GET") if draining and self._pushed is not None else None
         if status is None:
             return
-        busy = {replica["name"] for replica in status["replicas"]}
-        for replica in leaving:
-            if replica.process.name not in busy:
+        in_use = {replica["name"] for replica in status["replicas"]}
+        for replica in draining:
+            if replica.process.name not in in_use:
                 replica.process.stop()
                 self.replicas.remove(replica)
-                self._stopped.append(replica.process)
+                self._stopping.append(replica.process)
 
-    def _keep_spares(self) -> None:
-        """Start a spare that is missing; the stage does without those that do not start."""
-        if not self._settled or not self._spare_starts.due or len(self._spare) >= self.spares:
+    def _start_standby(self) -> None:
+        """Start a missing standby; the stage works without those that do not start."""
+        if not self.settled or not self._standby_backoff.due or len(self._standby) >= self.standbys:
             return
         try:
-            self._spare.append(LocalSpare(self._new_process(None)))
-        except OSError as error:  # the other stages must be tended all the same
-            self._note_failed_spare(str(error))
+            self._standby.append(LocalStandby(self._new_process(None)))
+        except OSError as error:  # must not keep the other stages from being reconciled
+            self._record_standby_failure(str(error))

@@ -1,7 +1,7 @@
-"""What a replica runs: any callable that turns a batch of payloads into a batch of answers.
+"""Models that replicas run: callables that turn a batch of payloads into a batch of answers.
 
-A variant is a folder with a ``manifest.json`` that names the class, as ``module:Class``, and its settings; the other
-files are the class's own.
+A variant is a folder with a ``manifest.json`` that names the model's class, as ``module:Class``, and its settings. The
+other files belong to the class.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ MANIFEST = "manifest.json"
 
 
 class PayloadError(ValueError):
-    """A payload is not what the model takes."""
+    """A payload is not valid input for the model."""
 
 
 class Model(Protocol):
     """A loaded variant; its class is called with the variant's folder and the settings of its manifest."""
 
     def __call__(self, payloads: Sequence[bytes]) -> list[bytes]:
-        """One answer to each payload, in their order.
+        """Return one answer for each payload, in their order.
 
         Raises:
             PayloadError: if a payload is malformed.
@@ -32,27 +32,27 @@ class Model(Protocol):
 
 
 def read_manifest(folder: Path) -> Mapping[str, Any]:
-    """The manifest of the variant in ``folder``: ``class``, ``settings`` and ``files``.
+    """Read the manifest of the variant in ``folder``: ``class``, ``settings`` and ``files``.
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it lacks a part.
+        ValueError: if a part is missing.
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise FileNotFoundError(f"no variant in {folder}: it holds no {MANIFEST}")
+        raise FileNotFoundError(f"no variant in {folder}: it has no {MANIFEST}")
     manifest = json.loads(path.read_text())
     missing = {"class", "settings", "files"} - set(manifest if isinstance(manifest, dict) else ())
     if missing:
-        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; put the variant into the store again")
+        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; push the variant again")
     return manifest
 
 
 def load_model(folder: Path) -> Model:
-    """The variant in ``folder``, ready to answer.
+    """Load the variant in ``folder``.
 
     Raises:
-        FileNotFoundError: if it holds no variant.
+        FileNotFoundError: if it is no variant.
         ValueError: if the manifest is broken or names no class.
     """
     manifest = read_manifest(folder)
@@ -60,5 +60,5 @@ def load_model(folder: Path) -> Model:
     try:
         model_class = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{folder / MANIFEST} names the class {manifest['class']!r}: {error}") from error
+        raise ValueError(f"{folder / MANIFEST}: class {manifest['class']!r} cannot be loaded: {error}") from error
     return model_class(folder, **manifest["settings"])

@@ -1,7 +1,7 @@
-"""The model store: where replicas get their variants from, a folder or object storage.
+"""The model store, a folder or object storage from which replicas pull their variants.
 
-A variant is ``<url>/<task>/<variant>/`` with a manifest (:mod:`opd.serving.models`) that lists the SHA-256 of each of
-its files. The manifest is written last, so a variant is there completely or not at all.
+A variant is a folder ``<url>/<task>/<variant>/`` with a manifest (:mod:`opd.serving.models`) that lists the SHA-256 of
+every file. The manifest is uploaded last, so a variant is either complete or absent.
 """
 
 from __future__ import annotations
@@ -23,46 +23,48 @@ from fsspec.implementations.local import LocalFileSystem
 from opd.paths import project_path
 from opd.serving.models import MANIFEST, read_manifest
 
-URL_VARIABLE = "OPD_MODEL_STORE"
-"""Environment variable with the URL of the store; without it, the folder ``models/store`` of the project."""
+STORE_URL_VARIABLE = "OPD_MODEL_STORE"
+"""Environment variable with the URL of the store; by default the folder ``models/store`` of the project."""
 
 CACHE_VARIABLE = "OPD_MODEL_CACHE"
-"""Environment variable with the folder for what was pulled; without it, ``.cache/models`` of the project."""
+"""Environment variable with the folder for pulled variants; by default ``.cache/models`` of the project."""
 
 SCRATCH_PREFIX = ".pull-"
+"""Prefix of the folders that variants are pulled into."""
+
 SCRATCH_SECONDS = 3600.0
-"""No pull takes longer; a folder of one that is older was left by a replica that was killed."""
+"""Longer than any pull takes; an older folder was left by a replica that was killed."""
 
 S3_OPTIONS: dict[str, Any] = {
     "config_kwargs": {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 3}}
 }
-"""Seconds and attempts after which object storage is given up, unless the storage options say otherwise."""
+"""Timeouts in seconds and attempts for object storage, unless the storage options set others."""
 
 
 class StoreError(RuntimeError):
-    """The store cannot be reached or refuses."""
+    """The store cannot be reached or refuses a request."""
 
 
 class CorruptVariantError(ValueError):
-    """The files of a variant are not those of its manifest."""
+    """The files of a variant do not match its manifest."""
 
 
 def store_url() -> str:
-    """The URL of the model store: :data:`URL_VARIABLE`, or ``models/store`` of the project."""
-    return os.environ.get(URL_VARIABLE) or str(project_path("models", "store"))
+    """Return the URL of the model store: :data:`STORE_URL_VARIABLE`, or ``models/store`` of the project."""
+    return os.environ.get(STORE_URL_VARIABLE) or str(project_path("models", "store"))
 
 
 class ModelStore:
     """Variants behind an fsspec URL.
 
     Args:
-        url: a folder or an fsspec URL, such as ``s3://bucket/store``; :func:`store_url` if not given.
-        cache: folder that variants of remote stores are pulled into; :data:`CACHE_VARIABLE` if not given.
-        storage_options: of the fsspec filesystem. An S3 endpoint and its credentials may also come from
+        url: folder or fsspec URL, such as ``s3://bucket/store``; by default :func:`store_url`.
+        cache: folder for variants pulled from remote stores; by default that of :data:`CACHE_VARIABLE`.
+        storage_options: options of the fsspec filesystem. An S3 endpoint and its credentials may also come from
             ``FSSPEC_S3_ENDPOINT_URL`` and the usual ``AWS_`` variables.
 
     Raises:
-        StoreError: if fsspec does not know the URL's protocol, or lacks the package for it.
+        StoreError: if fsspec does not support the URL's protocol, or the package for it is missing.
     """
 
     def __init__(self, url: str | None = None, cache: Path | None = None, **storage_options: Any) -> None:
@@ -75,10 +77,10 @@ class ModelStore:
         self._is_local = isinstance(self._files, LocalFileSystem)
 
     def push(self, folder: Path, task: str, variant: str) -> None:
-        """Put the variant in ``folder`` into the store; another one of that name is replaced.
+        """Upload the variant in ``folder``, replacing one of the same name.
 
         Raises:
-            CorruptVariantError: if the files are not those of the manifest.
+            CorruptVariantError: if the files do not match the manifest.
             ValueError: if a name is not plain.
             StoreError: if the store cannot be written.
         """
@@ -92,14 +94,14 @@ class ModelStore:
                 self._files.put_file(str(folder / name), f"{target}/{name}")
 
     def pull(self, task: str, variant: str) -> Path:
-        """A local folder with the verified variant.
+        """Return a local folder with the verified variant.
 
-        From a local store this is the store's own folder, from a remote one a copy in the cache. Replicas may pull
-        at the same time; none ever sees half a variant.
+        For a local store this is the store's own folder, for a remote one a copy in the cache. Replicas may pull
+        concurrently; none ever sees an incomplete variant.
 
         Raises:
-            KeyError: if there is no such variant, naming those there are.
-            CorruptVariantError: if the files are not those of the manifest.
+            KeyError: if the store does not have the variant; names those it has.
+            CorruptVariantError: if the files do not match the manifest.
             StoreError: if the store cannot be read.
         """
         source = self._folder(task, variant)
@@ -107,20 +109,20 @@ class ModelStore:
             self._files.invalidate_cache()
             if not self._files.exists(f"{source}/{MANIFEST}"):
                 raise KeyError(
-                    f"no variant {variant!r} of task {task!r} in {self.url}; it has {self._listing()} "
-                    "(python -m opd.examples.ocr.build makes those of the OCR pipeline)"
+                    f"no variant {variant!r} of task {task!r} in {self.url}; it has {self._listing()}; push the "
+                    f"variant, or set {STORE_URL_VARIABLE} to the store that has it"
                 )
         if self._is_local:
             verify(Path(source))
             return Path(source)
         with self._named_errors():
             manifest = self._files.cat_file(f"{source}/{MANIFEST}")
-        # Named by content: a variant that is replaced in the store never changes under a replica that reads it.
+        # Named by content, so that replacing a variant in the store does not change it under a replica that reads it.
         target = self._cache_folder() / task / variant / hashlib.sha256(manifest).hexdigest()[:16]
         return target if _is_intact(target) else self._copy(source, manifest, target)
 
     def variants(self) -> dict[str, list[str]]:
-        """The variants of each task.
+        """Return the names of the variants of each task.
 
         Raises:
             StoreError: if the store cannot be read.
@@ -131,7 +133,7 @@ class ModelStore:
         return {task: [name for other, name in found if other == task] for task, _ in found}
 
     def _copy(self, source: str, manifest: bytes, target: Path) -> Path:
-        """Copy a variant into a folder of its own, verify it there, and only then give it its place."""
+        """Download a variant into a scratch folder, verify it there, and then move it to ``target``."""
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target.parent)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=SCRATCH_PREFIX) as scratch:
@@ -157,22 +159,22 @@ class ModelStore:
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
-        """Every filesystem has exceptions of its own: name the store they come from."""
+        """Turn the exceptions of every filesystem into :class:`StoreError`, which names the store."""
         try:
             yield
         except (KeyError, CorruptVariantError, StoreError):
             raise
         except Exception as error:
             raise StoreError(
-                f"the model store {self.url} cannot be used: {type(error).__name__}: {error}; check {URL_VARIABLE}, "
-                "the endpoint and the credentials"
+                f"the model store {self.url} cannot be used: {type(error).__name__}: {error}; check "
+                f"{STORE_URL_VARIABLE}, the endpoint and the credentials"
             ) from error
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what replicas that were killed while they pulled have left."""
+    """Remove scratch folders of replicas that were killed while they pulled."""
     for scratch in folder.glob(f"{SCRATCH_PREFIX}*"):
-        with suppress(FileNotFoundError):  # its replica, or another one that sweeps, was faster
+        with suppress(FileNotFoundError):  # removed meanwhile by its own replica or by another one
             if time.time() - scratch.stat().st_mtime > SCRATCH_SECONDS:
                 shutil.rmtree(scratch, ignore_errors=True)
 
@@ -186,10 +188,10 @@ def _is_intact(folder: Path) -> bool:
 
 
 def _place(copy: Path, target: Path, aside: Path) -> Path:
-    """Move a verified copy to ``target`` unless another replica was faster; what is broken there is moved away."""
+    """Move a verified copy to ``target`` unless another replica already has; a damaged variant there is removed."""
     for _ in range(3):
         try:
-            os.rename(copy, target)  # fails if there is a folder with something in it
+            os.rename(copy, target)  # fails if the folder exists and is not empty
             return target
         except OSError:
             if _is_intact(target):
@@ -197,24 +199,24 @@ def _place(copy: Path, target: Path, aside: Path) -> Path:
             try:
                 os.rename(target, aside)
             except FileNotFoundError:
-                continue  # another replica moved it away
+                continue  # another replica removed it
             shutil.rmtree(aside)
-    raise StoreError(f"{target} is broken again and again; delete the folder and see what writes to it")
+    raise StoreError(f"{target} keeps getting damaged; delete the folder and find out what writes to it")
 
 
 def plain(name: str) -> str:
-    """``name``, which is one component of a path and not hidden.
+    """Return ``name`` if it is a single path component that is not hidden.
 
     Raises:
         ValueError: if it is not.
     """
     if not name or name.startswith(".") or any(sign in name for sign in "/\\:*?[]") or not name.isprintable():
-        raise ValueError(f"{name!r} is no name for a task, variant or file: use letters, digits, '-', '_' and '.'")
+        raise ValueError(f"{name!r} is no name for a task, variant or file; use letters, digits, '-', '_' and '.'")
     return name
 
 
 def manifest_files(folder: Path) -> Mapping[str, str]:
-    """Name and SHA-256 of each file that the manifest in ``folder`` lists.
+    """Return name and SHA-256 of each file listed by the manifest in ``folder``.
 
     Raises:
         FileNotFoundError: if there is no manifest.
@@ -230,39 +232,38 @@ def verify(folder: Path, of: str | None = None) -> Mapping[str, str]:
     """Check every file in ``folder`` against the manifest there.
 
     Args:
-        folder: of the variant.
-        of: what the error calls it; the folder if not given.
+        folder: folder of the variant.
+        of: name of the variant in errors; by default the folder.
 
     Returns:
-        :func:`manifest_files`.
+        the result of :func:`manifest_files`.
 
     Raises:
         FileNotFoundError: if there is no manifest.
-        CorruptVariantError: naming the first file that is missing or differs.
+        CorruptVariantError: if a file is missing or differs; names the first.
     """
     files = manifest_files(folder)
     for name, expected in files.items():
         found = file_hash(folder / name) if (folder / name).is_file() else "no file"
         if found != expected:
             raise CorruptVariantError(
-                f"{of or folder}: {name} should have the SHA-256 {expected}, but has {found}; put the variant into "
-                "the store again"
+                f"{of or folder}: {name} should have the SHA-256 {expected}, but has {found}; push the variant again"
             )
     return files
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_manifest(folder: Path, model_class: str, settings: Mapping[str, Any], **notes: Any) -> None:
-    """Make ``folder`` a variant: a manifest of all the files in it.
+    """Turn ``folder`` into a variant by adding a manifest of all its files.
 
     Args:
-        folder: with the files.
-        model_class: as ``module:Class``.
+        folder: folder with the files.
+        model_class: class of the model, as ``module:Class``.
         settings: keyword arguments of the class.
         notes: further entries of the manifest.
     """

@@ -1,6 +1,6 @@
-"""A server that must always be there at the same address: started again when it ends or falls silent.
+"""A server that is restarted when it ends or stops responding.
 
-The queue of a stage and the router are such servers; replicas are not, for another one takes their place.
+Stage queues and routers are supervised: clients know their addresses. A replica is not; another one replaces it.
 """
 
 from __future__ import annotations
@@ -10,71 +10,71 @@ import math
 import time
 from pathlib import Path
 
-from opd.serving.backoff import StartBackoff, is_late, why_it_ended
+from opd.serving.backoff import StartBackoff, failure_reason, is_late
 from opd.serving.processes import ServerProcess
 from opd.serving.server import ServerSettings
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 1.0
-"""Between two questions to a server that was ready."""
+PROBE_SECONDS = 1.0
+"""Interval between two probes of a server that was ready."""
 
-SILENT_LOOKS = 4
-"""A server that was ready and does not answer so many questions in a row is taken to hang."""
+FAILED_PROBES = 4
+"""Failed probes in a row after which a server that was ready is killed."""
 
 
 class SupervisedServer(ServerProcess):
-    """One server and its successors on the same ports.
+    """A server and its successors on the same ports.
 
     Args:
-        name: of its files in ``folder``.
+        name: name of its files in ``folder``.
         settings: what it runs; its ports are chosen here.
-        folder: for its settings and its log.
+        folder: folder for its settings and its log.
 
     Attributes:
-        answers: whether it answered when it was last looked at.
-        starts: its failed ones, and why it does not start.
+        answers: whether it answered the last probe.
+        backoff: its failed starts.
     """
 
     def __init__(self, name: str, settings: ServerSettings, folder: Path) -> None:
-        self.answers, self.starts = False, StartBackoff()
+        self.answers, self.backoff = False, StartBackoff()
         super().__init__(name, settings, folder)
 
     def _start(self) -> None:
         self._was_ready, self._is_down = False, False
-        self._silent, self._next_look = 0, 0.0
+        self._failed_probes, self._next_probe = 0, 0.0
         super()._start()
 
-    def tend(self) -> bool:
-        """Do what is missing now, without waiting for it; whether it was started again."""
+    def reconcile(self) -> bool:
+        """Probe the server, or restart it if it has ended; return whether it was restarted. Does not wait."""
         if not self.ended():
-            self._look()
+            self._probe()
             return False
         if not self._is_down:
-            self._note_end()
-        if not self.starts.due:
+            self._record_end()
+        if not self.backoff.due:
             return False
         self._start()
         return True
 
-    def _look(self) -> None:
-        if time.monotonic() < self._next_look:
+    def _probe(self) -> None:
+        if time.monotonic() < self._next_probe:
             return
         self.answers = self.ready()
         if self.answers:
-            self._was_ready, self._silent = True, 0
-            self.starts.succeeded()
+            self._was_ready, self._failed_probes = True, 0
+            self.backoff.succeeded()
         else:
-            self._silent += 1
+            self._failed_probes += 1
         if self._was_ready:
-            self._next_look = time.monotonic() + LOOK_SECONDS
-        limit = SILENT_LOOKS if self._was_ready else math.inf
-        if self._silent >= limit or is_late(self, self._was_ready):
+            self._next_probe = time.monotonic() + PROBE_SECONDS
+        limit = FAILED_PROBES if self._was_ready else math.inf
+        if self._failed_probes >= limit or is_late(self, self._was_ready):
             self.kill()
 
-    def _note_end(self) -> None:
+    def _record_end(self) -> None:
         self._is_down, self.answers = True, False
-        reason = why_it_ended(self, self._was_ready)
-        logger.warning("%s died: %s; starting it again", self.name, reason)
+        reason = failure_reason(self, self._was_ready)
+        logger.warning("%s died: %s; restarting it", self.name, reason)
         if not self._was_ready:
-            self.starts.failed(self.name, reason)
+            self.backoff.failed(self.name, reason)

@@ -15,7 +15,7 @@ import numpy as np
 from opd.measurement import Interval
 from opd.pipeline import Configuration, Pipeline
 from opd.serving import metrics
-from opd.serving.monitoring import SCRAPE_SECONDS, UP, Monitor, NoDataError, Series
+from opd.serving.monitoring.source import SCRAPE_SECONDS, UP, Monitor, NoDataError, Series
 from opd.serving.protocol import COMPLETED
 from opd.workload.load import HISTORY_SECONDS
 

@@ -12,7 +12,7 @@ from opd.control.loop import ObservationError
 from opd.measurement import Interval, Observation, unmeasured
 from opd.objective import profiled_service_time, profiled_throughput
 from opd.pipeline import Configuration, Pipeline, as_array
-from opd.serving.monitoring import Monitor, MonitoringError
+from opd.serving.monitoring.source import Monitor, MonitoringError
 from opd.serving.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)

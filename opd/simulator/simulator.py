@@ -46,7 +46,7 @@ class Simulator:
         # to come. Rates hold for whole seconds; such a span can touch one more at each end.
         places = (int(np.ceil(parameters.drop_after + parameters.interval + 3 * slowest)) + 2) * max_rate
         # With start-up times longer than the interval, replicas of every variant can serve at once.
-        replicas = int(tables.variants.max()) * pipeline.max_replicas
+        replicas = int(tables.variant_counts.max()) * pipeline.max_replicas
         self._state = kernel.empty_state(environments, len(pipeline.tasks), places, replicas)
 
     @property
@@ -161,7 +161,7 @@ class Simulator:
         """Raise unless ``configurations`` are valid indices for the compiled code, which does no checks."""
         self._require_shape("configurations", configurations, (environments, len(self.pipeline.tasks), 3))
         limits = self.pipeline.max_replicas, self.pipeline.max_batch_size
-        e = kernel.first_out_of_bounds(configurations, self.pipeline.tables.variants, *limits)
+        e = kernel.first_out_of_bounds(configurations, self.pipeline.tables.variant_counts, *limits)
         if e >= 0:
             check_feasible(self.pipeline, tuple(StageConfiguration(*stage) for stage in configurations[e].tolist()))
 

@@ -1,18 +1,18 @@
 """Myopic: the exact maximiser of Eq. 7 for one load, and with it the expert of Alg. 2.
 
-It knows no start-up times, no queues and no later intervals; told the largest load of the next 20 s, it is the
-clairvoyant yardstick. Two parts of Eq. 7 do not add up over the stages: the largest batch size B, and the
-throughput T, which is the smallest of the stages'. Both are dealt with by search around the knapsack over cores:
+It knows no start-up times, no queues and no later intervals. Given the largest load of the next 20 s, it is the
+clairvoyant reference. Two parts of Eq. 7 do not add up over the stages: the largest batch size B, and the throughput T,
+which is the smallest of the stages'. Both are handled by a search around the knapsack over cores:
 
-* B: every batch size in turn is made the largest allowed, and charged in full. That undervalues a
-  configuration with smaller batches, which its own turn values correctly.
-* T: what Eq. 3 gives for throughput, the gain, rises up to a peak (the load, unless spare capacity is worth
-  having) and falls from there. At or above the peak the smallest throughput therefore has the largest gain: let
-  each stage in turn be the one whose gain counts. Below the peak, let each stage in turn stay below it and raise a
-  floor under all throughputs: the best score above a floor can only fall as the floor rises, so the floor jumps
-  to where the gain could make up for what is missing to the best configuration known.
+* B: every batch size in turn is made the largest allowed, and charged in full. That undervalues configurations with
+  smaller batches, which their own turn values correctly.
+* T: the terms of Eq. 3 in the throughput, here called the gain, rise up to a peak (the load, unless spare capacity is
+  worth more than it costs) and fall from there. At or above the peak the smallest throughput therefore has the largest
+  gain: each stage in turn is the one whose gain counts. Below the peak, each stage in turn stays below it while a floor
+  under all throughputs rises. The best score above a floor can only fall as the floor rises, so the floor jumps to
+  where the gain could close the gap to the best configuration known.
 
-In each of these knapsacks an option needs only the fewest replicas that reach the throughput asked for.
+In each of these knapsacks an option needs only the fewest replicas that reach the required throughput.
 """
 
 from __future__ import annotations
@@ -22,23 +22,14 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from opd.objective import Weights, accuracy, cost, qos, reward, throughput
-from opd.pipeline import Configuration, Pipeline, as_configuration
-from opd.simulator.parameters import SimulationParameters
-from opd.solvers.options import (
-    StageOptions,
-    best_by_cores,
-    check_load,
-    follow_choice,
-    forming_time,
-    replicas_needed,
-    selected_rows,
-    stage_options,
-)
+from opd.objective import Weights, accuracy, qos, reward, throughput
+from opd.pipeline import Configuration, Pipeline, as_configuration, used_cores
+from opd.solvers.knapsack import best_by_cores, follow_choice
+from opd.solvers.options import StageOptions, check_load, forming_time, replicas_needed, stage_options
 
 
-class _Problem(NamedTuple):
-    """What the kernel works on; N tasks, M options.
+class _Instance(NamedTuple):
+    """One decision as the compiled code sees it; N tasks, M options.
 
     Attributes:
         options: variants and batch sizes of every stage.
@@ -68,46 +59,46 @@ class _Problem(NamedTuple):
 
 
 @njit(cache=True)
-def _gain(problem, throughput):
-    """The terms of Eq. 3 that hold the throughput, beta T - gamma E or beta T + delta E."""
-    excess = problem.load - throughput
-    return problem.beta * throughput - (problem.gamma * excess if excess >= 0.0 else -problem.delta * excess)
+def _gain(p, throughput):
+    """The terms of Eq. 3 in the throughput, beta T - gamma E or beta T + delta E."""
+    excess = p.load - throughput
+    return p.beta * throughput - (p.gamma * excess if excess >= 0.0 else -p.delta * excess)
 
 
 @njit(cache=True)
-def _throughput_with_gain(problem, wanted):
+def _throughput_with_gain(p, wanted):
     """The lowest throughput, at least 0, whose gain is ``wanted`` or more; infinite if there is none."""
-    missing = wanted - _gain(problem, problem.load)
-    slope = problem.beta + problem.gamma if missing <= 0.0 else problem.beta - problem.delta
+    missing = wanted - _gain(p, p.load)
+    slope = p.beta + p.gamma if missing <= 0.0 else p.beta - p.delta
     if slope <= 0.0:
         return 0.0 if missing <= 0.0 else np.inf
-    return max(0.0, problem.load + missing / slope)
+    return max(0.0, p.load + missing / slope)
 
 
 @njit(cache=True)
-def _demand(problem, floor, above, largest_batch):
-    """Every option with the fewest replicas for a throughput of ``floor``, or of more if ``above``.
+def _options_above(p, floor, exceed, largest_batch):
+    """Every option with the fewest replicas that reach a throughput of ``floor``, or exceed it.
 
     Returns:
         Replicas, cores (more than the capacity where the option cannot be taken), the share of the reward that adds up
         over the stages, and throughput; each (N, M).
     """
-    options = problem.options
+    options = p.options
     rate = options.throughput
-    replicas = replicas_needed(rate, floor, problem.max_replicas, above)
-    cores = np.full(rate.shape, problem.capacity + 1)
+    replicas = replicas_needed(rate, floor, p.max_replicas, exceed)
+    cores = np.full(rate.shape, p.capacity + 1)
     score = np.zeros(rate.shape)
     for n in range(rate.shape[0]):
         for option in range(rate.shape[1]):
             if replicas[n, option] > 0 and options.batch_size[option] <= largest_batch:
-                cores[n, option] = min(replicas[n, option] * options.cores[n, option], problem.capacity + 1)
-                score[n, option] = problem.quality[n, option] - problem.cost_weight * cores[n, option]  # Eq. 7
+                cores[n, option] = min(replicas[n, option] * options.cores[n, option], p.capacity + 1)
+                score[n, option] = p.quality[n, option] - p.cost_weight * cores[n, option]  # Eq. 7
     return replicas, cores, score, replicas * rate
 
 
 @njit(cache=True)
-def _selected_of(replicas, selected):
-    """(N, 2) option and replicas of each stage."""
+def _with_replicas(selected, replicas):
+    """(N, 2) option and replicas of each stage, for options (N,) and the replicas (N, M) of all options."""
     found = np.empty((len(selected), 2), dtype=np.int64)
     for n in range(len(selected)):
         found[n, 0] = selected[n]
@@ -116,76 +107,75 @@ def _selected_of(replicas, selected):
 
 
 @njit(cache=True)
-def _at_or_above_peak(problem, largest_batch, best, found):
+def _at_or_above_peak(p, largest_batch, best, found):
     """Improve on ``best`` with throughputs at or above the peak, where the smallest has the largest gain."""
-    charge = problem.batch_weight * largest_batch  # Eq. 7
-    replicas, cores, score, rate = _demand(problem, problem.peak, False, largest_batch)
-    value, _ = best_by_cores(cores, score, problem.capacity)
-    if value[0, problem.capacity] + _gain(problem, problem.peak) - charge <= best:
+    charge = p.batch_weight * largest_batch  # Eq. 7
+    replicas, cores, score, rate = _options_above(p, p.peak, False, largest_batch)
+    value, _ = best_by_cores(cores, score, p.capacity)
+    if value[0, p.capacity] + _gain(p, p.peak) - charge <= best:
         return best, found
     for bottleneck in range(score.shape[0]):
         gained = score.copy()
         for option in range(score.shape[1]):
-            if cores[bottleneck, option] <= problem.capacity:
-                gained[bottleneck, option] += _gain(problem, rate[bottleneck, option])
-        value, choice = best_by_cores(cores, gained, problem.capacity)
-        reached = value[0, problem.capacity] - charge
+            if cores[bottleneck, option] <= p.capacity:
+                gained[bottleneck, option] += _gain(p, rate[bottleneck, option])
+        value, choice = best_by_cores(cores, gained, p.capacity)
+        reached = value[0, p.capacity] - charge
         if reached > best:
             best = reached
-            found = _selected_of(replicas, follow_choice(cores, choice))
+            found = _with_replicas(follow_choice(cores, choice), replicas)
     return best, found
 
 
 @njit(cache=True)
-def _below_peak(problem, largest_batch, bottleneck, best, found):
+def _below_peak(p, largest_batch, bottleneck, best, found):
     """Improve on ``best`` with a stage ``bottleneck`` below the peak, raising the floor under all throughputs."""
-    charge = problem.batch_weight * largest_batch  # Eq. 7
-    highest_gain = _gain(problem, problem.peak)
+    charge = p.batch_weight * largest_batch  # Eq. 7
+    highest_gain = _gain(p, p.peak)
     floor = 0.0
-    while floor < problem.peak:
-        replicas, cores, score, rate = _demand(problem, floor, True, largest_batch)
+    while floor < p.peak:
+        replicas, cores, score, rate = _options_above(p, floor, True, largest_batch)
         for option in range(score.shape[1]):
-            if rate[bottleneck, option] >= problem.peak:
-                cores[bottleneck, option] = problem.capacity + 1
-        value, choice = best_by_cores(cores, score, problem.capacity)
-        without_gain = value[0, problem.capacity] - charge
+            if rate[bottleneck, option] >= p.peak:
+                cores[bottleneck, option] = p.capacity + 1
+        value, choice = best_by_cores(cores, score, p.capacity)
+        without_gain = value[0, p.capacity] - charge
         if without_gain + highest_gain <= best:
             break
         selected = follow_choice(cores, choice)
         smallest = np.inf
         for n in range(len(selected)):
             smallest = min(smallest, rate[n, selected[n]])
-        reached = without_gain + _gain(problem, smallest)
+        reached = without_gain + _gain(p, smallest)
         if reached > best:
             best = reached
-            found = _selected_of(replicas, selected)
-        floor = max(smallest, _throughput_with_gain(problem, best - without_gain))
+            found = _with_replicas(selected, replicas)
+        floor = max(smallest, _throughput_with_gain(p, best - without_gain))
     return best, found
 
 
 @njit(cache=True)
-def _maximise(problem, batch_sizes):
+def _maximise(p, batch_sizes):
     """(N, 2) option and replicas of each stage that maximise Eq. 7."""
-    stages = problem.quality.shape[0]
+    stages = p.quality.shape[0]
     best = -np.inf
     found = np.zeros((stages, 2), dtype=np.int64)
     for largest_batch in batch_sizes:
-        best, found = _at_or_above_peak(problem, largest_batch, best, found)
+        best, found = _at_or_above_peak(p, largest_batch, best, found)
     for largest_batch in batch_sizes:
         for bottleneck in range(stages):
-            best, found = _below_peak(problem, largest_batch, bottleneck, best, found)
+            best, found = _below_peak(p, largest_batch, bottleneck, best, found)
     return found
 
 
-def _problem(
+def _instance(
     pipeline: Pipeline, options: StageOptions, load: float, weights: Weights, batch_timeout: float
-) -> _Problem:
-    """The kernel's view of one decision."""
+) -> _Instance:
     wait = np.minimum(forming_time(options.batch_size, load) / 2, batch_timeout)
     quality = weights.alpha * options.accuracy - (options.service_time + wait)  # Eq. 3
-    rises_for_ever = weights.beta > weights.delta
-    peak = load + (1.0 + pipeline.max_replicas * options.throughput.max() if rises_for_ever else 0.0)
-    return _Problem(
+    always_rises = weights.beta > weights.delta
+    peak = load + (1.0 + pipeline.max_replicas * options.throughput.max() if always_rises else 0.0)
+    return _Instance(
         options,
         quality,
         float(load),
@@ -206,20 +196,16 @@ def _check_batch_timeout(batch_timeout: float) -> None:
 
 
 def predicted_reward(
-    pipeline: Pipeline,
-    configuration: Configuration,
-    load: float,
-    weights: Weights,
-    batch_timeout: float = SimulationParameters.batch_timeout,
+    pipeline: Pipeline, configuration: Configuration, load: float, weights: Weights, batch_timeout: float
 ) -> float:
-    """Eq. 7 as a steady load would have it, all replicas ready and no queue: what :func:`myopic` maximises.
+    """Eq. 7 under a steady load, with all replicas ready and no queue: the objective of :func:`myopic`.
 
     The latency of a stage is the time for a full batch plus half the time a batch takes to form, or plus
     ``batch_timeout`` if that is shorter.
 
     Args:
         pipeline: the pipeline.
-        configuration: what it runs.
+        configuration: its configuration.
         load: requests/s.
         weights: of Eqs. 3 and 7.
         batch_timeout: seconds after which a partial batch is taken.
@@ -234,22 +220,17 @@ def predicted_reward(
     service = sum(variant.service_time(stage.batch_size) for variant, stage in pipeline.selected(configuration))
     reached = throughput(pipeline, configuration)
     quality = qos(weights, accuracy(pipeline, configuration), reached, service + wait.sum(), load - reached)
-    return float(reward(weights, quality, cost(pipeline, configuration), batches.max()))
+    return float(reward(weights, quality, used_cores(pipeline, configuration), batches.max()))
 
 
-def myopic(
-    pipeline: Pipeline,
-    load: float,
-    weights: Weights,
-    batch_timeout: float = SimulationParameters.batch_timeout,
-) -> Configuration:
+def myopic(pipeline: Pipeline, load: float, weights: Weights, batch_timeout: float) -> Configuration:
     """The configuration with the highest :func:`predicted_reward` (Eq. 7) for a load, exactly.
 
     A load beyond what the device can carry needs no rule of its own: unmet demand is part of Eq. 3.
 
     Args:
         pipeline: the pipeline.
-        load: requests/s; the forecast, or the truth for the clairvoyant yardstick.
+        load: requests/s; the forecast, or the true load for the clairvoyant reference.
         weights: of Eqs. 3 and 7.
         batch_timeout: seconds after which a partial batch is taken.
 
@@ -258,16 +239,11 @@ def myopic(
     """
     check_load(load)
     _check_batch_timeout(batch_timeout)
-    return as_configuration(_rows(pipeline, stage_options(pipeline), load, weights, batch_timeout))
+    return as_configuration(_maximiser(pipeline, stage_options(pipeline), load, weights, batch_timeout))
 
 
-def myopic_table(
-    pipeline: Pipeline,
-    weights: Weights,
-    max_load: int,
-    batch_timeout: float = SimulationParameters.batch_timeout,
-) -> np.ndarray:
-    """:func:`myopic` for every whole load, once: the expert of Alg. 2 as a table to look up by the rounded load.
+def myopic_table(pipeline: Pipeline, weights: Weights, max_load: int, batch_timeout: float) -> np.ndarray:
+    """:func:`myopic` for every whole load, as a table to look up by the rounded load: the expert of Alg. 2.
 
     Args:
         pipeline: the pipeline.
@@ -284,11 +260,14 @@ def myopic_table(
     check_load(max_load)
     _check_batch_timeout(batch_timeout)
     options = stage_options(pipeline)
-    return np.stack([_rows(pipeline, options, load, weights, batch_timeout) for load in range(max_load + 1)])
+    return np.stack([_maximiser(pipeline, options, load, weights, batch_timeout) for load in range(max_load + 1)])
 
 
-def _rows(pipeline: Pipeline, options: StageOptions, load: float, weights: Weights, batch_timeout: float) -> np.ndarray:
+def _maximiser(
+    pipeline: Pipeline, options: StageOptions, load: float, weights: Weights, batch_timeout: float
+) -> np.ndarray:
     """(N, 3) variant, replicas and batch size that maximise Eq. 7."""
-    problem = _problem(pipeline, options, load, weights, batch_timeout)
-    selected, replicas = _maximise(problem, pipeline.tables.batch_sizes).T
-    return selected_rows(options, selected, replicas)
+    selected, replicas = _maximise(
+        _instance(pipeline, options, load, weights, batch_timeout), pipeline.tables.batch_sizes
+    ).T
+    return options.configuration(selected, replicas)

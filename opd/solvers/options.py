@@ -1,7 +1,7 @@
-"""What every solver starts from: the options of a stage, the replicas they need, and the best for a number of cores.
+"""The options of a stage: every pair of variant and batch size, and the replicas each needs to carry a load.
 
-The solvers look at a stage as a list of options, one for every variant and batch size. How many replicas an
-option needs follows from the throughput asked of it, because a replica more costs cores and adds nothing else.
+The solvers choose one option for each stage. How many replicas an option needs follows from the throughput asked of it:
+one replica more costs cores and adds nothing to the objective.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ class StageOptions(NamedTuple):
     batch_size: np.ndarray
     variant: np.ndarray
 
+    def configuration(self, selected: np.ndarray, replicas: np.ndarray) -> np.ndarray:
+        """(N, 3) variant, replicas and batch size of option ``selected[n]`` with ``replicas[n]`` at every stage n."""
+        return np.stack([self.variant[selected], replicas, self.batch_size[selected]], axis=1)
+
 
 def stage_options(pipeline: Pipeline) -> StageOptions:
     """Every pair of variant and batch size, in the order of the catalogue."""
@@ -52,8 +56,39 @@ def stage_options(pipeline: Pipeline) -> StageOptions:
     )
 
 
+@njit(cache=True)
+def replicas_needed(throughput, load, max_replicas, exceed):
+    """Fewest replicas of every option that reach a load, or exceed it.
+
+    The comparison uses the same product as :func:`opd.objective.throughput`, so rounding cannot make them differ.
+
+    Args:
+        throughput: (N, M) requests/s of one replica.
+        load: requests/s.
+        max_replicas: F_max.
+        exceed: whether the throughput must be higher than the load.
+
+    Returns:
+        (N, M) replicas, 0 where ``max_replicas`` are too few.
+    """
+    replicas = np.zeros(throughput.shape, dtype=np.int64)
+    for n in range(throughput.shape[0]):
+        for option in range(throughput.shape[1]):
+            rate = throughput[n, option]
+            most = max_replicas * rate
+            if rate == 0.0 or most < load or (exceed and most == load):
+                continue
+            needed = max(1, int(load / rate))
+            if needed > 1 and (needed - 1) * rate >= load and not exceed:
+                needed -= 1
+            while needed * rate < load or (exceed and needed * rate == load):
+                needed += 1
+            replicas[n, option] = needed
+    return replicas
+
+
 def check_load(load: float) -> None:
-    """Raise unless ``load`` is a number of requests/s that a solver can plan for.
+    """Check that ``load`` is a number of requests/s that a solver can plan for.
 
     Raises:
         ValueError: if it is negative, infinite or not a number.
@@ -64,89 +99,8 @@ def check_load(load: float) -> None:
         )
 
 
-@njit(cache=True)
-def replicas_needed(throughput, load, max_replicas, above):
-    """Fewest replicas of every option whose throughput reaches ``load``, or exceeds it if ``above``.
-
-    The product compared is the one that :func:`opd.objective.throughput` forms, so rounding cannot tell them apart.
-
-    Args:
-        throughput: (N, M) requests/s of one replica.
-        load: requests/s.
-        max_replicas: F_max.
-        above: whether reaching the load exactly is too little.
-
-    Returns:
-        (N, M) replicas, 0 where ``max_replicas`` are too few.
-    """
-    replicas = np.zeros(throughput.shape, dtype=np.int64)
-    for n in range(throughput.shape[0]):
-        for option in range(throughput.shape[1]):
-            rate = throughput[n, option]
-            most = max_replicas * rate
-            if rate == 0.0 or most < load or (above and most == load):
-                continue
-            needed = max(1, int(load / rate))
-            if needed > 1 and (needed - 1) * rate >= load and not above:
-                needed -= 1
-            while needed * rate < load or (above and needed * rate == load):
-                needed += 1
-            replicas[n, option] = needed
-    return replicas
-
-
-@njit(cache=True)
-def best_by_cores(cores, score, capacity):
-    """Highest total score within a number of cores, one option a stage: a knapsack, from the last stage backwards.
-
-    Args:
-        cores: (N, M) cores of each option; one above ``capacity`` is never taken.
-        score: (N, M) score of each option.
-        capacity: W, cores.
-
-    Returns:
-        (N + 1, W + 1) highest score of the stages from n on with at most c cores, minus infinity where none fit; and
-        (N, W + 1) the option of stage n that reaches it.
-    """
-    stages, options = cores.shape
-    value = np.full((stages + 1, capacity + 1), -np.inf)
-    value[stages] = 0.0
-    choice = np.full((stages, capacity + 1), -1)
-    best_at = np.empty(capacity + 1, dtype=np.int64)
-    for n in range(stages - 1, -1, -1):
-        best_at[:] = -1
-        for option in range(options):
-            used = cores[n, option]
-            if used <= capacity and (best_at[used] < 0 or score[n, option] > score[n, best_at[used]]):
-                best_at[used] = option
-        highest = -np.inf
-        for used in range(capacity + 1):
-            option = best_at[used]
-            # More cores for no more score can never pay.
-            if option < 0 or score[n, option] <= highest:
-                continue
-            highest = score[n, option]
-            for total in range(used, capacity + 1):
-                candidate = highest + value[n + 1, total - used]
-                if candidate > value[n, total]:
-                    value[n, total] = candidate
-                    choice[n, total] = option
-    return value, choice
-
-
-@njit(cache=True)
-def follow_choice(cores, choice):
-    """(N,) the options behind ``best_by_cores``'s value for all stages and the whole capacity."""
-    left = choice.shape[1] - 1
-    selected = np.empty(choice.shape[0], dtype=np.int64)
-    for n in range(choice.shape[0]):
-        selected[n] = choice[n, left]
-        left -= cores[n, selected[n]]
-    return selected
-
-
-def carried_load(pipeline: Pipeline, load: float) -> float:
-    """The part of ``load`` that some configuration within the limits can carry, in requests/s.
+def attainable_load(pipeline: Pipeline, load: float) -> float:
+    """The load, or the highest throughput within the limits if that is lower, in requests/s.
 
     Raises:
         ValueError: if the load is negative, infinite or not a number.
@@ -158,13 +112,14 @@ def carried_load(pipeline: Pipeline, load: float) -> float:
     # (N, W + 1) highest throughput of each stage with at most so many cores.
     reachable = (replicas * fastest[:, :, None]).max(axis=1)
 
-    def fits(wanted: float) -> bool:
-        return (reachable < wanted).sum() <= pipeline.capacity
+    def fits(rate: float) -> bool:
+        # The number of entries below a rate is the number of cores needed to reach it.
+        return (reachable < rate).sum() <= pipeline.capacity
 
     if fits(load):
         return load
     rates = np.unique(reachable[reachable < load])
-    # Zero always fits, the load does not: bisect for the last rate that does.
+    # Zero always fits and the load does not, so bisection finds the last rate that does.
     low, high = 0, len(rates)
     while high - low > 1:
         middle = (low + high) // 2
@@ -173,11 +128,6 @@ def carried_load(pipeline: Pipeline, load: float) -> float:
 
 
 def forming_time(batch_size: np.ndarray, load: float) -> np.ndarray:
-    """Seconds from the first to the last request of a full batch, (b - 1) / load; infinite if they never come."""
+    """Seconds from the first to the last request of a full batch, (b - 1) / load; infinite at a load of 0."""
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         return np.where(batch_size > 1, (batch_size - 1.0) / np.float64(load), 0.0)
-
-
-def selected_rows(options: StageOptions, selected: np.ndarray, replicas: np.ndarray) -> np.ndarray:
-    """The (N, 3) configuration of option ``selected[n]`` with ``replicas[n]`` at every stage n."""
-    return np.stack([options.variant[selected], replicas, options.batch_size[selected]], axis=1)

@@ -1,49 +1,42 @@
-"""Load forecast: the largest load of the next 20 seconds from the last 120 (Sec. IV, Fig. 3).
+"""The deployed load forecaster: the largest load of the next 20 seconds from the last 120 (Sec. IV, Fig. 3).
 
-:func:`train_forecaster` fits the paper's network, an LSTM with 25 units and a dense layer, and returns a
-:class:`Forecaster`, which is plain arrays and one compiled function: a forecast costs microseconds, because it is
-part of every decision. :func:`compare_forecasts` puts it beside simple forecasts.
+The network of the paper, an LSTM with 25 units and a dense layer, is plain arrays and one compiled function here: every
+decision needs a forecast, and it takes microseconds. :mod:`opd.workload.forecast_training` trains it.
+
+All compiled functions are in this one module on purpose: Numba's cache notices changes in the file of a function, not
+in the files of the functions it calls.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import pickle
-import time
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-import pandas as pd
-import pytorch_lightning as pl
-import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
-from pytorch_lightning.loggers import CSVLogger
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-from opd.workload.load import HISTORY_SECONDS, HORIZON_SECONDS, future_maximum
-from opd.workload.trace import Split, Trace
+from opd.archive import ArchiveError, load_archive, save_archive
+from opd.workload.load import HISTORY_SECONDS
 
-_BIN_SECONDS = 10
-_BINS = HISTORY_SECONDS // _BIN_SECONDS
-_FEATURES = 3
+BIN_SECONDS = 10
+"""Seconds of history that one step of the LSTM sees."""
+
+BINS = HISTORY_SECONDS // BIN_SECONDS
+FEATURES = 3
+TARGET_SCALE = 0.3
+"""The network's output times this is the logarithm of the forecast over the window's mean."""
+
+HALF_REQUEST = 0.5
+"""Added to loads to keep logarithms finite at zero."""
+
 _FEATURE_SCALE = 3.0
-_TARGET_SCALE = 0.3
-_HALF = 0.5
-"""Half a request keeps logarithms finite at zero load."""
-_FORMAT = "opd-forecaster-1"
+_FORMAT = "opd forecaster 2"
+_TRAIN_AGAIN = "train one with notebook 02_load_forecast"
 
 
 class ForecasterError(ValueError):
-    """A forecaster file cannot be used; the message says why and what to do."""
+    """A forecaster file cannot be used; the message gives the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -79,25 +72,6 @@ class ForecastParameters:
             raise ValueError(f"forecast parameter train_windows is {self.train_windows}; use 0 for all windows")
 
 
-class Windows(NamedTuple):
-    """Where forecasts are made in a trace, and what they should have been.
-
-    Attributes:
-        ends: (N,) positions of the first second that a forecast does not know.
-        target: (N,) largest count of the ``HORIZON_SECONDS`` from there on.
-    """
-
-    ends: np.ndarray
-    target: np.ndarray
-
-
-def windows(trace: Trace, split: Split, stride: int = 10) -> Windows:
-    """Every ``stride`` seconds of a split, a forecast whose history and horizon lie inside the split."""
-    positions = trace.split(split)
-    ends = np.arange(positions.start + HISTORY_SECONDS, positions.stop - HORIZON_SECONDS + 1, stride)
-    return Windows(ends, future_maximum(trace.counts, ends))
-
-
 @numba.njit(cache=True)
 def _fill_features(counts: np.ndarray, end: int, features: np.ndarray) -> float:
     """Write the features of the window before ``end`` into (12, 3) ``features``; return the window's mean.
@@ -106,41 +80,49 @@ def _fill_features(counts: np.ndarray, end: int, features: np.ndarray) -> float:
     """
     known = min(end, HISTORY_SECONDS)
     missing = HISTORY_SECONDS - known
-    first = min(known, _BIN_SECONDS)
+    first = min(known, BIN_SECONDS)
     filler = 0.0
     for second in range(end - known, end - known + first):
         filler += counts[second] / first
     level = 0.0
-    for index in range(_BINS):
+    for index in range(BINS):
         largest = 0.0
         total = 0.0
-        for second in range(index * _BIN_SECONDS, (index + 1) * _BIN_SECONDS):
+        for second in range(index * BIN_SECONDS, (index + 1) * BIN_SECONDS):
             value = filler if second < missing else float(counts[end - HISTORY_SECONDS + second])
             largest = max(largest, value)
             total += value
         features[index, 0] = largest
-        features[index, 1] = total / _BIN_SECONDS
+        features[index, 1] = total / BIN_SECONDS
         level += total / HISTORY_SECONDS
-    level = max(level, _HALF)
-    for index in range(_BINS):
-        features[index, 0] = _FEATURE_SCALE * np.log((features[index, 0] + _HALF) / level)
-        features[index, 1] = _FEATURE_SCALE * np.log((features[index, 1] + _HALF) / level)
+    level = max(level, HALF_REQUEST)
+    for index in range(BINS):
+        features[index, 0] = _FEATURE_SCALE * np.log((features[index, 0] + HALF_REQUEST) / level)
+        features[index, 1] = _FEATURE_SCALE * np.log((features[index, 1] + HALF_REQUEST) / level)
         features[index, 2] = np.log(level)
     return level
 
 
 @numba.njit(cache=True)
-def _features(counts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def window_features(counts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(N, 12, 3) features, the last one not yet standardised, and (N,) mean loads of the windows before ``ends``."""
-    features = np.empty((len(ends), _BINS, _FEATURES), dtype=np.float32)
+    features = np.empty((len(ends), BINS, FEATURES), dtype=np.float32)
     level = np.empty(len(ends))
     for index in range(len(ends)):
         level[index] = _fill_features(counts, ends[index], features[index])
     return features, level
 
 
-class Network(NamedTuple):
-    """The trained network as arrays for :func:`_forecast`; H hidden units, gates in the order of torch.
+def standardise_level(features: np.ndarray) -> tuple[float, float]:
+    """Standardise the level in place; return the mean and the standard deviation that were removed."""
+    mean = float(features[:, 0, 2].mean(dtype=np.float64))
+    deviation = max(float(features[:, 0, 2].std(dtype=np.float64)), 1e-6)
+    features[:, :, 2] = (features[:, :, 2] - mean) / deviation
+    return mean, deviation
+
+
+class ForecastNetwork(NamedTuple):
+    """The trained network as arrays; H hidden units, gates in the order of torch.
 
     Attributes:
         level_mean: mean of the logarithm of the window's mean over the training windows.
@@ -168,15 +150,15 @@ def _sigmoid(value: np.float32) -> np.float32:
 
 @numba.njit(cache=True)
 def _tanh(value: np.float32) -> np.float32:
-    # Twice as fast as the library's, and exact enough for gates.
+    # Twice as fast as np.tanh and accurate enough for gates.
     return np.float32(2.0) * _sigmoid(np.float32(2.0) * value) - np.float32(1.0)
 
 
 @numba.njit(cache=True, fastmath=True)
-def _forecast(counts: np.ndarray, ends: np.ndarray, network: Network) -> np.ndarray:
+def _forecast(counts: np.ndarray, ends: np.ndarray, network: ForecastNetwork) -> np.ndarray:
     """(N,) forecasts at positions ``ends`` of ``counts``, not rounded."""
     units = len(network.output_weight)
-    features = np.empty((_BINS, _FEATURES), dtype=np.float32)
+    features = np.empty((BINS, FEATURES), dtype=np.float32)
     gates = np.empty(4 * units, dtype=np.float32)
     hidden = np.empty(units, dtype=np.float32)
     cell = np.empty(units, dtype=np.float32)
@@ -186,10 +168,10 @@ def _forecast(counts: np.ndarray, ends: np.ndarray, network: Network) -> np.ndar
         standardised = (np.log(level) - network.level_mean) / network.level_deviation
         hidden[:] = 0.0
         cell[:] = 0.0
-        for step in range(_BINS):
+        for step in range(BINS):
             features[step, 2] = standardised
             gates[:] = network.bias
-            for feature in range(_FEATURES):
+            for feature in range(FEATURES):
                 for gate in range(4 * units):
                     gates[gate] += features[step, feature] * network.input_weight[feature, gate]
             for source in range(units):
@@ -204,57 +186,23 @@ def _forecast(counts: np.ndarray, ends: np.ndarray, network: Network) -> np.ndar
         output = network.output_bias
         for unit in range(units):
             output += hidden[unit] * network.output_weight[unit]
-        forecast[index] = level * np.exp(_TARGET_SCALE * output)
+        forecast[index] = level * np.exp(TARGET_SCALE * output)
     return forecast
-
-
-class LoadForecaster(pl.LightningModule):
-    """The network of Sec. IV for training: an LSTM over twelve bins of ten seconds and a dense layer.
-
-    Inputs are (B, 12, 3): per bin, 3 ln((largest + 0.5) / m), 3 ln((mean + 0.5) / m) and the standardised ln m, with
-    m the mean of the window; the output (B,) is ln(y / m) / 0.3 for the largest coming load y. Relative to the
-    window's own level, quiet and busy hours look alike.
-    """
-
-    def __init__(self, parameters: ForecastParameters) -> None:
-        super().__init__()
-        self.parameters_ = parameters
-        self.lstm = nn.LSTM(_FEATURES, parameters.hidden_size, batch_first=True)
-        self.dense = nn.Linear(parameters.hidden_size, 1)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, 12, 3) features to (B,) scaled logarithms of the forecast over the window's mean."""
-        states, _ = self.lstm(features)
-        return self.dense(states[:, -1]).squeeze(-1)
-
-    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Mean absolute error of one batch, on the scaled logarithm."""
-        features, target = batch
-        loss = nn.functional.l1_loss(self(features), target)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True)
-        return loss
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Adam with a one-cycle learning rate over the whole training."""
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.parameters_.learning_rate)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.parameters_.learning_rate, total_steps=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 @dataclass(frozen=True, eq=False)
 class Forecaster:
-    """A trained forecaster, fast enough to be asked before every decision.
+    """A trained forecaster, fast enough to be called before every decision.
 
     Attributes:
         network: its weights.
-        parameters: how it was trained.
-        trace: name of the trace it learned from.
+        parameters: those of its training.
+        trace: name of the trace that it was trained on.
         damping: damping of that trace; forecasts of damped counts are rounded to whole requests.
         seed: seed of its training.
     """
 
-    network: Network
+    network: ForecastNetwork
     parameters: ForecastParameters
     trace: str
     damping: int
@@ -264,11 +212,11 @@ class Forecaster:
         """The largest load expected within the next 20 s, in requests per second.
 
         Args:
-            history: the most recent counts, one a second, oldest first. Only the last 120 matter; if there are
-                fewer, the mean of the first ten stands in for the missing ones.
+            history: the most recent counts, one per second, oldest first. Only the last 120 matter; if there are
+                fewer, the mean of the first ten replaces the missing ones.
 
         Raises:
-            ValueError: if there is no count at all.
+            ValueError: if ``history`` is empty.
         """
         if len(history) == 0:
             raise ValueError("a forecast needs at least one second of history, but got none")
@@ -291,27 +239,22 @@ class Forecaster:
         ends = np.asarray(ends, dtype=np.int64)
         if len(ends) and not (ends.min() >= 1 and ends.max() <= len(counts)):
             raise ValueError(
-                f"forecasts asked at positions {ends.min()} to {ends.max()}, but the counts allow 1 to {len(counts)}"
+                f"forecasts at positions {ends.min()} to {ends.max()} were requested, but the counts allow 1 to "
+                f"{len(counts)}"
             )
         forecast = _forecast(np.ascontiguousarray(counts, dtype=np.float64), ends, self.network)
         return np.rint(forecast) if self.damping > 1 else forecast
 
     def save(self, path: str | Path) -> None:
-        """Write the forecaster to a file that :meth:`load` reads."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        weights = {
-            name: torch.from_numpy(value) if isinstance(value, np.ndarray) else float(value)
-            for name, value in self.network._asdict().items()
-        }
-        content = {
-            "format": _FORMAT,
-            "network": weights,
+        """Write the forecaster to an archive that :meth:`load` reads."""
+        weights = {name: np.asarray(value) for name, value in self.network._asdict().items()}
+        metadata = {
             "parameters": asdict(self.parameters),
             "trace": self.trace,
             "damping": self.damping,
             "seed": self.seed,
         }
-        torch.save(content, path)
+        save_archive(Path(path), _FORMAT, metadata, weights)
 
     @classmethod
     def load(cls, path: str | Path, damping: int | None = None) -> Forecaster:
@@ -319,49 +262,42 @@ class Forecaster:
 
         Args:
             path: file written by :meth:`save`.
-            damping: damping of the counts it will be asked about; ``None`` accepts any.
+            damping: damping of the counts that it will be given; ``None`` accepts any.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ForecasterError: if the file is damaged, not a forecaster, or was trained for another damping.
+            ForecasterError: if the file is missing, damaged, not a forecaster, of an older version, or was trained for
+                another damping.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no forecaster at {path}; train one with notebook 02_load_forecast")
         try:
-            content = torch.load(path, weights_only=True, map_location="cpu")
-        except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-            raise ForecasterError(
-                f"{path} is damaged or not a forecaster ({type(error).__name__}); "
-                "train it again with notebook 02_load_forecast"
-            ) from error
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise ForecasterError(
-                f"{path} is not a forecaster of this version ({_FORMAT}); train one with notebook 02_load_forecast"
+            metadata, weights = load_archive(Path(path), _FORMAT)
+            forecaster = cls(
+                ForecastNetwork(**{name: _scalar_or_array(value) for name, value in weights.items()}),
+                ForecastParameters(**metadata["parameters"]),
+                metadata["trace"],
+                metadata["damping"],
+                metadata["seed"],
             )
-        try:
-            parameters = ForecastParameters(**content["parameters"])
-            weights: dict[str, Any] = {
-                name: value.numpy() if isinstance(value, Tensor) else value
-                for name, value in content["network"].items()
-            }
-            forecaster = cls(Network(**weights), parameters, content["trace"], content["damping"], content["seed"])
+        except ArchiveError as error:
+            raise ForecasterError(f"the forecaster cannot be loaded: {error}; {_TRAIN_AGAIN}") from error
         except (KeyError, TypeError, ValueError) as error:
-            raise ForecasterError(
-                f"{path} is damaged or not a forecaster: {error}; train it again with notebook 02_load_forecast"
-            ) from error
-        _check_network(forecaster.network, parameters, path)
+            raise ForecasterError(f"{path} is not a forecaster of this version ({error}); {_TRAIN_AGAIN}") from error
+        _check_network(forecaster.network, forecaster.parameters, path)
         if damping is not None and forecaster.damping != damping:
             raise ForecasterError(
                 f"{path} was trained at damping {forecaster.damping}, but the load has damping {damping}; "
-                "train it again with notebook 02_load_forecast or use the same damping"
+                f"{_TRAIN_AGAIN} or use the same damping"
             )
         return forecaster
 
 
-def _check_network(network: Network, parameters: ForecastParameters, path: str | Path) -> None:
+def _scalar_or_array(value: np.ndarray) -> Any:
+    return value if value.ndim else float(value)
+
+
+def _check_network(network: ForecastNetwork, parameters: ForecastParameters, path: str | Path) -> None:
     units = parameters.hidden_size
     expected = {
-        "input_weight": (_FEATURES, 4 * units),
+        "input_weight": (FEATURES, 4 * units),
         "hidden_weight": (units, 4 * units),
         "bias": (4 * units,),
         "output_weight": (units,),
@@ -370,257 +306,8 @@ def _check_network(network: Network, parameters: ForecastParameters, path: str |
         found = np.shape(getattr(network, name))
         if found != shape:
             raise ForecasterError(
-                f"{path}: {name} has the shape {found}, but {units} hidden units need {shape}; "
-                "train it again with notebook 02_load_forecast"
+                f"{path}: {name} has the shape {found}, but {units} hidden units need {shape}; {_TRAIN_AGAIN}"
             )
     for name, value in network._asdict().items():
         if not np.all(np.isfinite(value)):
-            raise ForecasterError(f"{path}: {name} is not finite; train it again with notebook 02_load_forecast")
-
-
-def train_forecaster(
-    trace: Trace,
-    parameters: ForecastParameters | None = None,
-    seed: int = 0,
-    progress: bool = False,
-    log_folder: str | Path | None = None,
-) -> Forecaster:
-    """Fit the forecaster on the training split of a trace; the validation days stay unseen.
-
-    Args:
-        trace: the load, damped as it will be when forecasts are asked for.
-        parameters: network and training.
-        seed: of the initial weights and the order of the windows; the same seed gives the same forecaster.
-        progress: show a progress bar.
-        log_folder: write the loss of every epoch as CSV and a checkpoint there; nothing is written by default.
-    """
-    parameters = parameters or ForecastParameters()
-    ends, target = _training_windows(trace, parameters)
-    features, level = _features(trace.counts.astype(np.float64), ends)
-    level_mean, level_deviation = _standardise_level(features)
-    scaled = np.log(np.maximum(target, _HALF) / level) / _TARGET_SCALE
-
-    data = TensorDataset(torch.from_numpy(features), torch.from_numpy(scaled.astype(np.float32)))
-    with _repeatable(seed):
-        module = LoadForecaster(parameters)
-        # Whole batches are taken from the tensors at once; a loader that collects single windows is far slower.
-        order = RandomSampler(data, generator=torch.Generator().manual_seed(seed))
-        batches = DataLoader(data, sampler=BatchSampler(order, parameters.batch_size, drop_last=False), batch_size=None)
-        _trainer(parameters, progress, log_folder).fit(module, batches)
-    return Forecaster(_network(module, level_mean, level_deviation), parameters, trace.name, trace.damping, seed)
-
-
-@contextmanager
-def _repeatable(seed: int) -> Iterator[None]:
-    """Seeded torch on one thread, because sums depend on the number of threads; the caller's state is restored."""
-    threads = torch.get_num_threads()
-    lightning = logging.getLogger("pytorch_lightning")
-    level = lightning.level
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # Notes on devices, and advice on data loaders for data that does not fit into memory, are no news here.
-        warnings.filterwarnings("ignore", module="pytorch_lightning")
-        lightning.setLevel(logging.WARNING)
-        torch.manual_seed(seed)
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
-            lightning.setLevel(level)
-
-
-def _training_windows(trace: Trace, parameters: ForecastParameters) -> Windows:
-    known = windows(trace, "train", parameters.stride)
-    return Windows(known.ends[-parameters.train_windows :], known.target[-parameters.train_windows :])
-
-
-def _standardise_level(features: np.ndarray) -> tuple[float, float]:
-    """Standardise the level in place; return the mean and the deviation that were taken out."""
-    mean = float(features[:, 0, 2].mean(dtype=np.float64))
-    deviation = max(float(features[:, 0, 2].std(dtype=np.float64)), 1e-6)
-    features[:, :, 2] = (features[:, :, 2] - mean) / deviation
-    return mean, deviation
-
-
-def _trainer(parameters: ForecastParameters, progress: bool, log_folder: str | Path | None) -> pl.Trainer:
-    callbacks: list[Callback] = []
-    if progress:
-        callbacks.append(TQDMProgressBar(refresh_rate=50))  # more often, and a notebook is busy with the bar
-    if log_folder is not None:
-        callbacks.append(ModelCheckpoint(dirpath=log_folder))
-    return pl.Trainer(
-        max_epochs=parameters.epochs,
-        accelerator="cpu",
-        devices=1,
-        gradient_clip_val=parameters.gradient_clip,
-        enable_progress_bar=progress,
-        enable_model_summary=False,
-        enable_checkpointing=log_folder is not None,
-        callbacks=callbacks,
-        logger=CSVLogger(log_folder, name=None, version="") if log_folder is not None else False,
-    )
-
-
-def _network(module: LoadForecaster, level_mean: float, level_deviation: float) -> Network:
-    """The module's weights, transposed so that the compiled loops run over contiguous gates."""
-    weights = {name: value.detach().numpy() for name, value in module.named_parameters()}
-    return Network(
-        level_mean=level_mean,
-        level_deviation=level_deviation,
-        input_weight=np.ascontiguousarray(weights["lstm.weight_ih_l0"].T),
-        hidden_weight=np.ascontiguousarray(weights["lstm.weight_hh_l0"].T),
-        bias=weights["lstm.bias_ih_l0"] + weights["lstm.bias_hh_l0"],
-        output_weight=weights["dense.weight"][0].copy(),
-        output_bias=float(weights["dense.bias"][0]),
-    )
-
-
-def smape(target: np.ndarray, prediction: np.ndarray) -> float:
-    """Symmetric mean absolute percentage error: the mean of |y - p| / ((|y| + |p|) / 2), in percent.
-
-    Where both are zero the error is zero.
-
-    Args:
-        target: (N,) true values y.
-        prediction: (N,) forecasts p.
-
-    Raises:
-        ValueError: if the shapes differ, which would compare every value with every other, or there is no value.
-    """
-    _check_same_shape(target, prediction)
-    size = (np.abs(target) + np.abs(prediction)) / 2.0
-    return float(100.0 * np.mean(np.abs(target - prediction) / np.where(size > 0.0, size, 1.0)))
-
-
-def under_prediction_rate(target: np.ndarray, prediction: np.ndarray) -> float:
-    """Fraction of forecasts below the load that came.
-
-    Raises:
-        ValueError: as :func:`smape`.
-    """
-    _check_same_shape(target, prediction)
-    return float(np.mean(prediction < target))
-
-
-def _check_same_shape(target: np.ndarray, prediction: np.ndarray) -> None:
-    if np.shape(target) != np.shape(prediction) or not np.size(target):
-        raise ValueError(
-            f"target {np.shape(target)} and prediction {np.shape(prediction)} must have the same shape and at least "
-            "one value; flatten both to (N,)"
-        )
-
-
-def all_forecasts(forecaster: Forecaster, trace: Trace, ends: np.ndarray) -> dict[str, np.ndarray]:
-    """Forecasts of the network and of simpler models at the same positions.
-
-    ``ridge`` is a linear model of the network's features, fitted on the same windows; the others are not learned.
-
-    Args:
-        forecaster: the network.
-        trace: the load, damped as the forecaster expects.
-        ends: (N,) positions of the first unknown second, each with 120 s of history.
-
-    Returns:
-        By model name, (N,) forecasts in requests per second.
-    """
-    history = np.lib.stride_tricks.sliding_window_view(trace.counts, HISTORY_SECONDS)[ends - HISTORY_SECONDS]
-    return {
-        "lstm": forecaster.predict_many(trace.counts, ends),
-        "ridge": _ridge_forecast(trace, forecaster.parameters, ends),
-        "max_20": history[:, -20:].max(axis=1).astype(float),
-        "max_120": history.max(axis=1).astype(float),
-        "last_value": history[:, -1].astype(float),
-    }
-
-
-def _ridge_forecast(trace: Trace, parameters: ForecastParameters, ends: np.ndarray, penalty: float = 1.0) -> np.ndarray:
-    """(N,) forecasts of a ridge regression of ln(y / m) on the network's features."""
-    known, target = _training_windows(trace, parameters)
-    features, level = _features(trace.counts.astype(np.float64), known)
-    mean, deviation = _standardise_level(features)
-    design = _design(features)
-    gram = design.T @ design + penalty * np.eye(design.shape[1])
-    weights = np.linalg.solve(gram, design.T @ np.log(np.maximum(target, _HALF) / level))
-    features, level = _features(trace.counts.astype(np.float64), ends)
-    features[:, :, 2] = (features[:, :, 2] - mean) / deviation
-    forecast = level * np.exp(_design(features) @ weights)
-    return np.rint(forecast) if trace.damping > 1 else forecast
-
-
-def _design(features: np.ndarray) -> np.ndarray:
-    """(N, 26) regressors: 24 of the bins, the level once, and a constant."""
-    bins = features[:, :, :2].reshape(len(features), -1)
-    return np.column_stack([bins, features[:, 0, 2], np.ones(len(features))]).astype(np.float64)
-
-
-class Comparison(NamedTuple):
-    """Forecasts of several models on one split of a trace.
-
-    Attributes:
-        windows: where the N forecasts were made, and the load that came.
-        forecasts: by model name, (N,) requests per second.
-        errors: one row per model with the columns ``damping``, ``model``, ``smape`` (percent),
-            ``under_prediction_rate`` (fraction) and ``forecasts`` (their number N).
-    """
-
-    windows: Windows
-    forecasts: dict[str, np.ndarray]
-    errors: pd.DataFrame
-
-
-def compare_forecasts(
-    forecaster: Forecaster, trace: Trace, split: Split = "test", stride: int = _BIN_SECONDS
-) -> Comparison:
-    """Forecast one split with the network and the simpler models, and measure their errors.
-
-    Args:
-        forecaster: the network.
-        trace: the load, damped as the forecaster expects.
-        split: the part of the trace to forecast.
-        stride: seconds between two forecasts; the default is the interval between decisions.
-    """
-    asked = windows(trace, split, stride)
-    forecasts = all_forecasts(forecaster, trace, asked.ends)
-    rows = [
-        {
-            "damping": trace.damping,
-            "model": model,
-            "smape": smape(asked.target, forecast),
-            "under_prediction_rate": under_prediction_rate(asked.target, forecast),
-            "forecasts": len(forecast),
-        }
-        for model, forecast in forecasts.items()
-    ]
-    return Comparison(asked, forecasts, pd.DataFrame(rows))
-
-
-def latency_ms_median(forecaster: Forecaster, trace: Trace, repeats: int = 1000) -> float:
-    """Median wall-clock milliseconds of one forecast, over ``repeats`` windows of the test split."""
-    start = trace.split("test").start
-    forecaster.predict(trace.counts[start : start + HISTORY_SECONDS])  # compiles, which is not part of a forecast
-    seconds = []
-    for second in range(start, start + repeats):
-        before = time.perf_counter()
-        forecaster.predict(trace.counts[second : second + HISTORY_SECONDS])
-        seconds.append(time.perf_counter() - before)
-    return float(1000.0 * np.median(seconds))
-
-
-def forecast_report(forecaster: Forecaster, trace: Trace, comparison: Comparison) -> dict[str, Any]:
-    """What is worth keeping of one forecaster: trace, damping, seed, errors by model and the latency of a forecast."""
-    by_model = comparison.errors.set_index("model")
-    return {
-        "trace": trace.name,
-        "synthetic": trace.is_synthetic,
-        "damping": trace.damping,
-        "seed": forecaster.seed,
-        "smape": by_model["smape"].to_dict(),
-        "under_prediction_rate": by_model["under_prediction_rate"].to_dict(),
-        "latency_ms_median": latency_ms_median(forecaster, trace),
-    }
-
-
-def write_reports(path: str | Path, reports: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write reports as JSON, by name such as ``damping_8``."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(reports, indent=2) + "\n", encoding="utf-8")
+            raise ForecasterError(f"{path}: {name} is not finite; {_TRAIN_AGAIN}")

@@ -19,7 +19,7 @@ from opd.agent.deployed import FORMAT, Agent, CheckpointError
 from opd.agent.network import export
 from opd.archive import load_archive, save_archive
 from opd.pipeline import InfeasibleError, Pipeline, from_choices
-from opd.profiling.generated import synthetic_pipeline
+from opd.profiling.synthetic import synthetic_pipeline
 
 # --- decisions -------------------------------------------------------------------------------------------------------
 

@@ -29,15 +29,17 @@ from tiny_cluster import (
     stages,
 )
 
-from opd.cluster.api import LEASE, Cluster, RetryPolicy, credentials
+from opd.cluster.api import Cluster
+from opd.cluster.connection import RetryPolicy, credentials
 from opd.cluster.controller import Controller, ControllerSettings, health_server
 from opd.cluster.difference import ObjectChange
 from opd.cluster.errors import ClusterError, LedByAnotherError, NoAnswerError, NotDeployedError
 from opd.cluster.json_log import JsonFormatter
 from opd.cluster.lease import Lease, LeaseTimes
 from opd.cluster.names import CONTROLLER, selector
+from opd.cluster.resources import LEASE
 from opd.pipeline import Task, Variant
-from opd.serving.monitoring import PrometheusUrl
+from opd.serving.monitoring.prometheus import PrometheusUrl
 
 OFTEN = LeaseTimes(duration=30.0, renewal=20.0, retry=0.1)
 """Asked for often; a machine that stands still for a second does not lose it."""
@@ -400,7 +402,7 @@ sys.path += {tests!r}
 from tiny_cluster import TIMES, FixedPolicy, settings, tiny_pipeline
 from test_cluster_controller import OFTEN, WANTED
 from opd.cluster.controller import ControllerSettings, run_controller
-from opd.serving.monitoring import PrometheusUrl
+from opd.serving.monitoring.prometheus import PrometheusUrl
 options = ControllerSettings(interval_seconds=600, lease=OFTEN, times=TIMES, host="127.0.0.1", port=0)
 monitor = PrometheusUrl({prometheus!r})
 sys.exit(run_controller(tiny_pipeline(), settings(), monitor, FixedPolicy(WANTED), lambda h: 5.0, options, {config!r}))

@@ -14,14 +14,16 @@ from emulator.api_server import ApiServer, kubeconfig
 from emulator.kubelet import Kubelet
 from emulator.prometheus import Prometheus
 
-from opd.cluster.api import POD, Cluster, RetryPolicy, credentials
+from opd.cluster.api import Cluster
 from opd.cluster.backend import KubernetesBackend
+from opd.cluster.connection import RetryPolicy, credentials
 from opd.cluster.discovery import Discovery, DiscoverySettings, choose
 from opd.cluster.manifests.pipeline import pipeline_objects
+from opd.cluster.resources import POD
 from opd.cluster.settings import ClusterSettings
 from opd.live.load import start_load
 from opd.pipeline import Pipeline, StageConfiguration, Task, Variant
-from opd.serving.monitoring import PrometheusUrl
+from opd.serving.monitoring.prometheus import PrometheusUrl
 from opd.serving.stage_queue import ReplicaEndpoint
 from opd.serving.store import ModelStore
 

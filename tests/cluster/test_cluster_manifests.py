@@ -31,8 +31,7 @@ from opd.cluster.manifests.workloads import model_workload, replicas_of, with_re
 from opd.cluster.overlay import Overlay
 from opd.cluster.record import ControllerMetrics
 from opd.cluster.settings import FLAVOURS, ClusterSettings, SettingsError, read_settings
-from opd.objective import cost
-from opd.pipeline import InfeasibleError, Pipeline, StageConfiguration, Task, Variant
+from opd.pipeline import InfeasibleError, Pipeline, StageConfiguration, Task, Variant, used_cores
 from opd.profiling.catalogue import load_pipeline
 from opd.serving import metrics
 from opd.serving.server import ServerSettings
@@ -405,7 +404,7 @@ def test_any_feasible_configuration_gives_valid_objects_of_one_namespace_that_re
         assert resources["requests"] == resources["limits"]
         requested += replicas_of(workload) * millicores(resources["requests"]["cpu"]) / 1000
     overhead = (FULL.router_millicores + len(pipeline.tasks) * FULL.queue_millicores) / 1000
-    assert requested == pytest.approx(cost(pipeline, configuration) + overhead)
+    assert requested == pytest.approx(used_cores(pipeline, configuration) + overhead)
 
 
 def millicores(text):

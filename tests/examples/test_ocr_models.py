@@ -16,7 +16,7 @@ from ocr_pages import CLEAN, DETECTION, RECOGNITION, WORN
 from PIL import Image
 
 from opd.examples.ocr import models
-from opd.examples.ocr.pages import Page
+from opd.examples.ocr.pages import PAGE_SIZE, Page
 from opd.serving.models import PayloadError, load_model
 
 

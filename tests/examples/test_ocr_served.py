@@ -8,13 +8,13 @@ from opd.examples.ocr.served import OcrVariant
 from opd.profiling.catalogue import load_catalogue
 from opd.profiling.measuring import Effort, measure_variant
 from opd.profiling.profiles import COLUMNS, extrapolate_cores
-from opd.serving.store import URL_VARIABLE
+from opd.serving.store import STORE_URL_VARIABLE
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize("task", ["text-detection", "text-recognition"])
 def test_a_served_variant_is_measured_like_any_other(task, ocr_store, monkeypatch):
-    monkeypatch.setenv(URL_VARIABLE, ocr_store.url)
+    monkeypatch.setenv(STORE_URL_VARIABLE, ocr_store.url)
     name = next(iter(load_catalogue().tasks[task].variants))
     table = measure_variant(task, name, OcrVariant(task, name), [1, 4], [1], Effort(0.0, min_runs=3))
     assert table[["cores", "batch_size"]].values.tolist() == [[1, 1], [1, 4]]

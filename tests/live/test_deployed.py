@@ -6,10 +6,10 @@ import pytest
 from cluster_site import IMAGE, emulated_site
 
 from opd import cli
-from opd.cluster.api import POD
 from opd.cluster.errors import LedByAnotherError
 from opd.cluster.names import selector
 from opd.cluster.overlay import read_overlay
+from opd.cluster.resources import POD
 from opd.cluster.settings import ClusterSettings
 from opd.live import deployed as evaluation
 from opd.live.replay import replay
@@ -18,7 +18,8 @@ from opd.live.site import LiveSite
 from opd.live.summaries import summarise_run
 from opd.live.traffic import Traffic
 from opd.objective import Weights
-from opd.serving.monitoring import MonitoringError, Scraper
+from opd.serving.monitoring.scraper import Scraper
+from opd.serving.monitoring.source import MonitoringError
 from opd.simulator.parameters import SimulationParameters
 
 pytestmark = pytest.mark.processes

@@ -1,6 +1,41 @@
-"""These tests need optional extras of the package."""
+"""Fixtures of the serving plane's tests, which need optional extras of the package."""
 
+import os
 from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+import pytest
 
 NEEDED = ("mlserver", "prometheus_api_client")
 collect_ignore_glob = [] if all(map(find_spec, NEEDED)) else ["test_*.py"]
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models_importable():
+    """Replicas, which are other processes, find the tests' models."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))
+        yield
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """URL of a model store with the variants of the tiny pipeline."""
+    from tiny_local import fill_store
+
+    folder = tmp_path_factory.mktemp("store")
+    fill_store(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def no_new_processes():
+    """Waits at the end of the test until every process that it started has ended."""
+    from deadlines import eventually
+
+    before = set(psutil.Process().children(recursive=True))
+    yield
+    eventually(lambda: set(psutil.Process().children(recursive=True)) <= before)

@@ -1,3 +1,5 @@
+"""Sources of metrics: a running Prometheus, one of our own, and the embedded scraper."""
+
 from __future__ import annotations
 
 import json
@@ -14,18 +16,17 @@ import numpy as np
 import psutil
 import pytest
 from deadlines import PATIENCE, eventually
+from process_family import ended, family
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
-from opd.serving import monitoring, supervisor
-from opd.serving.monitoring import (
-    MonitoringError,
-    NoDataError,
-    PrometheusServer,
-    PrometheusUrl,
-    Scraper,
-    open_monitor,
-)
-from opd.serving.processes import direct_session, hold_port, port_of
+from opd.serving import supervisor
+from opd.serving.loopback import hold_port, port_of, responds
+from opd.serving.monitoring import scraper as scraping
+from opd.serving.monitoring.opening import open_monitor
+from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
+from opd.serving.monitoring.prometheus_server import PrometheusServer
+from opd.serving.monitoring.scraper import Scraper
+from opd.serving.monitoring.source import MonitoringError, NoDataError
 from opd.serving.telemetry import increase
 
 needs_prometheus = pytest.mark.skipif(
@@ -164,7 +165,7 @@ def test_a_prometheus_that_is_killed_is_said_and_started_again(prometheus, targe
     known = scrapes(prometheus, "up", instance="queue")
     (child,) = psutil.Process(prometheus._process.pid).children()
     child.kill()
-    with pytest.raises(MonitoringError, match="own Prometheus server.* has died: .*the next call starts it again"):
+    with pytest.raises(MonitoringError, match="own Prometheus server.* has died: .*the next call restarts it"):
         eventually(lambda: prometheus.samples("up", 60.0) is None)
     kept = prometheus.samples("up", 60.0, instance="queue")
     assert kept[0].times[0] <= known.times[-1], "what it had stored is still there"
@@ -187,7 +188,7 @@ def foreign(tmp_path):
         address = f"127.0.0.1:{port_of(holder)}"
         process = supervisor.start(["prometheus", *options, f"--web.listen-address={address}", "--log.level=warn"])
         try:
-            eventually(lambda: monitoring._answers(direct_session(), f"http://{address}/-/ready"))
+            eventually(lambda: responds(f"http://{address}/-/ready"))
             yield f"http://{address}"
         finally:
             supervisor.stop(process, 5.0)
@@ -197,7 +198,7 @@ def foreign(tmp_path):
 def test_of_a_server_named_by_its_url_each_run_reads_what_it_had_scraped_itself(
     foreign, targets, monkeypatch, tmp_path
 ):
-    monkeypatch.setenv(monitoring.URL_VARIABLE, foreign + "/")
+    monkeypatch.setenv(PROMETHEUS_URL_VARIABLE, foreign + "/")
     ours, other = open_monitor(tmp_path / "ours"), open_monitor(tmp_path / "other")
     assert ours.description == f"Prometheus server at {foreign}"
     ours.set_targets({"router": targets[0].address})
@@ -245,7 +246,7 @@ def test_an_url_where_nothing_listens_is_said_with_the_remedy(tmp_path):
         nobody.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
         with pytest.raises(
-            MonitoringError, match=f"{url} cannot be read.*check that it runs.*{monitoring.URL_VARIABLE}"
+            MonitoringError, match=f"{url} cannot be read.*check that it runs.*{PROMETHEUS_URL_VARIABLE}"
         ):
             open_monitor(tmp_path, url)
 
@@ -263,7 +264,7 @@ def test_a_program_that_does_not_serve_is_said_with_what_it_wrote(tmp_path):
 
 
 def test_without_prometheus_the_scraper_is_used(tmp_path, monkeypatch):
-    monkeypatch.delenv(monitoring.URL_VARIABLE, raising=False)
+    monkeypatch.delenv(PROMETHEUS_URL_VARIABLE, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     opened = open_monitor(tmp_path)
     assert isinstance(opened, Scraper) and "embedded scraper" in opened.description
@@ -273,7 +274,7 @@ def test_without_prometheus_the_scraper_is_used(tmp_path, monkeypatch):
 
 
 def test_the_scraper_forgets_what_is_old(targets, monkeypatch):
-    monkeypatch.setattr(monitoring, "KEEP_SECONDS", 0.5)
+    monkeypatch.setattr(scraping, "KEEP_SECONDS", 0.5)
     opened = Scraper()
     opened.set_targets({"router": targets[0].address})
     scrapes(opened, "up")
@@ -296,19 +297,10 @@ def test_a_target_that_hangs_delays_only_itself(targets):
 # Processes
 
 
-def family(pid):
-    parent = psutil.Process(pid)
-    return [parent, *parent.children(recursive=True)]
-
-
-def ended(process):
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-
-
 @needs_prometheus
 def test_nothing_is_left_when_the_parent_is_killed(tmp_path):
     code = (
-        "import pathlib, sys, time; from opd.serving.monitoring import PrometheusServer; "
+        "import pathlib, sys, time; from opd.serving.monitoring.prometheus_server import PrometheusServer; "
         "server = PrometheusServer(pathlib.Path(sys.argv[1])); print('started', flush=True); time.sleep(600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True)
@@ -339,51 +331,11 @@ def interruptible():
     signal.signal(signal.SIGINT, ignoring)
 
 
-def test_an_interrupted_start_leaves_nothing_behind(tmp_path, interruptible):
+def test_an_interrupted_start_leaves_nothing_behind(tmp_path, interruptible, no_new_processes):
     program = tmp_path / "slow-prometheus"
     program.write_text("#!/bin/sh\nexec sleep 600\n")
     program.chmod(0o755)
-    before = set(psutil.Process().children(recursive=True))
     interrupt = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
     interrupt.start()
     with pytest.raises(KeyboardInterrupt):
         PrometheusServer(tmp_path / "monitor", str(program))
-    eventually(lambda: set(psutil.Process().children(recursive=True)) <= before)
-
-
-def guarded(code):
-    process = supervisor.start([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    assert process.stdout.readline() == "ready\n"
-    return process, family(process.pid)
-
-
-STUBBORN = (
-    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
-)
-
-
-def test_a_guard_has_the_exit_code_of_its_program():
-    process, _ = guarded("print('ready', flush=True); raise SystemExit(7)")
-    assert process.wait(PATIENCE) == 7
-    process.communicate()
-    missing = supervisor.start(["no-such-program"], stderr=subprocess.PIPE)
-    assert "cannot run no-such-program" in missing.communicate(timeout=PATIENCE)[1] and missing.returncode == 127
-
-
-def test_a_guard_passes_signals_on():
-    process, everyone = guarded("import time; print('ready', flush=True); time.sleep(600)")
-    process.send_signal(signal.SIGINT)
-    process.wait(PATIENCE)
-    assert all(ended(each) for each in everyone)
-    process.communicate()
-    process, everyone = guarded("import time; print('ready', flush=True); time.sleep(600)")
-    assert supervisor.stop(process, PATIENCE) == 128 + signal.SIGTERM
-    process.stdout.close()
-    assert all(ended(each) for each in everyone)
-
-
-def test_a_program_that_will_not_end_is_killed_with_its_guard():
-    process, everyone = guarded(STUBBORN)
-    assert supervisor.stop(process, 0.3) == -signal.SIGKILL
-    process.stdout.close()
-    eventually(lambda: all(ended(each) for each in everyone))

@@ -1,38 +1,31 @@
 """A server process that is told to end."""
 
 import asyncio
-import json
 import os
 import signal
-from pathlib import Path
 
 import pytest
 from deadlines import PATIENCE, eventually
+from serving_models import push_variant
 
 from opd.serving.client import Client
 from opd.serving.processes import model_process, running
-from opd.serving.store import ModelStore
+
+pytestmark = pytest.mark.processes
 
 SECONDS = 6.5
 """Of one inference: longer than the five seconds after which MLServer would cancel it."""
 
 
 @pytest.fixture
-def replica(tmp_path, monkeypatch):
-    monkeypatch.setenv(
-        "PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    )
-    source, store = tmp_path / "variant", str(tmp_path / "store")
-    source.mkdir()
-    manifest = {"class": "serving_models:Upper", "settings": {"seconds": SECONDS}, "files": {}}
-    (source / "manifest.json").write_text(json.dumps(manifest))
-    ModelStore(store).push(source, "task", "slow")
-    process = model_process("replica", "tiny", "task", "slow", store, tmp_path)
+def replica(tmp_path):
+    push_variant(tmp_path / "store", "task", "slow", seconds=SECONDS)
+    process = model_process("replica", "tiny", "task", "slow", str(tmp_path / "store"), tmp_path)
     with running(process, 60):
         yield process
 
 
-def test_a_request_that_runs_is_finished_however_long_it_takes(replica):
+def test_a_running_request_is_finished_however_long_it_takes(replica):
     async def stop_meanwhile():
         client = Client(replica.grpc_address, "task")
         call = asyncio.create_task(client.infer([b"hello"], 0.0, 30.0))
@@ -47,7 +40,7 @@ def test_a_request_that_runs_is_finished_however_long_it_takes(replica):
     eventually(lambda: not replica.alive)
 
 
-def test_a_server_with_nothing_to_do_ends_at_once_though_callers_are_connected(replica):
+def test_an_idle_server_ends_at_once_though_callers_are_connected(replica):
     async def stop_meanwhile():
         client = Client(replica.grpc_address, "task")
         assert await client.ready(PATIENCE)

@@ -13,7 +13,14 @@ import fsspec
 import pytest
 
 from opd.serving.models import MANIFEST
-from opd.serving.store import CACHE_VARIABLE, URL_VARIABLE, CorruptVariantError, ModelStore, StoreError, write_manifest
+from opd.serving.store import (
+    CACHE_VARIABLE,
+    STORE_URL_VARIABLE,
+    CorruptVariantError,
+    ModelStore,
+    StoreError,
+    write_manifest,
+)
 
 
 @pytest.fixture
@@ -182,7 +189,7 @@ def test_a_folder_is_used_in_place(variant: Path, tmp_path: Path):
 
 
 def test_url_and_cache_come_from_the_environment(variant: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv(URL_VARIABLE, "memory://environment")
+    monkeypatch.setenv(STORE_URL_VARIABLE, "memory://environment")
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     ModelStore().push(variant, "detection", "small")
     assert (tmp_path / "cache") in ModelStore("memory://environment").pull("detection", "small").parents

@@ -10,7 +10,7 @@ from small_pipelines import ocr_pipeline
 
 from opd.pipeline import StageConfiguration
 from opd.serving import telemetry
-from opd.serving.monitoring import MonitoringError, NoDataError, Series
+from opd.serving.monitoring.source import MonitoringError, NoDataError, Series
 from opd.serving.telemetry import Telemetry, counted, from_zero, increase, quantile, time_average
 from opd.serving.telemetry_backend import TelemetryBackend
 

@@ -7,24 +7,26 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from opd.objective import Weights, accuracy, cost, qos, reward, throughput
-from opd.pipeline import Pipeline, StageConfiguration, Task, Variant, check_feasible
-from opd.profiling.generated import synthetic_pipeline
+from opd.objective import Weights, accuracy, qos, reward, throughput
+from opd.pipeline import Pipeline, StageConfiguration, Task, Variant, check_feasible, used_cores
+from opd.profiling.synthetic import synthetic_pipeline
 from opd.solvers import (
     IpaParameters,
     greedy,
     ipa_dynamic_program,
     ipa_highs,
     ipa_objective,
+    ipa_table,
     myopic,
     myopic_table,
     predicted_reward,
     random_configuration,
 )
-from opd.solvers.options import carried_load, forming_time, replicas_needed
+from opd.solvers.options import attainable_load, forming_time, replicas_needed
 
 PARAMETERS = IpaParameters()
 WEIGHTS = Weights()
+TIMEOUT = 0.25
 
 
 def planned(solver, pipeline, load):
@@ -33,7 +35,7 @@ def planned(solver, pipeline, load):
         greedy: lambda: greedy(pipeline, load),
         ipa_highs: lambda: ipa_highs(pipeline, load, PARAMETERS),
         ipa_dynamic_program: lambda: ipa_dynamic_program(pipeline, load, PARAMETERS),
-        myopic: lambda: myopic(pipeline, load, WEIGHTS),
+        myopic: lambda: myopic(pipeline, load, WEIGHTS, TIMEOUT),
     }[solver]()
 
 
@@ -58,12 +60,12 @@ class Enumeration:
             for task in pipeline.tasks
         ]
         rows = np.array(list(itertools.product(*map(list, stages))))
-        self.rows = rows[cost(pipeline, rows) <= pipeline.capacity]
+        self.rows = rows[used_cores(pipeline, rows) <= pipeline.capacity]
         self.batches = self.rows[..., 2]
         stage = np.arange(len(pipeline.tasks))
         self.service_time = pipeline.tables.service_time[stage, self.rows[..., 0], self.batches]
         self.accuracy = accuracy(pipeline, self.rows)
-        self.cost = cost(pipeline, self.rows)
+        self.cost = used_cores(pipeline, self.rows)
         self.throughput = (self.rows[..., 1] * (self.batches / self.service_time)).min(axis=1)
 
     def reward(self, load, weights, batch_timeout):
@@ -92,7 +94,7 @@ def small_pipelines(draw):
         st.sampled_from([(1, 4, 6, 8), (2, 2, 4, 4), (2, 3, 3, 4), (3, 2, 2, 2), (3, 2, 3, 2)])
     )
     pipeline = synthetic_pipeline(stages, variants, draw(st.integers(0, 10_000)))
-    smallest = int(cost(pipeline, pipeline.smallest_configuration()))
+    smallest = int(used_cores(pipeline, pipeline.smallest_configuration()))
     return dataclasses.replace(
         pipeline,
         capacity=smallest + draw(st.integers(0, 4 * stages)),
@@ -140,32 +142,32 @@ class TestKnownAnswers:
     def test_predicted_reward_by_hand(self, one_task):
         # V .5, T 2 x 16 = 32, L .125 + 1/(2 x 10) = .175, E -22, C 2, B 2.
         expected = 10 * 0.5 + 0.02 * 32 - 0.175 - 0.05 * 22 - 0.15 * 2 - 0.02 * 2
-        found = predicted_reward(one_task, (StageConfiguration(0, 2, 2),), 10.0, WEIGHTS)
+        found = predicted_reward(one_task, (StageConfiguration(0, 2, 2),), 10.0, WEIGHTS, TIMEOUT)
         assert found == pytest.approx(expected, abs=1e-12)
         # The batch is sent off after 0.01 s instead of 0.05 s.
-        hurried = predicted_reward(one_task, (StageConfiguration(0, 2, 2),), 10.0, WEIGHTS, batch_timeout=0.01)
+        hurried = predicted_reward(one_task, (StageConfiguration(0, 2, 2),), 10.0, WEIGHTS, 0.01)
         assert hurried == pytest.approx(expected + 0.04, abs=1e-12)
 
     def test_myopic_prefers_a_little_unmet_demand_to_a_replica(self, one_task):
         # At 12.5 requests/s the good variant serves 12 from 6 cores; 0.5 unmet requests/s cost less than its accuracy.
-        assert myopic(one_task, 12.5, WEIGHTS) == (StageConfiguration(1, 3, 1),)
+        assert myopic(one_task, 12.5, WEIGHTS, TIMEOUT) == (StageConfiguration(1, 3, 1),)
 
     def test_myopic_below_the_peak_when_more_is_too_much(self):
         # Spare capacity costs 2 per request/s: 9.9 of 10 requests/s is better than 100, though more accurate.
         slow, quick = Variant("slow", 0.5, 1, {1: 1 / 9.9}, 1.0), Variant("quick", 0.6, 1, {1: 0.01}, 1.0)
         pipeline = Pipeline("spare", (Task("only", (slow, quick)),), 1, 1, 1, 1.0)
-        assert myopic(pipeline, 10.0, dataclasses.replace(WEIGHTS, delta=2.0)) == (StageConfiguration(0, 1, 1),)
-        assert myopic(pipeline, 10.0, dataclasses.replace(WEIGHTS, delta=0.0)) == (StageConfiguration(1, 1, 1),)
+        for delta, expected in ((2.0, StageConfiguration(0, 1, 1)), (0.0, StageConfiguration(1, 1, 1))):
+            assert myopic(pipeline, 10.0, dataclasses.replace(WEIGHTS, delta=delta), TIMEOUT) == (expected,)
 
-    def test_carried_load_is_the_best_bottleneck(self, one_task):
+    def test_attainable_load_is_the_best_bottleneck(self, one_task):
         # Three replicas of the fast variant in batches of two.
-        assert carried_load(one_task, 1000.0) == 48.0
-        assert carried_load(one_task, 47.0) == 47.0
+        assert attainable_load(one_task, 1000.0) == 48.0
+        assert attainable_load(one_task, 47.0) == 47.0
 
-    @pytest.mark.parametrize(("load", "above", "expected"), [(0.3, False, 3), (0.3, True, 3), (0.2, True, 3)])
-    def test_replicas_needed_agrees_with_the_product(self, load, above, expected):
+    @pytest.mark.parametrize(("load", "exceed", "expected"), [(0.3, False, 3), (0.3, True, 3), (0.2, True, 3)])
+    def test_replicas_needed_agrees_with_the_product(self, load, exceed, expected):
         # 3 x 0.1 is a little more than 0.3 in floating point, 2 x 0.1 is exactly 0.2.
-        assert replicas_needed(np.array([[0.1]]), load, 8, above)[0, 0] == expected
+        assert replicas_needed(np.array([[0.1]]), load, 8, exceed)[0, 0] == expected
 
 
 class TestAgainstEnumeration:
@@ -201,8 +203,8 @@ class TestAgainstEnumeration:
         enumeration = Enumeration(pipeline)
         carrying = enumeration.throughput >= min(load, enumeration.throughput.max())
         cheapest = carrying & (enumeration.cost == enumeration.cost[carrying].min())
-        assert carried_load(pipeline, load) == min(load, enumeration.throughput.max())
-        assert cost(pipeline, configuration) == enumeration.cost[cheapest].min()
+        assert attainable_load(pipeline, load) == min(load, enumeration.throughput.max())
+        assert used_cores(pipeline, configuration) == enumeration.cost[cheapest].min()
         assert accuracy(pipeline, configuration) == pytest.approx(enumeration.accuracy[cheapest].max(), abs=1e-12)
 
     @settings(max_examples=50, deadline=None)
@@ -240,16 +242,20 @@ class TestLargerPipelines:
         # Sec. VI-B: greedy is the cheapest and poorest, IPA dearer and better; myopic is the best of what it maximises.
         pipeline = synthetic_pipeline(3, 5, 1)
         configurations = [planned(solver, pipeline, 12.0) for solver in (greedy, ipa_highs, myopic)]
-        rewards = [predicted_reward(pipeline, configuration, 12.0, WEIGHTS) for configuration in configurations]
-        assert cost(pipeline, configurations[0]) < cost(pipeline, configurations[1])
+        rewards = [predicted_reward(pipeline, chosen, 12.0, WEIGHTS, TIMEOUT) for chosen in configurations]
+        assert used_cores(pipeline, configurations[0]) < used_cores(pipeline, configurations[1])
         assert rewards[0] < rewards[1] <= rewards[2]
 
-    def test_table_holds_the_solutions(self):
+    def test_tables_hold_the_solutions(self):
         pipeline = synthetic_pipeline(3, 6, 2)
-        table = myopic_table(pipeline, WEIGHTS, 50)
+        table = ipa_table(pipeline, PARAMETERS, 20)
+        assert table.shape == (21, 3, 3)
+        for load in (0, 1, 13, 20):
+            assert np.array_equal(table[load], ipa_dynamic_program(pipeline, load, PARAMETERS))
+        table = myopic_table(pipeline, WEIGHTS, 50, TIMEOUT)
         assert table.shape == (51, 3, 3)
         for load in (0, 1, 23, 50):
-            assert np.array_equal(table[load], myopic(pipeline, load, WEIGHTS))
+            assert np.array_equal(table[load], myopic(pipeline, load, WEIGHTS, TIMEOUT))
 
 
 class TestRandom:
@@ -287,7 +293,7 @@ class TestDegradeAndRefuse:
     @SOLVERS
     def test_overload_is_carried_as_far_as_possible(self, solver):
         pipeline = dataclasses.replace(synthetic_pipeline(2, 4, 3), capacity=6)
-        most = carried_load(pipeline, 1e6)
+        most = attainable_load(pipeline, 1e6)
         assert throughput(pipeline, planned(solver, pipeline, 1e6)) == most
 
     @SOLVERS

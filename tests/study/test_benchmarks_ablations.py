@@ -52,14 +52,15 @@ from opd.study.analysis.ablations import (
 )
 from opd.study.analysis.estimates import signed, with_interval
 from opd.study.analysis.plots_ablations import PARTS, WORLDS, plot_ablations
-from opd.study.benchmarks.quick import QUICK
+from opd.study.benchmarks.budgets import SMOKE_TRAINING
 from opd.study.evaluation.cycles import Setting, run_cycle
 from opd.study.report.files import write_page
+from opd.workload.cycles import Cycle, cycle_counts
 from opd.workload.load import future_maximum
-from opd.workload.trace import Cycle, Trace
+from opd.workload.trace import Trace
 
 WEIGHTS, SIMULATION = Weights(), SimulationParameters()
-PARAMETERS = TrainingParameters(**QUICK)
+PARAMETERS = TrainingParameters(**SMOKE_TRAINING)
 NAMES = state_names(ocr_pipeline())
 QUEUES = [entry for entry, name in enumerate(NAMES) if name in ("detection.queue", "recognition.queue")]
 
@@ -307,7 +308,7 @@ def test_a_policy_is_given_the_forecast_of_its_world():
             seen.append(observation.predicted_load)
             return ocr_pipeline().smallest_configuration()
 
-    setting, counts = small_setting(), TRACE.cycle_counts(CYCLES[0])
+    setting, counts = small_setting(), cycle_counts(TRACE, CYCLES[0])
     found = {}
     for forecast in ablations.FORECASTS:
         seen: list[float] = []

@@ -12,10 +12,12 @@ import yaml
 
 from opd.machine import hardware
 from opd.study import notebook as stage
-from opd.study.benchmarks import bars
-from opd.study.benchmarks.bars import PACKAGES
-from opd.study.benchmarks.training import METHODS, MYOPIC
-from opd.workload.forecast import ForecastParameters, train_forecaster
+from opd.study.benchmarks import criteria
+from opd.study.benchmarks.criteria import PACKAGES
+from opd.study.benchmarks.training import METHODS
+from opd.study.benchmarks.training_summary import MYOPIC
+from opd.workload.forecast import ForecastParameters
+from opd.workload.forecast_training import train_forecaster
 from opd.workload.trace import load_trace
 
 ROOT = Path(__file__).parents[2]
@@ -26,9 +28,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which the notebook left its results; a clone has no forecaster yet, so it gets a hasty one."""
     folder = tmp_path_factory.mktemp("benchmarks")
     hasty = ForecastParameters(epochs=1, train_windows=512)
-    train_forecaster(load_trace("synthetic", damping=8), hasty).save(folder / "forecaster.ckpt")
+    train_forecaster(load_trace("synthetic", damping=8), hasty).save(folder / "forecaster.npz")
     notebook = str(ROOT / "notebooks" / "07_benchmarks.ipynb")
-    given = ["smoke=true", f"reports={folder}", f"forecaster={folder / 'forecaster.ckpt'}"]
+    given = ["smoke=true", f"reports={folder}", f"forecaster={folder / 'forecaster.npz'}"]
     assert stage.main([notebook, "--output", str(folder / "executed.ipynb"), *given]) == 0
     return folder
 
@@ -43,7 +45,7 @@ def outs() -> list[str]:
 
 def test_it_writes_what_its_stage_declares_and_nothing_else(results):
     assert {Path(path).parent for path in outs()} == {Path("reports/benchmarks")}
-    written = {path.name for path in results.iterdir()} - {"forecaster.ckpt", "executed.ipynb"}
+    written = {path.name for path in results.iterdir()} - {"forecaster.npz", "executed.ipynb"}
     assert written == {Path(path).name for path in outs()}
 
 
@@ -58,9 +60,9 @@ def test_the_bars_follow_from_the_tables_that_are_kept(results):
     tables = {path.stem: pd.read_csv(path) for path in results.glob("*.csv")}
     again = pd.concat(
         [
-            bars.simulator_bars(tables["simulator_requests"], tables["simulator_steps"]),
-            bars.training_bars(tables["training"]),
-            bars.decision_bars(tables["decision_time"]),
+            criteria.simulator_criteria(tables["simulator_requests"], tables["simulator_steps"]),
+            criteria.training_criteria(tables["training"]),
+            criteria.decision_criteria(tables["decision_time"]),
         ],
         ignore_index=True,
     )
@@ -92,4 +94,4 @@ def test_the_executed_copy_shows_figures_progress_and_bars(results):
         assert any("image/png" in output.get("data", {}) for output in outputs[f"{name}-figure"]), name
     printed = "".join(output.get("text", "") for output in outputs["training"])
     assert all(f"{method}, seed 0:" in printed for method in METHODS)
-    assert "bars are met" in "".join(output.get("text", "") for output in outputs["bars"])
+    assert "criteria are met" in "".join(output.get("text", "") for output in outputs["bars"])

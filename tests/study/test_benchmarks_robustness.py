@@ -45,8 +45,9 @@ from opd.study.analysis.robustness import (
     trained_agents,
 )
 from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle
+from opd.workload.cycles import Cycle, cycle_counts
 from opd.workload.load import RecentMaximum
-from opd.workload.trace import Cycle, Trace
+from opd.workload.trace import Trace
 
 OBSERVATION = Observation(
     np.full(120, 4), 8.0, ocr_pipeline().smallest_configuration(), np.ones(2), np.ones(2), np.zeros(2), 4.0
@@ -97,7 +98,7 @@ def test_a_scaled_trace_is_whole_requests_and_begins_with_the_history(settings):
 def test_any_cycle_can_be_scaled(settings, start):
     trace = settings[0].trace
     cycle = Cycle("any", start)
-    np.testing.assert_array_equal(scaled(trace, cycle, 2.0).cycle_counts(cycle), 2 * trace.cycle_counts(cycle))
+    np.testing.assert_array_equal(cycle_counts(scaled(trace, cycle, 2.0), cycle), 2 * cycle_counts(trace, cycle))
 
 
 @pytest.mark.parametrize("cycle", [CYCLE, LATER])
@@ -105,8 +106,8 @@ def test_an_overload_peaks_a_quarter_above_the_training_split(settings, cycle):
     trace = settings[0].trace
     met = overloaded(settings[0], ocr_pipeline(), cycle, 0)
     peak = trace.counts[trace.split("train")].max()
-    assert met.setting.trace.cycle_counts(cycle).max() == np.rint(1.25 * peak)
-    assert met.factor == 1.25 * peak / trace.cycle_counts(cycle).max()
+    assert cycle_counts(met.setting.trace, cycle).max() == np.rint(1.25 * peak)
+    assert met.factor == 1.25 * peak / cycle_counts(trace, cycle).max()
     assert met.device == ocr_pipeline()
 
 
@@ -114,7 +115,7 @@ def test_a_cycle_without_a_request_stays_one(settings):
     trace = settings[0].trace
     silent = replace(trace, recorded=np.where(trace.raw_index < 15_000, trace.recorded, 0))
     met = overloaded(replace(settings[0], trace=silent), ocr_pipeline(), CYCLE, 0)
-    assert met.setting.trace.cycle_counts(CYCLE).max() == 0
+    assert cycle_counts(met.setting.trace, CYCLE).max() == 0
 
 
 # --- forecast --------------------------------------------------------------------------------------------------------

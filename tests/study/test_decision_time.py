@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from opd.pipeline import Pipeline
-from opd.profiling.generated import synthetic_pipeline
+from opd.profiling.synthetic import synthetic_pipeline
 from opd.solvers import IpaParameters
 from opd.study.evaluation import decision_time
 from opd.study.evaluation.decision_time import (

@@ -22,8 +22,9 @@ from opd.study.evaluation.cycles import (
     run_cycle,
     timeline,
 )
+from opd.workload.cycles import Cycle
 from opd.workload.load import RecentMaximum
-from opd.workload.trace import Cycle, Trace
+from opd.workload.trace import Trace
 
 CYCLE = Cycle("waves", 20_000)
 

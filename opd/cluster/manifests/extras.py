@@ -11,7 +11,7 @@ from opd.cluster.manifests.pods import METRICS
 from opd.cluster.names import MODEL, QUEUE, ROUTER, labels, models_name, queue_name, router_name
 from opd.cluster.settings import ClusterSettings
 from opd.pipeline import Pipeline
-from opd.serving.monitoring import SCRAPE_SECONDS, SCRAPE_TIMEOUT
+from opd.serving.monitoring.source import SCRAPE_SECONDS, SCRAPE_TIMEOUT
 
 GRPC_SERVICE = "/inference.GRPCInferenceService/"
 """Path of the Open Inference Protocol over gRPC."""

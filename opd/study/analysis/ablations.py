@@ -46,8 +46,8 @@ from opd.pipeline import Configuration, Pipeline, as_configuration, from_choices
 from opd.study.analysis.ablation_networks import AblatedTrainer, IndependentNetwork, PlainNetwork, QueuelessNetwork
 from opd.study.analysis.estimates import estimate
 from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle
+from opd.workload.cycles import Cycle
 from opd.workload.load import RecentMaximum
-from opd.workload.trace import Cycle
 from opd.workload.workload import Workload
 
 FORECASTS = ("lstm", "recent-maximum", "perfect")

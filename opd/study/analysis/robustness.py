@@ -38,9 +38,10 @@ from opd.pipeline import Pipeline
 from opd.study.analysis.estimates import Row, estimate, with_interval
 from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle
 from opd.study.plots.style import policy_style
+from opd.workload.cycles import Cycle, cycle_counts
 from opd.workload.forecast import Forecaster
 from opd.workload.load import HISTORY_SECONDS
-from opd.workload.trace import MIN_SECONDS, Cycle, Trace
+from opd.workload.trace import MIN_SECONDS, Trace
 
 AGENT, BACKLOG, MYOPIC, IPA, GREEDY = POLICIES = ("agent", "myopic-backlog", "myopic", "ipa", "greedy")
 
@@ -149,7 +150,7 @@ def overloaded(setting: Setting, pipeline: Pipeline, cycle: Cycle, seed: int) ->
     """More load than was ever trained on: the cycle's peak is :data:`EXCESS` times that of the training split."""
     trace = setting.trace
     largest = trace.counts[trace.split("train")].max()
-    factor = float(EXCESS * largest / max(trace.cycle_counts(cycle).max(), 1))
+    factor = float(EXCESS * largest / max(cycle_counts(trace, cycle).max(), 1))
     return Met(replace(setting, trace=scaled(trace, cycle, factor)), pipeline, factor)
 
 

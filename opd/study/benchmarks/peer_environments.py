@@ -14,8 +14,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from opd.agent.problem import Problem
-from opd.pipeline import Pipeline, as_array, from_choices
-from opd.simulator.actions import admit
+from opd.pipeline import Pipeline
 from opd.simulator.environment import PipelineEnv
 from opd.simulator.vector_environment import PipelineVectorEnv
 
@@ -63,8 +62,6 @@ def _stage_mask(pipeline: Pipeline, stage: int, shape: tuple[int, int, int]) -> 
 class BatchedEnvironments(DummyVecEnv):
     """E environments on a problem's training days, stepped together.
 
-    Begun together and equally long, their episodes end together, too.
-
     Args:
         problem: pipeline, load, reward and simulation.
         copies: E functions that make the environment; what they make gives spaces and masks, and is never stepped.
@@ -72,36 +69,23 @@ class BatchedEnvironments(DummyVecEnv):
 
     def __init__(self, problem: Problem, copies: list[Callable[[], gymnasium.Env]]) -> None:
         super().__init__(copies)
-        self._problem = problem
-        self._random = np.random.default_rng()
+        p = problem
+        self.together = PipelineVectorEnv(
+            p.pipeline, p.training, p.weights, p.simulation, EPISODE_LENGTH, num_envs=self.num_envs
+        )
 
     def reset(self) -> np.ndarray:
         """(E, S) states at random decisions, with empty queues and one replica of every smallest variant."""
-        if self._seeds[0] is not None:  # used once, as by the library's own
-            self._random = np.random.default_rng(self._seeds[0])
-            self._reset_seeds()
-        p, number = self._problem, self.num_envs
-        first = self._random.integers(1, p.training.decisions - EPISODE_LENGTH + 1, number)
-        smallest = np.tile(as_array(p.pipeline.smallest_configuration()), (number, 1, 1))
-        seed = int(self._random.integers(2**31))
-        self._episodes = PipelineVectorEnv(
-            p.pipeline, p.training, p.weights, p.simulation, EPISODE_LENGTH, num_envs=number, seed=seed
-        )
-        self._episodes.begin(np.arange(number), first, smallest)
-        self._left = EPISODE_LENGTH
-        return self._episodes.state()
+        states, _ = self.together.reset(seed=self._seeds[0])
+        self._reset_seeds()  # each is used once, as in the library's own environments
+        return states
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        """States (E, S), rewards (E,), ends (E,) and what belongs to each; where episodes end, the next have begun."""
+        """States (E, S), rewards (E,), ends (E,) and infos; where episodes end, the next have begun."""
         single = self.envs[0]
         actions = single.flat(self.actions) if isinstance(single, StageActions) else self.actions
-        wanted = from_choices(actions.reshape(self.num_envs, -1, 3))
-        configurations, _ = admit(self._problem.pipeline, self._episodes.configurations, wanted)
-        score, _ = self._episodes.run_interval(configurations)
-        self._left -= 1
-        states, over = self._episodes.state(), self._left == 0
+        states, rewards, _, over, infos = self.together.step(actions)
         more: list[dict[str, Any]] = [{} for _ in states]
-        if over:
-            more = [{"terminal_observation": state, "TimeLimit.truncated": True} for state in states]
-            states = self.reset()
-        return states, score.reward.astype(np.float32), np.full(self.num_envs, over), more
+        for ended in np.flatnonzero(over):
+            more[ended] = {"terminal_observation": infos["final_obs"][ended], "TimeLimit.truncated": True}
+        return states, rewards.astype(np.float32), over, more

@@ -17,7 +17,7 @@ from opd.control.policies import Policy
 from opd.measurement import Observation
 from opd.pipeline import Configuration, Pipeline
 from opd.solvers import IpaParameters
-from opd.solvers.ipa import LATENCY_TOLERANCE, ipa_by_programme
+from opd.solvers.ipa import LATENCY_TOLERANCE, ipa_by_mip
 
 try:
     import gurobipy
@@ -75,7 +75,7 @@ def ipa_gurobi(pipeline: Pipeline, load: float, parameters: IpaParameters, time_
         RuntimeError: if Gurobi stops for any other reason.
     """
     what = f"pipeline {pipeline.name!r} at {load:g} requests/s"
-    return ipa_by_programme(pipeline, load, parameters, lambda programme: _solve(programme, time_limit, what))
+    return ipa_by_mip(pipeline, load, parameters, lambda programme: _solve(programme, time_limit, what))
 
 
 def _solve(programme: highspy.HighsLp, time_limit: float, what: str) -> np.ndarray:

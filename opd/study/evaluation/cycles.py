@@ -26,9 +26,10 @@ from opd.pipeline import Pipeline
 from opd.simulator.backend import SimulatedBackend
 from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters, greedy
+from opd.workload.cycles import CYCLE_SECONDS, TWITTER_CYCLES, Cycle
 from opd.workload.forecast import Forecaster
 from opd.workload.load import HISTORY_SECONDS
-from opd.workload.trace import CYCLE_SECONDS, TWITTER_CYCLES, Cycle, Trace
+from opd.workload.trace import Trace
 
 LOADS = tuple(cycle.name for cycle in TWITTER_CYCLES)
 """The paper's three workloads, found in any trace under these names."""

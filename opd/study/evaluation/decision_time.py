@@ -24,7 +24,7 @@ from opd.control.factory import agent_policy
 from opd.control.policies import IpaPolicy, Policy
 from opd.measurement import Observation, idle_observation
 from opd.pipeline import Configuration, Pipeline
-from opd.profiling.generated import synthetic_pipeline
+from opd.profiling.synthetic import synthetic_pipeline
 from opd.solvers import IpaParameters, ipa_dynamic_program, ipa_highs
 from opd.workload.forecast import Forecaster
 

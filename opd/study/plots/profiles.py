@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from opd.pipeline import Pipeline
-from opd.solvers.options import best_by_cores, replicas_needed, stage_options
+from opd.solvers.knapsack import best_by_cores
+from opd.solvers.options import replicas_needed, stage_options
 from opd.study.plots.style import PALETTE, legend_below, save_figure
 
 _MARKERS = "osD^vP"

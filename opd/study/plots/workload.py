@@ -11,9 +11,10 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from opd.study.plots.style import PALETTE, save_figure
-from opd.workload.forecast import Comparison, smape
+from opd.workload.cycles import CYCLE_SECONDS, cycle_counts, evaluation_cycles
+from opd.workload.forecast_comparison import Comparison, smape
 from opd.workload.load import HISTORY_SECONDS, HORIZON_SECONDS
-from opd.workload.trace import CYCLE_SECONDS, DAY_SECONDS, Split, Trace, evaluation_cycles
+from opd.workload.trace import DAY_SECONDS, Split, Trace
 
 _MODEL_NAMES = {
     "lstm": "LSTM",
@@ -54,9 +55,9 @@ def plot_trace(trace: Trace, path: str | Path) -> Figure:
 
     cycles = evaluation_cycles(trace, extra=0)
     for axes, cycle in zip(below, cycles, strict=True):
-        axes.plot(trace.cycle_counts(cycle), color=PALETTE[0], linewidth=0.6, label="one second")
+        axes.plot(cycle_counts(trace, cycle), color=PALETTE[0], linewidth=0.6, label="one second")
         axes.set(title=f"{cycle.name} (from second {cycle.start})", xlabel="time in the cycle (s)")
-        axes.set_ylim(0, 1.1 * max(trace.cycle_counts(other).max() for other in cycles))
+        axes.set_ylim(0, 1.1 * max(cycle_counts(trace, other).max() for other in cycles))
     below[0].set_ylabel("load (requests/s)")
     below[0].legend(loc="upper right")
     whole.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False)

@@ -1,0 +1,55 @@
+"""State and score, on figures that can be followed by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+from small_pipelines import ocr_pipeline
+
+from opd.measurement import Interval, score, state_names, state_vector
+from opd.objective import Weights
+
+WEIGHTS = Weights(alpha=10.0, beta=0.5, gamma=0.25, delta=0.125, cost_weight=0.75, batch_weight=0.0625)
+
+
+def test_the_state_by_hand():
+    pipeline = ocr_pipeline()
+    state = state_vector(
+        pipeline,
+        available_cores=np.array([8.0]),
+        predicted_load=np.array([14.0]),
+        incoming_load=np.array([11.5]),
+        configurations=np.array([(1, 2, 2), (2, 1, 1)])[None],
+        task_latency=np.array([[0.25, 0.5]]),
+        ready_throughput=np.array([[10.0, 4.0]]),
+        queue=np.array([[3, 0]]),
+    )
+    named = dict(zip(state_names(pipeline), state[0].tolist(), strict=True))
+    assert state.dtype == np.float32
+    assert named == {
+        "available_cores": 8.0,
+        "predicted_load": 14.0,
+        "incoming_load": 11.5,
+        **{"detection.latency": 0.25, "detection.throughput": 10.0, "detection.variant": 1.0},
+        **{"detection.replicas": 2.0, "detection.batch_size": 2.0, "detection.cost": 4.0, "detection.queue": 3.0},
+        **{"recognition.latency": 0.5, "recognition.throughput": 4.0, "recognition.variant": 2.0},
+        **{"recognition.replicas": 1.0, "recognition.batch_size": 1.0, "recognition.cost": 4.0},
+        "recognition.queue": 0.0,
+    }
+
+
+def test_every_term_of_the_score_by_hand():
+    pair = {
+        "offered": np.array([120, 60]),
+        "task_latency": np.array([[0.25, 0.5], [0.125, 0.25]]),
+        "ready_throughput": np.array([[10.0, 20.0], [10.0, 8.0]]),
+    }
+    blank = dict.fromkeys(Interval._fields, np.zeros(2))
+    configurations = np.stack([np.array([(1, 2, 2), (0, 1, 1)]), np.array([(0, 1, 1), (0, 1, 1)])])
+    result = score(ocr_pipeline(), WEIGHTS, configurations, Interval(**(blank | pair)), 10.0)
+    assert result.accuracy.tolist() == [1.375, 1.125]
+    assert result.cost.tolist() == [5.0, 2.0]
+    assert result.throughput.tolist() == [10.0, 8.0]
+    assert result.latency.tolist() == [0.75, 0.375]
+    assert result.excess_load.tolist() == [2.0, -2.0]
+    assert result.qos.tolist() == [13.75 + 5.0 - 0.75 - 0.25 * 2, 11.25 + 4.0 - 0.375 - 0.125 * 2]
+    assert result.reward.tolist() == [17.5 - 0.75 * 5 - 0.0625 * 2, 14.625 - 0.75 * 2 - 0.0625 * 1]

@@ -1,0 +1,48 @@
+"""A pipeline of two tasks with tiny models, for a backend of local processes."""
+
+import pandas as pd
+from serving_models import push_variant
+from small_pipelines import stages
+
+from opd.live.load import start_load
+from opd.pipeline import Pipeline, Task, Variant
+from opd.simulator.parameters import SimulationParameters
+
+PARAMETERS = SimulationParameters(interval=2)
+FAST, SLOW, BROKEN = 0, 1, 2
+INITIAL = stages((FAST, 1, 1), (FAST, 1, 1))
+
+
+def tiny_pipeline():
+    profile = dict.fromkeys((1, 2, 4), 0.05)
+    variants = tuple(Variant(name, 0.5, 1, profile, 2.0) for name in ("fast", "slow", "broken"))
+    tasks = (Task("first", variants), Task("second", variants))
+    return Pipeline("tiny", tasks, capacity=6, max_replicas=3, max_batch_size=4, latency_sla=1.0)
+
+
+def fill_store(store):
+    """Put all variants of the pipeline into the store at a URL."""
+    for task in ("first", "second"):
+        push_variant(store, task, "fast", seconds=0.005)
+        push_variant(store, task, "slow", seconds=0.05)
+        push_variant(store, task, "broken", "Broken")
+
+
+class Load:
+    """Texts sent by the load generator while a test does something else."""
+
+    def __init__(self, backend, tmp_path, counts, texts=("hello",)):
+        payloads = tmp_path / "payloads.parquet"
+        pd.DataFrame({"payload": [text.encode() for text in texts]}).to_parquet(payloads)
+        self._process = start_load(backend.address, "tiny", counts, payloads, 0, tmp_path / "requests.parquet")
+
+    def records(self):
+        return self._process.finish(60)
+
+
+def outcomes(records):
+    return records["outcome"].value_counts().to_dict()
+
+
+def queue_status(backend, position):
+    return backend.stages[position].queue.http("GET", "/stage")
