@@ -51,7 +51,7 @@ def _reading_input() -> Iterator[None]:
 
 
 def _command(example: str) -> Callable[[Callable[..., int]], Callable[..., None]]:
-    """Registers a command; an error ends it with an exit code and one line on standard error, or in the log of ``run``.
+    """Registers a command; an error ends it with an exit code and a message, which ``run`` writes to its log.
 
     Args:
         example: of its use, for the help.
@@ -64,8 +64,8 @@ def _command(example: str) -> Callable[[Callable[..., int]], Callable[..., None]
             try:
                 code = command(*args, **given)
             except (ClusterError, InputError, OSError) as error:  # an OSError is, for example, a port in use
-                line = " ".join(str(error).split())
-                logger.error("%s", line) if run_to_exit is run else _say(f"error: {line}")
+                text = str(error) if isinstance(error, InputError) else " ".join(str(error).split())
+                logger.error("%s", text) if run_to_exit is run else _say(f"error: {text}")
                 code = _exit_code(error)
             except KeyboardInterrupt:
                 _say("interrupted; run the command again to go on")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from opd.cluster.errors import InputError
 from opd.cluster.names import check_name, check_names
 from opd.cluster.overlay import read_overlay
 from opd.cluster.settings import ClusterSettings, read_settings
+from opd.documents import as_model
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, check_feasible
 from opd.profiling.catalogue import load_pipeline
 from opd.profiling.pipeline_file import read_pipeline
@@ -56,6 +56,7 @@ def settings_of(
 
     Raises:
         InputError: if image or store are missing, or a label is malformed.
+        DocumentError: if a setting is wrong; it lists all problems.
     """
     given = {name: value for name, value in options.items() if value is not None}
     if overlay:
@@ -63,10 +64,10 @@ def settings_of(
     if labels := dict(map(_label, monitoring_labels)):
         given["monitoring_labels"] = labels
     if file:
-        return replace(read_settings(file, namespace), **given)
+        return read_settings(file, namespace, given)
     if not {"image", "store"} <= given.keys():
         raise InputError("name the image and the model store: --image and --store, or a file of --settings")
-    return ClusterSettings(namespace=namespace, **given)
+    return as_model(ClusterSettings, {"namespace": namespace, **given}, "options")
 
 
 def stages_of(pipeline: Pipeline, texts: Iterable[str]) -> Stages:

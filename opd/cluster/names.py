@@ -9,7 +9,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from opd.pipeline import Pipeline
 
@@ -44,7 +47,7 @@ _VALUE = re.compile(r"([A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?)?")
 
 
 class BadNameError(ValueError):
-    """A name is no DNS label, or two objects would share it."""
+    """A name is not a DNS label, or two objects would share it."""
 
 
 def check_name(what: str, name: str) -> str:
@@ -58,41 +61,45 @@ def check_name(what: str, name: str) -> str:
         BadNameError: if it is none.
     """
     if not isinstance(name, str) or len(name) > MAX_LABEL or not _DNS_LABEL.fullmatch(name):
-        shown = repr(name) if len(str(name)) <= 2 * MAX_LABEL else f"{str(name)[:MAX_LABEL]!r}..."
         raise BadNameError(
-            f"{what} {shown} is no DNS label: use at most {MAX_LABEL} lower-case letters, digits and '-', with a "
-            "letter or digit at both ends"
+            f"{what} {_shown(name)} is not a DNS label: use at most {MAX_LABEL} lower-case letters, digits and '-', "
+            "with a letter or digit at both ends"
         )
     return name
 
 
-def check_keys(place: str, entries: Any) -> None:
-    """Raise unless ``entries`` are texts by keys as labels and annotations have them, and none of them ours.
+def check_key(key: str) -> str:
+    """Returns the key of a label or annotation, after checking that it is well-formed and not one of ours.
 
     Raises:
         BadNameError: naming the key.
     """
-    if not isinstance(entries, Mapping):
-        raise BadNameError(f"{place} must be a mapping, not {type(entries).__name__}")
-    for key, value in entries.items():
-        if not isinstance(key, str) or not _KEY.fullmatch(key):
-            raise BadNameError(f"{place}: {key!r} is no key; give something like example.com/team")
-        if key.startswith(OWNED_PREFIXES):
-            raise BadNameError(f"{place}: {key!r} belongs to {APPLICATION}, which finds its objects by it")
-        if not isinstance(value, str):
-            raise BadNameError(f"{place}: {key!r} is {value!r}, but must be text; put it in quotes")
+    if not _KEY.fullmatch(key):
+        raise BadNameError(f"{_shown(key)} is not a valid key; give something like example.com/team")
+    if key.startswith(OWNED_PREFIXES):
+        raise BadNameError(f"{_shown(key)} belongs to {APPLICATION}, which finds its objects by it")
+    return key
 
 
-def check_labels(place: str, entries: Any) -> None:
-    """The same for labels, whose values are restricted too.
+def check_label_value(value: str) -> str:
+    """Returns the value of a label, after checking that it is well-formed.
 
     Raises:
-        BadNameError: naming the key.
+        BadNameError: naming the value.
     """
-    check_keys(place, entries)
-    for key, value in entries.items():
-        if not _VALUE.fullmatch(value):
-            raise BadNameError(f"{place}: {key!r} is {value!r}, which no label may be: use letters, digits, '-._'")
+    if not _VALUE.fullmatch(value):
+        raise BadNameError(f"{_shown(value)} cannot be the value of a label: use letters, digits, '-._'")
+    return value
+
+
+DnsLabel = Annotated[str, AfterValidator(partial(check_name, "name"))]
+LabelKey = Annotated[str, AfterValidator(check_key)]
+LabelValue = Annotated[str, AfterValidator(check_label_value)]
+"""Types of fields in settings and overlays."""
+
+
+def _shown(text: Any) -> str:
+    return repr(text) if len(str(text)) <= 2 * MAX_LABEL else f"{str(text)[:MAX_LABEL]!r}..."
 
 
 def router_name(pipeline: str) -> str:

@@ -196,7 +196,7 @@ def test_a_deployed_pipeline_is_reconfigured_under_load_without_losing_a_request
     pipeline, api = real_pipeline(), ApiServer()
     path = kubeconfig(api, tmp_path)
     monkeypatch.setenv("KUBECONFIG", str(path))
-    settings = ClusterSettings("space", "opd:1", store, drain_seconds=1, apply_seconds=PATIENCE)
+    settings = ClusterSettings(namespace="space", image="opd:1", store=store, drain_seconds=1, apply_seconds=PATIENCE)
     initial = stages((0, 1, 1), (0, 1, 1))
     for manifest in pipeline_objects(pipeline, initial, settings):
         api.put(manifest)

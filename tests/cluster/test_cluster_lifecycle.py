@@ -34,7 +34,7 @@ def test_everything_is_made_once(space):
 
 
 def test_what_a_manifest_no_longer_says_is_taken_out_and_what_others_added_stays(space):
-    overlay = Overlay({"all": {"spec": {"nodeSelector": {"disk": "fast"}}}})
+    overlay = Overlay(all={"spec": {"nodeSelector": {"disk": "fast"}}})
     space.deploy(overlay=overlay)
     space.api.edit("deployments", "tiny-router", lambda found: found["metadata"].update(annotations={"team": "a"}))
     space.api.edit("services", "tiny-router", lambda found: found["spec"].update(clusterIP="10.0.0.9"))
@@ -169,7 +169,7 @@ def test_seldon_says_when_its_deployment_is_there(state, ready):
 def test_seldon_pods_of_the_state_before_do_not_count_though_the_operator_has_not_looked_yet(space):
     space.deploy(flavour="seldon")
     space.kubelet.close()
-    overlay = Overlay({"model": {"spec": {"nodeSelector": {"disk": "fast"}}}})
+    overlay = Overlay(model={"spec": {"nodeSelector": {"disk": "fast"}}})
     list(apply_objects(space.cluster, space.manifests(flavour="seldon", overlay=overlay)))
     assert {each["status"]["state"] for each in space.api.all("seldondeployments")} == {"Available"}
     with pytest.raises(NotServingError, match="tiny-first-small 0 of 1, tiny-second-small 0 of 1"):

@@ -48,7 +48,7 @@ def monitor(site):
 def deployed(site, monitor, monkeypatch):
     monkeypatch.setenv("KUBECONFIG", site.kubeconfig)
     overlay = read_overlay(site.folder / "overlay.yaml")
-    settings = ClusterSettings("space", IMAGE, str(site.folder / "store"), overlay=overlay)
+    settings = ClusterSettings(namespace="space", image=IMAGE, store=str(site.folder / "store"), overlay=overlay)
     return lambda: evaluation.DeployedPipeline(site.pipeline, settings, monitor, INTERVAL, site.address)
 
 
