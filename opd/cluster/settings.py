@@ -29,7 +29,7 @@ END_SECONDS = 5
 
 
 def _matching(pattern: str, example: str) -> AfterValidator:
-    """Accepts text that matches a pattern; the error names an example."""
+    """Accept text that matches a pattern; the error names an example."""
 
     def check(text: str) -> str:
         if not re.fullmatch(pattern, text):
@@ -41,7 +41,7 @@ def _matching(pattern: str, example: str) -> AfterValidator:
 
 
 def _optional(check: Callable[[str], object]) -> AfterValidator:
-    """Accepts empty text, or what passes a check."""
+    """Accept empty text, or what passes a check."""
 
     def check_if_given(text: str) -> str:
         if text:
@@ -195,7 +195,7 @@ class ClusterSettings(DocumentModel):
 
 
 def read_settings(path: Path, namespace: str = "", overrides: Mapping[str, Any] | None = None) -> ClusterSettings:
-    """Reads settings from a YAML file: a mapping of the attributes of :class:`ClusterSettings`.
+    """Read settings from a YAML file: a mapping of the attributes of :class:`ClusterSettings`.
 
     Args:
         path: of the file.

@@ -94,7 +94,7 @@ def test_plain_features_are_layers_one_after_the_other():
     states = some_states()
     network.features_extractor.standardise_by(states.numpy())
     w = {name: tensor.numpy() for name, tensor in network.features_extractor.state_dict().items()}
-    layer = np.clip((states.numpy() - w["mean"]) / w["deviation"], -10.0, 10.0)
+    layer = np.clip((states.numpy() - w["mean"]) / w["std"], -10.0, 10.0)
     for name in ("reduce", "blocks.0.inner", "blocks.0.outer", "blocks.1.inner", "blocks.1.outer"):
         layer = np.maximum(layer @ w[f"{name}.weight"].T + w[f"{name}.bias"], 0.0)
     np.testing.assert_allclose(network.features_extractor(states).detach().numpy(), layer, atol=1e-5)
