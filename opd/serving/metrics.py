@@ -1,8 +1,9 @@
 """All metrics of the serving plane; servers and readers share the names.
 
 Plain ``prometheus_client``: without parallel workers MLServer exports only its own metrics. The collectors are defined
-here because MLServer reimports the module of a runtime whenever it loads it, but a collector can be registered once only
-per process. Names in capitals are those that readers query; the exported name of a counter also ends in ``_total``.
+here because MLServer reimports the module of a runtime whenever it loads it, and a collector can only be registered
+once per process. Names in capitals are those that readers query; the exported name of a counter also ends in
+``_total``.
 """
 
 from __future__ import annotations

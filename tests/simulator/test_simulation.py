@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from small_pipelines import stages
 
 from opd.measurement import Interval
-from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, Task, Variant, as_array
+from opd.pipeline import Configuration, InfeasibleError, Pipeline, Task, Variant, as_array
 from opd.simulator.parameters import SimulationParameters, service_factors
 from opd.simulator.simulator import Simulator
 from opd.study.benchmarks.peer_simpy import IntervalRecord, ReferenceSimulator
@@ -37,10 +38,6 @@ def make_pipeline(*tasks: Task, max_replicas: int = 4, max_batch_size: int = 1) 
 def assert_equal(actual: npt.ArrayLike, expected: npt.ArrayLike, tolerance: float = 1e-9, message: str = "") -> None:
     """Equal but for rounding, in absolute terms."""
     np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=0.0, atol=tolerance, err_msg=message)
-
-
-def stages(*triples: tuple[int, int, int]) -> Configuration:
-    return tuple(StageConfiguration(*triple) for triple in triples)
 
 
 def inside(simulator: Simulator) -> np.ndarray:
