@@ -8,6 +8,7 @@ from opd.measurement import Interval
 from opd.pipeline import Configuration, Pipeline, StageConfiguration, as_array, check_feasible
 from opd.simulator import kernel
 from opd.simulator.parameters import SimulationParameters, service_factors
+from opd.simulator.state import empty_state
 
 
 class Simulator:
@@ -47,7 +48,7 @@ class Simulator:
         places = (int(np.ceil(parameters.drop_after + parameters.interval + 3 * slowest)) + 2) * max_rate
         # With start-up times longer than the interval, replicas of every variant can serve at once.
         replicas = int(tables.variant_counts.max()) * pipeline.max_replicas
-        self._state = kernel.empty_state(environments, len(pipeline.tasks), places, replicas)
+        self._state = empty_state(environments, len(pipeline.tasks), places, replicas)
 
     @property
     def environments(self) -> int:
