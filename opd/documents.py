@@ -121,16 +121,32 @@ def _line(part: Any) -> int:
 # -------------------------------------------------------------------------------------------- data of a model
 
 
-def read_as(model: type[Model], path: Path) -> Model:
+def read_as(
+    model: type[Model],
+    path: Path,
+    defaults: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Model:
     """Read a YAML file as an instance of a pydantic model.
+
+    Args:
+        model: the model.
+        path: the file.
+        defaults: values by key that the file may replace; with them the file may be empty.
+        overrides: values by key that take precedence over those of the file.
 
     Raises:
         FileNotFoundError: if there is no such file.
         DocumentError: if it is not one plain document within the limits, or does not match the model; it lists all
             problems, each with its place, line, value and remedy.
     """
-    content = _read(path)
-    return _validated(model, parse_document(content, str(path)), str(path), content)
+    document = _read(path)
+    content = parse_document(document, str(path))
+    if content is None and defaults is not None:
+        content = {}
+    if isinstance(content, Mapping):
+        content = {**(defaults or {}), **content, **(overrides or {})}
+    return _validated(model, content, str(path), document)
 
 
 def as_model(model: type[Model], content: Any, source: str) -> Model:
@@ -206,6 +222,7 @@ _EXPECTED = {
     "float_type": "must be a number",
     "int_from_float": "must be a whole number",
     "int_type": "must be a whole number",
+    "invalid_key": "must be text",
     "list_type": "must be a list",
     "mapping_type": "must be a mapping",
     "model_type": "must be a mapping",

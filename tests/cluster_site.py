@@ -22,9 +22,11 @@ from kubernetes.client import ApiClient, CoreV1Api
 from kubernetes.stream import portforward
 
 from opd import cli
-from opd.cluster.api import POD, Cluster, credentials
+from opd.cluster.api import Cluster
+from opd.cluster.connection import credentials
 from opd.cluster.names import ROUTER, selector
 from opd.cluster.pod_status import is_ready
+from opd.cluster.resources import POD
 from opd.live.load import start_load
 from opd.profiling.catalogue import load_pipeline
 from opd.profiling.pipeline_file import read_pipeline

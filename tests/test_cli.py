@@ -93,7 +93,8 @@ class Shell:
 
 @pytest.fixture
 def shell(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("opd.cluster.lifecycle.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("opd.cluster.status.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("opd.cluster.deletion.POLL_SECONDS", 0.02)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     made = Shell(tmp_path, capsys)
     yield made
@@ -142,16 +143,16 @@ BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nall: {spec: {nodeSelector: *b}}\n"
     "options, place, words",
     [
         ([], {"namespace": None}, "--namespace"),
-        ([], {"namespace": ""}, "no DNS label"),
-        ([], {"namespace": "other/secrets"}, "no DNS label"),
-        ([], {"namespace": "../kube-system"}, "no DNS label"),
-        ([], {"pipeline": "Tiny_1"}, "no DNS label"),
-        ([], {"pipeline": "../../etc/passwd"}, "no DNS label"),
+        ([], {"namespace": ""}, "not a DNS label"),
+        ([], {"namespace": "other/secrets"}, "not a DNS label"),
+        ([], {"namespace": "../kube-system"}, "not a DNS label"),
+        ([], {"pipeline": "Tiny_1"}, "not a DNS label"),
+        ([], {"pipeline": "../../etc/passwd"}, "not a DNS label"),
         ([], {"pipeline": "nosuch"}, "no pipeline 'nosuch'"),
         ([], {"pipeline": "nosuch.yaml"}, "no file nosuch.yaml"),
-        (["--flavour=docker"], {}, "flavour 'docker' is not one of"),
-        (["--image=no image"], {}, "image 'no image' is malformed"),
-        (["--store=nowhere"], {}, "store 'nowhere' is malformed"),
+        (["--flavour=docker"], {}, "flavour must be 'deployment' or 'seldon', not 'docker'"),
+        (["--image=no image"], {}, "image: 'no image' is malformed"),
+        (["--store=nowhere"], {}, "store: 'nowhere' is malformed"),
         (["--istio-gateway=a/b/c"], {}, "istio_gateway"),
         (["--monitoring-label=release"], {}, "KEY=VALUE"),
         (["--monitoring-label=app.kubernetes.io/name=x"], {}, "belongs to opd"),
@@ -177,7 +178,7 @@ def test_wrong_input_is_refused_before_any_call(shell, options, place, words):
     [
         (BOMB, "anchors and aliases are not allowed"),
         ("all: !!python/object/apply:os.system [id]", "tags such as"),
-        ("all: {spec: {nodeSelektor: {}}}", "no field 'nodeSelektor'"),
+        ("all: {spec: {nodeSelektor: {}}}", "unknown field 'nodeSelektor'"),
         ("all: {metadata: {labels: {opd.io/task: x}}}", "belongs to opd"),
         ("all: " + "[" * 60 + "]" * 60, "nested deeper"),
         ("# " + "x" * 70_000, "larger than"),
@@ -192,10 +193,10 @@ def test_a_malicious_overlay_is_refused_before_any_call(shell, text, words):
     "old, new, words",
     [
         ("name: tiny", "name: tiny\nnamespace: kube-system", "(line 3) is not a known key; known are name, cap"),
-        ("name: tiny", "name: kube-system/tiny", "no DNS label"),
+        ("name: tiny", "name: kube-system/tiny", "not a DNS label"),
         ("name: tiny", "name: 1tiny", "must begin with a letter"),
         ("name: tiny", "name: [tiny]", "name (line 2) must be text"),
-        ("name: first", "name: 'first\\nx'", "no DNS label"),
+        ("name: first", "name: 'first\\nx'", "not a DNS label"),
         ("name: large", "name: queue", "2 objects"),
         ("max_replicas: 3", "max_replicas: 1000000000", "max_replicas (line 4) must be at most 1000, not 1000000000"),
         ("max_replicas: 3", "max_replicas: true", "whole number"),
@@ -560,7 +561,7 @@ def test_a_port_that_is_taken_is_named(shell, control, caplog):
 
 def test_sigterm_while_it_loads_its_policy_ends_a_run_at_once(shell):
     started = shell.folder / "started"
-    shell.write("torch.py", f"import pathlib, time\npathlib.Path({str(started)!r}).touch()\ntime.sleep(600)\n")
+    shell.write("numba.py", f"import pathlib, time\npathlib.Path({str(started)!r}).touch()\ntime.sleep(600)\n")
     given = [
         f"--pipeline={shell.file}",
         "--namespace=space",

@@ -51,25 +51,25 @@ LAUGHS = "\n".join(
         ("all: {spec: {hostname: 2026-13-45}}", "month"),
     ],
 )
-def test_documents_that_are_more_than_plain_data_are_refused_at_once(text, message):
+def test_documents_with_more_than_plain_data_are_refused_quickly(text, message):
     with within(), pytest.raises(DocumentError, match=message):
         parse_document(text.encode(), "document.yaml")
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"\x00", b"all: \x07"])
-def test_what_is_no_text_is_refused(content):
+def test_content_that_is_not_text_is_refused(content):
     with pytest.raises(DocumentError, match="document.yaml: "):
         parse_document(content, "document.yaml")
 
 
-def test_the_largest_document_of_many_keys_is_read_in_little_time():
+def test_a_document_of_many_keys_is_read_quickly():
     content = b"{" + b", ".join(b"%x: 1" % number for number in range(7000)) + b"}"
     assert len(content) < MAX_BYTES
     with within():
         assert len(parse_document(content, "document.yaml")) == 7000
 
 
-def test_a_file_is_read_no_further_than_the_limit(tmp_path):
+def test_a_file_beyond_the_limit_is_refused(tmp_path):
     path = tmp_path / "document.yaml"
     path.write_bytes(b"#" * (10 * MAX_BYTES))
     with pytest.raises(DocumentError, match=f"larger than {MAX_BYTES}"):
@@ -155,14 +155,14 @@ def test_a_document_is_read_as_its_model(tmp_path):
         ("  front:", "  1:", "wheels[1] (line 5) must be text"),
     ],
 )
-def test_a_wrong_document_is_refused_with_place_value_limit_and_remedy(old, new, message, tmp_path):
+def test_the_error_for_a_wrong_document_names_place_value_limit_and_remedy(old, new, message, tmp_path):
     path = written(tmp_path, old, new)
     with pytest.raises(DocumentError) as error:
         read_as(Bicycle, path)
     assert str(error.value).startswith(f"{path}: {message}"), error.value
 
 
-def test_all_problems_are_told_at_once(tmp_path):
+def test_all_problems_are_reported_at_once(tmp_path):
     path = written(tmp_path)
     path.write_text("gears: [1.5]\nwheels: {front: {size: 28, spokes: many}}\nbell: loud\n")
     with pytest.raises(DocumentError) as error:
@@ -174,12 +174,12 @@ def test_all_problems_are_told_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, [], "text", 5])
-def test_something_else_than_a_mapping_is_refused(content):
+def test_a_document_that_is_not_a_mapping_is_refused(content):
     with pytest.raises(DocumentError, match="bicycle: the document must be a mapping of name, gears, wheels, spare"):
         as_model(Bicycle, content, "bicycle")
 
 
-def test_an_error_stays_short_however_long_the_document(tmp_path):
+def test_errors_stay_short_for_long_documents(tmp_path):
     path = tmp_path / "long.yaml"
     path.write_text(f"name: {'x' * 10_000}\ngears: {['a'] * 5000}\n? {'k' * 20_000}\n: 1\n")
     with (

@@ -18,7 +18,7 @@ CONFIGURATION = (StageConfiguration(1, 2, 2), StageConfiguration(0, 1, 1))
 FIGURES = st.floats(-1e3, 1e3)
 
 
-def test_eq_1_sums_the_accuracies_whatever_the_replicas():
+def test_eq_1_sums_the_accuracies_regardless_of_replicas():
     assert accuracy(ocr_pipeline(), CONFIGURATION) == 0.75 + 0.625
 
 
@@ -62,7 +62,7 @@ def test_the_default_weights_by_hand():
 
 
 @given(pipelines(max_tasks=2, max_replicas=2))
-def test_a_batch_of_configurations_is_scored_as_each_by_itself(pipeline):
+def test_a_batch_of_configurations_scores_like_its_elements(pipeline):
     candidates = every_configuration(pipeline)
     batch = np.stack([as_array(candidate) for candidate in candidates])
     by_hand = [sum(pipeline.tasks[n].variants[s.variant].accuracy for n, s in enumerate(c)) for c in candidates]
@@ -71,14 +71,14 @@ def test_a_batch_of_configurations_is_scored_as_each_by_itself(pipeline):
 
 
 @given(st.lists(st.tuples(FIGURES, FIGURES, FIGURES, FIGURES), min_size=1))
-def test_arrays_are_scored_as_each_of_their_numbers(rows):
+def test_arrays_score_like_their_elements(rows):
     columns = np.array(rows).T
     np.testing.assert_array_equal(qos(WEIGHTS, *columns), [qos(WEIGHTS, *row) for row in rows])
     np.testing.assert_array_equal(reward(WEIGHTS, *columns[:3]), [reward(WEIGHTS, *row[:3]) for row in rows])
 
 
 @given(st.floats(0.0, 1e3), st.floats(0.0, 1e3))
-def test_both_unmet_demand_and_spare_capacity_cost_quality(excess, more):
+def test_unmet_demand_and_spare_capacity_both_reduce_quality(excess, more):
     unmet = [qos(WEIGHTS, 1.0, 1.0, 1.0, load) for load in (0.0, excess, excess + more)]
     spare = [qos(WEIGHTS, 1.0, 1.0, 1.0, -load) for load in (0.0, excess, excess + more)]
     assert unmet == sorted(unmet, reverse=True)
@@ -87,7 +87,7 @@ def test_both_unmet_demand_and_spare_capacity_cost_quality(excess, more):
 
 @pytest.mark.parametrize("name", ["alpha", "beta", "gamma", "delta", "cost_weight", "batch_weight"])
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
-def test_a_wrong_weight_is_named(name, value):
+def test_the_error_for_a_wrong_weight_names_it(name, value):
     with pytest.raises(ValueError, match=f"weight {name} is {value}, but must be a finite number of at least 0"):
         Weights(**{name: value})
     assert getattr(Weights(**{name: 0.0}), name) == 0.0

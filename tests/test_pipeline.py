@@ -9,23 +9,24 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_pipelines import every_configuration, ocr_pipeline, pipelines, within_limits
+from small_pipelines import every_configuration, ocr_pipeline, pipelines, stages, within_limits
 
 from opd.pipeline import (
     InfeasibleError,
     Pipeline,
-    StageConfiguration,
     Task,
     Variant,
+    as_array,
+    as_configuration,
+    batch_sizes_up_to,
     check_feasible,
+    from_choices,
+    stage_cores,
+    to_choices,
     used_cores,
 )
 
 SMALL = Variant("small", 0.5, 1, {1: 0.1, 4: 0.25}, 1.0)
-
-
-def stages(*triples):
-    return tuple(StageConfiguration(*triple) for triple in triples)
 
 
 # --- variants --------------------------------------------------------------------------------------------------------
@@ -40,7 +41,7 @@ def test_throughput_is_the_batch_over_its_service_time():
 
 
 @pytest.mark.parametrize("batch_size", [0, 5, 8])
-def test_a_batch_outside_the_profile_is_named_with_the_remedy(batch_size):
+def test_the_error_for_a_batch_size_outside_the_profile_names_the_remedy(batch_size):
     with pytest.raises(ValueError, match=rf"'small' has no profile for batch {batch_size} .*\[1, 4\].*01_profiling"):
         SMALL.service_time(batch_size)
 
@@ -61,7 +62,7 @@ def test_a_batch_outside_the_profile_is_named_with_the_remedy(batch_size):
         ({"latency": {1: math.inf}}, "latency inf s at batch 1 must be positive"),
     ],
 )
-def test_a_wrong_variant_is_refused_by_name(wrong, message):
+def test_the_error_for_a_wrong_variant_names_it(wrong, message):
     with pytest.raises(ValueError, match=rf"variant 'small'.* {message}"):
         replace(SMALL, **wrong)
 
@@ -69,14 +70,14 @@ def test_a_wrong_variant_is_refused_by_name(wrong, message):
 # --- tasks and pipelines ---------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_variant_is_answered_with_those_there_are():
+def test_the_error_for_an_unknown_variant_lists_the_variants():
     task = ocr_pipeline().tasks[1]
     assert [task.variant_index(name) for name in ("tiny", "small", "large")] == [0, 1, 2]
     with pytest.raises(KeyError, match="task 'recognition' has no variant 'huge'; it has tiny, small, large"):
         task.variant_index("huge")
 
 
-def test_a_task_needs_variants_with_names_of_their_own():
+def test_a_task_needs_variants_with_unique_names():
     with pytest.raises(ValueError, match="task 'empty' has no variant"):
         Task("empty", ())
     with pytest.raises(ValueError, match=r"task 'double' has two variants of the same name: \['small', 'small'\]"):
@@ -95,23 +96,23 @@ def test_a_task_needs_variants_with_names_of_their_own():
         ({"latency_sla": math.nan}, "latency_sla nan s must be positive"),
     ],
 )
-def test_a_wrong_pipeline_is_refused_by_name(wrong, message):
+def test_the_error_for_a_wrong_pipeline_names_it(wrong, message):
     with pytest.raises(ValueError, match=f"pipeline 'ocr'.* {message}"):
         replace(ocr_pipeline(), **wrong)
 
 
-def test_a_profile_without_the_batch_size_is_refused_when_the_pipeline_is_built():
+def test_a_pipeline_whose_profile_lacks_a_batch_size_is_refused():
     with pytest.raises(ValueError, match=r"variant 'small' has no profile for batch 4 .*lower max_batch_size"):
         replace(ocr_pipeline(), max_batch_size=4)
 
 
-def test_a_capacity_too_small_for_any_configuration_says_what_is_needed():
+def test_the_error_for_too_small_a_capacity_names_the_cores_needed():
     assert ocr_pipeline(capacity=2).capacity == 2
     with pytest.raises(InfeasibleError, match="capacity 1 cores is too small.*needs 2 cores. Raise capacity"):
         ocr_pipeline(capacity=1)
 
 
-def test_a_missing_figure_is_a_missing_argument():
+def test_every_limit_of_a_pipeline_is_required():
     with pytest.raises(TypeError, match="latency_sla"):
         Pipeline("ocr", ocr_pipeline().tasks, 8, 3, 2)  # type: ignore[call-arg]
 
@@ -119,7 +120,7 @@ def test_a_missing_figure_is_a_missing_argument():
 # --- dense tables ----------------------------------------------------------------------------------------------------
 
 
-def test_tables_hold_the_pipeline_and_padding_that_cannot_be_selected():
+def test_tables_pad_missing_variants_with_infinite_cores_and_times():
     tables = ocr_pipeline().tables
     assert tables.accuracy.tolist() == [[0.5, 0.75, 0.0], [0.625, 0.75, 0.875]]
     assert tables.cores.tolist() == [[1.0, 2.0, math.inf], [1.0, 2.0, 4.0]]
@@ -143,8 +144,28 @@ def test_tables_agree_with_the_variants(pipeline):
 # --- configurations --------------------------------------------------------------------------------------------------
 
 
+def test_batch_sizes_are_the_powers_of_two_up_to_the_largest():
+    assert [batch_sizes_up_to(largest) for largest in (1, 4, 7)] == [(1,), (1, 2, 4), (1, 2, 4)]
+    assert ocr_pipeline().batch_sizes == (1, 2)
+
+
+def test_conversions_of_a_configuration_by_hand():
+    configuration = stages((1, 2, 4), (0, 1, 1))
+    assert as_array(configuration).tolist() == [[1, 2, 4], [0, 1, 1]]
+    assert to_choices(as_array(configuration)).tolist() == [[1, 1, 2], [0, 0, 0]]
+
+
+@given(pipelines(max_tasks=2, max_replicas=2))
+def test_conversions_of_configurations_are_inverted(pipeline):
+    candidates = every_configuration(pipeline)
+    rows = np.stack([as_array(candidate) for candidate in candidates])
+    assert [as_configuration(each) for each in rows] == candidates
+    np.testing.assert_array_equal(from_choices(to_choices(rows)), rows)
+
+
 def test_used_cores_by_hand():
     pipeline = ocr_pipeline()
+    assert stage_cores(pipeline, stages((1, 2, 1), (2, 1, 2))).tolist() == [2 * 2, 1 * 4]
     assert used_cores(pipeline, stages((1, 2, 1), (2, 1, 2))) == 2 * 2 + 1 * 4
     batch = np.array([[[[0, 1, 1], [0, 1, 1]]], [[[0, 3, 1], [1, 2, 2]]]])
     assert used_cores(pipeline, batch).tolist() == [[2.0], [7.0]]
@@ -166,13 +187,13 @@ def test_used_cores_by_hand():
         (stages((0, math.nan, 1), (0, 1, 1)), r"task 'detection': .*nan.* whole numbers"),
     ],
 )
-def test_every_limit_is_kept_and_named(configuration, message):
+def test_the_error_for_an_infeasible_configuration_names_the_limit(configuration, message):
     with pytest.raises(InfeasibleError, match=message):
         check_feasible(ocr_pipeline(), configuration)
 
 
 @given(pipelines(), st.data())
-def test_feasible_is_exactly_what_eq_4_allows(pipeline, data):
+def test_exactly_the_configurations_that_eq_4_allows_are_feasible(pipeline, data):
     entry = st.tuples(st.integers(-1, 4), st.integers(0, 5), st.sampled_from([0, 1, 2, 3, 4, 8, 16]))
     configuration = stages(*data.draw(st.tuples(*(entry for _ in pipeline.tasks))))
     if within_limits(pipeline, configuration, pipeline.capacity):
@@ -183,12 +204,12 @@ def test_feasible_is_exactly_what_eq_4_allows(pipeline, data):
 
 
 @given(pipelines(max_tasks=2, max_replicas=2))
-def test_nothing_is_smaller_than_the_smallest_configuration(pipeline):
+def test_no_configuration_needs_fewer_cores_than_the_smallest(pipeline):
     smallest = pipeline.smallest_configuration()
     assert {(stage.replicas, stage.batch_size) for stage in smallest} == {(1, 1)}
     assert used_cores(pipeline, smallest) == min(used_cores(pipeline, c) for c in every_configuration(pipeline))
 
 
-def test_selected_pairs_every_task_with_its_variant():
+def test_selected_yields_the_variant_and_configuration_of_every_task():
     chosen = list(ocr_pipeline().selected(stages((1, 2, 1), (0, 1, 2))))
     assert [(variant.name, *stage) for variant, stage in chosen] == [("large", 1, 2, 1), ("tiny", 0, 1, 2)]

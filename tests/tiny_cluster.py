@@ -11,13 +11,16 @@ from emulator.api_server import ApiServer, kubeconfig
 from emulator.kubelet import Kubelet
 from emulator.prometheus import Prometheus
 
-from opd.cluster import lifecycle
-from opd.cluster.api import Cluster, RetryPolicy, credentials
+from opd.cluster.api import Cluster
 from opd.cluster.backend import ChangeTimes, KubernetesBackend
+from opd.cluster.connection import RetryPolicy, credentials
+from opd.cluster.deletion import delete_pipeline
 from opd.cluster.difference import ObjectChange
 from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.pod_status import is_ready
+from opd.cluster.rollout import apply_objects
 from opd.cluster.settings import ClusterSettings
+from opd.cluster.status import wait_until_serving
 from opd.control.policies import Policy
 from opd.measurement import Observation
 from opd.pipeline import Configuration, Pipeline, StageConfiguration, Task, Variant
@@ -86,13 +89,13 @@ class TinyCluster:
 
     def deploy(self, configuration: Configuration = INITIAL, **changes: Any) -> set[str]:
         """What became of the objects."""
-        found = list(lifecycle.apply(self.cluster, self.manifests(configuration, **changes)))
-        lifecycle.wait_until_serving(self.cluster, "tiny", PATIENCE)
+        found = list(apply_objects(self.cluster, self.manifests(configuration, **changes)))
+        wait_until_serving(self.cluster, "tiny", PATIENCE)
         return {each.outcome for each in found}
 
     def delete(self, seconds: float = PATIENCE) -> list[ObjectChange]:
         """What was deleted."""
-        return list(lifecycle.delete(self.cluster, "tiny", seconds))
+        return list(delete_pipeline(self.cluster, "tiny", seconds))
 
     def names(self, plural: str) -> set[str]:
         """Of all objects of a kind."""

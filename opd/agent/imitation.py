@@ -50,14 +50,14 @@ def paper_guide(expert: Expert, network: ActorCritic, parameters: TrainingParame
         return None
 
     def guide(envs: PipelineVectorEnv, states: Tensor, actions: Action) -> Action:
-        shown = expert.choices(envs, states.numpy())
-        return network.action_of(states, torch.where(by_expert[:, None, None], shown, actions.choices))
+        expert_choices = expert.choices(envs, states.numpy())
+        return network.action_of(states, torch.where(by_expert[:, None, None], expert_choices, actions.choices))
 
     return guide
 
 
 class Demonstrations(NamedTuple):
-    """What the expert did in T decisions of E episodes, M = T E samples."""
+    """Choices of the expert in T decisions of E episodes, M = T E samples."""
 
     states: Tensor  # (M, S)
     choices: Tensor  # (M, N, 3)
@@ -69,8 +69,8 @@ def demonstrate(
 ) -> Demonstrations:
     """Let the expert act for one rollout.
 
-    Some of its decisions are not executed but replaced by one that suits another load, so that the demonstrations also
-    cover states that a learner gets into by its own errors.
+    Some of its decisions are not executed but replaced by one for another load. The demonstrations then also cover
+    states that a learner reaches through its own errors.
 
     Args:
         expert: acts.
@@ -122,7 +122,7 @@ class Imitation:
         return torch.randint(len(self._samples[0]), (number,), generator=generator)
 
     def clone(self, seed: int) -> None:
-        """Train the network on nothing but this loss: behaviour cloning."""
+        """Train the network on this loss alone: behaviour cloning."""
         p = self._parameters
         optimizer = torch.optim.Adam(self._network.parameters(), lr=1e-3, eps=1e-5, fused=True)
         generator = torch.Generator().manual_seed(seed)

@@ -1,7 +1,7 @@
-"""Proximal policy optimisation with expert guidance (Alg. 2, Eqs. 9-12): one plain loop, restartable.
+"""Proximal policy optimisation with expert guidance (Alg. 2, Eqs. 9-12): one plain, restartable loop.
 
-Everything random in an update is drawn from the seed of the run and the number of the update. A run that was
-interrupted therefore resumes exactly where its last checkpoint was written, without a state of any generator.
+Every update seeds its generators with the seed of the run and the number of the update. An interrupted run therefore
+resumes exactly at its last checkpoint, and the checkpoint holds no state of a generator.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def ppo_loss(
 
 
 class PPOTrainer:
-    """One training run: the network, its optimiser, and all that its checkpoint holds.
+    """State and steps of one training run, see :func:`train`.
 
     Subclasses may train another network, step other episodes, or validate in another way.
 
@@ -89,7 +89,7 @@ class PPOTrainer:
         self.best: tuple[float, dict[str, Tensor]] | None = None
         self.metrics: list[dict[str, float]] = []
 
-    # -- what subclasses may change ---------------------------------------------------------------
+    # -- subclasses may override ------------------------------------------------------------------
 
     def begin(self, seed: Any) -> PipelineVectorEnv:
         """Training episodes for one rollout."""
@@ -100,11 +100,11 @@ class PPOTrainer:
         )
 
     def configure(self, states: np.ndarray) -> np.ndarray:
-        """(E, N, 3) configurations that run in states (E, S) under the greedy policy."""
+        """(E, N, 3) configurations that the greedy policy runs in states (E, S)."""
         return self.network.configure(states)
 
     def validate(self) -> Validation:
-        """The greedy policy on the validation episodes, with a line of progress."""
+        """Run the greedy policy on the validation episodes and print a line of progress."""
         result = validate(self.problem, self.parameters, self.configure, self.tolerated_drops)
         print(
             f"{self.title}: update {self.updates_done} of {self.parameters.updates}, validation reward "
@@ -116,20 +116,20 @@ class PPOTrainer:
     # -- the parts of the loop --------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Demonstrations, and on a new run what is taken from them: scales, and in mode ``pretrain`` a first policy."""
+        """Let the expert demonstrate; a new run then fits its scales and, in mode ``pretrain``, clones the expert."""
         self.tolerated_drops = tolerated_drops(self.problem, self.parameters)
         generator = np.random.default_rng((self.seed, 0))
-        shown = demonstrate(self.expert, self.begin((self.seed, 0)), self.parameters, generator)
+        demonstrations = demonstrate(self.expert, self.begin((self.seed, 0)), self.parameters, generator)
         new = self.updates_done == 0
         if new:
-            self.network.features_extractor.standardise_by(shown.states.numpy())
-            self.reward_scale = RewardScale.fitted_to(shown.rewards)
-        self.imitation = Imitation(self.network, shown, self.reward_scale, self.parameters)
+            self.network.features_extractor.standardise_by(demonstrations.states.numpy())
+            self.reward_scale = RewardScale.fitted_to(demonstrations.rewards)
+        self.imitation = Imitation(self.network, demonstrations, self.reward_scale, self.parameters)
         if new and self.parameters.expert_mode == "pretrain":
             self.imitation.clone(self.seed)
 
     def collect(self, update: int) -> tuple[Samples, dict[str, float]]:
-        """The samples of one rollout, and metrics of it."""
+        """Collect the samples of one rollout, and its metrics."""
         generator = self._generator(update)
         guide = None
         if self.parameters.expert_mode == "paper":
@@ -138,7 +138,7 @@ class PPOTrainer:
         return collect_rollout(self.network, envs, self.parameters, self.reward_scale, generator, guide)
 
     def learn(self, samples: Samples, update: int) -> dict[str, float]:
-        """Improve the network by some epochs of minibatches; returns the means of the loss terms."""
+        """Update the network by epochs of minibatches, and return the means of the loss terms."""
         p = self.parameters
         remaining = 1.0 - update / p.updates
         for group in self.optimizer.param_groups:
@@ -191,7 +191,7 @@ class PPOTrainer:
             torch.save(state, unfinished)
 
     def resume(self, folder: Path) -> None:
-        """Go on from the checkpoint of a folder, if there is one."""
+        """Restore the checkpoint of a folder, if there is one."""
         path = folder / CHECKPOINT
         if not path.is_file():
             return
@@ -237,7 +237,7 @@ def train(
         validates = trainer.updates_done % parameters.validate_every == 0
         if validates:
             metrics |= {f"validation/{name}": value for name, value in trainer.validate()._asdict().items()}
-        # Single precision, as the network; differences below it do not make a network the best.
+        # In single precision, like the network: smaller differences must not decide which network is the best.
         row = {name: float(np.float32(value)) for name, value in metrics.items()}
         trainer.metrics.append({"update": trainer.updates_done} | row)
         if validates:

@@ -1,4 +1,4 @@
-"""Experience for one update: rewards as training sees them, the buffer, and advantages (Eq. 9)."""
+"""Experience for one update: training rewards, the rollout buffer, and advantages (Eq. 9)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from opd.pipeline import from_choices
 from opd.simulator.vector_environment import PipelineVectorEnv
 
 Guide = Callable[[PipelineVectorEnv, Tensor, Action], Action]
-"""Replaces some actions of the network before they are executed; given environments, their states and the actions."""
+"""Replaces some of the actions that the network chose: takes environments, states and actions, returns actions."""
 
 
 def training_reward(score: Score, interval: Interval, drop_penalty: float) -> np.ndarray:
@@ -27,7 +27,7 @@ def training_reward(score: Score, interval: Interval, drop_penalty: float) -> np
 
 @dataclass(frozen=True)
 class RewardScale:
-    """Standardises rewards by those of the expert and compresses them, lest an overload drown everything else.
+    """Standardises rewards by those of the expert and compresses them: an overload must not drown everything else.
 
     Attributes:
         mean: of the expert's rewards.
@@ -50,6 +50,8 @@ class RewardScale:
 
 def compute_gae(rewards: np.ndarray, values: np.ndarray, discount: float, gae_lambda: float) -> np.ndarray:
     """Generalised advantage estimation (Schulman et al., 2016) for episodes that are truncated, not terminated.
+
+    The advantage at t is the sum over k >= t of (gamma lambda)^(k - t) (r_k + gamma V(s_k+1) - V(s_k)).
 
     Args:
         rewards: (T, E).

@@ -18,8 +18,9 @@ import numpy as np
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from opd.cluster.api import Cluster, RetryPolicy, credentials
+from opd.cluster.api import Cluster
 from opd.cluster.backend import ChangeTimes, KubernetesBackend
+from opd.cluster.connection import RetryPolicy, credentials
 from opd.cluster.errors import ClusterError, NotDeployedError, NotFoundError
 from opd.cluster.lease import Lease, LeaseTimes
 from opd.cluster.record import ControllerMetrics, Recorder

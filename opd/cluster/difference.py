@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import yaml
 
-from opd.cluster.api import Object
+from opd.cluster.resources import Object
 
 _KEPT_BY_CLUSTER = ("managedFields", "resourceVersion", "generation", "uid", "creationTimestamp")
 

@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from opd.cluster.api import CONFIG_MAP, POD, Cluster, Object, Resource
+from opd.cluster.api import Cluster
 from opd.cluster.manifests.pipeline import STAGE_BATCH_SIZE, STAGE_VARIANT
 from opd.cluster.names import VARIANT_LABEL
 from opd.cluster.pod_status import is_ready
+from opd.cluster.resources import CONFIG_MAP, POD, Object, Resource
+from opd.cluster.watching import follow
 from opd.serving.stage_queue import ReplicaEndpoint
 
 logger = logging.getLogger(__name__)
@@ -68,8 +70,8 @@ class Discovery:
         self._closing.set()
 
     def _start(self, resource: Resource, labels: str, fields: str, see: Callable[[dict[str, Object]], object]) -> None:
-        def follow() -> None:
-            for objects in self._cluster.follow(resource, labels, fields, self._closing):
+        def follow_resource() -> None:
+            for objects in follow(self._cluster, resource, labels, fields, self._closing):
                 with self._lock:
                     see(objects)
                     self._update()
@@ -77,7 +79,7 @@ class Discovery:
         def follow_always() -> None:
             while not self._closing.is_set():
                 try:
-                    follow()
+                    follow_resource()
                 except Exception:  # whatever it was, the queue must not go blind for ever
                     logger.exception("following %s failed; beginning again", resource.plural)
                     self._closing.wait(AGAIN_SECONDS)

@@ -34,6 +34,22 @@ class LedByAnotherError(ClusterError):
     """Another controller leads the pipeline, and goes on to."""
 
 
+class NotServingError(ClusterError):
+    """A pipeline does not serve, or not in time."""
+
+
+class LeftoverError(ClusterError):
+    """Objects that should be deleted are still there."""
+
+
+class UnreadyError(ClusterError):
+    """New replicas do not serve, or old ones do not end."""
+
+
+class StoppedError(ClusterError):
+    """This controller may not act any longer: it is being stopped, or another one leads."""
+
+
 class NoAnswerError(ClusterError):
     """No answer, or none in time."""
 

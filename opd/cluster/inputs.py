@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from opd.cluster.api import Cluster, RetryPolicy, credentials
+from opd.cluster.api import Cluster
+from opd.cluster.connection import RetryPolicy, credentials
 from opd.cluster.errors import InputError
 from opd.cluster.names import check_name, check_names
 from opd.cluster.overlay import read_overlay
 from opd.cluster.settings import ClusterSettings, read_settings
+from opd.documents import as_model
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, check_feasible
 from opd.profiling.catalogue import load_pipeline
 from opd.profiling.pipeline_file import read_pipeline
@@ -24,7 +25,7 @@ _STAGE = re.compile(r"(?P<task>[^=:]+)=(?P<variant>[^=:]+):(?P<replicas>[0-9]{1,
 
 
 def pipeline_of(text: str) -> Pipeline:
-    """Reads a pipeline: of the catalogue if ``text`` is a name, or from a YAML file."""
+    """Read a pipeline: of the catalogue if ``text`` is a name, or from a YAML file."""
     if not _is_file(text):
         return load_pipeline(check_name("pipeline", text))
     pipeline = read_pipeline(Path(text))
@@ -33,7 +34,7 @@ def pipeline_of(text: str) -> Pipeline:
 
 
 def pipeline_name_of(text: str) -> str:
-    """Returns the name of a pipeline, which need not be in the catalogue any more."""
+    """Return the name of a pipeline, which need not be in the catalogue any more."""
     return pipeline_of(text).name if _is_file(text) else check_name("pipeline", text)
 
 
@@ -44,7 +45,7 @@ def settings_of(
     monitoring_labels: Iterable[str],
     options: Mapping[str, Any],
 ) -> ClusterSettings:
-    """Returns the settings of a file; options of the command line take precedence.
+    """Return the settings of a file; options of the command line take precedence.
 
     Args:
         namespace: of all objects.
@@ -55,6 +56,7 @@ def settings_of(
 
     Raises:
         InputError: if image or store are missing, or a label is malformed.
+        DocumentError: if a setting is wrong; it lists all problems.
     """
     given = {name: value for name, value in options.items() if value is not None}
     if overlay:
@@ -62,14 +64,14 @@ def settings_of(
     if labels := dict(map(_label, monitoring_labels)):
         given["monitoring_labels"] = labels
     if file:
-        return replace(read_settings(file, namespace), **given)
+        return read_settings(file, namespace, given)
     if not {"image", "store"} <= given.keys():
         raise InputError("name the image and the model store: --image and --store, or a file of --settings")
-    return ClusterSettings(namespace=namespace, **given)
+    return as_model(ClusterSettings, {"namespace": namespace, **given}, "options")
 
 
 def stages_of(pipeline: Pipeline, texts: Iterable[str]) -> Stages:
-    """Parses stages, each ``TASK=VARIANT:REPLICAS:BATCH``.
+    """Parse stages, each ``TASK=VARIANT:REPLICAS:BATCH``.
 
     Raises:
         InputError: if one is malformed or of an unknown task, or if they break a limit of the pipeline.
@@ -81,13 +83,13 @@ def stages_of(pipeline: Pipeline, texts: Iterable[str]) -> Stages:
 
 
 def complete_configuration(pipeline: Pipeline, stages: Stages) -> Configuration:
-    """Returns a configuration of the whole pipeline, the smallest one for stages that are not given."""
+    """Return a configuration of the whole pipeline, the smallest one for stages that are not given."""
     smallest = zip(pipeline.tasks, pipeline.smallest_configuration(), strict=True)
     return tuple(stages.get(task.name, stage) for task, stage in smallest)
 
 
 def feasible_configuration(pipeline: Pipeline, stages: Stages) -> Configuration:
-    """Returns :func:`complete_configuration`, checked against the limits of the pipeline.
+    """Return :func:`complete_configuration`, checked against the limits of the pipeline.
 
     Raises:
         InputError: naming the limit that it breaks.
@@ -103,7 +105,7 @@ def feasible_configuration(pipeline: Pipeline, stages: Stages) -> Configuration:
 def cluster_of(
     namespace: str, kubeconfig: str | None = None, context: str | None = None, call_seconds: float = 10.0
 ) -> Cluster:
-    """Opens a namespace; this reads the kubeconfig but asks the cluster nothing."""
+    """Open a namespace; this reads the kubeconfig but asks the cluster nothing."""
     retry_policy = RetryPolicy(read_seconds=call_seconds)
     return Cluster(check_name("namespace", namespace), lambda: credentials(kubeconfig, context), retry_policy)
 

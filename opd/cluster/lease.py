@@ -18,9 +18,11 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
-from opd.cluster.api import LEASE, Cluster, Object, RetryPolicy
+from opd.cluster.api import Cluster
+from opd.cluster.connection import RetryPolicy
 from opd.cluster.errors import ClusterError, ConflictError, LedByAnotherError, NotFoundError
 from opd.cluster.names import CONTROLLER, labels, lease_name
+from opd.cluster.resources import LEASE, Object
 from opd.waiting import wait_until
 
 logger = logging.getLogger(__name__)

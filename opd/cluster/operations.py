@@ -7,9 +7,9 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from opd.cluster import lifecycle
-from opd.cluster.api import Cluster, Object, Resource
+from opd.cluster.api import Cluster
 from opd.cluster.backend import KubernetesBackend
+from opd.cluster.deletion import delete_pipeline
 from opd.cluster.difference import ObjectChange
 from opd.cluster.errors import ClusterError, NotDeployedError
 from opd.cluster.inputs import Stages, complete_configuration, feasible_configuration
@@ -18,8 +18,12 @@ from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.manifests.workloads import renewed_by_surge, replicas_of, template_of
 from opd.cluster.names import QUEUE, router_name, service_host
 from opd.cluster.node_capacity import requested_cores
+from opd.cluster.ownership import find_owned
+from opd.cluster.resources import Object, Resource
+from opd.cluster.rollout import apply_objects, delete_objects, prune_objects, superseded_workloads
 from opd.cluster.settings import ClusterSettings
 from opd.cluster.stage_state import StageStateError, read_stage
+from opd.cluster.status import leader, queued_requests, stage_config_maps, wait_until_serving, workload_statuses
 from opd.control.loop import ApplyError
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, check_feasible, used_cores
 from opd.serving.monitoring.scraper import Scraper
@@ -107,7 +111,7 @@ def deploy(
     wait_seconds: float,
     report: Report = lambda _: None,
 ) -> list[ObjectChange]:
-    """Creates the objects of a pipeline or updates them, and waits until it serves.
+    """Create the objects of a pipeline or updates them, and waits until it serves.
 
     Args:
         cluster: the namespace.
@@ -141,7 +145,7 @@ def deploy(
 def preview(
     cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings, stages: Stages, report: Report = lambda _: None
 ) -> list[ObjectChange]:
-    """Returns what :func:`deploy` would change, as the cluster would accept it; nothing is changed.
+    """Return what :func:`deploy` would change, as the cluster would accept it; nothing is changed.
 
     Raises:
         InputError: if the configuration breaks a limit of the pipeline.
@@ -149,9 +153,9 @@ def preview(
     """
     rollout = _plan(cluster, pipeline, settings, stages, report)
     changes = [
-        *lifecycle.apply(cluster, rollout.manifests, dry_run=True),
-        *lifecycle.prune(cluster, pipeline.name, rollout.manifests, dry_run=True),
-        *lifecycle.release(cluster, rollout.superseded, dry_run=True),
+        *apply_objects(cluster, rollout.manifests, dry_run=True),
+        *prune_objects(cluster, pipeline.name, rollout.manifests, dry_run=True),
+        *delete_objects(cluster, rollout.superseded, dry_run=True),
     ]
     if rollout.target != rollout.start:
         with _backend(cluster, pipeline, settings) as backend:
@@ -160,46 +164,46 @@ def preview(
 
 
 def address(pipeline: Pipeline, settings: ClusterSettings) -> str:
-    """Returns where clients inside the cluster reach a pipeline, for people."""
+    """Return where clients inside the cluster reach a pipeline, for people."""
     host = service_host(router_name(pipeline.name), settings.namespace)
     return f"model {pipeline.name} at {host}, gRPC {settings.grpc_port}, HTTP {settings.http_port}"
 
 
 def status(cluster: Cluster, name: str) -> PipelineStatus:
-    """Returns the state of a pipeline.
+    """Return the state of a pipeline.
 
     Raises:
         NotDeployedError: if it is not there.
         ClusterError: if the cluster does not answer.
     """
-    workloads, stages = lifecycle.workloads(cluster, name), lifecycle.stages(cluster, name)
+    workloads, stages = workload_statuses(cluster, name), stage_config_maps(cluster, name)
     if not workloads and not stages:
         raise _not_deployed(cluster, name)
     components = []
     for each in workloads:
         is_queue = each.component == QUEUE
         batch_size = stages[each.task]["data"].get("batch_size", "?") if is_queue and each.task in stages else ""
-        waiting = lifecycle.waiting(cluster, name, each.task) if is_queue else ""
+        waiting = queued_requests(cluster, name, each.task) if is_queue else ""
         ready = f"{each.ready}/{each.wanted}"
         components.append(
             ComponentStatus(each.component, each.task, each.variant, ready, batch_size, waiting, each.trouble)
         )
     serves = bool(workloads) and all(each.serves for each in workloads)
-    return PipelineStatus(serves, lifecycle.leader(cluster, name), components)
+    return PipelineStatus(serves, leader(cluster, name), components)
 
 
 def delete(cluster: Cluster, name: str, wait_seconds: float, dry_run: bool = False) -> Deletion:
-    """Deletes a pipeline after it has answered the requests it has.
+    """Delete a pipeline after it has answered the requests it has.
 
     Raises:
         NotDeployedError: if it is not there.
         LeftoverError: if objects or pods are still there in the end.
         ClusterError: if the cluster does not answer.
     """
-    changes = list(lifecycle.delete(cluster, name, wait_seconds, dry_run))
+    changes = list(delete_pipeline(cluster, name, wait_seconds, dry_run))
     if not changes:
         raise _not_deployed(cluster, name)
-    return Deletion(changes, lifecycle.owned(cluster, name)[1])
+    return Deletion(changes, find_owned(cluster, name)[1])
 
 
 def _not_deployed(cluster: Cluster, name: str) -> NotDeployedError:
@@ -216,7 +220,7 @@ def _plan(cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings, stage
     target = feasible_configuration(pipeline, {**running, **stages})
     start = feasible_configuration(pipeline, running) if len(running) == len(pipeline.tasks) else target
     manifests = pipeline_objects(pipeline, start, settings)
-    superseded = lifecycle.superseded(cluster, pipeline.name, manifests)
+    superseded = superseded_workloads(cluster, pipeline.name, manifests)
     if running and settings.flavour != "seldon" and not renewed_by_surge(pipeline, start):
         report(
             f"note: replicas with changed settings are renewed in place, one of each stage at a time, because "
@@ -226,8 +230,8 @@ def _plan(cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings, stage
 
 
 def _running(cluster: Cluster, pipeline: Pipeline, report: Report) -> dict[str, StageConfiguration]:
-    """Returns what the stages run now, without new or invalid ones; nothing if that breaks the pipeline's limits."""
-    found = lifecycle.stages(cluster, pipeline.name)
+    """Return what the stages run now, without new or invalid ones; nothing if that breaks the pipeline's limits."""
+    found = stage_config_maps(cluster, pipeline.name)
     running = {}
     for task in pipeline.tasks:
         if task.name not in found:
@@ -256,16 +260,16 @@ def _has_room(pipeline: Pipeline, configuration: Configuration, superseded: Iter
 
 
 def _bring(cluster: Cluster, name: str, rollout: _Rollout, wait_seconds: float, report: Report) -> list[ObjectChange]:
-    """Brings the objects to their manifests; if there is room, superseded replicas serve until the new ones do."""
-    changes = list(lifecycle.apply(cluster, rollout.manifests))
+    """Bring the objects to their manifests; if there is room, superseded replicas serve until the new ones do."""
+    changes = list(apply_objects(cluster, rollout.manifests))
     if not rollout.has_room:
-        changes += lifecycle.release(cluster, rollout.superseded)
-    lifecycle.wait_until_serving(
+        changes += delete_objects(cluster, rollout.superseded)
+    wait_until_serving(
         cluster, name, wait_seconds, lambda missing: report(f"waiting for {missing}"), rollout.superseded
     )
-    changes += lifecycle.prune(cluster, name, rollout.manifests)
+    changes += prune_objects(cluster, name, rollout.manifests)
     if rollout.has_room:
-        changes += lifecycle.release(cluster, rollout.superseded)
+        changes += delete_objects(cluster, rollout.superseded)
     return changes
 
 
@@ -273,6 +277,6 @@ def _bring(cluster: Cluster, name: str, rollout: _Rollout, wait_seconds: float, 
 def _backend(
     cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings, may_act: Callable[[], bool] = lambda: True
 ) -> Iterator[KubernetesBackend]:
-    """Opens the backend of the control loop, which sees no metrics here and needs none."""
+    """Open the backend of the control loop, which sees no metrics here and needs none."""
     with closing(Scraper()) as unused:
         yield KubernetesBackend(cluster, pipeline, settings, unused, interval_seconds=1.0, may_act=may_act)

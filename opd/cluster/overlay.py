@@ -1,4 +1,4 @@
-"""What a user changes of the pods, from a YAML file, without touching code.
+"""Changes that a user makes to the pods in a YAML file, without touching code.
 
 .. code-block:: yaml
 
@@ -13,80 +13,66 @@
           - name: server  # ours; another name adds a container
             env: [{name: OMP_NUM_THREADS, value: "2"}]
 
-A section is merged into the template of every pod of its component, ``all`` into each, before the component's own.
-Mappings are merged key by key, lists of the fields in :data:`MERGE_KEYS` element by element, every other list is
-replaced; null takes a field away. A volume or environment variable replaces the one of its name. Everything is checked
-when the overlay is made: nothing reaches a cluster that is no pod, or that touches what is not the user's.
+Each section is merged into the pod template of its component; ``all`` is merged into every template first. Mappings are
+merged key by key, lists of the fields in :data:`opd.cluster.pod_schema.MERGE_KEYS` element by element, and every other
+list is replaced; null removes a field. A volume or environment variable replaces the one of its name. An overlay is
+checked when it is read: nothing reaches the cluster that does not belong in a pod or that touches labels of ours.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from opd.cluster.names import COMPONENTS, check_keys, check_labels, check_name
-from opd.cluster.pod_schema import SchemaError, check_pod_spec
-from opd.documents import read_document
+from opd.cluster.names import LabelKey, LabelValue
+from opd.cluster.pod_schema import MERGE_KEYS, PodSpecPatch
+from opd.documents import DocumentModel, read_as
 
 ALL = "all"
-SECTIONS = (ALL, *COMPONENTS)
-
-MERGE_KEYS: Mapping[str, str] = {
-    "containers": "name",
-    "initContainers": "name",
-    "env": "name",
-    "volumes": "name",
-    "imagePullSecrets": "name",
-    "volumeMounts": "mountPath",
-    "ports": "containerPort",
-    "hostAliases": "ip",
-    "topologySpreadConstraints": "topologyKey",
-}
-"""Lists of a pod whose elements are told apart by a field of theirs, as Kubernetes does it."""
 
 _REPLACED = ("env", "volumes")
-"""Of these, an element means one thing or another, never a mixture."""
-
-_DNS_LABELLED = ("containers", "initContainers", "volumes")
+"""Lists in which an element has one source or another, never a mixture."""
 
 
 class OverlayError(ValueError):
-    """An overlay is malformed, or changes what is not the user's."""
+    """An overlay and a pod template do not make a pod."""
 
 
-@dataclass(frozen=True)
-class Overlay:
-    """A checked overlay; without sections it changes nothing.
+class MetadataPatch(DocumentModel):
+    """Labels and annotations of the user's own."""
 
-    Attributes:
-        sections: by component or ``all``, a patch of the pod template: ``metadata`` and ``spec``.
+    labels: dict[LabelKey, LabelValue] = {}
+    annotations: dict[LabelKey, str] = {}
 
-    Raises:
-        OverlayError: naming the place and what is wrong with it.
-        BadNameError: if a container or volume is not named by a DNS label, or a label or annotation is not the user's.
-    """
 
-    sections: Mapping[str, Any] = field(default_factory=dict)
+class TemplatePatch(DocumentModel):
+    """Changes to a pod template."""
 
-    def __post_init__(self) -> None:
-        _require_keys(self.sections, SECTIONS, "the overlay")
-        for name, section in self.sections.items():
-            _require_keys(section, ("metadata", "spec"), name)
-            if "metadata" in section:
-                _check_metadata(section["metadata"], f"{name}.metadata")
-            if "spec" in section:
-                _check_spec(section["spec"], f"{name}.spec")
+    metadata: MetadataPatch = MetadataPatch()
+    spec: PodSpecPatch = {}
+
+
+class Overlay(DocumentModel):
+    """Changes to all pods and to those of each component; without any it changes nothing."""
+
+    all: TemplatePatch = TemplatePatch()
+    router: TemplatePatch = TemplatePatch()
+    queue: TemplatePatch = TemplatePatch()
+    model: TemplatePatch = TemplatePatch()
+
+    @property
+    def sections(self) -> dict[str, Any]:
+        """The changes as they are written in a file; the caller's own copy."""
+        return deepcopy(self.model_dump(exclude_unset=True))
 
     def apply(self, component: str, template: Mapping[str, Any]) -> dict[str, Any]:
-        """A pod template with the user's changes.
+        """Return a copy of a pod template with the user's changes.
 
         Args:
             component: of the pod.
-            template: its ``metadata`` and ``spec``; left as it is.
+            template: its ``metadata`` and ``spec``.
 
         Raises:
             OverlayError: if a container has no image then.
@@ -99,72 +85,25 @@ class Overlay:
         return merged
 
     def spec(self, component: str) -> dict[str, Any]:
-        """What the overlay alone says of a component's pods, such as their ``tolerations`` and ``nodeSelector``."""
+        """Return the changes to the specification of a component's pods, such as ``tolerations``."""
         return dict(self._merged({}, component).get("spec", {}))
 
     def _merged(self, template: Mapping[str, Any], component: str) -> dict[str, Any]:
+        sections = self.sections
         merged: dict[str, Any] = deepcopy(dict(template))
         for name in (ALL, component):
-            merged = _merge(merged, self.sections.get(name, {}))
+            merged = _merge(merged, sections.get(name, {}))
         return merged
 
 
 def read_overlay(path: Path) -> Overlay:
-    """The overlay in a YAML file; an empty one changes nothing.
+    """Read an overlay from a YAML file; an empty one changes nothing.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        DocumentError: if it is no plain YAML document, or too large a one.
-        OverlayError: if it is no overlay.
-        BadNameError: if a container or volume is not named by a DNS label, or a label or annotation is not the user's.
+        DocumentError: if it is not plain YAML of a limited size, or not an overlay; it lists all problems.
     """
-    content = read_document(path)
-    return Overlay({} if content is None else content)
-
-
-# ------------------------------------------------------------------------------------------------- checking
-
-
-def _require_keys(value: Any, known: Sequence[str], place: str) -> None:
-    if not isinstance(value, Mapping):
-        raise OverlayError(f"{place} must be a mapping of {', '.join(known)}, not {type(value).__name__}")
-    for key in value:
-        if key not in known:
-            raise OverlayError(f"{place} may not set {key!r}, only {', '.join(known)}")
-
-
-def _check_metadata(metadata: Any, place: str) -> None:
-    _require_keys(metadata, ("labels", "annotations"), place)
-    check_labels(f"{place}.labels", metadata.get("labels", {}))
-    check_keys(f"{place}.annotations", metadata.get("annotations", {}))
-
-
-def _check_spec(spec: Any, place: str) -> None:
-    if spec is None or (isinstance(spec, Mapping) and spec.get("containers", ()) is None):
-        raise OverlayError(f"{place} may not take our containers away")
-    try:
-        check_pod_spec(spec, place)
-    except SchemaError as error:
-        raise OverlayError(str(error)) from error
-    _check_lists(spec, place)
-
-
-def _check_lists(value: Any, place: str) -> None:
-    """Every element of a list that is merged says which one it is, once."""
-    listed: dict[Any, Any] = dict(enumerate(value)) if isinstance(value, list) else {}
-    for key, child in (value if isinstance(value, Mapping) else listed).items():
-        here = f"{place}.{key}"
-        if key in MERGE_KEYS and isinstance(child, list):
-            names = [element.get(MERGE_KEYS[key]) for element in child]
-            for name, count in Counter(names).items():
-                if name is None or count > 1:
-                    raise OverlayError(f"{here}: each needs a {MERGE_KEYS[key]} of its own, but there is {name!r}")
-            for name in names if key in _DNS_LABELLED else ():
-                check_name(here, name)
-        _check_lists(child, here)
-
-
-# -------------------------------------------------------------------------------------------------- merging
+    return read_as(Overlay, path, defaults={})
 
 
 def _merge(base: Any, patch: Any, key: str = "") -> Any:

@@ -1,85 +1,119 @@
-"""Whether something is part of a pod: the fields and types that the Kubernetes client knows.
+"""Models of partial pods, built from the fields and types that the Kubernetes client knows.
 
-The API server has the last word; this finds a misspelt field or a text where a number belongs before it is asked.
+The API server has the last word; these models find a misspelt field, or text in place of a number, before it is asked.
+The client's own models do not serve here: they insist on complete objects, and accept field names in snake case.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from functools import cache, partial
+from typing import Annotated, Any
 
-_LIST = re.compile(r"[Ll]ist\[(.*)\]")
-_MAP = re.compile(r"[Dd]ict[\[(]str, (.*)[\])]")
+from pydantic import AfterValidator, BeforeValidator, create_model, model_validator
 
-_PLAIN: Mapping[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-    "object": (int, str),  # a port or a share: a number or a text
+from opd.cluster.names import check_name
+from opd.documents import DocumentModel
+
+MERGE_KEYS: Mapping[str, str] = {
+    "containers": "name",
+    "initContainers": "name",
+    "env": "name",
+    "volumes": "name",
+    "imagePullSecrets": "name",
+    "volumeMounts": "mountPath",
+    "ports": "containerPort",
+    "hostAliases": "ip",
+    "topologySpreadConstraints": "topologyKey",
 }
+"""Lists of a pod and the field that identifies their elements, as Kubernetes merges them."""
+
+_NAMED_BY_DNS_LABEL = ("containers", "initContainers", "volumes")
 
 _QUANTITIES = ("limits", "requests", "overhead", "sizeLimit")
-"""Fields that the client calls text, and whose values may be numbers."""
+"""Fields that are text for the client, although people may write numbers."""
+
+_LIST = re.compile(r"[Ll]ist\[(.*)\]")
+_MAPPING = re.compile(r"[Dd]ict[\[(]str, (.*)[\])]")
 
 
-class SchemaError(ValueError):
-    """Something is no part of a pod."""
-
-
-def check_pod_spec(spec: Any, place: str) -> None:
-    """Raise unless every field of a partial pod specification exists and has the right type; null is any type.
-
-    Args:
-        spec: a mapping.
-        place: where it is, for people.
+def check_pod_spec(spec: Any) -> Any:
+    """Return a partial pod specification, in which every field exists and has the right type; null is any type.
 
     Raises:
-        SchemaError: naming the field, and what it should be.
+        ValueError: if it takes the containers of the pod away.
+        ValidationError: listing the places that are wrong.
     """
-    _check(spec, "V1PodSpec", place)
+    if spec is None or (isinstance(spec, Mapping) and spec.get("containers", ()) is None):
+        raise ValueError("may not take our containers away")
+    _model("V1PodSpec").model_validate(spec)
+    return spec
 
 
-def _check(value: Any, kind: str, place: str) -> None:
-    if value is None:
-        return
-    if listed := _LIST.fullmatch(kind):
-        _require(isinstance(value, list), place, "a list", value)
-        for number, element in enumerate(value):
-            _require(element is not None, f"{place}[{number}]", "given", element)
-            _check(element, listed[1], f"{place}[{number}]")
-    elif mapped := _MAP.fullmatch(kind):
-        _require(isinstance(value, Mapping), place, "a mapping", value)
-        quantities = place.endswith(_QUANTITIES)
-        for key, element in value.items():
-            _require(isinstance(key, str), place, "a mapping with text as keys", key)
-            _check(element, "object" if quantities else mapped[1], f"{place}.{key}")
-    elif kind in _PLAIN:
-        _check_plain(value, "object" if place.endswith(_QUANTITIES) else kind, place)
-    else:
-        _check_model(value, kind, place)
+PodSpecPatch = Annotated[dict[str, Any], BeforeValidator(check_pod_spec)]
+"""A partial pod specification, with the errors of its parts."""
 
 
-def _check_model(value: Any, kind: str, place: str) -> None:
+class _PodPart(DocumentModel):
+    """Base of the models: names the known fields where an unknown one is given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_fields(cls, part: Any) -> Any:
+        for name in part if isinstance(part, Mapping) else ():
+            if name not in cls.model_fields:
+                shown = repr(name) if len(str(name)) < 80 else f"{str(name)[:80]!r}..."
+                raise ValueError(f"unknown field {shown}; known are {', '.join(sorted(cls.model_fields))}")
+        return part
+
+
+@cache
+def _model(kind: str) -> type[_PodPart]:
+    """Build the model of one kind of the client, with all fields optional."""
     from kubernetes.client import models  # takes seconds, and most pods are not patched
 
-    model = getattr(models, kind)
-    _require(isinstance(value, Mapping), place, "a mapping", value)
-    kinds = {model.attribute_map[name]: kind for name, kind in model.openapi_types.items()}
-    for key, element in value.items():
-        if key not in kinds:
-            raise SchemaError(f"{place} has no field {key!r}; it has {', '.join(sorted(kinds))}")
-        _check(element, kinds[key], f"{place}.{key}")
+    described = getattr(models, kind)
+    fields: dict[str, Any] = {
+        described.attribute_map[attribute]: (_type(described.attribute_map[attribute], its_type) | None, None)
+        for attribute, its_type in described.openapi_types.items()
+    }
+    return create_model(kind, __base__=_PodPart, **fields)
 
 
-def _check_plain(value: Any, kind: str, place: str) -> None:
-    right = isinstance(value, _PLAIN[kind]) and (kind == "bool" or not isinstance(value, bool))
-    _require(right and not (isinstance(value, float) and not math.isfinite(value)), place, f"of type {kind}", value)
+def _type(field: str, described: str) -> Any:
+    if listed := _LIST.fullmatch(described):
+        elements: Any = list[_type("", listed[1])]  # type: ignore[misc]
+        return Annotated[elements, AfterValidator(partial(_check_elements, field))] if field in MERGE_KEYS else elements
+    if mapped := _MAPPING.fullmatch(described):
+        return dict[str, _type(field, mapped[1]) | None]  # type: ignore[misc]
+    if field in _QUANTITIES:
+        return Annotated[Any, AfterValidator(_check_number_or_text)]
+    plain = {"str": str, "datetime": str, "int": int, "float": float, "bool": bool}
+    if described in plain:
+        return plain[described]
+    if described == "object":  # a port or a share
+        return Annotated[Any, AfterValidator(_check_number_or_text)]
+    return _model(described)
 
 
-def _require(right: bool, place: str, what: str, value: Any) -> None:
-    if not right:
-        shown = repr(value)
-        raise SchemaError(f"{place} must be {what}, not {shown if len(shown) < 80 else shown[:80] + '...'}")
+def _check_elements(field: str, elements: list[_PodPart]) -> list[_PodPart]:
+    """Return the elements of a merged list, each of which must be identified, once."""
+    key = MERGE_KEYS[field]
+    names = [getattr(element, key) for element in elements]
+    for name, count in Counter(names).items():
+        if name is None or count > 1:
+            raise ValueError(f"each needs a {key} of its own, but there is {name!r}")
+    for name in names if field in _NAMED_BY_DNS_LABEL else ():
+        check_name(key, name)
+    return elements
+
+
+def _check_number_or_text(value: Any) -> Any:
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if not isinstance(value, int | float | str | None) or isinstance(value, bool) or not finite:
+        shown = value if isinstance(value, float | bool) else type(value).__name__
+        raise ValueError(f"must be a finite number or text, not {shown}")
+    return value

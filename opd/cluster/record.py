@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from opd.cluster.api import DEPLOYMENT, Cluster, Object
+from opd.cluster.api import Cluster
 from opd.cluster.errors import ClusterError
 from opd.cluster.json_log import FIELDS
 from opd.cluster.names import labels, router_name
+from opd.cluster.resources import DEPLOYMENT, Object
 from opd.control.loop import Step
 from opd.measurement import Observation
 from opd.pipeline import Configuration, Pipeline

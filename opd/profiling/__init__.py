@@ -1,1 +1,1 @@
-"""What a pipeline is made of and what is measured of it: catalogue, profiles, architectures."""
+"""Pipelines and the figures of their variants: catalogue, pipeline files, latency profiles, measuring."""

@@ -1,8 +1,8 @@
-"""The catalogue: which variants there are, how accurate they are, and the pipelines built from them.
+"""The catalogue of variants and their accuracies, and the pipelines built from it.
 
-The catalogue is a YAML file (``opd/examples/pipelines.yaml`` ships with the package) and says nothing about time:
-:func:`load_pipeline` joins it with a table of latency profiles (:mod:`opd.profiling.profiles`), gives each variant its
-cores and each pipeline its latency target, both by the rules of IPA (Ghafouri et al. 2024).
+The catalogue is a YAML file (``opd/examples/pipelines.yaml`` ships with the package) and says nothing about time.
+:func:`load_pipeline` joins it with a table of latency profiles (:mod:`opd.profiling.profiles`), and sets the cores of
+the variants and the latency target of the pipeline by the rules of IPA (Ghafouri et al. 2024).
 """
 
 from __future__ import annotations
@@ -87,15 +87,16 @@ class Catalogue(DocumentModel):
         """Look up a pipeline.
 
         Raises:
-            KeyError: naming the pipelines there are.
+            KeyError: if there is no such pipeline; it lists the pipelines.
         """
         if name not in self.pipelines:
             raise KeyError(f"the catalogue has no pipeline {name!r}; it has {', '.join(self.pipelines)}")
         return self.pipelines[name]
 
     def batch_sizes(self, task: str) -> tuple[int, ...]:
-        """Batch sizes to profile for a task: powers of two up to the largest that any pipeline allows it."""
-        return batch_sizes_up_to(max(each.max_batch_size for each in self.pipelines.values() if task in each.tasks))
+        """Batch sizes to profile for a task: powers of two up to the largest that any of its pipelines allows."""
+        sizes = (each.max_batch_size for each in self.pipelines.values() if task in each.tasks)
+        return batch_sizes_up_to(max(sizes, default=1))
 
 
 def load_catalogue(catalogue: Path | None = None) -> Catalogue:
@@ -114,7 +115,7 @@ def load_catalogue(catalogue: Path | None = None) -> Catalogue:
 def stage_sla(profiles: pd.DataFrame, task: str) -> float:
     """Latency target of one stage in seconds: five times the mean over its variants at batch 1 on one core.
 
-    IPA takes the rule from Swayam; the end-to-end target is the sum over stages.
+    IPA adopts this rule from Swayam; the end-to-end target is the sum over the stages.
     """
     rows = profiles[(profiles["task"] == task) & (profiles["cores"] == 1) & (profiles["batch_size"] == 1)]
     return SLA_FACTOR * float(rows["latency_mean"].mean())

@@ -33,16 +33,16 @@ MEASURED_CORES = (1, 2)
 """Core counts of the reference table that were measured; the others are extrapolated."""
 
 LONG_CALL = 2.0
-"""Seconds from which a call is not repeated just to warm up."""
+"""Seconds from which a first call counts as a run and not as a warm-up."""
 
 LONG_CALL_RUNS = 3
-"""Runs of so long a call that are enough."""
+"""Sufficient runs of such a call."""
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is first imported, which measuring does
 
 
 class Measurable(Protocol):
-    """What is measured for a variant: an architecture with random weights, or a model as it is served.
+    """Something that can be measured for a variant: an architecture with random weights, or a model as it is served.
 
     The catalogue names it as ``architecture``: a key of :data:`opd.profiling.architectures.ARCHITECTURES`, or
     ``module:Class``, a class that is constructed with the names of the task and the variant.
@@ -73,7 +73,7 @@ class Measurable(Protocol):
 
 
 def resolve_architecture(architecture: str, task: str, variant: str) -> Measurable:
-    """Find what is measured for a variant of the catalogue.
+    """Resolve the ``architecture`` of a variant in the catalogue to something that can be measured.
 
     Args:
         architecture: a key of :data:`opd.profiling.architectures.ARCHITECTURES`, or ``module:Class``.
@@ -82,7 +82,7 @@ def resolve_architecture(architecture: str, task: str, variant: str) -> Measurab
 
     Raises:
         ImportError: if the class cannot be imported.
-        KeyError: if there is no such key, naming those there are.
+        KeyError: if there is no such key; it lists the keys.
     """
     if ":" in architecture:
         try:
@@ -293,7 +293,7 @@ def measure_within_budget(
 
 
 def _variants_in_turns(catalogue: Catalogue, pipeline: str) -> list[tuple[str, str]]:
-    """Task and variant: the first variant of each stage, the second of each stage, and so on."""
+    """List tasks and variants: the first variant of each stage, the second of each stage, and so on."""
     stages = [[(task, name) for name in catalogue.tasks[task].variants] for task in catalogue.pipeline(pipeline).tasks]
     return [variant for turn in zip_longest(*stages) for variant in turn if variant is not None]
 
@@ -301,7 +301,7 @@ def _variants_in_turns(catalogue: Catalogue, pipeline: str) -> list[tuple[str, s
 def _expected_seconds(
     reference: pd.DataFrame, task: str, variant: str, sizes: Sequence[int], cores: Sequence[int]
 ) -> float:
-    """Seconds that measuring one variant with two runs a cell will take: warm-up, runs and loading."""
+    """Predict the seconds of measuring one variant with two runs per cell: warm-up, runs and loading."""
     rows = reference[(reference["task"] == task) & (reference["variant"] == variant)]
     cells = rows[rows["batch_size"].isin(sizes) & rows["cores"].isin(cores)]
     return 3.0 * float(cells["latency_mean"].sum()) + 2.0 * float(rows["load_seconds"].max())

@@ -1,4 +1,4 @@
-"""Read a pipeline that a user describes in a YAML file, for models of their own in the model store.
+"""Pipelines of users, described in YAML files, with their own models in the model store.
 
 .. code-block:: yaml
 
@@ -22,6 +22,7 @@ Every key is required and no other is allowed. Where a pipeline runs is given on
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
@@ -29,11 +30,23 @@ from opd.documents import DocumentModel, read_as
 from opd.pipeline import Pipeline, Task, Variant
 
 
-class _VariantEntry(DocumentModel):
+class _Section(DocumentModel):
+    """Part of a pipeline file. It is checked by building the object that it describes, so errors name its place."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self.build()
+        return self
+
+    def build(self) -> Any:
+        raise NotImplementedError
+
+
+class _VariantSection(_Section):
     name: str
     """name of the variant, unique within its task"""
     accuracy: float = Field(ge=0.0, le=1.0)
-    """fraction of 0..1"""
+    """quality as a fraction of 0..1"""
     cores: int = Field(ge=1, le=256)
     """CPU cores of one replica"""
     latency: dict[int, float] = Field(min_length=1, examples=["{1: 0.02, 2: 0.03}"])
@@ -41,52 +54,37 @@ class _VariantEntry(DocumentModel):
     startup_time: float
     """seconds until a new replica serves"""
 
-    @model_validator(mode="after")
-    def _check(self) -> _VariantEntry:
-        self.variant()
-        return self
-
-    def variant(self) -> Variant:
+    def build(self) -> Variant:
         return Variant(self.name, self.accuracy, self.cores, self.latency, self.startup_time)
 
 
-class _TaskEntry(DocumentModel):
+class _TaskSection(_Section):
     name: str
     """name of the task, unique within the pipeline"""
-    variants: list[_VariantEntry] = Field(min_length=1)
+    variants: list[_VariantSection] = Field(min_length=1)
     """models that can serve the task"""
 
-    @model_validator(mode="after")
-    def _check(self) -> _TaskEntry:
-        self.task()
-        return self
-
-    def task(self) -> Task:
-        return Task(self.name, tuple(entry.variant() for entry in self.variants))
+    def build(self) -> Task:
+        return Task(self.name, tuple(section.build() for section in self.variants))
 
 
-class _PipelineEntry(DocumentModel):
+class _PipelineSection(_Section):
     name: str
     """name of the pipeline"""
     capacity: int = Field(ge=1, le=10_000)
     """cores that all replicas may use together"""
     max_replicas: int = Field(ge=1, le=1000)
-    """replicas that a task may have"""
+    """replicas that each task may have"""
     max_batch_size: int = Field(ge=1, le=1024)
     """requests that a call may serve, a power of two"""
     latency_sla: float
     """end-to-end latency target in seconds"""
-    tasks: list[_TaskEntry] = Field(min_length=1)
+    tasks: list[_TaskSection] = Field(min_length=1)
     """stages in the order in which a request visits them"""
 
-    @model_validator(mode="after")
-    def _check(self) -> _PipelineEntry:
-        self.pipeline()
-        return self
-
-    def pipeline(self) -> Pipeline:
+    def build(self) -> Pipeline:
         limits = self.capacity, self.max_replicas, self.max_batch_size, self.latency_sla
-        return Pipeline(self.name, tuple(entry.task() for entry in self.tasks), *limits)
+        return Pipeline(self.name, tuple(section.build() for section in self.tasks), *limits)
 
 
 def read_pipeline(path: Path) -> Pipeline:
@@ -97,4 +95,4 @@ def read_pipeline(path: Path) -> Pipeline:
         DocumentError: if it is not a plain YAML document of limited size, or describes no pipeline; it lists all
             problems.
     """
-    return read_as(_PipelineEntry, path).pipeline()
+    return read_as(_PipelineSection, path).build()

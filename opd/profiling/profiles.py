@@ -1,4 +1,4 @@
-"""Profiles: how long calls of the variants take, as a table.
+"""Latency profiles: a table of how long calls of the variants take.
 
 ``profiles.csv``, which ships with the package, is the reference. One row is one cell: a variant at one core count and
 batch size.
@@ -71,7 +71,7 @@ def variant_rows(profiles: pd.DataFrame, task: str, variant: str) -> pd.DataFram
     """Select the rows of one variant.
 
     Raises:
-        ValueError: naming the profiled variants, if this one is not among them.
+        ValueError: if this variant was not profiled; it lists those that were.
     """
     rows = profiles[(profiles["task"] == task) & (profiles["variant"] == variant)]
     if rows.empty:

@@ -8,18 +8,8 @@ import pytest
 from deadlines import eventually, within
 from emulator.api_server import kubeconfig
 
-from opd.cluster.api import (
-    CONFIG_MAP,
-    CONFLICT_ATTEMPTS,
-    DEPLOYMENT,
-    NODE,
-    POD,
-    Cluster,
-    Resource,
-    RetryPolicy,
-    credentials,
-    resource_of,
-)
+from opd.cluster.api import CONFLICT_ATTEMPTS, Cluster
+from opd.cluster.connection import RetryPolicy, credentials
 from opd.cluster.errors import (
     ConflictError,
     CredentialsError,
@@ -33,6 +23,8 @@ from opd.cluster.errors import (
     TooManyRequestsError,
     UnauthorisedError,
 )
+from opd.cluster.resources import CONFIG_MAP, DEPLOYMENT, NODE, POD, Resource, resource_of
+from opd.cluster.watching import follow, watch
 
 QUICK = RetryPolicy(connect_seconds=0.5, read_seconds=0.5, attempts=3, first_pause=0.02, longest_pause=1.0)
 
@@ -124,15 +116,6 @@ def test_a_dry_run_changes_nothing(cluster):
     assert len(cluster.list(CONFIG_MAP)[0]) == 1
 
 
-def test_put_creates_and_then_changes_what_the_manifest_says(server, cluster):
-    cluster.put(config_map(batch_size="1"))
-    server.edit("configmaps", "settings", lambda found: found["metadata"]["labels"].update(theirs="yes"))
-    cluster.put(config_map(batch_size="4"))
-    found = cluster.get(CONFIG_MAP, "settings")
-    assert found["data"] == {"batch_size": "4"}
-    assert found["metadata"]["labels"] == {"of": "settings", "theirs": "yes"}
-
-
 def test_lists_are_selected_and_read_page_by_page(server, cluster, monkeypatch):
     for number in range(5):
         cluster.create(config_map(f"m{number}"))
@@ -145,7 +128,7 @@ def test_lists_are_selected_and_read_page_by_page(server, cluster, monkeypatch):
 def test_another_namespace_is_refused_before_any_call(server, cluster):
     manifest = config_map()
     manifest["metadata"]["namespace"] = "kube-system"
-    for call in (cluster.create, cluster.replace, cluster.put):
+    for call in (cluster.create, cluster.replace):
         with pytest.raises(OtherNamespaceError, match="'kube-system'.*works in 'space'"):
             call(manifest)
     assert server.requests == []
@@ -331,7 +314,7 @@ class Follower:
         self.thread.start()
 
     def _run(self, cluster, arguments):
-        for state in cluster.follow(*arguments):
+        for state in follow(cluster, *arguments):
             self.states.append({name: found.get("data") for name, found in state.items()})
 
     def sees(self, expected):
@@ -377,7 +360,7 @@ def test_a_410_at_the_start_of_a_watch_is_gone(server, cluster):
     cluster.create(config_map())
     server.forget_history()
     with pytest.raises(GoneError):
-        list(cluster.watch(CONFIG_MAP, "1", seconds=1))
+        list(watch(cluster, CONFIG_MAP, "1", seconds=1))
 
 
 def test_a_restarted_api_server_is_found_again(server, cluster, follower):

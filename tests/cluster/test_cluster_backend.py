@@ -145,7 +145,7 @@ def test_a_tainted_node_counts_if_replicas_tolerate_it(tmp_path, flavour):
         taint = {"key": "edge", "effect": "NoSchedule"}
         world.api.put({"apiVersion": "v1", "kind": "Node", **node("node", "4", taints=[taint])})
         assert world.backend(read_nodes=True).available_cores() == 0
-        overlay = Overlay({"all": {"spec": {"tolerations": [{"key": "edge", "operator": "Exists"}]}}})
+        overlay = Overlay(all={"spec": {"tolerations": [{"key": "edge", "operator": "Exists"}]}})
         tolerant = settings(flavour=flavour, overlay=overlay)
         assert world.backend(read_nodes=True, settings=tolerant).available_cores() == 2.5
 

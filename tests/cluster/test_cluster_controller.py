@@ -29,13 +29,15 @@ from tiny_cluster import (
     stages,
 )
 
-from opd.cluster.api import LEASE, Cluster, RetryPolicy, credentials
+from opd.cluster.api import Cluster
+from opd.cluster.connection import RetryPolicy, credentials
 from opd.cluster.controller import Controller, ControllerSettings, health_server
 from opd.cluster.difference import ObjectChange
 from opd.cluster.errors import ClusterError, LedByAnotherError, NoAnswerError, NotDeployedError
 from opd.cluster.json_log import JsonFormatter
 from opd.cluster.lease import Lease, LeaseTimes
 from opd.cluster.names import CONTROLLER, selector
+from opd.cluster.resources import LEASE
 from opd.pipeline import Task, Variant
 from opd.serving.monitoring.prometheus import PrometheusUrl
 

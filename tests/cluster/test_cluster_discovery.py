@@ -14,10 +14,12 @@ from emulator.api_server import ApiServer, kubeconfig
 from emulator.kubelet import Kubelet
 from emulator.prometheus import Prometheus
 
-from opd.cluster.api import POD, Cluster, RetryPolicy, credentials
+from opd.cluster.api import Cluster
 from opd.cluster.backend import KubernetesBackend
+from opd.cluster.connection import RetryPolicy, credentials
 from opd.cluster.discovery import Discovery, DiscoverySettings, choose
 from opd.cluster.manifests.pipeline import pipeline_objects
+from opd.cluster.resources import POD
 from opd.cluster.settings import ClusterSettings
 from opd.live.load import start_load
 from opd.pipeline import Pipeline, StageConfiguration, Task, Variant
@@ -194,7 +196,7 @@ def test_a_deployed_pipeline_is_reconfigured_under_load_without_losing_a_request
     pipeline, api = real_pipeline(), ApiServer()
     path = kubeconfig(api, tmp_path)
     monkeypatch.setenv("KUBECONFIG", str(path))
-    settings = ClusterSettings("space", "opd:1", store, drain_seconds=1, apply_seconds=PATIENCE)
+    settings = ClusterSettings(namespace="space", image="opd:1", store=store, drain_seconds=1, apply_seconds=PATIENCE)
     initial = stages((0, 1, 1), (0, 1, 1))
     for manifest in pipeline_objects(pipeline, initial, settings):
         api.put(manifest)

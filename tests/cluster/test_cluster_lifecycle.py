@@ -6,15 +6,19 @@ import pytest
 from deadlines import PATIENCE, eventually
 from tiny_cluster import LARGE, SMALL, TinyCluster, TinyDeployment, stages
 
-from opd.cluster import lifecycle
-from opd.cluster.errors import ForbiddenError, ServerFailedError
+from opd.cluster.deletion import delete_pipeline
+from opd.cluster.errors import ForbiddenError, LeftoverError, NotOursError, NotServingError, ServerFailedError
 from opd.cluster.lease import Lease, LeaseTimes
 from opd.cluster.overlay import Overlay
+from opd.cluster.ownership import find_owned
+from opd.cluster.rollout import apply_objects, delete_objects, prune_objects, superseded_workloads
+from opd.cluster.status import leader, queued_requests, wait_until_serving, workload_status, workload_statuses
 
 
 @pytest.fixture(autouse=True)
 def poll_often(monkeypatch):
-    monkeypatch.setattr(lifecycle, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr("opd.cluster.status.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("opd.cluster.deletion.POLL_SECONDS", 0.02)
 
 
 EVERYTHING = dict(network_policy=True, istio_gateway="gate", pod_monitor=True, dashboard=True)
@@ -30,7 +34,7 @@ def test_everything_is_made_once(space):
 
 
 def test_what_a_manifest_no_longer_says_is_taken_out_and_what_others_added_stays(space):
-    overlay = Overlay({"all": {"spec": {"nodeSelector": {"disk": "fast"}}}})
+    overlay = Overlay(all={"spec": {"nodeSelector": {"disk": "fast"}}})
     space.deploy(overlay=overlay)
     space.api.edit("deployments", "tiny-router", lambda found: found["metadata"].update(annotations={"team": "a"}))
     space.api.edit("services", "tiny-router", lambda found: found["spec"].update(clusterIP="10.0.0.9"))
@@ -92,7 +96,7 @@ def test_nothing_is_written_if_one_object_is_of_somebody_else(space, labels):
     metadata = {"name": "tiny-first-stage", "namespace": "space", "labels": labels}
     space.api.put({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"theirs": "1"}})
     space.api.requests.clear()
-    with pytest.raises(lifecycle.NotOursError, match="ConfigMap 'tiny-first-stage' exists and is not of pipeline"):
+    with pytest.raises(NotOursError, match="ConfigMap 'tiny-first-stage' exists and is not of pipeline"):
         space.deploy()
     assert {method for method, *_ in space.api.requests} == {"GET"}
     assert space.delete() == [] and space.api.find("configmaps", "tiny-first-stage")["data"] == {"theirs": "1"}
@@ -101,10 +105,10 @@ def test_nothing_is_written_if_one_object_is_of_somebody_else(space, labels):
 def test_what_is_no_longer_wanted_is_pruned(space):
     space.deploy(**EVERYTHING)
     later = space.manifests(network_policy=True)
-    gone = {change.before["kind"] for change in lifecycle.prune(space.cluster, "tiny", later)}
+    gone = {change.before["kind"] for change in prune_objects(space.cluster, "tiny", later)}
     assert gone == {"VirtualService", "DestinationRule", "PodMonitor", "ConfigMap"}
     assert space.names("networkpolicies") and not space.names("podmonitors")
-    assert list(lifecycle.prune(space.cluster, "tiny", later)) == []
+    assert list(prune_objects(space.cluster, "tiny", later)) == []
 
 
 def test_replicas_that_manifests_lack_are_not_pruned_but_released(space):
@@ -113,11 +117,11 @@ def test_replicas_that_manifests_lack_are_not_pruned_but_released(space):
         (space.manifests(stages((LARGE, 1, 1), (SMALL, 1, 1))), {"tiny-first-small"}),
         (space.manifests(flavour="seldon"), {"tiny-first-small", "tiny-second-small"}),
     ):
-        assert list(lifecycle.prune(space.cluster, "tiny", manifests)) == []
-        former = lifecycle.superseded(space.cluster, "tiny", manifests)
-        changes = list(lifecycle.release(space.cluster, former, dry_run=True))
+        assert list(prune_objects(space.cluster, "tiny", manifests)) == []
+        former = superseded_workloads(space.cluster, "tiny", manifests)
+        changes = list(delete_objects(space.cluster, former, dry_run=True))
         assert {change.before["metadata"]["name"] for change in changes} == gone
-    assert {change.outcome for change in lifecycle.release(space.cluster, former)} == {"deleted"}
+    assert {change.outcome for change in delete_objects(space.cluster, former)} == {"deleted"}
     assert not space.names("deployments") & {"tiny-first-small", "tiny-second-small"}
 
 
@@ -147,7 +151,7 @@ READY = {
     ],
 )
 def test_a_pod_of_the_state_before_does_not_count(status, generation, ready):
-    assert lifecycle._workload(deployment("d", generation, **status), [READY]).ready == ready
+    assert workload_status(deployment("d", generation, **status), [READY]).ready == ready
 
 
 @pytest.mark.parametrize("state, ready", [("Available", 1), ("Creating", 0)])
@@ -159,27 +163,27 @@ def test_seldon_says_when_its_deployment_is_there(state, ready):
         "spec": {"predictors": [{"replicas": 1, "componentSpecs": [{"spec": {}}]}]},
         "status": {"state": state},
     }
-    assert lifecycle._workload(found, [READY]).ready == ready
+    assert workload_status(found, [READY]).ready == ready
 
 
 def test_seldon_pods_of_the_state_before_do_not_count_though_the_operator_has_not_looked_yet(space):
     space.deploy(flavour="seldon")
     space.kubelet.close()
-    overlay = Overlay({"model": {"spec": {"nodeSelector": {"disk": "fast"}}}})
-    list(lifecycle.apply(space.cluster, space.manifests(flavour="seldon", overlay=overlay)))
+    overlay = Overlay(model={"spec": {"nodeSelector": {"disk": "fast"}}})
+    list(apply_objects(space.cluster, space.manifests(flavour="seldon", overlay=overlay)))
     assert {each["status"]["state"] for each in space.api.all("seldondeployments")} == {"Available"}
-    with pytest.raises(lifecycle.NotServingError, match="tiny-first-small 0 of 1, tiny-second-small 0 of 1"):
-        lifecycle.wait_until_serving(space.cluster, "tiny", 0.1)
+    with pytest.raises(NotServingError, match="tiny-first-small 0 of 1, tiny-second-small 0 of 1"):
+        wait_until_serving(space.cluster, "tiny", 0.1)
 
 
 @pytest.mark.parametrize("reason", ["ErrImageNeverPull", "quota exceeded: cpu"])
 def test_what_is_missing_and_why_is_told(space, reason):
     space.kubelet.behave("tiny-second-small", broken=reason)
     told = []
-    list(lifecycle.apply(space.cluster, space.manifests()))
-    eventually(lambda: sum(each.serves for each in lifecycle.workloads(space.cluster, "tiny")) == 4)
-    with pytest.raises(lifecycle.NotServingError, match=f"tiny-second-small 0 of 1.*{reason}"):
-        lifecycle.wait_until_serving(space.cluster, "tiny", 0.5, told.append)
+    list(apply_objects(space.cluster, space.manifests()))
+    eventually(lambda: sum(each.serves for each in workload_statuses(space.cluster, "tiny")) == 4)
+    with pytest.raises(NotServingError, match=f"tiny-second-small 0 of 1.*{reason}"):
+        wait_until_serving(space.cluster, "tiny", 0.5, told.append)
     assert told == ["tiny-second-small 0 of 1"]
 
 
@@ -187,16 +191,16 @@ def test_looking_and_waiting_need_no_rights_beyond_those_of_the_role_view(space)
     space.deploy()
     space.api.refuse("GET .*(roles|rolebindings|secrets|leases|proxy)", 403, 99)
     space.api.refuse("GET .*(seldon|istio|monitoring)", 403, 99)
-    lifecycle.wait_until_serving(space.cluster, "tiny", PATIENCE)
-    assert len(lifecycle.workloads(space.cluster, "tiny")) == 5
-    assert (lifecycle.waiting(space.cluster, "tiny", "first"), lifecycle.leader(space.cluster, "tiny")) == ("?", "?")
+    wait_until_serving(space.cluster, "tiny", PATIENCE)
+    assert len(workload_statuses(space.cluster, "tiny")) == 5
+    assert (queued_requests(space.cluster, "tiny", "first"), leader(space.cluster, "tiny")) == ("?", "?")
 
 
 def test_what_waits_is_asked_of_the_queue_and_unknown_if_it_does_not_say(space):
     space.deploy()
-    assert lifecycle.waiting(space.cluster, "tiny", "first") == "0"
+    assert queued_requests(space.cluster, "tiny", "first") == "0"
     space.api.refuse("GET .*proxy/stage", 403)
-    assert lifecycle.waiting(space.cluster, "tiny", "first") == "?"
+    assert queued_requests(space.cluster, "tiny", "first") == "?"
 
 
 # --- taking away ------------------------------------------------------------------------------------------------------
@@ -222,9 +226,9 @@ def test_a_lease_of_somebody_else_stays(space):
 
 
 def test_a_lease_that_stayed_behind_is_deleted_later(space, monkeypatch):
-    monkeypatch.setattr(lifecycle, "RENEWED_SECONDS", 0.3)
+    monkeypatch.setattr("opd.cluster.deletion.RENEWED_SECONDS", 0.3)
     Lease(space.cluster, "tiny", "me").attempt()
-    seen = lifecycle.delete(space.cluster, "tiny", PATIENCE, dry_run=True)
+    seen = delete_pipeline(space.cluster, "tiny", PATIENCE, dry_run=True)
     assert [change.before["kind"] for change in seen] == ["Lease"]
     assert [change.before["kind"] for change in space.delete()] == ["Lease"] and not space.api.objects
 
@@ -232,7 +236,7 @@ def test_a_lease_that_stayed_behind_is_deleted_later(space, monkeypatch):
 def test_a_controller_that_still_runs_is_named_and_its_lease_goes_once_it_has_ended(space):
     space.deploy()
     with Lease(space.cluster, "tiny", "me", LeaseTimes(retry=0.1)) as lease:
-        with pytest.raises(lifecycle.LeftoverError, match="Lease tiny-controller, which me .*a controller still runs"):
+        with pytest.raises(LeftoverError, match="Lease tiny-controller, which me .*a controller still runs"):
             space.delete(0.5)
         threading.Timer(0.5, lease.close).start()
         assert [change.before["kind"] for change in space.delete()] == ["Lease"] and not space.api.objects
@@ -257,7 +261,7 @@ def test_the_router_goes_before_what_it_needs(space):
 def test_a_controller_makes_nothing_anew_once_the_state_of_stages_is_gone(tmp_path):
     with TinyDeployment(tmp_path) as world:
         backend = world.backend()
-        going = lifecycle.delete(world.cluster, "tiny", PATIENCE)
+        going = delete_pipeline(world.cluster, "tiny", PATIENCE)
         assert {next(going).before["metadata"]["name"] for _ in range(2)} == {"tiny-first-stage", "tiny-second-stage"}
         before = world.workloads()
         with pytest.raises(Exception, match="tiny-first-stage"):
@@ -270,7 +274,7 @@ def test_a_controller_makes_nothing_anew_once_the_state_of_stages_is_gone(tmp_pa
 def test_pods_that_do_not_end_are_named(space):
     space.deploy()
     space.kubelet.behave("tiny-first-small", stop_seconds=600)
-    with pytest.raises(lifecycle.LeftoverError, match="Pod tiny-first-small-.*finalizers"):
+    with pytest.raises(LeftoverError, match="Pod tiny-first-small-.*finalizers"):
         space.delete(0.3)
     space.kubelet.behave("tiny-first-small", stop_seconds=0)
     assert space.delete() and not space.api.objects
@@ -280,7 +284,7 @@ def test_kinds_that_the_cluster_lacks_or_does_not_show_are_no_obstacle(space):
     space.deploy()
     space.api.refuse("GET .*(istio|monitoring)", 404, 99)
     space.api.refuse("GET .*(seldon|leases)", 403, 99)
-    unseen = lifecycle.owned(space.cluster, "tiny")[1]
+    unseen = find_owned(space.cluster, "tiny")[1]
     assert [resource.kind for resource in unseen] == ["SeldonDeployment"]
     assert space.delete() and not space.api.objects
 

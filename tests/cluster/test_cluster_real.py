@@ -16,10 +16,11 @@ from cluster_site import emulated_site, missing, user_site
 from deadlines import eventually
 
 from opd import cli
-from opd.cluster import lifecycle
-from opd.cluster.api import LEASE, POD
+from opd.cluster.deletion import delete_pipeline
 from opd.cluster.names import MODEL, QUEUE, selector
+from opd.cluster.ownership import find_owned
 from opd.cluster.pod_status import is_terminating
+from opd.cluster.resources import LEASE, POD
 from opd.pipeline import StageConfiguration, used_cores
 from opd.serving.protocol import COMPLETED
 
@@ -40,13 +41,13 @@ def place(tmp_path_factory):
     if missing():
         pytest.skip(f"needs a cluster: set {', '.join(missing())}; or OPD_CLUSTER_EMULATOR=1 for the emulated one")
     with closing(user_site(folder)) as site:
-        if lifecycle.owned(site.cluster, site.pipeline.name)[0]:
+        if find_owned(site.cluster, site.pipeline.name)[0]:
             pytest.fail(
                 f"pipeline {site.pipeline.name!r} is there already and would be deleted in the end; delete it, or name "
                 "another namespace in OPD_CLUSTER_NAMESPACE"
             )
         yield site
-        list(lifecycle.delete(site.cluster, site.pipeline.name, 120))
+        list(delete_pipeline(site.cluster, site.pipeline.name, 120))
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +173,7 @@ def test_a_policy_controls_it(deployed):
 
 def test_it_is_deleted_without_leftovers(deployed, capsys):
     assert deployed.opd("delete") == cli.DONE
-    assert lifecycle.owned(deployed.cluster, deployed.pipeline.name)[0] == [] and deployed.pods() == {}
+    assert find_owned(deployed.cluster, deployed.pipeline.name)[0] == [] and deployed.pods() == {}
     assert deployed.cluster.list(LEASE, selector(deployed.pipeline.name))[0] == []
     assert deployed.opd("status") == cli.NOT_DEPLOYED
     assert deployed.opd("delete") == cli.NOT_DEPLOYED

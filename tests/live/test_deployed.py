@@ -6,10 +6,10 @@ import pytest
 from cluster_site import IMAGE, emulated_site
 
 from opd import cli
-from opd.cluster.api import POD
 from opd.cluster.errors import LedByAnotherError
 from opd.cluster.names import selector
 from opd.cluster.overlay import read_overlay
+from opd.cluster.resources import POD
 from opd.cluster.settings import ClusterSettings
 from opd.live import deployed as evaluation
 from opd.live.replay import replay
@@ -48,7 +48,7 @@ def monitor(site):
 def deployed(site, monitor, monkeypatch):
     monkeypatch.setenv("KUBECONFIG", site.kubeconfig)
     overlay = read_overlay(site.folder / "overlay.yaml")
-    settings = ClusterSettings("space", IMAGE, str(site.folder / "store"), overlay=overlay)
+    settings = ClusterSettings(namespace="space", image=IMAGE, store=str(site.folder / "store"), overlay=overlay)
     return lambda: evaluation.DeployedPipeline(site.pipeline, settings, monitor, INTERVAL, site.address)
 
 

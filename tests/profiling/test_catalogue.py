@@ -34,7 +34,7 @@ pipelines:
 # ------------------------------------------------------------------------------------------------ the catalogue
 
 
-def test_the_catalogue_has_the_five_pipelines_of_ipa_and_the_one_that_is_served():
+def test_the_catalogue_has_ipas_five_pipelines_and_the_ocr_pipeline():
     assert tuple(CATALOGUE.pipelines) == PIPELINES
     for pipeline in CATALOGUE.pipelines.values():
         assert len(pipeline.tasks) in (2, 3)
@@ -42,19 +42,19 @@ def test_the_catalogue_has_the_five_pipelines_of_ipa_and_the_one_that_is_served(
 
 
 @pytest.mark.parametrize(("task", "name"), VARIANTS)
-def test_every_variant_states_its_accuracy_where_it_is_published_and_what_it_is(task: str, name: str):
+def test_every_variant_has_an_accuracy_a_source_and_an_architecture(task: str, name: str):
     variant = CATALOGUE.tasks[task].variants[name]
     assert 0.0 < variant.accuracy < 1.0
     assert variant.checkpoint
     if task in CATALOGUE.pipeline("ocr").tasks:
-        assert variant.architecture == "opd.examples.ocr.stored:StoredVariant"
+        assert variant.architecture == "opd.examples.ocr.served:OcrVariant"
         assert variant.source.startswith("reports/ocr/")
     else:
         assert variant.architecture in ARCHITECTURES
         assert "http" in variant.source
 
 
-def test_the_accuracies_of_the_stored_variants_are_those_that_were_reported():
+def test_accuracies_of_stored_variants_match_the_report():
     reported = pd.read_csv(project_path("reports", "ocr", "accuracy.csv")).query("split == 'report'")
     assert set(reported["task"]) == set(CATALOGUE.pipeline("ocr").tasks)
     for task, table in reported.groupby("task"):
@@ -63,7 +63,7 @@ def test_the_accuracies_of_the_stored_variants_are_those_that_were_reported():
 
 
 @pytest.mark.parametrize("task", CATALOGUE.tasks)
-def test_a_task_names_its_metric_and_orders_up_to_six_variants_by_accuracy(task: str):
+def test_a_task_has_a_metric_and_up_to_six_variants_in_order_of_accuracy(task: str):
     entry = CATALOGUE.tasks[task]
     accuracies = [variant.accuracy for variant in entry.variants.values()]
     assert entry.metric
@@ -71,7 +71,7 @@ def test_a_task_names_its_metric_and_orders_up_to_six_variants_by_accuracy(task:
     assert accuracies == sorted(set(accuracies))
 
 
-def test_every_architecture_is_in_use():
+def test_every_architecture_is_used():
     used = {variant.architecture for entry in CATALOGUE.tasks.values() for variant in entry.variants.values()}
     assert {key for key in used if ":" not in key} == set(ARCHITECTURES)
 
@@ -94,11 +94,11 @@ def test_every_pipeline_loads(name: str):
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_every_pipeline_serves_the_loads_of_the_evaluation(name: str):
+def test_every_pipeline_can_serve_the_loads_of_the_evaluation(name: str):
     assert np.isfinite(accuracy_by_cores(load_pipeline(name), 40.0)[-1])
 
 
-def test_catalogue_and_profiles_come_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_catalogue_and_profiles_load_from_the_package_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     inside = load_pipeline("video")
     monkeypatch.chdir(tmp_path)
     assert load_pipeline("video") == inside
@@ -112,7 +112,7 @@ def test_overrides_replace_the_catalogue():
     assert pipeline.latency_sla == 1.5
 
 
-def test_the_variant_table_lists_every_variant_with_its_figures():
+def test_the_variant_table_lists_all_variants():
     pipeline = load_pipeline("ocr")
     table = variant_table(pipeline)
     listed = [(task.name, variant.name) for task in pipeline.tasks for variant in task.variants]
@@ -125,20 +125,20 @@ def test_the_variant_table_lists_every_variant_with_its_figures():
 # ------------------------------------------------------------------------------------------- cores and latency targets
 
 
-def test_base_cores_is_the_smallest_that_reaches_threshold_and_target():
+def test_base_cores_are_the_fewest_that_reach_threshold_and_target():
     latency = {1: 1.0, 2: 0.5, 4: 0.26, 8: 0.2}
     assert base_cores(latency, threshold_rps=1.0, sla=5.0) == 1
     assert base_cores(latency, threshold_rps=1.5, sla=5.0) == 2
     assert base_cores(latency, threshold_rps=1.0, sla=0.3) == 4
 
 
-def test_base_cores_out_of_reach_stops_where_cores_no_longer_help():
+def test_base_cores_stop_where_more_no_longer_help_if_the_threshold_is_out_of_reach():
     latency = {1: 1.0, 2: 0.6, 4: 0.4, 8: 0.35, 16: 0.33}
     assert base_cores(latency, threshold_rps=10.0, sla=5.0) == 4
 
 
 @given(st.floats(0.01, 5.0), st.floats(0.0, 1.0), st.floats(0.2, 20.0))
-def test_base_cores_reaches_the_threshold_whenever_anything_does(seconds: float, parallel: float, threshold: float):
+def test_base_cores_reach_the_threshold_if_any_core_count_does(seconds: float, parallel: float, threshold: float):
     latency = {c: seconds * (1.0 - parallel + parallel / c) for c in profiles.CORE_COUNTS}
     chosen = base_cores(latency, threshold, np.inf)
     reached = [c for c in latency if 1.0 / latency[c] >= threshold]
@@ -158,7 +158,7 @@ def test_the_latency_target_of_a_stage_is_five_times_the_mean_of_its_variants():
 # ------------------------------------------------------------------------------------------------------- errors
 
 
-def test_an_unknown_pipeline_names_those_there_are():
+def test_the_error_for_an_unknown_pipeline_lists_the_pipelines():
     with pytest.raises(KeyError, match="no pipeline 'vidio'.*video, audio-qa"):
         load_pipeline("vidio")
 
@@ -182,7 +182,7 @@ def test_an_override_out_of_its_range_is_refused(override: dict, message: str):
         load_pipeline("video", **override)
 
 
-def test_a_batch_size_without_a_profile_is_refused_with_the_remedy():
+def test_the_error_for_a_batch_size_without_a_profile_names_the_remedy():
     with pytest.raises(ValueError, match="no profile for batch 8.*01_profiling"):
         load_pipeline("video", max_batch_size=64)
 
@@ -194,14 +194,14 @@ def test_a_batch_size_without_a_profile_is_refused_with_the_remedy():
         ("variant == 'resnet-50' and cores == 1", r"'resnet-50' .* at 1 cores \(profiled: \[2, 4, 8, 16\]\).*01_prof"),
     ],
 )
-def test_a_variant_without_a_profile_is_named(left_out: str, message: str, tmp_path: Path):
+def test_the_error_for_a_missing_profile_names_the_variant(left_out: str, message: str, tmp_path: Path):
     path = tmp_path / "profiles.csv"
     profiles.save_profiles(REFERENCE.query(f"not ({left_out})"), path)
     with pytest.raises(ValueError, match=message):
         load_pipeline("video", profiles=path)
 
 
-def test_a_missing_catalogue_is_named(tmp_path: Path):
+def test_the_error_for_a_missing_catalogue_names_the_file(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="no file .*nowhere"):
         load_catalogue(tmp_path / "nowhere")
 
@@ -217,7 +217,7 @@ def test_a_missing_catalogue_is_named(tmp_path: Path):
         ("tasks: [first]", "tasks: []", ["pipelines.tiny.tasks .line 9. needs at least 1 entry"]),
     ],
 )
-def test_a_wrong_catalogue_is_refused_with_the_place(old: str, new: str, problems: list[str], tmp_path: Path):
+def test_the_error_for_a_wrong_catalogue_names_the_place(old: str, new: str, problems: list[str], tmp_path: Path):
     assert old in SMALL_CATALOGUE
     path = tmp_path / "pipelines.yaml"
     path.write_text(SMALL_CATALOGUE.replace(old, new))
@@ -227,7 +227,7 @@ def test_a_wrong_catalogue_is_refused_with_the_place(old: str, new: str, problem
         assert error.match(problem)
 
 
-def test_something_else_than_a_catalogue_is_refused(tmp_path: Path):
+def test_a_file_that_is_not_a_catalogue_is_refused(tmp_path: Path):
     path = tmp_path / "pipelines.yaml"
     path.write_text("tasks: {}\n")
     with pytest.raises(DocumentError, match="has 3 problems") as error:
@@ -235,7 +235,7 @@ def test_something_else_than_a_catalogue_is_refused(tmp_path: Path):
     assert all(key in str(error.value) for key in ("container_startup", "tasks", "pipelines"))
 
 
-def test_the_small_catalogue_is_right(tmp_path: Path):
+def test_the_small_catalogue_of_these_tests_is_valid(tmp_path: Path):
     path = tmp_path / "pipelines.yaml"
     path.write_text(SMALL_CATALOGUE)
     assert load_catalogue(path).model_dump()["pipelines"]["tiny"] == {

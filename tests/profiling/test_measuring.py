@@ -8,13 +8,12 @@ import pandas as pd
 import pytest
 from profile_tables import CATALOGUE, REFERENCE
 
-from opd.examples.ocr.stored import StoredVariant
+from opd.examples.ocr.served import OcrVariant
 from opd.profiling import measuring, profiles
 from opd.profiling.architectures import ARCHITECTURES
 from opd.profiling.measuring import Effort, measure_variant, measure_within_budget, resolve_architecture
-from opd.serving.store import STORE_URL_VARIABLE, ModelStore
 
-STORED = "opd.examples.ocr.stored:StoredVariant"
+SERVED = "opd.examples.ocr.served:OcrVariant"
 BERT_TINY = ARCHITECTURES["bert-tiny"]
 
 
@@ -23,29 +22,24 @@ BERT_TINY = ARCHITECTURES["bert-tiny"]
 
 def test_an_architecture_is_a_key_or_a_class_of_any_module():
     assert resolve_architecture("bert-tiny", "sentiment", "bert-tiny") is BERT_TINY
-    assert resolve_architecture(STORED, "text-recognition", "small") == StoredVariant("text-recognition", "small")
+    assert resolve_architecture(SERVED, "text-recognition", "small") == OcrVariant("text-recognition", "small")
 
 
-def test_an_architecture_that_is_not_there_names_those_there_are():
+def test_the_error_for_an_unknown_architecture_lists_the_known_ones():
     with pytest.raises(KeyError, match="unknown architecture 'bert-titan'.*bert-tiny.*module:Class"):
         resolve_architecture("bert-titan", "sentiment", "bert-titan")
 
 
-@pytest.mark.parametrize("architecture", ["nowhere:Model", "opd.examples.ocr.stored:Missing", "opd:1x", ":"])
-def test_a_class_that_cannot_be_imported_is_named_with_its_variant(architecture: str):
+@pytest.mark.parametrize("architecture", ["nowhere:Model", "opd.examples.ocr.served:Missing", "opd:1x", ":"])
+def test_the_error_for_a_class_that_cannot_be_imported_names_the_variant(architecture: str):
     message = f"architecture '{architecture}' of variant 'small' of task 'first' cannot be imported"
     with pytest.raises(ImportError, match=message):
         resolve_architecture(architecture, "first", "small")
 
 
-def test_a_variant_is_measured_on_the_cores_that_machine_and_model_can_use():
-    assert measuring.measured_cores(StoredVariant("text-recognition", "small")) == (1,)
+def test_measured_cores_are_limited_by_machine_and_model():
+    assert measuring.measured_cores(OcrVariant("text-recognition", "small")) == (1,)
     assert measuring.measured_cores(BERT_TINY) == ((1,) if os.cpu_count() == 1 else (1, 2))
-
-
-def test_a_stored_variant_runs_on_one_thread():
-    with pytest.raises(ValueError, match="text-recognition/small runs on one thread"):
-        StoredVariant("text-recognition", "small").threads(2).__enter__()
 
 
 @pytest.mark.parametrize("key", ["bert-mini-qa", "resnet-18"])
@@ -58,21 +52,7 @@ def test_an_architecture_answers_every_request_of_a_batch(key: str):
 # ---------------------------------------------------------------------------------------------- real measurements
 
 
-@pytest.mark.processes
-@pytest.mark.parametrize("task", ["text-detection", "text-recognition"])
-def test_a_stored_variant_is_measured_as_the_others_are(
-    task: str, ocr_store: ModelStore, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv(STORE_URL_VARIABLE, ocr_store.url)
-    name = next(iter(CATALOGUE.tasks[task].variants))
-    table = measure_variant(task, name, StoredVariant(task, name), [1, 4], [1], Effort(0.0, min_runs=3))
-    assert table[["cores", "batch_size"]].values.tolist() == [[1, 1], [1, 4]]
-    assert (table["latency_mean"] > 0).all() and (table["load_seconds"] > table["latency_mean"].iloc[0]).all()
-    assert table["runs"].eq(3).all()
-    assert profiles.extrapolate_cores(table)[profiles.COLUMNS].equals(table[profiles.COLUMNS])
-
-
-def test_a_real_measurement():
+def test_an_architecture_can_be_measured():
     measured = measure_variant("sentiment", "bert-tiny", BERT_TINY, [1, 4], [1], Effort(0.2, 3, 50))
     assert measured[["cores", "batch_size"]].values.tolist() == [[1, 1], [1, 4]]
     assert (measured["latency_mean"] > 0).all() and (measured["latency_p99"] >= measured["latency_mean"]).all()
@@ -81,7 +61,7 @@ def test_a_real_measurement():
     assert len(profiles.compare_latencies(measured, REFERENCE)) == len(measured)
 
 
-def test_all_variants_of_a_task_are_measured_and_saved_one_by_one(tmp_path):
+def test_all_variants_of_a_task_are_measured_and_saved(tmp_path):
     small = CATALOGUE.tasks["sentiment"].model_copy(
         update={"variants": dict(list(CATALOGUE.tasks["sentiment"].variants.items())[:2])}
     )
@@ -94,7 +74,7 @@ def test_all_variants_of_a_task_are_measured_and_saved_one_by_one(tmp_path):
     pd.testing.assert_frame_equal(saved, table[profiles.COLUMNS], rtol=1e-4)
 
 
-def test_a_short_budget_measures_the_first_variant_and_names_the_others():
+def test_a_short_budget_covers_the_first_variant_and_lists_the_others():
     measured, left_out = measure_within_budget("audio-sentiment", 1e-9, max_batch_size=1)
     names = ["s2t-small", "s2t-medium", "s2t-large", "wav2vec2-large"]
     assert set(measured["variant"]) == {names[0]} and set(measured["batch_size"]) == {1}
@@ -116,11 +96,11 @@ def test_stages_take_turns():
 # ------------------------------------------------------------------------------------------------------- errors
 
 
-def test_a_budget_that_is_no_time_is_refused():
+def test_a_budget_of_zero_is_refused():
     with pytest.raises(ValueError, match="profile_seconds is 0"):
         measure_within_budget("video", 0)
 
 
-def test_more_cores_than_the_machine_has_cannot_be_measured():
+def test_measuring_on_more_cores_than_the_machine_has_is_refused():
     with pytest.raises(ValueError, match="cannot measure on 4096 cores"):
         measure_variant("sentiment", "bert-tiny", BERT_TINY, [1], [4096])

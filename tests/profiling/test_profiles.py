@@ -31,12 +31,12 @@ def test_the_reference_table_is_complete(task: str, name: str):
     assert table["load_seconds"].nunique() == 1
 
 
-def test_the_reference_table_says_what_it_was_measured_on():
+def test_the_reference_table_comes_with_the_hardware_it_was_measured_on():
     hardware = yaml.safe_load(package_path("examples", "profiles.json").read_text())
     assert {"processor", "cores", "torch", "transformers", "onnxruntime", "python"} <= set(hardware)
 
 
-def test_a_table_that_is_saved_is_loaded_as_it_was(tmp_path: Path):
+def test_a_saved_table_is_loaded_unchanged(tmp_path: Path):
     profiles.save_profiles(REFERENCE, tmp_path / "profiles.csv")
     pd.testing.assert_frame_equal(profiles.load_profiles(tmp_path / "profiles.csv"), REFERENCE)
     assert yaml.safe_load((tmp_path / "profiles.json").read_text())["cores"] >= 1
@@ -45,13 +45,13 @@ def test_a_table_that_is_saved_is_loaded_as_it_was(tmp_path: Path):
 # ------------------------------------------------------------------------------------------------ extrapolation
 
 
-def test_amdahl_of_a_known_law():
+def test_amdahl_recovers_a_known_law():
     serial, parallel = profiles.amdahl([1, 2], [1.0, 0.6])
     assert (serial, parallel) == (pytest.approx(0.2), pytest.approx(0.8))
 
 
 @pytest.mark.parametrize(("latency", "expected"), [([1.0, 0.4], (0.0, 0.96)), ([1.0, 1.2], (1.1, 0.0))])
-def test_amdahl_has_no_negative_part(latency: list[float], expected: tuple[float, float]):
+def test_amdahl_fits_no_negative_part(latency: list[float], expected: tuple[float, float]):
     assert profiles.amdahl([1, 2], latency) == pytest.approx(expected)
 
 
@@ -64,7 +64,7 @@ def test_extrapolation_marks_its_rows_and_keeps_the_measured_ones():
     assert table.loc[16, "runs"] == 0
 
 
-def test_what_was_measured_at_one_core_count_is_not_extrapolated():
+def test_measurements_at_a_single_core_count_are_not_extrapolated():
     measured = pd.concat(
         [timed({(1, 1): 1.0, (2, 1): 0.6}, variant="a"), timed({(1, 1): 0.1, (1, 2): 0.2}, variant="b")]
     )
@@ -81,11 +81,11 @@ def test_noise_cannot_make_a_larger_batch_faster():
 # ------------------------------------------------------------------------------------------------- two machines
 
 
-def test_a_comparison_with_itself_is_one():
+def test_a_table_compared_with_itself_has_ratio_one():
     assert profiles.compare_latencies(REFERENCE, REFERENCE)["ratio"].eq(1.0).all()
 
 
-def test_own_measurements_are_completed_to_a_table_that_every_pipeline_loads_from(tmp_path: Path):
+def test_every_pipeline_loads_from_measurements_filled_from_the_reference(tmp_path: Path):
     slower = REFERENCE[(REFERENCE["variant"] == "resnet-18") & (REFERENCE["kind"] == "measured")]
     slower = slower.assign(latency_mean=2.0 * slower["latency_mean"], latency_p99=2.0 * slower["latency_p99"])
     table = profiles.fill_from_reference(slower, REFERENCE)
@@ -99,7 +99,7 @@ def test_own_measurements_are_completed_to_a_table_that_every_pipeline_loads_fro
         load_pipeline(name, profiles=tmp_path / "profiles.csv", capacity=200)
 
 
-def test_a_comparison_in_a_few_figures():
+def test_comparison_metrics_by_hand():
     comparison = profiles.compare_latencies(timed({(1, 1): 0.2, (1, 2): 0.6}), timed({(1, 1): 0.1, (1, 2): 0.2}))
     assert profiles.comparison_metrics(comparison, ["task/other"]) == {
         "median_ratio": 2.5,
@@ -113,12 +113,12 @@ def test_a_comparison_in_a_few_figures():
 # ------------------------------------------------------------------------------------------------------- errors
 
 
-def test_nothing_to_scale_by_is_an_error():
+def test_filling_without_a_common_cell_is_refused():
     with pytest.raises(ValueError, match="no cell is measured in both"):
         profiles.fill_from_reference(timed({(1, 1): 0.1}), REFERENCE)
 
 
-def test_a_missing_table_is_named_with_the_remedy(tmp_path: Path):
+def test_the_error_for_a_missing_table_names_the_remedy(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="nowhere.*01_profiling"):
         profiles.load_profiles(tmp_path / "nowhere")
 

@@ -52,7 +52,7 @@ from opd.study.analysis.ablations import (
 )
 from opd.study.analysis.estimates import signed, with_interval
 from opd.study.analysis.plots_ablations import PARTS, WORLDS, plot_ablations
-from opd.study.benchmarks.quick import QUICK
+from opd.study.benchmarks.budgets import SMOKE_TRAINING
 from opd.study.evaluation.cycles import Setting, run_cycle
 from opd.study.report.files import write_page
 from opd.workload.cycles import Cycle, cycle_counts
@@ -60,7 +60,7 @@ from opd.workload.load import future_maximum
 from opd.workload.trace import Trace
 
 WEIGHTS, SIMULATION = Weights(), SimulationParameters()
-PARAMETERS = TrainingParameters(**QUICK)
+PARAMETERS = TrainingParameters(**SMOKE_TRAINING)
 NAMES = state_names(ocr_pipeline())
 QUEUES = [entry for entry, name in enumerate(NAMES) if name in ("detection.queue", "recognition.queue")]
 
@@ -94,7 +94,7 @@ def test_plain_features_are_layers_one_after_the_other():
     states = some_states()
     network.features_extractor.standardise_by(states.numpy())
     w = {name: tensor.numpy() for name, tensor in network.features_extractor.state_dict().items()}
-    layer = np.clip((states.numpy() - w["mean"]) / w["deviation"], -10.0, 10.0)
+    layer = np.clip((states.numpy() - w["mean"]) / w["std"], -10.0, 10.0)
     for name in ("reduce", "blocks.0.inner", "blocks.0.outer", "blocks.1.inner", "blocks.1.outer"):
         layer = np.maximum(layer @ w[f"{name}.weight"].T + w[f"{name}.bias"], 0.0)
     np.testing.assert_allclose(network.features_extractor(states).detach().numpy(), layer, atol=1e-5)

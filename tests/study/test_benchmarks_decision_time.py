@@ -12,10 +12,10 @@ from opd.control import AGENT
 from opd.pipeline import used_cores
 from opd.profiling.synthetic import synthetic_pipeline
 from opd.solvers import IpaParameters, ipa_dynamic_program, ipa_highs, ipa_objective
-from opd.study.benchmarks import decision_time, peer_gurobi
-from opd.study.benchmarks.bars import decision_bars
-from opd.study.benchmarks.decision_time import GUROBI, DecisionBudget, growth
-from opd.study.benchmarks.errors import DisagreementError
+from opd.study.benchmarks import DisagreementError, decision_time, peer_gurobi
+from opd.study.benchmarks.budgets import DecisionBudget
+from opd.study.benchmarks.criteria import decision_criteria
+from opd.study.benchmarks.decision_time import GUROBI, growth
 from opd.study.benchmarks.peer_gurobi import GurobiPolicy, GurobiUnavailable, ipa_gurobi
 from opd.study.benchmarks.plots_decision_time import plot_decision_times
 from opd.study.evaluation.decision_time import Decided
@@ -175,18 +175,18 @@ def test_growth_by_hand():
 
 def test_the_bar_is_met_where_the_agent_is_faster_at_every_size():
     times = written_by_hand()
-    (bar,) = decision_bars(times).to_dict("records")
+    (bar,) = decision_criteria(times).to_dict("records")
     assert "dynamic-program" in bar["bar"] and bar["measured"] == pytest.approx(0.5) and not bar["met"]
     larger = times[times["stages"] > 2].copy()
-    assert decision_bars(larger)["measured"].item() == pytest.approx(1.0)
-    assert not decision_bars(larger)["met"].item(), "as fast is not faster"
+    assert decision_criteria(larger)["measured"].item() == pytest.approx(1.0)
+    assert not decision_criteria(larger)["met"].item(), "as fast is not faster"
     larger.loc[larger["policy"] != AGENT, ["decision_ratio", "median_ratio"]] = [[3.0, 1.5], [2.0, 4.0]]
-    assert decision_bars(larger)[["measured", "met"]].to_numpy().tolist() == [[1.5, True]]
+    assert decision_criteria(larger)[["measured", "met"]].to_numpy().tolist() == [[1.5, True]]
 
 
 def test_the_bar_of_a_solver_without_figures_is_not_met():
     times = pd.concat([written_by_hand(), pd.DataFrame({"policy": [GUROBI], "skipped": ["no licence"]})])
-    bar = decision_bars(times).iloc[-1]
+    bar = decision_criteria(times).iloc[-1]
     assert GUROBI in bar["bar"] and np.isnan(bar["measured"]) and not bar["met"]
 
 

@@ -12,9 +12,10 @@ import yaml
 
 from opd.machine import hardware
 from opd.study import notebook as stage
-from opd.study.benchmarks import bars
-from opd.study.benchmarks.bars import PACKAGES
-from opd.study.benchmarks.training import METHODS, MYOPIC
+from opd.study.benchmarks import criteria
+from opd.study.benchmarks.criteria import PACKAGES
+from opd.study.benchmarks.training import METHODS
+from opd.study.benchmarks.training_summary import MYOPIC
 from opd.workload.forecast import ForecastParameters
 from opd.workload.forecast_training import train_forecaster
 from opd.workload.trace import load_trace
@@ -59,9 +60,9 @@ def test_the_bars_follow_from_the_tables_that_are_kept(results):
     tables = {path.stem: pd.read_csv(path) for path in results.glob("*.csv")}
     again = pd.concat(
         [
-            bars.simulator_bars(tables["simulator_requests"], tables["simulator_steps"]),
-            bars.training_bars(tables["training"]),
-            bars.decision_bars(tables["decision_time"]),
+            criteria.simulator_criteria(tables["simulator_requests"], tables["simulator_steps"]),
+            criteria.training_criteria(tables["training"]),
+            criteria.decision_criteria(tables["decision_time"]),
         ],
         ignore_index=True,
     )
@@ -93,4 +94,4 @@ def test_the_executed_copy_shows_figures_progress_and_bars(results):
         assert any("image/png" in output.get("data", {}) for output in outputs[f"{name}-figure"]), name
     printed = "".join(output.get("text", "") for output in outputs["training"])
     assert all(f"{method}, seed 0:" in printed for method in METHODS)
-    assert "bars are met" in "".join(output.get("text", "") for output in outputs["bars"])
+    assert "criteria are met" in "".join(output.get("text", "") for output in outputs["bars"])

@@ -52,14 +52,14 @@ from opd.study.analysis.quality import (
     readable,
     verdict,
 )
-from opd.study.benchmarks.training import SMOKE
+from opd.study.benchmarks.budgets import SMOKE_TRAINING
 from opd.study.evaluation.cycles import Setting, run_cycle
 from opd.study.report.results import ReportError
 from opd.workload.cycles import Cycle
 from opd.workload.load import RecentMaximum
 from opd.workload.trace import Trace
 
-PARAMETERS = TrainingParameters(**SMOKE.changes)
+PARAMETERS = TrainingParameters(**SMOKE_TRAINING)
 
 
 # --- intervals -------------------------------------------------------------------------------------------------------

@@ -12,15 +12,15 @@ import pytest
 from opd.pipeline import Pipeline, StageConfiguration, Task, Variant, as_array
 from opd.simulator.parameters import SimulationParameters
 from opd.simulator.simulator import Simulator
-from opd.study.benchmarks import bars, environment_steps, simulated_requests
-from opd.study.benchmarks.errors import DisagreementError
+from opd.study.benchmarks import DisagreementError, criteria, environment_steps, simulated_requests
+from opd.study.benchmarks.budgets import SMOKE, SimulatorBudget
 from opd.study.benchmarks.peer_ciw import ciw_latencies, ciw_simulation
 from opd.study.benchmarks.peer_simpy import ReferenceSimulator, simulate_queues
 from opd.study.benchmarks.plots_simulator import plot_simulator
-from opd.study.benchmarks.simulated_requests import BATCHED, QUEUES, REFERENCE, WHOLE_MODEL, Answer
-from opd.study.benchmarks.simulator_setting import SMOKE, Size
+from opd.study.benchmarks.scenarios import QUEUES, WHOLE_MODEL
+from opd.study.benchmarks.simulated_requests import BATCHED, REFERENCE, Answer
 
-TINY = Size(intervals=5, copies=3, batches=(1, 4), steps=32, single_steps=8, repetitions=2)
+TINY = SimulatorBudget(intervals=5, copies=3, batches=(1, 4), steps=32, single_steps=8, repetitions=2)
 
 
 def two_stages(max_batch_size: int = 1) -> Pipeline:
@@ -82,7 +82,7 @@ def test_peers_get_the_arrivals_that_the_simulator_draws():
 
 
 def test_the_whole_model_has_batches_changes_and_drops():
-    work = simulated_requests.scenario("video", WHOLE_MODEL, SMOKE, seed=0)
+    work = simulated_requests.scenario("video", WHOLE_MODEL, SMOKE.simulator, seed=0)
     assert max(stage.batch_size for choice in work.configurations for stage in choice) > 1
     assert all(one != two for one, two in zip(work.configurations, work.configurations[1:], strict=False))
     answer = next(c for c in simulated_requests.CONTENDERS if c.name == REFERENCE).prepare(work)()
@@ -91,7 +91,7 @@ def test_the_whole_model_has_batches_changes_and_drops():
 
 @pytest.fixture(scope="module")
 def requests() -> pd.DataFrame:
-    return simulated_requests.measure_requests(SMOKE)
+    return simulated_requests.measure_requests(SMOKE.simulator)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def two_cases(ratio: float) -> pd.DataFrame:
 def test_the_bars_are_held_against_the_faster_model_in_simpy_and_against_whole_steps(ratio, speed):
     layers = [environment_steps.GYMNASIUM, environment_steps.EPISODES, environment_steps.EPISODES]
     steps = pd.DataFrame({"layer": [*layers, "simulator"], "steps_per_cpu_second": [6e4, 3e3, speed, 9e4]})
-    table = bars.simulator_bars(two_cases(ratio), steps)
+    table = criteria.simulator_criteria(two_cases(ratio), steps)
     assert table["measured"].tolist() == [ratio, 120.0, speed]
     met = ratio >= 100.0
     assert table["met"].tolist() == [met, True, met]

@@ -23,7 +23,8 @@ from opd.pipeline import as_array, as_configuration, from_choices
 from opd.simulator.environment import PipelineEnv
 from opd.simulator.parameters import SimulationParameters
 from opd.simulator.vector_environment import PipelineVectorEnv
-from opd.study.benchmarks.bars import training_bars
+from opd.study.benchmarks.budgets import SMOKE, SMOKE_TRAINING
+from opd.study.benchmarks.criteria import training_criteria
 from opd.study.benchmarks.peer_environments import EPISODE_LENGTH, StageActions
 from opd.study.benchmarks.peer_stable_baselines import (
     BATCHED,
@@ -35,22 +36,12 @@ from opd.study.benchmarks.peer_stable_baselines import (
     train_peer,
 )
 from opd.study.benchmarks.plots_training import STYLES, plot_training_speed
-from opd.study.benchmarks.training import (
-    METHODS,
-    SMOKE,
-    Observer,
-    Run,
-    above_for_good,
-    first_above,
-    greedy_agent,
-    measure_task,
-    summarise,
-    task_with_test,
-    train_agent,
-)
+from opd.study.benchmarks.training import METHODS, run_benchmark, with_test_days
+from opd.study.benchmarks.training_observer import TrainingObserver, greedy_agent, train_agent
+from opd.study.benchmarks.training_summary import TrainingResult, above_for_good, first_above, summarise_training
 
 WEIGHTS, SIMULATION = Weights(), SimulationParameters()
-PARAMETERS = TrainingParameters(**SMOKE.changes)
+PARAMETERS = TrainingParameters(**SMOKE_TRAINING)
 
 
 def small_problem() -> Problem:
@@ -229,7 +220,7 @@ def test_a_peer_that_is_not_there_is_refused():
 
 def test_observing_our_training_changes_nothing_of_it(tmp_path):
     problem, own = small_problem(), replace(PARAMETERS, expert_mode="pretrain")
-    observer = Observer(problem, own)
+    observer = TrainingObserver(problem, own)
     with observer.training():
         train_agent("agent", problem, PARAMETERS, 3, observer.observe)
     network = train(problem, own, 3, tmp_path)
@@ -252,11 +243,11 @@ def test_when_a_curve_passes_a_level():
     assert np.isnan(first_above(curve, 8.0)) and np.isnan(above_for_good(curve, 8.0))
 
 
-def run_of(method, seed, seconds, rewards, test_reward) -> Run:
+def run_of(method, seed, seconds, rewards, test_reward) -> TrainingResult:
     steps = np.arange(len(rewards)) * 100
     curve = pd.DataFrame({"method": method, "seed": seed, "steps": steps, "cpu_seconds": seconds, "reward": rewards})
     curve["gradient_steps"] = 3 * steps
-    return Run(method, seed, curve, Validation(test_reward, 0.0, 0.0, 2.0, 0.0))
+    return TrainingResult(method, seed, curve, Validation(test_reward, 0.0, 0.0, 2.0, 0.0))
 
 
 def test_the_summary_of_known_runs():
@@ -267,7 +258,7 @@ def test_the_summary_of_known_runs():
         run_of("ppo", 1, [0.0, 5.0], [1.0, 9.0], 8.0),
     ]
     solver = Validation(10.0, 0.0, 0.0, 0.0, 0.0), Validation(10.5, 0.0, 0.0, 0.0, 0.0)
-    table = summarise(runs, *solver).set_index("method")
+    table = summarise_training(runs, *solver).set_index("method")
     assert list(table.index) == ["agent", "ppo", "myopic"]
     agent, ppo, myopic = (table.loc[name] for name in table.index)
     assert (agent["reached"], ppo["reached"], myopic["reached"]) == ("1 of 2", "not reached", "")
@@ -292,7 +283,7 @@ def test_the_bars_are_those_of_the_seed_that_compares_worst():
         run_of("maskable-ppo", 1, [0.0, 1.9], [9.0, 9.0], 12.5),
     ]
     solver = Validation(10.0, 0.0, 0.0, 0.0, 0.0)
-    table = training_bars(summarise(runs, solver, solver))
+    table = training_criteria(summarise_training(runs, solver, solver))
     assert [" ppo" in bar for bar in table["bar"]] == [True, True, False, False]
     assert table["measured"].tolist() == pytest.approx([2.0, 0.0, 1.9, -0.5])
     assert table["met"].tolist() == [True, True, False, False]
@@ -300,8 +291,8 @@ def test_the_bars_are_those_of_the_seed_that_compares_worst():
 
 def test_everything_is_trained_measured_and_drawn():
     problem = small_problem()
-    task = task_with_test(problem, varying_workload(seed=6), np.array([50]), PARAMETERS, SMOKE)
-    summary, curves = measure_task(task, SMOKE)
+    benchmark = with_test_days(problem, varying_workload(seed=6), np.array([50]), PARAMETERS, SMOKE.training)
+    summary, curves = run_benchmark(benchmark, SMOKE.training)
     assert list(summary["method"]) == [*METHODS, "myopic"]
     spent = ["steps", "cpu_seconds", "gradient_steps"]
     assert list(curves.columns) == ["method", "seed", *spent, "reward", "qos", "cost", "dropped"]
@@ -320,6 +311,6 @@ def test_everything_is_trained_measured_and_drawn():
 
 
 def test_a_method_that_is_not_there_is_refused():
-    task = task_with_test(small_problem(), varying_workload(), np.array([50]), PARAMETERS, SMOKE)
+    benchmark = with_test_days(small_problem(), varying_workload(), np.array([50]), PARAMETERS, SMOKE.training)
     with pytest.raises(ValueError, match="unknown methods \\['a2c'\\]"):
-        measure_task(task, replace(SMOKE, methods=("agent", "a2c")))
+        run_benchmark(benchmark, SMOKE.training, ("agent", "a2c"))

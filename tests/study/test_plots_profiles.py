@@ -13,7 +13,7 @@ from opd.profiling.profiles import compare_latencies
 from opd.study.plots.profiles import accuracy_by_cores, plot_accuracy_frontier, plot_comparison, plot_latency
 
 
-def test_the_frontier_is_what_enumeration_finds():
+def test_the_frontier_matches_enumeration():
     pipeline = load_pipeline("audio-sentiment")
     best = accuracy_by_cores(pipeline, 10.0)
     stages = []
@@ -30,7 +30,7 @@ def test_the_frontier_is_what_enumeration_finds():
         assert best[cores] == pytest.approx(max(pairs, default=-np.inf))
 
 
-def test_figures_are_written(tmp_path: Path):
+def test_profile_figures_are_written(tmp_path: Path):
     plot_latency(REFERENCE, ["detection", "classification"], tmp_path / "latency.png")
     plot_accuracy_frontier([load_pipeline(name) for name in PIPELINES], tmp_path / "frontier.png")
     plot_comparison(compare_latencies(REFERENCE, REFERENCE), tmp_path / "comparison.png")

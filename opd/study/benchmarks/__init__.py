@@ -1,1 +1,7 @@
-"""Benchmarks against named peers: the same work, in the same run, with the same answers."""
+"""Benchmarks against peers: the simulator, the training and the decision time."""
+
+from __future__ import annotations
+
+
+class DisagreementError(AssertionError):
+    """Two peers answer the same question differently, so their speeds cannot be compared."""

@@ -9,7 +9,6 @@ forecast's and what the decider's. Times are of the wall, on one thread.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -22,10 +21,10 @@ from opd.pipeline import Pipeline
 from opd.profiling.synthetic import synthetic_pipeline
 from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters, ipa_objective
-from opd.study.benchmarks.errors import DisagreementError
+from opd.study.benchmarks import DisagreementError
+from opd.study.benchmarks.budgets import FULL, DecisionBudget
 from opd.study.benchmarks.peer_gurobi import GurobiPolicy, GurobiUnavailable
 from opd.study.evaluation.decision_time import (
-    SIZES,
     Decided,
     observations,
     policies,
@@ -47,28 +46,9 @@ TOLERANCE = 1e-6
 """By how much the optima of two solvers may differ, in units of IPA's objective of some 10 to 100."""
 
 
-@dataclass(frozen=True)
-class DecisionBudget:
-    """How much is measured.
-
-    Attributes:
-        sizes: stages and variants of each pipeline.
-        decisions: in a cycle; 120 are the paper's.
-        repetitions: cycles of every policy; all their decisions count.
-    """
-
-    sizes: Sequence[tuple[int, int]] = SIZES
-    decisions: int = 120
-    repetitions: int = 5
-
-
-FULL = DecisionBudget()
-SMOKE = DecisionBudget(sizes=((2, 5), (3, 6)), decisions=6, repetitions=1)
-
-
 def compare_decision_times(
     forecaster: Forecaster,
-    budget: DecisionBudget = FULL,
+    budget: DecisionBudget = FULL.decision_time,
     counts: np.ndarray | None = None,
     ipa: IpaParameters | None = None,
     seed: int = 0,
@@ -77,7 +57,7 @@ def compare_decision_times(
 
     Args:
         forecaster: asked before every decision.
-        budget: how much is measured; :data:`FULL` or :data:`SMOKE`.
+        budget: how much is measured.
         counts: (T,) requests per second, T at least 120, and 10 more for every decision after the first; by default
             the most varied stretch of the bundled trace's test split.
         ipa: weights of the objective that the solvers maximise.

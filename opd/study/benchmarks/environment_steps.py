@@ -1,8 +1,7 @@
-"""How fast the environment steps, one or many episodes together, and what a step is made of.
+"""Simulator benchmark: environment steps per CPU-second, single and batched, and the parts of a step.
 
-A step is an interval of 10 s at :data:`~opd.study.benchmarks.simulator_setting.LOAD` requests/s. Time is that of the
-process, not of the wall, on one thread, after everything is compiled. There is no peer here: what counts is the
-speed itself.
+A step is an interval of 10 s at :data:`~opd.study.benchmarks.scenarios.LOAD` requests/s. Time is CPU time on one
+thread, after everything is compiled. There is no peer; the speed itself is the result.
 """
 
 from __future__ import annotations
@@ -26,7 +25,8 @@ from opd.simulator.environment import PipelineEnv
 from opd.simulator.parameters import SimulationParameters
 from opd.simulator.simulator import Simulator
 from opd.simulator.vector_environment import PipelineVectorEnv
-from opd.study.benchmarks.simulator_setting import FULL, LOAD, Size, varied_configurations
+from opd.study.benchmarks.budgets import FULL, SimulatorBudget
+from opd.study.benchmarks.scenarios import LOAD, varied_configurations
 from opd.workload.load import RecentMaximum
 from opd.workload.workload import Workload
 
@@ -35,15 +35,15 @@ EPISODES = "episodes"
 SIMULATOR = "simulator"
 
 
-def measure_steps(size: Size = FULL, name: str = "video", seed: int = 0) -> pd.DataFrame:
-    """Environment steps per CPU-second; a step is an interval of 10 s at 12 requests/s.
+def measure_steps(budget: SimulatorBudget = FULL.simulator, name: str = "video", seed: int = 0) -> pd.DataFrame:
+    """Measure environment steps per CPU-second; a step is an interval of 10 s at 12 requests/s.
 
-    Configurations change at every step, service times have noise. ``Gymnasium environment`` is ``step`` of
-    ``opd/Pipeline-v0``; ``episodes`` is what training uses, simulation, reward and the next state of a batch;
-    ``simulator`` is the simulation alone.
+    Configurations change at every step; service times have noise. ``Gymnasium environment`` is ``step`` of
+    ``opd/Pipeline-v0``; ``episodes`` is what training uses: simulation, reward and next state of a batch; ``simulator``
+    is the simulation alone.
 
     Args:
-        size: how much is measured.
+        budget: how much is measured.
         name: of the pipeline in the catalogue.
         seed: of workload and simulation.
 
@@ -53,15 +53,15 @@ def measure_steps(size: Size = FULL, name: str = "video", seed: int = 0) -> pd.D
         environment's).
     """
     pipeline = load_pipeline(name)
-    measured: list[tuple[str, int, int]] = [(GYMNASIUM, 1, size.single_steps)]
-    prepared: list[Callable[[], Callable[[], None]]] = [partial(_gymnasium_steps, pipeline, size.single_steps, seed)]
-    for environments in size.batches:
-        steps = max((size.steps if environments > 1 else size.single_steps) // environments, 1)
+    measured: list[tuple[str, int, int]] = [(GYMNASIUM, 1, budget.single_steps)]
+    prepared: list[Callable[[], Callable[[], None]]] = [partial(_gymnasium_steps, pipeline, budget.single_steps, seed)]
+    for environments in budget.batches:
+        steps = max((budget.steps if environments > 1 else budget.single_steps) // environments, 1)
         for layer, prepare in ((EPISODES, _episode_steps), (SIMULATOR, _simulator_steps)):
             measured.append((layer, environments, steps * environments))
             prepared.append(partial(prepare, pipeline, environments, steps, seed))
-    # The first round is to compile and to warm up. Rounds, so that a slow moment of the machine meets all alike.
-    rounds = tqdm(range(size.repetitions + 1), unit="round")
+    # The first round compiles and warms up. Rounds, so that a slow moment of the machine affects all alike.
+    rounds = tqdm(range(budget.repetitions + 1), unit="round")
     seconds = np.array([[_cpu_seconds(prepare()) for prepare in prepared] for _ in rounds])[1:]
     table = pd.DataFrame(measured, columns=["layer", "environments", "steps"])
     table.insert(0, "pipeline", name)
@@ -104,7 +104,7 @@ def _gymnasium_steps(pipeline: Pipeline, steps: int, seed: int) -> Callable[[], 
 
 
 def _batches(pipeline: Pipeline, environments: int) -> np.ndarray:
-    """(P, E, N, 3) configurations to run in turn; environments are out of step with each other."""
+    """(P, E, N, 3) configurations to run in turn, with a phase shift between environments."""
     varied = np.stack([as_array(choice) for choice in varied_configurations(pipeline)])
     return np.stack([varied[(phase + np.arange(environments)) % len(varied)] for phase in range(len(varied))])
 
@@ -115,7 +115,7 @@ def _episodes(
     """Episodes that have begun at different decisions, and the configurations to run in turn."""
     usual = SimulationParameters()
     parameters = usual if noise is None else replace(usual, service_noise=noise)
-    # As many more decisions as it takes for the episodes to see different loads.
+    # More decisions, so that the episodes see different loads.
     spread = 500
     work = steady_workload(steps + spread + 2, load, seed)
     episodes = PipelineVectorEnv(
@@ -150,7 +150,7 @@ def _simulator_steps(pipeline: Pipeline, environments: int, steps: int, seed: in
     return run
 
 
-# ------------------------------------------------------------------------------------------------- what bounds a step
+# ------------------------------------------------------------------------------------------------- parts of a step
 
 _PARTS: tuple[tuple[str, Any, str], ...] = (
     ("arrivals drawn (compiled)", kernel, "draw_arrivals"),
@@ -182,14 +182,16 @@ def _timed(parts: dict[str, float]) -> Iterator[None]:
         yield
 
 
-def profile(size: Size = FULL, environments: int = 256, name: str = "video", seed: int = 0) -> pd.DataFrame:
-    """Where the time of a batched environment step goes.
+def profile(
+    budget: SimulatorBudget = FULL.simulator, environments: int = 256, name: str = "video", seed: int = 0
+) -> pd.DataFrame:
+    """Measure where the time of a batched environment step goes.
 
-    The compiled kernel cannot be timed from within; what its parts cost is found by leaving them out: the noise of
-    service times, then all requests.
+    The compiled kernel cannot be timed from within. Its parts are measured by leaving them out: the noise of service
+    times, then all requests.
 
     Args:
-        size: how much is measured.
+        budget: how much is measured.
         environments: episodes stepped together.
         name: of the pipeline in the catalogue.
         seed: of workload and simulation.
@@ -201,13 +203,13 @@ def profile(size: Size = FULL, environments: int = 256, name: str = "video", see
     settings: dict[str, dict[str, Any]] = {
         "usual": {},
         "no noise": {"noise": 0.0},
-        # A load that is never drawn, but not zero: queues need room for one request.
+        # Too small to ever draw a request, but not zero: queues need room for one request.
         "silent": {"noise": 0.0, "load": 1e-3},
     }
-    # The first round is to warm up. Settings take turns, so that a slow moment of the machine meets all alike.
+    # The first round warms up. Settings take turns, so that a slow moment of the machine affects all alike.
     rounds = [
-        {which: _profiled_step(pipeline, environments, size, seed, given) for which, given in settings.items()}
-        for _ in tqdm(range(size.repetitions + 1), unit="round")
+        {which: _profiled_step(pipeline, environments, budget, seed, given) for which, given in settings.items()}
+        for _ in tqdm(range(budget.repetitions + 1), unit="round")
     ][1:]
     medians = {which: pd.DataFrame([each[which] for each in rounds]).median() for which in settings}
     usual, kernel = medians["usual"].copy(), {which: float(each["kernel"]) for which, each in medians.items()}
@@ -223,10 +225,10 @@ def profile(size: Size = FULL, environments: int = 256, name: str = "video", see
 
 
 def _profiled_step(
-    pipeline: Pipeline, environments: int, size: Size, seed: int, settings: dict[str, Any]
+    pipeline: Pipeline, environments: int, budget: SimulatorBudget, seed: int, settings: dict[str, Any]
 ) -> dict[str, float]:
     """Microseconds of each part of one environment step."""
-    steps = max(size.steps // environments, 1)
+    steps = max(budget.steps // environments, 1)
     run = _episode_steps(pipeline, environments, steps, seed, **settings)
     parts: dict[str, float] = {}
     with _timed(parts):

@@ -42,25 +42,19 @@ from torch import nn
 
 from opd.agent.network import FeaturesExtractor
 from opd.agent.parameters import TrainingParameters
-from opd.agent.problem import Problem
-from opd.agent.validation import Validation
+from opd.agent.problem import Configure, Problem
 from opd.measurement import running_configurations
 from opd.pipeline import Pipeline, from_choices
 from opd.simulator.actions import admit
 from opd.simulator.environment import PipelineEnv
 from opd.study.benchmarks.peer_environments import BatchedEnvironments, StageActions
+from opd.study.benchmarks.training_observer import Observe
 
 PEERS = ("ppo", "maskable-ppo")
 """As their users would have them."""
 
 BATCHED = ("ppo-batched", "maskable-ppo-batched")
 """The same with environments that cost no more than ours."""
-
-Decide = Callable[[np.ndarray], np.ndarray]
-"""Configurations (E, N, 3) for states (E, S)."""
-
-Observe = Callable[[int, Callable[[], Decide]], Validation]
-"""Is told the number of steps so far, and how to take a copy of the greedy policy; says how that does."""
 
 
 # ---------------------------------------------------------------------------------------------------- actions
@@ -233,7 +227,7 @@ def train_peer(peer: str, problem: Problem, parameters: TrainingParameters, seed
     assert isinstance(dummy, DummyVecEnv)
     stages = dummy.envs[0] if isinstance(dummy.envs[0], StageActions) else None
 
-    def greedy() -> Decide:
+    def greedy() -> Configure:
         copies = _copy_of(model.policy), deepcopy(cast(RunningMeanStd, vectorised.obs_rms))
         return GreedyPeer(problem.pipeline, *copies, vectorised.clip_obs, stages)
 

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from opd.study.benchmarks.bars import STEPS_PER_CPU_SECOND, TIMES_SIMPY
+from opd.study.benchmarks.criteria import STEPS_PER_CPU_SECOND, TIMES_SIMPY
 from opd.study.benchmarks.environment_steps import EPISODES, GYMNASIUM, SIMULATOR
-from opd.study.benchmarks.simulated_requests import CONTENDERS, QUEUES, REFERENCE, WHOLE_MODEL
-from opd.study.benchmarks.simulator_setting import LOAD
+from opd.study.benchmarks.scenarios import LOAD, QUEUES, WHOLE_MODEL
+from opd.study.benchmarks.simulated_requests import CONTENDERS, REFERENCE
 from opd.study.plots.style import PALETTE, Style
 
 _COLOURS = dict(zip((contender.name for contender in CONTENDERS), np.array(PALETTE)[[0, 9, 1, 8, 7]], strict=True))

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from opd.study.benchmarks.training import METHODS, MYOPIC
+from opd.study.benchmarks.training import METHODS
+from opd.study.benchmarks.training_summary import MYOPIC
 from opd.study.plots.style import PALETTE, Style, legend_below, policy_style
 
 STYLES = {

@@ -7,8 +7,8 @@ not timed, running it and reading its results is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import product
 from time import process_time
 from typing import Any
@@ -18,23 +18,16 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from opd.measurement import Interval
-from opd.pipeline import Configuration, Pipeline, as_array
-from opd.profiling.catalogue import load_pipeline
-from opd.simulator.parameters import SimulationParameters
+from opd.pipeline import as_array
 from opd.simulator.simulator import Simulator
-from opd.solvers import greedy
-from opd.study.benchmarks.errors import DisagreementError
+from opd.study.benchmarks import DisagreementError
+from opd.study.benchmarks.budgets import FULL, SimulatorBudget
 from opd.study.benchmarks.peer_ciw import ciw_latencies, ciw_simulation
 from opd.study.benchmarks.peer_simpy import ReferenceSimulator, simulate_queues
-from opd.study.benchmarks.simulator_setting import FULL, LOAD, Size, varied_configurations
+from opd.study.benchmarks.scenarios import QUEUES, WHOLE_MODEL, Scenario, scenario
 
 PIPELINES = ("video", "nlp")
 """Two stages and three, of the catalogue."""
-
-QUEUES = "queues"
-"""Case that all simulators share: batch size 1, one configuration throughout, nobody too old."""
-WHOLE_MODEL = "whole model"
-"""Case with batches, age limit and another configuration, with its start-up times, in every interval."""
 
 TOLERANCE = 1e-6
 """Seconds by which mean latencies of an interval may differ between simulators, through rounding alone."""
@@ -43,42 +36,6 @@ REFERENCE = "simpy"
 """The simulator that ratios are to."""
 BATCHED = "opd, batched"
 """Ours as training uses it, with many episodes together."""
-
-
-# ------------------------------------------------------------------------------------------------- what is simulated
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """What all simulators run.
-
-    Attributes:
-        pipeline: the pipeline.
-        case: :data:`QUEUES` or :data:`WHOLE_MODEL`.
-        parameters: without service noise, so that answers can be compared.
-        configurations: one for every interval, I of them.
-        counts: (I, E, interval) requests of each second, of every copy.
-        seed: of opd's generators, which spread the counts over their seconds.
-        arrivals: I arrays, the seconds at which requests of the first copy arrive.
-    """
-
-    pipeline: Pipeline
-    case: str
-    parameters: SimulationParameters
-    configurations: tuple[Configuration, ...]
-    counts: np.ndarray
-    seed: int
-    arrivals: tuple[np.ndarray, ...]
-
-    @property
-    def times(self) -> np.ndarray:
-        """(M,) all arrivals of the first copy."""
-        return np.concatenate(self.arrivals)
-
-    @property
-    def end(self) -> float:
-        """Seconds at which the last interval ends."""
-        return float(len(self.configurations) * self.parameters.interval)
 
 
 @dataclass(frozen=True)
@@ -94,66 +51,6 @@ class Answer:
     completed: np.ndarray
     dropped: np.ndarray
     latency_mean: np.ndarray
-
-
-def scenario(name: str, case: str, size: Size, seed: int) -> Scenario:
-    """A pipeline of the catalogue under Poisson arrivals.
-
-    Args:
-        name: of the pipeline.
-        case: :data:`QUEUES` or :data:`WHOLE_MODEL`.
-        size: intervals and copies.
-        seed: of counts and arrivals.
-    """
-    pipeline = load_pipeline(name)
-    parameters = SimulationParameters(service_noise=0.0)
-    if case == QUEUES:
-        pipeline = replace(pipeline, max_batch_size=1)
-        cycle = [greedy(pipeline, 1.25 * LOAD)]
-    else:
-        # One is far too small for the load, so that requests reach the age limit.
-        cycle = [*varied_configurations(pipeline), greedy(pipeline, 0.25 * LOAD)]
-        parameters = replace(parameters, drop_after=5.0)
-    counts = np.random.default_rng(seed).poisson(LOAD, (size.intervals, size.copies, parameters.interval))
-    return Scenario(
-        pipeline,
-        case,
-        parameters,
-        tuple(cycle[k % len(cycle)] for k in range(size.intervals)),
-        counts,
-        seed,
-        tuple(drawn_arrivals(pipeline, parameters, counts, seed)),
-    )
-
-
-def drawn_arrivals(
-    pipeline: Pipeline, parameters: SimulationParameters, counts: np.ndarray, seed: int
-) -> Iterator[np.ndarray]:
-    """The arrivals that opd's simulator draws for its first copy, so that others can be given the same.
-
-    They are read from the queue of a twin whose batches never fill, so that nothing leaves it.
-
-    Args:
-        pipeline: the pipeline.
-        parameters: of the simulation.
-        counts: (I, E, interval) requests of each second.
-        seed: of the simulator.
-
-    Yields:
-        Ascending seconds since the start, for every interval.
-    """
-    patient = replace(parameters, batch_timeout=1e6, drop_after=2.0 * parameters.interval)
-    largest = 1 << int(counts.sum(axis=2).max() + 1).bit_length()
-    task = pipeline.tasks[0]
-    variant = replace(task.variants[0], latency={1: 1.0, largest: 1.0})
-    idle = Pipeline("idle", (replace(task, variants=(variant,)),), variant.cores, 1, largest, 1.0)
-    configuration = as_array(((0, 1, largest),))  # type: ignore[arg-type]
-    twin = Simulator(idle, patient, counts.shape[1], int(counts.max()), seed)
-    for number, interval_counts in enumerate(counts):
-        twin.reset(idle.smallest_configuration())
-        twin.step(np.repeat(configuration[None], counts.shape[1], axis=0), interval_counts)
-        drawn = twin._state.queue_birth[0, 0, : interval_counts[0].sum()]
-        yield drawn + number * parameters.interval
 
 
 # ------------------------------------------------------------------------------------------------- simulators
@@ -268,11 +165,13 @@ def largest_difference(answer: Answer, expected: Answer, name: str, other: str) 
 # ------------------------------------------------------------------------------------------------- measurement
 
 
-def measure_requests(size: Size = FULL, pipelines: Sequence[str] = PIPELINES, seed: int = 0) -> pd.DataFrame:
+def measure_requests(
+    budget: SimulatorBudget = FULL.simulator, pipelines: Sequence[str] = PIPELINES, seed: int = 0
+) -> pd.DataFrame:
     """Requests simulated per CPU-second by opd, simpy and ciw, on the same arrivals and with the same answers.
 
     Args:
-        size: how much is measured.
+        budget: how much is measured.
         pipelines: names in the catalogue.
         seed: of the arrivals.
 
@@ -287,7 +186,7 @@ def measure_requests(size: Size = FULL, pipelines: Sequence[str] = PIPELINES, se
     """
     rows = []
     for name, case in tqdm(list(product(pipelines, (QUEUES, WHOLE_MODEL))), unit="case"):
-        rows += _measure_case(scenario(name, case, size, seed), size.repetitions)
+        rows += _measure_case(scenario(name, case, budget, seed), budget.repetitions)
     return pd.DataFrame(rows)
 
 

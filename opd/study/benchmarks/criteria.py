@@ -31,7 +31,7 @@ def _table(rows: list[Row]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["bar", "measured", "met"])
 
 
-def simulator_bars(requests: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
+def simulator_criteria(requests: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
     """The bars of the simulator.
 
     Args:
@@ -53,7 +53,7 @@ def simulator_bars(requests: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
     return _table([*rows, (text, best, best >= STEPS_PER_CPU_SECOND)])
 
 
-def training_bars(summary: pd.DataFrame) -> pd.DataFrame:
+def training_criteria(summary: pd.DataFrame) -> pd.DataFrame:
     """The bars of training: speed and reward beside each peer, of the seed that compares worst.
 
     Args:
@@ -70,7 +70,7 @@ def training_bars(summary: pd.DataFrame) -> pd.DataFrame:
     return _table(rows)
 
 
-def decision_bars(times: pd.DataFrame) -> pd.DataFrame:
+def decision_criteria(times: pd.DataFrame) -> pd.DataFrame:
     """The bars of decision times: the agent is faster than every solver at every size.
 
     Args:

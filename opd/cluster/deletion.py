@@ -1,0 +1,124 @@
+"""Deletes a pipeline in an order that loses no request that it has."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from opd.cluster.api import Cluster
+from opd.cluster.difference import ObjectChange
+from opd.cluster.errors import ForbiddenError, LeftoverError, NotFoundError
+from opd.cluster.lease import LeaseTimes
+from opd.cluster.manifests.pipeline import STAGE_VARIANT
+from opd.cluster.names import CONTROLLER, MODEL, QUEUE, ROUTER, labels, lease_name, selector
+from opd.cluster.ownership import WORKLOADS, find_owned, role_of
+from opd.cluster.pod_status import has_ended
+from opd.cluster.resources import CONFIG_MAP, LEASE, POD, Object, Resource
+from opd.cluster.rollout import delete_objects
+from opd.waiting import wait_until, wait_while
+
+POLL_SECONDS = 0.5
+
+RENEWED_SECONDS = 1.5 * LeaseTimes().retry
+"""A running controller renews its Lease within this time."""
+
+_STEPS = ("", ROUTER, QUEUE, MODEL, "")
+"""Order of deletion: state of the stages, components whose pods have to end, and everything else."""
+
+
+def delete_pipeline(cluster: Cluster, pipeline: str, seconds: float, dry_run: bool = False) -> Iterator[ObjectChange]:
+    """Delete a pipeline without losing a request that it has, until nothing is left.
+
+    The state of the stages goes first, because without it no controller can create anything again; then the router,
+    which finishes what it began, then queues and replicas, then everything else. Events stay until the cluster forgets
+    them.
+
+    Args:
+        cluster: the namespace.
+        pipeline: its name.
+        seconds: to wait for each of these at most.
+        dry_run: let the cluster check everything and delete nothing.
+
+    Yields:
+        what is deleted; nothing if there is no such pipeline.
+
+    Raises:
+        LeftoverError: if objects or pods are still there in the end.
+        ClusterError: as every call.
+    """
+    if not find_owned(cluster, pipeline)[0] and not _lease(cluster, pipeline):
+        return
+    for step, component in enumerate(_STEPS):
+        found = [each for resource, each in find_owned(cluster, pipeline)[0] if _step(resource, each) == step]
+        yield from delete_objects(cluster, found, dry_run)
+        if component and not dry_run:
+            _wait_until_gone(partial(_pods, cluster, pipeline, component), seconds)
+    if not dry_run:
+        _wait_until_nobody_leads(cluster, pipeline, seconds)
+    if lease := _lease(cluster, pipeline):
+        yield from delete_objects(cluster, [lease], dry_run)
+    if not dry_run:
+        _wait_until_gone(lambda: [_name(*each) for each in find_owned(cluster, pipeline)[0]], seconds)
+
+
+def _step(resource: Resource, found: Object) -> int:
+    if resource == CONFIG_MAP and STAGE_VARIANT in (found.get("data") or {}):
+        return 0
+    component = role_of(found)[0]
+    return _STEPS.index(component) if resource in WORKLOADS and component in _STEPS else len(_STEPS) - 1
+
+
+def _lease(cluster: Cluster, pipeline: str) -> Object:
+    """Return the controllers' Lease, empty if there is none or it is not ours.
+
+    An account that may not see it has not run a controller.
+    """
+    try:
+        found = cluster.get(LEASE, lease_name(pipeline))
+    except (ForbiddenError, NotFoundError):
+        return {}
+    ours = labels(pipeline, CONTROLLER).items() <= (found["metadata"].get("labels") or {}).items()
+    return found if ours else {}
+
+
+def _wait_until_nobody_leads(cluster: Cluster, pipeline: str, seconds: float) -> None:
+    """Wait until the Lease is returned, or no longer renewed: a running controller would create it again.
+
+    Raises:
+        LeftoverError: naming the Lease and its holder.
+    """
+    seen, changed = _lease(cluster, pipeline), time.monotonic()
+
+    def nobody_leads() -> bool:
+        nonlocal seen, changed
+        lease = _lease(cluster, pipeline)
+        if lease != seen:
+            seen, changed = lease, time.monotonic()
+        return not _holder(seen) or time.monotonic() - changed > RENEWED_SECONDS
+
+    if not wait_until(nobody_leads, max(seconds, RENEWED_SECONDS + POLL_SECONDS), POLL_SECONDS):
+        raise LeftoverError(
+            f"still there after {seconds:g} s: Lease {lease_name(pipeline)}, which {_holder(seen)} holds and renews: a "
+            "controller still runs; stop it, and delete again"
+        )
+
+
+def _holder(lease: Object) -> str:
+    return str((lease.get("spec") or {}).get("holderIdentity") or "")
+
+
+def _pods(cluster: Cluster, pipeline: str, component: str) -> list[str]:
+    return [_name(POD, pod) for pod in cluster.list(POD, selector(pipeline, component))[0] if not has_ended(pod)]
+
+
+def _wait_until_gone(left: Callable[[], list[str]], seconds: float) -> None:
+    if names := wait_while(lambda: ", ".join(left()), seconds, POLL_SECONDS):
+        raise LeftoverError(
+            f"still there after {seconds:g} s: {names}; look for what holds them (finalizers, a node that does not "
+            "answer), or for who creates them again, and delete again"
+        )
+
+
+def _name(resource: Resource, found: Object) -> str:
+    return f"{resource.kind} {found['metadata']['name']}"

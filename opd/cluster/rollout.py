@@ -1,0 +1,115 @@
+"""Brings the objects of a pipeline to their manifests, and removes those that the manifests lack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
+
+from opd.cluster.api import Cluster
+from opd.cluster.difference import ObjectChange
+from opd.cluster.errors import ConflictError, NotFoundError
+from opd.cluster.names import MODEL
+from opd.cluster.ownership import WORKLOADS, check_ours, find_owned, identity_of, role_of
+from opd.cluster.resources import Object, resource_of
+
+_ASSIGNED_BY_CLUSTER = "Service"
+"""The cluster assigns addresses in its specification, which must stay."""
+
+
+def apply_objects(cluster: Cluster, manifests: Sequence[Object], dry_run: bool = False) -> Iterator[ObjectChange]:
+    """Create each object, or bring the one that exists to its manifest, in this order; nothing if all is so already.
+
+    Nothing is written unless every object that exists belongs to the pipeline.
+
+    Args:
+        cluster: the namespace.
+        manifests: see :func:`opd.cluster.manifests.pipeline.pipeline_objects`.
+        dry_run: let the cluster check everything and keep nothing.
+
+    Yields:
+        the change of each.
+
+    Raises:
+        NotOursError: if an object exists and is not of this pipeline.
+        NotFoundError: if the namespace or a kind of object does not exist.
+        ClusterError: as every call.
+    """
+    for manifest in manifests:
+        check_ours(_find(cluster, manifest), manifest)
+    for manifest in manifests:
+        yield apply_object(cluster, manifest, dry_run)
+
+
+def apply_object(cluster: Cluster, manifest: Object, dry_run: bool = False) -> ObjectChange:
+    """Create an object, or bring the one that exists to its manifest.
+
+    Raises:
+        NotOursError: if it exists and is not of this pipeline.
+        ClusterError: as every call.
+    """
+    found = _find(cluster, manifest)
+    if not found:
+        try:
+            return ObjectChange({}, cluster.create(manifest, dry_run, repeat=True))
+        except ConflictError:  # it exists by now, perhaps from an attempt of ours that had no answer
+            found = _find(cluster, manifest)
+    resource, name = identity_of(manifest)
+    return ObjectChange(found, cluster.modify(resource, name, lambda now: _bring(now, manifest), dry_run))
+
+
+def _find(cluster: Cluster, manifest: Object) -> Object:
+    try:
+        return cluster.get(*identity_of(manifest))
+    except NotFoundError:
+        return {}
+
+
+def _bring(found: Object, manifest: Object) -> None:
+    """Put a manifest into an existing object; labels and annotations of others stay, all else is replaced."""
+    check_ours(found, manifest)
+    for name in ("labels", "annotations"):
+        entries = {**(found["metadata"].get(name) or {}), **manifest["metadata"].get(name, {})}
+        if entries:
+            found["metadata"][name] = entries
+    for name in manifest.keys() - {"apiVersion", "kind", "metadata"}:
+        kept = found[name] if found["kind"] == _ASSIGNED_BY_CLUSTER else {}
+        found[name] = {**kept, **deepcopy(manifest[name])} if isinstance(manifest[name], Mapping) else manifest[name]
+
+
+def prune_objects(
+    cluster: Cluster, pipeline: str, manifests: Iterable[Object], dry_run: bool = False
+) -> Iterator[ObjectChange]:
+    """Delete what an earlier deployment made and these manifests lack, except replicas (:func:`superseded_workloads`).
+
+    Raises:
+        ClusterError: as every call.
+    """
+    wanted = set(map(identity_of, manifests))
+    found = [each for _, each in find_owned(cluster, pipeline)[0]]
+    yield from delete_objects(
+        cluster, (each for each in found if identity_of(each) not in wanted and not _is_model(each)), dry_run
+    )
+
+
+def superseded_workloads(cluster: Cluster, pipeline: str, manifests: Iterable[Object]) -> list[Object]:
+    """Return replicas' workloads that these manifests lack: of variants that no longer run, or of former tasks."""
+    wanted = set(map(identity_of, manifests))
+    found = [each for _, each in find_owned(cluster, pipeline, WORKLOADS)[0]]
+    return [each for each in found if _is_model(each) and identity_of(each) not in wanted]
+
+
+def delete_objects(cluster: Cluster, objects: Iterable[Object], dry_run: bool = False) -> Iterator[ObjectChange]:
+    """Delete objects, if they still exist; replicas of workloads finish what they serve.
+
+    Raises:
+        ClusterError: as every call.
+    """
+    for found in objects:
+        with suppress(NotFoundError):
+            cluster.delete(*identity_of(found), dry_run)
+        yield ObjectChange(found, {})
+
+
+def _is_model(found: Object) -> bool:
+    return resource_of(found) in WORKLOADS and role_of(found)[0] == MODEL

@@ -1,0 +1,178 @@
+"""State of a deployed pipeline: its workloads with their pods, its stages, queues and leader."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from opd.cluster.api import Cluster
+from opd.cluster.errors import ClusterError, ForbiddenError, NotFoundError, NotServingError
+from opd.cluster.manifests.pipeline import STAGE_VARIANT
+from opd.cluster.manifests.pods import HTTP, SETTINGS_ANNOTATION
+from opd.cluster.manifests.workloads import replicas_of, template_of
+from opd.cluster.names import QUEUE, TASK_LABEL, lease_name, selector
+from opd.cluster.ownership import WORKLOADS, find_owned, identity_of, role_of
+from opd.cluster.pod_status import failure_reason, has_ended, is_ready, refusal_reason, unschedulable_reason
+from opd.cluster.resources import CONFIG_MAP, DEPLOYMENT, LEASE, POD, SELDON_DEPLOYMENT, Object, resource_of
+from opd.waiting import wait_while
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+
+
+class WorkloadStatus(NamedTuple):
+    """State of a router, a queue, or the replicas of a variant.
+
+    Attributes:
+        name: of the object.
+        component: ``router``, ``queue`` or ``model``.
+        task: empty for the router.
+        variant: empty unless they are replicas.
+        wanted: pods.
+        ready: pods of the wanted state.
+        trouble: why a pod is not ready, empty if nothing is known.
+    """
+
+    name: str
+    component: str
+    task: str
+    variant: str
+    wanted: int
+    ready: int
+    trouble: str
+
+    @property
+    def serves(self) -> bool:
+        """Whether all pods are ready."""
+        return self.ready >= self.wanted
+
+
+def workload_statuses(
+    cluster: Cluster, pipeline: str, included: Callable[[Object], bool] = lambda _: True
+) -> list[WorkloadStatus]:
+    """Return the state of router, queues and replicas.
+
+    Args:
+        cluster: the namespace.
+        pipeline: its name.
+        included: selects workloads.
+
+    Raises:
+        ClusterError: as every call.
+    """
+    found = [each for _, each in find_owned(cluster, pipeline, WORKLOADS)[0] if included(each)]
+    pods = [pod for pod in cluster.list(POD, selector(pipeline))[0] if not has_ended(pod)]
+    return sorted(workload_status(each, [pod for pod in pods if role_of(pod) == role_of(each)]) for each in found)
+
+
+def workload_status(workload: Object, pods: Sequence[Object]) -> WorkloadStatus:
+    """Return the state of a workload.
+
+    Args:
+        workload: the object.
+        pods: of it, without those that have ended.
+    """
+    ready = sum(is_ready(pod) and _is_of_current_template(pod, workload) for pod in pods)
+    wanted = replicas_of(workload)
+    troubles = [failure_reason(pod) or unschedulable_reason(pod) for pod in pods if not is_ready(pod)]
+    return WorkloadStatus(
+        workload["metadata"]["name"],
+        *role_of(workload),
+        wanted,
+        ready if _is_up_to_date(workload, wanted) else min(ready, max(wanted - 1, 0)),
+        next(filter(None, troubles), refusal_reason(workload)),
+    )
+
+
+def _is_of_current_template(pod: Object, workload: Object) -> bool:
+    """Return whether a pod is of the current template; a Deployment tells that itself, see :func:`_is_up_to_date`."""
+    if resource_of(workload) != SELDON_DEPLOYMENT:
+        return True
+    its_hash, wanted = (
+        (each.get("metadata", {}).get("annotations") or {}).get(SETTINGS_ANNOTATION)
+        for each in (pod, template_of(workload))
+    )
+    return bool(its_hash == wanted)
+
+
+def _is_up_to_date(workload: Object, wanted: int) -> bool:
+    """Return whether the pods are those of the current specification, as far as the cluster reports it."""
+    status = workload.get("status") or {}
+    if "observedGeneration" not in status or resource_of(workload) != DEPLOYMENT:
+        return status.get("state", "Available") == "Available"
+    seen = status["observedGeneration"] >= workload["metadata"]["generation"]
+    return seen and status.get("updatedReplicas", 0) == status.get("replicas", 0) == wanted
+
+
+def wait_until_serving(
+    cluster: Cluster,
+    pipeline: str,
+    seconds: float,
+    report: Callable[[str], object] = lambda _: None,
+    leaving: Iterable[Object] = (),
+) -> None:
+    """Wait until every workload of a pipeline has its pods.
+
+    Args:
+        cluster: the namespace.
+        pipeline: its name.
+        seconds: to wait at most.
+        report: receives what is still missing whenever that changes.
+        leaving: workloads that are to be deleted; their pods are not waited for.
+
+    Raises:
+        NotServingError: naming what is missing, and why if that is known.
+        ClusterError: as every call.
+    """
+    left_out = set(map(identity_of, leaving))
+    reported = reason = ""
+
+    def missing() -> str:
+        nonlocal reported, reason
+        found = workload_statuses(cluster, pipeline, lambda workload: identity_of(workload) not in left_out)
+        late = [each for each in found if not each.serves]
+        reason = next((f": {each.trouble}" for each in late if each.trouble), "")
+        text = ", ".join(f"{each.name} {each.ready} of {each.wanted}" for each in late)
+        if text and text != reported:
+            report(text)
+            reported = text
+        return text
+
+    if still_missing := wait_while(missing, seconds, POLL_SECONDS):
+        raise NotServingError(
+            f"pipeline {pipeline!r} does not serve after {seconds:g} s: pods are missing ({still_missing}){reason}; "
+            "look at their events and logs, correct the settings and deploy again"
+        )
+
+
+def stage_config_maps(cluster: Cluster, pipeline: str) -> dict[str, Object]:
+    """Return the ConfigMaps that hold the configuration of stages, by task."""
+    found, _ = cluster.list(CONFIG_MAP, selector(pipeline, QUEUE))
+    named = ((each["metadata"]["labels"].get(TASK_LABEL, ""), each) for each in found)
+    return {task: each for task, each in named if STAGE_VARIANT in (each.get("data") or {})}
+
+
+def queued_requests(cluster: Cluster, pipeline: str, task: str) -> str:
+    """Return the number of requests in a task's queue, as it reports; ``?`` if it cannot be asked."""
+    try:
+        for pod in cluster.list(POD, selector(pipeline, QUEUE, task))[0]:
+            ports = {each.get("name"): each["containerPort"] for each in pod["spec"]["containers"][0].get("ports", [])}
+            if is_ready(pod) and HTTP in ports:
+                return str(cluster.ask_pod(pod["metadata"]["name"], ports[HTTP], "/stage")["waiting"])
+    except (ClusterError, KeyError, TypeError) as error:
+        logger.info("the queue of %s does not report how many requests wait: %s", task, error)
+    return "?"
+
+
+def leader(cluster: Cluster, pipeline: str) -> str:
+    """Return the holder of the controllers' Lease; empty if there is none, ``?`` if this account may not see it."""
+    try:
+        spec = cluster.get(LEASE, lease_name(pipeline)).get("spec") or {}
+    except NotFoundError:
+        return ""
+    except ForbiddenError:
+        return "?"
+    holder = spec.get("holderIdentity") or ""
+    return f"{holder}, renewed {spec.get('renewTime')}" if holder else ""

@@ -1,0 +1,118 @@
+"""Training under observation: CPU-seconds without the evaluation of policies, and the checkpoint that is best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import process_time
+from typing import Any
+
+import numpy as np
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from opd.agent.network import ActorCritic
+from opd.agent.parameters import TrainingParameters
+from opd.agent.ppo import PPOTrainer, train
+from opd.agent.problem import Configure, Problem, expert_table
+from opd.agent.validation import Validation, tolerated_drops, validate
+
+Observe = Callable[[int, Callable[[], Configure]], Validation]
+"""Called with the number of steps so far and a function that copies the greedy policy; returns the validation."""
+
+MODES = {"agent": "pretrain", "agent-unaided": "none"}
+"""Our two methods and their expert modes."""
+
+
+class TrainingObserver:
+    """A stopwatch that stands still while it evaluates a policy, and keeps the best one.
+
+    Args:
+        problem: gives the validation episodes.
+        parameters: number and length of the episodes, and the penalty for lost requests.
+    """
+
+    def __init__(self, problem: Problem, parameters: TrainingParameters) -> None:
+        self._problem = problem
+        self._parameters = parameters
+        # As ours does: losing no more requests than IPA costs nothing when checkpoints are compared.
+        self._tolerated_drops = tolerated_drops(problem, parameters)
+        self._begin = process_time()
+        self._paused = 0.0
+        self._gradient_steps = 0
+        self.rows: list[dict[str, float]] = []
+        self.best: Configure | None = None
+        self._best = -np.inf
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """A training begins, and is over at the end; the steps of all optimisers in between are counted."""
+        self._begin, self._paused, self._gradient_steps = process_time(), 0.0, 0
+        counting = register_optimizer_step_post_hook(self._count)
+        try:
+            yield
+        finally:
+            counting.remove()
+
+    def _count(self, *arguments: object) -> None:
+        self._gradient_steps += 1
+
+    def observe(self, steps: int, copy: Callable[[], Configure]) -> Validation:
+        """Note the CPU-seconds of ``steps`` steps, then evaluate a copy of the policy outside of them.
+
+        The best policy is one that has been trained: where nothing has been stepped there is no candidate yet.
+        """
+        now = process_time()
+        decide = copy()
+        result = validate(self._problem, self._parameters, decide, self._tolerated_drops)
+        spent = {"cpu_seconds": now - self._begin - self._paused, "gradient_steps": self._gradient_steps}
+        self.rows.append({"steps": steps, **spent, **result._asdict()})
+        if steps and result.selection > self._best:
+            self._best, self.best = result.selection, decide
+        self._paused += process_time() - now
+        return result
+
+
+def greedy_agent(network: ActorCritic) -> Configure:
+    """What a copy of our network decides without exploration."""
+    return deepcopy(network).configure
+
+
+class ObservedTrainer(PPOTrainer):
+    """Our training, with the evaluation of its policy left to an observer."""
+
+    def __init__(self, observe: Observe, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._observe = observe
+
+    def prepare(self) -> None:
+        """Demonstrations and imitation, which are part of training, then a first look."""
+        super().prepare()
+        self.validate()
+
+    def validate(self) -> Validation:
+        """The same validation as it always is, outside of the CPU-seconds."""
+        steps = self.updates_done * self.parameters.num_envs * self.parameters.rollout_steps
+        return self._observe(steps, lambda: greedy_agent(self.network))
+
+
+def train_agent(method: str, problem: Problem, parameters: TrainingParameters, seed: int, observe: Observe) -> None:
+    """Train ours from end to end: the expert's table, then all that :func:`opd.agent.ppo.train` does.
+
+    Args:
+        method: a key of :data:`MODES`.
+        problem: what to train on.
+        parameters: of the run.
+        seed: of everything random.
+        observe: called before the first update, after every ``validate_every`` updates, and so after the last.
+    """
+    expert = expert_table(
+        problem.pipeline, problem.weights, problem.simulation, parameters.expert, len(problem.expert) - 1
+    )
+    own = replace(parameters, expert_mode=MODES[method])
+    with TemporaryDirectory() as folder:
+        train(problem._replace(expert=expert), own, seed, Path(folder), method, partial(ObservedTrainer, observe))

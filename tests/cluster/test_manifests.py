@@ -1,0 +1,266 @@
+"""Content of the objects of a pipeline, and names and configurations that they cannot have."""
+
+import json
+
+import pytest
+from manifest_objects import FULL, PLAIN, changed, find, objects_of, server_of, workloads
+from small_pipelines import ocr_pipeline
+
+from opd.cluster import names
+from opd.cluster.manifests.pipeline import stage_config
+from opd.cluster.manifests.pods import SECURITY_CONTEXT
+from opd.cluster.manifests.servers import DISCOVERING_QUEUE
+from opd.cluster.manifests.workloads import model_workload, replicas_of, template_of, with_replicas
+from opd.cluster.overlay import Overlay
+from opd.cluster.settings import FLAVOURS
+from opd.pipeline import InfeasibleError, Pipeline, StageConfiguration, Task, Variant
+from opd.profiling.catalogue import load_pipeline
+from opd.serving.settings import ServerSettings, StageSettings
+
+
+def test_every_server_can_read_its_settings():
+    objects = objects_of()
+    for workload in workloads(objects):
+        mounted = find(objects, "ConfigMap", workload["metadata"]["name"])
+        server = ServerSettings(**json.loads(mounted["data"]["server.json"]))
+        component = workload["metadata"]["labels"][names.COMPONENT_LABEL]
+        assert server.kind == (DISCOVERING_QUEUE if component == names.QUEUE else component)
+        ports = {port["name"]: port["containerPort"] for port in server_of(workload)["ports"]}
+        assert ports == {"http": server.http_port, "grpc": server.grpc_port, "metrics": server.metrics_port}
+        assert server_of(workload)["readinessProbe"]["httpGet"]["path"] == f"/v2/models/{server.name}/ready"
+        if component == names.QUEUE:
+            StageSettings(**server.parameters["settings"])
+
+
+def test_the_router_knows_the_services_of_the_queues_in_order():
+    objects = objects_of()
+    router = json.loads(find(objects, "ConfigMap", "ocr-router")["data"]["server.json"])
+    assert router["parameters"]["stages"] == [
+        {"task": "text-detection", "address": "ocr-text-detection-queue.pipelines.svc:8081"},
+        {"task": "text-recognition", "address": "ocr-text-recognition-queue.pipelines.svc:8081"},
+    ]
+    for task in ("text-detection", "text-recognition"):
+        service = find(objects, "Service", f"ocr-{task}-queue")["spec"]
+        pod = template_of(find(objects, "Deployment", f"ocr-{task}-queue"))
+        assert service["selector"].items() <= pod["metadata"]["labels"].items()
+        assert {port["name"]: port["port"] for port in service["ports"]}["grpc"] == 8081
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_a_queue_selects_only_the_replicas_of_its_task(flavour):
+    objects = objects_of(flavour)
+    for task in ("text-detection", "text-recognition"):
+        server = json.loads(find(objects, "ConfigMap", f"ocr-{task}-queue")["data"]["server.json"])
+        discover = server["parameters"]["discover"]
+        wanted = dict(part.split("=") for part in discover["selector"].split(","))
+        selected = [
+            manifest["metadata"]["labels"][names.TASK_LABEL]
+            for manifest in workloads(objects)
+            if wanted.items() <= template_of(manifest)["metadata"]["labels"].items()
+        ]
+        assert selected == [task]
+        assert discover["namespace"] == "pipelines"
+        assert discover["port"] == 8081
+        assert find(objects, "ConfigMap", discover["stage"])["data"].keys() == {"variant", "replicas", "batch_size"}
+
+
+def test_only_queues_have_access_to_the_api_server_with_minimal_rights():
+    objects = objects_of()
+    for workload in workloads(objects):
+        pod, component = template_of(workload)["spec"], workload["metadata"]["labels"][names.COMPONENT_LABEL]
+        assert pod["automountServiceAccountToken"] == (component == "queue")
+        assert pod.get("serviceAccountName") == ("ocr-queue" if component == "queue" else None)
+    (rule,) = find(objects, "Role", "ocr-queue")["rules"]
+    assert rule == {"apiGroups": [""], "resources": ["configmaps", "pods"], "verbs": ["get", "list", "watch"]}
+    binding = find(objects, "RoleBinding", "ocr-queue")
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "ocr-queue", "namespace": "pipelines"}]
+
+
+def test_the_config_map_of_a_stage_holds_its_configuration():
+    pipeline = load_pipeline("ocr")
+    config = stage_config(pipeline, pipeline.tasks[1], StageConfiguration(2, 3, 4), PLAIN)
+    assert config["metadata"]["name"] == "ocr-text-recognition-stage"
+    assert config["data"] == {"variant": "v6-small-128-ascii", "replicas": "3", "batch_size": "4"}
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_scaling_a_workload_changes_nothing_else(flavour):
+    pipeline = load_pipeline("ocr")
+    wanted = changed(PLAIN, flavour=flavour)
+    one = model_workload(pipeline, pipeline.tasks[0], pipeline.tasks[0].variants[3], 1, wanted)
+    three = with_replicas(one, 3)
+    assert (replicas_of(one), replicas_of(three)) == (1, 3)
+    assert three == model_workload(pipeline, pipeline.tasks[0], pipeline.tasks[0].variants[3], 3, wanted)
+    assert with_replicas(three, 1) == one
+
+
+def test_a_pod_drains_and_finishes_the_longest_request_before_it_is_killed():
+    wanted = changed(PLAIN, drain_seconds=7, stage=StageSettings(drop_after=20.0, call_timeout=3.5))
+    objects = objects_of(settings=wanted)
+    model = template_of(find(objects, "Deployment", "ocr-text-detection-v5-256"))["spec"]
+    assert model["containers"][0]["lifecycle"]["preStop"] == {"exec": {"command": ["sleep", "7"]}}
+    # A request that waited almost 20 s is still served, which may take another 3.5 s.
+    assert model["terminationGracePeriodSeconds"] == 7 + 24 + 5
+    queue = find(objects, "Deployment", "ocr-text-detection-queue")["spec"]
+    assert "lifecycle" not in queue["template"]["spec"]["containers"][0]
+    assert queue["strategy"] == {"type": "Recreate"}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"store": "/models"}, {"overlay": Overlay(model={"spec": {"nodeSelector": {"disk": "fast"}}})}]
+)
+def test_the_hash_of_the_settings_changes_with_the_settings_of_a_pod(changes):
+    def hashes(wanted):
+        return [
+            template_of(each)["metadata"]["annotations"]["opd.io/settings"]
+            for each in workloads(objects_of(settings=wanted))
+        ]
+
+    pairs = zip(hashes(PLAIN), hashes(changed(PLAIN, **changes)), strict=True)
+    assert [old != new for old, new in pairs] == [False, False, True, True, False]
+
+
+def test_only_replicas_get_the_credentials_of_the_store():
+    for workload in workloads(objects_of(settings=FULL)):
+        is_model = workload["metadata"]["labels"][names.COMPONENT_LABEL] == "model"
+        secret = [{"secretRef": {"name": "opd-store"}}] if is_model else None
+        assert server_of(workload).get("envFrom") == secret
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_containers_run_without_privileges(flavour):
+    for workload in workloads(objects_of(flavour)):
+        assert server_of(workload)["securityContext"] == SECURITY_CONTEXT
+        mounts = {mount["mountPath"]: mount.get("readOnly", False) for mount in server_of(workload)["volumeMounts"]}
+        assert mounts["/etc/opd"]
+        assert not mounts["/tmp"]
+        assert not any("hostPath" in volume for volume in template_of(workload)["spec"]["volumes"])
+
+
+def test_seldon_runs_only_our_container():
+    workload = find(objects_of("seldon"), "SeldonDeployment", "ocr-text-detection-v5-256")
+    (predictor,) = workload["spec"]["predictors"]
+    assert predictor["annotations"] == {"seldon.io/no-engine": "true"}
+    assert predictor["graph"] == {"name": "server", "type": "MODEL"}
+    assert [container["name"] for container in template_of(workload)["spec"]["containers"]] == ["server"]
+
+
+def test_flavours_differ_only_in_the_workloads_of_variants():
+    plain, seldon = objects_of("deployment", FULL), objects_of("seldon", FULL)
+    for one, other in zip(plain, seldon, strict=True):
+        if other["kind"] == "SeldonDeployment":
+            assert template_of(one) == template_of(other)
+            assert one["metadata"] == other["metadata"]
+        else:
+            assert one == other
+
+
+def test_network_policies_allow_only_the_path_of_requests():
+    objects = objects_of(settings=FULL)
+    policies = [manifest["spec"] for manifest in objects if manifest["kind"] == "NetworkPolicy"]
+    pods = [template_of(workload)["metadata"]["labels"] for workload in workloads(objects)]
+
+    def is_selected(labels, selector):
+        return selector["matchLabels"].items() <= labels.items()
+
+    def allows(rules, direction, labels, port):
+        return any(
+            any(entry["port"] == port for entry in rule["ports"])
+            and (
+                direction not in rule
+                or any(is_selected(labels, peer["podSelector"]) for peer in rule[direction] if "podSelector" in peer)
+            )
+            for rule in rules
+        )
+
+    def may_talk(source, target, port):
+        sending = [policy for policy in policies if is_selected(source, policy["podSelector"])]
+        receiving = [policy for policy in policies if is_selected(target, policy["podSelector"])]
+        assert sending
+        assert receiving
+        return any(allows(policy["egress"], "to", target, port) for policy in sending) and any(
+            allows(policy["ingress"], "from", source, port) for policy in receiving
+        )
+
+    def part(labels):
+        return labels[names.COMPONENT_LABEL], labels.get(names.TASK_LABEL)
+
+    talking = {(part(one), part(other)) for one in pods for other in pods if may_talk(one, other, 8081)}
+    router = ("router", None)
+    queues = [("queue", task) for task in ("text-detection", "text-recognition")]
+    models = [("model", task) for _, task in queues]
+    expected = {(router, queue) for queue in queues} | set(zip(queues, models, strict=True))
+    assert talking == expected
+    assert not any(may_talk(one, other, 8082) for one in pods for other in pods)
+    open_to_all = {
+        (policy["podSelector"]["matchLabels"][names.COMPONENT_LABEL], port)
+        for policy in policies
+        for port in (8080, 8081, 8082)
+        if allows(policy["ingress"], "from", {"app": "other"}, port)
+    }
+    assert open_to_all == {("router", 8080), ("router", 8081)}
+
+
+def test_extra_objects_are_made_only_on_request():
+    assert {manifest["kind"] for manifest in objects_of()} == {
+        *("ServiceAccount", "Role", "RoleBinding", "PodDisruptionBudget", "ConfigMap", "Service", "Deployment")
+    }
+
+
+def renamed(pipeline="ocr", task="detection", variant="small"):
+    variants = (Variant(variant, 0.5, 1, {1: 0.1, 2: 0.2}, 1.0),)
+    return Pipeline(pipeline, (Task(task, variants),), 4, 2, 2, 1.0)
+
+
+BAD_NAMES = (
+    "",
+    "Upper",
+    "a_b",
+    "-a",
+    "a-",
+    "a.b",
+    "../other",
+    "other/ocr",
+    "a b",
+    "ünder",
+    "a" * 64,
+    "x\n",
+    "a" * 10**6,
+)
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+@pytest.mark.parametrize("part", ["pipeline", "task", "variant"])
+def test_names_must_be_dns_labels(part, name):
+    with pytest.raises(names.BadNameError, match="DNS label") as error:
+        objects_of(pipeline=renamed(**{part: name}), configuration=(StageConfiguration(0, 1, 1),))
+    assert len(str(error.value)) < 400
+
+
+def test_combined_names_must_not_be_too_long():
+    with pytest.raises(names.BadNameError, match="at most 63"):
+        names.check_names(renamed(pipeline="p" * 30, task="t" * 30, variant="v" * 30))
+
+
+def test_the_name_of_a_pipeline_must_begin_with_a_letter():
+    with pytest.raises(names.BadNameError, match="begin with a letter"):
+        names.check_names(renamed(pipeline="3d"))
+
+
+@pytest.mark.parametrize("variant", ["queue", "stage", "models"])
+def test_two_objects_must_not_share_a_name(variant):
+    with pytest.raises(names.BadNameError, match=f"'ocr-detection-{variant}'"):
+        names.check_names(renamed(variant=variant))
+
+
+@pytest.mark.parametrize("stage", [(0, 0, 1), (0, -1, 1), (0, 10**9, 1), (0, 1, 3), (7, 1, 1), (0, 1.5, 1)])
+def test_a_configuration_must_be_within_the_limits(stage):
+    with pytest.raises(InfeasibleError):
+        objects_of(pipeline=ocr_pipeline(), configuration=(StageConfiguration(*stage), StageConfiguration(0, 1, 1)))
+
+
+@pytest.mark.parametrize("replicas", [-1, 4, 10**9])
+def test_a_workload_must_have_an_allowed_number_of_replicas(replicas):
+    pipeline = ocr_pipeline(max_replicas=3)
+    with pytest.raises(ValueError, match=r"not within 0\.\.3"):
+        model_workload(pipeline, pipeline.tasks[0], pipeline.tasks[0].variants[0], replicas, PLAIN)
