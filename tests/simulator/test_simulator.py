@@ -293,7 +293,7 @@ def test_a_full_queue_is_an_error_that_names_the_remedy():
     simulator = Simulator(make_pipeline(make_task(0.1)), SimulationParameters(), max_rate=1)
     simulator.reset(configuration)
     with pytest.raises(
-        RuntimeError, match="queue of pipeline 'test' is full .* build the simulator with max_rate above 1"
+        RuntimeError, match="queue of pipeline 'test' is full .* create the simulator with max_rate above 1"
     ):
         simulator.step_arrivals(as_array(configuration), np.linspace(0, 9, 100))
 
