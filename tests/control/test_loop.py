@@ -327,7 +327,7 @@ def test_the_second_observation_is_what_the_first_interval_measured():
 
 def test_a_workload_that_ends_too_early_is_an_error_that_says_so():
     backend = backend_for(counts=np.full(25, 5))
-    with pytest.raises(ValueError, match="workload of 145 s ends before the interval at 140 s does"):
+    with pytest.raises(ValueError, match="workload ends at 145 s, within the interval that begins at 140 s"):
         loop(backend, Scripted(*[SMALLEST] * 3), 3)
 
 
