@@ -41,7 +41,7 @@ app = typer.Typer(
 
 @contextmanager
 def _reading_input() -> Iterator[None]:
-    """Turns the errors of reading names and files into :class:`InputError`."""
+    """Turn the errors of reading names and files into :class:`InputError`."""
     try:
         yield
     except KeyError as error:
@@ -51,7 +51,7 @@ def _reading_input() -> Iterator[None]:
 
 
 def _command(example: str) -> Callable[[Callable[..., int]], Callable[..., None]]:
-    """Registers a command; an error ends it with an exit code and a message, which ``run`` writes to its log.
+    """Register a command; an error ends it with an exit code and a message, which ``run`` writes to its log.
 
     Args:
         example: of its use, for the help.
@@ -223,7 +223,7 @@ def delete(
 
 
 def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Prints left-aligned columns, with a dash for an empty cell."""
+    """Print left-aligned columns, with a dash for an empty cell."""
     shown = [[" ".join(cell.split()) or "-" for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     for row in shown:
@@ -241,7 +241,7 @@ def _say(text: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit code."""
+    """Run the command line and returns the exit code."""
     try:
         app(argv, prog_name="opd")
     except SystemExit as end:  # Typer always exits

@@ -25,7 +25,7 @@ _STAGE = re.compile(r"(?P<task>[^=:]+)=(?P<variant>[^=:]+):(?P<replicas>[0-9]{1,
 
 
 def pipeline_of(text: str) -> Pipeline:
-    """Reads a pipeline: of the catalogue if ``text`` is a name, or from a YAML file."""
+    """Read a pipeline: of the catalogue if ``text`` is a name, or from a YAML file."""
     if not _is_file(text):
         return load_pipeline(check_name("pipeline", text))
     pipeline = read_pipeline(Path(text))
@@ -34,7 +34,7 @@ def pipeline_of(text: str) -> Pipeline:
 
 
 def pipeline_name_of(text: str) -> str:
-    """Returns the name of a pipeline, which need not be in the catalogue any more."""
+    """Return the name of a pipeline, which need not be in the catalogue any more."""
     return pipeline_of(text).name if _is_file(text) else check_name("pipeline", text)
 
 
@@ -45,7 +45,7 @@ def settings_of(
     monitoring_labels: Iterable[str],
     options: Mapping[str, Any],
 ) -> ClusterSettings:
-    """Returns the settings of a file; options of the command line take precedence.
+    """Return the settings of a file; options of the command line take precedence.
 
     Args:
         namespace: of all objects.
@@ -71,7 +71,7 @@ def settings_of(
 
 
 def stages_of(pipeline: Pipeline, texts: Iterable[str]) -> Stages:
-    """Parses stages, each ``TASK=VARIANT:REPLICAS:BATCH``.
+    """Parse stages, each ``TASK=VARIANT:REPLICAS:BATCH``.
 
     Raises:
         InputError: if one is malformed or of an unknown task, or if they break a limit of the pipeline.
@@ -83,13 +83,13 @@ def stages_of(pipeline: Pipeline, texts: Iterable[str]) -> Stages:
 
 
 def complete_configuration(pipeline: Pipeline, stages: Stages) -> Configuration:
-    """Returns a configuration of the whole pipeline, the smallest one for stages that are not given."""
+    """Return a configuration of the whole pipeline, the smallest one for stages that are not given."""
     smallest = zip(pipeline.tasks, pipeline.smallest_configuration(), strict=True)
     return tuple(stages.get(task.name, stage) for task, stage in smallest)
 
 
 def feasible_configuration(pipeline: Pipeline, stages: Stages) -> Configuration:
-    """Returns :func:`complete_configuration`, checked against the limits of the pipeline.
+    """Return :func:`complete_configuration`, checked against the limits of the pipeline.
 
     Raises:
         InputError: naming the limit that it breaks.
@@ -105,7 +105,7 @@ def feasible_configuration(pipeline: Pipeline, stages: Stages) -> Configuration:
 def cluster_of(
     namespace: str, kubeconfig: str | None = None, context: str | None = None, call_seconds: float = 10.0
 ) -> Cluster:
-    """Opens a namespace; this reads the kubeconfig but asks the cluster nothing."""
+    """Open a namespace; this reads the kubeconfig but asks the cluster nothing."""
     retry_policy = RetryPolicy(read_seconds=call_seconds)
     return Cluster(check_name("namespace", namespace), lambda: credentials(kubeconfig, context), retry_policy)
 

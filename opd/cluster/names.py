@@ -1,7 +1,7 @@
-"""What the objects of a pipeline are called and labelled: those who make them and those who look for them agree here.
+"""Names and labels of the objects of a pipeline, shared by those who make objects and those who look for them.
 
-Every name is a DNS label. Labels follow the recommended scheme of Kubernetes; two of our own say which task and variant
-an object serves.
+Every name is a DNS label. Labels follow the recommended scheme of Kubernetes; two of our own name the task and variant
+of an object.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pydantic import AfterValidator
 from opd.pipeline import Pipeline
 
 ROUTER, QUEUE, MODEL = COMPONENTS = ("router", "queue", "model")
-"""Values of the component label of a pipeline's pods."""
+"""Component labels of a pipeline's pods."""
 
 CONTROLLER = "controller"
-"""The same of what belongs to the controller."""
+"""Component label of the controller's objects."""
 
 NAME_LABEL = "app.kubernetes.io/name"
 INSTANCE_LABEL = "app.kubernetes.io/instance"
@@ -31,10 +31,10 @@ TASK_LABEL = "opd.io/task"
 VARIANT_LABEL = "opd.io/variant"
 
 OWNED_PREFIXES = ("app.kubernetes.io/", "opd.io/")
-"""Labels and annotations that begin like this are ours alone."""
+"""Prefixes of labels and annotations that are reserved for us."""
 
 APPLICATION = "opd"
-"""Value of the labels that are the same for everything."""
+"""Value of the labels that are the same for all objects."""
 
 CONTAINER = "server"
 """Name of our container in every pod."""
@@ -51,14 +51,14 @@ class BadNameError(ValueError):
 
 
 def check_name(what: str, name: str) -> str:
-    """``name``, which is a DNS label.
+    """Return ``name`` after checking that it is a DNS label.
 
     Args:
-        what: bears the name, for people.
-        name: to be checked.
+        what: the kind of thing that has the name, for people.
+        name: to check.
 
     Raises:
-        BadNameError: if it is none.
+        BadNameError: if it is not one.
     """
     if not isinstance(name, str) or len(name) > MAX_LABEL or not _DNS_LABEL.fullmatch(name):
         raise BadNameError(
@@ -69,7 +69,7 @@ def check_name(what: str, name: str) -> str:
 
 
 def check_key(key: str) -> str:
-    """Returns the key of a label or annotation, after checking that it is well-formed and not one of ours.
+    """Return the key of a label or annotation, after checking that it is well-formed and not one of ours.
 
     Raises:
         BadNameError: naming the key.
@@ -82,7 +82,7 @@ def check_key(key: str) -> str:
 
 
 def check_label_value(value: str) -> str:
-    """Returns the value of a label, after checking that it is well-formed.
+    """Return the value of a label, after checking that it is well-formed.
 
     Raises:
         BadNameError: naming the value.
@@ -103,47 +103,47 @@ def _shown(text: Any) -> str:
 
 
 def router_name(pipeline: str) -> str:
-    """Of the router's Deployment, Service and settings."""
+    """Return the name of the router's Deployment, Service and settings."""
     return f"{pipeline}-router"
 
 
 def queue_name(pipeline: str, task: str) -> str:
-    """Of a queue's Deployment, Service and settings."""
+    """Return the name of a queue's Deployment, Service and settings."""
     return f"{pipeline}-{task}-queue"
 
 
 def queue_account_name(pipeline: str) -> str:
-    """Of the ServiceAccount, Role and RoleBinding by which queues find their replicas."""
+    """Return the name of the ServiceAccount, Role and RoleBinding with which queues find their replicas."""
     return f"{pipeline}-queue"
 
 
 def stage_name(pipeline: str, task: str) -> str:
-    """Of the ConfigMap that says what a stage is to run."""
+    """Return the name of the ConfigMap that holds the configuration of a stage."""
     return f"{pipeline}-{task}-stage"
 
 
 def lease_name(pipeline: str) -> str:
-    """Of the Lease whose holder controls the pipeline."""
+    """Return the name of the Lease that the active controller of a pipeline holds."""
     return f"{pipeline}-controller"
 
 
 def model_name(pipeline: str, task: str, variant: str) -> str:
-    """Of the workload of a variant and its settings."""
+    """Return the name of a variant's workload and settings."""
     return f"{pipeline}-{task}-{variant}"
 
 
 def models_name(pipeline: str, task: str) -> str:
-    """Of what concerns all replicas of a task, whatever their variant."""
+    """Return the name of objects that concern all replicas of a task, whatever their variant."""
     return f"{pipeline}-{task}-models"
 
 
 def service_host(name: str, namespace: str) -> str:
-    """DNS name of a Service, whatever the domain of the cluster."""
+    """Return the DNS name of a Service, which holds for any cluster domain."""
     return f"{name}.{namespace}.svc"
 
 
 def labels(pipeline: str, component: str = "", task: str = "", variant: str = "") -> dict[str, str]:
-    """All labels of an object; a part that is empty is left out."""
+    """Return all labels of an object; empty parts are left out."""
     every = {
         NAME_LABEL: APPLICATION,
         INSTANCE_LABEL: pipeline,
@@ -157,18 +157,18 @@ def labels(pipeline: str, component: str = "", task: str = "", variant: str = ""
 
 
 def match_labels(of: Mapping[str, str]) -> dict[str, str]:
-    """Those labels that tell objects apart, for selectors; an operator may change the others."""
+    """Return the labels that identify an object, for selectors; an operator may change the others."""
     return {key: value for key, value in of.items() if key not in (PART_OF_LABEL, MANAGED_BY_LABEL)}
 
 
 def selector(pipeline: str, component: str = "", task: str = "", variant: str = "") -> str:
-    """A selector as list and watch calls take it; fewer parts select more."""
+    """Return a selector for list and watch calls; empty parts select everything."""
     wanted = match_labels(labels(pipeline, component, task, variant))
     return ",".join(f"{key}={value}" for key, value in wanted.items())
 
 
 def check_names(pipeline: Pipeline) -> None:
-    """Raise unless all objects of ``pipeline`` get names that the cluster takes and that differ.
+    """Raise unless all objects of ``pipeline`` get valid and unique names.
 
     Raises:
         BadNameError: naming the pipeline, task, variant or object.

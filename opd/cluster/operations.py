@@ -111,7 +111,7 @@ def deploy(
     wait_seconds: float,
     report: Report = lambda _: None,
 ) -> list[ObjectChange]:
-    """Creates the objects of a pipeline or updates them, and waits until it serves.
+    """Create the objects of a pipeline or updates them, and waits until it serves.
 
     Args:
         cluster: the namespace.
@@ -145,7 +145,7 @@ def deploy(
 def preview(
     cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings, stages: Stages, report: Report = lambda _: None
 ) -> list[ObjectChange]:
-    """Returns what :func:`deploy` would change, as the cluster would accept it; nothing is changed.
+    """Return what :func:`deploy` would change, as the cluster would accept it; nothing is changed.
 
     Raises:
         InputError: if the configuration breaks a limit of the pipeline.
@@ -164,13 +164,13 @@ def preview(
 
 
 def address(pipeline: Pipeline, settings: ClusterSettings) -> str:
-    """Returns where clients inside the cluster reach a pipeline, for people."""
+    """Return where clients inside the cluster reach a pipeline, for people."""
     host = service_host(router_name(pipeline.name), settings.namespace)
     return f"model {pipeline.name} at {host}, gRPC {settings.grpc_port}, HTTP {settings.http_port}"
 
 
 def status(cluster: Cluster, name: str) -> PipelineStatus:
-    """Returns the state of a pipeline.
+    """Return the state of a pipeline.
 
     Raises:
         NotDeployedError: if it is not there.
@@ -193,7 +193,7 @@ def status(cluster: Cluster, name: str) -> PipelineStatus:
 
 
 def delete(cluster: Cluster, name: str, wait_seconds: float, dry_run: bool = False) -> Deletion:
-    """Deletes a pipeline after it has answered the requests it has.
+    """Delete a pipeline after it has answered the requests it has.
 
     Raises:
         NotDeployedError: if it is not there.
@@ -230,7 +230,7 @@ def _plan(cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings, stage
 
 
 def _running(cluster: Cluster, pipeline: Pipeline, report: Report) -> dict[str, StageConfiguration]:
-    """Returns what the stages run now, without new or invalid ones; nothing if that breaks the pipeline's limits."""
+    """Return what the stages run now, without new or invalid ones; nothing if that breaks the pipeline's limits."""
     found = stage_config_maps(cluster, pipeline.name)
     running = {}
     for task in pipeline.tasks:
@@ -260,7 +260,7 @@ def _has_room(pipeline: Pipeline, configuration: Configuration, superseded: Iter
 
 
 def _bring(cluster: Cluster, name: str, rollout: _Rollout, wait_seconds: float, report: Report) -> list[ObjectChange]:
-    """Brings the objects to their manifests; if there is room, superseded replicas serve until the new ones do."""
+    """Bring the objects to their manifests; if there is room, superseded replicas serve until the new ones do."""
     changes = list(apply_objects(cluster, rollout.manifests))
     if not rollout.has_room:
         changes += delete_objects(cluster, rollout.superseded)
@@ -277,6 +277,6 @@ def _bring(cluster: Cluster, name: str, rollout: _Rollout, wait_seconds: float, 
 def _backend(
     cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings, may_act: Callable[[], bool] = lambda: True
 ) -> Iterator[KubernetesBackend]:
-    """Opens the backend of the control loop, which sees no metrics here and needs none."""
+    """Open the backend of the control loop, which sees no metrics here and needs none."""
     with closing(Scraper()) as unused:
         yield KubernetesBackend(cluster, pipeline, settings, unused, interval_seconds=1.0, may_act=may_act)

@@ -68,7 +68,7 @@ class Overlay(DocumentModel):
         return deepcopy(self.model_dump(exclude_unset=True))
 
     def apply(self, component: str, template: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns a copy of a pod template with the user's changes.
+        """Return a copy of a pod template with the user's changes.
 
         Args:
             component: of the pod.
@@ -85,7 +85,7 @@ class Overlay(DocumentModel):
         return merged
 
     def spec(self, component: str) -> dict[str, Any]:
-        """Returns the changes to the specification of a component's pods, such as ``tolerations``."""
+        """Return the changes to the specification of a component's pods, such as ``tolerations``."""
         return dict(self._merged({}, component).get("spec", {}))
 
     def _merged(self, template: Mapping[str, Any], component: str) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class Overlay(DocumentModel):
 
 
 def read_overlay(path: Path) -> Overlay:
-    """Reads an overlay from a YAML file; an empty one changes nothing.
+    """Read an overlay from a YAML file; an empty one changes nothing.
 
     Raises:
         FileNotFoundError: if there is no such file.

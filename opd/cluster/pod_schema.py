@@ -41,7 +41,7 @@ _MAPPING = re.compile(r"[Dd]ict[\[(]str, (.*)[\])]")
 
 
 def check_pod_spec(spec: Any) -> Any:
-    """Returns a partial pod specification, in which every field exists and has the right type; null is any type.
+    """Return a partial pod specification, in which every field exists and has the right type; null is any type.
 
     Raises:
         ValueError: if it takes the containers of the pod away.
@@ -72,7 +72,7 @@ class _PodPart(DocumentModel):
 
 @cache
 def _model(kind: str) -> type[_PodPart]:
-    """Builds the model of one kind of the client, with all fields optional."""
+    """Build the model of one kind of the client, with all fields optional."""
     from kubernetes.client import models  # takes seconds, and most pods are not patched
 
     described = getattr(models, kind)
@@ -100,7 +100,7 @@ def _type(field: str, described: str) -> Any:
 
 
 def _check_elements(field: str, elements: list[_PodPart]) -> list[_PodPart]:
-    """Returns the elements of a merged list, each of which must be identified, once."""
+    """Return the elements of a merged list, each of which must be identified, once."""
     key = MERGE_KEYS[field]
     names = [getattr(element, key) for element in elements]
     for name, count in Counter(names).items():

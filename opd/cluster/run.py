@@ -61,7 +61,7 @@ def prepare_run(
     kubeconfig: str | None = None,
     context: str | None = None,
 ) -> Callable[[], int]:
-    """Loads policy and forecaster and returns the run, which controls the pipeline until it is interrupted.
+    """Load policy and forecaster and returns the run, which controls the pipeline until it is interrupted.
 
     Raises:
         InputError: if no Prometheus server is named.
@@ -102,6 +102,6 @@ def prepare_run(
 
 
 def _default_agent(name: str) -> Path | None:
-    """Returns the checkpoint of the pipeline's agent, as trained or as the controller's pod mounts it."""
+    """Return the checkpoint of the pipeline's agent, as trained or as the controller's pod mounts it."""
     candidates = project_path("models", "agents", name, "agent-0.npz"), project_path("models", "agent.npz")
     return next((path for path in candidates if path.is_file()), None)

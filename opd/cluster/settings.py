@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, model_validator
 from opd.cluster.names import DnsLabel, LabelKey, LabelValue, check_name
 from opd.cluster.overlay import Overlay
 from opd.documents import DocumentError, DocumentModel, read_as
-from opd.serving.stage_queue import StageSettings
+from opd.serving.settings import StageSettings
 
 Flavour = Literal["deployment", "seldon"]
 """Kind of a variant's workload: a plain Deployment, or a SeldonDeployment, which needs Seldon Core 1."""
@@ -29,7 +29,7 @@ END_SECONDS = 5
 
 
 def _matching(pattern: str, example: str) -> AfterValidator:
-    """Accepts text that matches a pattern; the error names an example."""
+    """Accept text that matches a pattern; the error names an example."""
 
     def check(text: str) -> str:
         if not re.fullmatch(pattern, text):
@@ -41,7 +41,7 @@ def _matching(pattern: str, example: str) -> AfterValidator:
 
 
 def _optional(check: Callable[[str], object]) -> AfterValidator:
-    """Accepts empty text, or what passes a check."""
+    """Accept empty text, or what passes a check."""
 
     def check_if_given(text: str) -> str:
         if text:
@@ -73,7 +73,7 @@ _TAG_OR_DIGEST = r"(:[\w.-]+|@sha256:[0-9a-f]{64}|:[\w.-]+@sha256:[0-9a-f]{64})"
 Image = Annotated[str, _matching(rf"[a-z0-9][\w.-]*(:\d+)?(/[\w.-]+)*{_TAG_OR_DIGEST}", "registry.example/opd:1.0")]
 StoreUrl = Annotated[str, _matching(r"([a-z][a-z0-9+.-]*://|/)\S+", "s3://bucket/store or /models")]
 Memory = Annotated[str, _matching(r"[1-9]\d{0,5}(Mi|Gi)", "512Mi")]
-HostName = Annotated[str, _matching(rf"\*|{_HOST_NAME}", "ocr.example")]
+HostName = Annotated[str, _matching(rf"\*|{_HOST_NAME}", "pipeline.example")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 UnprivilegedPort = Annotated[int, Field(ge=1024, le=65535)]
 Millicores = Annotated[int, Field(ge=1, le=64_000)]
@@ -195,7 +195,7 @@ class ClusterSettings(DocumentModel):
 
 
 def read_settings(path: Path, namespace: str = "", overrides: Mapping[str, Any] | None = None) -> ClusterSettings:
-    """Reads settings from a YAML file: a mapping of the attributes of :class:`ClusterSettings`.
+    """Read settings from a YAML file: a mapping of the attributes of :class:`ClusterSettings`.
 
     Args:
         path: of the file.

@@ -6,8 +6,8 @@ from contextlib import ExitStack
 from types import TracebackType
 
 from opd.cluster.api import Cluster
-from opd.cluster.connection import credentials
 from opd.cluster.backend import KubernetesBackend
+from opd.cluster.connection import credentials
 from opd.cluster.lease import Lease
 from opd.cluster.settings import ClusterSettings
 from opd.pipeline import Pipeline

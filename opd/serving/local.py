@@ -23,8 +23,7 @@ from opd.serving.local_stage import LocalStage
 from opd.serving.monitoring.opening import open_monitor
 from opd.serving.monitoring.source import Monitor
 from opd.serving.processes import STOP_SECONDS, ServerProcess, StartError, stop_all
-from opd.serving.server import ServerSettings
-from opd.serving.stage_queue import StageSettings
+from opd.serving.settings import ServerSettings, StageSettings
 from opd.serving.store import store_url
 from opd.serving.supervised_server import SupervisedServer
 from opd.serving.telemetry_backend import TelemetryBackend

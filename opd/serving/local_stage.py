@@ -22,8 +22,7 @@ import requests
 from opd.pipeline import StageConfiguration, Task
 from opd.serving.backoff import StartBackoff, failure_reason, is_late
 from opd.serving.processes import ServerProcess, model_process
-from opd.serving.server import ServerSettings
-from opd.serving.stage_queue import StageSettings
+from opd.serving.settings import ServerSettings, StageSettings
 from opd.serving.supervised_server import PROBE_SECONDS, SupervisedServer
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from typing import Any
 
 from opd.serving import loopback
 from opd.serving.loopback import direct_session, hold_port, port_of, responds
-from opd.serving.server import ServerSettings
+from opd.serving.settings import ServerSettings
 from opd.waiting import wait_until
 
 STOP_SECONDS = 8.0

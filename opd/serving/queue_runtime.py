@@ -14,7 +14,8 @@ from pydantic import BaseModel, Field
 
 from opd.serving.client import Client
 from opd.serving.protocol import age_of, infer_response, payloads_of
-from opd.serving.stage_queue import ReplicaEndpoint, StageQueue, StageSettings
+from opd.serving.settings import StageSettings
+from opd.serving.stage_queue import ReplicaEndpoint, StageQueue
 
 
 class DesiredReplica(BaseModel):

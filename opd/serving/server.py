@@ -12,59 +12,8 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, field_validator
-
-RUNTIMES = {
-    "model": "opd.serving.model_runtime.ModelRuntime",
-    "queue": "opd.serving.queue_runtime.QueueRuntime",
-    "router": "opd.serving.router_runtime.RouterRuntime",
-}
-"""Import paths of the runtimes of this package, by kind."""
-
-
-class ServerSettings(BaseModel):
-    """Settings of one server process.
-
-    Attributes:
-        kind: one of :data:`RUNTIMES`, or the import path of another runtime.
-        name: name of the model it serves: the task, or the pipeline for a router.
-        parameters: parameters of the runtime.
-        host: address to listen on.
-        http_port: port for health checks, the runtime's own routes and REST inference.
-        grpc_port: port for inference.
-        metrics_port: port for ``/metrics``.
-        end_with_parent: end when standard input closes, which happens when the parent process ends.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: str
-    name: str
-    parameters: dict[str, Any] = {}
-    host: str = "127.0.0.1"
-    http_port: int = 8080
-    grpc_port: int = 8081
-    metrics_port: int = 8082
-    end_with_parent: bool = False
-
-    @field_validator("kind")
-    @classmethod
-    def _check_kind(cls, kind: str) -> str:
-        if kind not in RUNTIMES and "." not in kind:
-            raise ValueError(f"kind {kind!r} is neither one of {', '.join(RUNTIMES)} nor an import path")
-        return kind
-
-    @property
-    def runtime(self) -> str:
-        """Import path of the runtime."""
-        return RUNTIMES.get(self.kind, self.kind)
-
-    @property
-    def document(self) -> str:
-        """The JSON document that :func:`main` reads."""
-        return self.model_dump_json(indent=2) + "\n"
+from opd.serving.settings import ServerSettings
 
 
 def end_with_parent() -> None:

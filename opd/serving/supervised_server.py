@@ -12,7 +12,7 @@ from pathlib import Path
 
 from opd.serving.backoff import StartBackoff, failure_reason, is_late
 from opd.serving.processes import ServerProcess
-from opd.serving.server import ServerSettings
+from opd.serving.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 

@@ -1,117 +1,42 @@
-"""What the control loop needs to know of a live pipeline, from the raw samples of any monitor.
-
-Counters are followed across restarts and interpolated linearly between samples, so that the increases of adjoining
-intervals add up to what was counted, whatever the moments of scraping.
-"""
+"""Telemetry of a live pipeline: what the control loop needs to know, from the raw samples of any monitor."""
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from opd.measurement import Interval
 from opd.pipeline import Configuration, Pipeline
 from opd.serving import metrics
 from opd.serving.monitoring.source import SCRAPE_SECONDS, UP, Monitor, NoDataError, Series
+from opd.serving.monitoring.statistics import (
+    STALE_SECONDS,
+    counted,
+    from_zero,
+    quantile,
+    time_average,
+    total_increase,
+)
 from opd.serving.protocol import COMPLETED
+from opd.waiting import wait_until
 from opd.workload.load import HISTORY_SECONDS
 
-STALE_SECONDS = 5.0
-"""A sample older than this says nothing about now."""
-
 SCRAPE_WAIT_SECONDS = 2.0
-"""An interval's end is waited for at most this long to be scraped."""
+"""Longest wait for a scrape after the end of an interval."""
 
 POLL_SECONDS = 0.1
-
-
-def from_zero(series: Series, scrapes: Sequence[Series]) -> Series:
-    """A counter with the zeros that were not exported: a target shows a label only once it has counted something.
-
-    Args:
-        series: samples of a counter.
-        scrapes: samples of ``up`` over the same time; a good scrape of the counter's target before its first sample
-            found it at zero.
-    """
-    instance = series.labels.get("instance")
-    good = [each.times[each.values > 0.0] for each in scrapes if each.labels.get("instance") == instance]
-    times = np.concatenate([np.zeros(0), *good])
-    before = np.sort(times[times < series.times[0]]) if len(series.times) else times[:0]
-    return Series(
-        series.labels,
-        np.concatenate([before, series.times]),
-        np.concatenate([np.zeros(len(before)), series.values]),
-    )
-
-
-def counted(series: Series, times: np.ndarray) -> np.ndarray:
-    """Count since the first sample at each of ``times``; before the first and after the last sample it stands still.
-
-    Args:
-        series: finite samples of a counter. Where the value falls, the process began again at zero.
-        times: (K,) Unix seconds.
-    """
-    if not len(series.times):
-        return np.zeros(len(times))
-    steps = np.diff(series.values)
-    steps = np.where(steps < 0.0, series.values[1:], steps)
-    return np.interp(times, series.times, np.concatenate([[0.0], np.cumsum(steps)]))
-
-
-def increase(series: Series, begin: float, end: float) -> float:
-    """How far a counter rose between two moments, as far as its samples reach."""
-    first, last = counted(series, np.array([begin, end]))
-    return float(last - first)
-
-
-def total_increase(found: Sequence[Series], begin: float, end: float) -> float:
-    """Sum of :func:`increase`."""
-    return sum((increase(series, begin, end) for series in found), 0.0)
-
-
-def time_average(series: Series, begin: float, end: float) -> float:
-    """Mean of a gauge over an interval; a sample holds until the next, at most :data:`STALE_SECONDS`, then it is 0."""
-    until = np.minimum(np.append(series.times[1:], np.inf), series.times + STALE_SECONDS)
-    held = np.clip(np.minimum(until, end) - np.maximum(series.times, begin), 0.0, None)
-    return float(series.values @ held / (end - begin))
-
-
-def quantile(buckets: Sequence[Series], begin: float, end: float, share: float) -> float:
-    """A quantile of what a histogram observed in an interval, linear within a bucket.
-
-    Args:
-        buckets: series of a cumulative histogram with their upper bound in the label ``le``.
-        begin: Unix seconds.
-        end: Unix seconds.
-        share: between 0 and 1.
-
-    Returns:
-        the largest finite bound if the quantile lies above that; 0 if nothing was observed.
-    """
-    counts: defaultdict[float, float] = defaultdict(float)
-    for series in buckets:
-        counts[float(series.labels["le"])] += increase(series, begin, end)
-    bounds = [0.0, *sorted(counts)]
-    # Interpolated counts of neighbouring buckets can differ by a rounding error the wrong way.
-    below = np.maximum.accumulate([0.0, *(counts[bound] for bound in bounds[1:])])
-    if below[-1] <= 0.0:
-        return 0.0
-    place = int(np.searchsorted(below, share * below[-1]))
-    if place == 0 or not np.isfinite(bounds[place]):
-        return bounds[max(place - 1, 0)]
-    low, high = bounds[place - 1], bounds[place]
-    return float(low + (high - low) * (share * below[-1] - below[place - 1]) / (below[place] - below[place - 1]))
+"""Pause between two queries while waiting for samples."""
 
 
 class Telemetry:
     """Reads one pipeline's metrics.
 
     Args:
-        monitor: where the samples come from.
-        pipeline: its name and its tasks are labels of the metrics; its profiles say what replicas can carry.
+        monitor: source of the samples.
+        pipeline: its name and its tasks are labels of the metrics; its profiles give the throughput of replicas.
     """
 
     def __init__(self, monitor: Monitor, pipeline: Pipeline) -> None:
@@ -119,66 +44,66 @@ class Telemetry:
         self._pipeline = pipeline
 
     def wait(self, timeout: float) -> None:
-        """Wait until all that the control loop reads has been scraped; Prometheus may take seven seconds to begin.
+        """Wait until everything that the control loop reads has been scraped; Prometheus takes up to seven seconds.
 
         Args:
             timeout: seconds.
 
         Raises:
-            NoDataError: naming what is still missing then.
+            NoDataError: if something is still missing after ``timeout``; names it.
             MonitoringError: if the monitor cannot be read.
         """
-        deadline = time.monotonic() + timeout
-        while True:
-            now = time.time()
-            try:
-                self._requests(now - STALE_SECONDS, now)
-                self.queue(now)
-                self._replicas(now - STALE_SECONDS, now)
-                return
-            except NoDataError:
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(POLL_SECONDS)
+        Retrying(
+            retry=retry_if_exception_type(NoDataError),
+            stop=stop_after_delay(timeout),
+            wait=wait_fixed(POLL_SECONDS),
+            reraise=True,
+        )(self._require_samples)
+
+    def _require_samples(self) -> None:
+        now = time.time()
+        self._requests(now - STALE_SECONDS, now)
+        self.queue(now)
+        self._replicas(now - STALE_SECONDS, now)
 
     def history(self, now: float, begin: float = -np.inf) -> np.ndarray:
-        """Requests that arrived in each of the last seconds, as far as they were watched.
+        """Return the requests that arrived in each of the last seconds, as far back as they were monitored.
 
-        The seconds end with the newest sample, at most some 1 s before ``now``, and so fall in step with the scrapes:
-        a count is what was counted between two of them.
+        The last second ends with the newest sample, about 1 s before ``now`` at most. The seconds are therefore in step
+        with the scrapes: a count is the increase between two of them.
 
         Args:
             now: Unix seconds.
-            begin: Unix seconds of the beginning of a run. The history is then of this run alone and starts with its
-                first request, for until then its load was about to come and not zero.
+            begin: Unix seconds of the beginning of a run. The history then covers this run only and starts with its
+                first request: before that, its load had not begun, which is different from a load of zero.
 
         Returns:
             (H,) requests, newest last, H at most 120; empty before the second sample.
 
         Raises:
-            NoDataError: if there are no samples, or none that are recent.
+            NoDataError: if there are no recent samples.
             MonitoringError: if the monitor cannot be read.
         """
         oldest = now - HISTORY_SECONDS - STALE_SECONDS
         found = self._requests(max(oldest, begin), now)
         newest = _newest(found)
-        watched = newest - min(float(series.times[0]) for series in found)
-        # Scrapes are a second apart give or take some milliseconds, which the oldest second may lack.
-        seconds = min(int(watched + 0.1 * SCRAPE_SECONDS), HISTORY_SECONDS)
+        monitored = newest - min(float(series.times[0]) for series in found)
+        # Scrapes are a second apart give or take some milliseconds, which the oldest second may be short of.
+        seconds = min(int(monitored + 0.1 * SCRAPE_SECONDS), HISTORY_SECONDS)
         edges = newest - np.arange(seconds, -1.0, -1.0)
         counts = np.diff(np.sum([counted(series, edges) for series in found], axis=0))
-        # Less than half a request belongs to the next second: the scrape came some milliseconds late.
-        came = counts > 0.5
-        return counts[np.argmax(came) :] if begin > oldest and came.any() else counts
+        # Less than half a request belongs to the next second: its scrape was some milliseconds late.
+        is_busy = counts > 0.5
+        return counts[np.argmax(is_busy) :] if begin > oldest and is_busy.any() else counts
 
     def queue(self, now: float) -> np.ndarray:
-        """Requests waiting at each task.
+        """Return the requests that wait at each task.
 
         Args:
             now: Unix seconds.
 
         Returns:
-            (N,) requests, of the last sample before ``now``.
+            (N,) requests in the last sample before ``now``.
 
         Raises:
             NoDataError: if a task has no recent sample.
@@ -193,25 +118,25 @@ class Telemetry:
         return np.array(lengths)
 
     def interval(self, begin: float, end: float, configuration: Configuration) -> Interval:
-        """What an interval measured; waits up to :data:`SCRAPE_WAIT_SECONDS` until its end has been scraped.
+        """Measure an interval; waits up to :data:`SCRAPE_WAIT_SECONDS` until its end has been scraped.
 
-        What happened counts in the interval in which it was counted, so that an answer may come in a later one than
-        its request; latencies are of the requests that left in the interval, the p99 read from histogram buckets.
-        ``dropped`` holds every end but completion: given up for age, refused, and failed. Counts are interpolated
-        between scrapes and need not be whole.
+        Every event belongs to the interval in which it was counted, so an answer may belong to a later one than its
+        request. Latencies are those of the requests that left in the interval, the p99 from histogram buckets.
+        ``dropped`` includes every outcome except completion: dropped for age, rejected, and failed. Counts are
+        interpolated between scrapes and need not be whole numbers.
 
         Args:
             begin: Unix seconds.
             end: Unix seconds.
-            configuration: what was wanted in it: its batch sizes say what the replicas that were there could carry,
-                and its variants how long a request takes at a task that none left. Replicas of a variant that the
-                pipeline does not have carry nothing that is known.
+            configuration: desired configuration of the interval. Its batch sizes determine the throughput of the
+                replicas that were there, its variants the latency of a task that no request left. Replicas of variants
+                that the pipeline does not have count as zero throughput.
 
         Returns:
             a batch of one, without the latencies of single requests.
 
         Raises:
-            NoDataError: if the requests, or the queue or the replicas of a task, were not watched at its end.
+            NoDataError: if requests, or the queue or the replicas of a task, were not monitored at its end.
             MonitoringError: if the monitor cannot be read.
         """
         since = begin - STALE_SECONDS
@@ -246,12 +171,12 @@ class Telemetry:
             variants, batch_size = self._pipeline.tasks[n].variants, configuration[n].batch_size
             known = {variant.name: variant.throughput(batch_size) for variant in variants}
             for series in replicas:
-                # A queue goes on to show variants that the pipeline once had, whose speed nobody knows.
+                # A queue still exports variants that were removed from the pipeline; their throughput is unknown.
                 throughput[n] += time_average(series, begin, end) * known.get(series.labels["variant"], 0.0)
         return throughput
 
     def _replicas(self, since: float, now: float) -> list[list[Series]]:
-        """Of each task, the number of replicas of every variant."""
+        """Return the series of the replicas of each task, one per variant."""
         found = self._samples(metrics.STAGE_REPLICAS, since)
         by_task = [_of_task(found, task.name) for task in self._pipeline.tasks]
         for task, of_task in zip(self._pipeline.tasks, by_task, strict=True):
@@ -259,7 +184,7 @@ class Telemetry:
         return by_task
 
     def _mean(self, metric: str, begin: float, end: float, **labels: str) -> float | None:
-        """Mean of what a histogram observed, None if that is nothing."""
+        """Return the mean of a histogram's observations, None without any."""
         sums, counts = (
             self._counters(f"{metric}_{part}", begin - STALE_SECONDS, **labels) for part in ("sum", "count")
         )
@@ -267,13 +192,9 @@ class Telemetry:
         return total_increase(sums, begin, end) / count if count > 0.0 else None
 
     def _requests_past(self, since: float, end: float) -> list[Series]:
-        """As :meth:`_requests`, up to a scrape after ``end`` if there soon is one."""
-        deadline = time.monotonic() + SCRAPE_WAIT_SECONDS
-        found = self._requests(since, end)
-        while _newest(found) < end and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-            found = self._requests(since, end)
-        return found
+        """Return :meth:`_requests` including a scrape after ``end``, unless there is none soon."""
+        wait_until(lambda: _newest(self._requests(since, end)) >= end, SCRAPE_WAIT_SECONDS, POLL_SECONDS)
+        return self._requests(since, end)
 
     def _requests(self, since: float, now: float) -> list[Series]:
         metric = f"{metrics.REQUESTS}_total"
@@ -293,7 +214,7 @@ class Telemetry:
 
 
 def _finite(series: Series, since: float) -> Series:
-    """The finite samples from ``since`` on; a monitor counts the time back from its own now, a moment later."""
+    """Return the finite samples since a time; the monitor looked back from a slightly later time."""
     kept = np.isfinite(series.values) & (series.times >= since)
     return Series(series.labels, series.times[kept], series.values[kept])
 
@@ -311,15 +232,12 @@ def _newest(found: Sequence[Series]) -> float:
     return max((float(series.times[-1]) for series in found if len(series.times)), default=-np.inf)
 
 
-def _require_recent(found: Sequence[Series], now: float, what: str) -> None:
+def _require_recent(found: Sequence[Series], now: float, name: str) -> None:
     age = now - _newest(found)
-    if not age <= STALE_SECONDS:
-        state = (
-            f"was last read {age:.1f} s ago, over the limit of {STALE_SECONDS:g} s"
-            if np.isfinite(age)
-            else "has no samples"
-        )
-        raise NoDataError(
-            f"{what} {state}; this does not mean that nothing happens: check that the process serves its metrics and "
-            "is among the monitor's targets"
-        )
+    if age <= STALE_SECONDS:
+        return
+    state = f"was last scraped {age:.1f} s ago (limit {STALE_SECONDS:g} s)" if np.isfinite(age) else "has no samples"
+    raise NoDataError(
+        f"{name} {state}; this does not mean that the load is zero: check that the process serves its metrics and is "
+        "a target of the monitor"
+    )

@@ -1,4 +1,4 @@
-"""What all backends of live pipelines have in common: the control loop's view, from metrics."""
+"""The part that all backends of live pipelines share: observation and measurement from metrics."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class TelemetryBackend:
     """Observes a pipeline and measures its intervals.
 
     Args:
-        pipeline: what runs.
-        configuration: that it runs now.
+        pipeline: the pipeline.
+        configuration: its running configuration.
         monitor: source of metrics.
-        interval_seconds: between two decisions.
+        interval_seconds: seconds between two decisions.
     """
 
     def __init__(
@@ -37,21 +37,21 @@ class TelemetryBackend:
         self._closing = threading.Event()
         self._tick: float | None = None
         self._begin = -np.inf
-        self._expect(configuration)
+        self._assume_profiles(configuration)
 
     def begin_run(self) -> None:
-        """Forget what was measured until now: a policy is told only of the run in which it decides."""
+        """Discard all measurements so far: a policy sees only the run in which it decides."""
         self._begin = time.time()
-        self._expect(self.configuration)
+        self._assume_profiles(self.configuration)
 
     def observe(self) -> Observation:
-        """What the metrics say.
+        """Observe the pipeline through its metrics.
 
         Raises:
-            ObservationError: if they say nothing that is recent.
+            ObservationError: if there are no recent metrics.
         """
         now = time.time()
-        # The first interval begins with the first look, and so does the first after a while without decisions.
+        # The first interval begins with the first observation, and so does the first after a pause in decisions.
         if self._tick is None or time.monotonic() > self._tick + self._seconds:
             self._tick = time.monotonic()
         try:
@@ -72,15 +72,15 @@ class TelemetryBackend:
         )
 
     def available_cores(self) -> float:
-        """Cores that the replicas may use: W_max of the pipeline.
+        """Return the cores that the replicas may use: W_max of the pipeline.
 
         Raises:
-            ObservationError: if that cannot be seen.
+            ObservationError: if they cannot be determined.
         """
         return float(self.pipeline.capacity)
 
     def wait(self) -> Interval:
-        """Sleep until the interval or the backend ends; figures are NaN where nothing could be measured."""
+        """Sleep until the interval or the backend ends, and measure; figures are NaN where that was impossible."""
         now = time.monotonic()
         self._tick = max((self._tick or now) + self._seconds, now)
         if self._closing.wait(self._tick - now):
@@ -89,14 +89,14 @@ class TelemetryBackend:
         try:
             interval = self._telemetry.interval(end - self._seconds, end, self.configuration)
         except MonitoringError as error:
-            logger.warning("the interval was not measured: %s", error)
-            self._expect(self.configuration)
+            logger.warning("the interval could not be measured: %s", error)
+            self._assume_profiles(self.configuration)
             return unmeasured(self.pipeline)
         self._task_latency, self._ready_throughput = interval.task_latency[0], interval.ready_throughput[0]
         return interval
 
-    def _expect(self, configuration: Configuration) -> None:
-        """Until an interval is measured, the stages are taken to do what their profiles say."""
+    def _assume_profiles(self, configuration: Configuration) -> None:
+        """Take latencies and throughputs from the profiles, until an interval is measured."""
         rows = as_array(configuration)
         self._task_latency = profiled_service_time(self.pipeline, rows)
         self._ready_throughput = profiled_throughput(self.pipeline, rows)

@@ -55,7 +55,7 @@ def test_every_decision_keeps_every_limit(pipeline, seed):
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, 1e30])
-def test_a_senseless_measurement_cannot_make_a_decision_infeasible(wrong):
+def test_an_invalid_measurement_cannot_make_a_decision_infeasible(wrong):
     pipeline = ocr_pipeline()
     state = random_states(pipeline, 0, 1).numpy()[0]
     state[1:] = wrong
@@ -215,8 +215,9 @@ def test_a_file_that_holds_code_is_refused_unread(saved):
     assert saved.is_file()
 
 
+@pytest.mark.processes
 def test_an_agent_is_loaded_and_decides_without_torch(saved):
-    """What is deployed needs no torch: a service starts in a fraction of the time."""
+    """Importing torch would take most of the time in which a service starts."""
     state = random_states(ocr_pipeline(), 5, 1).numpy()[0]
     expected = agent_for(ocr_pipeline()).decide(state)
     code = (

@@ -1,4 +1,4 @@
-"""Imitation: what the expert shows, when it acts, and that a network can learn it."""
+"""Imitation: demonstrations of the expert, the episodes in which it acts, and cloning."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def demonstrations_of(trainer: PPOTrainer) -> Demonstrations:
 
 
 @pytest.mark.parametrize("expert", ["myopic", "ipa", "clairvoyant"])
-def test_every_fth_episode_of_the_paper_s_mode_is_the_expert_s(expert):
+def test_in_paper_mode_the_expert_acts_in_every_fth_episode(expert):
     trainer = trainer_for(problem=problem_for(expert=expert), expert=expert, expert_mode="paper", expert_frequency=3)
     episodes_done = 0
     for update in range(2):
@@ -50,14 +50,13 @@ def test_cloning_brings_the_network_to_the_expert():
 
 
 @pytest.mark.parametrize("perturbation_share", [0.0, 0.5])
-def test_what_is_demonstrated_is_always_the_expert_s(perturbation_share):
+def test_demonstrations_are_always_the_choices_of_the_expert(perturbation_share):
     trainer = trainer_for(perturbation_share=perturbation_share)
     states, choices, rewards = demonstrations_of(trainer)
     expert = look_up(trainer.problem.expert, states.numpy()[:, 1])
     np.testing.assert_array_equal(from_choices(choices.numpy()), expert)
-    ran = (
-        states.numpy().reshape(SHORT.rollout_steps, SHORT.num_envs, -1)[1:, :, [5, 6, 7, 12, 13, 14]].reshape(-1, 2, 3)
-    )
+    later = states.numpy().reshape(SHORT.rollout_steps, SHORT.num_envs, -1)[1:]
+    ran = later[:, :, [5, 6, 7, 12, 13, 14]].reshape(-1, 2, 3)
     followed = (ran == expert[: len(ran)]).all(axis=(1, 2))
     assert followed.all() == (perturbation_share == 0.0)
     assert followed.mean() >= 1 - 2 * perturbation_share

@@ -19,7 +19,7 @@ SEEDS = st.integers(0, 10_000)
 
 
 def taken(network, states, choices):
-    """Masks, log-probability and entropy of choices that somebody else made."""
+    """Masks, log-probability and entropy of given choices."""
     masks = network.masks(states, choices)
     log_prob, entropy, _ = network.evaluate(states, choices, masks)
     return masks, log_prob.detach(), entropy.detach()
@@ -165,7 +165,7 @@ def test_choices_survive_the_way_to_configurations_and_back(rows):
     np.testing.assert_array_equal(to_choices(from_choices(choices)), choices)
 
 
-def test_features_are_standardised_by_what_was_observed():
+def test_features_are_standardised_by_a_sample_of_states():
     extractor = FeaturesExtractor(inputs=2, width=4, blocks=0)
     extractor.standardise_by(np.array([[1.0, 5.0], [3.0, 5.0]]))
     with torch.no_grad():

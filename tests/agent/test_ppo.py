@@ -11,6 +11,7 @@ import torch
 from small_pipelines import best_steady, ocr_pipeline, steady_workload
 from small_trainings import QUIET, SHORT, WEIGHTS, assert_same_weights, problem_for, trainer_for, weights_of
 
+from opd.agent import ppo
 from opd.agent.deployed import Agent
 from opd.agent.network import export
 from opd.agent.parameters import EXPERT_MODES, TrainingParameters
@@ -35,13 +36,10 @@ def test_the_loss_by_hand():
         returns=value + torch.tensor([0.5, 1.0]),
     )
     total, terms = ppo_loss(trainer.network, changed, trainer.parameters, entropy_coefficient=0.125)
-    normalised = terms["policy_loss"].item()
-    # Normalised to +a and -a. Doubled with a gain counts 1.2 only, halved with a loss counts 0.8, the worse of the two.
-    size = 1.0 / changed.advantages.std(correction=0).item()
-    possible = [-(1.2 * a - 0.8 * a) / 2 for a in (size, 2**-0.5)]
-    assert any(normalised == pytest.approx(value, rel=1e-4) for value in possible)
+    # Advantages are normalised to 1 and -1. A doubled probability counts as 1.2 only, a halved one as 0.8.
+    assert terms["policy_loss"].item() == pytest.approx(-(1.2 - 0.8) / 2, rel=1e-4)
     assert terms["value_loss"].item() == pytest.approx((0.25 + 1.0) / 2, rel=1e-4)
-    expected = normalised + 0.5 * 0.625 - 0.125 * entropy.mean().item()
+    expected = -0.2 + 0.5 * 0.625 - 0.125 * entropy.mean().item()
     assert total.item() == pytest.approx(expected, rel=1e-4)
     assert terms["clip_share"].item() == 1.0
 
@@ -51,6 +49,31 @@ def test_a_minibatch_of_one_sample_keeps_the_loss_finite():
     one = Samples(*(part[:1] for part in trainer.collect(0)[0]))
     total, _ = ppo_loss(trainer.network, one, trainer.parameters, 0.005)
     assert torch.isfinite(total)
+
+
+def test_learning_rate_entropy_bonus_and_demonstrations_fade_linearly(monkeypatch):
+    trainer = trainer_for(learning_rate=0.1, entropy_coefficient=0.2, demonstration_weight=0.4)  # 4 updates
+    samples, _ = trainer.collect(0)
+    bonuses, demonstrations = [], []
+    imitation_loss = trainer.imitation.loss
+
+    def noting_loss(network, minibatch, parameters, entropy_coefficient):
+        bonuses.append(entropy_coefficient)
+        return ppo_loss(network, minibatch, parameters, entropy_coefficient)
+
+    def noting_imitation(rows):
+        demonstrations.append(len(rows))
+        return imitation_loss(rows)
+
+    monkeypatch.setattr(ppo, "ppo_loss", noting_loss)
+    monkeypatch.setattr(trainer.imitation, "loss", noting_imitation)
+    for update, share in enumerate([1.0, 0.75, 0.5, 0.25]):
+        bonuses.clear()
+        demonstrations.clear()
+        trainer.learn(samples, update)
+        assert set(bonuses) == {0.2 * share}
+        assert [group["lr"] for group in trainer.optimizer.param_groups] == [0.1 * share]
+        assert set(demonstrations) == ({32 // 4 + 1} if update < 2 else set())
 
 
 # --- whole runs ------------------------------------------------------------------------------------------------------
@@ -86,7 +109,7 @@ def test_another_seed_is_another_run(uninterrupted, tmp_path):
 
 
 class PowerCut(Exception):
-    """What stops a run in these tests."""
+    """Interrupts a run."""
 
 
 def cut_off_power(monkeypatch: pytest.MonkeyPatch, at_update: int) -> None:
@@ -109,6 +132,27 @@ def test_an_interrupted_run_resumes_to_the_same_result(uninterrupted, tmp_path, 
     assert (tmp_path / CHECKPOINT).is_file() == (at_update >= SHORT.validate_every)
     network = train(problem_for(), SHORT, 7, tmp_path)
     assert_same_weights(uninterrupted[0], weights_of(network))
+
+
+def test_a_run_that_is_interrupted_while_it_saves_resumes_to_the_same_result(uninterrupted, tmp_path, monkeypatch):
+    save = torch.save
+    saves = iter([save])
+
+    def save_once(*arguments):
+        next(saves, fail)(*arguments)
+
+    def fail(state, path):
+        path.write_bytes(b"half a checkpoint")
+        raise PowerCut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", save_once)
+        with pytest.raises(PowerCut):
+            train(problem_for(), SHORT, 7, tmp_path)
+    assert read_metrics(tmp_path)["update"].tolist() == [1, 2, 3, 4]  # written before the checkpoint
+    network = train(problem_for(), SHORT, 7, tmp_path)
+    assert_same_weights(uninterrupted[0], weights_of(network))
+    pd.testing.assert_frame_equal(read_metrics(tmp_path), uninterrupted[1], check_exact=True)
 
 
 @pytest.mark.parametrize("at_update", [1, 2, 3])
@@ -163,14 +207,14 @@ LEARNING = TrainingParameters(
 
 
 def reward_of(agent: Agent, load: int) -> tuple[float, list]:
-    """Mean reward under a steady load once the agent has settled, and what it runs."""
+    """Mean reward under a steady load once the agent has settled, and the configurations it chooses."""
     pipeline = agent.pipeline
-    episodes = PipelineVectorEnv(pipeline, steady_workload(load), WEIGHTS, QUIET, seed=5)
-    episodes.begin(np.array([0]), np.array([1]), as_array(pipeline.smallest_configuration())[None])
+    envs = PipelineVectorEnv(pipeline, steady_workload(load), WEIGHTS, QUIET, seed=5)
+    envs.begin(np.array([0]), np.array([1]), as_array(pipeline.smallest_configuration())[None])
     rewards, configurations = [], []
     for _ in range(60):
-        configurations.append(agent.decide(episodes.state()[0]))
-        rewards.append(episodes.run_interval(as_array(configurations[-1])[None])[0].reward[0])
+        configurations.append(agent.decide(envs.state()[0]))
+        rewards.append(envs.run_interval(as_array(configurations[-1])[None])[0].reward[0])
     return float(np.mean(rewards[10:])), configurations[10:]
 
 

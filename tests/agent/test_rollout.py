@@ -1,4 +1,4 @@
-"""Rollouts: advantages by hand, and samples that are what happened in the episodes."""
+"""Rollouts: advantages by hand, and samples that match the episodes."""
 
 from __future__ import annotations
 
@@ -69,17 +69,17 @@ def test_every_action_of_a_rollout_is_feasible_and_its_reward_that_of_the_episod
     trainer = trainer_for(expert_mode="none", drop_penalty=0.0)
     samples, metrics = trainer.collect(3)
     problem, parameters = trainer.problem, trainer.parameters
-    episodes = trainer.begin((trainer.seed, 4))
+    envs = trainer.begin((trainer.seed, 4))
     choices = samples.choices.reshape(parameters.rollout_steps, parameters.num_envs, 2, 3).numpy()
     rewards = []
     for step, chosen in enumerate(choices):
         start = step * parameters.num_envs
-        np.testing.assert_array_equal(episodes.state(), samples.states[start : start + parameters.num_envs])
+        np.testing.assert_array_equal(envs.state(), samples.states[start : start + parameters.num_envs])
         configurations = from_choices(chosen)
         for rows in configurations.tolist():
             configuration = tuple(StageConfiguration(*row) for row in rows)
             assert within_limits(problem.pipeline, configuration, problem.pipeline.capacity)
-        rewards.append(episodes.run_interval(configurations)[0].reward)
+        rewards.append(envs.run_interval(configurations)[0].reward)
     assert metrics["rollout/reward"] == pytest.approx(np.mean(rewards))
 
 

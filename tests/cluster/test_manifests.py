@@ -15,8 +15,7 @@ from opd.cluster.overlay import Overlay
 from opd.cluster.settings import FLAVOURS
 from opd.pipeline import InfeasibleError, Pipeline, StageConfiguration, Task, Variant
 from opd.profiling.catalogue import load_pipeline
-from opd.serving.server import ServerSettings
-from opd.serving.stage_queue import StageSettings
+from opd.serving.settings import ServerSettings, StageSettings
 
 
 def test_every_server_can_read_its_settings():

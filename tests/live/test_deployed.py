@@ -6,10 +6,10 @@ import pytest
 from cluster_site import IMAGE, emulated_site
 
 from opd import cli
-from opd.cluster.resources import POD
 from opd.cluster.errors import LedByAnotherError
 from opd.cluster.names import selector
 from opd.cluster.overlay import read_overlay
+from opd.cluster.resources import POD
 from opd.cluster.settings import ClusterSettings
 from opd.live import deployed as evaluation
 from opd.live.replay import replay

@@ -21,7 +21,7 @@ from opd.serving.local_stage import LocalStage
 from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE
 from opd.serving.monitoring.source import MonitoringError
 from opd.serving.processes import StartError
-from opd.serving.stage_queue import StageSettings
+from opd.serving.settings import StageSettings
 from opd.simulator.parameters import SimulationParameters
 
 pytestmark = pytest.mark.processes

@@ -27,7 +27,7 @@ from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, Prometheu
 from opd.serving.monitoring.prometheus_server import PrometheusServer
 from opd.serving.monitoring.scraper import Scraper
 from opd.serving.monitoring.source import MonitoringError, NoDataError
-from opd.serving.telemetry import increase
+from opd.serving.monitoring.statistics import increase
 
 needs_prometheus = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="no prometheus on the path: install Debian's package of that name"

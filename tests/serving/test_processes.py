@@ -7,7 +7,7 @@ from deadlines import eventually
 
 from opd.serving.loopback import hold_port, port_of
 from opd.serving.processes import ServerProcess
-from opd.serving.server import ServerSettings
+from opd.serving.settings import ServerSettings
 
 pytestmark = pytest.mark.processes
 

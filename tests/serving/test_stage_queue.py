@@ -23,7 +23,8 @@ from opd.serving.protocol import (
     ServingError,
     TooOldError,
 )
-from opd.serving.stage_queue import ReplicaEndpoint, StageQueue, StageSettings
+from opd.serving.settings import StageSettings
+from opd.serving.stage_queue import ReplicaEndpoint, StageQueue
 from opd.simulator.parameters import SimulationParameters
 from opd.simulator.simulator import Simulator
 

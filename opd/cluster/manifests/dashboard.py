@@ -1,4 +1,4 @@
-"""The Grafana dashboard of a pipeline: load and latency, what each stage does, what runs.
+"""The Grafana dashboard of a pipeline: load, latency, stages, and decisions.
 
 ``python -m opd.cluster.manifests.dashboard`` prints the one for all pipelines, which ``deploy/grafana/`` holds.
 """
@@ -10,28 +10,29 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from opd.cluster.manifests.objects import Manifest, config_map
 from opd.cluster.names import APPLICATION, labels
 from opd.serving import metrics
 
 SIDECAR_LABEL = "grafana_dashboard"
-"""By which Grafana's sidecar finds ConfigMaps with dashboards, unless it is set up otherwise."""
+"""Label by which Grafana's sidecar finds ConfigMaps with dashboards, by default."""
 
 SOURCE = {"type": "prometheus", "uid": "${source}"}
-WANTED = '{namespace=~"$namespace", pipeline="$pipeline"}'
+FILTER = '{namespace=~"$namespace", pipeline="$pipeline"}'
 RATE = "[$__rate_interval]"
 
 COLUMNS, WIDTH, HEIGHT = 24, 12, 8
-"""Of Grafana's grid, and of one panel in it."""
+"""Columns of Grafana's grid, and size of a panel in it."""
 
 Query = tuple[str, str]
-"""An expression and the legend of its series."""
+"""Expression and legend of its series."""
 
 
 def dashboard(pipeline: str = "") -> dict[str, Any]:
-    """The dashboard as Grafana imports it.
+    """Return the dashboard that Grafana imports.
 
     Args:
-        pipeline: that is shown first; any if not given.
+        pipeline: shown first; any if empty.
     """
     panels = [_panel(number, *each) for number, each in enumerate(_panels())]
     return {
@@ -47,27 +48,19 @@ def dashboard(pipeline: str = "") -> dict[str, Any]:
     }
 
 
-def dashboard_config(pipeline: str, namespace: str) -> dict[str, Any]:
-    """A ConfigMap that Grafana's sidecar loads."""
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {
-            "name": f"{pipeline}-dashboard",
-            "namespace": namespace,
-            "labels": {SIDECAR_LABEL: "1", **labels(pipeline)},
-        },
-        "data": {f"{APPLICATION}-{pipeline}.json": dashboard_text(pipeline)},
-    }
+def dashboard_config(pipeline: str, namespace: str) -> Manifest:
+    """Return a ConfigMap that Grafana's sidecar loads."""
+    data = {f"{APPLICATION}-{pipeline}.json": dashboard_text(pipeline)}
+    return config_map(f"{pipeline}-dashboard", {SIDECAR_LABEL: "1", **labels(pipeline)}, namespace, data)
 
 
 def dashboard_text(pipeline: str = "") -> str:
-    """:func:`dashboard` as JSON."""
+    """Return :func:`dashboard` as JSON."""
     return json.dumps(dashboard(pipeline), indent=2) + "\n"
 
 
 def _panels() -> list[tuple[str, str, Sequence[Query]]]:
-    """Title, unit and queries of each."""
+    """Return title, unit and queries of each panel."""
     stages = [
         (_mean(metrics.STAGE_LATENCY, "task"), "{{task}}"),
         (_mean(metrics.STAGE_WAIT, "task"), "{{task}} waiting"),
@@ -78,45 +71,49 @@ def _panels() -> list[tuple[str, str, Sequence[Query]]]:
             "Load",
             "reqps",
             [
-                (f"sum(rate({metrics.REQUESTS}_total{WANTED}{RATE}))", "arrived"),
-                (f"sum by (outcome) (rate({metrics.ANSWERS}_total{WANTED}{RATE}))", "{{outcome}}"),
-                (f"max(opd_controller_forecast{WANTED})", "forecast maximum"),
+                (f"sum(rate({metrics.REQUESTS}_total{FILTER}{RATE}))", "arrived"),
+                (f"sum by (outcome) (rate({metrics.ANSWERS}_total{FILTER}{RATE}))", "{{outcome}}"),
+                (f"max(opd_controller_forecast{FILTER})", "forecast maximum"),
             ],
         ),
         ("Latency, end to end", "s", whole),
-        ("Replicas that take work", "short", [(_sum(metrics.STAGE_REPLICAS, "task, variant"), "{{task}} {{variant}}")]),
+        ("Replicas in service", "short", [(_sum(metrics.STAGE_REPLICAS, "task, variant"), "{{task}} {{variant}}")]),
         ("Batch size", "short", [(_mean(metrics.STAGE_BATCH, "task"), "{{task}}")]),
-        ("Latency of stages", "s", stages),
+        ("Latency of each stage", "s", stages),
         ("Requests waiting", "short", [(_sum(metrics.STAGE_QUEUE, "task"), "{{task}}")]),
-        ("One inference", "s", [(_mean(metrics.MODEL_SECONDS, "task, variant"), "{{task}} {{variant}}")]),
         (
-            "Requests sent again because a replica failed",
+            "Duration of an inference call",
+            "s",
+            [(_mean(metrics.MODEL_SECONDS, "task, variant"), "{{task}} {{variant}}")],
+        ),
+        (
+            "Retries after a replica failed",
             "reqps",
-            [(f"sum by (task) (rate({metrics.STAGE_RETRIES}_total{WANTED}{RATE}))", "{{task}}")],
+            [(f"sum by (task) (rate({metrics.STAGE_RETRIES}_total{FILTER}{RATE}))", "{{task}}")],
         ),
         (
             "Decisions",
             "short",
-            [(f"sum by (outcome) (increase(opd_decisions_total{WANTED}[1m]))", "{{outcome}} a minute")],
+            [(f"sum by (outcome) (increase(opd_decisions_total{FILTER}[1m]))", "{{outcome}} per minute")],
         ),
         (
-            "What the configuration is worth",
+            "Reward, QoS and cost",
             "short",
-            [(f"max(opd_controller_{name}{WANTED})", name) for name in ("reward", "qos", "cost")],
+            [(f"max(opd_controller_{name}{FILTER})", name) for name in ("reward", "qos", "cost")],
         ),
     ]
 
 
 def _sum(metric: str, by: str) -> str:
-    return f"sum by ({by}) ({metric}{WANTED})"
+    return f"sum by ({by}) ({metric}{FILTER})"
 
 
 def _quantile(share: float) -> str:
-    return f"histogram_quantile({share}, sum by (le) (rate({metrics.LATENCY}_bucket{WANTED}{RATE})))"
+    return f"histogram_quantile({share}, sum by (le) (rate({metrics.LATENCY}_bucket{FILTER}{RATE})))"
 
 
 def _mean(histogram: str, by: str = "") -> str:
-    total, count = (f"sum by ({by}) (rate({histogram}_{part}{WANTED}{RATE}))" for part in ("sum", "count"))
+    total, count = (f"sum by ({by}) (rate({histogram}_{part}{FILTER}{RATE}))" for part in ("sum", "count"))
     return f"{total} / {count}"
 
 

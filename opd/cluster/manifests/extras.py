@@ -20,7 +20,7 @@ DNS_PORT = 53
 
 
 def extra_objects(pipeline: Pipeline, settings: ClusterSettings) -> list[Manifest]:
-    """Returns the disruption budgets, and whatever else the settings ask for."""
+    """Return the disruption budgets, and whatever else the settings ask for."""
     objects = [_disruption_budget(pipeline, task.name, settings) for task in pipeline.tasks]
     if settings.network_policy:
         objects += _network_policies(pipeline, settings)
@@ -34,7 +34,7 @@ def extra_objects(pipeline: Pipeline, settings: ClusterSettings) -> list[Manifes
 
 
 def _disruption_budget(pipeline: Pipeline, task: str, settings: ClusterSettings) -> Manifest:
-    """Lets a node drain evict the replicas of a task one by one; router and queues have only one pod each anyway."""
+    """Let a node drain evict the replicas of a task one by one; router and queues have only one pod each anyway."""
     spec = {"maxUnavailable": 1, "selector": pod_selector(pipeline.name, MODEL, task)}
     name, its_labels = models_name(pipeline.name, task), labels(pipeline.name, MODEL, task)
     return manifest("policy/v1", "PodDisruptionBudget", name, its_labels, settings.namespace, spec=spec)
@@ -44,7 +44,7 @@ def _disruption_budget(pipeline: Pipeline, task: str, settings: ClusterSettings)
 
 
 def _network_policies(pipeline: Pipeline, settings: ClusterSettings) -> list[Manifest]:
-    """Lets clients reach the router, the router the queues, each queue its task's replicas, and monitoring all pods."""
+    """Let clients reach the router, the router the queues, each queue its task's replicas, and monitoring all pods."""
     name, grpc = pipeline.name, [settings.grpc_port]
     router, queues = {"podSelector": pod_selector(name, ROUTER)}, {"podSelector": pod_selector(name, QUEUE)}
     control_plane = [{"ipBlock": {"cidr": block}} for block in settings.control_plane_blocks]
@@ -64,7 +64,7 @@ def _network_policies(pipeline: Pipeline, settings: ClusterSettings) -> list[Man
 def _network_policy(
     pipeline: str, component: str, task: str, settings: ClusterSettings, ingress: list[Any], egress: list[Any]
 ) -> Manifest:
-    """Returns a policy that also allows scraping metrics and resolving names."""
+    """Return a policy that also allows scraping metrics and resolving names."""
     names = {ROUTER: router_name(pipeline), QUEUE: queue_name(pipeline, task), MODEL: models_name(pipeline, task)}
     monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.monitoring_namespace}}}
     dns = {"ports": [{"protocol": protocol, "port": DNS_PORT} for protocol in ("UDP", "TCP")]}
@@ -81,7 +81,7 @@ def _network_policy(
 
 
 def _allow(direction: str, ports: Sequence[int], peers: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """Returns a rule for TCP ports, open to everybody if there are no peers."""
+    """Return a rule for TCP ports, open to everybody if there are no peers."""
     rule: dict[str, Any] = {"ports": [{"protocol": "TCP", "port": port} for port in ports]}
     return {direction: list(peers), **rule} if peers else rule
 
@@ -90,7 +90,7 @@ def _allow(direction: str, ports: Sequence[int], peers: Sequence[Mapping[str, An
 
 
 def _virtual_service(pipeline: Pipeline, settings: ClusterSettings) -> Manifest:
-    """Sends requests for this pipeline from the gateway to the router; Istio does not retry, the queues do."""
+    """Send requests for this pipeline from the gateway to the router; Istio does not retry, the queues do."""
     paths = {GRPC_SERVICE: settings.grpc_port, f"/v2/models/{pipeline.name}/": settings.http_port}
     routes = [
         {
@@ -120,7 +120,7 @@ def _istio_object(kind: str, pipeline: str, spec: dict[str, Any], settings: Clus
 
 
 def _pod_monitor(pipeline: Pipeline, settings: ClusterSettings) -> Manifest:
-    """Scrapes every pod of the pipeline as often as the control loop counts requests."""
+    """Scrape every pod of the pipeline as often as the control loop counts requests."""
     endpoint = {
         "port": METRICS,
         "interval": f"{1000 * SCRAPE_SECONDS:g}ms",

@@ -13,7 +13,7 @@ Manifest = dict[str, Any]
 def manifest(
     api_version: str, kind: str, name: str, object_labels: Mapping[str, str], namespace: str, **content: Any
 ) -> Manifest:
-    """Returns an object with its own copy of the labels.
+    """Return an object with its own copy of the labels.
 
     Args:
         api_version: group and version of the kind.
@@ -28,10 +28,10 @@ def manifest(
 
 
 def config_map(name: str, object_labels: Mapping[str, str], namespace: str, data: Mapping[str, str]) -> Manifest:
-    """Returns a ConfigMap."""
+    """Return a ConfigMap."""
     return manifest("v1", "ConfigMap", name, object_labels, namespace, data=dict(data))
 
 
 def pod_selector(pipeline: str, component: str = "", task: str = "") -> dict[str, Any]:
-    """Returns a label selector for the pods of a component and task; an empty part selects all."""
+    """Return a label selector for the pods of a component and task; an empty part selects all."""
     return {"matchLabels": match_labels(labels(pipeline, component, task))}

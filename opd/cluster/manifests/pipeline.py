@@ -22,7 +22,7 @@ RBAC = "rbac.authorization.k8s.io"
 
 
 def pipeline_objects(pipeline: Pipeline, configuration: Configuration, settings: ClusterSettings) -> list[Manifest]:
-    """Returns everything a pipeline needs, in an order in which it can be created.
+    """Return everything a pipeline needs, in an order in which it can be created.
 
     Raises:
         BadNameError: if the cluster would not accept an object's name.
@@ -52,7 +52,7 @@ def pipeline_objects(pipeline: Pipeline, configuration: Configuration, settings:
 
 
 def stage_config(pipeline: Pipeline, task: Task, stage: StageConfiguration, settings: ClusterSettings) -> Manifest:
-    """Returns the ConfigMap that holds the configuration of a stage."""
+    """Return the ConfigMap that holds the configuration of a stage."""
     data = {
         STAGE_VARIANT: task.variants[stage.variant].name,
         STAGE_REPLICAS: str(stage.replicas),
@@ -77,7 +77,7 @@ def _service(pod: Pod, settings: ClusterSettings) -> Manifest:
 
 
 def _queue_account(pipeline: Pipeline, settings: ClusterSettings) -> list[Manifest]:
-    """Returns the account of the queues, which may only look at pods and at the configuration of their stage."""
+    """Return the account of the queues, which may only look at pods and at the configuration of their stage."""
     name, its_labels, namespace = queue_account_name(pipeline.name), labels(pipeline.name, QUEUE), settings.namespace
     rule = {"apiGroups": [""], "resources": ["configmaps", "pods"], "verbs": ["get", "list", "watch"]}
     subject = {"kind": "ServiceAccount", "name": name, "namespace": namespace}

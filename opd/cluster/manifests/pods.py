@@ -1,7 +1,6 @@
 """The pods of a pipeline: one container each, a server of :mod:`opd.serving.server` with its settings mounted.
 
-Everything that makes a pod secure stands at the container: Seldon Core puts a security context of its own in place of
-the pod's.
+The security context is that of the container, because Seldon Core replaces the pod's by its own.
 """
 
 from __future__ import annotations
@@ -15,20 +14,20 @@ from typing import Any
 
 from opd.cluster.names import COMPONENT_LABEL, CONTAINER
 from opd.cluster.settings import ClusterSettings
-from opd.serving.server import ServerSettings
+from opd.serving.settings import ServerSettings
 from opd.serving.store import CACHE_VARIABLE
 
 USER = 10001
-"""User and group that containers run as."""
+"""User and group of the processes in containers."""
 
 SETTINGS_FILE = "server.json"
-"""Key in the ConfigMap of a server's settings."""
+"""Key of a server's settings in its ConfigMap."""
 
 SETTINGS_FOLDER = "/etc/opd"
 CACHE_FOLDER = "/cache"
 
 SETTINGS_ANNOTATION = "opd.io/settings"
-"""Hash of the settings and of the pod itself: a pod is replaced when they change, and is known by it to be of today."""
+"""Hash of the settings and the pod template: a change replaces the pods, and identifies the current ones."""
 
 HTTP, GRPC, METRICS = "http", "grpc", "metrics"
 """Names of the ports."""
@@ -47,16 +46,16 @@ SECURITY_CONTEXT: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Pod:
-    """What sets one server's pods apart.
+    """Properties that distinguish the pods of one server.
 
     Attributes:
-        name: of its workload, of the ConfigMap with the server's settings, and of its Service if it has one.
-        server: the settings.
+        name: of its workload, the ConfigMap with its settings, and its Service if it has one.
+        server: settings of the server.
         labels: of the pod.
         millicores: CPU, thousandths of a core.
         memory: as Kubernetes writes it.
-        account: ServiceAccount whose token the pod gets; without one it gets none.
-        drains: whether it serves on for a while when it is told to end, because others may still send to it.
+        account: ServiceAccount whose token is mounted; none if empty.
+        drains: whether a terminating pod still serves for a while, because clients may still send to it.
         caches_models: whether it pulls variants from the model store.
     """
 
@@ -71,7 +70,7 @@ class Pod:
 
 
 def pod_template(pod: Pod, settings: ClusterSettings) -> dict[str, Any]:
-    """The pod template of a workload, the user's overlay included.
+    """Return the pod template of a workload, with the changes of the user's overlay.
 
     Raises:
         OverlayError: if the overlay adds a container without an image.
@@ -114,13 +113,13 @@ def _container(pod: Pod, settings: ClusterSettings) -> dict[str, Any]:
     if pod.caches_models and settings.storage_secret:
         container["envFrom"] = [{"secretRef": {"name": settings.storage_secret}}]
     if pod.drains and settings.drain_seconds:
-        # The handler `sleep` would need no program, but older clusters and the schema of SeldonDeployment lack it.
+        # The handler `sleep` needs no program, but older clusters and the schema of SeldonDeployment lack it.
         container["lifecycle"] = {"preStop": {"exec": {"command": ["sleep", str(settings.drain_seconds)]}}}
     return container
 
 
 def cpu(millicores: int) -> str:
-    """CPU as Kubernetes writes it."""
+    """Return an amount of CPU in the notation of Kubernetes."""
     return f"{millicores}m" if millicores % 1000 else str(millicores // 1000)
 
 
@@ -132,7 +131,7 @@ def _environment(pod: Pod) -> list[dict[str, str]]:
 
 
 def _probes(model: str, startup_seconds: int) -> dict[str, Any]:
-    """A server answers at once but is ready with its model; a slow answer of a busy one must not end it."""
+    """Return the probes; a busy server answers slowly and must not be restarted for that."""
     live, ready = "/v2/health/live", f"/v2/models/{model}/ready"
     return {
         "startupProbe": _probe(live, period=1, timeout=2, failures=startup_seconds),

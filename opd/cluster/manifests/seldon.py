@@ -27,7 +27,7 @@ PREDICTOR = "main"
 def seldon_workload(
     name: str, object_labels: Mapping[str, str], namespace: str, replicas: int, template: Mapping[str, Any]
 ) -> Manifest:
-    """Returns a SeldonDeployment.
+    """Return a SeldonDeployment.
 
     Args:
         name: of the object.

@@ -20,7 +20,7 @@ from opd.cluster.names import (
 )
 from opd.cluster.settings import ClusterSettings
 from opd.pipeline import Pipeline, Task, Variant
-from opd.serving.server import ServerSettings
+from opd.serving.settings import ServerSettings
 
 DISCOVERING_QUEUE = "opd.cluster.discovering_queue.DiscoveringQueueRuntime"
 """Import path of the queues' runtime."""
@@ -30,7 +30,7 @@ ADDRESS = "0.0.0.0"
 
 
 def router_pod(pipeline: Pipeline, settings: ClusterSettings) -> Pod:
-    """Returns the router's pod, which knows the Services of the queues in the order of the tasks."""
+    """Return the router's pod, which knows the Services of the queues in the order of the tasks."""
     hosts = {
         task.name: service_host(queue_name(pipeline.name, task.name), settings.namespace) for task in pipeline.tasks
     }
@@ -50,7 +50,7 @@ def router_pod(pipeline: Pipeline, settings: ClusterSettings) -> Pod:
 
 
 def queue_pod(pipeline: Pipeline, task: Task, settings: ClusterSettings) -> Pod:
-    """Returns the pod of a task's queue, which discovers the task's replicas by their labels."""
+    """Return the pod of a task's queue, which discovers the task's replicas by their labels."""
     parameters = {
         "pipeline": pipeline.name,
         "task": task.name,
@@ -74,7 +74,7 @@ def queue_pod(pipeline: Pipeline, task: Task, settings: ClusterSettings) -> Pod:
 
 
 def model_pod(pipeline: Pipeline, task: Task, variant: Variant, settings: ClusterSettings) -> Pod:
-    """Returns the pod of one replica of a variant."""
+    """Return the pod of one replica of a variant."""
     parameters = {"pipeline": pipeline.name, "task": task.name, "variant": variant.name, "store": settings.store}
     return Pod(
         name=model_name(pipeline.name, task.name, variant.name),

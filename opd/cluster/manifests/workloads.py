@@ -21,7 +21,7 @@ RECREATE: Mapping[str, Any] = {"type": "Recreate"}
 
 
 def renewed_by_surge(pipeline: Pipeline, configuration: Configuration) -> bool:
-    """Returns whether W_max has room for one more replica of every stage, so settings roll out without a gap.
+    """Return whether W_max has room for one more replica of every stage, so settings roll out without a gap.
 
     Otherwise replicas are renewed in place, one of each stage at a time; requests of a single replica wait.
     """
@@ -32,7 +32,7 @@ def renewed_by_surge(pipeline: Pipeline, configuration: Configuration) -> bool:
 def model_workload(
     pipeline: Pipeline, task: Task, variant: Variant, replicas: int, settings: ClusterSettings, surge: bool = False
 ) -> Manifest:
-    """Returns the workload of one variant: a Deployment or a SeldonDeployment, depending on the flavour.
+    """Return the workload of one variant: a Deployment or a SeldonDeployment, depending on the flavour.
 
     Args:
         pipeline: it belongs to.
@@ -55,7 +55,7 @@ def model_workload(
 
 
 def deployment(pod: Pod, replicas: int, strategy: Mapping[str, Any], settings: ClusterSettings) -> Manifest:
-    """Returns a Deployment of a pod."""
+    """Return a Deployment of a pod."""
     spec = {
         "replicas": replicas,
         "revisionHistoryLimit": 2,
@@ -67,25 +67,25 @@ def deployment(pod: Pod, replicas: int, strategy: Mapping[str, Any], settings: C
 
 
 def replicas_of(workload: Mapping[str, Any]) -> int:
-    """Returns the number of replicas that a workload specifies."""
+    """Return the number of replicas that a workload specifies."""
     return int(_scaled_part(workload).get("replicas", 1))
 
 
 def template_of(workload: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the pod template of a workload."""
+    """Return the pod template of a workload."""
     scaled = _scaled_part(workload)
     template: Mapping[str, Any] = scaled["componentSpecs"][0] if workload["kind"] == KIND else scaled["template"]
     return template
 
 
 def with_replicas(workload: Mapping[str, Any], replicas: int) -> Manifest:
-    """Returns a copy of a workload that differs only in its number of replicas."""
+    """Return a copy of a workload that differs only in its number of replicas."""
     changed = deepcopy(dict(workload))
     _scaled_part(changed)["replicas"] = replicas
     return changed
 
 
 def _scaled_part(workload: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the part of a workload that holds its number of replicas."""
+    """Return the part of a workload that holds its number of replicas."""
     spec = workload["spec"]
     return spec["predictors"][0] if workload["kind"] == KIND else spec
