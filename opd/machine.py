@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "transformers", "numpy", "onnxruntime")
-"""Packages whose versions decide how long a model takes."""
+"""Packages that determine the speed of a model; their versions are part of the description."""
 
 
 def hardware(packages: Iterable[str] = ()) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 # One thread, compiled kernels kept: before anything imports numpy, numba or torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,11 +13,7 @@ os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / ".cache
 
 import pytest
 import torch
-from filelock import FileLock
 from hypothesis import HealthCheck, settings
-
-if TYPE_CHECKING:
-    from opd.serving.store import ModelStore
 
 torch.set_num_threads(1)
 
@@ -28,7 +23,7 @@ settings.register_profile("ci", settings.get_profile("opd"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "opd")
 
 LONGEST = ("test_reproduction", "test_local", "test_ocr_live", "test_cluster_discovery", "test_deployed")
-"""Modules that take a minute or more: begun first, so that no process is left alone with one at the end."""
+"""Modules that take a minute or more. They run first, so no test process is left with one of them at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -55,18 +50,3 @@ def close_figures() -> Iterator[None]:
     yield
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
-
-
-@pytest.fixture(scope="session")
-def ocr_store() -> ModelStore:
-    """The model store of the OCR pipeline, built once for all tests and kept between runs."""
-    from opd.examples.ocr.build import build_store
-    from opd.paths import project_path
-    from opd.serving.store import ModelStore
-
-    folder = project_path(".cache", "ocr_store")
-    folder.mkdir(parents=True, exist_ok=True)
-    store = ModelStore(str(folder))
-    with FileLock(folder.with_suffix(".lock"), timeout=300):  # several test processes may want it at once
-        build_store(store)
-    return store

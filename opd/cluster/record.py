@@ -98,21 +98,17 @@ class Recorder:
         self._events = events
         self._router_uid = ""
 
-    def decision(
-        self, step: Step, before: Configuration, observation: Observation | None, wanted: Configuration | None
-    ) -> None:
+    def decision(self, step: Step, before: Configuration) -> None:
         """Record one step of the control loop.
 
         Args:
             step: the step.
             before: what ran before it.
-            observation: on which was decided, None if nothing could be seen.
-            wanted: what the policy decided, None if it did not.
         """
         outcome = REFUSED if step.refused else KEPT if step.configuration == before else APPLIED
         self._metrics.count(step, outcome)
         words = self._words(step.configuration)
-        logger.info("%s: %s", outcome, words, extra={FIELDS: self.entry(step, outcome, observation, wanted)})
+        logger.info("%s: %s", outcome, words, extra={FIELDS: self.entry(step, outcome)})
         if step.forecast_failure:
             instead = f"the largest of the last 20 s, {step.predicted_load:g} requests/s, takes its place"
             self.event("ForecastFailed", f"{step.forecast_failure}; {instead}", "Warning")
@@ -121,21 +117,18 @@ class Recorder:
         elif outcome == REFUSED:
             self.event("Refused", f"{step.refused}; {words} goes on", "Warning")
 
-    def entry(
-        self, step: Step, outcome: str, observation: Observation | None, wanted: Configuration | None
-    ) -> dict[str, Any]:
-        """A step as plain data; figures that are unknown are null."""
-        state = {} if observation is None else _state(observation)
+    def entry(self, step: Step, outcome: str) -> dict[str, Any]:
+        """Return a step as plain data; unknown figures are null."""
         return {
             "event": "decision",
             "controller": self._holder,
             "pipeline": self._pipeline.name,
             "outcome": outcome,
             "reason": step.refused,
-            "state": state,
+            "state": {} if step.observation is None else _state(step.observation),
             "forecast": _number(step.predicted_load),
             "forecast_failure": step.forecast_failure,
-            "wanted": None if wanted is None else self._stages(wanted),
+            "wanted": None if step.decided is None else self._stages(step.decided),
             "configuration": self._stages(step.configuration),
             "by_expert": step.fallback,
             "decision_seconds": step.decision_seconds,

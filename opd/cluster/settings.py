@@ -73,7 +73,7 @@ _TAG_OR_DIGEST = r"(:[\w.-]+|@sha256:[0-9a-f]{64}|:[\w.-]+@sha256:[0-9a-f]{64})"
 Image = Annotated[str, _matching(rf"[a-z0-9][\w.-]*(:\d+)?(/[\w.-]+)*{_TAG_OR_DIGEST}", "registry.example/opd:1.0")]
 StoreUrl = Annotated[str, _matching(r"([a-z][a-z0-9+.-]*://|/)\S+", "s3://bucket/store or /models")]
 Memory = Annotated[str, _matching(r"[1-9]\d{0,5}(Mi|Gi)", "512Mi")]
-HostName = Annotated[str, _matching(rf"\*|{_HOST_NAME}", "ocr.example")]
+HostName = Annotated[str, _matching(rf"\*|{_HOST_NAME}", "pipeline.example")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 UnprivilegedPort = Annotated[int, Field(ge=1024, le=65535)]
 Millicores = Annotated[int, Field(ge=1, le=64_000)]

@@ -25,6 +25,10 @@ SEEDS = range(20)
 """Of the simulator's service noise; predictions are means over them."""
 
 
+RECORDS = "fidelity.parquet"
+"""File for the records of a load."""
+
+
 class Performance(NamedTuple):
     """Performance of a pipeline under a given load, predicted or measured.
 
@@ -62,9 +66,8 @@ def measure_fidelity(
 ) -> pd.DataFrame:
     """Run every configuration under every load, and simulate exactly the same arrivals.
 
-    Two predictions are made before any request is sent: ``profiled`` from the pipeline's profiles as they are, and
-    ``predicted`` from calibrated profiles (:func:`opd.live.calibration.measure_served_latencies`) plus the latency of
-    router and queues.
+    Two predictions precede the load: ``profiled`` from the pipeline's profiles, and ``predicted`` from calibrated ones
+    (:func:`opd.live.calibration.measure_served_latencies`), plus the latency of router and queues.
 
     Args:
         backend: the pipeline, up and idle; nothing else should run on the machine.
@@ -78,8 +81,8 @@ def measure_fidelity(
         seed: of counts, arrival times and payloads.
 
     Returns:
-        One row per configuration and load: requests offered and completed, and the fields of :class:`Performance`,
-        profiled, predicted and measured.
+        One row per configuration and load: requests offered and completed, and :class:`Performance` profiled,
+        predicted and measured.
     """
     rows = []
     generator = np.random.default_rng(seed)
@@ -88,18 +91,16 @@ def measure_fidelity(
         for configuration in configurations:
             backend.apply(configuration)
             calibrated = with_served_latencies(pipeline, configuration, measure_served_latencies(backend, contents))
+            label = configuration_label(pipeline, configuration)
             for load in loads:
                 counts, draw = generator.poisson(load, seconds), int(generator.integers(1 << 31))
                 arrivals = arrival_times(counts, draw)
                 profiled = predict(pipeline, parameters, configuration, arrivals)
                 predicted = predict(calibrated, parameters, configuration, arrivals, overhead)
-                output = folder / "fidelity.parquet"
-                process = start_load(backend.address, pipeline.name, counts, payloads, draw, output)
+                process = start_load(backend.address, pipeline.name, counts, payloads, draw, folder / RECORDS)
                 records = process.finish(seconds + ANSWER_SECONDS)
-                row = {"configuration": configuration_label(pipeline, configuration), "load": load}
-                row |= {"offered": len(records)} | profiled.columns("profiled") | predicted.columns("predicted")
-                row["completed"] = int((records["outcome"] == COMPLETED).sum())
-                rows.append(row | measured_performance(records).columns("measured"))
+                row = {"configuration": label, "load": load, "offered": len(records)}
+                rows.append(row | profiled.columns("profiled") | predicted.columns("predicted") | _measured(records))
                 progress.update()
     return pd.DataFrame(rows)
 
@@ -149,6 +150,12 @@ def measured_performance(records: pd.DataFrame) -> Performance:
     seconds = _duration(records["scheduled"].to_numpy())
     throughput = (done["finished"] < seconds).sum() / seconds
     return Performance(float(throughput), float(latency.mean()), float(latency.quantile(0.95)))
+
+
+def _measured(records: pd.DataFrame) -> dict[str, float]:
+    """The measured columns of :func:`measure_fidelity`."""
+    completed = int((records["outcome"] == COMPLETED).sum())
+    return {"completed": completed, **measured_performance(records).columns("measured")}
 
 
 def _duration(arrivals: np.ndarray) -> int:

@@ -81,7 +81,7 @@ class LiveSite:
         url = os.environ.get(PROMETHEUS_URL_VARIABLE, "")
         if not url:
             raise MonitoringError(
-                f"a deployed pipeline is monitored by the cluster's Prometheus; set {PROMETHEUS_URL_VARIABLE}"
+                f"a deployed pipeline is monitored by Prometheus; set {PROMETHEUS_URL_VARIABLE} to its URL"
             )
         settings = read_settings(Path(self.cluster_settings))
         monitor = PrometheusUrl(url, labels=settings.series_labels)

@@ -57,8 +57,8 @@ def live_timeline(pipeline: Pipeline, run: LiveRun, interval: int) -> pd.DataFra
         interval: seconds.
 
     Returns:
-        The columns of :func:`opd.study.evaluation.cycles.timeline`, ``latency_mean`` and ``latency_p99`` in seconds, and
-        ``<task>.variant``, ``<task>.replicas`` and ``<task>.batch_size`` of every task.
+        The columns of :func:`opd.study.evaluation.cycles.timeline`, ``latency_mean`` and ``latency_p99`` in seconds,
+        and ``<task>.variant``, ``<task>.replicas`` and ``<task>.batch_size`` of every task.
     """
     table = timeline(run.steps, interval)
     table["latency_mean"] = [float(step.interval.latency_mean[0]) for step in run.steps]

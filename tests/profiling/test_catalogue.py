@@ -47,7 +47,7 @@ def test_every_variant_has_an_accuracy_a_source_and_an_architecture(task: str, n
     assert 0.0 < variant.accuracy < 1.0
     assert variant.checkpoint
     if task in CATALOGUE.pipeline("ocr").tasks:
-        assert variant.architecture == "opd.examples.ocr.stored:StoredVariant"
+        assert variant.architecture == "opd.examples.ocr.served:OcrVariant"
         assert variant.source.startswith("reports/ocr/")
     else:
         assert variant.architecture in ARCHITECTURES

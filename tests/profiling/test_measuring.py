@@ -8,13 +8,12 @@ import pandas as pd
 import pytest
 from profile_tables import CATALOGUE, REFERENCE
 
-from opd.examples.ocr.stored import StoredVariant
+from opd.examples.ocr.served import OcrVariant
 from opd.profiling import measuring, profiles
 from opd.profiling.architectures import ARCHITECTURES
 from opd.profiling.measuring import Effort, measure_variant, measure_within_budget, resolve_architecture
-from opd.serving.store import STORE_URL_VARIABLE, ModelStore
 
-STORED = "opd.examples.ocr.stored:StoredVariant"
+SERVED = "opd.examples.ocr.served:OcrVariant"
 BERT_TINY = ARCHITECTURES["bert-tiny"]
 
 
@@ -23,7 +22,7 @@ BERT_TINY = ARCHITECTURES["bert-tiny"]
 
 def test_an_architecture_is_a_key_or_a_class_of_any_module():
     assert resolve_architecture("bert-tiny", "sentiment", "bert-tiny") is BERT_TINY
-    assert resolve_architecture(STORED, "text-recognition", "small") == StoredVariant("text-recognition", "small")
+    assert resolve_architecture(SERVED, "text-recognition", "small") == OcrVariant("text-recognition", "small")
 
 
 def test_the_error_for_an_unknown_architecture_lists_the_known_ones():
@@ -31,7 +30,7 @@ def test_the_error_for_an_unknown_architecture_lists_the_known_ones():
         resolve_architecture("bert-titan", "sentiment", "bert-titan")
 
 
-@pytest.mark.parametrize("architecture", ["nowhere:Model", "opd.examples.ocr.stored:Missing", "opd:1x", ":"])
+@pytest.mark.parametrize("architecture", ["nowhere:Model", "opd.examples.ocr.served:Missing", "opd:1x", ":"])
 def test_the_error_for_a_class_that_cannot_be_imported_names_the_variant(architecture: str):
     message = f"architecture '{architecture}' of variant 'small' of task 'first' cannot be imported"
     with pytest.raises(ImportError, match=message):
@@ -39,13 +38,8 @@ def test_the_error_for_a_class_that_cannot_be_imported_names_the_variant(archite
 
 
 def test_measured_cores_are_limited_by_machine_and_model():
-    assert measuring.measured_cores(StoredVariant("text-recognition", "small")) == (1,)
+    assert measuring.measured_cores(OcrVariant("text-recognition", "small")) == (1,)
     assert measuring.measured_cores(BERT_TINY) == ((1,) if os.cpu_count() == 1 else (1, 2))
-
-
-def test_a_stored_variant_runs_on_one_thread():
-    with pytest.raises(ValueError, match="text-recognition/small runs on one thread"):
-        StoredVariant("text-recognition", "small").threads(2).__enter__()
 
 
 @pytest.mark.parametrize("key", ["bert-mini-qa", "resnet-18"])
@@ -56,18 +50,6 @@ def test_an_architecture_answers_every_request_of_a_batch(key: str):
 
 
 # ---------------------------------------------------------------------------------------------- real measurements
-
-
-@pytest.mark.processes
-@pytest.mark.parametrize("task", ["text-detection", "text-recognition"])
-def test_a_stored_variant_can_be_measured(task: str, ocr_store: ModelStore, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv(STORE_URL_VARIABLE, ocr_store.url)
-    name = next(iter(CATALOGUE.tasks[task].variants))
-    table = measure_variant(task, name, StoredVariant(task, name), [1, 4], [1], Effort(0.0, min_runs=3))
-    assert table[["cores", "batch_size"]].values.tolist() == [[1, 1], [1, 4]]
-    assert (table["latency_mean"] > 0).all() and (table["load_seconds"] > 0).all()  # by different clocks
-    assert table["runs"].eq(3).all()
-    assert profiles.extrapolate_cores(table)[profiles.COLUMNS].equals(table[profiles.COLUMNS])
 
 
 def test_an_architecture_can_be_measured():

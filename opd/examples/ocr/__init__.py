@@ -1,1 +1,1 @@
-"""The OCR pipeline that is served for real: rendered pages, text detection, text recognition."""
+"""OCR example: a pipeline of text detection and text recognition with real models, on rendered pages."""

@@ -1,39 +1,40 @@
-"""How accurate and how fast the OCR variants are on rendered pages: ``python -m opd.examples.ocr.accuracy``.
+"""Measure accuracy and latency of the OCR variants on rendered pages: ``python -m opd.examples.ocr.accuracy``.
 
-All candidates of ``recipes.yaml`` are measured on the pages of split ``choose``; the variants that were chosen there
-are measured again on split ``report``, and those are the figures of the catalogue. Both stages take the same pages:
-detection is judged by the boxes it finds, recognition by what it reads in the true boxes, and every pair of chosen
-variants by what it reads in the whole page.
+All candidates of ``recipes.yaml`` are measured on the pages of split ``choose``. The variants chosen from these figures
+are measured again on split ``report``, which gives the accuracies of the catalogue. Detection is scored by the boxes it
+finds, recognition by the text it reads in the true boxes, and every pair of chosen variants by the text it reads in
+whole pages.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import typer
 from matplotlib.figure import Figure
 from scipy.optimize import linear_sum_assignment
 from torchmetrics.functional.text import char_error_rate
 from tqdm.auto import tqdm
 
-from opd.examples.ocr.build import build_variant, load_recipes
+from opd.examples.ocr.build import build_variant
 from opd.examples.ocr.models import TextDetector, TextRecogniser, decode_image
 from opd.examples.ocr.pages import SPLIT_SEEDS, Page, render_pages
-from opd.examples.ocr.stored import true_sheet
+from opd.examples.ocr.recipes import load_recipes
+from opd.examples.ocr.served import true_sheet
 from opd.paths import project_path
 from opd.profiling.measuring import Effort, time_calls
 from opd.serving.models import load_model
 from opd.study.plots.style import PALETTE, save_figure
 
 PAGES = 300
-"""Pages of a split."""
+"""Number of pages of a split."""
 
 LEAST_OVERLAP = 0.5
 """Intersection over union from which a line counts as found."""
@@ -43,14 +44,14 @@ PAIRS = ["detection", "recognition", "accuracy", "pages_right"]
 
 
 def overlaps(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Intersection over union of every found box with every true one.
+    """Compute the intersection over union of every found box with every true one.
 
     Args:
         found: (n, 4) left, top, right, bottom.
         truth: (m, 4) likewise.
 
     Returns:
-        (n, m).
+        (n, m) fractions.
     """
     start = np.maximum(found[:, None, :2], truth[None, :, :2])
     end = np.minimum(found[:, None, 2:], truth[None, :, 2:])
@@ -60,7 +61,7 @@ def overlaps(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def detection_f1(found: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> float:
-    """F1 of found boxes over all pages: each true box is found at most once, with :data:`LEAST_OVERLAP` or more."""
+    """Compute F1 of found boxes over all pages; each is matched to one true box, with :data:`LEAST_OVERLAP` or more."""
     hits = 0
     for boxes, true in zip(found, truth, strict=True):
         matches = overlaps(boxes, true) >= LEAST_OVERLAP
@@ -70,12 +71,12 @@ def detection_f1(found: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> fl
 
 
 def text_accuracy(read: Sequence[str], truth: Sequence[str]) -> float:
-    """1 - character error rate; a text read twice as long as the true one can bring it below 0."""
+    """Compute 1 - character error rate; negative if there are more errors than characters."""
     return 1.0 - float(char_error_rate(list(read), list(truth)))
 
 
 def variant_accuracy(model: TextDetector | TextRecogniser, pages: Sequence[Page]) -> float:
-    """Accuracy of a loaded variant by the metric of its task."""
+    """Compute the accuracy of a loaded variant by the metric of its task."""
     if isinstance(model, TextDetector):
         found = [model.detect([decode_image(page.payload, "rendered page")])[0] for page in pages]
         return detection_f1(found, [np.array(page.boxes) for page in pages])
@@ -84,7 +85,7 @@ def variant_accuracy(model: TextDetector | TextRecogniser, pages: Sequence[Page]
 
 
 def variant_latency(model: TextDetector | TextRecogniser, pages: Sequence[Page]) -> float:
-    """CPU milliseconds for one request, mean of the faster half of runs over different pages."""
+    """Measure the CPU milliseconds of one request: mean of the faster half of runs over different pages."""
     payloads = [page.payload if isinstance(model, TextDetector) else true_sheet(page) for page in pages[:8]]
     seconds = np.concatenate([time_calls(partial(model, [payload]), Effort(0.0, 4, 4)) for payload in payloads])
     return 1e3 * float(np.sort(seconds)[: len(seconds) // 2].mean())
@@ -93,19 +94,19 @@ def variant_latency(model: TextDetector | TextRecogniser, pages: Sequence[Page])
 def measure_variants(
     task: str, names: Sequence[str], split: str, count: int = PAGES, progress: Any = None
 ) -> pd.DataFrame:
-    """Accuracy and latency of candidates of ``recipes.yaml``.
+    """Measure accuracy and latency of candidates of ``recipes.yaml``.
 
     Args:
         task: ``text-detection`` or ``text-recognition``.
         names: of the candidates.
-        split: of :data:`opd.examples.ocr.pages.SPLIT_SEEDS`.
+        split: a key of :data:`opd.examples.ocr.pages.SPLIT_SEEDS`.
         count: number of pages.
-        progress: a tqdm bar that is advanced by one per candidate.
+        progress: a tqdm bar that advances by one per candidate.
 
     Returns:
         Columns ``task, variant, split, accuracy, latency_ms, chosen``.
     """
-    chosen = load_recipes()["tasks"][task]["chosen"]
+    chosen = load_recipes().tasks[task].chosen
     pages = list(render_pages(count, SPLIT_SEEDS[split]))
     rows = []
     for name in names:
@@ -119,22 +120,22 @@ def measure_variants(
 
 
 def measure_pairs(count: int = PAGES, progress: Any = None) -> pd.DataFrame:
-    """What every pair of chosen variants reads in whole pages of split ``report``.
+    """Measure what every pair of chosen variants reads in whole pages of split ``report``.
 
     Args:
         count: number of pages.
-        progress: a tqdm bar that is advanced by one per pair.
+        progress: a tqdm bar that advances by one per pair.
 
     Returns:
         Columns :data:`PAIRS`: the variants, 1 - character error rate, and the fraction of pages without any error.
     """
-    tasks = load_recipes()["tasks"]
+    tasks = load_recipes().tasks
     pages = list(render_pages(count, SPLIT_SEEDS["report"]))
     truth = [page.text for page in pages]
     payloads = [page.payload for page in pages]
-    sheets = {name: _answers("text-detection", name, payloads) for name in tasks["text-detection"]["chosen"]}
+    sheets = {name: _answers("text-detection", name, payloads) for name in tasks["text-detection"].chosen}
     rows = []
-    for recognition in tasks["text-recognition"]["chosen"]:
+    for recognition in tasks["text-recognition"].chosen:
         for detection, lines in sheets.items():
             read = [answer.decode() for answer in _answers("text-recognition", recognition, lines)]
             right = float(np.mean([text == true for text, true in zip(read, truth, strict=True)]))
@@ -152,7 +153,7 @@ def _answers(task: str, name: str, payloads: Sequence[bytes]) -> list[bytes]:
 
 
 def plot_accuracy(table: pd.DataFrame, path: Path) -> Figure:
-    """Accuracy against latency at batch 1 on split ``choose``, and the chosen variants' accuracy on ``report``."""
+    """Plot accuracy against latency on split ``choose``, and the accuracy of the chosen variants on ``report``."""
     tasks = table["task"].unique()
     figure, panels = plt.subplots(1, len(tasks), figsize=(6 * len(tasks), 4.2), layout="constrained", squeeze=False)
     for axes, task in zip(panels[0], tasks, strict=True):
@@ -176,25 +177,24 @@ def plot_accuracy(table: pd.DataFrame, path: Path) -> Figure:
     return save_figure(figure, path)
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Measure accuracy and latency of the OCR variants on rendered pages.")
-    parser.add_argument("--pages", type=int, default=PAGES, help="pages of a split; default %(default)s")
-    parser.add_argument("--report-only", action="store_true", help="keep the last figures of split choose")
-    arguments = parser.parse_args()
+def main(
+    pages: Annotated[int, typer.Option(help="number of pages of a split")] = PAGES,
+    report_only: Annotated[bool, typer.Option("--report-only", help="keep the figures of split choose")] = False,
+) -> None:
+    """Measure accuracy and latency of the OCR variants on rendered pages, and write them to reports/ocr."""
     folder = project_path("reports", "ocr")
     folder.mkdir(parents=True, exist_ok=True)
-    tasks = load_recipes()["tasks"]
-    jobs = [] if arguments.report_only else [(task, list(e["candidates"]), "choose") for task, e in tasks.items()]
-    jobs += [(task, entry["chosen"], "report") for task, entry in tasks.items()]
-    pairs = len(tasks["text-detection"]["chosen"]) * len(tasks["text-recognition"]["chosen"])
+    tasks = load_recipes().tasks
+    jobs = [] if report_only else [(task, list(recipes.candidates), "choose") for task, recipes in tasks.items()]
+    jobs += [(task, recipes.chosen, "report") for task, recipes in tasks.items()]
+    pairs = len(tasks["text-detection"].chosen) * len(tasks["text-recognition"].chosen)
     total = sum(len(names) for _, names, _ in jobs) + pairs
     with tqdm(total=total, unit="variant", desc="accuracy on rendered pages") as progress:
-        tables = [measure_variants(*job, arguments.pages, progress) for job in jobs]
-        measure_pairs(arguments.pages, progress).to_csv(folder / "pairs.csv", index=False, float_format="%.4f")
-    if arguments.report_only:
+        tables = [measure_variants(*job, pages, progress) for job in jobs]
+        measure_pairs(pages, progress).to_csv(folder / "pairs.csv", index=False, float_format="%.4f")
+    if report_only:
         before = pd.read_csv(folder / "accuracy.csv").query("split == 'choose'")
-        is_chosen = [row.variant in tasks[row.task]["chosen"] for row in before.itertuples()]
+        is_chosen = [row.variant in tasks[str(row.task)].chosen for row in before.itertuples()]
         tables.insert(0, before.assign(chosen=is_chosen))
     table = pd.concat(tables)
     table.to_csv(folder / "accuracy.csv", index=False, float_format="%.4f")
@@ -202,4 +202,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

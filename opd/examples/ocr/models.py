@@ -1,10 +1,10 @@
-"""The two stages of the OCR pipeline as models that a replica serves: text detection and text recognition.
+"""Models of the OCR pipeline: text detection and text recognition.
 
-What travels between them is a *line sheet*: one PNG, :data:`LINE_WIDTH` pixels wide, with one row of
+Detection passes a *line sheet* to recognition: one PNG, :data:`LINE_WIDTH` pixels wide, with one row of
 :data:`LINE_HEIGHT` pixels for every line of text, top to bottom. A line is scaled to the height of its row, squeezed
-if it is then wider than the row, and padded with grey on its right. A page without text gives a single grey row,
-which reads as an empty line. So one payload in is one payload out, and every request costs the same but for the
-number of its lines.
+if it is then wider than the row, and padded with grey on the right. A page without text gives a single grey row,
+which is read as an empty line. So one payload in gives one payload out, and the cost of a request depends only on its
+number of lines.
 
 The networks are those of PP-OCR (PaddlePaddle, Apache-2.0) in ONNX form; both run on a single thread.
 """
@@ -23,35 +23,35 @@ from scipy import ndimage
 from opd.serving.models import PayloadError
 
 LINE_HEIGHT = 48
-"""Pixels of a row of a line sheet: what PP-OCR's recognisers take."""
+"""Height in pixels of a row of a line sheet, as PP-OCR's recognisers expect."""
 
 LINE_WIDTH = 224
-"""Pixels of a line sheet across."""
+"""Width in pixels of a line sheet."""
 
 MAX_LINES = 16
-"""Lines of a page that are passed on, the most certain ones; a longer line sheet is refused."""
+"""Largest number of lines on a line sheet; of a page with more, the most certain ones are passed on."""
 
 MAX_PIXELS = 4_000_000
-"""Pixels above which an image is refused before it is decoded."""
+"""Images with more pixels are refused before they are decoded."""
 
 GREY = (128, 128, 128)
-"""Zero once normalised, which is what the recognisers were trained to see as padding."""
+"""Zero after normalisation: the padding that the recognisers were trained with."""
 
 TEXT_PROBABILITY = 0.3
-"""A pixel of the detector's map belongs to text from here."""
+"""Threshold from which a pixel of the detector's map belongs to text."""
 
 BOX_PROBABILITY = 0.7
-"""The mean over a region of the map from which it is a line; like the growth, tuned on pages of split ``choose``."""
+"""Threshold of a region's mean from which it is a line; like :data:`GROWTH`, tuned on pages of split ``choose``."""
 
 GROWTH = 1.0
-"""Detectors mark a shrunken core of each line; it is grown by this times its area over its perimeter."""
+"""Detectors mark a shrunken core of each line; it grows by this factor times its area over its perimeter."""
 
 BLANK = 0
 """Class of "no character" in connectionist temporal classification."""
 
 
 def open_session(path: Path) -> ort.InferenceSession:
-    """A network on one thread of the processor that sleeps when it has nothing to do."""
+    """Load a network to run on one thread, which sleeps when idle."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
@@ -61,36 +61,39 @@ def open_session(path: Path) -> ort.InferenceSession:
 
 
 def decode_image(payload: bytes, name: str) -> Image.Image:
-    """A JPEG or PNG file as an RGB image.
+    """Decode a JPEG or PNG file to an RGB image.
 
     Raises:
-        PayloadError: if it is no such image, damaged, or larger than :data:`MAX_PIXELS`; ``name`` says which it was.
+        PayloadError: if it is not such an image, damaged, or larger than :data:`MAX_PIXELS`; the error names ``name``.
     """
     try:
         image = Image.open(io.BytesIO(payload), formats=("JPEG", "PNG"))
         if image.width * image.height > MAX_PIXELS:
-            raise PayloadError(f"{name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS} are taken")
+            raise PayloadError(f"{name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS} are allowed")
         return image.convert("RGB")
     except PayloadError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PayloadError(f"{name} is no readable JPEG or PNG ({len(payload)} bytes): {error}") from error
+        raise PayloadError(f"{name} is not a readable JPEG or PNG ({len(payload)} bytes): {error}") from error
 
 
 def encode_image(image: Image.Image) -> bytes:
-    """A PNG file, compressed as fast as possible."""
+    """Encode an image as PNG, as fast as possible."""
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
 def normalised(images: Sequence[Image.Image], mean: Sequence[float], deviation: Sequence[float]) -> np.ndarray:
-    """(images, 3, height, width) float32 of images of one size, channels in the order blue, green, red.
+    """Normalise images of one size.
 
     Args:
         images: RGB.
-        mean: of each channel, as a fraction of white, in the network's order.
+        mean: of each channel as a fraction of white, in the network's order.
         deviation: likewise.
+
+    Returns:
+        (images, 3, height, width) float32, with channels in the order blue, green, red.
     """
     planes = np.stack([np.asarray(image)[..., ::-1].transpose(2, 0, 1) for image in images]).astype(
         np.float32, order="C"
@@ -102,10 +105,10 @@ def normalised(images: Sequence[Image.Image], mean: Sequence[float], deviation: 
 
 
 class TextDetector:
-    """Pages in, line sheets out.
+    """Text detection: turns pages into line sheets.
 
     Args:
-        folder: of the variant; holds ``model.onnx``.
+        folder: of the variant, with ``model.onnx``.
         size: width and height in pixels that every page is scaled to, both multiples of 32.
     """
 
@@ -117,17 +120,17 @@ class TextDetector:
         self.input = self.session.get_inputs()[0].name
 
     def __call__(self, payloads: Sequence[bytes]) -> list[bytes]:
-        """One line sheet (PNG) for each page (JPEG or PNG), all in one run of the network.
+        """Make one line sheet (PNG) of each page (JPEG or PNG), in one run of the network.
 
         Raises:
-            PayloadError: naming the first element that is no image.
+            PayloadError: naming the first element that is not an image.
         """
         pages = [decode_image(payload, f"element {index}") for index, payload in enumerate(payloads)]
         boxes = self.detect(pages)
         return [encode_image(line_sheet(page, lines)) for page, lines in zip(pages, boxes, strict=True)]
 
     def detect(self, pages: Sequence[Image.Image]) -> list[np.ndarray]:
-        """The lines of each page from top to bottom: (lines, 4) left, top, right, bottom in pixels of the page."""
+        """Find the lines of each page, top to bottom: (lines, 4) left, top, right, bottom in pixels of the page."""
         scaled = [page.resize(self.size, Image.Resampling.BILINEAR) for page in pages]
         inputs = normalised(scaled, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         (maps,) = self.session.run(None, {self.input: inputs})
@@ -139,7 +142,7 @@ class TextDetector:
 
 
 def text_boxes(probability: np.ndarray) -> np.ndarray:
-    """Lines in a probability map of text, as differentiable binarisation (DB) detectors give it.
+    """Find lines in a probability map of text, the output of differentiable binarisation (DB) detectors.
 
     Args:
         probability: (height, width).
@@ -167,7 +170,7 @@ def _grown(top: int, left: int, bottom: int, right: int, height: int, width: int
 
 
 def line_sheet(page: Image.Image, boxes: np.ndarray) -> Image.Image:
-    """The lines of a page, one a row; a single grey row where there are none.
+    """Draw the lines of a page, one per row; a single grey row if there are none.
 
     Args:
         page: RGB.
@@ -184,12 +187,12 @@ def line_sheet(page: Image.Image, boxes: np.ndarray) -> Image.Image:
 
 
 class TextRecogniser:
-    """Line sheets in, text out.
+    """Text recognition: turns line sheets into text.
 
     Args:
-        folder: of the variant; holds ``model.onnx`` and ``characters.txt``, one character a line in the order of the
+        folder: of the variant, with ``model.onnx`` and ``characters.txt``: one character per line, in the order of the
             network's classes after the blank.
-        width: pixels that every line is scaled to across.
+        width: in pixels that every line is scaled to.
     """
 
     def __init__(self, folder: Path, *, width: int = LINE_WIDTH) -> None:
@@ -201,10 +204,10 @@ class TextRecogniser:
         self.input = self.session.get_inputs()[0].name
 
     def __call__(self, payloads: Sequence[bytes]) -> list[bytes]:
-        """UTF-8 text, the lines joined by newlines, for each line sheet, all in one run of the network.
+        """Read the text of each line sheet, UTF-8 with newlines between lines, in one run of the network.
 
         Raises:
-            PayloadError: naming the first element that is no line sheet.
+            PayloadError: naming the first element that is not a line sheet.
         """
         sheets = [decode_sheet(payload, f"element {index}") for index, payload in enumerate(payloads)]
         texts = self.read([line for sheet in sheets for line in rows_of(sheet)])
@@ -213,7 +216,7 @@ class TextRecogniser:
         return ["\n".join(texts[start:end]).encode() for start, end in zip(starts, ends, strict=True)]
 
     def read(self, lines: Sequence[Image.Image]) -> list[str]:
-        """The text of each row of a line sheet."""
+        """Read the text of each row."""
         size = (self.width, LINE_HEIGHT)
         scaled = [line if line.size == size else line.resize(size, Image.Resampling.BILINEAR) for line in lines]
         (scores,) = self.session.run(None, {self.input: normalised(scaled, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))})
@@ -221,10 +224,10 @@ class TextRecogniser:
 
 
 def decode_sheet(payload: bytes, name: str) -> Image.Image:
-    """A line sheet as an image.
+    """Decode a line sheet.
 
     Raises:
-        PayloadError: if it is no image, or an image of another shape; ``name`` says which it was.
+        PayloadError: if it is not an image, or has another shape; the error names ``name``.
     """
     sheet = decode_image(payload, name)
     lines, rest = divmod(sheet.height, LINE_HEIGHT)
@@ -237,12 +240,12 @@ def decode_sheet(payload: bytes, name: str) -> Image.Image:
 
 
 def rows_of(sheet: Image.Image) -> list[Image.Image]:
-    """The rows of a line sheet, top to bottom."""
+    """Cut a line sheet into its rows, top to bottom."""
     return [sheet.crop((0, top, sheet.width, top + LINE_HEIGHT)) for top in range(0, sheet.height, LINE_HEIGHT)]
 
 
 def decode_text(classes: np.ndarray, characters: Sequence[str]) -> str:
-    """Text of the likeliest class at each position: repetitions merged, then blanks dropped.
+    """Decode the likeliest class at each position: merge repetitions, then drop blanks.
 
     Args:
         classes: (positions,) 0 for the blank, i for ``characters[i - 1]``.

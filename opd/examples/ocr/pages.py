@@ -1,7 +1,7 @@
-"""Rendered pages with known text: what a small edge camera sees of labels, signs and receipts.
+"""Rendered pages with known text, like the labels, signs and receipts that a small edge camera sees.
 
-The pages are synthetic. Text, fonts, colours and wear are drawn from a seed; nothing is a photograph. Every page has
-the same size and two lines of text, so that every request of a live run is the same amount of work.
+The pages are synthetic: text, fonts, colours and wear are drawn from a seed. All pages have the same size and two lines
+of text, so every request of a live run is the same amount of work.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LINES = 2
 """Lines of text on every page."""
 
 SPLIT_SEEDS = {"choose": 11, "report": 22}
-"""Seeds of the pages that variants are chosen on, and of those that their accuracy is reported on."""
+"""Seeds of the pages that variants are chosen on, and of the pages that their accuracy is reported on."""
 
 FONTS = (
     "DejaVuSans",
@@ -39,10 +39,10 @@ FONTS = (
     "STIXGeneralBol",
     "STIXGeneralItalic",
 )
-"""TrueType files that come with matplotlib."""
+"""TrueType files in matplotlib."""
 
 MARGIN = 0.12
-"""What a true box leaves around the ink on every side, as a fraction of its height: as annotators draw them."""
+"""Margin of a true box around the ink as a fraction of its height, about as annotators draw them."""
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels of the page."""
@@ -53,9 +53,9 @@ class Page:
     """A rendered page.
 
     Attributes:
-        payload: the JPEG file.
-        lines: its text, top to bottom.
-        boxes: the upright box around each line, with :data:`MARGIN`.
+        payload: JPEG file.
+        lines: of text, top to bottom.
+        boxes: upright box around each line, with :data:`MARGIN`.
     """
 
     payload: bytes
@@ -69,19 +69,19 @@ class Page:
 
 
 def render_pages(count: int, seed: int, wear: float = 1.0) -> Iterator[Page]:
-    """``count`` rendered pages; page number i of a seed is the same whatever the count.
+    """Render pages; page i of a seed does not depend on the number of pages.
 
     Args:
         count: number of pages.
         seed: of text, fonts and wear.
-        wear: 0 for black on white without rotation, blur, noise or shade; 1 for the hard pages of the accuracy figures.
+        wear: 0 for black on white without rotation, blur, noise or shade; 1 for the worn pages of the accuracy figures.
     """
     for index in range(count):
         yield render_page(np.random.default_rng([seed, index]), wear)
 
 
 def render_page(rng: np.random.Generator, wear: float = 1.0) -> Page:
-    """One rendered page with random text; ``wear`` as in :func:`render_pages`."""
+    """Render one page with random text; ``wear`` as in :func:`render_pages`."""
     paper = _colour(rng, 255 - 110 * wear, 255)
     image = Image.new("RGB", PAGE_SIZE, paper)
     if wear:
@@ -96,7 +96,7 @@ def render_page(rng: np.random.Generator, wear: float = 1.0) -> Page:
 
 
 def random_text(rng: np.random.Generator) -> str:
-    """A line of 4 to 10 characters: a made-up word, a price, a code, a time, or a word and a number."""
+    """Draw a line of 4 to 10 characters: a made-up word, a price, a code, a time, or a word and a number."""
     number = int(rng.integers(10, 1000))
     kinds = (
         lambda: _word(rng, 3),
@@ -132,7 +132,7 @@ def _colour(rng: np.random.Generator, low: float, high: float) -> tuple[int, int
 
 
 def _clutter(image: Image.Image, rng: np.random.Generator) -> None:
-    """Patches, rules and bar codes, as on labels and shelves."""
+    """Draw patches, rules and bar codes, as on labels and shelves."""
     draw = ImageDraw.Draw(image)
     width, height = PAGE_SIZE
     for _ in range(rng.integers(0, 4)):
@@ -167,7 +167,7 @@ def _draw_line(image: Image.Image, text: str, index: int, rng: np.random.Generat
 
 
 def _worn(image: Image.Image, rng: np.random.Generator, wear: float) -> Image.Image:
-    """Blur, uneven light and sensor noise."""
+    """Add blur, uneven light and sensor noise."""
     image = image.filter(ImageFilter.GaussianBlur(wear * rng.uniform(0, 1.3)))
     across, down = np.meshgrid(*(np.linspace(-1, 1, size) for size in PAGE_SIZE))
     angle = rng.uniform(0, 2 * np.pi)
@@ -177,7 +177,7 @@ def _worn(image: Image.Image, rng: np.random.Generator, wear: float) -> Image.Im
 
 
 def write_pages(path: Path, count: int, seed: int) -> None:
-    """Write rendered pages as Parquet: ``payload`` (bytes), ``truth`` (lines joined by newline), ``boxes``."""
+    """Write rendered pages to Parquet: ``payload`` (bytes), ``truth`` (lines joined by newlines), ``boxes``."""
     pages = list(render_pages(count, seed))
     table = pd.DataFrame(
         {
@@ -191,7 +191,7 @@ def write_pages(path: Path, count: int, seed: int) -> None:
 
 
 def load_pages(path: Path) -> list[Page]:
-    """The pages that :func:`write_pages` wrote.
+    """Load pages written by :func:`write_pages`.
 
     Raises:
         FileNotFoundError: if there is no such file.
