@@ -1,10 +1,10 @@
-"""The agent with one part of its network taken away, and the training that can do with it.
+"""Ablated networks: the agent's network without one of its parts, and their training.
 
 * :class:`PlainNetwork` has features of the same depth and width, without shortcuts.
-* :class:`IndependentNetwork` makes every choice from the features alone; no choice sees another.
+* :class:`IndependentNetwork` makes every choice from the features alone, without the other choices.
 * :class:`QueuelessNetwork` does not see the queues.
 
-A network begins with the weights that the agent of the same seed begins with, where it has the same parts.
+A network starts with the same weights as the agent with the same seed, where it has the same parts.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def entry_masks(pipeline: Pipeline) -> Tensor:
 class IndependentNetwork(ActorCritic):
     """The agent's network with independent heads: its actions may exceed the capacity.
 
-    Nothing is added to the context once an option is chosen, and masks are the same in every state: they rule out,
-    entry by entry, what no feasible action contains.
+    A chosen option adds nothing to the context, and the masks are the same in every state: they exclude, entry by
+    entry, options that no feasible action contains.
     """
 
     allowed: Tensor
@@ -123,10 +123,10 @@ class IndependentNetwork(ActorCritic):
 
 
 class RefusingEpisodes(PipelineVectorEnv):
-    """Episodes that have begun, in which an action above the capacity is refused and costs a penalty.
+    """Running episodes that refuse an action above the capacity, at the cost of a penalty.
 
     Args:
-        episodes: what to go on with.
+        episodes: the episodes to continue.
         penalty: reward lost by a refused action, in the units of Eq. 7.
     """
 
@@ -135,19 +135,19 @@ class RefusingEpisodes(PipelineVectorEnv):
         self.penalty = penalty
 
     def run_interval(self, configurations: np.ndarray) -> tuple[Score, Interval]:
-        """Run ``configurations`` (E, N, 3) for one interval where they fit, what ran before where they do not."""
+        """Run ``configurations`` (E, N, 3) for one interval; where they do not fit, the previous ones keep running."""
         admitted, refused = admit(self.pipeline, self.configurations, configurations)
         score, interval = super().run_interval(admitted)
         return score._replace(reward=score.reward - self.penalty * refused), interval
 
 
 class AblatedTrainer(PPOTrainer):
-    """The agent's training for any network; one that always keeps the capacity is trained as the agent is.
+    """The agent's training for any network; without refusals it equals the agent's own training.
 
     Args:
-        network_class: what is trained.
-        penalty: reward that a refused action costs in training. In validation it costs nothing beyond what goes on
-            running; nor does it in evaluation.
+        network_class: class of the network.
+        penalty: reward that a refused action costs in training. In validation and evaluation a refusal has no cost
+            beyond the configuration that keeps running.
         arguments: of :class:`~opd.agent.ppo.PPOTrainer`.
     """
 

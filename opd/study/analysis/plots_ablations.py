@@ -1,4 +1,4 @@
-"""The figure of :mod:`opd.study.analysis.ablations`: what taking a part away does to the agent's reward."""
+"""The figure of :mod:`opd.study.analysis.ablation_findings`: the effect of removing a part on the agent's reward."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ PARTS = {
     "forecast": Style("forecast", PALETTE[3], "v"),
     "queues": Style("queues", PALETTE[9], "X"),
 }
-"""How each ablated part looks, from top to bottom."""
+"""The style of each ablated part, from top to bottom."""
 
-WORLDS = {
-    AGENT: "as studied",
+ENVIRONMENTS = {
+    AGENT: "as in the study",
     INSTANT: "no start-up delays",
     "recent-maximum": "maximum of the last 20 s",
     "perfect-forecast": "perfect forecast",
 }
-"""Agents that are held against the myopic solver of their own world, and what that world is."""
+"""Agents that are compared with the myopic solver in their own environment, and the name of the environment."""
 
 Row = tuple[str, str, Style]
-"""A variant, its label and its looks."""
+"""A variant, its label and its style."""
 
 
 def plot_ablations(summary: pd.DataFrame, title: str = "") -> Figure:
-    """Above, every variant's reward less the full agent's; below, the agent's less the myopic solver's.
+    """Draw every variant's reward minus the full agent's, and below the agent's minus the myopic solver's.
 
-    A point is the mean over seeds and cycles, a whisker its 95 % interval, the column on the right the mean in figures.
-    Pipelines share an axis, which is logarithmic on both sides of zero where a few differences dwarf the others.
+    A point is the mean over seeds and cycles, a whisker its 95 % interval; the mean is also given as a number.
+    Pipelines share an axis, which is logarithmic on both sides of zero if a few differences are much larger.
 
     Args:
-        summary: of :func:`opd.study.analysis.ablations.summarise_ablations`.
+        summary: of :func:`opd.study.analysis.ablation_findings.summarise_ablations`.
         title: of the figure.
 
     Returns:
@@ -56,22 +56,22 @@ def plot_ablations(summary: pd.DataFrame, title: str = "") -> Figure:
         sharex="row", sharey="row", height_ratios=(2.4, 1.0),
     )  # fmt: skip
     figure.suptitle(title)
-    against = {"difference": "the full agent's", "over_myopic": "the myopic solver's in the same world"}
-    for row, (quantity, whose), groups in zip(grid, against.items(), (_ablated(), _worlds()), strict=True):
+    against = {"difference": "the full agent's", "over_myopic": "the myopic solver's in the same environment"}
+    for row, (quantity, whose), groups in zip(grid, against.items(), (_ablated(), _environments()), strict=True):
         for axes, pipeline in zip(row, pipelines, strict=True):
             own = summary[summary["pipeline"] == pipeline].to_dict("records")
             _draw(axes, {record["variant"]: record for record in own}, groups, quantity)
         shown = summary["variant"].isin([name for group in groups for name, _, _ in group])
         note = _scale(row[0], summary[shown], quantity)
         for axes in row:
-            axes.set_xlabel(f"reward less {whose}{note}")
+            axes.set_xlabel(f"reward minus {whose}{note}")
     for axes, pipeline in zip(grid[0], pipelines, strict=True):
         axes.set_title(pipeline)
     return figure
 
 
 def _ablated() -> list[list[Row]]:
-    """What is held against the full agent, in groups: the ablations by part, then the solvers."""
+    """Variants that are compared with the full agent, in groups: the ablations by part, then the solvers."""
     groups = [
         [(name, ablation.label, style) for name, ablation in ABLATIONS.items() if ablation.part == part]
         for part, style in PARTS.items()
@@ -79,15 +79,17 @@ def _ablated() -> list[list[Row]]:
     return [*groups, [(name, policy_style(name).label, policy_style(name)) for name in (MYOPIC, "clairvoyant")]]
 
 
-def _worlds() -> list[list[Row]]:
-    """What is held against the myopic solver: two worlds of different delays, two of different forecasts."""
+def _environments() -> list[list[Row]]:
+    """Agents that are compared with the myopic solver: two with different delays, two with different forecasts."""
     agent, forecast = policy_style(AGENT), PARTS["forecast"]
-    rows = [(name, label, forecast if ABLATIONS[name].part == "forecast" else agent) for name, label in WORLDS.items()]
+    rows = [
+        (name, label, forecast if ABLATIONS[name].part == "forecast" else agent) for name, label in ENVIRONMENTS.items()
+    ]
     return [rows[:2], rows[2:]]
 
 
 def _draw(axes: Axes, rows: Mapping[str, Mapping[Hashable, Any]], groups: list[list[Row]], quantity: str) -> None:
-    """A point and a whisker for every variant, groups half a line apart, the first on top."""
+    """Draw a point and a whisker for every variant, groups half a line apart, the first on top."""
     places: list[float] = []
     for number, group in enumerate(groups):
         for name, _, style in group:
@@ -107,7 +109,7 @@ def _draw(axes: Axes, rows: Mapping[str, Mapping[Hashable, Any]], groups: list[l
 
 
 def _scale(axes: Axes, shown: pd.DataFrame, quantity: str) -> str:
-    """A scale on which the typical difference can be read beside the largest; says so where it is not linear."""
+    """Choose a scale on which typical and large differences can be read; returns a note if it is not linear."""
     ends = np.abs(shown[[f"{quantity}_low", f"{quantity}_high"]].to_numpy())
     typical, largest = float(np.median(ends)), float(ends.max())
     axes.margins(x=0.08)
