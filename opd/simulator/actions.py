@@ -1,4 +1,4 @@
-"""Actions of the environments: their space, their masks, and what runs when one is refused."""
+"""Actions of the environments: their space, their masks and their refusal."""
 
 from __future__ import annotations
 

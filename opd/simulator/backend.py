@@ -13,14 +13,14 @@ from opd.workload.load import HISTORY_SECONDS, future_maximum
 
 
 class SimulatedBackend:
-    """The simulator as a backend.
+    """The simulator as a backend of the control loop.
 
     Args:
-        pipeline: what is simulated.
-        parameters: how the device behaves.
+        pipeline: the simulated pipeline.
+        parameters: behaviour of the device.
         history: (H,) counts per second before the first decision.
         counts: (T,) counts per second from the first decision on.
-        configuration: what runs at the start, all replicas ready.
+        configuration: runs at the start, with all replicas ready.
         seed: of arrivals and service noise.
     """
 
@@ -46,7 +46,7 @@ class SimulatedBackend:
         self._queue = np.zeros(len(rows))
 
     def observe(self) -> Observation:
-        """The state of the simulated device, the coming load included."""
+        """State of the simulated device, including the coming load."""
         last = self._counts[max(self._now - self._seconds, 0) : self._now]
         return Observation(
             history=self._counts[max(self._now - HISTORY_SECONDS, 0) : self._now],
@@ -75,7 +75,7 @@ class SimulatedBackend:
         window = self._counts[self._now : self._now + self._seconds]
         if len(window) < self._seconds:
             raise ValueError(
-                f"the workload of {len(self._counts)} s ends before the interval at {self._now} s does; "
-                "run fewer decisions or give a longer one"
+                f"the workload ends at {len(self._counts)} s, within the interval that begins at {self._now} s; "
+                "run fewer decisions or provide a longer workload"
             )
         return window

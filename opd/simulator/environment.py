@@ -40,10 +40,10 @@ class PipelineEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     (Eq. 6). An action that breaks a limit of Eq. 4 is refused: what ran before goes on, and ``info["refused"]`` gives
     the reason. :meth:`action_masks` rules out, entry by entry, what is not part of any feasible action.
 
-    **Reward**: Eq. 7 for the interval that the action began.
+    **Reward**: Eq. 7 for the interval that begins with the action.
 
-    **Start**: a random decision of the workload (or ``options={"decision": j}``), empty queues, one
-    replica of every smallest variant.
+    **Start**: a random decision of the workload (or ``options={"decision": j}``), empty queues, one replica of the
+    smallest variant of every task.
 
     **End**: never terminated; truncated after ``episode_length`` decisions.
 

@@ -1,4 +1,4 @@
-"""Batches of independent copies of one pipeline, simulated request by request."""
+"""Simulation of a batch of independent copies of one pipeline, request by request."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from opd.measurement import Interval
 from opd.pipeline import Configuration, Pipeline, StageConfiguration, as_array, check_feasible
 from opd.simulator import kernel
 from opd.simulator.parameters import SimulationParameters, service_factors
+from opd.simulator.state import empty_state
 
 
 class Simulator:
@@ -47,7 +48,7 @@ class Simulator:
         places = (int(np.ceil(parameters.drop_after + parameters.interval + 3 * slowest)) + 2) * max_rate
         # With start-up times longer than the interval, replicas of every variant can serve at once.
         replicas = int(tables.variant_counts.max()) * pipeline.max_replicas
-        self._state = kernel.empty_state(environments, len(pipeline.tasks), places, replicas)
+        self._state = empty_state(environments, len(pipeline.tasks), places, replicas)
 
     @property
     def environments(self) -> int:
@@ -92,14 +93,13 @@ class Simulator:
         self._require_configurations(configurations, self.environments)
         self._require_shape("counts", counts, (self.environments, self.parameters.interval))
         if counts.dtype.kind not in "iu":
-            raise ValueError(
-                f"request counts are of type {counts.dtype}; they must be integers, without missing values"
-            )
+            raise ValueError(f"request counts are of type {counts.dtype}; they must be integers, none missing")
         if counts.min(initial=0) < 0:
             raise ValueError(f"a request count is {counts.min()}; counts must not be negative")
         if counts.max(initial=0) > self.max_rate:
             raise ValueError(
-                f"{counts.max()} requests in one second exceed max_rate {self.max_rate}; build the simulator with more"
+                f"{counts.max()} requests in one second exceed max_rate {self.max_rate}; create the simulator with a "
+                "higher one"
             )
         interval = self._blank_interval()
         self._require_room(kernel.draw_arrivals(self._state, counts, interval, self._arrivals))
@@ -176,5 +176,5 @@ class Simulator:
         if not room:
             raise RuntimeError(
                 f"a queue of pipeline {self.pipeline.name!r} is full ({self._state.queue_time.shape[2]} requests); "
-                f"build the simulator with max_rate above {self.max_rate}"
+                f"create the simulator with max_rate above {self.max_rate}"
             )

@@ -23,16 +23,16 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """E episodes of :class:`~opd.simulator.environment.PipelineEnv` on one workload, stepped together.
 
     Observations, actions, rewards, starts and ends are those of the single environment, with a leading axis of E.
-    ``infos`` holds arrays (E,): the fields of :class:`~opd.measurement.Score`, ``offered``, ``dropped`` and
-    ``refused``, booleans that say where an action exceeded the capacity and what ran before went on. Every entry of an
+    ``infos`` holds arrays (E,): the fields of :class:`~opd.measurement.Score`, ``offered``, ``dropped`` and the boolean
+    ``refused``, which is true where an action exceeded the capacity and what ran before goes on. Every entry of an
     action must lie within its space.
 
-    **Autoreset** in the same step: where an episode is truncated, the observation is the first one of the next episode;
-    ``infos["final_obs"]`` and ``infos["final_info"]`` hold the last ones of the old episode.
+    **Autoreset** happens in the same step: where an episode is truncated, the observation is the first one of the next
+    episode; ``infos["final_obs"]`` and ``infos["final_info"]`` belong to the end of the old episode.
 
-    Next to the interface of Gymnasium there is a lower one for training, in configurations instead of actions:
-    :meth:`begin` starts chosen episodes at chosen decisions, :meth:`state` observes all and :meth:`run_interval` steps
-    all. Episodes that are stepped by :meth:`run_interval` are not truncated before the workload ends.
+    Training uses a lower-level interface, which takes configurations instead of actions: :meth:`begin` starts chosen
+    episodes at chosen decisions, :meth:`state` observes all episodes and :meth:`run_interval` steps them, without
+    refusals and without autoreset.
 
     Args:
         pipeline: a pipeline of N tasks, or the name of one in the catalogue.
@@ -41,7 +41,7 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         parameters: of the simulation.
         episode_length: decisions in an episode.
         num_envs: number of episodes, E.
-        seed: of arrivals and service noise until :meth:`reset` draws another one.
+        seed: of arrivals and service noise until the first :meth:`reset`, which draws another one.
 
     Attributes:
         decision: (E,) position of each episode in the workload.
@@ -96,11 +96,11 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin an episode everywhere; ``options["decision"]``, one or (E,), fixes where in the workload."""
+        """Begin all episodes; ``options["decision"]``, a number or (E,), fixes where in the workload."""
         super().reset(seed=seed)
-        everything = np.ones(self.num_envs, dtype=bool)
-        self._begin_anywhere(everything, (options or {}).get("decision"))
-        return self.state(), _masked({"decision": self.decision.copy()}, everything)
+        everywhere = np.ones(self.num_envs, dtype=bool)
+        self._restart(everywhere, (options or {}).get("decision"))
+        return self.state(), _masked({"decision": self.decision.copy()}, everywhere)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Run a configuration for one interval in every episode; begin the next episode where one is truncated.
@@ -108,8 +108,8 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         Raises:
             RuntimeError: if an episode has not begun.
         """
-        if not self.decisions_left.all():
-            raise RuntimeError("an episode has not begun; call reset() first")
+        if self.decisions_left.min() < 1:
+            raise RuntimeError("an episode is over or has not begun; call reset() first")
         wanted = from_choices(np.asarray(actions).reshape(self.num_envs, -1, 3))
         configurations, refused = admit(self.pipeline, self.configurations, wanted)
         result, interval = self.run_interval(configurations)
@@ -121,7 +121,7 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             for ended in np.flatnonzero(truncated):
                 final[ended] = states[ended]
             infos |= _masked({"final_obs": final, "final_info": _masked(info, truncated)}, truncated)
-            self._begin_anywhere(truncated)
+            self._restart(truncated)
             infos |= _masked({"decision": self.decision.copy()}, truncated)
             states = self.state()
         return states, result.reward, np.zeros(self.num_envs, dtype=bool), truncated, infos
@@ -174,7 +174,7 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.decisions_left = self.decisions_left - 1
         return score(self.pipeline, self.weights, configurations, interval, self.workload.interval), interval
 
-    def _begin_anywhere(self, chosen: np.ndarray, decisions: Any = None) -> None:
+    def _restart(self, chosen: np.ndarray, decisions: Any = None) -> None:
         """Begin the ``chosen`` (E,) episodes with the smallest configuration, at random decisions by default."""
         environments = np.flatnonzero(chosen)
         if decisions is None:
@@ -190,7 +190,7 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
 
 def _masked(info: dict[str, Any], where: np.ndarray) -> dict[str, Any]:
-    """Add a mask ``_name`` to every entry ``name``, as is usual for the infos of Gymnasium's vector environments."""
+    """Add to every entry ``name`` its mask ``_name``, the convention of Gymnasium's vector environments."""
     return info | {f"_{name}": where for name in info}
 
 

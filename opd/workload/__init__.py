@@ -1,1 +1,1 @@
-"""Traces of requests per second, evaluation cycles, and the load forecast."""
+"""Traces of requests per second, evaluation cycles and the load forecast."""

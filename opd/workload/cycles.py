@@ -1,4 +1,4 @@
-"""Stretches of a trace that matter: the cycles on which policies are compared (Sec. VI-A), and bursts."""
+"""Cycles on which policies are compared (Sec. VI-A), and bursts that training samples."""
 
 from __future__ import annotations
 
@@ -36,12 +36,10 @@ def cycle_counts(trace: Trace, cycle: Cycle) -> np.ndarray:
 
 
 def cycle_from_start(trace: Trace, raw_start: int) -> Cycle:
-    """The cycle that starts at second ``raw_start`` of the recording, named after it.
-
-    Recording gaps inside the cycle are skipped, as everywhere.
+    """The cycle that starts at second ``raw_start`` of the recording, named after it; recording gaps are skipped.
 
     Raises:
-        TraceError: if that second was not recorded, or 120 s of history or 1200 s of cycle are not there.
+        TraceError: if that second was not recorded, or 120 s of history or 1200 s of load are missing.
     """
     position = trace.position(raw_start)
     last = len(trace.recorded) - CYCLE_SECONDS
@@ -57,8 +55,8 @@ def cycle_from_start(trace: Trace, raw_start: int) -> Cycle:
 def evaluation_cycles(trace: Trace, extra: int = 9) -> list[Cycle]:
     """The paper's three workloads, then ``extra`` more cycles spread evenly over the test split.
 
-    The three are known for the Twitter trace and chosen by :func:`characteristic_cycles` for any other. No two
-    cycles overlap and no further cycle or its history touches a recording gap. Nothing depends on the damping.
+    The three are known for the Twitter trace; :func:`characteristic_cycles` chooses them for any other. No two cycles
+    overlap, and no further cycle or its history touches a recording gap. The damping makes no difference.
 
     Raises:
         TraceError: if the test split is too short for so many cycles.
@@ -73,7 +71,7 @@ def evaluation_cycles(trace: Trace, extra: int = 9) -> list[Cycle]:
         if not len(free):
             raise TraceError(
                 f"trace {trace.name!r}: only {number} of {extra} further cycles fit into the test split of "
-                f"{test.stop - test.start} s; lower their number to {number} or bring a longer recording"
+                f"{test.stop - test.start} s; lower their number to {number} or provide a longer recording"
             )
         positions.append(int(free[np.abs(free - middle).argmin()]))
         chosen.append(Cycle(f"spread-{number + 1:02d}", int(trace.raw_index[positions[-1]])))
@@ -83,10 +81,10 @@ def evaluation_cycles(trace: Trace, extra: int = 9) -> list[Cycle]:
 def characteristic_cycles(trace: Trace) -> list[Cycle]:
     """A steady low, a fluctuating and a steady high cycle of the test split, in this order.
 
-    Every minute of the split is a candidate. Its level is the mean, its unrest the standard deviation of the means of
-    ten seconds over the level. Steady low is the calmest of the lowest fifth by level; steady high is the calmest of
-    the highest fiftieth of those that do not touch it. Fluctuating is, of the rest, the one whose means of one minute
-    rise and fall the most in sum: bursts that begin and end inside the cycle.
+    A candidate starts at every minute of the split. Its level is its mean load; its variation is the standard
+    deviation of its ten-second means, divided by the level. Steady low varies least among the lowest fifth by level;
+    steady high varies least among the highest fiftieth of those that do not overlap it. Fluctuating has the largest
+    total movement of one-minute means among the rest: bursts begin and end inside it.
 
     Raises:
         TraceError: if the test split has no room for three such cycles.
@@ -96,24 +94,24 @@ def characteristic_cycles(trace: Trace) -> list[Cycle]:
     edges = candidates[:, None] + np.arange(0, CYCLE_SECONDS + 1, 10)
     tens = np.diff(total[edges], axis=1) / 10.0
     level = tens.mean(axis=1)
-    unrest = tens.std(axis=1) / np.maximum(level, 1e-9)
+    variation = tens.std(axis=1) / np.maximum(level, 1e-9)
     minutes = tens.reshape(len(candidates), -1, 6).mean(axis=2)
     movement = np.abs(np.diff(minutes, axis=1)).sum(axis=1)
 
     chosen: dict[str, int] = {}
-    for name, rank, share, badness in (
-        ("steady-low", level, 0.20, unrest),
-        ("steady-high", -level, 0.02, unrest),
+    for name, rank, share, penalty in (
+        ("steady-low", level, 0.20, variation),
+        ("steady-high", -level, 0.02, variation),
         ("fluctuating", level, 1.0, -movement),
     ):
         free = _apart(candidates, list(chosen.values()))
         if not free.any():
             raise TraceError(
-                f"trace {trace.name!r}: the test split has no {name} cycle of {CYCLE_SECONDS} s beside the others; "
-                "bring a longer recording or give the start of every cycle"
+                f"trace {trace.name!r}: the test split has no {name} cycle of {CYCLE_SECONDS} s apart from the others; "
+                "provide a longer recording or give the start of every cycle"
             )
         eligible = free & (rank <= np.quantile(rank[free], share))
-        chosen[name] = int(candidates[np.where(eligible, badness, np.inf).argmin()])
+        chosen[name] = int(candidates[np.where(eligible, penalty, np.inf).argmin()])
     order = ("steady-low", "fluctuating", "steady-high")
     return [Cycle(name, int(trace.raw_index[chosen[name]])) for name in order]
 
@@ -127,17 +125,17 @@ def _candidate_positions(trace: Trace) -> np.ndarray:
 
 
 def _apart(candidates: np.ndarray, taken: list[int]) -> np.ndarray:
-    """Which candidate positions start a cycle that overlaps none of those that start at ``taken``."""
+    """(P,) true for candidate positions whose cycle overlaps none of those that start at ``taken``."""
     distance = np.abs(candidates[:, None] - np.array(taken, dtype=np.int64)[None, :])
     return np.all(distance >= CYCLE_SECONDS, axis=1)
 
 
 def burst_starts(trace: Trace, split: Split, rise: float = 0.6) -> np.ndarray:
-    """Where bursts begin, so that training can sample them more often than they occur.
+    """Onsets of bursts, which training samples more often than they occur.
 
-    The load is averaged over ten seconds. A burst begins where it exceeds the median of the preceding five minutes
-    by more than the fraction ``rise`` and stays above that for a minute; it is over, and another can begin, when the
-    load is back below that threshold. Jumps across a recording gap do not count.
+    The load is averaged over ten seconds. A burst begins where it exceeds the median of the preceding five minutes by
+    more than the fraction ``rise`` and stays above that threshold for a minute. It ends, and another can begin, when
+    the load is back below the threshold. Jumps across a recording gap do not count.
 
     Args:
         trace: the trace; its damping does not matter.

@@ -1,10 +1,11 @@
 """The deployed load forecaster: the largest load of the next 20 seconds from the last 120 (Sec. IV, Fig. 3).
 
-The network of the paper, an LSTM with 25 units and a dense layer, is plain arrays and one compiled function here: every
-decision needs a forecast, and it takes microseconds. :mod:`opd.workload.forecast_training` trains it.
+The network of the paper, an LSTM with 25 units and a dense layer, as plain arrays and one compiled function. Every
+decision needs a forecast, so it takes microseconds and loads no training library;
+:mod:`opd.workload.forecast_training` trains the network.
 
-All compiled functions are in this one module on purpose: Numba's cache notices changes in the file of a function, not
-in the files of the functions it calls.
+All compiled functions are in this module because Numba's cache notices changes in the file of a function, but not in
+the files of the functions that it calls.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ BIN_SECONDS = 10
 BINS = HISTORY_SECONDS // BIN_SECONDS
 FEATURES = 3
 TARGET_SCALE = 0.3
-"""The network's output times this is the logarithm of the forecast over the window's mean."""
+"""The network predicts the logarithm of the forecast over the window's mean, divided by this."""
 
 HALF_REQUEST = 0.5
 """Added to loads to keep logarithms finite at zero."""
@@ -76,7 +77,7 @@ class ForecastParameters:
 def _fill_features(counts: np.ndarray, end: int, features: np.ndarray) -> float:
     """Write the features of the window before ``end`` into (12, 3) ``features``; return the window's mean.
 
-    Seconds before the start of ``counts`` count as the mean of the first ten known ones.
+    Seconds before the start of ``counts`` take the mean of the first ten known ones.
     """
     known = min(end, HISTORY_SECONDS)
     missing = HISTORY_SECONDS - known
@@ -178,11 +179,11 @@ def _forecast(counts: np.ndarray, ends: np.ndarray, network: ForecastNetwork) ->
                 for gate in range(4 * units):
                     gates[gate] += hidden[source] * network.hidden_weight[source, gate]
             for unit in range(units):
-                enter = _sigmoid(gates[unit])
-                keep = _sigmoid(gates[units + unit])
-                leave = _sigmoid(gates[3 * units + unit])
-                cell[unit] = keep * cell[unit] + enter * _tanh(gates[2 * units + unit])
-                hidden[unit] = leave * _tanh(cell[unit])
+                input_gate = _sigmoid(gates[unit])
+                forget_gate = _sigmoid(gates[units + unit])
+                output_gate = _sigmoid(gates[3 * units + unit])
+                cell[unit] = forget_gate * cell[unit] + input_gate * _tanh(gates[2 * units + unit])
+                hidden[unit] = output_gate * _tanh(cell[unit])
         output = network.output_bias
         for unit in range(units):
             output += hidden[unit] * network.output_weight[unit]
@@ -209,7 +210,7 @@ class Forecaster:
     seed: int
 
     def predict(self, history: np.ndarray) -> float:
-        """The largest load expected within the next 20 s, in requests per second.
+        """Predict the largest load of the next 20 s, in requests/s.
 
         Args:
             history: the most recent counts, one per second, oldest first. Only the last 120 matter; if there are
@@ -224,14 +225,14 @@ class Forecaster:
         return float(self.predict_many(recent, np.array([len(recent)]))[0])
 
     def predict_many(self, counts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """Forecasts at many positions of a trace.
+        """Predict the largest load of the next 20 s at many positions of a trace.
 
         Args:
             counts: (T,) requests per second.
-            ends: (N,) positions; the forecast at ``end`` knows ``counts[:end]``, so every one is within 1..T.
+            ends: (N,) positions within 1..T; the forecast at ``end`` knows ``counts[:end]``.
 
         Returns:
-            (N,) largest loads expected in the 20 s from each position on, in requests per second.
+            (N,) requests/s.
 
         Raises:
             ValueError: if a position is out of range.
@@ -295,6 +296,7 @@ def _scalar_or_array(value: np.ndarray) -> Any:
 
 
 def _check_network(network: ForecastNetwork, parameters: ForecastParameters, path: str | Path) -> None:
+    """Raise unless all weights are finite and have the shapes that the parameters imply."""
     units = parameters.hidden_size
     expected = {
         "input_weight": (FEATURES, 4 * units),
@@ -306,7 +308,7 @@ def _check_network(network: ForecastNetwork, parameters: ForecastParameters, pat
         found = np.shape(getattr(network, name))
         if found != shape:
             raise ForecasterError(
-                f"{path}: {name} has the shape {found}, but {units} hidden units need {shape}; {_TRAIN_AGAIN}"
+                f"{path}: {name} has shape {found}, but {units} hidden units need {shape}; {_TRAIN_AGAIN}"
             )
     for name, value in network._asdict().items():
         if not np.all(np.isfinite(value)):

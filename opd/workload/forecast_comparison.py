@@ -1,11 +1,8 @@
-"""Forecasts of the network compared with those of simpler models."""
+"""Comparison of the network's forecasts with those of simpler models."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,14 +24,15 @@ from opd.workload.windows import Windows, windows
 def smape(target: np.ndarray, prediction: np.ndarray) -> float:
     """Symmetric mean absolute percentage error: the mean of |y - p| / ((|y| + |p|) / 2), in percent.
 
-    Where both are zero the error is zero.
+    The error is zero where both are zero.
 
     Args:
         target: (N,) true values y.
         prediction: (N,) forecasts p.
 
     Raises:
-        ValueError: if the shapes differ, which would compare every value with every other, or there is no value.
+        ValueError: if the shapes differ (arrays that broadcast would compare every value with every other), or there
+            is no value.
     """
     _check_same_shape(target, prediction)
     size = (np.abs(target) + np.abs(prediction)) / 2.0
@@ -42,10 +40,10 @@ def smape(target: np.ndarray, prediction: np.ndarray) -> float:
 
 
 def under_prediction_rate(target: np.ndarray, prediction: np.ndarray) -> float:
-    """Fraction of forecasts below the load that came.
+    """Fraction of forecasts below the actual load.
 
     Raises:
-        ValueError: as :func:`smape`.
+        ValueError: if the shapes differ or there is no value.
     """
     _check_same_shape(target, prediction)
     return float(np.mean(prediction < target))
@@ -60,13 +58,13 @@ def _check_same_shape(target: np.ndarray, prediction: np.ndarray) -> None:
 
 
 def all_forecasts(forecaster: Forecaster, trace: Trace, ends: np.ndarray) -> dict[str, np.ndarray]:
-    """Forecasts of the network and of simpler models at the same positions.
+    """Predict with the network and with simpler models at the same positions.
 
     ``ridge`` is a linear model of the network's features, fitted on the same windows; the others are not learned.
 
     Args:
         forecaster: the network.
-        trace: the load, damped as the forecaster expects.
+        trace: the load, at the damping of the forecaster.
         ends: (N,) positions of the first unknown second, each with 120 s of history.
 
     Returns:
@@ -106,7 +104,7 @@ class Comparison(NamedTuple):
     """Forecasts of several models on one split of a trace.
 
     Attributes:
-        windows: where the N forecasts were made, and the load that came.
+        windows: where the N forecasts were made, and the actual load.
         forecasts: by model name, (N,) requests per second.
         errors: one row per model with the columns ``damping``, ``model``, ``smape`` (percent),
             ``under_prediction_rate`` (fraction) and ``forecasts`` (their number N).
@@ -124,7 +122,7 @@ def compare_forecasts(
 
     Args:
         forecaster: the network.
-        trace: the load, damped as the forecaster expects.
+        trace: the load, at the damping of the forecaster.
         split: the part of the trace to forecast.
         stride: seconds between two forecasts; the default is the interval between decisions.
     """
@@ -146,7 +144,7 @@ def compare_forecasts(
 def latency_ms_median(forecaster: Forecaster, trace: Trace, repeats: int = 1000) -> float:
     """Median wall-clock milliseconds of one forecast, over ``repeats`` windows of the test split."""
     start = trace.split("test").start
-    forecaster.predict(trace.counts[start : start + HISTORY_SECONDS])  # compiles, which is not part of a forecast
+    forecaster.predict(trace.counts[start : start + HISTORY_SECONDS])  # compiles
     seconds = []
     for second in range(start, start + repeats):
         before = time.perf_counter()
@@ -156,7 +154,7 @@ def latency_ms_median(forecaster: Forecaster, trace: Trace, repeats: int = 1000)
 
 
 def forecast_report(forecaster: Forecaster, trace: Trace, comparison: Comparison) -> dict[str, Any]:
-    """What is worth keeping of one forecaster: trace, damping, seed, errors by model and the latency of a forecast."""
+    """Summary of one forecaster: trace, damping, seed, errors by model and the latency of a forecast."""
     by_model = comparison.errors.set_index("model")
     return {
         "trace": trace.name,
@@ -167,9 +165,3 @@ def forecast_report(forecaster: Forecaster, trace: Trace, comparison: Comparison
         "under_prediction_rate": by_model["under_prediction_rate"].to_dict(),
         "latency_ms_median": latency_ms_median(forecaster, trace),
     }
-
-
-def write_reports(path: str | Path, reports: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write reports as JSON, by name such as ``damping_8``."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(reports, indent=2) + "\n", encoding="utf-8")

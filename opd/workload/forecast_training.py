@@ -35,8 +35,8 @@ class ForecastModule(pl.LightningModule):
     """The network of Sec. IV for training: an LSTM over twelve bins of ten seconds and a dense layer.
 
     Inputs are (B, 12, 3): per bin, 3 ln((largest + 0.5) / m), 3 ln((mean + 0.5) / m) and the standardised ln m, with
-    m the mean of the window; the output (B,) is ln(y / m) / 0.3 for the largest coming load y. Relative to the
-    window's own level, quiet and busy hours look alike.
+    m the mean of the window; the output (B,) is ln(y / m) / 0.3 for the largest coming load y. Quiet and busy hours
+    look alike because loads are relative to the level of their own window.
     """
 
     def __init__(self, parameters: ForecastParameters) -> None:
@@ -72,14 +72,14 @@ def train_forecaster(
     progress: bool = False,
     log_folder: str | Path | None = None,
 ) -> Forecaster:
-    """Fit the forecaster on the training split of a trace; the validation days stay unseen.
+    """Train the forecaster on the training split of a trace; it does not see the validation days.
 
     Args:
-        trace: the load, damped as it will be when forecasts are asked for.
+        trace: the load, with the damping of the counts that will be forecast.
         parameters: network and training.
         seed: of the initial weights and the order of the windows; the same seed gives the same forecaster.
         progress: show a progress bar.
-        log_folder: write the loss of every epoch as CSV and a checkpoint there; nothing is written by default.
+        log_folder: folder for the loss of every epoch as CSV and a checkpoint; by default nothing is written.
     """
     parameters = parameters or ForecastParameters()
     ends, target = windows(trace, "train", parameters.stride, parameters.train_windows)
@@ -90,7 +90,7 @@ def train_forecaster(
     data = TensorDataset(torch.from_numpy(features), torch.from_numpy(scaled.astype(np.float32)))
     with _repeatable(seed):
         module = ForecastModule(parameters)
-        # Whole batches are taken from the tensors at once; a loader that collects single windows is far slower.
+        # Batches are sliced from the tensors; a loader that collates single windows is far slower.
         order = RandomSampler(data, generator=torch.Generator().manual_seed(seed))
         batches = DataLoader(data, sampler=BatchSampler(order, parameters.batch_size, drop_last=False), batch_size=None)
         _trainer(parameters, progress, log_folder).fit(module, batches)
@@ -99,12 +99,12 @@ def train_forecaster(
 
 @contextmanager
 def _repeatable(seed: int) -> Iterator[None]:
-    """Seeded torch on one thread, because sums depend on the number of threads; the caller's state is restored."""
+    """Seed torch and use one thread, since sums depend on the number of threads; then restore the caller's state."""
     threads = torch.get_num_threads()
     lightning = logging.getLogger("pytorch_lightning")
     level = lightning.level
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # Notes on devices, and advice on data loaders for data that does not fit into memory, are no news here.
+        # Lightning's notes on devices and its advice on loaders for large data sets do not apply here.
         warnings.filterwarnings("ignore", module="pytorch_lightning")
         lightning.setLevel(logging.WARNING)
         torch.manual_seed(seed)
@@ -119,7 +119,7 @@ def _repeatable(seed: int) -> Iterator[None]:
 def _trainer(parameters: ForecastParameters, progress: bool, log_folder: str | Path | None) -> pl.Trainer:
     callbacks: list[Callback] = []
     if progress:
-        callbacks.append(TQDMProgressBar(refresh_rate=50))  # more often, and a notebook is busy with the bar
+        callbacks.append(TQDMProgressBar(refresh_rate=50))  # a faster bar slows a notebook down
     if log_folder is not None:
         callbacks.append(ModelCheckpoint(dirpath=log_folder))
     return pl.Trainer(

@@ -1,11 +1,11 @@
-"""The seconds that forecasts look back and ahead, and the largest load within them."""
+"""History and horizon of the load forecast, its target, and the forecast that needs no training."""
 
 from __future__ import annotations
 
 import numpy as np
 
 HISTORY_SECONDS = 120
-"""Past seconds that the forecast sees (Sec. IV); they must be recorded before a cycle starts."""
+"""Past seconds that a forecast sees (Sec. IV); the trace must hold them before a cycle starts."""
 
 HORIZON_SECONDS = 20
 """Seconds ahead whose largest load is forecast (Sec. IV-A)."""
@@ -26,10 +26,10 @@ def future_maximum(counts: np.ndarray, ends: np.ndarray) -> np.ndarray:
 
 
 class RecentMaximum:
-    """The largest count of the last 20 s: a forecaster that needs no training, and the fallback of those that do."""
+    """Forecaster without training: the largest count of the last 20 s; the fallback of trained forecasters."""
 
     def predict(self, history: np.ndarray) -> float:
-        """Requests/s, from a history of counts per second; 0 for an empty one."""
+        """Predict requests/s from a history of counts per second; 0 if it is empty."""
         return float(history[-HORIZON_SECONDS:].max(initial=0))
 
     def predict_many(self, counts: np.ndarray, ends: np.ndarray) -> np.ndarray:

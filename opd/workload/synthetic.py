@@ -1,30 +1,32 @@
-"""The bundled workload: a generated trace with the statistics of a public recording of Twitter.
+"""Generator of the bundled trace, which has the statistics of a public recording of Twitter.
 
-The recording itself is not the project's to redistribute, so a clone without network runs on this one, and every
-figure of it says that it is synthetic. Its rate, in requests per second, is a daily profile times slow and fast
-random drift, small bumps and spikes, plus bursts that begin at the habitual minutes of a half-hour; the counts are
-drawn around that rate with slightly more variance than a Poisson process has.
+The recording may not be redistributed; the generated trace makes the package work without network access, and every
+figure of it says that it is synthetic. Its rate in requests/s is a daily profile times slow and fast random drift,
+small bumps and spikes, plus bursts that begin at typical minutes of a half-hour. Counts are drawn around that rate
+with slightly more variance than those of a Poisson process.
 
 ``python -m opd.workload.synthetic`` writes the bundled file again.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
+import typer
 from scipy.signal import lfilter
 
 from opd.paths import package_path
 from opd.workload.trace import DAY_SECONDS, SYNTHETIC_FILE
 
+BUNDLED_FILE = package_path(*SYNTHETIC_FILE)
 SECONDS = int(20.5 * DAY_SECONDS)
 SEED = 2
 
 _SLOT = 1800
-"""Half an hour, the grid of the daily profile and of the bursts, in seconds."""
+"""Seconds in half an hour, the grid of the daily profile and of the bursts."""
 # fmt: off
 _BASE_RATE = np.array([
     45.0, 45.4, 45.5, 46.9, 48.0, 51.6, 52.4, 55.3, 56.9, 61.4, 64.1, 67.5, 70.3, 74.0, 75.1, 75.7, 75.2, 80.0, 71.3,
@@ -36,7 +38,7 @@ _BURSTS_IN_RECORDING = np.array([
     5, 1, 2, 16, 3, 1, 1, 11, 8, 1, 1, 4, 4, 6, 3, 13, 1, 2, 8, 10, 4, 5, 7, 12, 4, 3, 9, 13, 2, 1, 6, 12, 2, 1, 8, 11,
     1, 2, 2, 17, 3, 0, 0, 17, 4, 1, 0, 0,
 ])
-"""Bursts that began in every half-hour of the day, over 20.5 days."""
+"""Bursts that began in every half-hour of the day, counted over 20.5 days."""
 # fmt: on
 _BURST_PROBABILITY = _BURSTS_IN_RECORDING / 20.5
 _DAY_DEVIATION = 0.018
@@ -52,7 +54,7 @@ def generate_counts(seconds: int = SECONDS, seed: int = SEED) -> np.ndarray:
 
     Args:
         seconds: length of the trace.
-        seed: of the random generator; the same seed gives the same trace.
+        seed: of the random generator.
 
     Returns:
         (seconds,) uint16 counts.
@@ -71,7 +73,7 @@ def generate_counts(seconds: int = SECONDS, seed: int = SEED) -> np.ndarray:
 
 
 def write_synthetic_trace(path: Path, seconds: int = SECONDS, seed: int = SEED) -> None:
-    """Write a generated trace as Parquet with the one column ``count``, as ``load_trace`` reads it."""
+    """Write a generated trace as a Parquet file with the single column ``count``, for ``load_trace``."""
     table = pd.DataFrame({"count": generate_counts(seconds, seed)})
     table.to_parquet(
         path,
@@ -124,7 +126,7 @@ def _spikes(seconds: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _bursts(seconds: int, rng: np.random.Generator) -> np.ndarray:
-    """(seconds,) requests per second added by bursts; where two overlap, the higher counts."""
+    """(seconds,) requests/s added by bursts; the maximum where two overlap."""
     slots = np.arange(-(-seconds // _SLOT))
     slots = slots[rng.random(len(slots)) < _BURST_PROBABILITY[slots % len(_BURST_PROBABILITY)]]
     early = rng.random(len(slots)) < 0.87
@@ -139,7 +141,7 @@ def _bursts(seconds: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _burst(gap: float, rng: np.random.Generator) -> np.ndarray:
-    """One burst from its onset until it has decayed; the longer the ``gap`` in seconds before it, the longer it is."""
+    """One burst from its onset until it has decayed; it is longer after a longer ``gap`` (seconds)."""
     if rng.random() < 0.157:
         length = rng.lognormal(np.log(70.0), 0.45)
     else:
@@ -152,14 +154,15 @@ def _burst(gap: float, rng: np.random.Generator) -> np.ndarray:
     return height * risen * fallen * np.exp(_drift(len(age), 0.06, 45.0, rng))
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Write the bundled synthetic trace.")
-    parser.add_argument(
-        "--output", type=Path, default=None, help="file to write (default: opd/workload/synthetic_trace.parquet)"
-    )
-    parser.add_argument("--seconds", type=int, default=SECONDS, help="length of the trace")
-    parser.add_argument("--seed", type=int, default=SEED, help="seed of the random generator")
-    arguments = parser.parse_args()
-    output = arguments.output or package_path(*SYNTHETIC_FILE)
-    write_synthetic_trace(output, arguments.seconds, arguments.seed)
+def main(
+    output: Annotated[Path, typer.Option(help="File to write.")] = BUNDLED_FILE,
+    seconds: Annotated[int, typer.Option(help="Length of the trace.")] = SECONDS,
+    seed: Annotated[int, typer.Option(help="Seed of the random generator.")] = SEED,
+) -> None:
+    """Write the bundled synthetic trace."""
+    write_synthetic_trace(output, seconds, seed)
     print(f"wrote {output} ({output.stat().st_size / 1e6:.2f} MB)")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,8 +1,8 @@
 """Traces of requests per second and their splits.
 
-A :class:`Trace` counts the requests of every second. Seconds that were not recorded are dropped, so that
-the counts are one unbroken array indexed by *position*; the *raw index*, the second since the start of the
-recording, is kept, because cycles are named by it.
+A :class:`Trace` counts the requests of every second. Seconds that were not recorded are dropped: the counts are one
+contiguous array, indexed by *position*. Each entry keeps its *raw index*, the second since the start of the recording,
+by which cycles are named.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Trace:
     """Requests per second over days, without recording gaps.
 
     Attributes:
-        name: where it comes from; ``synthetic``, ``twitter`` or the name of the user's file, with its suffix.
+        name: ``synthetic``, ``twitter`` or the name of the user's file with its suffix.
         recorded: (T,) requests in every recorded second, before damping.
         raw_index: (T,) second since the start of the recording of every entry, increasing.
-        damping: the recorded counts are divided by it (integer division) to suit a small device.
-        is_synthetic: whether the trace was generated; every figure of it says so.
+        damping: divisor of the recorded counts (integer division), to suit a small device.
+        is_synthetic: true for a generated trace; figures of it say so.
 
     Raises:
         TraceError: if a count is negative, the trace too short, a gap too long or ``damping`` below 1.
@@ -63,7 +63,7 @@ class Trace:
         if len(self.recorded) < MIN_SECONDS:
             raise TraceError(
                 f"trace {self.name!r} has {len(self.recorded)} recorded seconds, but at least {MIN_SECONDS} "
-                "(6 hours) are needed to train, validate and test; bring a longer recording"
+                "(6 hours) are needed to train, validate and test; provide a longer recording"
             )
         if self.recorded.min() < 0:
             position = int(np.argmax(self.recorded < 0))
@@ -87,7 +87,7 @@ class Trace:
 
     @property
     def label(self) -> str:
-        """What figures call the trace; says when it is synthetic and how it was damped."""
+        """Name in figures, with the damping; a synthetic trace is marked as such."""
         kind = "synthetic trace (generated)" if self.is_synthetic else f"{self.name} trace"
         return kind if self.damping == 1 else f"{kind}, damping {self.damping}"
 
@@ -111,10 +111,10 @@ class Trace:
         return position
 
     def split(self, name: Split) -> slice:
-        """Positions of a split; the three are disjoint and cover the trace in the order of time.
+        """Positions of a split; the three splits are disjoint and cover the trace in the order of time.
 
-        Learning takes the first two thirds of the trace, at most 14 days (14 days of the Twitter trace, as in the
-        paper's predictor [13]); its last seventh is ``validation``, the rest ``train``. What follows is ``test``.
+        The first two thirds of the trace, at most 14 days (14 days of the Twitter trace, as in the paper's predictor
+        [13]), are for learning: their last seventh is ``validation``, the rest ``train``. The remainder is ``test``.
         """
         learning = min(14 * DAY_SECONDS, len(self.recorded) * 2 // 3)
         training = learning * 6 // 7
@@ -148,7 +148,7 @@ def load_trace(source: str | Path, damping: int = 1) -> Trace:
         return Trace("synthetic", recorded, np.arange(len(recorded)), damping, is_synthetic=True)
     if source == "twitter":
         raw = _read_twitter(_twitter_path())
-        recorded_at = np.flatnonzero(raw)  # the zeros are seconds that the recorder missed, not silence
+        recorded_at = np.flatnonzero(raw)  # zeros are seconds that the recorder missed
         return Trace("twitter", raw[recorded_at], recorded_at, damping)
     path = _user_path(source)
     table = _read_table(path)
@@ -178,7 +178,7 @@ def _read_twitter(path: Path) -> np.ndarray:
         )
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:bz2") as archive:
         member = archive.extractfile("workload.txt")
-        assert member is not None  # the digest says which file it is
+        assert member is not None  # guaranteed by the digest
         return np.fromstring(member.read().decode(), dtype=np.int64, sep=" ")
 
 
@@ -202,7 +202,7 @@ def _read_table(path: Path) -> pd.DataFrame:
         if suffix == ".parquet":
             return pd.read_parquet(path)
         table = pd.read_csv(path)
-        # A file of bare numbers has no header: its first count must not become the column's name.
+        # In a file of bare numbers, the first count must not be read as a header.
         return pd.read_csv(path, header=None) if _is_number(table.columns[0]) else table
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError, ValueError) as error:
         raise TraceError(

@@ -1,4 +1,4 @@
-"""A load as policies meet it: counts per second with the forecasts made along them, on the grid of decisions."""
+"""Workload of a simulation: counts per second with their forecasts, on the grid of decisions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Predict = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Workload:
-    """Counts per second with the forecasts made along them, on the grid of decisions.
+    """Counts per second with their forecasts, on the grid of decisions.
 
     Attributes:
         counts: (T,) requests per second.

@@ -154,7 +154,10 @@ def rewrite(path, change):
     ("change", "message"),
     [
         (lambda header, arrays: header.update(format="opd forecaster 1"), "has format 'opd forecaster 1'"),
-        (lambda header, arrays: header["metadata"]["parameters"].update(hidden_size=30), "shape .* 30 hidden units"),
+        (
+            lambda header, arrays: header["metadata"]["parameters"].update(hidden_size=30),
+            "input_weight has shape .* 30",
+        ),
         (lambda header, arrays: arrays.pop("bias"), "not a forecaster of this version"),
         (lambda header, arrays: header["metadata"].pop("damping"), "not a forecaster of this version"),
         (lambda header, arrays: header["metadata"]["parameters"].update(layers=2), "not a forecaster of this version"),

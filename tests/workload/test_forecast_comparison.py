@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opd.study.plots import workload as plots_workload
+from opd.study.report.files import write_json
 from opd.workload.forecast_comparison import (
     all_forecasts,
     compare_forecasts,
     forecast_report,
     smape,
     under_prediction_rate,
-    write_reports,
 )
 from opd.workload.load import HISTORY_SECONDS, future_maximum
 from opd.workload.trace import Trace
@@ -91,7 +91,7 @@ def test_ridge_learns_a_constant_load(forecaster):
 
 def test_reports_hold_errors_and_latency_by_model(forecaster, trace, tmp_path):
     comparison = compare_forecasts(forecaster, trace, stride=500)
-    write_reports(tmp_path / "r" / "forecast.json", {"damping_8": forecast_report(forecaster, trace, comparison)})
+    write_json(tmp_path / "r" / "forecast.json", {"damping_8": forecast_report(forecaster, trace, comparison)})
     report = json.loads((tmp_path / "r" / "forecast.json").read_text())["damping_8"]
     assert (report["trace"], report["synthetic"], report["damping"], report["seed"]) == ("synthetic", True, 8, 0)
     target = comparison.windows.target
