@@ -261,14 +261,14 @@ def test_a_factor_is_told_where_there_is_one(rows):
     assert np.isnan(factors[AS_TRAINED, "home"]).all()
 
 
-def test_decisions_that_the_expert_made_are_counted(settings, tmp_path, rows):
+def test_decisions_of_the_fallback_are_counted(settings, tmp_path, rows):
     assert (rows["by_expert"] == 0).all()  # these agents name no largest load
     agent = agent_for(ocr_pipeline())
     Agent(agent.pipeline, agent.weights, trained_with(0.0, Weights())).save(tmp_path / "beyond.npz")
     home = replace(settings[0], agents={("ocr", AGENT, 0): tmp_path / "beyond.npz"})
     counted = evaluate_robustness(all_conditions(home, [CYCLE], settings[1], [LATER])[:1], [ocr_pipeline()], [0])
     assert counted.set_index("policy")["by_expert"].to_dict() == {name: 120 * (name == AGENT) for name in POLICIES}
-    # An agent that leaves everything to its expert is that expert, the rival that plans for what waits.
+    # An agent that leaves everything to its fallback is that fallback, the myopic policy with backlog.
     rewards = counted.set_index("policy")["reward"]
     assert rewards[AGENT] == rewards["myopic-backlog"] != rewards["myopic"]
 
