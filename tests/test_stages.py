@@ -24,7 +24,8 @@ def stages() -> Iterator[tuple[str, dict]]:
             continue
         pipeline = yaml.safe_load(path.read_text(encoding="utf-8"))
         for name, stage in pipeline["stages"].items():
-            command = stage["cmd"].replace("${run}", pipeline.get("vars", [{}])[0].get("run", ""))
+            commands = [stage["cmd"]] if isinstance(stage["cmd"], str) else stage["cmd"]
+            command = " && ".join(commands).replace("${run}", pipeline.get("vars", [{}])[0].get("run", ""))
             if RUNNER in command:
                 yield f"{path.parent.relative_to(ROOT)}:{name}", stage | {"cmd": command}
 
