@@ -19,7 +19,7 @@ from small_pipelines import stages
 from opd.cluster.api import Cluster
 from opd.cluster.backend import KubernetesBackend
 from opd.cluster.connection import RetryPolicy, credentials
-from opd.cluster.discovery import Discovery, DiscoverySettings, choose
+from opd.cluster.discovery import Discovery, DiscoverySettings, desired_endpoints
 from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.resources import POD
 from opd.cluster.settings import ClusterSettings
@@ -78,12 +78,12 @@ def place(name, variant="small", address="10.0.0.1:8081"):
     ],
 )
 def test_the_ready_pods_of_the_wanted_variant(config, pods, serving, chosen):
-    assert choose(config, by_name(*pods), 8081, (1, serving)) == (2, chosen)
+    assert desired_endpoints(config, by_name(*pods), 8081, (1, serving)) == (2, chosen)
 
 
 @pytest.mark.parametrize("config", [stage(batch_size="0"), stage(batch_size="x"), stage(variant=""), {"data": None}])
 def test_a_configmap_that_makes_no_sense_changes_nothing(config):
-    assert choose(config, by_name(pod("a")), 8081, (1, [])) is None
+    assert desired_endpoints(config, by_name(pod("a")), 8081, (1, [])) is None
 
 
 # --- through the API -------------------------------------------------------------------------------------------------
