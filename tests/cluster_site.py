@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 import os
 import re
 import socket
@@ -20,6 +19,7 @@ from emulator.kubelet import Kubelet
 from emulator.prometheus import Prometheus
 from kubernetes.client import ApiClient, CoreV1Api
 from kubernetes.stream import portforward
+from serving_models import push_variant
 
 from opd import cli
 from opd.cluster.api import Cluster
@@ -30,7 +30,6 @@ from opd.cluster.resources import POD
 from opd.live.load import start_load
 from opd.profiling.catalogue import load_pipeline
 from opd.profiling.pipeline_file import read_pipeline
-from opd.serving.store import ModelStore
 
 TESTS = Path(__file__).parent
 GRPC_PORT = 8081
@@ -286,11 +285,7 @@ def emulated_site(folder):
     store.mkdir()
     for task in ("first", "second"):
         for variant, seconds in (("fast", 0.005), ("slow", 0.03)):
-            source = folder / f"{task}-{variant}"
-            source.mkdir()
-            manifest = {"class": "serving_models:Upper", "settings": {"seconds": seconds}, "files": {}}
-            (source / "manifest.json").write_text(json.dumps(manifest))
-            ModelStore(str(store)).push(source, task, variant)
+            push_variant(store, task, variant, seconds=seconds)
     environment = {"KUBECONFIG": str(config), "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
     server = {"name": "server", "env": [{"name": name, "value": value} for name, value in environment.items()]}
     overlay, pipeline = folder / "overlay.yaml", folder / "tiny.yaml"

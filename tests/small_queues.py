@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from opd.pipeline import Configuration, Pipeline, StageConfiguration, Task, Variant
+from opd.pipeline import Pipeline, Task, Variant
 from opd.simulator.simulator import Simulator
 
 
@@ -27,10 +27,6 @@ def make_pipeline(*tasks: Task, max_replicas: int = 4, max_batch_size: int = 1) 
 def assert_equal(actual: npt.ArrayLike, expected: npt.ArrayLike, tolerance: float = 1e-9, message: str = "") -> None:
     """Equal but for rounding, in absolute terms."""
     np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=0.0, atol=tolerance, err_msg=message)
-
-
-def stages(*triples: tuple[int, int, int]) -> Configuration:
-    return tuple(StageConfiguration(*triple) for triple in triples)
 
 
 def inside(simulator: Simulator) -> np.ndarray:

@@ -10,6 +10,7 @@ from deadlines import PATIENCE, eventually
 from emulator.api_server import ApiServer, kubeconfig
 from emulator.kubelet import Kubelet
 from emulator.prometheus import Prometheus
+from small_pipelines import stages
 
 from opd.cluster.api import Cluster
 from opd.cluster.backend import ChangeTimes, KubernetesBackend
@@ -23,7 +24,7 @@ from opd.cluster.settings import ClusterSettings
 from opd.cluster.status import wait_until_serving
 from opd.control.policies import Policy
 from opd.measurement import Observation
-from opd.pipeline import Configuration, Pipeline, StageConfiguration, Task, Variant
+from opd.pipeline import Configuration, Pipeline, Task, Variant
 from opd.serving.monitoring.prometheus import PrometheusUrl
 
 QUICK = RetryPolicy(connect_seconds=0.5, read_seconds=1.0, attempts=4, first_pause=0.02, longest_pause=1.0)
@@ -37,11 +38,6 @@ def tiny_pipeline(capacity: int = 6) -> Pipeline:
     variants = tuple(Variant(name, 0.5, cores, profile, 2.0) for name, cores in (("small", 1), ("large", 2), ("x", 2)))
     tasks = (Task("first", variants), Task("second", variants))
     return Pipeline("tiny", tasks, capacity=capacity, max_replicas=3, max_batch_size=4, latency_sla=1.0)
-
-
-def stages(*triples: tuple[int, int, int]) -> Configuration:
-    """A configuration of (variant, replicas, batch size)."""
-    return tuple(StageConfiguration(*triple) for triple in triples)
 
 
 INITIAL = stages((SMALL, 1, 1), (SMALL, 1, 1))

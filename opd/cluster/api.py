@@ -9,7 +9,7 @@ from typing import Any
 from kubernetes.client import Configuration
 from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_attempt
 
-from opd.cluster.connection import Connection, Request, RetryPolicy, credentials, parse_answer
+from opd.cluster.connection import ApiRequest, Connection, RetryPolicy, credentials, parse_answer
 from opd.cluster.errors import ConflictError, OtherNamespaceError
 from opd.cluster.resources import POD, Object, Resource, resource_of
 
@@ -145,9 +145,9 @@ class Cluster:
         """Return the answer of a pod to a GET through the API server, from JSON."""
         description = f"GET {path} of pod {name!r}"
         where = f"{POD.path(self.namespace, f'{name}:{port}')}/proxy{path}"
-        return parse_answer(description, self.send(Request(description, "GET", where)))
+        return parse_answer(description, self.send(ApiRequest(description, "GET", where)))
 
-    def send(self, request: Request) -> Any:
+    def send(self, request: ApiRequest) -> Any:
         """Make a call within the retry policy; see :meth:`Connection.send`."""
         return self._connection.send(request, self.retry_policy, self._before_write)
 
@@ -168,7 +168,7 @@ class Cluster:
         path = resource.path("" if everywhere else self.namespace, name)
         if dry_run:
             query["dry_run"] = "All"
-        return parse_answer(description, self.send(Request(description, method, path, body, query, repeatable)))
+        return parse_answer(description, self.send(ApiRequest(description, method, path, body, query, repeatable)))
 
     def _check_namespace(self, manifest: Object) -> None:
         given = manifest["metadata"].get("namespace", self.namespace)

@@ -71,7 +71,7 @@ class RetryPolicy:
 
 
 @dataclass(frozen=True)
-class Request:
+class ApiRequest:
     """A call to the API server.
 
     Attributes:
@@ -137,7 +137,7 @@ class Connection:
         self._load, self._lock = load, threading.Lock()
         self._client = self._connect()
 
-    def send(self, request: Request, policy: RetryPolicy, before_write: Callable[[], object]) -> Any:
+    def send(self, request: ApiRequest, policy: RetryPolicy, before_write: Callable[[], object]) -> Any:
         """Make a call, again with new credentials after a 401, and again after what may pass.
 
         Args:
@@ -153,7 +153,7 @@ class Connection:
         """
         return policy.retrying(request.may_pass)(self._send_authorised, request, policy, before_write)
 
-    def _send_authorised(self, request: Request, policy: RetryPolicy, before_write: Callable[[], object]) -> Any:
+    def _send_authorised(self, request: ApiRequest, policy: RetryPolicy, before_write: Callable[[], object]) -> Any:
         client = self._client
         try:
             return _attempt(client, request, policy, before_write)
@@ -171,7 +171,9 @@ class Connection:
         return DynamicClient(ApiClient(settings), discoverer=lambda *_: None)
 
 
-def _attempt(client: DynamicClient, request: Request, policy: RetryPolicy, before_write: Callable[[], object]) -> Any:
+def _attempt(
+    client: DynamicClient, request: ApiRequest, policy: RetryPolicy, before_write: Callable[[], object]
+) -> Any:
     if request.method != "GET":
         before_write()
     streamed = request.stream_seconds is not None

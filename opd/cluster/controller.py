@@ -1,33 +1,25 @@
-"""The controller as a service: leads by a Lease, decides every interval, and says how it is."""
+"""The controller of one pipeline: it leads while it holds the Lease, and decides every interval."""
 
 from __future__ import annotations
 
-import json
 import logging
-import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import numpy as np
-from prometheus_client import generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from opd.cluster.api import Cluster
 from opd.cluster.backend import ChangeTimes, KubernetesBackend
-from opd.cluster.connection import RetryPolicy, credentials
 from opd.cluster.errors import ClusterError, NotDeployedError, NotFoundError
 from opd.cluster.lease import Lease, LeaseTimes
 from opd.cluster.record import ControllerMetrics, Recorder
 from opd.cluster.settings import ClusterSettings
 from opd.control.loop import ApplyError, run
 from opd.control.policies import Policy
-from opd.measurement import Observation
 from opd.objective import Weights
 from opd.pipeline import Configuration, Pipeline
 from opd.serving.monitoring.source import Monitor
@@ -35,27 +27,27 @@ from opd.serving.monitoring.source import Monitor
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0
-"""Between two attempts to begin, when the cluster or the policy fails."""
+"""Pause before the control loop begins again after a failure."""
 
 TURN_SECONDS = 0.2
-"""Between two looks whether we lead."""
+"""Pause between two looks at the Lease while standing by."""
 
 
 @dataclass(frozen=True)
 class ControllerSettings:
-    """How the controller works.
+    """Options of a controller.
 
     Attributes:
         interval_seconds: between two decisions.
-        weights: of the reward that is reported.
+        weights: of the reported reward.
         port: of ``/healthz``, ``/readyz`` and ``/metrics``; any free one if 0.
         host: address to listen on.
         read_nodes: look at the nodes for free cores.
         dry_run: print what would change, and change nothing.
-        decisions: after which it ends; never if None, in which case it also waits for what is not there yet.
-        lead_seconds: with ``decisions``, it waits at most so long to lead; the Lease of a controller that died runs out
-            within this.
-        stuck_seconds: beyond a change and an interval, after which a loop that does nothing counts as stuck.
+        decisions: number after which it ends; never if None, and it then waits for a pipeline that is not deployed yet.
+        lead_seconds: to wait for leadership at most if ``decisions`` is given; the Lease of a controller that died
+            expires within this time.
+        stuck_seconds: added to the time of a change and an interval, after which a silent loop counts as stuck.
         lease: how long leadership holds.
         times: how long parts of a change may take.
     """
@@ -73,31 +65,6 @@ class ControllerSettings:
     times: ChangeTimes = ChangeTimes()
 
 
-class RecordingPolicy(Policy):
-    """A policy that remembers its last decision, for the record.
-
-    Attributes:
-        observation: on which it was asked to decide, None since :meth:`forget`.
-        wanted: what it decided, likewise.
-    """
-
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-        self.forget()
-
-    def forget(self) -> None:
-        """Begin a new decision."""
-        self.observation: Observation | None = None
-        self.wanted: Configuration | None = None
-
-    def decide(self, observation: Observation) -> Configuration:
-        """As the policy does."""
-        self.observation = observation
-        self.wanted = self._policy.decide(observation)
-        self.fallback = self._policy.fallback
-        return self.wanted
-
-
 class PreviewBackend(KubernetesBackend):
     """Prints what would change instead of changing it."""
 
@@ -105,7 +72,7 @@ class PreviewBackend(KubernetesBackend):
         """Print the difference as the cluster would accept it.
 
         Raises:
-            ApplyError: always, so that the configuration that runs goes on.
+            ApplyError: always, so the running configuration goes on.
         """
         if configuration == self.configuration:
             return
@@ -125,9 +92,9 @@ class Controller:
         pipeline: what is controlled.
         settings: with which it was deployed.
         monitor: source of metrics.
-        policy: what decides.
+        policy: decides.
         forecast: predicted maximum load (requests/s) for a history of per-second counts.
-        options: how the controller works.
+        options: of the controller.
     """
 
     def __init__(
@@ -142,7 +109,7 @@ class Controller:
     ) -> None:
         self.metrics = ControllerMetrics(pipeline.name)
         self._cluster, self._pipeline, self._settings, self._monitor = cluster, pipeline, settings, monitor
-        self._policy, self._forecast, self._options = RecordingPolicy(policy), forecast, options
+        self._policy, self._forecast, self._options = policy, forecast, options
         self._lease = Lease(cluster, pipeline.name, times=options.lease)
         self.holder = self._lease.holder
         self._recorder = Recorder(cluster, pipeline, self.metrics, self.holder, events=not options.dry_run)
@@ -155,7 +122,7 @@ class Controller:
     # ---------------------------------------------------------------------------------------------- from outside
 
     def stop(self) -> None:
-        """End soon, from any thread or a signal handler: a change that is under way is given up in good order."""
+        """End soon; a change in progress is cleared away first. Any thread may call this."""
         self._stop.set()
         backend = self._backend
         if backend is not None:
@@ -163,21 +130,21 @@ class Controller:
 
     @property
     def healthy(self) -> bool:
-        """Whether the loop moves; if not, only a restart helps."""
+        """Whether the loop advances; if not, only a restart helps."""
         limit = self._settings.apply_seconds * 2 + self._options.interval_seconds + self._options.stuck_seconds
         return time.monotonic() - self._beat < limit
 
     @property
     def ready(self) -> bool:
-        """Whether it controls the pipeline, or stands by to do so."""
+        """Whether it controls the pipeline, or stands by to."""
         return self.state in ("leading", "standing by")
 
     def run(self) -> None:
-        """Lead and decide, whenever we are to, until stopped or done.
+        """Decide whenever this controller leads, until it is stopped or has made its decisions.
 
         Raises:
-            NotDeployedError: if the pipeline is not deployed, and a number of decisions was asked for.
-            LedByAnotherError: if it is led by another controller all the time, likewise.
+            NotDeployedError: if the pipeline is not deployed and the number of decisions is limited.
+            LedByAnotherError: if another controller leads all the time and the number of decisions is limited.
         """
         try:
             with nullcontext() if self._options.dry_run else self._lease:
@@ -196,7 +163,7 @@ class Controller:
 
     @property
     def _leads(self) -> bool:
-        """Whether we may go on; who changes nothing need not lead."""
+        """Whether this controller may go on; a dry run need not lead."""
         return self._options.dry_run or self._lease.held
 
     @property
@@ -212,10 +179,10 @@ class Controller:
             self._lease.wait_until_held(self._options.lead_seconds, self._stop)
 
     def _lead(self) -> None:
-        """Decide until we no longer lead; what fails unexpectedly is begun again, from the state of the cluster."""
+        """Decide until another controller leads; after a failure the loop begins again from the cluster's state."""
         try:
             backend = self._backend = self._open_deployed()
-            if self._stop.is_set():  # it was told so while the backend was not there yet
+            if self._stop.is_set():  # stopped before there was a backend to close
                 return
             backend.apply(backend.configuration)  # completes or clears away what a predecessor left
             self._decide(backend)
@@ -223,7 +190,7 @@ class Controller:
             raise
         except (ClusterError, ApplyError) as error:
             self._fail(error)
-        except Exception as error:  # whatever it was, the pipeline must not be left without a controller
+        except Exception as error:  # the pipeline must not be left without a controller
             logger.exception("the control loop failed unexpectedly")
             self._fail(error)
         finally:
@@ -260,7 +227,6 @@ class Controller:
     def _decide(self, backend: KubernetesBackend) -> None:
         self.state = "leading"
         before = backend.configuration
-        self._policy.forget()
         decisions = sys.maxsize if self._options.decisions is None else self._options.decisions - self._done
         loop = run(
             backend,
@@ -273,96 +239,9 @@ class Controller:
         )
         for step in loop:
             self._beat = time.monotonic()
-            self._recorder.decision(step, before, self._policy.observation, self._policy.wanted)
+            self._recorder.decision(step, before)
             before = step.configuration
-            self._policy.forget()
             self._done += 1
             self.metrics.set("leader", float(self._lease.held))
             if self._stop.is_set() or not self._leads:
                 return
-
-
-# ------------------------------------------------------------------------------------------------------ the service
-
-
-@contextmanager
-def health_server(controller: Controller, host: str, port: int) -> Iterator[int]:
-    """Serve ``/healthz``, ``/readyz`` and ``/metrics``; yields the port."""
-
-    class Handler(BaseHTTPRequestHandler):
-        timeout = 5.0
-
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            if path == "/metrics":
-                self._answer(200, generate_latest(controller.metrics.registry), CONTENT_TYPE_LATEST)
-            elif path == "/healthz":
-                self._say(controller.healthy)
-            elif path == "/readyz":
-                self._say(controller.ready)
-            else:
-                self._answer(404, b"there are /healthz, /readyz and /metrics\n")
-
-        def _say(self, good: bool) -> None:
-            self._answer(200 if good else 503, json.dumps({"state": controller.state}).encode(), "application/json")
-
-        def _answer(self, code: int, content: bytes, kind: str = "text/plain") -> None:
-            self.send_response(code)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: Any) -> None:
-            """Probes are no news."""
-
-    server = ThreadingHTTPServer((host, port), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True, name="health").start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def run_controller(
-    pipeline: Pipeline,
-    settings: ClusterSettings,
-    monitor: Monitor,
-    policy: Policy,
-    forecast: Callable[[np.ndarray], float],
-    options: ControllerSettings | None = None,
-    kubeconfig: str | None = None,
-    context: str | None = None,
-) -> int:
-    """Control a deployed pipeline until SIGTERM or SIGINT; to be called in the main thread.
-
-    Args:
-        pipeline: what is controlled.
-        settings: with which it was deployed.
-        monitor: source of metrics, for example :class:`opd.serving.monitoring.prometheus.PrometheusUrl`.
-        policy: what decides.
-        forecast: predicted maximum load (requests/s) for a history of per-second counts.
-        options: how the controller works.
-        kubeconfig: file to reach the cluster with; found as usual if not given.
-        context: of the kubeconfig.
-
-    Returns:
-        the exit code.
-
-    Raises:
-        CredentialsError: if there is nothing to log in with.
-        NotDeployedError: as :meth:`Controller.run`.
-        LedByAnotherError: as :meth:`Controller.run`.
-    """
-    options = options or ControllerSettings()
-    retry_policy = RetryPolicy(read_seconds=settings.call_seconds)
-    cluster = Cluster(settings.namespace, lambda: credentials(kubeconfig, context), retry_policy)
-    controller = Controller(cluster, pipeline, settings, monitor, policy, forecast, options)
-    # A handler runs inside whatever the main thread does, so it must not take locks which that may hold.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: threading.Thread(target=controller.stop, name="stop").start())
-    with health_server(controller, options.host, options.port) as port:
-        logger.info("controller %s of %s serves its state on port %d", controller.holder, pipeline.name, port)
-        controller.run()
-    return 0

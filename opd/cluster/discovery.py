@@ -1,7 +1,7 @@
-"""How a queue finds its replicas in a cluster: it follows the pods of its task and the ConfigMap of its stage.
+"""Discovery of a queue's replicas in a cluster: it follows the pods of its task and the ConfigMap of its stage.
 
-Nobody needs to push anything to it, so it serves on while the controller is away, and while the API server is away
-with what it knew last.
+Nothing is pushed to the queue, so it serves on without a controller, and without the API server with the replicas that
+it knew last.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from opd.serving.stage_queue import ReplicaEndpoint
 
 logger = logging.getLogger(__name__)
 
-AGAIN_SECONDS = 1.0
-"""After something unexpected, until the cluster is looked at again."""
+RESTART_SECONDS = 1.0
+"""Pause after an unexpected error, before the cluster is followed again."""
 
 
 @dataclass(frozen=True)
 class DiscoverySettings:
-    """What a queue looks at.
+    """Objects that a queue follows.
 
     Attributes:
         namespace: of pods and ConfigMap.
@@ -49,7 +49,7 @@ class Discovery:
     Args:
         cluster: where to look.
         settings: what to look at.
-        configure: is told the batch size and the places whenever they may have changed, by either thread.
+        configure: called with batch size and replicas whenever they have changed, by either thread.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Discovery:
         self._start(POD, settings.selector, "", self._see_pods)
 
     def close(self) -> None:
-        """Follow no longer."""
+        """Stop following."""
         self._closing.set()
 
     def _start(self, resource: Resource, labels: str, fields: str, see: Callable[[dict[str, Object]], object]) -> None:
@@ -80,14 +80,14 @@ class Discovery:
             while not self._closing.is_set():
                 try:
                     follow_resource()
-                except Exception:  # whatever it was, the queue must not go blind for ever
-                    logger.exception("following %s failed; beginning again", resource.plural)
-                    self._closing.wait(AGAIN_SECONDS)
+                except Exception:  # the queue must not go blind for ever
+                    logger.exception("following %s failed; starting again", resource.plural)
+                    self._closing.wait(RESTART_SECONDS)
 
         threading.Thread(target=follow_always, daemon=True, name=f"follow {resource.plural}").start()
 
     def _see_stage(self, objects: dict[str, Object]) -> None:
-        # Without its ConfigMap the stage goes on as it is.
+        # A stage whose ConfigMap was deleted goes on as it is.
         self._stage = objects.get(self._settings.stage, self._stage)
 
     def _see_pods(self, objects: dict[str, Object]) -> None:
@@ -96,40 +96,39 @@ class Discovery:
     def _update(self) -> None:
         if self._stage is None or self._pods is None:
             return
-        chosen = choose(self._stage, self._pods, self._settings.port, self._serving)
-        if chosen is None:
+        desired = desired_endpoints(self._stage, self._pods, self._settings.port, self._serving)
+        if desired is None:
             logger.warning("ConfigMap %s has %s; serving on as before", self._settings.stage, self._stage.get("data"))
             return
-        if chosen != self._serving:
-            self._serving = chosen
-            self._configure(*chosen)
+        if desired != self._serving:
+            self._serving = desired
+            self._configure(*desired)
 
 
-def choose(
+def desired_endpoints(
     stage: Mapping[str, Any], pods: Mapping[str, Object], port: int, serving: tuple[int, list[ReplicaEndpoint]]
 ) -> tuple[int, list[ReplicaEndpoint]] | None:
-    """Batch size and places to serve with: the ready pods of the wanted variant.
+    """Return batch size and replicas to serve with: the ready pods of the wanted variant.
 
     Args:
         stage: the ConfigMap.
         pods: of the task, by name.
         port: of the replicas.
-        serving: what the queue serves with now. While no pod of the wanted variant is ready, those pods of it that are
-            still ready go on.
+        serving: batch size and replicas now. While no pod of the wanted variant is ready, those replicas go on that are
+            still ready.
 
     Returns:
-        None if the ConfigMap is not to be understood.
+        None if the ConfigMap is malformed.
     """
     data = stage.get("data") or {}
     size = str(data.get(STAGE_BATCH_SIZE, ""))
     if not size.isdecimal() or int(size) < 1 or not data.get(STAGE_VARIANT):
         return None
-    ready = {
-        name: ReplicaEndpoint(
-            name, pod["metadata"]["labels"].get(VARIANT_LABEL, ""), f"{pod['status']['podIP']}:{port}"
-        )
-        for name, pod in sorted(pods.items())
-        if is_ready(pod)
-    }
-    wanted = [place for place in ready.values() if place.variant == data[STAGE_VARIANT]]
-    return int(size), wanted or [place for place in serving[1] if ready.get(place.name) == place]
+    ready = {name: _endpoint(pod, port) for name, pod in sorted(pods.items()) if is_ready(pod)}
+    wanted = [endpoint for endpoint in ready.values() if endpoint.variant == data[STAGE_VARIANT]]
+    return int(size), wanted or [endpoint for endpoint in serving[1] if ready.get(endpoint.name) == endpoint]
+
+
+def _endpoint(pod: Object, port: int) -> ReplicaEndpoint:
+    variant = pod["metadata"]["labels"].get(VARIANT_LABEL, "")
+    return ReplicaEndpoint(pod["metadata"]["name"], variant, f"{pod['status']['podIP']}:{port}")

@@ -1,6 +1,6 @@
-"""What a cluster can answer other than what was asked for, each with its remedy.
+"""Errors of a cluster, each with its remedy.
 
-:func:`error_of` makes one of them of an HTTP status; everything that talks to the cluster raises nothing else.
+:func:`error_of` maps an HTTP status to one of them; everything that talks to the cluster raises only these.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ class OtherNamespaceError(ClusterError):
 
 
 class NotDeployedError(ClusterError):
-    """The pipeline is not there."""
+    """The pipeline is not deployed."""
 
 
 class NotOursError(ClusterError):
-    """An object that we would need belongs to somebody else."""
+    """An object that the pipeline needs belongs to somebody else."""
 
 
 class LedByAnotherError(ClusterError):
-    """Another controller leads the pipeline, and goes on to."""
+    """Another controller leads the pipeline."""
 
 
 class NotServingError(ClusterError):
@@ -79,7 +79,7 @@ class InvalidError(ClusterError):
 
 
 class TooManyRequestsError(ClusterError):
-    """429: the cluster is asked too much and asks to wait longer than the retry policy allows.
+    """429: the cluster gets too many requests, and asks to wait longer than the retry policy allows.
 
     Attributes:
         retry_after: seconds it asks to wait, None if it does not say.
@@ -91,7 +91,7 @@ class TooManyRequestsError(ClusterError):
 
 
 class ServerFailedError(ClusterError):
-    """5xx: the cluster failed at it."""
+    """5xx: the cluster failed."""
 
 
 _BY_STATUS: dict[int, tuple[type[ClusterError], str]] = {
@@ -108,13 +108,13 @@ _BY_STATUS: dict[int, tuple[type[ClusterError], str]] = {
 _FAILED = (ServerFailedError, "look at the health of the API server; try again later")
 
 
-def error_of(status: int, what: str, reason: str) -> ClusterError:
-    """The error of an HTTP status.
+def error_of(status: int, description: str, reason: str) -> ClusterError:
+    """Return the error of an HTTP status.
 
     Args:
         status: of the answer.
-        what: was asked, for people.
+        description: of the request.
         reason: that the cluster gives.
     """
     kind, remedy = _BY_STATUS.get(status, _FAILED)
-    return kind(f"{what}: the cluster answers {status}: {reason or 'without a reason'}; {remedy}")
+    return kind(f"{description}: the cluster answers {status}: {reason or 'without a reason'}; {remedy}")

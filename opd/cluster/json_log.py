@@ -1,4 +1,4 @@
-"""The log as lines of JSON, for whatever collects it."""
+"""Logging as lines of JSON, for log collectors."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import logging
 from datetime import UTC, datetime
 
 FIELDS = "fields"
-"""Key in a record's ``extra`` of a mapping whose entries join the others of its line."""
+"""Key in a record's ``extra``; the entries of its mapping are added to the line."""
 
 
 class JsonFormatter(logging.Formatter):
-    """Writes a record as one JSON object on one line: time, logger, level, message, and the fields it brings."""
+    """Formats a record as one line of JSON: time, logger, level, message, and extra fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
+        """Return the line, without its end."""
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "logger": record.name,
@@ -28,7 +28,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def log_as_json() -> None:
-    """Log to standard error in this way, warnings of Python too, unless logging is set up already."""
+    """Log to standard error as JSON, including Python's warnings, unless logging is set up already."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])

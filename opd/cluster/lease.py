@@ -1,7 +1,7 @@
-"""Only one controller acts: it holds a Lease and renews it.
+"""Leadership: only the controller that holds the Lease acts, and it renews the Lease.
 
-Clocks of machines differ, so times that others wrote are never compared with ours: a Lease has run out when we have
-watched it for its duration, on our own clock, and it did not change. Our own hold counts from before we asked for it.
+Clocks of machines differ, so times that others wrote are never compared with the local clock: a foreign Lease has
+expired if it has not changed for its duration, as watched on the local clock. Our own counts from before we asked.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class LeaseTimes:
 
     Attributes:
         duration: seconds after which others may take a Lease that is not renewed.
-        renewal: seconds after which we no longer act if it could not be renewed; the rest of ``duration`` is what a
-            call that was begun in time may take.
+        renewal: seconds after which a holder stops acting if it could not renew; a call that was begun in time may
+            take the rest of ``duration``.
         retry: seconds between two attempts to take or renew it.
 
     Raises:
@@ -54,7 +54,7 @@ class LeaseTimes:
 
     @property
     def retry_policy(self) -> RetryPolicy:
-        """One attempt, which ends while the Lease still holds; the next one is made at the next turn."""
+        """A single attempt, which ends while the Lease still holds; the next one follows after ``retry``."""
         seconds = (self.duration - self.renewal) / 2
         return RetryPolicy(connect_seconds=seconds, read_seconds=seconds, attempts=1)
 
@@ -68,7 +68,7 @@ class Lease:
     """Takes the Lease when it is free and renews it, in a thread of its own, within a ``with`` block.
 
     Args:
-        cluster: namespace of the Lease, which is asked with the retry policy of ``times``.
+        cluster: namespace of the Lease; calls use the retry policy of ``times``.
         pipeline: whose controller it is for.
         holder: name of this controller, different for every process; made up if not given.
         times: how long it holds.
@@ -149,7 +149,7 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """Whether we may act now."""
+        """Whether this controller may act now."""
         return self._clock() < self._until
 
     def close(self) -> None:
@@ -160,12 +160,12 @@ class Lease:
         held, self._until = self.held, float("-inf")
         if held:
             try:
-                self._cluster.modify(LEASE, self.name, self._give_back)
+                self._cluster.modify(LEASE, self.name, self._return)
             except ClusterError as error:
-                logger.warning("the lease was not given back and runs out: %s", error)
+                logger.warning("the Lease was not returned and will expire: %s", error)
 
     def attempt(self) -> bool:
-        """Take or renew it once; says whether we hold it.
+        """Try once to take or renew the Lease; return whether it is held.
 
         Raises:
             ClusterError: if the cluster does not answer.
@@ -176,7 +176,7 @@ class Lease:
         except NotFoundError:
             return self._ask(begin, lambda: self._cluster.create(self._lease({}, {})))
         spec = found.get("spec") or {}
-        if spec.get("holderIdentity") not in ("", None, self.holder) and not self._ran_out(found):
+        if spec.get("holderIdentity") not in ("", None, self.holder) and not self._has_expired(found):
             self._until = float("-inf")
             return False
         return self._ask(begin, lambda: self._cluster.replace(self._lease(found["metadata"], spec)))
@@ -184,13 +184,13 @@ class Lease:
     def _ask(self, begin: float, write: Callable[[], object]) -> bool:
         try:
             write()
-        except ConflictError:  # another one was faster
+        except ConflictError:  # another controller was faster
             return False
         self._until = begin + self._times.renewal
         return True
 
-    def _ran_out(self, found: Object) -> bool:
-        """Whether a foreign Lease did not change while we watched it for its duration."""
+    def _has_expired(self, found: Object) -> bool:
+        """Return whether a foreign Lease has not changed for its duration, as watched from here."""
         version, now = found["metadata"]["resourceVersion"], self._clock()
         if version != self._seen[0]:
             self._seen = (version, now)
@@ -213,7 +213,7 @@ class Lease:
             "spec": {**spec, **wanted},
         }
 
-    def _give_back(self, found: Object) -> None:
+    def _return(self, found: Object) -> None:
         if found["spec"].get("holderIdentity") == self.holder:
             found["spec"]["holderIdentity"] = ""
 
@@ -223,8 +223,8 @@ class Lease:
             try:
                 self.attempt()
             except ClusterError as error:
-                logger.warning("the lease %s cannot be seen now: %s", self.name, error)
+                logger.warning("the Lease %s cannot be read now: %s", self.name, error)
             if self.held != leading:
                 leading = not leading
-                logger.info("%s %s the lease %s", self.holder, "holds" if leading else "does not hold", self.name)
+                logger.info("%s %s the Lease %s", self.holder, "holds" if leading else "does not hold", self.name)
             self._closing.wait(self._times.retry)

@@ -12,7 +12,7 @@ from opd.cluster.pod_status import has_ended
 _REPELLING = ("NoSchedule", "NoExecute")
 
 _CORDONED: Mapping[str, Any] = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
-"""The taint that a cordoned node has, or is about to get."""
+"""Taint of a cordoned node, which may not have it yet."""
 
 
 def free_cores(
@@ -21,18 +21,20 @@ def free_cores(
     is_ours: Callable[[Mapping[str, Any]], bool],
     pod_spec: Mapping[str, Any] | None = None,
 ) -> float:
-    """Cores of all nodes that take the pipeline's replicas, less those that others request there.
+    """Return the cores of all nodes that accept the pipeline's replicas, minus what other pods request there.
 
     Args:
-        nodes: of the cluster; those that are not ready do not count, nor do those that are cordoned or tainted unless
-            the replicas tolerate it, nor those that they do not select.
+        nodes: of the cluster. Those count that are ready, are selected by the replicas, and have no taints (or cordon)
+            that the replicas do not tolerate.
         pods: of all namespaces.
-        is_ours: whether a pod's cores are for the pipeline to use again.
-        pod_spec: of the replicas, of which ``tolerations`` and ``nodeSelector`` count; they have none if not given.
+        is_ours: whether a pod is a replica of the pipeline, so its cores can be used again.
+        pod_spec: of the replicas; ``tolerations`` and ``nodeSelector`` matter, none if not given.
     """
     spec = pod_spec or {}
-    takes = (node for node in nodes if _takes(node, spec.get("tolerations") or [], spec.get("nodeSelector") or {}))
-    usable = {node["metadata"]["name"]: _cores(node["status"].get("allocatable", {})) for node in takes}
+    accepting = (
+        node for node in nodes if _accepts(node, spec.get("tolerations") or [], spec.get("nodeSelector") or {})
+    )
+    usable = {node["metadata"]["name"]: _cores(node["status"].get("allocatable", {})) for node in accepting}
     taken = sum(
         requested_cores(pod)
         for pod in pods
@@ -42,9 +44,10 @@ def free_cores(
 
 
 def requested_cores(pod: Mapping[str, Any]) -> float:
-    """Cores that are kept for a pod: its containers and sidecars together, or its largest initial step if that is more.
+    """Return the cores that are reserved for a pod.
 
-    A sidecar is an initial container that is restarted for ever.
+    These are the cores of its containers and sidecars together, or those of its largest init step if that needs more.
+    A sidecar is an init container with restart policy ``Always``.
     """
     spec = pod["spec"]
     sidecars, largest = 0.0, 0.0
@@ -67,7 +70,7 @@ def _cores(quantities: Mapping[str, Any]) -> float:
     return float(parse_quantity(quantities.get("cpu", 0)))
 
 
-def _takes(node: Mapping[str, Any], tolerations: Sequence[Mapping[str, Any]], selector: Mapping[str, str]) -> bool:
+def _accepts(node: Mapping[str, Any], tolerations: Sequence[Mapping[str, Any]], selector: Mapping[str, str]) -> bool:
     spec = node.get("spec", {})
     conditions = {each["type"]: each["status"] for each in node["status"].get("conditions") or []}
     taints = [*(spec.get("taints") or []), *([_CORDONED] if spec.get("unschedulable") else [])]
@@ -79,7 +82,7 @@ def _takes(node: Mapping[str, Any], tolerations: Sequence[Mapping[str, Any]], se
 
 
 def _tolerates(toleration: Mapping[str, Any], taint: Mapping[str, Any]) -> bool:
-    """As the scheduler sees it: what a toleration leaves out, it does not restrict, except for the value."""
+    """Return whether a toleration matches a taint, as the scheduler does: only an omitted value means an empty one."""
     exists = toleration.get("operator") == "Exists"
     equal = toleration.get("operator", "Equal") == "Equal" and toleration.get("value", "") == taint.get("value", "")
     return (

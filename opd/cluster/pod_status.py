@@ -1,4 +1,4 @@
-"""What the state of a pod says: whether it serves, and why it never will; and why a workload gets none."""
+"""Reads the state of pods and workloads: whether a pod serves, why it fails, and why a workload gets no pods."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ TERMINAL_REASONS = frozenset(
         "RunContainerError",
     }
 )
-"""Why a container waits, if it does not help to wait with it."""
+"""Reasons of a waiting container that do not pass by themselves."""
 
 UNSCHEDULABLE = "Unschedulable"
 
 
 def is_terminating(pod: Pod) -> bool:
-    """Whether it has been told to end; it may serve a little longer, but gets nothing new."""
+    """Return whether a pod is being deleted; it may serve a little longer, but gets no new requests."""
     return bool(pod["metadata"].get("deletionTimestamp"))
 
 
 def has_ended(pod: Pod) -> bool:
-    """Whether all its containers have ended for good, so that it holds no cores."""
+    """Return whether all containers of a pod have ended for good, so it holds no cores."""
     return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
 
 
 def is_ready(pod: Pod) -> bool:
-    """Whether it serves and will go on doing so."""
+    """Return whether a pod serves and is not being deleted."""
     ready = _condition(pod, "Ready").get("status") == "True"
     return ready and not is_terminating(pod) and bool(pod["status"].get("podIP"))
 
 
 def failure_reason(pod: Pod) -> str:
-    """Why it cannot become ready without somebody's help; empty while there is hope."""
+    """Return why a pod cannot become ready without intervention; empty while it may."""
     for container in _containers(pod):
         waiting = container.get("state", {}).get("waiting") or {}
         if waiting.get("reason") in TERMINAL_REASONS:
             ended = container.get("lastState", {}).get("terminated") or {}
-            words = [waiting["reason"], waiting.get("message", ""), _ending(ended)]
+            words = [waiting["reason"], waiting.get("message", ""), _describe_end(ended)]
             return f"pod {pod['metadata']['name']!r}: {': '.join(filter(None, words))}"
     return ""
 
 
 def unschedulable_reason(pod: Pod) -> str:
-    """Why no node takes it now; empty if one does. Other pods may make room, so this may pass."""
+    """Return why no node takes a pod now; empty if one does. This may pass, because other pods may make room."""
     condition = _condition(pod, "PodScheduled")
     if condition.get("status") != "False" or condition.get("reason") != UNSCHEDULABLE:
         return ""
@@ -59,11 +59,11 @@ def unschedulable_reason(pod: Pod) -> str:
 
 
 def refusal_reason(workload: Mapping[str, Any]) -> str:
-    """Why the cluster makes no pods of a workload, such as a quota; empty if it does."""
+    """Return why the cluster creates no pods of a workload, such as a quota; empty if it does."""
     status, generation = workload.get("status") or {}, workload["metadata"].get("generation", 0)
-    if status.get("observedGeneration", generation) < generation:  # it speaks of a state before
+    if status.get("observedGeneration", generation) < generation:  # the status is of an earlier specification
         return ""
-    if status.get("state") == "Failed":  # of a SeldonDeployment; a Deployment has no such entry
+    if status.get("state") == "Failed":  # only SeldonDeployments have this field
         return str(status.get("description") or "Seldon says that it failed")
     for condition in status.get("conditions") or []:
         if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
@@ -82,7 +82,7 @@ def _containers(pod: Pod) -> Iterator[Mapping[str, Any]]:
         yield from status.get(kind) or []
 
 
-def _ending(terminated: Mapping[str, Any]) -> str:
+def _describe_end(terminated: Mapping[str, Any]) -> str:
     if not terminated:
         return ""
     words = str(terminated.get("message") or terminated.get("reason") or "").strip()

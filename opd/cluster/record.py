@@ -1,6 +1,6 @@
-"""Every decision on record: an entry in the log, metrics, and an Event of the router when people should know.
+"""Records of every decision: a log entry, metrics, and an Event of the router for changes and refusals.
 
-Events are for changes and refusals only: one every interval would drown them.
+One Event every interval would hide those that matter.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from opd.pipeline import Configuration, Pipeline
 logger = logging.getLogger(__name__)
 
 APPLIED, KEPT, REFUSED = OUTCOMES = ("applied", "kept", "refused")
-"""Of a decision: another configuration runs, the same one goes on, or what was wanted does not run."""
+"""Outcomes of a decision: another configuration runs, the same one goes on, or the decision was not carried out."""
 
 MAX_NOTE = 1000
-"""Characters that an Event takes."""
+"""Characters that an Event may have."""
 
 COMPONENT = "opd-controller"
 
@@ -61,7 +61,7 @@ class ControllerMetrics:
         self._gauges = {
             name: Gauge(f"opd_controller_{name}", text, names, registry=self.registry) for name, text in gauges.items()
         }
-        # A series that nobody has counted is absent, which must not be mistaken for silence.
+        # Without a first value a series is absent, which dashboards would show as missing data.
         self.seconds.labels(pipeline)
         for outcome in OUTCOMES:
             self.decisions.labels(pipeline, outcome)
@@ -72,7 +72,7 @@ class ControllerMetrics:
         self._gauges[name].labels(self._pipeline).set(value)
 
     def count(self, step: Step, outcome: str) -> None:
-        """Take over one decision."""
+        """Count one decision and set the gauges of its interval."""
         self.decisions.labels(self._pipeline, outcome).inc()
         self.seconds.labels(self._pipeline).observe(step.decision_seconds)
         values = {name: float(getattr(step.score, name)[0]) for name in ("reward", "qos", "cost")}
@@ -81,14 +81,14 @@ class ControllerMetrics:
 
 
 class Recorder:
-    """Writes down what a controller decides and does.
+    """Records what a controller decides and does.
 
     Args:
         cluster: where Events go.
         pipeline: what is controlled.
         metrics: where decisions are counted.
         holder: name of this controller.
-        events: whether to make Events.
+        events: whether to create Events.
     """
 
     def __init__(
@@ -98,44 +98,37 @@ class Recorder:
         self._events = events
         self._router_uid = ""
 
-    def decision(
-        self, step: Step, before: Configuration, observation: Observation | None, wanted: Configuration | None
-    ) -> None:
+    def decision(self, step: Step, before: Configuration) -> None:
         """Record one step of the control loop.
 
         Args:
             step: the step.
             before: what ran before it.
-            observation: on which was decided, None if nothing could be seen.
-            wanted: what the policy decided, None if it did not.
         """
         outcome = REFUSED if step.refused else KEPT if step.configuration == before else APPLIED
         self._metrics.count(step, outcome)
-        words = self._words(step.configuration)
-        logger.info("%s: %s", outcome, words, extra={FIELDS: self.entry(step, outcome, observation, wanted)})
+        words = self._describe(step.configuration)
+        logger.info("%s: %s", outcome, words, extra={FIELDS: self.entry(step, outcome)})
         if step.forecast_failure:
-            instead = f"the largest of the last 20 s, {step.predicted_load:g} requests/s, takes its place"
+            instead = f"the largest load of the last 20 s, {step.predicted_load:g} requests/s, replaces it"
             self.event("ForecastFailed", f"{step.forecast_failure}; {instead}", "Warning")
         if outcome == APPLIED:
             self.event("Reconfigured", f"{words}; forecast {step.predicted_load:g} requests/s")
         elif outcome == REFUSED:
             self.event("Refused", f"{step.refused}; {words} goes on", "Warning")
 
-    def entry(
-        self, step: Step, outcome: str, observation: Observation | None, wanted: Configuration | None
-    ) -> dict[str, Any]:
-        """A step as plain data; figures that are unknown are null."""
-        state = {} if observation is None else _state(observation)
+    def entry(self, step: Step, outcome: str) -> dict[str, Any]:
+        """Return a step as plain data; unknown figures are null."""
         return {
             "event": "decision",
             "controller": self._holder,
             "pipeline": self._pipeline.name,
             "outcome": outcome,
             "reason": step.refused,
-            "state": state,
+            "state": {} if step.observation is None else _state(step.observation),
             "forecast": _number(step.predicted_load),
             "forecast_failure": step.forecast_failure,
-            "wanted": None if wanted is None else self._stages(wanted),
+            "wanted": None if step.decided is None else self._stages(step.decided),
             "configuration": self._stages(step.configuration),
             "by_expert": step.fallback,
             "decision_seconds": step.decision_seconds,
@@ -143,7 +136,7 @@ class Recorder:
         }
 
     def event(self, reason: str, note: str, kind: str = "Normal") -> None:
-        """Make an Event of the router; that it fails stops nothing."""
+        """Create an Event of the router; a failure is only logged."""
         logger.log(logging.WARNING if kind == "Warning" else logging.INFO, "%s: %s", reason, note)
         if not self._events:
             return
@@ -186,12 +179,12 @@ class Recorder:
         }
 
     def _uid_of_router(self, name: str) -> dict[str, str]:
-        """By which ``kubectl describe`` finds a router's Events; they are made without it if it cannot be read."""
+        """Return the field by which ``kubectl describe`` finds a router's Events; empty if it cannot be read."""
         if not self._router_uid:
             try:
                 self._router_uid = str(self._cluster.get(DEPLOYMENT, name)["metadata"]["uid"])
             except ClusterError as error:
-                logger.warning("the event does not show with the router: %s", error)
+                logger.warning("the event will not be listed with the router: %s", error)
         return {"uid": self._router_uid} if self._router_uid else {}
 
     def _stages(self, configuration: Configuration) -> dict[str, Any]:
@@ -201,7 +194,7 @@ class Recorder:
             for task, (variant, stage) in zip(self._pipeline.tasks, chosen, strict=True)
         }
 
-    def _words(self, configuration: Configuration) -> str:
+    def _describe(self, configuration: Configuration) -> str:
         stages = self._stages(configuration).items()
         return ", ".join(f"{task} {s['replicas']} x {s['variant']} batch {s['batch_size']}" for task, s in stages)
 

@@ -1,8 +1,8 @@
-"""How a pipeline gets from one configuration to another within its cores, as a pure function.
+"""Plans the transition from one configuration to another within the available cores, as a pure function.
 
-If all cores that are needed meanwhile are there, all stages change at once and every new variant starts beside the old
-one. Otherwise the stages change one after another, those first that give cores back, so that after each step what runs
-keeps the limit; a stage whose old and new replicas do not fit together is replaced in place.
+If there are cores for it, all stages change at once and every new variant starts next to the old one. Otherwise the
+stages change one after another, beginning with those that give cores back, so the limit holds after each step; a stage
+whose old and new replicas do not fit together is replaced in place.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from opd.pipeline import Configuration, Pipeline, StageConfiguration
 
 
 class Move(NamedTuple):
-    """The way of one stage.
+    """Transition of one stage.
 
     Attributes:
         stage: its position.
         old: what it runs.
         new: what it is to run.
         kept: replicas of the old variant that go on until the new ones serve.
-        first: replicas of the new variant that start beside those; the queue switches when they are ready.
+        first: replicas of the new variant that start next to those; the queue switches when they are ready.
     """
 
     stage: int
@@ -36,14 +36,14 @@ class Move(NamedTuple):
 
 
 Plan = list[list[Move]]
-"""Rounds; the moves of a round happen together."""
+"""Rounds of moves; the moves of a round happen at the same time."""
 
 
 def plan(pipeline: Pipeline, old: Configuration, new: Configuration, capacity: float) -> Plan:
-    """The rounds from ``old`` to ``new``, of the stages that differ.
+    """Return the rounds from ``old`` to ``new``, for the stages that differ.
 
     Args:
-        pipeline: its variants say what replicas need.
+        pipeline: its variants define the cores of replicas.
         old: what runs.
         new: what is to run, within ``capacity``.
         capacity: cores that may be in use at any time.
@@ -52,25 +52,25 @@ def plan(pipeline: Pipeline, old: Configuration, new: Configuration, capacity: f
     changing = [n for n in range(len(old)) if old[n] != new[n]]
     peaks = [_peak(old[n], new[n], before[n], after[n]) if n in changing else before[n] for n in range(len(old))]
     if sum(peaks) <= capacity:
-        return [[_beside(n, old[n], new[n]) for n in changing]] if changing else []
+        return [[_surge(n, old[n], new[n]) for n in changing]] if changing else []
     rounds, used = [], sum(before)
     for n in sorted(changing, key=lambda n: after[n] - before[n]):
         budget = capacity - (used - before[n])
         fits = peaks[n] <= budget
-        rounds.append([_beside(n, old[n], new[n]) if fits else _in_place(pipeline, n, old[n], new[n], budget)])
+        rounds.append([_surge(n, old[n], new[n]) if fits else _in_place(pipeline, n, old[n], new[n], budget)])
         used += after[n] - before[n]
     return rounds
 
 
 def describe(pipeline: Pipeline, rounds: Plan, capacity: float) -> str:
-    """The plan for people: which of surge and replacement in place was chosen for each stage, and why."""
+    """Describe a plan: which of surge and replacement in place was chosen for each stage, and why."""
     moves = [move for each in rounds for move in each]
     names = [pipeline.tasks[move.stage].name for move in moves]
     if not any(move.in_place for move in moves):
         how = "all at once" if len(rounds) == 1 else f"one after another ({', '.join(names)})"
         return f"surge, {how}: old replicas serve until the new ones do, within {capacity:g} cores"
     parts = [
-        f"{name} in place ({move.kept} of {move.old.replicas} old replicas beside {move.first} new ones"
+        f"{name} in place ({move.kept} of {move.old.replicas} old replicas next to {move.first} new ones"
         + ("" if move.kept else "; requests wait until those serve")
         + ")"
         if move.in_place
@@ -88,14 +88,14 @@ def _peak(old: StageConfiguration, new: StageConfiguration, before: int, after: 
     return max(before, after) if old.variant == new.variant else before + after
 
 
-def _beside(stage: int, old: StageConfiguration, new: StageConfiguration) -> Move:
+def _surge(stage: int, old: StageConfiguration, new: StageConfiguration) -> Move:
     return Move(stage, old, new, old.replicas, new.replicas)
 
 
 def _in_place(pipeline: Pipeline, stage: int, old: StageConfiguration, new: StageConfiguration, budget: float) -> Move:
-    """As many new replicas as leave room for one old one, if both kinds fit at all, else as many as fit alone."""
-    if old.variant == new.variant:  # it shrinks, though what runs is above the capacity
-        return _beside(stage, old, new)
+    """Start as many new replicas as leave room for one old one, if both fit at all, else as many as fit alone."""
+    if old.variant == new.variant:  # it shrinks; what runs is above the capacity
+        return _surge(stage, old, new)
     variants = pipeline.tasks[stage].variants
     one_old, one_new = variants[old.variant].cores, variants[new.variant].cores
     if one_old + one_new > budget:

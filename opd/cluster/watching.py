@@ -12,7 +12,7 @@ import urllib3
 from kubernetes.watch.watch import iter_resp_lines
 
 from opd.cluster.api import Cluster
-from opd.cluster.connection import Request, parse_answer
+from opd.cluster.connection import ApiRequest, parse_answer
 from opd.cluster.errors import ClusterError, GoneError, NoAnswerError, error_of
 from opd.cluster.resources import Object, Resource
 
@@ -54,7 +54,7 @@ def watch(
     }
     longest_pause = seconds + cluster.retry_policy.read_seconds
     path = resource.path(cluster.namespace)
-    response = cluster.send(Request(description, "GET", path, query=query, stream_seconds=longest_pause))
+    response = cluster.send(ApiRequest(description, "GET", path, query=query, stream_seconds=longest_pause))
     try:
         for line in filter(None, iter_resp_lines(response)):
             event = parse_answer(description, line)

@@ -60,6 +60,8 @@ class Step:
     """One pass of the control loop.
 
     Attributes:
+        observation: on which the policy decided; None if nothing was observed.
+        decided: the configuration that the policy chose; None if it did not decide.
         predicted_load: p, requests/s; NaN if nothing was observed.
         forecast_failure: why ``predicted_load`` is the largest load of the last 20 s instead of a forecast; else empty.
         configuration: what ran in the interval.
@@ -70,6 +72,8 @@ class Step:
         score: the measurements in terms of Eqs. 1-3 and 7.
     """
 
+    observation: Observation | None
+    decided: Configuration | None
     predicted_load: float
     forecast_failure: str
     configuration: Configuration
@@ -149,12 +153,13 @@ def run(
     guard = Guard(pipeline, backend.configuration)
     for _ in range(decisions):
         predicted_load, forecast_failure, decision_seconds, fallback = np.nan, "", 0.0, False
-        running = guard.configuration
+        observation, decided, running = None, None, guard.configuration
         try:
             observation = backend.observe()
             begin = perf_counter()
             predicted_load, forecast_failure = expected_load(forecast, observation.history)
-            decided = policy.decide(replace(observation, predicted_load=predicted_load))
+            observation = replace(observation, predicted_load=predicted_load)
+            decided = policy.decide(observation)
             decision_seconds, fallback = perf_counter() - begin, policy.fallback
             refused = guard.admit(decided, observation.available_cores)
             backend.apply(guard.configuration)
@@ -163,13 +168,7 @@ def run(
         except ApplyError as error:
             refused, guard.configuration = str(error), running
         interval = backend.wait()
-        yield Step(
-            predicted_load=predicted_load,
-            forecast_failure=forecast_failure,
-            configuration=guard.configuration,
-            refused=refused,
-            fallback=fallback,
-            decision_seconds=decision_seconds,
-            interval=interval,
-            score=score(pipeline, weights, as_array(guard.configuration)[None], interval, interval_seconds),
-        )
+        measured = score(pipeline, weights, as_array(guard.configuration)[None], interval, interval_seconds)
+        # In the order of the attributes.
+        decision = (observation, decided, predicted_load, forecast_failure, guard.configuration, refused, fallback)
+        yield Step(*decision, decision_seconds, interval, measured)

@@ -1,4 +1,4 @@
-"""The pipeline as real processes: model replicas, stage queues and a router on MLServer, and what watches them.
+"""The serving plane: model replicas, stage queues and a router as MLServer processes, and their monitoring.
 
 Needs the extra ``serving``. The same runtimes serve on one machine and in the pods of a cluster.
 """

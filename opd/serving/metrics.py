@@ -1,16 +1,17 @@
-"""Every metric of the serving plane, in one place: those who count and those who read share the names.
+"""All metrics of the serving plane; servers and readers share the names.
 
-Plain ``prometheus_client``: with no parallel workers MLServer exports only what it counts itself. MLServer imports a
-runtime's module anew each time it loads it, so the collectors live here, where they are registered once a process.
-Names in capitals are what readers ask for; an exported counter's name ends in ``_total`` besides.
+Plain ``prometheus_client``: without parallel workers MLServer exports only its own metrics. The collectors are defined
+here because MLServer reimports the module of a runtime whenever it loads it, and a collector can only be registered
+once per process. Names in capitals are those that readers query; the exported name of a counter also ends in
+``_total``.
 """
 
 from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
-# Seconds; steps of a quarter up to the age at which requests are given up, so that a quantile read from the buckets
-# is off by an eighth at most.
+# Seconds, in steps of 25 % up to the age at which requests are dropped: a quantile read from the buckets is at most an
+# eighth off.
 LATENCY_BUCKETS = tuple(round(0.002 * 1.25**step, 6) for step in range(39)) + (float("inf"),)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, float("inf"))
 
@@ -18,7 +19,7 @@ PIPELINE = ("pipeline",)
 STAGE = ("pipeline", "task")
 MODEL = ("pipeline", "task", "variant")
 
-# The router: a request, end to end.
+# The router: a request from end to end.
 REQUESTS = "opd_requests"
 ANSWERS = "opd_answers"
 LATENCY = "opd_latency_seconds"

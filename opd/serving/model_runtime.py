@@ -1,4 +1,4 @@
-"""The runtime of a replica: one variant, one inference at a time."""
+"""The runtime of a replica: one variant, and one inference at a time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ModelRuntime(MLModel):
     """Pulls a variant from the model store and answers batches with it.
 
     Parameters of the model settings: ``pipeline``, ``task``, ``variant`` and ``store``, the URL of the model store.
-    With no variant it is a spare, which has everything imported and takes its variant later.
+    Without a variant it is a standby, which has imported everything and loads a variant later.
     """
 
     def __init__(self, settings: ModelSettings) -> None:
@@ -45,7 +45,7 @@ class ModelRuntime(MLModel):
         self._loading: asyncio.Task[None] | None = None
 
     async def load(self) -> bool:
-        """Load the variant, if there is one."""
+        """Load the variant, if one is set."""
         variant = self._parameters.get("variant")
         if variant:
             await self._load(str(variant))
@@ -59,29 +59,33 @@ class ModelRuntime(MLModel):
         self._seconds = metrics.model_seconds.labels(self._parameters["pipeline"], self._parameters["task"], variant)
 
     @custom_handler(rest_path="/variant", rest_method="PUT")
-    async def become(self, desired: DesiredVariant) -> dict[str, str]:
-        """Begin to load a variant; the replica is ready when it is loaded, and ends if that fails."""
+    async def assign(self, desired: DesiredVariant) -> dict[str, str]:
+        """Start loading a variant; the replica is ready once it is loaded, and ends if that fails.
+
+        Raises:
+            MalformedRequestError: if the replica has a variant already.
+        """
         if self._loading is not None or self._model is not None:
-            raise MalformedRequestError("this replica has its variant already; start another one")
-        self._loading = asyncio.create_task(self._become(desired.variant))
+            raise MalformedRequestError("this replica already has a variant; start another replica")
+        self._loading = asyncio.create_task(self._load_or_end(desired.variant))
         return {"loading": desired.variant}
 
-    async def _become(self, variant: str) -> None:
+    async def _load_or_end(self, variant: str) -> None:
         try:
             await self._load(variant)
         except Exception:
-            logger.exception("variant %s does not load", variant)
+            logger.exception("loading variant %s failed", variant)
             os.kill(os.getpid(), signal.SIGTERM)
             return
         self.ready = True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """Answer a batch.
+        """Return one answer for each payload of a batch.
 
         Raises:
             MalformedRequestError: if the model refuses a payload.
         """
-        assert self._model is not None  # MLServer asks only a model that is ready
+        assert self._model is not None  # MLServer calls only models that are ready
         payloads = payloads_of(payload)
         try:
             answers = await asyncio.get_running_loop().run_in_executor(self._executor, self._infer, payloads)

@@ -1,8 +1,8 @@
-"""The Open Inference Protocol as the pipeline speaks it, and how a request can end.
+"""The pipeline's use of the Open Inference Protocol, and the outcomes of requests.
 
-A request carries payloads (an encoded image, a text) as one tensor of BYTES, one element a payload: encoded bytes
-cost far less to pack than the numbers they stand for. Clients and queues send the protocol's own messages over gRPC;
-the runtimes get them as MLServer's types.
+A request carries payloads (an encoded image, a text) as one tensor of BYTES with one element per payload: encoded bytes
+cost far less to pack than the numbers they represent. Clients and queues send the protocol's own messages over gRPC;
+runtimes receive them as MLServer's types.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from mlserver.grpc.utils import STATUS_CODE_MAPPING
 from mlserver.types import InferenceRequest, InferenceResponse, Parameters, RequestInput, ResponseOutput
 
 TENSOR = "payload"
-"""Name of the only tensor of a request, and of its answer."""
+"""Name of the only tensor of a request and of its answer."""
 
 DATATYPE = "BYTES"
 
 AGE = "age"
-"""Request parameter: seconds since the request entered the pipeline, by the clock of whoever sends it on."""
+"""Request parameter: seconds since the request entered the pipeline, measured by the sender."""
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
-"""Largest message a client or server of the pipeline accepts."""
+"""Largest message that clients and servers of the pipeline accept."""
 
 
 class ServingError(MLServerError):
-    """A request that gets no answer from the models; the subclass says why."""
+    """A request fails; the subclass gives the reason."""
 
     http_status = 500
 
@@ -37,36 +37,36 @@ class ServingError(MLServerError):
 
 
 class MalformedRequestError(ServingError):
-    """What was sent is not what the pipeline serves; sending it again would not help."""
+    """The request is invalid; retrying it would not help."""
 
     http_status = 400
 
 
 class QueueFullError(ServingError):
-    """The stage has as many requests waiting as it takes; nothing was begun."""
+    """The queue of a stage is full; the request was not started."""
 
     http_status = 429
 
 
 class ReplicaFailedError(ServingError):
-    """Two replicas failed with this request in their hands; a third is not risked."""
+    """Two replicas failed while working on this request; a third is not risked."""
 
     http_status = 409
 
 
 class StageUnreachableError(ServingError):
-    """A stage could not be reached as long as the request was young."""
+    """A stage stayed unavailable until the request reached its maximum age."""
 
     http_status = 503
 
 
 class TooOldError(ServingError):
-    """The request waited longer than ``drop_after`` in the pipeline."""
+    """The request waited in the pipeline for longer than ``drop_after``."""
 
     http_status = 504
 
 
-# MLServer answers a status it does not know with UNKNOWN; these are the ones its own errors never have.
+# MLServer answers with UNKNOWN for an HTTP status that it does not know; its own errors never use these.
 STATUS_CODE_MAPPING.update(
     {
         409: StatusCode.ABORTED,
@@ -77,7 +77,7 @@ STATUS_CODE_MAPPING.update(
 )
 
 COMPLETED, REJECTED, DROPPED, FAILED = OUTCOMES = ("completed", "rejected", "dropped", "failed")
-"""How a request can end: answered, refused at a full queue, given up for its age, or anything else."""
+"""Outcomes of requests: answered, rejected by a full queue, dropped for age, or anything else."""
 
 _OUTCOME_OF: Mapping[StatusCode, str] = {
     StatusCode.OK: COMPLETED,
@@ -87,16 +87,16 @@ _OUTCOME_OF: Mapping[StatusCode, str] = {
 
 
 def outcome_of(code: StatusCode) -> str:
-    """The one of :data:`OUTCOMES` that a gRPC status stands for."""
+    """Return the one of :data:`OUTCOMES` that a gRPC status stands for."""
     return _OUTCOME_OF.get(code, FAILED)
 
 
 def infer_request(model: str, payloads: Sequence[bytes], age: float = 0.0) -> messages.ModelInferRequest:
-    """The message that asks ``model`` for one answer to each payload.
+    """Build the message that asks for one answer per payload.
 
     Args:
-        model: name of the model, stage or pipeline, as its server knows it.
-        payloads: one element each of the tensor.
+        model: name of the model on its server: the task, or the pipeline for the router.
+        payloads: elements of the tensor.
         age: seconds since the request entered the pipeline.
     """
     tensor = messages.ModelInferRequest.InferInputTensor(name=TENSOR, datatype=DATATYPE, shape=[len(payloads)])
@@ -107,15 +107,15 @@ def infer_request(model: str, payloads: Sequence[bytes], age: float = 0.0) -> me
 
 
 def answers_of(response: messages.ModelInferResponse) -> list[bytes]:
-    """The answers in a server's message, one for each payload of the request."""
+    """Return the answers in a server's message, one per payload of the request."""
     return list(response.outputs[0].contents.bytes_contents)
 
 
 def payloads_of(request: InferenceRequest) -> list[bytes]:
-    """The payloads of a request as a runtime gets it.
+    """Return the payloads of a request as a runtime receives it.
 
     Raises:
-        MalformedRequestError: unless it holds one tensor of BYTES with at least one element.
+        MalformedRequestError: if it is not one tensor of BYTES with at least one element.
     """
     inputs = request.inputs
     if len(inputs) != 1:
@@ -133,10 +133,10 @@ def payloads_of(request: InferenceRequest) -> list[bytes]:
 
 
 def age_of(request: InferenceRequest) -> float:
-    """Seconds the request had spent in the pipeline when it was sent; 0 where it does not say.
+    """Return the seconds that a request had spent in the pipeline when it was sent; 0 if the parameter is missing.
 
     Raises:
-        MalformedRequestError: if what it says is no such number.
+        MalformedRequestError: if the parameter is not a finite number of at least 0.
     """
     text = getattr(request.parameters, AGE, None) if request.parameters else None
     if text is None:
@@ -146,12 +146,12 @@ def age_of(request: InferenceRequest) -> float:
     except (TypeError, ValueError):
         age = -1.0
     if not 0.0 <= age < float("inf"):
-        raise MalformedRequestError(f"parameter {AGE!r} is {text!r}; it must be seconds, finite and not negative")
+        raise MalformedRequestError(f"parameter {AGE!r} is {text!r}; it must be a finite number of seconds, at least 0")
     return age
 
 
 def infer_response(model: str, answers: Sequence[bytes]) -> InferenceResponse:
-    """What a runtime returns: one tensor of BYTES with the answers."""
+    """Build the response of a runtime: one tensor of BYTES with the answers."""
     tensor = ResponseOutput.model_construct(name=TENSOR, datatype=DATATYPE, shape=[len(answers)], data=list(answers))
     return InferenceResponse.model_construct(
         model_name=model, outputs=[tensor], id=None, model_version=None, parameters=Parameters.model_construct()

@@ -57,7 +57,7 @@ def test_what_does_not_fit_together_is_replaced_in_place_beside_what_may_stay():
     old, new = stages((LARGE, 2, 1), (SMALL, 1, 1)), stages((THIRD, 2, 1), (SMALL, 1, 1))
     assert plan(tiny_pipeline(5), old, new, 5) == [[Move(0, old[0], new[0], 1, 1)]]
     text = describe(tiny_pipeline(5), plan(tiny_pipeline(5), old, new, 5), 5)
-    assert "5 cores do not hold old and new together" in text and "1 of 2 old replicas beside 1 new" in text
+    assert "5 cores do not hold old and new together" in text and "1 of 2 old replicas next to 1 new" in text
 
 
 def test_without_room_for_one_of_each_requests_wait():

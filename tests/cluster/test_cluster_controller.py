@@ -31,13 +31,14 @@ from tiny_cluster import (
 
 from opd.cluster.api import Cluster
 from opd.cluster.connection import RetryPolicy, credentials
-from opd.cluster.controller import Controller, ControllerSettings, health_server
+from opd.cluster.controller import Controller, ControllerSettings
 from opd.cluster.difference import ObjectChange
 from opd.cluster.errors import ClusterError, LedByAnotherError, NoAnswerError, NotDeployedError
 from opd.cluster.json_log import JsonFormatter
 from opd.cluster.lease import Lease, LeaseTimes
 from opd.cluster.names import CONTROLLER, selector
 from opd.cluster.resources import LEASE
+from opd.cluster.service import health_server
 from opd.pipeline import Task, Variant
 from opd.serving.monitoring.prometheus import PrometheusUrl
 
@@ -401,7 +402,8 @@ logging.basicConfig(level=logging.INFO)
 sys.path += {tests!r}
 from tiny_cluster import TIMES, FixedPolicy, settings, tiny_pipeline
 from test_cluster_controller import OFTEN, WANTED
-from opd.cluster.controller import ControllerSettings, run_controller
+from opd.cluster.controller import ControllerSettings
+from opd.cluster.service import run_controller
 from opd.serving.monitoring.prometheus import PrometheusUrl
 options = ControllerSettings(interval_seconds=600, lease=OFTEN, times=TIMES, host="127.0.0.1", port=0)
 monitor = PrometheusUrl({prometheus!r})

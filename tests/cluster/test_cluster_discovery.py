@@ -1,6 +1,5 @@
 """How a queue finds its replicas: known answers, then followed through an emulated cluster, then for real."""
 
-import json
 import os
 import sys
 import threading
@@ -9,23 +8,25 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import requests
 from deadlines import PATIENCE, eventually
 from emulator.api_server import ApiServer, kubeconfig
 from emulator.kubelet import Kubelet
 from emulator.prometheus import Prometheus
+from serving_models import push_variant
+from small_pipelines import stages
 
 from opd.cluster.api import Cluster
 from opd.cluster.backend import KubernetesBackend
 from opd.cluster.connection import RetryPolicy, credentials
-from opd.cluster.discovery import Discovery, DiscoverySettings, choose
+from opd.cluster.discovery import Discovery, DiscoverySettings, desired_endpoints
 from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.resources import POD
 from opd.cluster.settings import ClusterSettings
 from opd.live.load import start_load
-from opd.pipeline import Pipeline, StageConfiguration, Task, Variant
+from opd.pipeline import Pipeline, Task, Variant
 from opd.serving.monitoring.prometheus import PrometheusUrl
 from opd.serving.stage_queue import ReplicaEndpoint
-from opd.serving.store import ModelStore
 
 QUICK = RetryPolicy(connect_seconds=0.5, read_seconds=1.0, attempts=2, first_pause=0.02, longest_pause=0.2)
 SETTINGS = DiscoverySettings("space", "opd.io/task=first", "tiny-first-stage", 8081)
@@ -77,12 +78,12 @@ def place(name, variant="small", address="10.0.0.1:8081"):
     ],
 )
 def test_the_ready_pods_of_the_wanted_variant(config, pods, serving, chosen):
-    assert choose(config, by_name(*pods), 8081, (1, serving)) == (2, chosen)
+    assert desired_endpoints(config, by_name(*pods), 8081, (1, serving)) == (2, chosen)
 
 
 @pytest.mark.parametrize("config", [stage(batch_size="0"), stage(batch_size="x"), stage(variant=""), {"data": None}])
 def test_a_configmap_that_makes_no_sense_changes_nothing(config):
-    assert choose(config, by_name(pod("a")), 8081, (1, [])) is None
+    assert desired_endpoints(config, by_name(pod("a")), 8081, (1, [])) is None
 
 
 # --- through the API -------------------------------------------------------------------------------------------------
@@ -171,21 +172,13 @@ def real_pipeline():
     return Pipeline("tiny", tasks, capacity=8, max_replicas=3, max_batch_size=4, latency_sla=1.0)
 
 
-def stages(*triples):
-    return tuple(StageConfiguration(*triple) for triple in triples)
-
-
 @pytest.fixture
 def store(tmp_path):
     folder = tmp_path / "store"
     folder.mkdir()
     for task in ("first", "second"):
         for variant, seconds in SECONDS.items():
-            source = tmp_path / f"{task}-{variant}"
-            source.mkdir()
-            manifest = {"class": "serving_models:Upper", "settings": {"seconds": seconds}, "files": {}}
-            (source / "manifest.json").write_text(json.dumps(manifest))
-            ModelStore(str(folder)).push(source, task, variant)
+            push_variant(folder, task, variant, seconds=seconds)
     return str(folder)
 
 
@@ -207,6 +200,7 @@ def test_a_deployed_pipeline_is_reconfigured_under_load_without_losing_a_request
         cluster = Cluster("space", lambda: credentials(str(path)))
         backend = KubernetesBackend(cluster, pipeline, settings, PrometheusUrl(prometheus.url), 1.0)
         address = eventually(lambda: ready_address(api))
+        assert_refuses_configuration(api)
         payloads = tmp_path / "payloads.parquet"
         pd.DataFrame({"payload": [b"hello"]}).to_parquet(payloads)
         traffic = start_load(address, "tiny", [15] * 16, payloads, 0, tmp_path / "requests.parquet")
@@ -240,6 +234,14 @@ def ready_address(api):
         return None
     router = api.all("pods", app_kubernetes_io__component="router")[0]
     return f"{router['status']['podIP']}:8081"
+
+
+def assert_refuses_configuration(api):
+    """The ConfigMap alone says what a stage runs."""
+    queue = api.all("pods", opd_io__task="first", app_kubernetes_io__component="queue")[0]
+    url = f"http://{queue['status']['podIP']}:8080/stage"
+    answer = requests.put(url, json={"batch_size": 4, "replicas": []}, timeout=PATIENCE)
+    assert answer.status_code == 400 and "follows ConfigMap 'tiny-first-stage'" in answer.text
 
 
 def serving(cluster, api, task):

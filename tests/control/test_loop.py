@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small_agents import ThriftyAgent, agent_for, trained_with
-from small_pipelines import ocr_pipeline, pipelines, varying_workload, within_limits
+from small_pipelines import ocr_pipeline, pipelines, stages, varying_workload, within_limits
 
 from opd.agent.deployed import Agent
 from opd.control import loop as control
@@ -17,17 +17,13 @@ from opd.control.factory import agent_policy
 from opd.control.loop import ApplyError, Guard, ObservationError, run
 from opd.control.policies import TRAINED_LOAD_SHARE, AgentPolicy, GreedyPolicy, Policy
 from opd.objective import Weights
-from opd.pipeline import InfeasibleError, StageConfiguration, as_array
+from opd.pipeline import InfeasibleError, as_array
 from opd.simulator.backend import SimulatedBackend
 from opd.simulator.parameters import SimulationParameters
 from opd.simulator.vector_environment import PipelineVectorEnv
 
 WEIGHTS = Weights()
 QUIET = SimulationParameters(service_noise=0.0)
-
-
-def stages(*triples):
-    return tuple(StageConfiguration(*triple) for triple in triples)
 
 
 SMALLEST = stages((0, 1, 1), (0, 1, 1))

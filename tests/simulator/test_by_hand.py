@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from small_queues import assert_equal, make_pipeline, make_task, stages
+from small_pipelines import stages
+from small_queues import assert_equal, make_pipeline, make_task
 
 from opd.pipeline import Configuration, Pipeline, Task, Variant, as_array
 from opd.simulator.parameters import SimulationParameters

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_queues import assert_equal, inside, make_pipeline, stages
+from small_pipelines import stages
+from small_queues import assert_equal, inside, make_pipeline
 
 from opd.measurement import Interval
 from opd.pipeline import Configuration, Pipeline, Task, Variant, as_array

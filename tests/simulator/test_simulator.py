@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from small_queues import assert_equal, inside, make_pipeline, make_task, stages
+from small_pipelines import stages
+from small_queues import assert_equal, inside, make_pipeline, make_task
 
 from opd.measurement import Interval
 from opd.pipeline import InfeasibleError, Pipeline, as_array

@@ -1,0 +1,177 @@
+"""Help, and input that is refused before any call to the cluster."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from cli_shell import PIPELINE, ROOT
+
+from opd import cli
+from opd.documents import DocumentError
+from opd.profiling.pipeline_file import read_pipeline
+
+
+def test_help_lists_commands_and_exit_codes_and_imports_nothing_heavy():
+    code = (
+        "import sys, opd.cli\n"
+        "assert opd.cli.main(['--help']) == 0\n"
+        "heavy = {'torch', 'numpy', 'numba', 'kubernetes', 'pandas', 'mlserver', 'pydantic', 'yaml'}\n"
+        "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for word in ("deploy", "status", "run", "delete", "exit codes: 0 done; 1 failed; 2"):
+        assert word in done.stdout
+
+
+def test_help_lists_flavours_policies_and_pull_policies(capsys):
+    from opd.cluster.settings import FLAVOURS, PULL_POLICIES
+    from opd.control import DEPLOYABLE_POLICIES
+
+    assert cli.main(["run", "--help"]) == cli.DONE
+    text = "".join(capsys.readouterr().out.split())  # lines are also wrapped at hyphens
+    for word in (*FLAVOURS, *DEPLOYABLE_POLICIES, *PULL_POLICIES):
+        assert word in text
+
+
+def test_opd_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "opd"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "{deploy,status,run,delete}" in done.stderr
+
+
+BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nall: {spec: {nodeSelector: *b}}\n"
+
+
+@pytest.mark.parametrize(
+    "options, place, words",
+    [
+        ([], {"namespace": None}, "--namespace"),
+        ([], {"namespace": ""}, "not a DNS label"),
+        ([], {"namespace": "other/secrets"}, "not a DNS label"),
+        ([], {"namespace": "../kube-system"}, "not a DNS label"),
+        ([], {"pipeline": "Tiny_1"}, "not a DNS label"),
+        ([], {"pipeline": "../../etc/passwd"}, "not a DNS label"),
+        ([], {"pipeline": "nosuch"}, "no pipeline 'nosuch'"),
+        ([], {"pipeline": "nosuch.yaml"}, "no file nosuch.yaml"),
+        (["--flavour=docker"], {}, "flavour must be 'deployment' or 'seldon', not 'docker'"),
+        (["--image=no image"], {}, "image: 'no image' is malformed"),
+        (["--store=nowhere"], {}, "store: 'nowhere' is malformed"),
+        (["--istio-gateway=a/b/c"], {}, "istio_gateway"),
+        (["--monitoring-label=release"], {}, "KEY=VALUE"),
+        (["--monitoring-label=app.kubernetes.io/name=x"], {}, "belongs to opd"),
+        (["--stage=first=small"], {}, "TASK=VARIANT:REPLICAS:BATCH"),
+        (["--stage=third=small:1:1"], {}, "no task 'third'; it has first, second"),
+        (["--stage=first=huge:1:1"], {}, "no variant 'huge'; it has small, large"),
+        (["--stage=first=small:0:1"], {}, "0 replicas are not within 1..3"),
+        (["--stage=first=small:999999:1"], {}, "999999 replicas are not within 1..3"),
+        (["--stage=first=small:1:3"], {}, "batch size 3 is not one of"),
+        (["--stage=first=large:3:1"], {}, "needs 7 cores, the device has 6"),
+        (["--wait=-1"], {}, "not within"),
+        (["--context=nosuch"], {}, "nosuch"),
+    ],
+)
+def test_wrong_input_is_refused(shell, options, place, words):
+    assert shell.deploy(*options, **place) == cli.REFUSED
+    assert words in shell.err and "Traceback" not in shell.err
+    assert not shell.api.requests
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (BOMB, "anchors and aliases are not allowed"),
+        ("all: !!python/object/apply:os.system [id]", "tags such as"),
+        ("all: {spec: {nodeSelektor: {}}}", "unknown field 'nodeSelektor'"),
+        ("all: {metadata: {labels: {opd.io/task: x}}}", "belongs to opd"),
+        ("all: " + "[" * 60 + "]" * 60, "nested deeper"),
+        ("# " + "x" * 70_000, "larger than"),
+    ],
+)
+def test_a_malicious_overlay_is_refused(shell, text, words):
+    assert shell.deploy(f"--overlay={shell.write('overlay.yaml', text)}") == cli.REFUSED
+    assert words in shell.err and not shell.api.requests
+
+
+@pytest.mark.parametrize(
+    "old, new, words",
+    [
+        ("name: tiny", "name: tiny\nnamespace: kube-system", "(line 3) is not a known key; known are name, cap"),
+        ("name: tiny", "name: kube-system/tiny", "not a DNS label"),
+        ("name: tiny", "name: 1tiny", "must begin with a letter"),
+        ("name: tiny", "name: [tiny]", "name (line 2) must be text"),
+        ("name: first", "name: 'first\\nx'", "not a DNS label"),
+        ("name: large", "name: queue", "2 objects"),
+        ("max_replicas: 3", "max_replicas: 1000000000", "max_replicas (line 4) must be at most 1000, not 1000000000"),
+        ("max_replicas: 3", "max_replicas: true", "whole number"),
+        ("max_batch_size: 4", "max_batch_size: 1024000", "must be at most 1024"),
+        ("capacity: 6", "capacity: 1", "too small for any configuration"),
+        ("capacity: 6\n", "", "capacity (line 2) is missing"),
+        ("cores: 2", "cores: 2.5", "whole number"),
+        ("accuracy: 0.6", "accuracy: .nan", "finite number"),
+        ("{1: 0.05, 4: 0.05}, startup_time: 2}", "[1], startup_time: 2}", "must be a mapping, not a list (seconds"),
+        ("tasks:", "other:", "is not a known key"),
+    ],
+)
+def test_a_wrong_pipeline_file_is_refused(shell, old, new, words):
+    assert old in PIPELINE
+    path = shell.write("wrong.yaml", PIPELINE.replace(old, new, 1))
+    for command in (lambda: shell.deploy(pipeline=path), lambda: shell("delete", pipeline=path)):
+        assert command() == cli.REFUSED
+        assert words in shell.err and not shell.api.requests
+
+
+def test_a_pipeline_file_is_read_as_written(shell):
+    pipeline = read_pipeline(Path(shell.file))
+    assert (pipeline.name, pipeline.capacity, pipeline.max_replicas, pipeline.latency_sla) == ("tiny", 6, 3, 1.0)
+    assert [variant.cores for variant in pipeline.tasks[0].variants] == [1, 2]
+    assert pipeline.tasks[0].variants[1].service_time(2) == 0.05
+    with pytest.raises(DocumentError, match="tasks .* at least 1 entry"):
+        read_pipeline(Path(shell.write("none.yaml", PIPELINE.split("tasks:")[0] + "tasks: []")))
+
+
+def test_settings_of_another_namespace_are_refused(shell):
+    path = shell.write("settings.yaml", "{namespace: theirs, image: 'opd:1', store: /models}")
+    assert shell("deploy", f"--settings={path}") == cli.REFUSED
+    assert "is for namespace 'theirs', not 'space'" in shell.err and not shell.api.requests
+
+
+def test_the_error_for_missing_image_and_store_names_the_remedy(shell):
+    assert shell("deploy") == cli.REFUSED
+    assert "--image and --store" in shell.err
+
+
+@pytest.mark.parametrize("command", ["status", "delete"])
+def test_a_name_is_checked_but_need_not_be_in_the_catalogue(shell, command):
+    assert shell(command, pipeline="a,b=c") == cli.REFUSED and not shell.api.requests
+    assert shell(command, pipeline="gone-from-the-catalogue") == cli.NOT_DEPLOYED
+    assert "is not deployed in namespace 'space'" in shell.err
+
+
+def documented_commands():
+    """Calls of ``opd`` in the documentation, split into words."""
+    text = "\n".join((ROOT / name).read_text() for name in ("README.md", "docs/kubernetes.md"))
+    blocks = re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(match[1], comments=True) for line in lines if (match := re.match(r"\S*\bopd (.*)", line))]
+
+
+def test_documented_commands_and_options_exist():
+    commands = typer.main.get_command(cli.app).commands
+    calls = [call for call in documented_commands() if call != ["--help"]]
+    assert len(calls) >= 6
+    for name, *words in calls:
+        known = {option for parameter in commands[name].params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_an_interrupted_command_says_how_to_go_on(shell, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("opd.cluster.operations.status", interrupt)
+    assert shell("status") == cli.INTERRUPTED == 130
+    assert shell.err == "interrupted; run the command again to go on\n"

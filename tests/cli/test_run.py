@@ -1,0 +1,135 @@
+"""Control of a deployed pipeline by ``opd run``."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli_shell import ROOT
+from deadlines import PATIENCE, eventually, terminating
+from emulator.prometheus import Prometheus
+
+from opd import cli
+from opd.documents import read_document
+from opd.profiling.pipeline_file import read_pipeline
+from opd.workload.forecast import ForecastParameters
+from opd.workload.forecast_training import train_forecaster
+from opd.workload.trace import load_trace
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--policy=clairvoyant", "--prometheus=http://127.0.0.1:1"], "policy 'clairvoyant' is not one of"),
+        (["--policy=agent", "--prometheus=http://127.0.0.1:1"], "checkpoint of a trained agent"),
+        (
+            ["--policy=greedy", "--prometheus=http://127.0.0.1:1", "--forecaster=nosuch"],
+            "there is no file nosuch; train one",
+        ),
+        (["--policy=greedy"], "--prometheus"),
+        (["--policy=greedy", "--decisions=0"], "not at least 1"),
+    ],
+)
+def test_wrong_options_of_a_run_are_refused(shell, monkeypatch, caplog, options, words):
+    monkeypatch.delenv("OPD_PROMETHEUS_URL", raising=False)
+    assert shell("run", "--image=opd:1", "--store=/models", *options) == cli.REFUSED
+    assert words in shell.err + caplog.text and not shell.api.requests
+
+
+@pytest.fixture(scope="module")
+def forecaster(tmp_path_factory):
+    """File of a briefly trained forecaster."""
+    file = tmp_path_factory.mktemp("forecaster") / "forecaster.npz"
+    trace = load_trace("synthetic", damping=read_document(ROOT / "params.yaml")["damping"])
+    train_forecaster(trace, ForecastParameters(epochs=1, train_windows=1500)).save(file)
+    return file
+
+
+@pytest.fixture
+def controlled(shell, forecaster):
+    """Options that control a deployed pipeline."""
+    assert shell.deploy() == cli.DONE
+    prometheus = Prometheus(read_pipeline(Path(shell.file)), load=30.0)
+    yield [
+        "--image=opd:1",
+        "--store=/models",
+        "--policy=greedy",
+        f"--forecaster={forecaster}",
+        f"--prometheus={prometheus.url}",
+        "--interval=0.2",
+    ]
+    prometheus.close()
+
+
+@pytest.fixture
+def control(shell, controlled):
+    """Function that runs the controller of a deployed pipeline in this process."""
+    return lambda *options: shell("run", *controlled, *options)
+
+
+def test_a_run_decides_and_ends(shell, control):
+    assert control("--decisions=2", "--port=0") == cli.DONE, shell.err
+    assert shell.stage("first") != {"variant": "small", "replicas": "1", "batch_size": "1"}
+
+
+def test_a_run_with_a_number_of_decisions_needs_a_deployed_pipeline(shell, control, caplog):
+    assert shell("delete") == cli.DONE
+    assert control("--decisions=1", "--port=0") == cli.NOT_DEPLOYED
+    assert "pipeline 'tiny' is not deployed" in caplog.records[-1].message
+
+
+def test_a_dry_run_of_control_prints_changes_and_makes_none(shell, control):
+    shell.api.requests.clear()
+    assert control("--decisions=1", "--port=0", "--dry-run") == cli.DONE, shell.err
+    assert "ConfigMap/tiny-first-stage then" in shell.out or "ConfigMap/tiny-second-stage then" in shell.out
+    assert all("dryRun=All" in target for _, target in shell.writes())
+    assert shell.stage("first") == {"variant": "small", "replicas": "1", "batch_size": "1"}
+
+
+def test_a_port_in_use_is_an_error(shell, control, caplog):
+    port = shell.api.url.rpartition(":")[2]
+    assert control("--decisions=1", f"--port={port}") == cli.FAILED
+    assert "in use" in caplog.records[-1].message
+
+
+@pytest.mark.processes
+def test_sigterm_ends_a_run_while_it_loads_its_policy(shell):
+    started = shell.folder / "started"
+    shell.write("numba.py", f"import pathlib, time\npathlib.Path({str(started)!r}).touch()\ntime.sleep(600)\n")
+    given = [
+        f"--pipeline={shell.file}",
+        "--namespace=space",
+        "--image=opd:1",
+        "--store=/models",
+        "--prometheus=http://p",
+    ]
+    path = os.pathsep.join([str(shell.folder), str(ROOT)])
+    command = [sys.executable, "-m", "opd", "run", *given]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
+    with terminating(running):
+        eventually(started.exists)
+        running.send_signal(signal.SIGTERM)
+        log = running.communicate(timeout=PATIENCE)[1]  # much less than the import takes
+    assert (running.returncode, log) == (cli.DONE, "")
+
+
+@pytest.mark.processes
+def test_every_line_of_the_log_of_a_run_is_a_json_object(shell, controlled):
+    def log(*options):
+        place = [f"--pipeline={shell.file}", f"--kubeconfig={shell.config}", "--namespace=space"]
+        command = [sys.executable, "-m", "opd", "run", *place, *controlled, *options]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        return done.returncode, [json.loads(line) for line in done.stderr.splitlines()]
+
+    code, lines = log("--decisions=2", "--port=0")
+    assert code == cli.DONE
+    assert all({"time", "logger", "level", "message"} <= line.keys() for line in lines)
+    first, second = [line for line in lines if line.get("event") == "decision"]
+    assert (first["outcome"], second["outcome"]) == ("applied", "kept")
+    assert first["state"]["incoming_load"] > 0 and first["message"].startswith("applied: first ")
+    code, lines = log("--policy=clairvoyant")
+    assert code == cli.REFUSED
+    assert [line["level"] for line in lines] == ["ERROR"] and "'clairvoyant' is not one of" in lines[0]["message"]

@@ -1,0 +1,84 @@
+"""The command line for a tiny pipeline on an emulated cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from emulator.api_server import ApiServer, kubeconfig
+from emulator.kubelet import Kubelet
+
+from opd import cli
+from opd.cluster.manifests.workloads import replicas_of
+
+ROOT = Path(__file__).parents[1]
+
+PIPELINE = """
+name: tiny
+capacity: 6
+max_replicas: 3
+max_batch_size: 4
+latency_sla: 1.0
+tasks:
+  - name: first
+    variants:
+      - {name: small, accuracy: 0.5, cores: 1, latency: {1: 0.05, 4: 0.05}, startup_time: 2.0}
+      - {name: large, accuracy: 0.6, cores: 2, latency: {1: 0.05, 4: 0.05}, startup_time: 2}
+  - name: second
+    variants:
+      - {name: small, accuracy: 0.5, cores: 1, latency: {1: 0.05, 4: 0.05}, startup_time: 2.0}
+"""
+
+
+class Shell:
+    """Calls the command line for one pipeline, namespace and cluster.
+
+    Args:
+        folder: for files.
+        capsys: captures the output of each call, which is in ``out`` and ``err`` then.
+    """
+
+    def __init__(self, folder, capsys):
+        self.api, self.folder, self._capsys = ApiServer(), folder, capsys
+        self.kubelet = Kubelet(self.api)
+        self.config = kubeconfig(self.api, folder)
+        self.file = self.write("tiny.yaml", PIPELINE)
+
+    def write(self, name, text):
+        path = self.folder / name
+        path.write_text(text)
+        return str(path)
+
+    def __call__(self, command, *options, pipeline=None, namespace="space"):
+        place = [f"--namespace={namespace}"] if namespace is not None else []
+        given = [command, f"--pipeline={pipeline or self.file}", f"--kubeconfig={self.config}", *place, *options]
+        code = cli.main(given)
+        self.out, self.err = self._capsys.readouterr()
+        return code
+
+    def deploy(self, *options, **place):
+        return self("deploy", "--image=opd:1", "--store=/models", "--wait=10", *options, **place)
+
+    def stage(self, task):
+        return self.api.find("configmaps", f"tiny-{task}-stage")["data"]
+
+    def writes(self):
+        return [(method, target) for method, target, _ in self.api.requests if method != "GET"]
+
+    def names(self, plural):
+        return {each["metadata"]["name"] for each in self.api.all(plural)}
+
+    def models(self):
+        """Replicas that the workloads of variants specify, in either flavour."""
+        kinds = ("deployments", "seldondeployments")
+        found = [each for kind in kinds for each in self.api.all(kind, app_kubernetes_io__component="model")]
+        return {each["metadata"]["name"]: replicas_of(each) for each in found}
+
+    def give_the_lease_to_another(self):
+        spec = {"holderIdentity": "other", "leaseDurationSeconds": 60, "renewTime": "2030-01-01T00:00:00.000000Z"}
+        metadata = {"name": "tiny-controller", "namespace": "space"}
+        kind = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease"}
+        self.api.put({**kind, "metadata": metadata, "spec": spec})
+
+    def close(self):
+        self.kubelet.close()
+        self.api.stop()
