@@ -1,24 +1,46 @@
 """Which nodes' cores are free for the replicas, whose pods tolerate and select as an overlay says."""
 
 import pytest
+from tiny_cluster import node
 
-from opd.cluster.node_capacity import free_cores
+from opd.cluster.node_capacity import free_cores, requested_cores
 
 EDGE = {"key": "edge", "value": "yes", "effect": "NoSchedule"}
 
 
-def node(name="n", labels=None, taints=(), **spec):
-    status = {"allocatable": {"cpu": "4"}, "conditions": [{"type": "Ready", "status": "True"}]}
-    return {"metadata": {"name": name, "labels": labels}, "spec": {"taints": list(taints), **spec}, "status": status}
-
-
-def pod(where):
-    containers = [{"resources": {"requests": {"cpu": "1"}}}]
-    return {"metadata": {}, "spec": {"nodeName": where, "containers": containers}, "status": {"phase": "Running"}}
+def pod(*cpus, where="n", phase="Running", **spec):
+    containers = [{"resources": {"requests": {"cpu": cpu}}} for cpu in cpus]
+    return {"metadata": {}, "spec": {"nodeName": where, "containers": containers, **spec}, "status": {"phase": phase}}
 
 
 def cores(nodes, pods=(), **pod_spec):
     return free_cores(nodes, pods, lambda pod: False, pod_spec)
+
+
+@pytest.mark.parametrize(
+    "nodes, pods, cores",
+    [
+        ([node(cpu="4"), node("m", "3500m")], [], 7.5),
+        ([node()], [pod("500m", "1")], 2.5),
+        ([node()], [pod("1", phase="Succeeded"), pod("1", where="elsewhere")], 4.0),
+        ([node(ready="False"), node("m", "2", unschedulable=True)], [], 0.0),
+        ([node(taints=[{"effect": "NoSchedule"}]), node("m", "1", taints=[{"effect": "PreferNoSchedule"}])], [], 1.0),
+        ([node(cpu="1")], [pod("2")], 0.0),
+    ],
+)
+def test_free_cores(nodes, pods, cores):
+    assert free_cores(nodes, pods, lambda pod: False) == cores
+    assert free_cores([node()], [pod("3")], lambda pod: True) == 4.0
+
+
+def test_a_pod_requests_its_containers_or_its_largest_first_step():
+    step = {"resources": {"requests": {"cpu": "3"}}}
+    sidecar = {"resources": {"requests": {"cpu": "1"}}, "restartPolicy": "Always"}
+    assert requested_cores(pod("1", initContainers=[step])) == 3
+    assert requested_cores(pod("1", initContainers=[sidecar])) == 2
+    assert requested_cores(pod("1", initContainers=[sidecar, step])) == 4
+    assert requested_cores(pod("1", overhead={"cpu": "250m"})) == 1.25
+    assert requested_cores({"spec": {"containers": [{}]}}) == 0
 
 
 @pytest.mark.parametrize(
@@ -61,8 +83,8 @@ def test_a_cordoned_node_is_as_if_tainted():
 
 
 def test_only_nodes_that_the_replicas_select_count_and_only_what_runs_there_is_taken():
-    nodes = [node("a", {"kind": "edge", "arch": "arm"}), node("b", {"kind": "cloud"}), node("c")]
-    pods = [pod("a"), pod("b"), pod("b")]
+    nodes = [node("a", labels={"kind": "edge", "arch": "arm"}), node("b", labels={"kind": "cloud"}), node("c")]
+    pods = [pod("1", where="a"), pod("1", where="b"), pod("1", where="b")]
     assert cores(nodes, pods, nodeSelector={"kind": "edge"}) == 3.0
     assert cores(nodes, pods, nodeSelector={"kind": "edge", "arch": "amd"}) == 0.0
     assert cores(nodes, pods) == 9.0

@@ -1,13 +1,10 @@
-"""The backend of a cluster against an emulated one: plans first, then changes, faults and recovery."""
+"""The backend of a cluster against an emulated one: cores of nodes, changes, faults and recovery."""
 
 import threading
 
 import numpy as np
 import pytest
 from deadlines import eventually, within
-from hypothesis import given
-from hypothesis import strategies as st
-from small_pipelines import every_configuration, pipelines
 from tiny_cluster import (
     INITIAL,
     LARGE,
@@ -15,117 +12,21 @@ from tiny_cluster import (
     THIRD,
     FixedPolicy,
     TinyDeployment,
+    node,
     settings,
     stages,
-    tiny_pipeline,
 )
 
 from opd.cluster.backend import ChangeTimes
 from opd.cluster.errors import ForbiddenError, NotFoundError
 from opd.cluster.manifests.workloads import model_workload
-from opd.cluster.node_capacity import free_cores, requested_cores
 from opd.cluster.overlay import Overlay
 from opd.cluster.pod_status import is_ready
 from opd.cluster.stage_state import StageStateError
-from opd.cluster.transition import Move, describe, plan
 from opd.control.loop import ApplyError, ObservationError, run
 from opd.objective import Weights
-from opd.pipeline import used_cores
 
-# --- plans: known answers --------------------------------------------------------------------------------------------
-
-
-def test_what_fits_changes_at_once_by_surge():
-    old, new = stages((SMALL, 1, 1), (SMALL, 1, 1)), stages((LARGE, 1, 1), (SMALL, 2, 2))
-    assert plan(tiny_pipeline(6), old, new, 6) == [[Move(0, old[0], new[0], 1, 1), Move(1, old[1], new[1], 1, 2)]]
-    assert "surge, all at once" in describe(tiny_pipeline(6), plan(tiny_pipeline(6), old, new, 6), 6)
-
-
-def test_nothing_to_do_is_no_round():
-    assert plan(tiny_pipeline(), INITIAL, INITIAL, 6) == []
-
-
-def test_what_gives_cores_back_goes_first():
-    old, new = stages((SMALL, 1, 1), (LARGE, 2, 1)), stages((LARGE, 2, 1), (SMALL, 1, 1))
-    rounds = plan(tiny_pipeline(6), old, new, 6)
-    assert [[move.stage for move in moves] for moves in rounds] == [[1], [0]]
-    assert not any(move.in_place for moves in rounds for move in moves)
-    assert "one after another (second, first)" in describe(tiny_pipeline(6), rounds, 6)
-
-
-def test_what_does_not_fit_together_is_replaced_in_place_beside_what_may_stay():
-    old, new = stages((LARGE, 2, 1), (SMALL, 1, 1)), stages((THIRD, 2, 1), (SMALL, 1, 1))
-    assert plan(tiny_pipeline(5), old, new, 5) == [[Move(0, old[0], new[0], 1, 1)]]
-    text = describe(tiny_pipeline(5), plan(tiny_pipeline(5), old, new, 5), 5)
-    assert "5 cores do not hold old and new together" in text and "1 of 2 old replicas next to 1 new" in text
-
-
-def test_without_room_for_one_of_each_requests_wait():
-    old, new = stages((LARGE, 1, 1), (SMALL, 1, 1)), stages((THIRD, 1, 1), (SMALL, 1, 1))
-    assert plan(tiny_pipeline(3), old, new, 3) == [[Move(0, old[0], new[0], 0, 1)]]
-    assert "requests wait" in describe(tiny_pipeline(3), plan(tiny_pipeline(3), old, new, 3), 3)
-
-
-# --- plans: properties -----------------------------------------------------------------------------------------------
-
-
-@given(pipelines(max_tasks=2, max_replicas=3), st.data())
-def test_a_plan_keeps_the_capacity_and_reaches_its_end(pipeline, data):
-    known = every_configuration(pipeline)
-    old, new = data.draw(st.sampled_from(known)), data.draw(st.sampled_from(known))
-    now = list(old)
-    for moves in plan(pipeline, old, new, pipeline.capacity):
-        cores = float(used_cores(pipeline, tuple(now)))
-        for n, before, after, kept, first in moves:
-            assert before == now[n] and 1 <= first <= after.replicas and 0 <= kept <= before.replicas
-            one_old, one_new = (pipeline.tasks[n].variants[stage.variant].cores for stage in (before, after))
-            if before.variant == after.variant:
-                cores += max(after.replicas - before.replicas, 0) * one_old
-            else:
-                cores += first * one_new - (before.replicas - kept) * one_old
-            now[n] = after
-        assert cores <= pipeline.capacity
-        assert used_cores(pipeline, tuple(now)) <= pipeline.capacity
-    assert tuple(now) == new
-
-
-# --- nodes -----------------------------------------------------------------------------------------------------------
-
-
-def node(name="n", cpu="4", ready="True", **spec):
-    status = {"allocatable": {"cpu": cpu}, "conditions": [{"type": "Ready", "status": ready}]}
-    return {"metadata": {"name": name}, "spec": spec, "status": status}
-
-
-def pod(*cpus, where="n", phase="Running", **spec):
-    containers = [{"resources": {"requests": {"cpu": cpu}}} for cpu in cpus]
-    return {"metadata": {}, "spec": {"nodeName": where, "containers": containers, **spec}, "status": {"phase": phase}}
-
-
-@pytest.mark.parametrize(
-    "nodes, pods, cores",
-    [
-        ([node(cpu="4"), node("m", "3500m")], [], 7.5),
-        ([node()], [pod("500m", "1")], 2.5),
-        ([node()], [pod("1", phase="Succeeded"), pod("1", where="elsewhere")], 4.0),
-        ([node(ready="False"), node("m", "2", unschedulable=True)], [], 0.0),
-        ([node(taints=[{"effect": "NoSchedule"}]), node("m", "1", taints=[{"effect": "PreferNoSchedule"}])], [], 1.0),
-        ([node(cpu="1")], [pod("2")], 0.0),
-    ],
-)
-def test_free_cores(nodes, pods, cores):
-    assert free_cores(nodes, pods, lambda pod: False) == cores
-    assert free_cores([node()], [pod("3")], lambda pod: True) == 4.0
-
-
-def test_a_pod_requests_its_containers_or_its_largest_first_step():
-    step = {"resources": {"requests": {"cpu": "3"}}}
-    sidecar = {"resources": {"requests": {"cpu": "1"}}, "restartPolicy": "Always"}
-    assert requested_cores(pod("1", initContainers=[step])) == 3
-    assert requested_cores(pod("1", initContainers=[sidecar])) == 2
-    assert requested_cores(pod("1", initContainers=[sidecar, step])) == 4
-    assert requested_cores(pod("1", overhead={"cpu": "250m"})) == 1.25
-    assert requested_cores({"spec": {"containers": [{}]}}) == 0
+# --- cores of the nodes ----------------------------------------------------------------------------------------------
 
 
 def test_the_cores_of_the_nodes_are_a_limit_when_asked_for(world):
