@@ -1,16 +1,16 @@
-"""Tasks and pipelines with service times that are easy to calculate with, and what their simulation must show."""
+"""Tasks and pipelines with service times that are easy to calculate with, and assertions on their simulation."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from opd.pipeline import Configuration, Pipeline, StageConfiguration, Task, Variant
+from opd.pipeline import Pipeline, Task, Variant
 from opd.simulator.simulator import Simulator
 
 
 def make_task(*service_times: float, name: str = "task", startup_time: float = 0.0, max_batch_size: int = 1) -> Task:
-    """A task with one variant for each service time, which is that of every batch size."""
+    """A task with one variant for each service time, the same for every batch size."""
     profile = (1, max_batch_size)
     variants = (
         Variant(f"variant{z}", 0.5, 1, dict.fromkeys(profile, seconds), startup_time)
@@ -25,12 +25,8 @@ def make_pipeline(*tasks: Task, max_replicas: int = 4, max_batch_size: int = 1) 
 
 
 def assert_equal(actual: npt.ArrayLike, expected: npt.ArrayLike, tolerance: float = 1e-9, message: str = "") -> None:
-    """Equal but for rounding, in absolute terms."""
+    """Assert equality up to an absolute tolerance."""
     np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=0.0, atol=tolerance, err_msg=message)
-
-
-def stages(*triples: tuple[int, int, int]) -> Configuration:
-    return tuple(StageConfiguration(*triple) for triple in triples)
 
 
 def inside(simulator: Simulator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""State and score, on figures that can be followed by hand."""
+"""State and score, on figures that are easy to follow by hand."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from opd.cluster.backend import ChangeTimes, KubernetesBackend
 from opd.cluster.connection import RetryPolicy, credentials
 from opd.cluster.deletion import delete_pipeline
 from opd.cluster.difference import ObjectChange
+from opd.cluster.lease import LeaseTimes
 from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.pod_status import is_ready
 from opd.cluster.rollout import apply_objects
@@ -28,7 +29,10 @@ from opd.pipeline import Configuration, Pipeline, Task, Variant
 from opd.serving.monitoring.prometheus import PrometheusUrl
 
 QUICK = RetryPolicy(connect_seconds=0.5, read_seconds=1.0, attempts=4, first_pause=0.02, longest_pause=1.0)
+SHORT_CALLS = RetryPolicy(connect_seconds=0.5, read_seconds=0.5, attempts=3, first_pause=0.02, longest_pause=1.0)
 TIMES = ChangeTimes(poll_seconds=0.02, unschedulable_seconds=0.5, switch_seconds=2.0)
+OFTEN = LeaseTimes(duration=30.0, renewal=20.0, retry=0.1)
+"""Renewed often, and not lost by a machine that stands still for a second."""
 SMALL, LARGE, THIRD = 0, 1, 2
 
 
@@ -41,6 +45,7 @@ def tiny_pipeline(capacity: int = 6) -> Pipeline:
 
 
 INITIAL = stages((SMALL, 1, 1), (SMALL, 1, 1))
+WANTED = stages((LARGE, 1, 2), (SMALL, 1, 1))
 
 
 def settings(**changes: Any) -> ClusterSettings:
@@ -48,6 +53,17 @@ def settings(**changes: Any) -> ClusterSettings:
     return ClusterSettings(
         **{"namespace": "space", "image": "opd:1", "store": "/models", "apply_seconds": 4 * PATIENCE, **changes}
     )
+
+
+def node(name: str = "n", cpu: str = "4", ready: str = "True", labels: Any = None, **spec: Any) -> dict:
+    """A node without pods."""
+    status = {"allocatable": {"cpu": cpu}, "conditions": [{"type": "Ready", "status": ready}]}
+    return {"metadata": {"name": name, "labels": labels}, "spec": spec, "status": status}
+
+
+def config_map(name: str = "settings", **data: str) -> dict:
+    """A ConfigMap with a label of its name."""
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": {"of": name}}, "data": data}
 
 
 class FixedPolicy(Policy):
@@ -58,6 +74,11 @@ class FixedPolicy(Policy):
 
     def decide(self, observation: Observation) -> Configuration:
         return self.configuration
+
+
+def lease_spec(api: ApiServer) -> dict:
+    """The specification of the controllers' Lease."""
+    return dict(api.find("leases", "tiny-controller")["spec"])
 
 
 class TinyCluster:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -60,7 +60,7 @@ class Step:
     """One pass of the control loop.
 
     Attributes:
-        observation: on which the policy decided; None if nothing was observed.
+        observation: with the forecast, as the policy got it; None if nothing was observed.
         decided: the configuration that the policy chose; None if it did not decide.
         predicted_load: p, requests/s; NaN if nothing was observed.
         forecast_failure: why ``predicted_load`` is the largest load of the last 20 s instead of a forecast; else empty.
@@ -127,6 +127,48 @@ def expected_load(forecast: Callable[[np.ndarray], float], history: np.ndarray) 
     return load, failure
 
 
+class Decision(NamedTuple):
+    """The outcome of observing, forecasting and deciding; the attributes are explained in :class:`Step`."""
+
+    observation: Observation | None = None
+    decided: Configuration | None = None
+    predicted_load: float = np.nan
+    forecast_failure: str = ""
+    fallback: bool = False
+    decision_seconds: float = 0.0
+    refused: str = ""
+
+
+def decide(backend: Backend, policy: Policy, forecast: Callable[[np.ndarray], float]) -> Decision:
+    """Observe the pipeline, forecast its load and let the policy decide, or state why there is no decision."""
+    try:
+        observation = backend.observe()
+    except ObservationError as error:
+        return Decision(refused=f"no decision: {error}")
+    begin = perf_counter()
+    predicted_load, failure = expected_load(forecast, observation.history)
+    observation = replace(observation, predicted_load=predicted_load)
+    try:
+        decided = policy.decide(observation)
+    except InfeasibleError as error:
+        return Decision(observation, None, predicted_load, failure, refused=f"no decision: {error}")
+    return Decision(observation, decided, predicted_load, failure, policy.fallback, perf_counter() - begin)
+
+
+def apply(backend: Backend, guard: Guard, decision: Decision) -> str:
+    """Apply a decision that the guard admits; return the reason if the previous configuration keeps running."""
+    if decision.observation is None or decision.decided is None:
+        return decision.refused
+    running = guard.configuration
+    refused = guard.admit(decision.decided, decision.observation.available_cores)
+    try:
+        backend.apply(guard.configuration)
+    except ApplyError as error:
+        guard.configuration = running
+        return str(error)
+    return refused
+
+
 def run(
     backend: Backend,
     pipeline: Pipeline,
@@ -136,7 +178,7 @@ def run(
     decisions: int,
     interval_seconds: float,
 ) -> Iterator[Step]:
-    """Run Alg. 1: observe, forecast, decide, guard, apply, wait, score; yields each step when it ends.
+    """Run Alg. 1: observe, forecast, decide, apply, wait, score; yields each step when it ends.
 
     A failed observation, decision or change does not end the loop: the last good configuration keeps running and the
     step states the reason. If the forecast fails, the largest load of the last 20 s replaces it.
@@ -152,23 +194,18 @@ def run(
     """
     guard = Guard(pipeline, backend.configuration)
     for _ in range(decisions):
-        predicted_load, forecast_failure, decision_seconds, fallback = np.nan, "", 0.0, False
-        observation, decided, running = None, None, guard.configuration
-        try:
-            observation = backend.observe()
-            begin = perf_counter()
-            predicted_load, forecast_failure = expected_load(forecast, observation.history)
-            observation = replace(observation, predicted_load=predicted_load)
-            decided = policy.decide(observation)
-            decision_seconds, fallback = perf_counter() - begin, policy.fallback
-            refused = guard.admit(decided, observation.available_cores)
-            backend.apply(guard.configuration)
-        except (ObservationError, InfeasibleError) as error:
-            refused = f"no decision: {error}"
-        except ApplyError as error:
-            refused, guard.configuration = str(error), running
+        decision = decide(backend, policy, forecast)
+        refused = apply(backend, guard, decision)
         interval = backend.wait()
-        measured = score(pipeline, weights, as_array(guard.configuration)[None], interval, interval_seconds)
-        # In the order of the attributes.
-        decision = (observation, decided, predicted_load, forecast_failure, guard.configuration, refused, fallback)
-        yield Step(*decision, decision_seconds, interval, measured)
+        yield Step(
+            observation=decision.observation,
+            decided=decision.decided,
+            predicted_load=decision.predicted_load,
+            forecast_failure=decision.forecast_failure,
+            configuration=guard.configuration,
+            refused=refused,
+            fallback=decision.fallback,
+            decision_seconds=decision.decision_seconds,
+            interval=interval,
+            score=score(pipeline, weights, as_array(guard.configuration)[None], interval, interval_seconds),
+        )

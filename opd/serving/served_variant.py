@@ -13,17 +13,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar
 
+from opd.serving.backoff import START_SECONDS
 from opd.serving.client import Client
 from opd.serving.models import load_model
 from opd.serving.processes import model_process, running
 from opd.serving.store import ModelStore, store_url
 
-START_SECONDS = 30.0
-"""Time limit for a replica to become ready."""
-
 CALL_SECONDS = 10.0
+"""Time limit of one call to a replica."""
 
-Replica = Callable[[Sequence[bytes]], list[bytes]]
+InferBatch = Callable[[Sequence[bytes]], list[bytes]]
 """Sends a batch to a replica and returns its answers."""
 
 
@@ -53,7 +52,7 @@ class ServedVariant(ABC):
         """Valid payloads of the task, which calls use in turn."""
 
     @contextmanager
-    def loaded(self, seed: int) -> Iterator[tuple[Replica, float]]:
+    def loaded(self, seed: int) -> Iterator[tuple[InferBatch, float]]:
         """Start a replica of the variant.
 
         Args:
@@ -102,6 +101,6 @@ class ServedVariant(ABC):
         while True:
             yield [next(payloads) for _ in range(batch_size)]
 
-    def infer(self, model: Replica, inputs: Iterator[list[bytes]]) -> list[bytes]:
+    def infer(self, model: InferBatch, inputs: Iterator[list[bytes]]) -> list[bytes]:
         """Send the next batch to the replica."""
         return model(next(inputs))

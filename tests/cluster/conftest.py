@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from emulator.api_server import ApiServer
     from tiny_cluster import TinyCluster, TinyDeployment
 
+    from opd.cluster.api import Cluster
+
 NEEDED = ("mlserver", "kubernetes", "kubernetes_validate")
 collect_ignore_glob = [] if all(map(find_spec, NEEDED)) else ["test_*.py"]
 
@@ -23,6 +25,26 @@ def server() -> Iterator["ApiServer"]:
     api = ApiServer()
     yield api
     api.stop()
+
+
+@pytest.fixture
+def cluster(server: "ApiServer", tmp_path: Path) -> "Cluster":
+    """Namespace ``space`` of the emulated API server, with short calls."""
+    from emulator.api_server import kubeconfig
+    from tiny_cluster import SHORT_CALLS
+
+    from opd.cluster.api import Cluster
+    from opd.cluster.connection import credentials
+
+    path = kubeconfig(server, tmp_path)
+    return Cluster("space", lambda: credentials(str(path)), SHORT_CALLS)
+
+
+@pytest.fixture(autouse=True)
+def poll_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits of deployments and deletions poll often."""
+    monkeypatch.setattr("opd.cluster.status.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("opd.cluster.deletion.POLL_SECONDS", 0.02)
 
 
 @pytest.fixture

@@ -5,11 +5,12 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from deadlines import eventually, within
+from deadlines import within
 from emulator.api_server import kubeconfig
+from tiny_cluster import SHORT_CALLS, config_map
 
 from opd.cluster.api import CONFLICT_ATTEMPTS, Cluster
-from opd.cluster.connection import RetryPolicy, credentials
+from opd.cluster.connection import credentials
 from opd.cluster.errors import (
     ConflictError,
     CredentialsError,
@@ -24,15 +25,6 @@ from opd.cluster.errors import (
     UnauthorisedError,
 )
 from opd.cluster.resources import CONFIG_MAP, DEPLOYMENT, NODE, POD, Resource, resource_of
-from opd.cluster.watching import follow, watch
-
-QUICK = RetryPolicy(connect_seconds=0.5, read_seconds=0.5, attempts=3, first_pause=0.02, longest_pause=1.0)
-
-
-@pytest.fixture
-def cluster(server, tmp_path):
-    path = kubeconfig(server, tmp_path)
-    return Cluster("space", lambda: credentials(str(path)), QUICK)
 
 
 @pytest.fixture
@@ -53,10 +45,6 @@ def page_url():
     yield f"http://127.0.0.1:{page.server_address[1]}"
     page.shutdown()
     page.server_close()
-
-
-def config_map(name="settings", **data):
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": {"of": name}}, "data": data}
 
 
 # --- known answers ---------------------------------------------------------------------------------------------------
@@ -100,7 +88,7 @@ def test_objects_are_created_read_changed_and_deleted(cluster):
         cluster.get(CONFIG_MAP, "settings")
 
 
-def test_what_is_as_wanted_is_not_written(server, cluster):
+def test_an_unchanged_object_is_not_written(server, cluster):
     cluster.create(config_map(batch_size="1"))
     cluster.modify(CONFIG_MAP, "settings", lambda found: found["data"].update(batch_size="1"))
     assert not [request for request in server.requests if request[0] == "PUT"]
@@ -140,7 +128,7 @@ def test_another_namespace_is_refused_before_any_call(server, cluster):
 def test_a_renewed_token_is_read_after_a_401(server, tmp_path):
     server.token = "first"
     path = kubeconfig(server, tmp_path, "first")
-    cluster = Cluster("space", lambda: credentials(str(path)), QUICK)
+    cluster = Cluster("space", lambda: credentials(str(path)), SHORT_CALLS)
     cluster.create(config_map())
     server.token = "second"
     (tmp_path / "token").write_text("second")
@@ -149,14 +137,14 @@ def test_a_renewed_token_is_read_after_a_401(server, tmp_path):
     assert [token.split()[-1] for token in codes] == ["first", "first", "second"]
 
 
-def test_credentials_that_stay_refused_are_tried_twice(server, cluster):
+def test_refused_credentials_are_tried_twice(server, cluster):
     server.token = "another"
     with within(), pytest.raises(UnauthorisedError, match="log in again"):
         cluster.get(CONFIG_MAP, "settings")
     assert len(server.requests) == 2
 
 
-def test_without_credentials_it_says_what_to_set(tmp_path):
+def test_missing_credentials_name_the_remedy(tmp_path):
     with pytest.raises(CredentialsError, match="set KUBECONFIG"):
         Cluster("space", lambda: credentials(str(tmp_path / "none")))
 
@@ -169,7 +157,7 @@ def test_in_a_pod_the_service_account_is_used(monkeypatch):
         credentials()
 
 
-def test_a_context_that_is_missing_is_named(server, tmp_path):
+def test_a_missing_context_is_named(server, tmp_path):
     path = kubeconfig(server, tmp_path)
     with pytest.raises(CredentialsError, match="elsewhere"):
         credentials(str(path), "elsewhere")
@@ -205,7 +193,7 @@ def test_an_object_changed_by_others_is_changed_again(server, cluster):
     assert [request[0] for request in server.requests] == ["POST", *["GET", "PUT"] * 3]
 
 
-def test_an_object_that_others_keep_changing_is_given_up(server, cluster):
+def test_endless_conflicts_are_an_error(server, cluster):
     cluster.create(config_map(batch_size="1"))
     changes = iter(range(99))
     server.fail(
@@ -215,7 +203,7 @@ def test_an_object_that_others_keep_changing_is_given_up(server, cluster):
         cluster.modify(CONFIG_MAP, "settings", lambda found: found["data"].update(batch_size="2"))
 
 
-def test_retry_after_is_heeded(server, cluster):
+def test_retry_after_is_respected(server, cluster):
     cluster.create(config_map())
     server.refuse("GET", 429, Retry_After="1")
     begin = time.monotonic()
@@ -224,7 +212,7 @@ def test_retry_after_is_heeded(server, cluster):
     assert time.monotonic() - begin > 0.95
 
 
-def test_a_cluster_that_wants_too_much_patience_has_refused(server, cluster):
+def test_a_retry_after_beyond_the_longest_pause_is_a_refusal(server, cluster):
     server.refuse("POST", 429, 99, Retry_After="600")
     with within(), pytest.raises(TooManyRequestsError) as caught:
         cluster.create(config_map())
@@ -232,18 +220,18 @@ def test_a_cluster_that_wants_too_much_patience_has_refused(server, cluster):
     assert len(server.requests) == 1
 
 
-def test_a_cluster_that_refuses_for_ever_is_asked_a_few_times(server, cluster):
+def test_endless_refusals_are_an_error_after_a_few_attempts(server, cluster):
     server.refuse("GET", 429, 99, Retry_After="0")
     with within(), pytest.raises(TooManyRequestsError):
         cluster.get(CONFIG_MAP, "settings")
-    assert len(server.requests) == QUICK.attempts
+    assert len(server.requests) == SHORT_CALLS.attempts
 
 
 # --- failures --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", ["500", "503", "drop", "slow"])
-def test_what_passes_is_tried_again(server, cluster, fault):
+def test_transient_failures_are_retried(server, cluster, fault):
     cluster.create(config_map())
     if fault == "drop":
         server.drop("GET", 2)
@@ -256,7 +244,7 @@ def test_what_passes_is_tried_again(server, cluster, fault):
 
 
 @pytest.mark.parametrize("act, error", [("500", ServerFailedError), ("drop", NoAnswerError), ("slow", NoAnswerError)])
-def test_what_stays_is_an_error_after_a_bounded_time(server, cluster, act, error):
+def test_permanent_failures_are_an_error_after_a_bounded_time(server, cluster, act, error):
     if act == "drop":
         server.drop("PUT|GET", 99)
     elif act == "slow":
@@ -265,7 +253,7 @@ def test_what_stays_is_an_error_after_a_bounded_time(server, cluster, act, error
         server.refuse("PUT|GET", 500, 99, Retry_After="3600")
     with within(), pytest.raises(error):
         cluster.get(CONFIG_MAP, "settings")
-    assert len(server.requests) == QUICK.attempts
+    assert len(server.requests) == SHORT_CALLS.attempts
 
 
 def test_a_creation_without_an_answer_is_not_repeated(server, cluster):
@@ -275,7 +263,7 @@ def test_a_creation_without_an_answer_is_not_repeated(server, cluster):
     assert len(server.requests) == 1
 
 
-def test_a_cluster_that_is_not_there_is_named(server, cluster):
+def test_an_unreachable_cluster_is_named(server, cluster):
     server.stop()
     try:
         with within(), pytest.raises(NoAnswerError, match=server.url):
@@ -296,84 +284,6 @@ def test_an_answer_that_is_no_json_is_named(page_url, tmp_path):
         url = page_url
 
     path = kubeconfig(Page, tmp_path)
-    cluster = Cluster("space", lambda: credentials(str(path)), QUICK)
+    cluster = Cluster("space", lambda: credentials(str(path)), SHORT_CALLS)
     with within(), pytest.raises(ServerFailedError, match="no JSON.*address is that of an API server"):
         cluster.get(CONFIG_MAP, "settings")
-
-
-# --- watching --------------------------------------------------------------------------------------------------------
-
-
-class Follower:
-    """Follows in a thread and keeps the last state."""
-
-    def __init__(self, cluster, labels=""):
-        self.states, self.stop = [], threading.Event()
-        arguments = (CONFIG_MAP, labels, "", self.stop)
-        self.thread = threading.Thread(target=self._run, args=(cluster, arguments), daemon=True)
-        self.thread.start()
-
-    def _run(self, cluster, arguments):
-        for state in follow(cluster, *arguments):
-            self.states.append({name: found.get("data") for name, found in state.items()})
-
-    def sees(self, expected):
-        eventually(lambda: self.states[-1:] == [expected])
-
-
-@pytest.fixture
-def follower(server, cluster):
-    cluster.create(config_map("a"))
-    follower = Follower(cluster)
-    follower.sees({"a": {}})
-    eventually(server.watches)
-    yield follower
-    follower.stop.set()
-    server.end_watches()
-
-
-def test_changes_are_followed(cluster, follower):
-    cluster.modify(CONFIG_MAP, "a", lambda found: found["data"].update(x="1"))
-    follower.sees({"a": {"x": "1"}})
-    cluster.create(config_map("b"))
-    follower.sees({"a": {"x": "1"}, "b": {}})
-    cluster.delete(CONFIG_MAP, "a")
-    follower.sees({"b": {}})
-
-
-def test_a_watch_that_ends_is_opened_again_without_listing(server, cluster, follower):
-    lists = len([path for _, path, _ in server.requests if "watch" not in path])
-    server.end_watches()
-    cluster.create(config_map("b"))
-    follower.sees({"a": {}, "b": {}})
-    requests = [path for method, path, _ in server.requests if method == "GET" and "watch" not in path]
-    assert len(requests) == lists - 1  # all but the creation of the fixture
-
-
-def test_history_that_is_gone_is_listed_again(server, cluster, follower):
-    server.forget_history()
-    cluster.create(config_map("b"))
-    follower.sees({"a": {}, "b": {}})
-
-
-def test_a_410_at_the_start_of_a_watch_is_gone(server, cluster):
-    cluster.create(config_map())
-    server.forget_history()
-    with pytest.raises(GoneError):
-        list(watch(cluster, CONFIG_MAP, "1", seconds=1))
-
-
-def test_a_restarted_api_server_is_found_again(server, cluster, follower):
-    server.stop()
-    time.sleep(0.2)
-    server.edit("configmaps", "a", lambda found: found["data"].update(x="1"))
-    server.start()
-    follower.sees({"a": {"x": "1"}})
-
-
-@pytest.mark.parametrize("code", [401, 403, 429, 500])
-def test_a_watch_that_is_refused_keeps_what_is_known_and_recovers(server, cluster, follower, code):
-    server.refuse("watch=", code, 4)
-    server.end_watches()
-    cluster.create(config_map("b"))
-    follower.sees({"a": {}, "b": {}})

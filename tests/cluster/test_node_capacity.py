@@ -1,24 +1,46 @@
 """Which nodes' cores are free for the replicas, whose pods tolerate and select as an overlay says."""
 
 import pytest
+from tiny_cluster import node
 
-from opd.cluster.node_capacity import free_cores
+from opd.cluster.node_capacity import free_cores, requested_cores
 
 EDGE = {"key": "edge", "value": "yes", "effect": "NoSchedule"}
 
 
-def node(name="n", labels=None, taints=(), **spec):
-    status = {"allocatable": {"cpu": "4"}, "conditions": [{"type": "Ready", "status": "True"}]}
-    return {"metadata": {"name": name, "labels": labels}, "spec": {"taints": list(taints), **spec}, "status": status}
-
-
-def pod(where):
-    containers = [{"resources": {"requests": {"cpu": "1"}}}]
-    return {"metadata": {}, "spec": {"nodeName": where, "containers": containers}, "status": {"phase": "Running"}}
+def pod(*cpus, where="n", phase="Running", **spec):
+    containers = [{"resources": {"requests": {"cpu": cpu}}} for cpu in cpus]
+    return {"metadata": {}, "spec": {"nodeName": where, "containers": containers, **spec}, "status": {"phase": phase}}
 
 
 def cores(nodes, pods=(), **pod_spec):
     return free_cores(nodes, pods, lambda pod: False, pod_spec)
+
+
+@pytest.mark.parametrize(
+    "nodes, pods, cores",
+    [
+        ([node(cpu="4"), node("m", "3500m")], [], 7.5),
+        ([node()], [pod("500m", "1")], 2.5),
+        ([node()], [pod("1", phase="Succeeded"), pod("1", where="elsewhere")], 4.0),
+        ([node(ready="False"), node("m", "2", unschedulable=True)], [], 0.0),
+        ([node(taints=[{"effect": "NoSchedule"}]), node("m", "1", taints=[{"effect": "PreferNoSchedule"}])], [], 1.0),
+        ([node(cpu="1")], [pod("2")], 0.0),
+    ],
+)
+def test_free_cores(nodes, pods, cores):
+    assert free_cores(nodes, pods, lambda pod: False) == cores
+    assert free_cores([node()], [pod("3")], lambda pod: True) == 4.0
+
+
+def test_a_pod_requests_its_containers_or_its_largest_init_step():
+    step = {"resources": {"requests": {"cpu": "3"}}}
+    sidecar = {"resources": {"requests": {"cpu": "1"}}, "restartPolicy": "Always"}
+    assert requested_cores(pod("1", initContainers=[step])) == 3
+    assert requested_cores(pod("1", initContainers=[sidecar])) == 2
+    assert requested_cores(pod("1", initContainers=[sidecar, step])) == 4
+    assert requested_cores(pod("1", overhead={"cpu": "250m"})) == 1.25
+    assert requested_cores({"spec": {"containers": [{}]}}) == 0
 
 
 @pytest.mark.parametrize(
@@ -40,7 +62,7 @@ def test_a_tainted_node_counts_if_the_replicas_tolerate_it(toleration, tolerated
     assert cores([node(taints=[EDGE])], tolerations=[toleration]) == (4.0 if tolerated else 0.0)
 
 
-def test_every_taint_must_be_tolerated_but_one_that_repels_nobody():
+def test_every_taint_that_repels_pods_must_be_tolerated():
     soft = {"key": "busy", "effect": "PreferNoSchedule"}
     gone = {"key": "gone", "effect": "NoExecute"}
     tolerations = [{"key": "edge", "operator": "Exists"}]
@@ -50,24 +72,24 @@ def test_every_taint_must_be_tolerated_but_one_that_repels_nobody():
     assert cores([node(taints=[EDGE, gone])], tolerations=tolerations) == 4.0
 
 
-def test_a_value_is_empty_where_it_is_left_out():
+def test_an_omitted_value_is_empty():
     assert cores([node(taints=[{"key": "edge", "effect": "NoSchedule"}])], tolerations=[{"key": "edge"}]) == 4.0
 
 
-def test_a_cordoned_node_is_as_if_tainted():
+def test_a_cordoned_node_counts_as_tainted():
     cordoned = [node(unschedulable=True)]
     assert cores(cordoned, tolerations=[{"key": "edge", "operator": "Exists"}]) == 0.0
     assert cores(cordoned, tolerations=[{"key": "node.kubernetes.io/unschedulable", "operator": "Exists"}]) == 4.0
 
 
-def test_only_nodes_that_the_replicas_select_count_and_only_what_runs_there_is_taken():
-    nodes = [node("a", {"kind": "edge", "arch": "arm"}), node("b", {"kind": "cloud"}), node("c")]
-    pods = [pod("a"), pod("b"), pod("b")]
+def test_only_selected_nodes_and_the_pods_on_them_count():
+    nodes = [node("a", labels={"kind": "edge", "arch": "arm"}), node("b", labels={"kind": "cloud"}), node("c")]
+    pods = [pod("1", where="a"), pod("1", where="b"), pod("1", where="b")]
     assert cores(nodes, pods, nodeSelector={"kind": "edge"}) == 3.0
     assert cores(nodes, pods, nodeSelector={"kind": "edge", "arch": "amd"}) == 0.0
     assert cores(nodes, pods) == 9.0
 
 
-def test_what_an_overlay_leaves_empty_changes_nothing():
+def test_empty_parts_of_an_overlay_change_nothing():
     assert cores([node()], tolerations=None, nodeSelector=None) == 4.0
     assert free_cores([node(taints=[EDGE]), node("m")], [], lambda pod: False) == 4.0

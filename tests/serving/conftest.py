@@ -4,7 +4,6 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-import psutil
 import pytest
 
 NEEDED = ("mlserver", "prometheus_api_client")
@@ -34,6 +33,7 @@ def store(tmp_path_factory):
 @pytest.fixture
 def no_new_processes():
     """Waits at the end of the test until every process that it started has ended."""
+    import psutil
     from deadlines import eventually
 
     before = set(psutil.Process().children(recursive=True))

@@ -79,7 +79,7 @@ def test_a_killed_replica_is_replaced_and_its_requests_are_answered(backend, tmp
     assert len(names) == 2 and killed.name not in names
 
 
-def test_a_stopped_replica_is_noticed_by_its_silence_and_replaced(backend, tmp_path):
+def test_a_stopped_replica_is_detected_and_replaced(backend, tmp_path):
     stopped = backend.stages[1].replicas[0].process
     os.kill(stopped.pid, signal.SIGSTOP)
     records = Load(backend, tmp_path, [1]).records()
@@ -96,7 +96,7 @@ def test_a_killed_queue_comes_back_and_its_requests_are_answered(backend, tmp_pa
     assert outcomes(traffic.records()) == {"completed": 50}
 
 
-def test_a_full_queue_refuses_and_answers_the_rest(backend, tmp_path):
+def test_a_full_queue_rejects_requests_and_answers_the_rest(backend, tmp_path):
     backend.apply(stages((SLOW, 1, 1), (FAST, 1, 1)))
     counts = outcomes(Load(backend, tmp_path, [150]).records())
     assert counts["rejected"] > 0 and counts["completed"] > 0
@@ -211,7 +211,7 @@ def test_the_error_for_a_server_that_cannot_start_gives_the_reason(backend, whic
 
 
 @pytest.mark.parametrize("which", ["queue", "router"])
-def test_a_stopped_queue_or_router_is_noticed_by_its_silence(backend, tmp_path, monkeypatch, which):
+def test_a_stopped_queue_or_router_is_detected_and_restarted(backend, tmp_path, monkeypatch, which):
     server = {"queue": backend.stages[0].queue, "router": backend.router}[which]
     monkeypatch.setattr(loopback, "HTTP_TIMEOUT", 0.5)
     stopped = server.pid

@@ -88,7 +88,10 @@ def test_nothing_is_started_once_the_backend_closes(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "error"),
-    [(dict(max_queue=0), "max_queue"), (dict(), "Prometheus server at http://nobody:1 cannot")],
+    [
+        (dict(max_queue=0), r"max_queue\s+Input should be greater than or equal to 1 .*input_value=0"),
+        (dict(), "Prometheus server at http://nobody:1 cannot"),
+    ],
 )
 def test_a_start_that_fails_early_leaves_the_folder_to_others(tmp_path, store, monkeypatch, arguments, error):
     monkeypatch.setenv(PROMETHEUS_URL_VARIABLE, "http://nobody:1")

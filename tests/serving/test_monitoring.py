@@ -29,9 +29,13 @@ from opd.serving.monitoring.scraper import Scraper
 from opd.serving.monitoring.source import MonitoringError, NoDataError
 from opd.serving.monitoring.statistics import increase
 
-needs_prometheus = pytest.mark.skipif(
+without_prometheus = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="no prometheus on the path: install Debian's package of that name"
 )
+
+
+def needs_prometheus(test):
+    return pytest.mark.processes(without_prometheus(test))
 
 
 class Target:
@@ -78,7 +82,7 @@ def prometheus(targets, tmp_path_factory):
     opened.close()
 
 
-MONITORS = ["scraper", pytest.param("prometheus", marks=needs_prometheus)]
+MONITORS = ["scraper", pytest.param("prometheus", marks=[pytest.mark.processes, without_prometheus])]
 
 
 @pytest.fixture(params=MONITORS)
@@ -160,7 +164,7 @@ def test_targets_come_go_and_fail(monitor, targets):
 
 
 @needs_prometheus
-def test_a_prometheus_that_is_killed_is_said_and_started_again(prometheus, targets):
+def test_a_killed_prometheus_is_reported_and_restarted(prometheus, targets):
     prometheus.set_targets({"queue": targets[1].address})
     known = scrapes(prometheus, "up", instance="queue")
     (child,) = psutil.Process(prometheus._process.pid).children()
@@ -195,9 +199,7 @@ def foreign(tmp_path):
 
 
 @needs_prometheus
-def test_of_a_server_named_by_its_url_each_run_reads_what_it_had_scraped_itself(
-    foreign, targets, monkeypatch, tmp_path
-):
+def test_each_run_reads_only_its_own_targets_from_a_server_named_by_its_url(foreign, targets, monkeypatch, tmp_path):
     monkeypatch.setenv(PROMETHEUS_URL_VARIABLE, foreign + "/")
     ours, other = open_monitor(tmp_path / "ours"), open_monitor(tmp_path / "other")
     assert ours.description == f"Prometheus server at {foreign}"
@@ -216,7 +218,7 @@ def test_of_a_server_named_by_its_url_each_run_reads_what_it_had_scraped_itself(
 
 
 @needs_prometheus
-def test_a_server_that_does_not_read_our_targets_is_told_how_to(prometheus, targets, tmp_path):
+def test_the_error_for_a_server_that_does_not_read_our_targets_shows_how_to_configure_it(prometheus, targets, tmp_path):
     prometheus.set_targets({"router": targets[0].address})
     scrapes(prometheus, "up", instance="router")
     opened = open_monitor(tmp_path, prometheus._reader.url)
@@ -241,7 +243,7 @@ def test_only_series_with_our_labels_are_read_from_a_server_that_others_use(prom
 # What goes wrong
 
 
-def test_an_url_where_nothing_listens_is_said_with_the_remedy(tmp_path):
+def test_the_error_for_a_url_where_nothing_listens_names_the_remedy(tmp_path):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
@@ -251,12 +253,13 @@ def test_an_url_where_nothing_listens_is_said_with_the_remedy(tmp_path):
             open_monitor(tmp_path, url)
 
 
-def test_an_url_of_something_else_is_said(targets, tmp_path):
+def test_a_url_of_something_else_is_an_error(targets, tmp_path):
     with pytest.raises(MonitoringError, match="cannot be read"):
         open_monitor(tmp_path, f"http://{targets[0].address}")
 
 
-def test_a_program_that_does_not_serve_is_said_with_what_it_wrote(tmp_path):
+@pytest.mark.processes
+def test_the_error_for_a_program_that_does_not_serve_contains_its_output(tmp_path):
     with pytest.raises(MonitoringError, match="did not start.*cannot run no-such-program"):
         PrometheusServer(tmp_path, "no-such-program")
     with pytest.raises(MonitoringError, match="no program 'no-such-program'"):
@@ -331,6 +334,7 @@ def interruptible():
     signal.signal(signal.SIGINT, ignoring)
 
 
+@pytest.mark.processes
 def test_an_interrupted_start_leaves_nothing_behind(tmp_path, interruptible, no_new_processes):
     program = tmp_path / "slow-prometheus"
     program.write_text("#!/bin/sh\nexec sleep 600\n")

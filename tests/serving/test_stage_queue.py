@@ -151,7 +151,7 @@ def test_a_full_queue_refuses_and_names_the_limit():
     assert [answer for _, answer in results[:3]] == [b"A"] * 3
 
 
-def test_a_request_is_given_up_at_its_age_limit_whether_or_not_a_replica_is_idle():
+def test_a_request_is_dropped_at_its_age_limit_without_any_replica():
     _, results = serve([dict(), dict()], replicas=0, drop_after=2.0)
     assert all(isinstance(answer, TooOldError) and ended == pytest.approx(2.0) for ended, answer in results)
 
@@ -164,18 +164,18 @@ def test_no_rounding_keeps_a_request_at_its_age_limit():
     assert isinstance(answer, TooOldError) and ended == joined + limit
 
 
-def test_the_age_a_request_brings_along_counts():
+def test_the_age_of_an_arriving_request_counts():
     _, results = serve([dict(age=1.5)], replicas=0, drop_after=2.0)
     assert results[0][0] == pytest.approx(0.5)
 
 
-def test_whoever_reaches_the_age_limit_is_given_up_wherever_it_waits():
+def test_requests_are_dropped_at_the_age_limit_wherever_they_wait():
     _, results = serve([dict(age=0.0), dict(age=0.9), dict(age=0.4)], replicas=0, drop_after=1.0)
     assert all(isinstance(answer, TooOldError) for _, answer in results)
     assert [ended for ended, _ in results] == pytest.approx([1.0, 0.1, 0.6])
 
 
-def test_nobody_is_served_beyond_the_age_limit_because_of_younger_ones_before_it():
+def test_a_request_behind_younger_ones_is_not_served_beyond_its_age_limit():
     async def arrive(stage):
         await asyncio.sleep(0.5)
         stage.configure(1, "r0")
@@ -186,7 +186,7 @@ def test_nobody_is_served_beyond_the_age_limit_because_of_younger_ones_before_it
     assert stage.servers["r0"].batches == [(0.5, [b"a"])]
 
 
-def test_what_a_replica_failed_with_meanwhile_is_given_up_at_its_age_limit():
+def test_a_request_that_a_replica_failed_with_is_dropped_at_its_age_limit():
     async def hang(stage):
         stage.servers["r0"].hangs = True
         await asyncio.sleep(0.1)  # the other request is in the replica's hands
@@ -248,7 +248,7 @@ def put(simulator, times, ages):
 # --- replicas come and go --------------------------------------------------------------------------------------------
 
 
-def test_a_retired_replica_finishes_its_batch_and_is_let_go():
+def test_a_retired_replica_finishes_its_batch_and_is_removed():
     async def switch(stage):
         await asyncio.sleep(0.05)
         stage.configure(1, "r1")
@@ -260,7 +260,7 @@ def test_a_retired_replica_finishes_its_batch_and_is_let_go():
     assert [replica["name"] for replica in stage.queue.status()["replicas"]] == ["r1"]
 
 
-def test_what_a_dead_replica_held_is_answered_by_another():
+def test_the_requests_of_a_dead_replica_are_answered_by_another():
     async def die(stage):
         stage.servers["r0"].up = False
 
@@ -269,7 +269,7 @@ def test_what_a_dead_replica_held_is_answered_by_another():
     assert [replica["failed"] for replica in stage.queue.status()["replicas"]] == [True, False]
 
 
-def test_a_hanging_replica_is_left_alone_after_the_call_timeout():
+def test_a_hanging_replica_gets_no_requests_after_the_call_timeout():
     async def hang(stage):
         stage.servers["r0"].hangs = True
 
@@ -277,7 +277,7 @@ def test_a_hanging_replica_is_left_alone_after_the_call_timeout():
     assert results[0] == (pytest.approx(1.1), b"A")
 
 
-def test_a_replica_that_answers_again_gets_work_again():
+def test_a_replica_that_answers_again_gets_requests_again():
     async def restart(stage):
         stage.servers["r0"].up = False
         await asyncio.sleep(1.2)
@@ -287,7 +287,7 @@ def test_a_replica_that_answers_again_gets_work_again():
     assert results[0][1] == b"A" and 1.2 < results[0][0] < 2.2
 
 
-def test_a_replica_that_is_retired_while_it_is_asked_gets_no_work():
+def test_a_replica_that_is_retired_during_a_probe_gets_no_requests():
     async def retire(stage):
         server = stage.servers["r0"]
         server.up = False
@@ -305,7 +305,7 @@ def test_a_replica_that_is_retired_while_it_is_asked_gets_no_work():
     assert [len(stage.servers[name].batches) for name in ("r0", "r1")] == [1, 3]
 
 
-def test_a_request_on_which_two_replicas_died_fails_and_takes_no_neighbour_with_it():
+def test_a_request_that_killed_two_replicas_fails_alone():
     stage, results = serve([dict(payload=p) for p in (b"a", b"deadly", b"b")], replicas=3, batch_size=3)
     assert [answer for _, answer in (results[0], results[2])] == [b"A", b"B"]
     assert isinstance(results[1][1], ReplicaFailedError)
@@ -320,12 +320,12 @@ def test_a_bad_request_fails_alone(payload, error):
     assert not stage.queue.status()["replicas"][0]["failed"]
 
 
-def test_an_answer_that_does_not_fit_its_batch_is_an_error_not_a_hang():
+def test_a_wrong_number_of_answers_is_an_error():
     _, results = serve([dict(payload=b"short")])
     assert "0 answers to 1 requests" in str(results[0][1])
 
 
-def test_a_cancelled_request_takes_nobody_with_it():
+def test_a_cancelled_request_affects_no_other():
     async def main():
         stage = Stage(batch_size=3)
         tasks = [asyncio.create_task(stage.submit()) for _ in range(2)]
@@ -342,7 +342,7 @@ def test_a_cancelled_request_takes_nobody_with_it():
     st.lists(st.tuples(st.floats(0, 5), st.sampled_from([b"a", b"bad", b"bug"])), min_size=1, max_size=40),
     st.lists(st.tuples(st.floats(0.01, 1), st.integers(0, 3), st.sampled_from([1, 2, 4])), max_size=8),
 )
-def test_every_request_is_answered_once_whatever_is_reconfigured(requests, changes):
+def test_every_request_is_answered_once_under_reconfiguration(requests, changes):
     async def reconfigure(stage):
         for number, (pause, replicas, batch_size) in enumerate(changes):
             await asyncio.sleep(pause)

@@ -77,7 +77,7 @@ def test_what_is_pushed_is_pulled(store: ModelStore, variant: Path):
     assert store.variants() == {"detection": ["large", "small"], "recognition": ["small"]}
 
 
-def test_a_missing_variant_names_those_there_are(store: ModelStore, variant: Path):
+def test_the_error_for_a_missing_variant_lists_the_others(store: ModelStore, variant: Path):
     with pytest.raises(KeyError, match="no variant 'small' of task 'detection'.*it has no variant"):
         store.pull("detection", "small")
     store.push(variant, "detection", "large")
@@ -99,7 +99,7 @@ def test_a_file_missing_in_the_store_is_named(store: ModelStore, variant: Path):
         store.pull("detection", "small")
 
 
-def test_a_pushed_variant_replaces_the_one_before_with_all_its_files(store: ModelStore, variant: Path):
+def test_pushing_replaces_a_variant_with_all_its_files(store: ModelStore, variant: Path):
     store.push(variant, "detection", "small")
     before = store.pull("detection", "small")
     (variant / "characters.txt").unlink()
@@ -128,7 +128,7 @@ def test_a_damaged_or_incomplete_cache_is_pulled_again(store: ModelStore, varian
 
 
 @pytest.mark.parametrize("store", ["memory", "s3"], indirect=True)
-def test_what_is_cached_is_not_copied_again(store: ModelStore, variant: Path):
+def test_a_cached_variant_is_not_copied_again(store: ModelStore, variant: Path):
     store.push(variant, "detection", "small")
     folder = store.pull("detection", "small")
     store._files.rm(f"{store._root}/detection/small/model.onnx")
@@ -136,9 +136,7 @@ def test_what_is_cached_is_not_copied_again(store: ModelStore, variant: Path):
 
 
 @pytest.mark.parametrize("store", ["memory"], indirect=True)
-def test_what_a_killed_replica_left_of_its_pull_is_removed_and_a_pull_that_runs_is_not(
-    store: ModelStore, variant: Path
-):
+def test_leftovers_of_a_killed_replica_are_removed_but_a_running_pull_is_not(store: ModelStore, variant: Path):
     store.push(variant, "detection", "small")
     cache = store.pull("detection", "small").parent
     left, running = cache / ".pull-left", cache / ".pull-running"
@@ -153,7 +151,7 @@ def test_what_a_killed_replica_left_of_its_pull_is_removed_and_a_pull_that_runs_
 
 
 @pytest.mark.parametrize("store", ["s3"], indirect=True)  # fsspec's memory files are not safe between threads
-def test_replicas_that_pull_at_the_same_time_get_the_same_whole_variant(store: ModelStore, variant: Path):
+def test_concurrent_pulls_get_the_same_complete_variant(store: ModelStore, variant: Path):
     store.push(variant, "detection", "small")
     with ThreadPoolExecutor(8) as pool:
         folders = set(pool.map(lambda _: store.pull("detection", "small"), range(24), timeout=60))

@@ -1,23 +1,19 @@
+"""Telemetry from samples that were written down beforehand: history, queues and intervals."""
+
 from __future__ import annotations
 
 import time
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from sampled import series
 from small_pipelines import ocr_pipeline
 
 from opd.pipeline import StageConfiguration
 from opd.serving import telemetry
 from opd.serving.monitoring.source import MonitoringError, NoDataError, Series
-from opd.serving.monitoring.statistics import STALE_SECONDS, counted, from_zero, increase, quantile, time_average
 from opd.serving.telemetry import Telemetry
 from opd.serving.telemetry_backend import TelemetryBackend
-
-
-def series(times, values, **labels):
-    return Series(labels, np.array(times, dtype=float), np.array(values, dtype=float))
 
 
 class Given:
@@ -41,98 +37,6 @@ class Given:
 
     def close(self):
         pass
-
-
-# Counters
-
-
-def test_an_increase_is_interpolated_at_both_boundaries():
-    counter = series([0, 1, 2, 3], [10, 14, 20, 20])
-    assert increase(counter, 0.5, 1.5) == pytest.approx(2 + 3)
-    assert increase(counter, 0, 3) == 10
-    assert increase(counter, 2.25, 2.75) == 0
-
-
-def test_an_increase_reaches_no_further_than_the_samples():
-    counter = series([5, 6], [100, 104])
-    assert increase(counter, 0, 5) == 0 and increase(counter, 0, 5.5) == 2 and increase(counter, 0, 60) == 4
-    assert increase(series([5], [100]), 0, 10) == 0
-    assert increase(series([], []), 0, 10) == 0
-
-
-def test_a_counter_that_falls_began_again_at_zero():
-    counter = series([0, 1, 2, 3], [50, 57, 3, 8])
-    assert increase(counter, 0, 3) == 7 + 3 + 5
-    assert increase(counter, 1, 1.5) == pytest.approx(1.5)
-
-
-@given(
-    st.lists(st.integers(0, 50), min_size=2, max_size=30),
-    st.lists(st.floats(0, 30), min_size=2, max_size=8),
-)
-def test_increases_of_adjoining_intervals_add_up(values, edges):
-    counter, edges = series(range(len(values)), values), sorted(edges)
-    parts = sum(increase(counter, *pair) for pair in zip(edges, edges[1:], strict=False))
-    assert parts == pytest.approx(increase(counter, edges[0], edges[-1]), abs=1e-6)
-    assert (np.diff(counted(counter, np.array(edges))) >= -1e-9).all()
-
-
-def test_a_label_that_appears_late_counts_from_zero():
-    late = series([3, 4], [2, 5], instance="router")
-    scrapes = [series([0, 1, 2, 3, 4], [0, 1, 1, 1, 1], instance="router"), series([0.5], [1], instance="other")]
-    whole = from_zero(late, scrapes)
-    np.testing.assert_array_equal(whole.times, [1, 2, 3, 4])
-    np.testing.assert_array_equal(whole.values, [0, 0, 2, 5])
-    assert increase(whole, 0, 4) == 5
-
-
-def test_a_counter_seen_from_the_first_scrape_on_keeps_its_value():
-    counter = series([3, 4], [1000, 1001], instance="router")
-    for scrapes in ([], [series([3, 4], [1, 1], instance="router")], [series([2, 3], [0, 1], instance="router")]):
-        assert increase(from_zero(counter, scrapes), 0, 4) == 1
-
-
-# Gauges and histograms
-
-
-def test_a_gauge_holds_until_its_next_sample():
-    gauge = series([0, 1, 3], [2, 4, 1])
-    assert time_average(gauge, 0, 4) == pytest.approx((2 + 4 + 4 + 1) / 4)
-    assert time_average(gauge, 0.5, 1.5) == pytest.approx(3)
-    assert time_average(series([5], [3]), 0, 10) == pytest.approx(1.5)
-    assert time_average(series([], []), 0, 10) == 0
-
-
-def test_a_gauge_that_is_no_longer_scraped_soon_counts_as_nothing():
-    assert time_average(series([0], [2]), 0, 20) == pytest.approx(2 * STALE_SECONDS / 20)
-
-
-def buckets(**counts):
-    return [
-        series([0, 10], [0, count], le=bound.removeprefix("le").replace("_", ".")) for bound, count in counts.items()
-    ]
-
-
-def test_a_quantile_is_linear_within_its_bucket():
-    observed = buckets(le1=50, le2=90, le4=100, leinf=100)
-    assert quantile(observed, 0, 10, 0.5) == 1.0
-    assert quantile(observed, 0, 10, 0.25) == 0.5
-    assert quantile(observed, 0, 10, 0.95) == pytest.approx(3.0)
-    assert quantile(observed, 0, 10, 0.99) == pytest.approx(3.8)
-    assert quantile(observed, 2, 4, 0.99) == pytest.approx(3.8), "in a part of the time too"
-
-
-def test_a_quantile_beyond_the_last_bound_is_that_bound():
-    assert quantile(buckets(le1=50, le2=50, leinf=100), 0, 10, 0.99) == 2.0
-
-
-def test_a_quantile_of_nothing_is_zero():
-    assert quantile([], 0, 10, 0.99) == 0.0
-    assert quantile(buckets(le1=0, leinf=0), 0, 10, 0.99) == 0.0
-
-
-def test_a_quantile_joins_the_series_of_several_processes():
-    assert quantile(buckets(le1=50, le2=50, leinf=50) + buckets(le1=0, le2=50, leinf=50), 0, 10, 0.75) == 1.5
 
 
 # History
@@ -162,14 +66,14 @@ def test_the_history_spans_two_minutes_at_most():
     np.testing.assert_allclose(history, rate[-120:], atol=1e-5)
 
 
-def test_the_history_covers_a_missed_scrape_a_restart_and_what_is_no_number():
+def test_the_history_covers_a_missed_scrape_a_restart_and_nan():
     now = time.time()
     times = now - np.array([6, 5, 3, 2, 1, 0.0])
     history = observed_history(now, [requests(times, [10, 12, 20, np.nan, 3, 4])])
     np.testing.assert_allclose(history, [2, 4, 4, 1.5, 1.5, 1], atol=1e-6)
 
 
-def test_the_history_knows_of_no_requests_before_the_first():
+def test_the_history_counts_no_requests_before_the_first():
     now = time.time()
     times = now - np.arange(5, -1, -1.0)
     up = series(times, np.ones(6), instance="router")
@@ -183,13 +87,13 @@ def test_a_single_sample_makes_no_history():
     assert observed_history(now, [requests([now - 0.5], [1000])]).shape == (0,)
 
 
-def test_no_samples_are_not_taken_for_no_load():
+def test_missing_samples_do_not_mean_zero_load():
     with pytest.raises(NoDataError, match="opd_requests_total of pipeline 'ocr' has no samples.*does not mean"):
         observed_history(time.time(), [])
     assert issubclass(NoDataError, MonitoringError)
 
 
-def test_the_history_of_a_run_is_its_own_from_its_first_request_on():
+def test_the_history_of_a_run_starts_with_its_first_request():
     now = time.time()
     times = now - 0.5 - np.arange(60, -1, -1)
     rate = np.concatenate([np.full(30, 50), np.zeros(10), [2, 3, 0, 4], np.full(17, 5)])
@@ -199,7 +103,7 @@ def test_the_history_of_a_run_is_its_own_from_its_first_request_on():
     assert idle.history(now, now - 28).tolist() == [0] * 27
 
 
-def test_old_samples_are_not_taken_for_no_load():
+def test_old_samples_do_not_mean_zero_load():
     now = time.time()
     times = now - 6 - np.arange(5, -1, -1.0)
     with pytest.raises(NoDataError, match=r"6\.0 s ago \(limit 5 s\)"):
@@ -258,7 +162,7 @@ def scraped(end):
 CONFIGURATION = (StageConfiguration(1, 2, 2), StageConfiguration(0, 3, 1))
 
 
-def test_an_interval_says_what_was_measured():
+def test_an_interval_contains_all_measurements():
     end = time.time() - 1.0
     measured = Telemetry(scraped(end), ocr_pipeline()).interval(end - 10, end, CONFIGURATION)
     assert measured.offered == pytest.approx([200])
@@ -286,7 +190,7 @@ def test_an_interval_without_completions_has_no_latency():
     assert measured.offered == pytest.approx([200])
 
 
-def test_an_interval_waits_until_its_end_is_scraped_but_not_for_ever(monkeypatch):
+def test_an_interval_waits_for_a_scrape_of_its_end_for_a_limited_time(monkeypatch):
     monkeypatch.setattr(telemetry, "SCRAPE_WAIT_SECONDS", 0.5)
     end = time.time()
     monitor = scraped(end)
@@ -310,7 +214,7 @@ def test_an_interval_waits_until_its_end_is_scraped_but_not_for_ever(monkeypatch
     assert reader.interval(end - 10, end, CONFIGURATION).offered == pytest.approx([200])
 
 
-def test_a_run_is_told_nothing_of_the_one_before():
+def test_a_run_sees_no_measurements_of_the_previous_one():
     # The last two samples are yet to come when the run begins.
     backend = TelemetryBackend(ocr_pipeline(), CONFIGURATION, scraped(time.time() + 1.0), 0.5)
     expected = backend.observe()
@@ -325,7 +229,7 @@ def test_a_run_is_told_nothing_of_the_one_before():
 
 
 @pytest.mark.parametrize("metric", ["opd_stage_replicas", "opd_stage_queue_length"])
-def test_a_task_that_is_not_watched_is_named(metric):
+def test_the_error_for_a_task_that_is_not_monitored_names_it(metric):
     end = time.time() - 1.0
     monitor = scraped(end)
     monitor.known[metric] = [each for each in monitor.known[metric] if each.labels["task"] == "detection"]
@@ -333,7 +237,7 @@ def test_a_task_that_is_not_watched_is_named(metric):
         Telemetry(monitor, ocr_pipeline()).interval(end - 10, end, CONFIGURATION)
 
 
-def test_replicas_of_a_variant_that_the_pipeline_does_not_have_carry_nothing_that_is_known():
+def test_replicas_of_a_removed_variant_count_as_zero_throughput():
     """A queue goes on to show a variant that was taken out of the pipeline; nothing says how fast it was."""
     end = time.time() - 1.0
     monitor = scraped(end)
@@ -346,7 +250,7 @@ def test_replicas_of_a_variant_that_the_pipeline_does_not_have_carry_nothing_tha
     assert (after.ready_throughput == before.ready_throughput).all() and before.ready_throughput.all()
 
 
-def test_the_queue_is_that_of_the_newest_sample_of_each_task():
+def test_the_queue_is_the_newest_sample_of_each_task():
     now = time.time()
     lengths = [
         series(now - np.array([2.0, 1.0]), [9, 4], pipeline="ocr", task="recognition"),
@@ -357,7 +261,7 @@ def test_the_queue_is_that_of_the_newest_sample_of_each_task():
     np.testing.assert_array_equal(reader.queue(now), [7, 4])
 
 
-def test_waiting_for_the_first_samples_ends_when_they_come_or_names_what_is_missing():
+def test_waiting_for_the_first_samples_ends_with_them_or_names_what_is_missing():
     reader = Telemetry(Given(), ocr_pipeline())
     with pytest.raises(NoDataError, match="opd_requests_total"):
         reader.wait(0.2)

@@ -1,11 +1,12 @@
-"""The compiled simulator on requests that can be followed by hand."""
+"""The compiled simulator on requests that are easy to follow by hand."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from small_queues import assert_equal, make_pipeline, make_task, stages
+from small_pipelines import stages
+from small_queues import assert_equal, make_pipeline, make_task
 
 from opd.pipeline import Configuration, Pipeline, Task, Variant, as_array
 from opd.simulator.parameters import SimulationParameters
@@ -23,7 +24,7 @@ def test_a_batch_is_taken_when_full_or_when_the_oldest_has_waited():
     task = Task("task", (Variant("variant", 0.5, 1, {1: 1.0, 2: 1.5, 4: 2.0}, 0.0),))
     configuration = stages((0, 2, 2))
     simulator = one(make_pipeline(task, max_batch_size=4), configuration, batch_timeout=0.5)
-    # 1.0 and 1.2 fill a batch at 1.2; 1.3 waits alone until 1.8; 2.0 and 2.1 wait for the replica free at 2.7.
+    # 1.0 and 1.2 fill a batch at 1.2; 1.3 waits alone until 1.8; 2.0 and 2.1 wait for the replica that is idle at 2.7.
     interval = simulator.step_arrivals(as_array(configuration), np.array([1.0, 1.2, 1.3, 2.0, 2.1]))
     latencies = [1.7, 1.5, 1.5, 2.2, 2.1]
     assert interval.completed.tolist() == [5]
@@ -33,7 +34,7 @@ def test_a_batch_is_taken_when_full_or_when_the_oldest_has_waited():
     assert_equal(interval.ready_throughput, [[2 * 2 / 1.5]])
 
 
-def test_a_silent_interval_reports_the_service_time_and_no_latency():
+def test_an_interval_without_requests_reports_the_service_time_and_no_latency():
     configuration = stages((0, 1, 1))
     simulator = one(make_pipeline(make_task(0.3)), configuration)
     interval = simulator.step_arrivals(as_array(configuration), np.array([]))
@@ -42,7 +43,7 @@ def test_a_silent_interval_reports_the_service_time_and_no_latency():
 
 
 def test_late_departures_wait_behind_earlier_ones_of_the_next_interval():
-    # The slow variant's request of 9.0 leaves the first task at 15.0, the fast one's of 11.0 at 11.1.
+    # The request of 9.0 leaves the first task at 15.0 (slow variant), that of 11.0 at 11.1 (fast variant).
     pipeline = make_pipeline(make_task(6.0, 0.1, name="first"), make_task(1.0, name="second"))
     slow, fast = stages((0, 1, 1), (0, 1, 1)), stages((1, 1, 1), (0, 1, 1))
     simulator = one(pipeline, slow)
@@ -53,7 +54,7 @@ def test_late_departures_wait_behind_earlier_ones_of_the_next_interval():
     assert_equal(interval.latency_mean, (7.0 + 1.1) / 2)
 
 
-def test_a_request_too_old_is_dropped_even_behind_a_younger_one():
+def test_a_request_past_its_age_limit_is_dropped_even_behind_a_younger_one():
     # In the second task's queue a request of 12.8 (joined 12.9) stands before one of 5.0 (joined 13.0), which is
     # 8.1 s old at 13.1, before the replica is idle at 13.25. The younger one then waits alone until 13.9.
     pipeline = make_pipeline(

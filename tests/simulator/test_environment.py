@@ -1,4 +1,4 @@
-"""The Gymnasium environment, on counts that can be followed by hand."""
+"""The Gymnasium environment, on counts that are easy to follow by hand."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def environment(pipeline=None, workload=None, episode_length=5, parameters=QUIET
     return PipelineEnv(pipeline, workload, WEIGHTS, parameters, episode_length)
 
 
-def test_gymnasium_knows_the_environment_and_accepts_it():
+def test_the_environment_is_registered_and_passes_the_checks_of_gymnasium():
     made = gymnasium.make("opd/Pipeline-v0", pipeline=ocr_pipeline(), workload=varying_workload(), episode_length=5)
     assert isinstance(made.unwrapped, PipelineEnv)
     check_env(made.unwrapped)
@@ -46,7 +46,7 @@ def test_gymnasium_finds_the_environment_by_the_name_of_its_package(tmp_path):
 
 @settings(max_examples=15)
 @given(pipelines())
-def test_gymnasium_accepts_it_for_any_pipeline(pipeline):
+def test_the_checks_of_gymnasium_pass_for_any_pipeline(pipeline):
     check_env(environment(pipeline), skip_render_check=True)
 
 
@@ -139,7 +139,7 @@ def test_the_reward_is_eq_7_of_what_the_step_measured():
     assert reward == info["reward"] == pytest.approx(quality - 0.75 * (4 + 2) - 0.0625 * 2)
 
 
-def test_a_refused_action_leaves_what_ran_before_and_says_why():
+def test_a_refused_action_changes_nothing_and_gives_the_reason():
     good, too_large = np.array([1, 1, 0, 0, 1, 1]), np.array([1, 2, 0, 2, 2, 0])
     refused, repeated = environment(), environment()
     for made in (refused, repeated):
@@ -154,7 +154,7 @@ def test_a_refused_action_leaves_what_ran_before_and_says_why():
 
 
 @pytest.mark.parametrize("action", [[2, 0, 0, 0, 0, 0], [0, 3, 0, 0, 0, 0], [0, 0, 2, 0, 0, 0], [-1, 0, 0, 0, 0, 0]])
-def test_an_action_outside_the_space_is_refused_too(action):
+def test_an_action_outside_the_space_is_refused(action):
     made = environment()
     made.reset(seed=0)
     assert "task 'detection'" in made.step(np.array(action))[4]["refused"]
@@ -182,7 +182,7 @@ def test_any_action_of_the_space_is_either_run_or_refused(pipeline, seed):
         before = running(state)
 
 
-def test_episodes_repeat_for_a_seed_and_only_then():
+def test_episodes_repeat_only_for_the_same_seed():
     def trajectory(seed):
         made = environment(parameters=replace(QUIET, service_noise=0.1))
         states = [made.reset(seed=seed, options={"decision": 30})[0]]

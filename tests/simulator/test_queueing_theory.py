@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
-from small_queues import make_pipeline, make_task, stages
+from small_pipelines import stages
+from small_queues import make_pipeline, make_task
 
 from opd.measurement import Interval
 from opd.pipeline import Configuration, Pipeline, as_array

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_queues import assert_equal, inside, make_pipeline, stages
+from small_pipelines import stages
+from small_queues import assert_equal, inside, make_pipeline
 
 from opd.measurement import Interval
 from opd.pipeline import Configuration, Pipeline, Task, Variant, as_array
@@ -16,7 +17,7 @@ from opd.study.benchmarks.peer_simpy import IntervalRecord, ReferenceSimulator
 
 @st.composite
 def scenarios(draw):
-    """A pipeline with uneven numbers of variants, parameters, a configuration and arrivals for each interval."""
+    """A pipeline with unequal numbers of variants, parameters, and a configuration and arrivals for each interval."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     interval = draw(st.integers(2, 6))
     max_batch_size = draw(st.sampled_from([1, 2, 4, 8]))
@@ -89,7 +90,7 @@ def test_agrees_request_for_request_with_an_independent_simulator(scenario):
 
 
 def test_agreement_covers_every_rule():
-    """A long random run, the same comparison, in which everything that can happen does."""
+    """The same comparison for a long random run in which every rule of the simulator applies."""
     rng = np.random.default_rng(11)
     sizes = [1, 2, 4, 8]
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from small_queues import assert_equal, inside, make_pipeline, make_task, stages
+from small_pipelines import stages
+from small_queues import assert_equal, inside, make_pipeline, make_task
 
 from opd.measurement import Interval
 from opd.pipeline import InfeasibleError, Pipeline, as_array
@@ -17,7 +18,7 @@ from opd.simulator.parameters import SimulationParameters
 from opd.simulator.simulator import Simulator
 
 INERT = SimulationParameters(batch_timeout=100.0, drop_after=100.0)
-"""With batches larger than what arrives, nothing is ever taken from the first queue."""
+"""With batches larger than the number of arrivals, nothing is ever taken from the first queue."""
 
 
 def inert_simulator(environments: int, seed: int) -> Simulator:
@@ -72,7 +73,7 @@ def test_a_batch_of_environments_is_the_same_environments_alone():
             assert_same(Interval(*(values[e : e + 1] for values in batch)), single, tolerance=1e-9)
 
 
-def test_an_environment_among_silent_ones_is_the_same_alone_with_noise():
+def test_an_environment_among_idle_ones_is_the_same_alone_with_noise():
     rng = np.random.default_rng(6)
     pipeline, parameters = two_stage_pipeline(), SimulationParameters()
     alone = Simulator(pipeline, parameters, seed=2)
@@ -88,7 +89,7 @@ def test_an_environment_among_silent_ones_is_the_same_alone_with_noise():
         )
 
 
-def test_resetting_some_environments_leaves_the_others_and_forgets_the_past():
+def test_a_reset_of_some_environments_does_not_affect_the_others():
     rng = np.random.default_rng(7)
     pipeline, parameters = two_stage_pipeline(), SimulationParameters(service_noise=0.0)
     start = stages((0, 2, 1), (0, 2, 1))
@@ -171,7 +172,7 @@ def test_arrivals_do_not_depend_on_the_configuration():
         simulator.reset(stages((variant, replicas, batch_size)))
         for each in counts[:-1]:
             simulator.step(np.tile([variant, replicas, batch_size], (2, 1, 1)), each)
-        # In the last interval nothing is taken, so that the queue ends with all its arrivals.
+        # Nothing is taken in the last interval, so the queue ends with all its arrivals.
         simulator.step(np.tile([variant, replicas, 1024], (2, 1, 1)), counts[-1])
         state, arrived = simulator._state, counts[-1].sum(axis=1)
         ends = state.queue_length[:, 0]
@@ -274,13 +275,13 @@ def test_configurations_of_a_wrong_shape_are_refused(simulator):
         simulator.reset(stages((0, 1, 1)))
 
 
-def test_given_arrivals_are_for_a_single_copy(simulator):
+def test_given_arrivals_need_a_single_copy(simulator):
     with pytest.raises(ValueError, match=r"pass shape \(2, 2, 3\)"):
         simulator.step_arrivals(USUAL[0], np.array([1.0]))
 
 
 @pytest.mark.parametrize("time", [-0.1, 10.0, np.nan])
-def test_given_arrivals_lie_within_the_interval(time):
+def test_given_arrivals_must_be_within_the_interval(time):
     configuration = stages((0, 1, 1))
     simulator = Simulator(make_pipeline(make_task(0.1)), SimulationParameters())
     simulator.reset(configuration)
@@ -288,7 +289,7 @@ def test_given_arrivals_lie_within_the_interval(time):
         simulator.step_arrivals(as_array(configuration), np.array([1.0, time]))
 
 
-def test_a_full_queue_is_an_error_that_names_the_remedy():
+def test_the_error_for_a_full_queue_names_the_remedy():
     configuration = stages((0, 1, 1))
     simulator = Simulator(make_pipeline(make_task(0.1)), SimulationParameters(), max_rate=1)
     simulator.reset(configuration)

@@ -32,7 +32,7 @@ def rows(*triples):
 # --- episodes stepped by configurations ------------------------------------------------------------------------------
 
 
-def test_an_episode_begins_with_what_runs_and_what_is_known():
+def test_the_first_state_shows_configuration_and_load():
     workload = varying_workload()
     episodes = PipelineVectorEnv(ocr_pipeline(), workload, WEIGHTS, QUIET, num_envs=2)
     configurations = np.stack([rows((1, 2, 2), (0, 1, 1)), rows(*SMALLEST)])
@@ -63,13 +63,13 @@ def test_an_episode_sees_every_window_of_its_workload_in_turn():
         np.testing.assert_allclose(state["recognition.latency"], interval.task_latency[:, 1], rtol=1e-6)
 
 
-def test_beginning_one_episode_leaves_the_others_alone():
+def test_the_start_of_one_episode_does_not_affect_the_others():
     episodes = PipelineVectorEnv(ocr_pipeline(), steady_workload(14), WEIGHTS, QUIET, num_envs=3)
     episodes.begin(np.arange(3), np.array([1, 1, 1]), np.stack([rows(*SMALLEST)] * 3))
     for _ in range(3):
         episodes.run_interval(np.stack([rows(*SMALLEST)] * 3))
     before, queue = episodes.state(), state_names(ocr_pipeline()).index("detection.queue")
-    assert (before[:, queue] > 0).all()  # 14 requests/s for a stage of 10
+    assert (before[:, queue] > 0).all()  # 14 requests/s at a stage with a throughput of 10
     episodes.begin(np.array([1]), np.array([50]), rows((1, 1, 1), (1, 1, 1))[None])
     after = episodes.state()
     np.testing.assert_array_equal(after[[0, 2]], before[[0, 2]])
@@ -149,7 +149,7 @@ def test_a_batch_of_one_is_the_single_environment(pipeline, seed):
 
 
 def assert_same_information(found: dict, expected: dict) -> None:
-    """Entries that are not masked agree; the reason of a refusal became a boolean."""
+    """Valid entries agree; the single environment gives the reason of a refusal, the batch a boolean."""
     if expected.get("_final_info", np.zeros(1)).any():
         assert_same_information(found["final_info"], expected["final_info"])
         np.testing.assert_array_equal(found["final_obs"][0], expected["final_obs"][0])
@@ -172,7 +172,7 @@ def test_a_seed_decides_everything_and_episodes_differ():
     assert not np.array_equal(first[:, 0], first[:, 1])
 
 
-def test_without_a_seed_the_next_reset_goes_on_with_the_random_numbers():
+def test_a_reset_without_a_seed_continues_the_random_numbers():
     envs = environments(20)
     starts = [envs.reset(seed=seed)[1]["decision"].tolist() for seed in (3, None, 3)]
     assert starts[0] == starts[2] != starts[1]
@@ -200,7 +200,7 @@ def test_only_episodes_that_end_begin_again():
     assert ends[4][0]
 
 
-def test_a_refused_action_leaves_what_ran_before_in_its_episode_alone():
+def test_a_refused_action_changes_nothing_and_affects_no_other_episode():
     refused, repeated = environments(), environments()
     good = np.tile([1, 1, 0, 0, 1, 1], (3, 1))
     for envs in (refused, repeated):
@@ -216,7 +216,7 @@ def test_a_refused_action_leaves_what_ran_before_in_its_episode_alone():
             np.testing.assert_array_equal(left, right)
 
 
-def test_information_holds_the_score_of_every_episode():
+def test_infos_hold_the_score_of_every_episode():
     envs = environments()
     envs.reset(seed=3)
     _, rewards, _, _, infos = envs.step(np.tile([1, 1, 1, 0, 1, 0], (3, 1)))

@@ -20,7 +20,7 @@ from opd.workload.load import HISTORY_SECONDS
 from opd.workload.trace import DAY_SECONDS, MIN_SECONDS, TraceError, load_trace
 
 
-def test_characteristic_cycles_are_found_where_they_were_put():
+def test_characteristic_cycles_are_found_at_their_known_places():
     rng = np.random.default_rng(0)
     rate = 60.0 + 5.0 * np.sin(np.arange(2 * DAY_SECONDS) / 300.0)
     low, fluctuating, high = 120_000, 145_000, 160_000
@@ -62,7 +62,7 @@ def test_evaluation_cycles_of_the_bundled_trace(bundled):
 
 @given(gap=st.integers(1, 1800), at=st.integers(14_500, 33_000), extra=st.integers(0, 4))
 @settings(max_examples=30, deadline=None)
-@example(gap=1, at=19_008, extra=0)  # the highest loads all lie beside the lowest ones
+@example(gap=1, at=19_008, extra=0)  # the highest loads are all next to the lowest ones
 def test_cycles_avoid_recording_gaps(gap, at, extra):
     counts = np.random.default_rng(at).poisson(40, 12 * 3600)
     raw_index = np.arange(len(counts)) + gap * (np.arange(len(counts)) >= at)
@@ -101,7 +101,7 @@ def test_a_burst_begins_where_the_load_jumps_and_stays():
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_bursts_lie_inside_their_split_with_room_around(bundled, split):
+def test_bursts_have_their_surroundings_in_the_same_split(bundled, split):
     starts = burst_starts(bundled, split)
     positions = bundled.split(split)
     assert starts.min() >= positions.start + 300 and starts.max() + 60 <= positions.stop

@@ -66,13 +66,13 @@ def test_only_the_last_two_minutes_matter(undamped):
 
 @given(seconds=st.integers(1, 119), seed=st.integers(0, 50))
 @settings(max_examples=25, deadline=None)
-def test_a_short_history_is_continued_backwards(undamped, seconds, seed):
+def test_a_short_history_is_extended_backwards(undamped, seconds, seed):
     history = np.random.default_rng(seed).poisson(30.0, seconds).astype(float)
     padded = np.concatenate([np.full(HISTORY_SECONDS - seconds, history[:10].mean()), history])
     assert undamped.predict(history) == pytest.approx(undamped.predict(padded), rel=1e-6)
 
 
-def test_silence_gives_a_small_finite_forecast(forecaster, undamped):
+def test_zero_load_gives_a_small_finite_forecast(forecaster, undamped):
     for model in (forecaster, undamped):
         assert 0.0 <= model.predict(np.zeros(HISTORY_SECONDS, dtype=int)) < 5.0
 
@@ -84,7 +84,7 @@ def test_forecasts_of_damped_counts_are_whole(trace, forecaster, undamped):
     assert (undamped.predict_many(trace.counts, ends) % 1 > 0).any()
 
 
-def test_impossible_questions_are_refused(forecaster):
+def test_invalid_arguments_are_refused(forecaster):
     with pytest.raises(ValueError, match="at least one second of history"):
         forecaster.predict(np.array([]))
     for ends in ([0, 5], [5, 11]):

@@ -49,14 +49,14 @@ def test_autocorrelation(bundled):
     np.testing.assert_allclose(found, [0.958, 0.876, 0.467, 0.170], atol=0.045)
 
 
-def test_how_often_a_new_maximum_comes(bundled):
+def test_frequency_of_new_maxima(bundled):
     counts = pd.Series(bundled.counts)
     ahead = counts[::-1].rolling(20).max()[::-1].shift(-1)
     surpassed = (ahead > counts.rolling(120).max())[120:-20]
     assert 100 * surpassed.mean() == pytest.approx(13.4, abs=0.8)
 
 
-def test_a_dozen_bursts_a_day(bundled):
+def test_there_are_a_dozen_bursts_a_day(bundled):
     bursts = sum(len(burst_starts(bundled, split)) for split in ("train", "validation", "test"))
     assert bursts / (len(bundled.counts) / DAY_SECONDS) == pytest.approx(12, abs=1)
 

@@ -84,7 +84,7 @@ def test_negative_counts_given_directly_are_refused():
         make_trace(counts)
 
 
-def test_too_short_a_trace_says_how_long_it_must_be(tmp_path):
+def test_the_error_for_a_short_trace_gives_the_required_length(tmp_path):
     path = tmp_path / "short.csv"
     pd.DataFrame({"count": steady(600)}).to_csv(path, index=False)
     with pytest.raises(TraceError, match="600 recorded seconds, but at least 21600"):
@@ -92,7 +92,7 @@ def test_too_short_a_trace_says_how_long_it_must_be(tmp_path):
 
 
 @pytest.mark.parametrize("damping", [0, -1, 1.5])
-def test_a_damping_below_one_or_broken_is_refused(damping):
+def test_a_damping_below_one_or_not_whole_is_refused(damping):
     with pytest.raises(TraceError, match=f"damping {damping} is not a whole number"):
         make_trace(steady(), damping=damping)
 
@@ -122,7 +122,7 @@ def test_timestamps_must_advance_by_whole_seconds(tmp_path, change):
         load_trace(path)
 
 
-def test_files_that_are_no_traces_are_refused(tmp_path):
+def test_files_that_are_not_traces_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="'nowhere.csv' is neither synthetic, twitter nor an existing file"):
         load_trace("nowhere.csv")
     for name, content, message in (

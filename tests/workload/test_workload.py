@@ -9,13 +9,13 @@ from opd.workload.trace import Trace
 from opd.workload.workload import Workload
 
 
-def test_a_workload_knows_its_intervals():
+def test_a_workload_is_divided_into_intervals():
     workload = Workload(np.arange(25), np.array([0.0, 5.0, 6.0]), 10)
     assert workload.decisions == 2
     assert workload.windows(np.array([1, 0])).tolist() == [list(range(10, 20)), list(range(10))]
 
 
-def test_forecasts_of_a_split_stand_where_their_history_ends():
+def test_forecasts_of_a_split_are_at_the_end_of_their_history():
     counts = np.arange(6 * 3600)
     trace = Trace("ramp", counts, np.arange(len(counts)))
     split = trace.split("validation")

@@ -1,4 +1,4 @@
-"""The figure of :mod:`opd.study.analysis.robustness`: where the agent keeps its lead, and where requests are lost."""
+"""The figure of :mod:`opd.study.analysis.robustness`: the agent's lead and the dropped requests by condition."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from opd.control import AGENT
-from opd.study.analysis.robustness import BACKLOG, IPA, MYOPIC
+from opd.study.analysis.robustness_runs import BACKLOG, IPA, MYOPIC
 from opd.study.plots.style import Style, legend_below, ordered, policy_style, symmetric_logarithmic
 
 _LEADS = (BACKLOG, MYOPIC, IPA)
 
 _LINE, _SPAN = 0.46, 0.6
-"""Height of a line in inches, and the part of it over which its marks are spread: the rest keeps lines apart."""
+"""Height of a line in inches, and the share of it for its marks; the rest separates the lines."""
 
 
 def _contrasting_style(policy: str) -> Style:
-    """How a policy looks; the two myopic ones, side by side here, are told apart by more than a shade."""
+    """The style of a policy, with more contrast between the two myopic ones, which are next to each other here."""
     style = policy_style(policy)
     return style._replace(colour="#000000", marker="^") if policy == BACKLOG else style
 
 
 def plot_robustness(summary: pd.DataFrame, label: str) -> Figure:
-    """The agent's lead over the solvers, and the requests that each policy drops; one row a world.
+    """Draw the agent's lead over the solvers and the requests that each policy drops; one row a condition.
 
-    A whisker is the 95 % interval of the mean. Both scales are linear around zero and logarithmic beyond, because some
-    worlds cost a hundred times as much as others.
+    A whisker is the 95 % interval of the mean. Both scales are linear around zero and logarithmic beyond, because the
+    effects differ by factors of a hundred.
 
     Args:
-        summary: of :func:`opd.study.analysis.robustness.summary`.
+        summary: of :func:`opd.study.analysis.robustness_findings.summarise_robustness`.
         label: of the trace, for the title.
 
     Returns:
@@ -44,7 +44,7 @@ def plot_robustness(summary: pd.DataFrame, label: str) -> Figure:
     figure, (leads, drops) = plt.subplots(
         1, 2, figsize=(12.5, 1.9 + _LINE * len(lines)), layout="constrained", sharey=True, width_ratios=(1.5, 1.0)
     )
-    figure.suptitle(f"Outside of what the agent was trained for: {label}")
+    figure.suptitle(f"In and out of distribution: {label}")
     places = {variant: place for place, variant in enumerate(lines) if variant[1]}
     _plot_leads(leads, summary, places)
     _plot_drops(drops, summary, places)
@@ -59,7 +59,7 @@ def plot_robustness(summary: pd.DataFrame, label: str) -> Figure:
 
 
 def _lines(world: str, variants: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """A heading, which is a line without a variant, and below it the variants of one world."""
+    """A heading, which is a line without a variant, and below it the variants of one condition."""
     return [(world, ""), *(pair for pair in variants if pair[0] == world)]
 
 
@@ -76,7 +76,8 @@ def _plot_leads(axes: Axes, summary: pd.DataFrame, places: dict[tuple[str, str],
     scale = symmetric_logarithmic(axes, 0.1, width=0.6)
     axes.grid(axis="x", alpha=0.3)
     axes.set(
-        title="the agent's lead over each solver", xlabel=f"reward of a decision (Eq. 7), right: agent better\n{scale}"
+        title="the agent's lead over each solver",
+        xlabel=f"difference of reward per decision (Eq. 7); right: agent better\n{scale}",
     )
 
 
@@ -93,10 +94,10 @@ def _plot_drops(axes: Axes, summary: pd.DataFrame, places: dict[tuple[str, str],
     axes.set_xlim(-0.3, 2.0 * max(1.0, summary["dropped"].max()))
     scale = symmetric_logarithmic(axes, 1.0, width=0.5, digits=[1.0], label="{:,.0f}".format)
     axes.grid(axis="x", alpha=0.3)
-    axes.set(title="requests dropped", xlabel=f"requests, mean of a cycle\n{scale}")
+    axes.set(title="dropped requests", xlabel=f"requests per cycle, mean\n{scale}")
 
 
 def _heights(rows: pd.DataFrame, places: dict[tuple[str, str], int], number: int, policies: int) -> np.ndarray:
-    """Where the marks of a policy are: in the line of their world, a little below those of the policy before."""
+    """Heights of the marks of a policy: in the line of the condition, a little below those of the previous policy."""
     lines = np.array([places[variant] for variant in zip(rows["world"], rows["variant"], strict=True)])
     return lines + np.linspace(-0.5 * _SPAN, 0.5 * _SPAN, policies)[number]

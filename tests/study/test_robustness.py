@@ -17,33 +17,31 @@ from opd.measurement import Observation
 from opd.objective import Weights
 from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters
-from opd.study.analysis import robustness
 from opd.study.analysis.plots_robustness import plot_robustness
 from opd.study.analysis.robustness import (
     AS_TRAINED,
-    COLUMNS,
     FAILURES,
     FORECASTER_FAILS,
-    IPA,
     OTHER_TRACE,
     OVERLOAD,
-    POLICIES,
     PROFILES_WRONG,
     BrokenForecaster,
-    all_worlds,
-    distorted,
-    drawn,
-    evaluate,
-    findings,
-    misled,
-    overloaded,
-    overview,
-    paragraph,
-    scaled,
-    summary,
-    table_of,
-    trained_agents,
+    all_conditions,
+    failing_forecaster,
+    overload,
+    random_device,
+    scaled_trace,
+    with_latency_factors,
 )
+from opd.study.analysis.robustness_findings import (
+    KEYS,
+    condition_paragraph,
+    robustness_findings,
+    robustness_overview,
+    seeds_by_cycles_mean,
+    summarise_robustness,
+)
+from opd.study.analysis.robustness_runs import COLUMNS, IPA, POLICIES, evaluate_robustness, trained_agents
 from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle
 from opd.workload.cycles import Cycle, cycle_counts
 from opd.workload.load import RecentMaximum
@@ -87,7 +85,7 @@ def settings(tmp_path_factory):
 
 def test_a_scaled_trace_is_whole_requests_and_begins_with_the_history(settings):
     trace = settings[0].trace
-    more = scaled(trace, LATER, 1.5)
+    more = scaled_trace(trace, LATER, 1.5)
     first, start = (part.position(LATER.start) for part in (more, trace))
     expected = np.rint(1.5 * trace.counts[start - 120 : start + 1200])
     np.testing.assert_array_equal(more.counts[first - 120 : first + 1200], expected)
@@ -98,13 +96,13 @@ def test_a_scaled_trace_is_whole_requests_and_begins_with_the_history(settings):
 def test_any_cycle_can_be_scaled(settings, start):
     trace = settings[0].trace
     cycle = Cycle("any", start)
-    np.testing.assert_array_equal(cycle_counts(scaled(trace, cycle, 2.0), cycle), 2 * cycle_counts(trace, cycle))
+    np.testing.assert_array_equal(cycle_counts(scaled_trace(trace, cycle, 2.0), cycle), 2 * cycle_counts(trace, cycle))
 
 
 @pytest.mark.parametrize("cycle", [CYCLE, LATER])
 def test_an_overload_peaks_a_quarter_above_the_training_split(settings, cycle):
     trace = settings[0].trace
-    met = overloaded(settings[0], ocr_pipeline(), cycle, 0)
+    met = overload(settings[0], ocr_pipeline(), cycle, 0)
     peak = trace.counts[trace.split("train")].max()
     assert cycle_counts(met.setting.trace, cycle).max() == np.rint(1.25 * peak)
     assert met.factor == 1.25 * peak / cycle_counts(trace, cycle).max()
@@ -114,7 +112,7 @@ def test_an_overload_peaks_a_quarter_above_the_training_split(settings, cycle):
 def test_a_cycle_without_a_request_stays_one(settings):
     trace = settings[0].trace
     silent = replace(trace, recorded=np.where(trace.raw_index < 15_000, trace.recorded, 0))
-    met = overloaded(replace(settings[0], trace=silent), ocr_pipeline(), CYCLE, 0)
+    met = overload(replace(settings[0], trace=silent), ocr_pipeline(), CYCLE, 0)
     assert cycle_counts(met.setting.trace, CYCLE).max() == 0
 
 
@@ -139,7 +137,7 @@ def test_what_a_broken_forecaster_says(failure, expected):
 def test_a_forecaster_is_stuck_for_a_cycle_and_fresh_in_the_next(settings):
     pipeline, home = ocr_pipeline(), settings[0]
     for cycle in (CYCLE, LATER):
-        met = misled("stuck", home, pipeline, cycle, 0)
+        met = failing_forecaster("stuck", home, pipeline, cycle, 0)
         policy = home.policy("greedy", pipeline, 0)
         steps = run_cycle(pipeline, policy, cycle, 0, met.setting)
         first = home.trace.counts[cycle.start - 20 : cycle.start].max()
@@ -152,7 +150,7 @@ def test_a_forecaster_is_stuck_for_a_cycle_and_fresh_in_the_next(settings):
 def test_a_factor_is_on_every_latency_of_its_variant_and_on_nothing_else():
     known = ocr_pipeline()
     factors = np.array([[1.2, 0.5, 9.0], [1.0, 2.0, 3.0]])  # detection has two variants
-    real = distorted(known, factors)
+    real = with_latency_factors(known, factors)
     for n, (before, after) in enumerate(zip(known.tasks, real.tasks, strict=True)):
         for z, (old, new) in enumerate(zip(before.variants, after.variants, strict=True)):
             assert new.latency == {size: factors[n, z] * seconds for size, seconds in old.latency.items()}
@@ -164,7 +162,7 @@ def test_drawn_devices_are_the_same_for_a_cycle_and_seed_and_only_then(settings)
     known = ocr_pipeline()
 
     def factors(cycle, seed, pipeline=known):
-        device = drawn(settings[0], pipeline, cycle, seed).device
+        device = random_device(settings[0], pipeline, cycle, seed).device
         pairs = zip(device.tasks, pipeline.tasks, strict=True)
         return [
             new.latency[1] / old.latency[1] for a, b in pairs for new, old in zip(a.variants, b.variants, strict=True)
@@ -206,7 +204,7 @@ def test_only_agents_that_are_missing_are_trained_and_only_once(settings, tmp_pa
 def rows(settings):
     """Every world, with one cycle and one seed."""
     home, other = settings
-    return evaluate(all_worlds(home, [CYCLE], other, [LATER]), [ocr_pipeline()], [1])
+    return evaluate_robustness(all_conditions(home, [CYCLE], other, [LATER]), [ocr_pipeline()], [1])
 
 
 def of(rows, world, variant):
@@ -263,21 +261,23 @@ def test_a_factor_is_told_where_there_is_one(rows):
     assert np.isnan(factors[AS_TRAINED, "home"]).all()
 
 
-def test_decisions_that_the_expert_made_are_counted(settings, tmp_path, rows):
+def test_decisions_of_the_fallback_are_counted(settings, tmp_path, rows):
     assert (rows["by_expert"] == 0).all()  # these agents name no largest load
     agent = agent_for(ocr_pipeline())
     Agent(agent.pipeline, agent.weights, trained_with(0.0, Weights())).save(tmp_path / "beyond.npz")
     home = replace(settings[0], agents={("ocr", AGENT, 0): tmp_path / "beyond.npz"})
-    counted = evaluate(all_worlds(home, [CYCLE], settings[1], [LATER])[:1], [ocr_pipeline()], [0])
+    counted = evaluate_robustness(all_conditions(home, [CYCLE], settings[1], [LATER])[:1], [ocr_pipeline()], [0])
     assert counted.set_index("policy")["by_expert"].to_dict() == {name: 120 * (name == AGENT) for name in POLICIES}
-    # An agent that leaves everything to its expert is that expert, the rival that plans for what waits.
+    # An agent that leaves everything to its fallback is that fallback, the myopic policy with backlog.
     rewards = counted.set_index("policy")["reward"]
     assert rewards[AGENT] == rewards["myopic-backlog"] != rewards["myopic"]
 
 
 def test_the_table_is_the_same_for_any_number_of_workers(settings):
-    few = [world for world in all_worlds(settings[0], [CYCLE], settings[1], [LATER]) if world.name == PROFILES_WRONG]
-    pd.testing.assert_frame_equal(*(evaluate(few[-1:], [ocr_pipeline()], [0, 1], workers) for workers in (1, 2)))
+    conditions = all_conditions(settings[0], [CYCLE], settings[1], [LATER])
+    assert conditions[-1].name == PROFILES_WRONG
+    tables = [evaluate_robustness(conditions[-1:], [ocr_pipeline()], [0, 1], workers) for workers in (1, 2)]
+    pd.testing.assert_frame_equal(*tables)
 
 
 # --- summary ---------------------------------------------------------------------------------------------------------
@@ -305,13 +305,13 @@ def known_rows():
 
 def test_seeds_and_cycles_remain_of_a_mean_over_pipelines():
     rows = known_rows()
-    part = rows[(rows["world"] == AS_TRAINED) & (rows["policy"] == "agent")].set_index(robustness.KEYS)
-    np.testing.assert_array_equal(np.sort(table_of(part["reward"])), [[10.0, 110.0], [11.0, 111.0]])
+    part = rows[(rows["world"] == AS_TRAINED) & (rows["policy"] == "agent")].set_index(KEYS)
+    np.testing.assert_array_equal(np.sort(seeds_by_cycles_mean(part["reward"])), [[10.0, 110.0], [11.0, 111.0]])
 
 
 def test_the_summary_of_known_rows():
     # In any order: what is compared is found by its keys.
-    table = summary(known_rows().sample(frac=1.0, random_state=0)).set_index(["world", "policy"])
+    table = summarise_robustness(known_rows().sample(frac=1.0, random_state=0)).set_index(["world", "policy"])
     assert len(table) == 10
     agent, myopic, ipa = (table.loc[("dark", policy)] for policy in ("agent", "myopic", "ipa"))
     assert (agent["reward"], agent["qos"]) == (5.0 - 1.0 + 5.0 + 0.5 + 50.0, 2.0 * 59.5)
@@ -326,27 +326,27 @@ def test_the_summary_of_known_rows():
 
 
 def test_sentences_of_known_rows():
-    table = summary(known_rows())
-    assert overview(table).splitlines()[:2] == [
-        "* Against myopic, told what waits: above in 2 of 2, below in 0.",
-        "* Against myopic (exact): above in 2 of 2, below in 0.",
+    table = summarise_robustness(known_rows())
+    assert robustness_overview(table).splitlines()[:2] == [
+        "* **myopic with backlog**: the agent is above in 2 of 2, below in 0.",
+        "* **myopic (exact)**: the agent is above in 2 of 2, below in 0.",
     ]
-    (text,) = paragraph(table, "dark").splitlines()
+    (text,) = condition_paragraph(table, "dark").splitlines()
     changes = [
-        *("agent −1.000 [−1.000, −1.000]", "myopic, told what waits −2.000 [−2.000, −2.000]"),
+        *("agent −1.000 [−1.000, −1.000]", "myopic with backlog −2.000 [−2.000, −2.000]"),
         *("myopic (exact) −3.000 [−3.000, −3.000]", "IPA 0.000 [0.000, 0.000]", "greedy −2.000 [−2.000, −2.000]."),
     ]
     assert f"* **here**. Change of reward: {', '.join(changes)}" in text
     assert "over myopic (exact) +3.000 [+3.000, +3.000]" in text
-    assert text.endswith("Decisions of a cycle that the agent's expert made: 3.0. Without a forecast: 120.")
-    (reference,) = paragraph(table, AS_TRAINED).splitlines()
+    assert text.endswith("Decisions of the agent's fallback per cycle: 3.0. Decisions without a forecast: 120.")
+    (reference,) = condition_paragraph(table, AS_TRAINED).splitlines()
     assert "Change" not in reference and "without a forecast" not in reference
-    assert findings(table) == {"All at once": overview(table), "As trained": reference, "Dark": text}
+    assert robustness_findings(table) == {"Overview": robustness_overview(table), "As trained": reference, "Dark": text}
 
 
 def test_the_interval_of_a_change_is_that_of_the_loss_the_other_way_round():
-    table = summary(known_rows()).assign(reward_loss=1.0, reward_loss_low=-0.5, reward_loss_high=3.0)
-    assert "Change of reward: agent −1.000 [−3.000, +0.500], " in paragraph(table, "dark")
+    table = summarise_robustness(known_rows()).assign(reward_loss=1.0, reward_loss_low=-0.5, reward_loss_high=3.0)
+    assert "Change of reward: agent −1.000 [−3.000, +0.500], " in condition_paragraph(table, "dark")
 
 
 @pytest.mark.parametrize(
@@ -354,18 +354,19 @@ def test_the_interval_of_a_change_is_that_of_the_loss_the_other_way_round():
     [(0.0, "0"), (0.003, "less than 0.1"), (0.161, "0.2"), (4.97, "5.0"), (9.96, "10"), (11_595.4, "11,595")],
 )
 def test_a_few_dropped_requests_are_not_none(number, expected):
-    text = paragraph(summary(known_rows()).assign(dropped=number), "dark")
-    assert f"Requests dropped in a cycle: agent {expected}, myopic, told what waits {expected}, " in text
+    text = condition_paragraph(summarise_robustness(known_rows()).assign(dropped=number), "dark")
+    assert f"Dropped requests per cycle: agent {expected}, myopic with backlog {expected}, " in text
 
 
 def test_a_world_in_which_the_agent_is_below_is_named():
     rows = known_rows()
     rows.loc[(rows["world"] == "dark") & (rows["policy"] == "agent"), "reward"] -= 50.0
-    assert overview(summary(rows)).splitlines()[0].endswith("above in 1 of 2, below in 1: dark, here.")
+    first = robustness_overview(summarise_robustness(rows)).splitlines()[0]
+    assert first.endswith("above in 1 of 2, below in 1: dark, here.")
 
 
 def test_the_figure_has_a_line_for_every_world(rows):
-    figure = plot_robustness(summary(rows), "made-up traces")
+    figure = plot_robustness(summarise_robustness(rows), "made-up traces")
     leads, drops = figure.axes
     labels = [text.get_text() for text in leads.get_yticklabels()]
     assert labels[:4] == [AS_TRAINED, "home", "other", OTHER_TRACE]
@@ -374,15 +375,15 @@ def test_the_figure_has_a_line_for_every_world(rows):
         "greedy",
         "IPA",
         "myopic (exact)",
-        "myopic, told what waits",
+        "myopic with backlog",
         "agent",
     ]
     assert leads.get_xlabel().endswith("(linear up to ±0.1, logarithmic beyond)")
-    assert drops.get_xlabel() == "requests, mean of a cycle\n(linear up to 1, logarithmic beyond)"
+    assert drops.get_xlabel() == "requests per cycle, mean\n(linear up to 1, logarithmic beyond)"
 
 
 def test_marks_of_all_policies_are_apart_from_each_other_and_from_the_next_line(rows):
-    figure = plot_robustness(summary(rows), "made-up traces")
+    figure = plot_robustness(summarise_robustness(rows), "made-up traces")
     figure.canvas.draw()
     drops = figure.axes[1]
     marks = [line for line in drops.lines if line.get_label() in drops.get_legend_handles_labels()[1]]

@@ -1,4 +1,4 @@
-"""The controller as a service: its Lease, its records, its rights, and its life."""
+"""The controller as a service: its records, its rights, and its life."""
 
 import json
 import logging
@@ -16,135 +16,18 @@ import pytest
 import requests
 import yaml
 from deadlines import PATIENCE, eventually, terminating, within
-from emulator.api_server import kubeconfig
 from prometheus_client import generate_latest
-from tiny_cluster import (
-    INITIAL,
-    LARGE,
-    QUICK,
-    SMALL,
-    TIMES,
-    FixedPolicy,
-    TinyDeployment,
-    stages,
-)
+from tiny_cluster import INITIAL, LARGE, OFTEN, TIMES, WANTED, FixedPolicy, TinyDeployment, lease_spec, stages
 
-from opd.cluster.api import Cluster
-from opd.cluster.connection import RetryPolicy, credentials
 from opd.cluster.controller import Controller, ControllerSettings
 from opd.cluster.difference import ObjectChange
-from opd.cluster.errors import ClusterError, LedByAnotherError, NoAnswerError, NotDeployedError
+from opd.cluster.errors import LedByAnotherError, NotDeployedError
 from opd.cluster.json_log import JsonFormatter
-from opd.cluster.lease import Lease, LeaseTimes
-from opd.cluster.names import CONTROLLER, selector
-from opd.cluster.resources import LEASE
 from opd.cluster.service import health_server
 from opd.pipeline import Task, Variant
 from opd.serving.monitoring.prometheus import PrometheusUrl
 
-OFTEN = LeaseTimes(duration=30.0, renewal=20.0, retry=0.1)
-"""Asked for often; a machine that stands still for a second does not lose it."""
-WANTED = stages((LARGE, 1, 2), (SMALL, 1, 1))
 ROOT = Path(__file__).parents[2]
-
-
-# --- the Lease: known answers on clocks of their own ------------------------------------------------------------------
-
-
-class Clock:
-    def __init__(self, now):
-        self.now = now
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def two(server, tmp_path):
-    """Two candidates whose clocks differ by days."""
-    path = kubeconfig(server, tmp_path)
-    clocks = Clock(0.0), Clock(1e6)
-    clusters = [Cluster("space", lambda: credentials(str(path)), QUICK) for _ in clocks]
-    return [Lease(c, "tiny", n, LeaseTimes(), k) for c, n, k in zip(clusters, "ab", clocks, strict=True)], clocks
-
-
-def spec(server):
-    return server.find("leases", "tiny-controller")["spec"]
-
-
-def test_the_first_takes_it_and_the_second_waits(server, two):
-    (a, b), _ = two
-    assert a.attempt() and a.held
-    assert not b.attempt() and not b.held
-    assert spec(server)["holderIdentity"] == "a" and spec(server)["leaseTransitions"] == 0
-
-
-def test_a_holder_that_renews_keeps_it_and_one_that_does_not_loses_it(server, two):
-    (a, b), (of_a, of_b) = two
-    a.attempt()
-    for _ in range(5):
-        b.attempt()
-        of_a.now, of_b.now = of_a.now + 9, of_b.now + 9
-        assert a.attempt() and a.held
-    assert not b.attempt()
-    of_a.now, of_b.now = of_a.now + 14, of_b.now + 14
-    assert not a.held and not b.attempt()  # the old holder stops before the new one may begin
-    of_b.now += 2
-    assert b.attempt() and spec(server)["leaseTransitions"] == 1
-    assert not a.attempt() and not a.held
-
-
-def test_times_that_others_wrote_are_not_believed(server, two):
-    (a, b), (_, of_b) = two
-    a.attempt()
-    server.edit(
-        "leases", "tiny-controller", lambda found: found["spec"].update(renewTime="1999-01-01T00:00:00.000000Z")
-    )
-    assert not b.attempt()
-    of_b.now += 14
-    assert not b.attempt()
-
-
-def test_it_is_given_back_at_the_end(server, two):
-    (a, b), _ = two
-    a.attempt()
-    a.close()
-    assert not a.held and spec(server)["holderIdentity"] == ""
-    assert b.attempt() and spec(server)["holderIdentity"] == "b"
-
-
-def test_of_two_that_ask_at_once_one_gets_it(server, two):
-    (a, b), _ = two
-    a.attempt()
-    a.close()
-    server.fail("PUT", lambda: a.attempt() if not a.held else None, 1)
-    assert not b.attempt() and a.held
-
-
-def test_without_the_api_server_it_is_lost_in_time(server, two):
-    (a, _), (of_a, _) = two
-    a.attempt()
-    server.refuse(".", 500, 99)
-    of_a.now += 10.5
-    with pytest.raises(ClusterError):
-        a.attempt()
-    assert not a.held
-
-
-def test_it_is_asked_for_with_one_short_attempt_whatever_the_retry_policy_of_other_calls(server, tmp_path):
-    path = kubeconfig(server, tmp_path)
-    cluster = Cluster("space", lambda: credentials(str(path)), RetryPolicy(read_seconds=10.0, attempts=4))
-    lease = Lease(cluster, "tiny", "a", LeaseTimes(duration=1.5, renewal=1.0, retry=0.1))
-    server.fail("GET .*leases", lambda: time.sleep(1.5), 9)
-    with within(), pytest.raises(NoAnswerError, match="0.25 s to read"):
-        lease.attempt()
-    assert len(server.requests) == 1 and cluster.retry_policy.attempts == 4
-    assert LeaseTimes().retry_policy == RetryPolicy(connect_seconds=2.5, read_seconds=2.5, attempts=1)
-
-
-def test_times_that_cannot_work_are_refused():
-    with pytest.raises(ValueError, match="retry < renewal < duration"):
-        LeaseTimes(duration=5, renewal=10)
 
 
 # --- the controller ---------------------------------------------------------------------------------------------------
@@ -180,7 +63,7 @@ def events(world):
     return {each["reason"]: each for each in world.api.all("events")}
 
 
-def test_it_leads_decides_records_and_ends(world, caplog):
+def test_a_limited_run_leads_decides_records_and_ends(world, caplog):
     caplog.set_level(logging.INFO, "opd.cluster.record")
     made = controller(world, decisions=2)
     with within():
@@ -199,10 +82,10 @@ def test_it_leads_decides_records_and_ends(world, caplog):
     text = generate_latest(made.metrics.registry).decode()
     assert 'opd_decisions_total{outcome="applied",pipeline="tiny"} 1.0' in text
     assert 'opd_controller_leader{pipeline="tiny"} 0.0' in text
-    assert spec(world.api)["holderIdentity"] == ""
+    assert lease_spec(world.api)["holderIdentity"] == ""
 
 
-def test_a_forecast_that_fails_is_an_event_and_the_pipeline_is_reconfigured_all_the_same(world):
+def test_a_failed_forecast_is_an_event_and_decisions_go_on(world):
     controller(world, forecast=lambda history: float("nan"), decisions=1).run()
     assert events(world)["ForecastFailed"]["type"] == "Warning"
     assert "the forecast is nan" in events(world)["ForecastFailed"]["message"]
@@ -210,7 +93,7 @@ def test_a_forecast_that_fails_is_an_event_and_the_pipeline_is_reconfigured_all_
     assert world.state("first") == {"variant": "large", "replicas": "1", "batch_size": "2"}
 
 
-def test_a_variant_that_was_taken_out_of_the_pipeline_does_not_stop_it(world, monkeypatch):
+def test_metrics_of_a_removed_variant_do_not_stop_the_controller(world, monkeypatch):
     monkeypatch.setattr("opd.cluster.controller.RETRY_SECONDS", 600.0)  # what fails does not begin again in time
     former = tuple(Variant("former", 0.5, 1, {1: 0.05, 4: 0.05}, 2.0) for _ in world.pipeline.tasks)
     tasks = tuple(Task(t.name, (v, *t.variants)) for t, v in zip(world.pipeline.tasks, former, strict=True))
@@ -220,7 +103,7 @@ def test_a_variant_that_was_taken_out_of_the_pipeline_does_not_stop_it(world, mo
     assert world.state("first")["variant"] == "large"
 
 
-def test_an_event_is_made_though_the_router_cannot_be_read(world):
+def test_events_are_created_even_if_the_router_cannot_be_read(world):
     world.api.refuse("GET .*deployments/tiny-router", 403, 10**6)
     controller(world, decisions=1).run()
     assert "uid" not in events(world)["Reconfigured"]["involvedObject"]
@@ -256,7 +139,7 @@ def test_a_refusal_is_an_event_and_a_metric(world):
     assert world.state("first")["variant"] == "small"
 
 
-def test_a_policy_that_fails_is_asked_again_and_the_pipeline_goes_on(world, monkeypatch):
+def test_a_failed_policy_is_asked_again(world, monkeypatch):
     monkeypatch.setattr("opd.cluster.controller.RETRY_SECONDS", 0.1)
 
     class Failing(FixedPolicy):
@@ -272,7 +155,7 @@ def test_a_policy_that_fails_is_asked_again_and_the_pipeline_goes_on(world, monk
     assert world.state("first")["variant"] == "large"
 
 
-def test_one_leads_one_stands_by_and_takes_over(world):
+def test_a_standby_controller_takes_over_from_the_leader(world):
     with Running(controller(world)) as first:
         eventually(lambda: first.state == "leading")
         with Running(controller(world)) as second:
@@ -280,10 +163,10 @@ def test_one_leads_one_stands_by_and_takes_over(world):
             assert first.ready and second.ready
             first.stop()
             eventually(lambda: second.state == "leading")
-            assert spec(world.api)["holderIdentity"] == second.holder
+            assert lease_spec(world.api)["holderIdentity"] == second.holder
 
 
-def test_one_that_loses_its_lease_acts_no_more(world):
+def test_a_controller_that_loses_its_lease_changes_nothing(world):
     with Running(controller(world, FixedPolicy(INITIAL))) as made:
         eventually(lambda: made.state == "leading")
         theirs = {"holderIdentity": "other", "leaseDurationSeconds": 60}
@@ -294,7 +177,7 @@ def test_one_that_loses_its_lease_acts_no_more(world):
         assert {method for method, *_ in world.api.requests} <= {"GET"}
 
 
-def test_it_waits_for_a_cluster_that_is_away_and_says_so(world, monkeypatch):
+def test_an_unavailable_cluster_is_reported_and_waited_for(world, monkeypatch):
     monkeypatch.setattr("opd.cluster.controller.RETRY_SECONDS", 0.1)
     world.api.refuse("GET .*configmaps", 403, 10**6)
     with Running(controller(world)) as made, health_server(made, "127.0.0.1", 0) as port:
@@ -308,20 +191,20 @@ def test_it_waits_for_a_cluster_that_is_away_and_says_so(world, monkeypatch):
         assert answers("/elsewhere").status_code == 404
 
 
-def test_a_run_of_some_decisions_ends_if_the_pipeline_is_not_deployed_and_the_service_waits_for_it(world, monkeypatch):
+def test_without_a_deployed_pipeline_a_limited_run_ends_and_the_service_waits(world, monkeypatch):
     monkeypatch.setattr("opd.cluster.controller.RETRY_SECONDS", 0.1)
     world.api.refuse("GET .*configmaps", 404, 10**6)
     for dry_run in (False, True):
         with within(), pytest.raises(NotDeployedError, match="'tiny' is not deployed.*namespace 'space'"):
             controller(world, decisions=1, dry_run=dry_run).run()
-    assert spec(world.api)["holderIdentity"] == ""
+    assert lease_spec(world.api)["holderIdentity"] == ""
     with Running(controller(world)) as made:
         eventually(lambda: made.state.startswith("failing"))
         world.api.faults.clear()
         eventually(lambda: made.state == "leading")
 
 
-def test_a_run_of_some_decisions_does_not_stand_by_for_ever(world):
+def test_a_limited_run_does_not_stand_by_for_ever(world):
     with Running(controller(world)) as first:
         eventually(lambda: first.state == "leading")
         with within(), pytest.raises(LedByAnotherError, match="holds the Lease 'tiny-controller' of pipeline 'tiny'"):
@@ -346,7 +229,7 @@ def test_a_dry_run_prints_the_difference_and_changes_nothing(world, capsys):
     assert not world.api.all("leases") and not world.api.all("events")
 
 
-def test_a_difference_leaves_out_what_the_cluster_keeps_for_itself():
+def test_a_difference_leaves_out_fields_that_the_cluster_maintains():
     before = {"kind": "A", "metadata": {"name": "n", "resourceVersion": "1"}, "data": {"x": "1"}, "status": {"s": 1}}
     after = {"kind": "A", "metadata": {"name": "n", "resourceVersion": "2"}, "data": {"x": "2"}, "status": {"s": 2}}
     assert [line for line in ObjectChange(before, after).difference().splitlines() if line[0] in "+-"] == [
@@ -377,7 +260,7 @@ def used_rights(server):
 
 
 @pytest.mark.parametrize("flavour", ["deployment", "seldon"])
-def test_the_role_of_the_controller_is_enough_and_the_controller_keeps_to_its_namespace(tmp_path, flavour):
+def test_the_controller_needs_no_rights_beyond_its_role_and_namespace(tmp_path, flavour):
     with TinyDeployment(tmp_path, flavour) as world:
         world.api.requests.clear()
         controller(world, decisions=1).run()
@@ -399,9 +282,8 @@ def test_the_role_of_the_controller_is_enough_and_the_controller_keeps_to_its_na
 PROCESS = """
 import logging, sys
 logging.basicConfig(level=logging.INFO)
-sys.path += {tests!r}
-from tiny_cluster import TIMES, FixedPolicy, settings, tiny_pipeline
-from test_cluster_controller import OFTEN, WANTED
+sys.path.append({tests!r})
+from tiny_cluster import OFTEN, TIMES, WANTED, FixedPolicy, settings, tiny_pipeline
 from opd.cluster.controller import ControllerSettings
 from opd.cluster.service import run_controller
 from opd.serving.monitoring.prometheus import PrometheusUrl
@@ -412,10 +294,9 @@ sys.exit(run_controller(tiny_pipeline(), settings(), monitor, FixedPolicy(WANTED
 
 
 @pytest.mark.processes
-def test_sigterm_in_the_middle_of_a_change_ends_it_soon_and_in_good_order(world):
+def test_sigterm_during_a_change_ends_the_controller_soon_and_cleanly(world):
     world.kubelet.behave("tiny-first-large", broken="silent")
-    paths = [str(ROOT / "tests"), str(Path(__file__).parent)]
-    script = PROCESS.format(tests=paths, prometheus=world.prometheus.url, config=str(world.config))
+    script = PROCESS.format(tests=str(ROOT / "tests"), prometheus=world.prometheus.url, config=str(world.config))
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, env=os.environ)
     with terminating(process):
         eventually(lambda: "tiny-first-large" in world.workloads())
@@ -423,14 +304,4 @@ def test_sigterm_in_the_middle_of_a_change_ends_it_soon_and_in_good_order(world)
         _, log = process.communicate(timeout=PATIENCE)  # far less than an interval
     assert process.returncode == 0, log
     assert world.workloads() == {"tiny-first-small", "tiny-second-small"}
-    assert spec(world.api)["holderIdentity"] == ""
-
-
-def test_a_lease_is_a_lease_of_the_cluster(server, tmp_path):
-    path = kubeconfig(server, tmp_path)
-    cluster = Cluster("space", lambda: credentials(str(path)), QUICK)
-    with Lease(cluster, "tiny", "a", OFTEN).hold(PATIENCE):
-        first = cluster.get(LEASE, "tiny-controller")["spec"]
-        eventually(lambda: cluster.get(LEASE, "tiny-controller")["spec"]["renewTime"] != first["renewTime"])
-    assert cluster.list(LEASE, selector("tiny", CONTROLLER))[0]
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", first["acquireTime"])
+    assert lease_spec(world.api)["holderIdentity"] == ""

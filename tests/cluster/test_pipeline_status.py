@@ -1,0 +1,84 @@
+"""State of a deployed pipeline, and waiting until it serves."""
+
+import pytest
+from deadlines import PATIENCE, eventually
+
+from opd.cluster.errors import NotServingError
+from opd.cluster.overlay import Overlay
+from opd.cluster.rollout import apply_objects
+from opd.cluster.status import leader, queued_requests, wait_until_serving, workload_status, workload_statuses
+
+
+def deployment(name, image_generation=1, **status):
+    its_labels = {"app.kubernetes.io/component": "router"}
+    metadata = {"name": name, "labels": its_labels, "generation": image_generation}
+    kind = {"apiVersion": "apps/v1", "kind": "Deployment"}
+    return {**kind, "metadata": metadata, "spec": {"replicas": 1}, "status": status}
+
+
+READY = {
+    "metadata": {"name": "p"},
+    "status": {"podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]},
+}
+
+
+@pytest.mark.parametrize(
+    "status, generation, ready",
+    [
+        (dict(observedGeneration=1, replicas=1, updatedReplicas=1), 1, 1),
+        (dict(observedGeneration=1, replicas=1, updatedReplicas=1), 2, 0),  # the cluster has not looked yet
+        (dict(observedGeneration=2, replicas=1), 2, 0),  # the pod is of the state before
+        (dict(observedGeneration=2, replicas=2, updatedReplicas=1), 2, 0),  # the old pod is still there
+    ],
+)
+def test_a_pod_of_an_earlier_specification_does_not_count(status, generation, ready):
+    assert workload_status(deployment("d", generation, **status), [READY]).ready == ready
+
+
+@pytest.mark.parametrize("state, ready", [("Available", 1), ("Creating", 0)])
+def test_a_seldon_deployment_is_ready_when_its_state_is_available(state, ready):
+    found = {
+        "apiVersion": "machinelearning.seldon.io/v1",
+        "kind": "SeldonDeployment",
+        "metadata": {"name": "d", "labels": {}},
+        "spec": {"predictors": [{"replicas": 1, "componentSpecs": [{"spec": {}}]}]},
+        "status": {"state": state},
+    }
+    assert workload_status(found, [READY]).ready == ready
+
+
+def test_seldon_pods_of_an_earlier_template_do_not_count_before_the_operator_reacts(space):
+    space.deploy(flavour="seldon")
+    space.kubelet.close()
+    overlay = Overlay(model={"spec": {"nodeSelector": {"disk": "fast"}}})
+    list(apply_objects(space.cluster, space.manifests(flavour="seldon", overlay=overlay)))
+    assert {each["status"]["state"] for each in space.api.all("seldondeployments")} == {"Available"}
+    with pytest.raises(NotServingError, match="tiny-first-small 0 of 1, tiny-second-small 0 of 1"):
+        wait_until_serving(space.cluster, "tiny", 0.1)
+
+
+@pytest.mark.parametrize("reason", ["ErrImageNeverPull", "quota exceeded: cpu"])
+def test_missing_pods_and_the_reason_are_reported(space, reason):
+    space.kubelet.behave("tiny-second-small", broken=reason)
+    told = []
+    list(apply_objects(space.cluster, space.manifests()))
+    eventually(lambda: sum(each.serves for each in workload_statuses(space.cluster, "tiny")) == 4)
+    with pytest.raises(NotServingError, match=f"tiny-second-small 0 of 1.*{reason}"):
+        wait_until_serving(space.cluster, "tiny", 0.5, told.append)
+    assert told == ["tiny-second-small 0 of 1"]
+
+
+def test_status_and_waiting_need_no_rights_beyond_the_role_view(space):
+    space.deploy()
+    space.api.refuse("GET .*(roles|rolebindings|secrets|leases|proxy)", 403, 99)
+    space.api.refuse("GET .*(seldon|istio|monitoring)", 403, 99)
+    wait_until_serving(space.cluster, "tiny", PATIENCE)
+    assert len(workload_statuses(space.cluster, "tiny")) == 5
+    assert (queued_requests(space.cluster, "tiny", "first"), leader(space.cluster, "tiny")) == ("?", "?")
+
+
+def test_queued_requests_are_unknown_if_the_queue_does_not_answer(space):
+    space.deploy()
+    assert queued_requests(space.cluster, "tiny", "first") == "0"
+    space.api.refuse("GET .*proxy/stage", 403)
+    assert queued_requests(space.cluster, "tiny", "first") == "?"
