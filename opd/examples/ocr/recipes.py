@@ -44,7 +44,7 @@ class NetworkSource(DocumentModel):
 
 
 class Recipe(DocumentModel):
-    """How one variant is made of a network."""
+    """Recipe of one variant: a network, and what is changed about it."""
 
     network: str
     """name of a network of this file"""
