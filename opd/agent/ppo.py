@@ -22,7 +22,7 @@ from opd.agent.problem import Problem, begin_episodes
 from opd.agent.rollout import RewardScale, Samples, collect_rollout
 from opd.agent.validation import Validation, tolerated_drops, validate
 from opd.host.archive import written_whole
-from opd.simulator.vector_environment import PipelineVectorEnv
+from opd.simulator.environment import PipelineVectorEnv
 
 CHECKPOINT, METRICS = "checkpoint.pt", "metrics.csv"
 """Files of a run."""

@@ -9,15 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from opd.agent.parameters import TrainingParameters
+from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import Pipeline
-from opd.simulator.parameters import SimulationParameters
-from opd.simulator.vector_environment import PipelineVectorEnv
+from opd.simulator.environment import PipelineVectorEnv
 from opd.solvers import IpaParameters, ipa_table, myopic_table
-from opd.workload.cycles import burst_starts
 from opd.workload.forecast import Forecaster
-from opd.workload.trace import Trace
-from opd.workload.workload import Workload
+from opd.workload.trace import Trace, Workload, burst_starts
 
 Configure = Callable[[np.ndarray], np.ndarray]
 """A policy as training sees it: states (E, S) in, configurations (E, N, 3) out."""

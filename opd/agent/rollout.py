@@ -14,7 +14,7 @@ from opd.agent.network import Action, ActorCritic
 from opd.agent.parameters import TrainingParameters
 from opd.measurement import Interval, Score
 from opd.pipeline import from_choices
-from opd.simulator.vector_environment import PipelineVectorEnv
+from opd.simulator.environment import PipelineVectorEnv
 
 Guide = Callable[[PipelineVectorEnv, Tensor, Action], Action]
 """Replaces some of the actions that the network chose: takes environments, states and actions, returns actions."""

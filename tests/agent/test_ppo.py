@@ -20,7 +20,7 @@ from opd.agent.problem import Problem
 from opd.agent.rollout import Samples
 from opd.agent.validation import Validation
 from opd.pipeline import Pipeline, StageConfiguration, Task, Variant, as_array
-from opd.simulator.vector_environment import PipelineVectorEnv
+from opd.simulator.environment import PipelineVectorEnv
 
 # --- the loss --------------------------------------------------------------------------------------------------------
 

@@ -54,9 +54,8 @@ from opd.study.analysis.ablations import (
     with_forecast,
 )
 from opd.study.evaluation.cycles import Setting, run_cycle
-from opd.workload.cycles import Cycle, cycle_counts
-from opd.workload.load import RecentMaximum, future_maximum
-from opd.workload.trace import Trace
+from opd.workload.forecast import RecentMaximum, future_maximum
+from opd.workload.trace import Cycle, Trace, cycle_counts
 
 TRACE = Trace("small", np.tile(varying_workload().counts, 12), np.arange(24_000))
 CYCLES = [Cycle("first", 16_500), Cycle("second", 18_060)]

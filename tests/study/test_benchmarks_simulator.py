@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from opd.measurement import SimulationParameters
 from opd.pipeline import Pipeline, StageConfiguration, Task, Variant, as_array
-from opd.simulator.parameters import SimulationParameters
 from opd.simulator.simulator import Simulator
 from opd.study.benchmarks import DisagreementError, criteria, environment_steps, simulated_requests
 from opd.study.benchmarks.budgets import SMOKE, SimulatorBudget

@@ -18,8 +18,7 @@ from opd.agent.network import ActorCritic
 from opd.agent.ppo import train
 from opd.agent.validation import Validation, validate
 from opd.pipeline import as_array, as_configuration, from_choices
-from opd.simulator.environment import PipelineEnv
-from opd.simulator.vector_environment import PipelineVectorEnv
+from opd.simulator.environment import PipelineEnv, PipelineVectorEnv
 from opd.study.benchmarks.budgets import SMOKE
 from opd.study.benchmarks.criteria import training_criteria
 from opd.study.benchmarks.peer_environments import EPISODE_LENGTH, StageActions

@@ -42,8 +42,8 @@ from opd.study.analysis.robustness_findings import (
 )
 from opd.study.analysis.robustness_runs import COLUMNS, IPA, POLICIES, evaluate_robustness, trained_agents
 from opd.study.evaluation.cycles import cycle_summary, run_cycle
-from opd.workload.cycles import Cycle, cycle_counts
-from opd.workload.load import RecentMaximum
+from opd.workload.forecast import RecentMaximum
+from opd.workload.trace import Cycle, cycle_counts
 
 OBSERVATION = Observation(
     np.full(120, 4), 8.0, ocr_pipeline().smallest_configuration(), np.ones(2), np.ones(2), np.zeros(2), 4.0
