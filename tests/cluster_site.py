@@ -1,4 +1,4 @@
-"""Where the suite of a real cluster runs: the user's cluster, or the emulated one with pods that are real processes."""
+"""Sites for the suite of a real cluster: the user's cluster, or an emulated one whose pods are real processes."""
 
 import base64
 import hashlib
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
+from deadlines import eventually
 from emulator.api_server import ApiServer, kubeconfig
 from emulator.kubelet import Kubelet
 from emulator.prometheus import Prometheus
@@ -38,11 +39,12 @@ IMAGE = "opd.invalid/set-by-the-overlay:0"
 
 
 class Forward:
-    """A local port behind which is the router, by way of the API server: needs neither ingress nor DNS."""
+    """A local port that the API server forwards to the router; needs neither ingress nor DNS."""
 
     def __init__(self, kubeconfig, cluster, pipeline):
         self._kubeconfig, self._cluster, self._pipeline = kubeconfig, cluster, pipeline
         self._listener = socket.create_server(("127.0.0.1", 0))
+        self.accepted = 0
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True, name="forward").start()
 
@@ -53,6 +55,7 @@ class Forward:
         with suppress(OSError):
             while True:
                 connection, _ = self._listener.accept()
+                self.accepted += 1
                 threading.Thread(target=self._carry, args=(connection,), daemon=True).start()
 
     def _carry(self, connection):
@@ -71,7 +74,7 @@ class Forward:
 
 
 def pump(source, target):
-    """Pass on bytes until one side ends, then end the other."""
+    """Forward bytes until one side ends, then end the other."""
     with suppress(OSError):
         while piece := source.recv(65536):
             target.sendall(piece)
@@ -80,19 +83,19 @@ def pump(source, target):
 
 
 class Site:
-    """A namespace of a cluster and what is needed to run a pipeline there.
+    """A namespace of a cluster, and everything needed to run a pipeline there.
 
     Args:
-        folder: for files.
-        kubeconfig: of the cluster.
-        namespace: for everything.
-        overlay: file.
+        folder: folder for files.
+        kubeconfig: kubeconfig of the cluster.
+        namespace: namespace of all objects.
+        overlay: overlay file.
         pipeline: name in the catalogue, or file.
-        store: URL as pods see it.
-        payloads: to send.
-        restart: command that restarts the API server, or a function; None if it cannot be.
-        prometheus: URL, empty if there is none.
-        flavour: of the manifests.
+        store: URL of the model store as pods see it.
+        payloads: payloads of requests.
+        restart: command or function that restarts the API server, None if there is none.
+        prometheus: URL of Prometheus, empty if there is none.
+        flavour: flavour of the workloads.
     """
 
     def __init__(self, folder, kubeconfig, namespace, overlay, pipeline, store, payloads, restart, prometheus, flavour):
@@ -111,42 +114,44 @@ class Site:
         self._forward.close()
 
     def opd(self, command, *options):
-        """The exit code of a command."""
+        """Run a command in this process and return its exit code."""
         settings = self._settings if command == "deploy" else []
         wait = [f"--wait={WAIT_SECONDS}"] if command in ("deploy", "delete") else []
         place = [f"--pipeline={self.chosen}", f"--namespace={self.cluster.namespace}"]
         return cli.main([command, *place, f"--kubeconfig={self.kubeconfig}", *settings, *wait, *options])
 
     def control(self, *options):
-        """The exit code of ``opd run``, which takes over the signals of its process."""
+        """Run ``opd run``, which handles the signals of its process, in another process and return its exit code."""
         place = [f"--pipeline={self.chosen}", f"--namespace={self.cluster.namespace}"]
         command = [sys.executable, "-m", "opd", "run", *place, f"--kubeconfig={self.kubeconfig}"]
         return subprocess.run([*command, *self._settings, *options], timeout=WAIT_SECONDS, cwd=TESTS.parent).returncode
 
     def configure(self, configuration):
-        """Bring the deployed pipeline to a configuration; the exit code."""
+        """Bring the deployed pipeline to a configuration and return the exit code."""
         chosen = zip(self.pipeline.tasks, self.pipeline.selected(configuration), strict=True)
         stages = [f"--stage={t.name}={variant.name}:{s.replicas}:{s.batch_size}" for t, (variant, s) in chosen]
         return self.opd("deploy", *stages)
 
     @contextmanager
     def traffic(self, rate=5, seconds=600):
-        """Requests while something else happens, and a little before and after; yields the list of their records."""
+        """Send requests during a block, and shortly before and after; yields a list that gets their records."""
         self._runs += 1
+        before = self._forward.accepted
         output = self.folder / f"requests-{self._runs}.parquet"
         address, name = self.address, self.pipeline.name
         running = start_load(address, name, [rate] * seconds, self._payloads, self._runs, output)
         found = []
         try:
-            time.sleep(4)
+            eventually(lambda: self._forward.accepted > before)  # the generator starts slowly on a busy machine
+            time.sleep(1)
             yield found
             time.sleep(2)
         finally:
-            running.terminate()
+            running.interrupt()
             found.append(running.finish(60))
 
     def pods(self):
-        """Names of all pods, with how often they were restarted."""
+        """Names of all pods, with the number of their restarts."""
         pods, _ = self.cluster.list(POD, selector(self.pipeline.name))
         statuses = {pod["metadata"]["name"]: pod["status"].get("containerStatuses") or [] for pod in pods}
         return {name: sum(each.get("restartCount", 0) for each in found) for name, found in statuses.items()}
@@ -156,7 +161,7 @@ class Site:
 
 
 def missing():
-    """The variables that a real cluster needs and that are not set."""
+    """Unset environment variables that a real cluster needs."""
     needed = ["OPD_CLUSTER_NAMESPACE", "OPD_CLUSTER_OVERLAY"]
     found = [name for name in needed if not os.environ.get(name)]
     if not any(os.environ.get(name) for name in ("OPD_CLUSTER_KUBECONFIG", "KUBECONFIG")):
@@ -165,7 +170,7 @@ def missing():
 
 
 def user_site(folder):
-    """The site that the environment describes."""
+    """Site described by environment variables."""
     given = os.environ.get
     pipeline = given("OPD_CLUSTER_PIPELINE_FILE", "ocr")
     return Site(
@@ -183,7 +188,7 @@ def user_site(folder):
 
 
 def payloads(pipeline):
-    """A user's own, pages for the OCR pipeline, else a text."""
+    """Payload of a file, or pages for the OCR pipeline, or a text."""
     if path := os.environ.get("OPD_CLUSTER_PAYLOAD"):
         return [Path(path).read_bytes()]
     if pipeline == "ocr":
@@ -197,7 +202,7 @@ def payloads(pipeline):
 
 
 class ForwardingApiServer(ApiServer):
-    """An API server that also forwards ports of pods, by its protocol over a web socket."""
+    """API server that also forwards ports of pods over a web socket."""
 
     def handle(self, method, target, headers, body, answer):
         match = re.match(r"/api/v1/namespaces/[^/]+/pods/([^/]+)/portforward\?ports=(\d+)$", target)
@@ -246,7 +251,7 @@ class ForwardingApiServer(ApiServer):
 
     @staticmethod
     def _receive(answer):
-        """The next data frame; None at the end."""
+        """Return the next data frame, None at the end."""
         while head := answer.rfile.read(2):
             size = head[1] & 127
             if size > 125:
@@ -278,7 +283,7 @@ TASK = """
 
 @contextmanager
 def emulated_site(folder):
-    """A cluster of this process, whose pods are servers with tiny models."""
+    """Emulated cluster in this process, whose pods are servers with tiny models."""
     api = ForwardingApiServer()
     config, store, pods = kubeconfig(api, folder), folder / "store", folder / "pods"
     pods.mkdir()

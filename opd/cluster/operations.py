@@ -1,4 +1,4 @@
-"""Deploys, inspects and deletes a pipeline: the work behind the command line, as functions that return data."""
+"""Deployment, inspection and deletion of a pipeline: the work behind the command line, returning data."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def deploy(
     wait_seconds: float,
     report: Report = lambda _: None,
 ) -> list[ObjectChange]:
-    """Create the objects of a pipeline or updates them, and waits until it serves.
+    """Create or update the objects of a pipeline, and wait until it serves.
 
     Args:
         cluster: the namespace.

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, create_model, model_validator
 
 from opd.cluster.names import check_name
-from opd.documents import DocumentModel
+from opd.host.documents import DocumentModel
 
 MERGE_KEYS: Mapping[str, str] = {
     "containers": "name",
@@ -41,14 +41,14 @@ _MAPPING = re.compile(r"[Dd]ict[\[(]str, (.*)[\])]")
 
 
 def check_pod_spec(spec: Any) -> Any:
-    """Return a partial pod specification, in which every field exists and has the right type; null is any type.
+    """Return a partial pod specification after checking that all fields exist and have the right type, or are null.
 
     Raises:
-        ValueError: if it takes the containers of the pod away.
+        ValueError: if it removes the containers of the pod.
         ValidationError: listing the places that are wrong.
     """
     if spec is None or (isinstance(spec, Mapping) and spec.get("containers", ()) is None):
-        raise ValueError("may not take our containers away")
+        raise ValueError("must not remove our containers")
     _model("V1PodSpec").model_validate(spec)
     return spec
 
@@ -58,7 +58,7 @@ PodSpecPatch = Annotated[dict[str, Any], BeforeValidator(check_pod_spec)]
 
 
 class _PodPart(DocumentModel):
-    """Base of the models: names the known fields where an unknown one is given."""
+    """Base of the models; an error about an unknown field names the known ones."""
 
     @model_validator(mode="before")
     @classmethod
@@ -100,7 +100,7 @@ def _type(field: str, described: str) -> Any:
 
 
 def _check_elements(field: str, elements: list[_PodPart]) -> list[_PodPart]:
-    """Return the elements of a merged list, each of which must be identified, once."""
+    """Return the elements of a merged list after checking that each has an identity of its own."""
     key = MERGE_KEYS[field]
     names = [getattr(element, key) for element in elements]
     for name, count in Counter(names).items():

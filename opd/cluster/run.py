@@ -1,4 +1,4 @@
-"""Prepares a run of the controller from what the command line gives."""
+"""Preparation of a controller's run from the options of the command line."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from opd.cluster.errors import InputError
 from opd.cluster.service import run_controller
 from opd.cluster.settings import ClusterSettings
 from opd.control.factory import build_policy
-from opd.documents import read_document
+from opd.host.documents import read_document
+from opd.host.paths import project_path
 from opd.objective import Weights
-from opd.paths import project_path
 from opd.pipeline import Pipeline
 from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
 from opd.simulator.parameters import SimulationParameters
@@ -25,7 +25,7 @@ from opd.workload.forecast import Forecaster
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options of ``opd run``.
+    """Options of a run.
 
     Attributes:
         policy: name of the policy.
@@ -61,7 +61,7 @@ def prepare_run(
     kubeconfig: str | None = None,
     context: str | None = None,
 ) -> Callable[[], int]:
-    """Load policy and forecaster and returns the run, which controls the pipeline until it is interrupted.
+    """Load policy and forecaster, and return a function that controls the pipeline until it is interrupted.
 
     Raises:
         InputError: if no Prometheus server is named.

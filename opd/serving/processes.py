@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from opd.host.waiting import wait_until
 from opd.serving import loopback
 from opd.serving.loopback import direct_session, hold_port, port_of, responds
 from opd.serving.settings import ServerSettings
-from opd.waiting import wait_until
 
 STOP_SECONDS = 8.0
 """Seconds a server has to end after it has finished its requests; then it is killed."""

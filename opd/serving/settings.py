@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from opd.documents import DocumentModel
+from opd.host.documents import DocumentModel
 
 RUNTIMES = {
     "model": "opd.serving.model_runtime.ModelRuntime",

@@ -1,8 +1,8 @@
-"""Runs one stage of the study: a notebook, executed by papermill with the parameters it declares.
+"""Run a notebook, one stage of the study, with papermill and the parameters it declares.
 
-``python -m opd.study.notebook notebooks/03_ppo_training.ipynb --params params.yaml key=value`` is what the
-stages of ``dvc.yaml`` call. Of the parameter files a notebook gets the top-level keys that its
-parameters cell declares, so that one ``params.yaml`` serves all stages; its own defaults fill in the rest.
+``python -m opd.study.notebook notebooks/03_ppo_training.ipynb --params params.yaml key=value`` is the command of the
+stages in ``dvc.yaml``; it works in any folder. A notebook gets those top-level keys of the parameter files that its
+parameters cell declares, so one ``params.yaml`` serves all stages; its own defaults fill in the rest.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +20,24 @@ import papermill
 import yaml
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from pydantic import TypeAdapter, ValidationError
 
-from opd.paths import project_path
+from opd.host.paths import project_path
 
 CELL_TIMEOUT = 6 * 3600.0
 """Seconds one cell may take before the stage fails."""
 
-# What a value may be for a declared type; True and False are integers to Python, but not to a reader.
-_ACCEPTED: dict[str, tuple[type, ...]] = {
-    "bool": (bool,),
-    "int": (int,),
-    "float": (int, float),
-    "str": (str,),
-    "list": (list,),
-    "dict": (dict,),
-}
+# Strict: a number is not a text, and True is not a number; an integer is a float.
+_TYPES = {kind.__name__: TypeAdapter(kind, config={"strict": True}) for kind in (bool, int, float, str, list, dict)}
 _WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 class StageError(Exception):
-    """A stage cannot run or did not finish; the message says why and what to do."""
+    """A stage cannot run or did not finish; the message states the reason and the remedy."""
 
 
 def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
-    """Two trees of parameters as one: ``update`` wins, nested mappings are merged, lists are replaced."""
+    """Merge two trees of parameters: ``update`` wins, nested mappings are merged, lists are replaced."""
     merged = dict(base)
     for key, value in update.items():
         below = merged.get(key)
@@ -53,10 +48,10 @@ def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_parameters(files: Iterable[Path]) -> dict[str, Any]:
-    """The merged content of YAML files, later ones winning.
+    """Read and merge YAML files; later ones win.
 
     Raises:
-        StageError: if a file is missing, is no YAML, or is not a mapping of names to values.
+        StageError: if a file is missing, is not valid YAML, or does not map names to values.
     """
     parameters: dict[str, Any] = {}
     for file in files:
@@ -67,16 +62,16 @@ def read_parameters(files: Iterable[Path]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise StageError(f"{file} is not valid YAML: {error}") from error
         if not isinstance(content, Mapping):
-            raise StageError(f"{file} holds a {type(content).__name__}, but must map names to values")
+            raise StageError(f"{file} contains a {type(content).__name__}; it must map names to values")
         parameters = merge(parameters, content)
     return parameters
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
-    """``key=value`` arguments as a mapping; values are YAML, so ``seeds=[0,1]`` is a list.
+    """Parse ``key=value`` arguments; values are YAML, so ``seeds=[0,1]`` is a list.
 
     Raises:
-        StageError: if an argument has no ``=``, no key, or a value that is no YAML.
+        StageError: if an argument has no ``=``, no key, or a value that is not valid YAML.
     """
     overrides: dict[str, Any] = {}
     for argument in arguments:
@@ -91,12 +86,12 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
 
 
 def select_parameters(notebook: Path, parameters: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """What to pass to a notebook: the parameters it declares, with the overrides merged in.
+    """Select the parameters that a notebook declares, and merge in the overrides.
 
     Args:
         notebook: file of the notebook.
-        parameters: tree shared by all stages; keys that the notebook does not declare are left out.
-        overrides: meant for this notebook; every key must be declared by it.
+        parameters: tree shared by all stages; keys that the notebook does not declare are ignored.
+        overrides: for this notebook; it must declare every key.
 
     Raises:
         StageError: if the notebook does not declare an override, or a value is not of the declared type.
@@ -105,7 +100,7 @@ def select_parameters(notebook: Path, parameters: Mapping[str, Any], overrides: 
     unknown = sorted(set(overrides) - set(declared))
     if unknown:
         names = ", ".join(declared) or "none"
-        raise StageError(f"{notebook} has no parameter {', '.join(unknown)}; the parameters it declares: {names}")
+        raise StageError(f"{notebook} has no parameter {', '.join(unknown)}; it declares {names}")
     shared = {key: value for key, value in parameters.items() if key in declared}
     selected = merge(shared, overrides)
     for key, value in selected.items():
@@ -115,17 +110,18 @@ def select_parameters(notebook: Path, parameters: Mapping[str, Any], overrides: 
 
 def _check_type(notebook: Path, key: str, value: Any, declared: str) -> None:
     kind = declared.split("[")[0].strip()
-    accepted = _ACCEPTED.get(kind)
-    if accepted is None or (isinstance(value, accepted) and (kind == "bool" or not isinstance(value, bool))):
-        return
-    hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if kind == "float" and isinstance(value, str) else ""
-    raise StageError(
-        f"parameter {key} is {value!r}, a {type(value).__name__}, but {notebook} declares it as {declared}{hint}"
-    )
+    try:
+        if kind in _TYPES:
+            _TYPES[kind].validate_python(value)
+    except ValidationError as error:
+        hint = "; YAML reads 1e-4 as text, write 1.0e-4" if kind == "float" and isinstance(value, str) else ""
+        raise StageError(
+            f"{notebook}: parameter {key} is {value!r}, a {type(value).__name__}, but is declared as {declared}{hint}"
+        ) from error
 
 
 def strip_run_details(notebook: nbformat.NotebookNode) -> None:
-    """Removes, in place, what differs between two runs with equal results: times, paths, random ids, widgets."""
+    """Remove, in place, what differs between two runs with equal results: times, paths, random ids, widgets."""
     for name in ("papermill", "widgets"):
         notebook.metadata.pop(name, None)
     for position, cell in enumerate(notebook.cells):
@@ -139,51 +135,38 @@ def strip_run_details(notebook: nbformat.NotebookNode) -> None:
 
 
 def run(notebook: Path, output: Path, parameters: Mapping[str, Any], timeout: float = CELL_TIMEOUT) -> None:
-    """Executes a notebook in the project's root and keeps the executed copy, also when a cell fails.
+    """Execute a notebook in the project's root and keep the executed copy, also when a cell fails.
 
-    What the cells print is passed on while they run.
+    The output of the cells is shown while they run.
 
     Args:
-        notebook: file to execute; never written to.
+        notebook: file to execute; it is not modified.
         output: file of the executed copy.
         parameters: values for the notebook's parameters cell.
         timeout: seconds that one cell may take.
 
     Raises:
-        StageError: if a cell fails, takes too long or its kernel dies.
+        StageError: if a cell fails, takes too long, or its kernel dies.
     """
     if output.resolve() == notebook.resolve():
         raise StageError(f"the executed notebook would overwrite its source {notebook}; choose another --output")
     output.parent.mkdir(parents=True, exist_ok=True)
     output.unlink(missing_ok=True)
     try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(output),
-            parameters=dict(parameters),
-            kernel_name="python3",
-            cwd=str(project_path()),
-            progress_bar=sys.stderr.isatty(),
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
-            execution_timeout=timeout,
-            # Without the warning of every kernel that its messages pass through the loopback interface.
-            extra_arguments=["--log-level=ERROR"],
-        )
-    except PapermillExecutionError as error:
-        raise StageError(
-            f"{notebook}, cell In [{error.exec_count}] failed:\n\n{_indented(error.source)}\n\n"
-            f"{error.ename}: {error.evalue}\n\nThe notebook up to there, with the traceback: {output}"
-        ) from error
-    except CellTimeoutError as error:
-        raise StageError(
-            f"{notebook}: a cell took longer than {timeout:g} s; allow more with --timeout, or ask for less work. "
-            f"The notebook up to there: {output}"
-        ) from error
-    except DeadKernelError as error:
-        raise StageError(
-            f"{notebook}: the kernel died, most often for lack of memory. The notebook up to there: {output}"
-        ) from error
+        with _stage_errors(notebook, output, timeout):
+            papermill.execute_notebook(
+                str(notebook),
+                str(output),
+                parameters=dict(parameters),
+                kernel_name="python3",
+                cwd=str(project_path()),
+                progress_bar=sys.stderr.isatty(),
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+                execution_timeout=timeout,
+                # Every kernel would warn that its messages pass through the loopback interface.
+                extra_arguments=["--log-level=ERROR"],
+            )
     finally:
         if output.is_file():
             executed = nbformat.read(output, as_version=4)
@@ -191,34 +174,65 @@ def run(notebook: Path, output: Path, parameters: Mapping[str, Any], timeout: fl
             nbformat.write(executed, output)
 
 
+@contextmanager
+def _stage_errors(notebook: Path, output: Path, timeout: float) -> Iterator[None]:
+    """Turn the errors of papermill into errors that name the notebook, the cell and the remedy."""
+    try:
+        yield
+    except PapermillExecutionError as error:
+        raise StageError(
+            f"{notebook}, cell In [{error.exec_count}] failed:\n\n{_indented(error.source)}\n\n"
+            f"{error.ename}: {error.evalue}\n\nThe notebook up to this cell, with the traceback: {output}"
+        ) from error
+    except CellTimeoutError as error:
+        raise StageError(
+            f"{notebook}: a cell took longer than {timeout:g} s; allow more with --timeout, or request less work. "
+            f"The notebook up to this cell: {output}"
+        ) from error
+    except DeadKernelError as error:
+        raise StageError(
+            f"{notebook}: the kernel died, probably for lack of memory; run fewer processes at a time. "
+            f"The notebook up to this cell: {output}"
+        ) from error
+
+
 def _indented(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m opd.study.notebook", description="Run one notebook of the study.")
+    parser = argparse.ArgumentParser(
+        prog="python -m opd.study.notebook",
+        description="Run a notebook with parameters from YAML files and the command line.",
+    )
     parser.add_argument("notebook", type=Path, help="the notebook to execute")
-    parser.add_argument("--params", nargs="+", default=[], metavar="FILE", help="YAML files, later ones win")
+    parser.add_argument(
+        "--params",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="YAML files, later ones win (default: params.yaml)",
+    )
     parser.add_argument("--output", type=Path, help="executed copy (default: reports/notebooks/NAME.ipynb)")
     parser.add_argument("--timeout", type=float, default=CELL_TIMEOUT, help="seconds for one cell (default: 6 h)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="parameters for this run, as YAML")
     arguments = parser.parse_intermixed_args(argv)
-    # An override right after --params is taken for one of its files.
+    # argparse takes an override right after --params for one of its files.
     arguments.overrides += [item for item in arguments.params if "=" in item]
     arguments.params = [Path(item) for item in arguments.params if "=" not in item]
     return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code, 1 for a stage that did not finish."""
+    """Run the command line; returns the exit code, 1 for a stage that did not finish."""
     arguments = _arguments(argv)
     notebook: Path = arguments.notebook
     started = time.monotonic()
     try:
         if not notebook.is_file():
-            raise StageError(f"no notebook {notebook} in {Path.cwd()}")
+            raise StageError(f"no notebook {notebook} in {Path.cwd()}; give the path of an .ipynb file")
         output = arguments.output or project_path("reports", "notebooks", notebook.name)
-        shared = read_parameters(arguments.params or [project_path("params.yaml")])
+        shared = read_parameters(arguments.params or filter(Path.is_file, [project_path("params.yaml")]))
         parameters = select_parameters(notebook, shared, parse_overrides(arguments.overrides))
         print(f"{notebook.stem}: started", flush=True)
         run(notebook, output, parameters, arguments.timeout)

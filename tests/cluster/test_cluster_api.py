@@ -88,7 +88,7 @@ def test_objects_are_created_read_changed_and_deleted(cluster):
         cluster.get(CONFIG_MAP, "settings")
 
 
-def test_what_is_as_wanted_is_not_written(server, cluster):
+def test_an_unchanged_object_is_not_written(server, cluster):
     cluster.create(config_map(batch_size="1"))
     cluster.modify(CONFIG_MAP, "settings", lambda found: found["data"].update(batch_size="1"))
     assert not [request for request in server.requests if request[0] == "PUT"]
@@ -137,14 +137,14 @@ def test_a_renewed_token_is_read_after_a_401(server, tmp_path):
     assert [token.split()[-1] for token in codes] == ["first", "first", "second"]
 
 
-def test_credentials_that_stay_refused_are_tried_twice(server, cluster):
+def test_refused_credentials_are_tried_twice(server, cluster):
     server.token = "another"
     with within(), pytest.raises(UnauthorisedError, match="log in again"):
         cluster.get(CONFIG_MAP, "settings")
     assert len(server.requests) == 2
 
 
-def test_without_credentials_it_says_what_to_set(tmp_path):
+def test_missing_credentials_name_the_remedy(tmp_path):
     with pytest.raises(CredentialsError, match="set KUBECONFIG"):
         Cluster("space", lambda: credentials(str(tmp_path / "none")))
 
@@ -157,7 +157,7 @@ def test_in_a_pod_the_service_account_is_used(monkeypatch):
         credentials()
 
 
-def test_a_context_that_is_missing_is_named(server, tmp_path):
+def test_a_missing_context_is_named(server, tmp_path):
     path = kubeconfig(server, tmp_path)
     with pytest.raises(CredentialsError, match="elsewhere"):
         credentials(str(path), "elsewhere")
@@ -193,7 +193,7 @@ def test_an_object_changed_by_others_is_changed_again(server, cluster):
     assert [request[0] for request in server.requests] == ["POST", *["GET", "PUT"] * 3]
 
 
-def test_an_object_that_others_keep_changing_is_given_up(server, cluster):
+def test_endless_conflicts_are_an_error(server, cluster):
     cluster.create(config_map(batch_size="1"))
     changes = iter(range(99))
     server.fail(
@@ -203,7 +203,7 @@ def test_an_object_that_others_keep_changing_is_given_up(server, cluster):
         cluster.modify(CONFIG_MAP, "settings", lambda found: found["data"].update(batch_size="2"))
 
 
-def test_retry_after_is_heeded(server, cluster):
+def test_retry_after_is_respected(server, cluster):
     cluster.create(config_map())
     server.refuse("GET", 429, Retry_After="1")
     begin = time.monotonic()
@@ -212,7 +212,7 @@ def test_retry_after_is_heeded(server, cluster):
     assert time.monotonic() - begin > 0.95
 
 
-def test_a_cluster_that_wants_too_much_patience_has_refused(server, cluster):
+def test_a_retry_after_beyond_the_longest_pause_is_a_refusal(server, cluster):
     server.refuse("POST", 429, 99, Retry_After="600")
     with within(), pytest.raises(TooManyRequestsError) as caught:
         cluster.create(config_map())
@@ -220,7 +220,7 @@ def test_a_cluster_that_wants_too_much_patience_has_refused(server, cluster):
     assert len(server.requests) == 1
 
 
-def test_a_cluster_that_refuses_for_ever_is_asked_a_few_times(server, cluster):
+def test_endless_refusals_are_an_error_after_a_few_attempts(server, cluster):
     server.refuse("GET", 429, 99, Retry_After="0")
     with within(), pytest.raises(TooManyRequestsError):
         cluster.get(CONFIG_MAP, "settings")
@@ -231,7 +231,7 @@ def test_a_cluster_that_refuses_for_ever_is_asked_a_few_times(server, cluster):
 
 
 @pytest.mark.parametrize("fault", ["500", "503", "drop", "slow"])
-def test_what_passes_is_tried_again(server, cluster, fault):
+def test_transient_failures_are_retried(server, cluster, fault):
     cluster.create(config_map())
     if fault == "drop":
         server.drop("GET", 2)
@@ -244,7 +244,7 @@ def test_what_passes_is_tried_again(server, cluster, fault):
 
 
 @pytest.mark.parametrize("act, error", [("500", ServerFailedError), ("drop", NoAnswerError), ("slow", NoAnswerError)])
-def test_what_stays_is_an_error_after_a_bounded_time(server, cluster, act, error):
+def test_permanent_failures_are_an_error_after_a_bounded_time(server, cluster, act, error):
     if act == "drop":
         server.drop("PUT|GET", 99)
     elif act == "slow":
@@ -263,7 +263,7 @@ def test_a_creation_without_an_answer_is_not_repeated(server, cluster):
     assert len(server.requests) == 1
 
 
-def test_a_cluster_that_is_not_there_is_named(server, cluster):
+def test_an_unreachable_cluster_is_named(server, cluster):
     server.stop()
     try:
         with within(), pytest.raises(NoAnswerError, match=server.url):

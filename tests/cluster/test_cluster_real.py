@@ -1,8 +1,8 @@
-"""The whole life of a pipeline on a real cluster; docs/kubernetes.md says how to run it on one's own.
+"""The whole life of a pipeline on a real cluster; docs/kubernetes.md explains how to run it on your own.
 
-Off by default. It needs OPD_CLUSTER_KUBECONFIG (or KUBECONFIG), OPD_CLUSTER_NAMESPACE and OPD_CLUSTER_OVERLAY, a file
-that gives the pods their image and whatever else they need there; or OPD_CLUSTER_EMULATOR=1, which runs it against the
-emulated cluster, to see that the suite itself works. The tests build on one another, in this order.
+Off by default. The suite needs OPD_CLUSTER_KUBECONFIG (or KUBECONFIG), OPD_CLUSTER_NAMESPACE and OPD_CLUSTER_OVERLAY, a
+file that sets the image and whatever else the pods need there. With OPD_CLUSTER_EMULATOR=1 it runs against an emulated
+cluster instead, which tests the suite itself. The tests depend on one another, in this order.
 """
 
 import os
@@ -32,7 +32,7 @@ RESTART_SECONDS = 180
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A cluster without the pipeline, before and after."""
+    """Site where the pipeline is not deployed, before and after the tests."""
     folder = tmp_path_factory.mktemp("site")
     if os.environ.get("OPD_CLUSTER_EMULATOR") == "1":
         with emulated_site(folder) as site:
@@ -43,7 +43,7 @@ def place(tmp_path_factory):
     with closing(user_site(folder)) as site:
         if find_owned(site.cluster, site.pipeline.name)[0]:
             pytest.fail(
-                f"pipeline {site.pipeline.name!r} is there already and would be deleted in the end; delete it, or name "
+                f"pipeline {site.pipeline.name!r} is already deployed and would be deleted in the end; delete it, or name "
                 "another namespace in OPD_CLUSTER_NAMESPACE"
             )
         yield site
@@ -52,18 +52,18 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def deployed(place):
-    """The pipeline in its smallest configuration."""
+    """Site where the pipeline is deployed in its smallest configuration."""
     assert place.opd("deploy") == cli.DONE
     return place
 
 
 def lost(records):
-    """Requests that were not answered, with what they got instead."""
+    """Requests without an answer, with the errors they got instead."""
     return records.loc[records["outcome"] != COMPLETED, ["sent", "code", "detail"]].to_dict("records")
 
 
 def changed(site, **what):
-    """The smallest configuration with something else in its first stage, or a skip if that cannot be."""
+    """The smallest configuration with changes in its first stage; skips the test if the limits forbid it."""
     first, *others = site.pipeline.smallest_configuration()
     wanted = (first._replace(**what), *others)
     most = max(site.pipeline.batch_sizes)
@@ -74,7 +74,7 @@ def changed(site, **what):
 
 
 def other_variant(site):
-    """Of the first stage."""
+    """Position of another variant of the first stage."""
     variants = site.pipeline.tasks[0].variants
     if len(variants) < 2:
         pytest.skip("the first task has one variant only")
@@ -83,17 +83,17 @@ def other_variant(site):
 
 
 def serving(site):
-    """What the queue of the first stage says it serves with: batch size and variants."""
+    """Batch size and variants that the queue of the first stage reports."""
     task = site.pipeline.tasks[0].name
     pods, _ = site.cluster.list(POD, selector(site.pipeline.name, QUEUE, task))
     status = site.cluster.ask_pod(next(p["metadata"]["name"] for p in pods if not is_terminating(p)), 8080, "/stage")
     return status["batch_size"], sorted(each["variant"] for each in status["replicas"] if not each["retired"])
 
 
-def test_it_is_deployed_and_serves(deployed):
+def test_the_deployed_pipeline_serves(deployed):
     assert deployed.opd("status") == cli.DONE
     with deployed.traffic() as records:
-        time.sleep(10)  # a busy machine takes some seconds to start the load
+        time.sleep(10)
     assert len(records[0]) >= 20 and not lost(records[0])
     assert records[0]["answer"].str.len().min() > 0
 
@@ -132,7 +132,7 @@ def test_a_deleted_pod_is_replaced_without_losing_a_request(deployed):
     assert not lost(records[0])
 
 
-def test_what_is_above_the_capacity_is_refused_and_changes_nothing(deployed, capsys):
+def test_a_configuration_beyond_the_limits_is_refused_and_changes_nothing(deployed, capsys):
     before, state = deployed.pods(), serving(deployed)
     first, *others = deployed.pipeline.smallest_configuration()
     largest = StageConfiguration(first.variant, deployed.pipeline.max_replicas + 1, first.batch_size)
@@ -145,7 +145,7 @@ def test_what_is_above_the_capacity_is_refused_and_changes_nothing(deployed, cap
     assert (deployed.pods(), serving(deployed)) == (before, state)
 
 
-def test_it_outlives_the_api_server(deployed):
+def test_the_pipeline_survives_a_restart_of_the_api_server(deployed):
     if deployed.restart is None:
         pytest.skip("set OPD_CLUSTER_RESTART_COMMAND to a command that restarts the API server")
     before = deployed.pods()
@@ -154,13 +154,13 @@ def test_it_outlives_the_api_server(deployed):
     else:
         subprocess.run(deployed.restart, shell=True, check=True, timeout=RESTART_SECONDS)
     eventually(lambda: deployed.opd("status") == cli.DONE, RESTART_SECONDS, poll=0.5)
-    assert deployed.pods() == before  # nothing was started anew
+    assert deployed.pods() == before  # no pod was restarted
     with deployed.traffic() as records:
         assert deployed.configure(deployed.pipeline.smallest_configuration()) == cli.DONE
     assert not lost(records[0])
 
 
-def test_a_policy_controls_it(deployed):
+def test_a_policy_controls_the_pipeline(deployed):
     if not deployed.prometheus:
         pytest.skip("set OPD_CLUSTER_PROMETHEUS to the URL of a Prometheus server that scrapes the pods")
     if not (ROOT / "models" / "forecaster.npz").is_file():
@@ -171,7 +171,7 @@ def test_a_policy_controls_it(deployed):
     assert not lost(records[0]) and deployed.opd("status") == cli.DONE
 
 
-def test_it_is_deleted_without_leftovers(deployed, capsys):
+def test_deletion_leaves_nothing(deployed, capsys):
     assert deployed.opd("delete") == cli.DONE
     assert find_owned(deployed.cluster, deployed.pipeline.name)[0] == [] and deployed.pods() == {}
     assert deployed.cluster.list(LEASE, selector(deployed.pipeline.name))[0] == []

@@ -17,7 +17,8 @@ import requests
 import yaml
 from deadlines import PATIENCE, eventually, terminating, within
 from prometheus_client import generate_latest
-from tiny_cluster import INITIAL, LARGE, OFTEN, TIMES, WANTED, FixedPolicy, TinyDeployment, lease_spec, stages
+from small_pipelines import stages
+from tiny_cluster import INITIAL, LARGE, OFTEN, TIMES, WANTED, FixedPolicy, TinyDeployment, lease_spec
 
 from opd.cluster.controller import Controller, ControllerSettings
 from opd.cluster.difference import ObjectChange
@@ -63,7 +64,7 @@ def events(world):
     return {each["reason"]: each for each in world.api.all("events")}
 
 
-def test_it_leads_decides_records_and_ends(world, caplog):
+def test_a_limited_run_leads_decides_records_and_ends(world, caplog):
     caplog.set_level(logging.INFO, "opd.cluster.record")
     made = controller(world, decisions=2)
     with within():
@@ -85,7 +86,7 @@ def test_it_leads_decides_records_and_ends(world, caplog):
     assert lease_spec(world.api)["holderIdentity"] == ""
 
 
-def test_a_forecast_that_fails_is_an_event_and_the_pipeline_is_reconfigured_all_the_same(world):
+def test_a_failed_forecast_is_an_event_and_decisions_go_on(world):
     controller(world, forecast=lambda history: float("nan"), decisions=1).run()
     assert events(world)["ForecastFailed"]["type"] == "Warning"
     assert "the forecast is nan" in events(world)["ForecastFailed"]["message"]
@@ -93,7 +94,7 @@ def test_a_forecast_that_fails_is_an_event_and_the_pipeline_is_reconfigured_all_
     assert world.state("first") == {"variant": "large", "replicas": "1", "batch_size": "2"}
 
 
-def test_a_variant_that_was_taken_out_of_the_pipeline_does_not_stop_it(world, monkeypatch):
+def test_metrics_of_a_removed_variant_do_not_stop_the_controller(world, monkeypatch):
     monkeypatch.setattr("opd.cluster.controller.RETRY_SECONDS", 600.0)  # what fails does not begin again in time
     former = tuple(Variant("former", 0.5, 1, {1: 0.05, 4: 0.05}, 2.0) for _ in world.pipeline.tasks)
     tasks = tuple(Task(t.name, (v, *t.variants)) for t, v in zip(world.pipeline.tasks, former, strict=True))
@@ -103,7 +104,7 @@ def test_a_variant_that_was_taken_out_of_the_pipeline_does_not_stop_it(world, mo
     assert world.state("first")["variant"] == "large"
 
 
-def test_an_event_is_made_though_the_router_cannot_be_read(world):
+def test_events_are_created_even_if_the_router_cannot_be_read(world):
     world.api.refuse("GET .*deployments/tiny-router", 403, 10**6)
     controller(world, decisions=1).run()
     assert "uid" not in events(world)["Reconfigured"]["involvedObject"]
@@ -139,7 +140,7 @@ def test_a_refusal_is_an_event_and_a_metric(world):
     assert world.state("first")["variant"] == "small"
 
 
-def test_a_policy_that_fails_is_asked_again_and_the_pipeline_goes_on(world, monkeypatch):
+def test_a_failed_policy_is_asked_again(world, monkeypatch):
     monkeypatch.setattr("opd.cluster.controller.RETRY_SECONDS", 0.1)
 
     class Failing(FixedPolicy):
@@ -155,7 +156,7 @@ def test_a_policy_that_fails_is_asked_again_and_the_pipeline_goes_on(world, monk
     assert world.state("first")["variant"] == "large"
 
 
-def test_one_leads_one_stands_by_and_takes_over(world):
+def test_a_standby_controller_takes_over_from_the_leader(world):
     with Running(controller(world)) as first:
         eventually(lambda: first.state == "leading")
         with Running(controller(world)) as second:
@@ -166,7 +167,7 @@ def test_one_leads_one_stands_by_and_takes_over(world):
             assert lease_spec(world.api)["holderIdentity"] == second.holder
 
 
-def test_one_that_loses_its_lease_acts_no_more(world):
+def test_a_controller_that_loses_its_lease_changes_nothing(world):
     with Running(controller(world, FixedPolicy(INITIAL))) as made:
         eventually(lambda: made.state == "leading")
         theirs = {"holderIdentity": "other", "leaseDurationSeconds": 60}
@@ -177,7 +178,7 @@ def test_one_that_loses_its_lease_acts_no_more(world):
         assert {method for method, *_ in world.api.requests} <= {"GET"}
 
 
-def test_it_waits_for_a_cluster_that_is_away_and_says_so(world, monkeypatch):
+def test_an_unavailable_cluster_is_reported_and_waited_for(world, monkeypatch):
     monkeypatch.setattr("opd.cluster.controller.RETRY_SECONDS", 0.1)
     world.api.refuse("GET .*configmaps", 403, 10**6)
     with Running(controller(world)) as made, health_server(made, "127.0.0.1", 0) as port:
@@ -191,7 +192,7 @@ def test_it_waits_for_a_cluster_that_is_away_and_says_so(world, monkeypatch):
         assert answers("/elsewhere").status_code == 404
 
 
-def test_a_run_of_some_decisions_ends_if_the_pipeline_is_not_deployed_and_the_service_waits_for_it(world, monkeypatch):
+def test_without_a_deployed_pipeline_a_limited_run_ends_and_the_service_waits(world, monkeypatch):
     monkeypatch.setattr("opd.cluster.controller.RETRY_SECONDS", 0.1)
     world.api.refuse("GET .*configmaps", 404, 10**6)
     for dry_run in (False, True):
@@ -204,7 +205,7 @@ def test_a_run_of_some_decisions_ends_if_the_pipeline_is_not_deployed_and_the_se
         eventually(lambda: made.state == "leading")
 
 
-def test_a_run_of_some_decisions_does_not_stand_by_for_ever(world):
+def test_a_limited_run_does_not_stand_by_for_ever(world):
     with Running(controller(world)) as first:
         eventually(lambda: first.state == "leading")
         with within(), pytest.raises(LedByAnotherError, match="holds the Lease 'tiny-controller' of pipeline 'tiny'"):
@@ -229,7 +230,7 @@ def test_a_dry_run_prints_the_difference_and_changes_nothing(world, capsys):
     assert not world.api.all("leases") and not world.api.all("events")
 
 
-def test_a_difference_leaves_out_what_the_cluster_keeps_for_itself():
+def test_a_difference_leaves_out_fields_that_the_cluster_maintains():
     before = {"kind": "A", "metadata": {"name": "n", "resourceVersion": "1"}, "data": {"x": "1"}, "status": {"s": 1}}
     after = {"kind": "A", "metadata": {"name": "n", "resourceVersion": "2"}, "data": {"x": "2"}, "status": {"s": 2}}
     assert [line for line in ObjectChange(before, after).difference().splitlines() if line[0] in "+-"] == [
@@ -260,7 +261,7 @@ def used_rights(server):
 
 
 @pytest.mark.parametrize("flavour", ["deployment", "seldon"])
-def test_the_role_of_the_controller_is_enough_and_the_controller_keeps_to_its_namespace(tmp_path, flavour):
+def test_the_controller_needs_no_rights_beyond_its_role_and_namespace(tmp_path, flavour):
     with TinyDeployment(tmp_path, flavour) as world:
         world.api.requests.clear()
         controller(world, decisions=1).run()
@@ -294,7 +295,7 @@ sys.exit(run_controller(tiny_pipeline(), settings(), monitor, FixedPolicy(WANTED
 
 
 @pytest.mark.processes
-def test_sigterm_in_the_middle_of_a_change_ends_it_soon_and_in_good_order(world):
+def test_sigterm_during_a_change_ends_the_controller_soon_and_cleanly(world):
     world.kubelet.behave("tiny-first-large", broken="silent")
     script = PROCESS.format(tests=str(ROOT / "tests"), prometheus=world.prometheus.url, config=str(world.config))
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, env=os.environ)

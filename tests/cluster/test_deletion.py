@@ -4,7 +4,8 @@ import threading
 
 import pytest
 from deadlines import PATIENCE
-from tiny_cluster import LARGE, SMALL, TinyDeployment, stages
+from small_pipelines import stages
+from tiny_cluster import LARGE, SMALL, TinyDeployment
 
 from opd.cluster.deletion import delete_pipeline
 from opd.cluster.errors import ForbiddenError, LeftoverError
@@ -15,7 +16,7 @@ EVERYTHING = dict(network_policy=True, istio_gateway="gate", pod_monitor=True, d
 
 
 @pytest.mark.parametrize("flavour", ["deployment", "seldon"])
-def test_nothing_is_left(space, flavour):
+def test_a_deletion_leaves_nothing(space, flavour):
     space.deploy(flavour=flavour, **EVERYTHING)
     Lease(space.cluster, "tiny", "me").attempt()
     space.api.edit("leases", "tiny-controller", lambda lease: lease["spec"].update(holderIdentity=""))
@@ -27,13 +28,13 @@ def test_nothing_is_left(space, flavour):
     assert space.delete() == []
 
 
-def test_a_lease_of_somebody_else_stays(space):
+def test_a_foreign_lease_stays(space):
     metadata = {"name": "tiny-controller", "namespace": "space"}
     space.api.put({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": {}})
     assert space.delete() == [] and space.names("leases") == {"tiny-controller"}
 
 
-def test_a_lease_that_stayed_behind_is_deleted_later(space, monkeypatch):
+def test_a_lease_left_behind_is_deleted_later(space, monkeypatch):
     monkeypatch.setattr("opd.cluster.deletion.RENEWED_SECONDS", 0.3)
     Lease(space.cluster, "tiny", "me").attempt()
     seen = delete_pipeline(space.cluster, "tiny", PATIENCE, dry_run=True)
@@ -41,7 +42,7 @@ def test_a_lease_that_stayed_behind_is_deleted_later(space, monkeypatch):
     assert [change.before["kind"] for change in space.delete()] == ["Lease"] and not space.api.objects
 
 
-def test_a_controller_that_still_runs_is_named_and_its_lease_goes_once_it_has_ended(space):
+def test_a_running_controller_is_named_and_its_lease_is_deleted_once_it_ends(space):
     space.deploy()
     with Lease(space.cluster, "tiny", "me", LeaseTimes(retry=0.1)) as lease:
         with pytest.raises(LeftoverError, match="Lease tiny-controller, which me .*a controller still runs"):
@@ -50,7 +51,7 @@ def test_a_controller_that_still_runs_is_named_and_its_lease_goes_once_it_has_en
         assert [change.before["kind"] for change in space.delete()] == ["Lease"] and not space.api.objects
 
 
-def test_the_router_goes_before_what_it_needs(space):
+def test_the_router_is_deleted_before_what_it_needs(space):
     space.deploy()
     space.kubelet.behave("tiny-router", stop_seconds=0.5)
     seen = []
@@ -66,7 +67,7 @@ def test_the_router_goes_before_what_it_needs(space):
     assert (1, 2) in seen and all(queues == 2 for routers, queues in seen if routers)
 
 
-def test_a_controller_makes_nothing_anew_once_the_state_of_stages_is_gone(tmp_path):
+def test_a_controller_creates_nothing_once_the_state_of_stages_is_deleted(tmp_path):
     with TinyDeployment(tmp_path) as world:
         backend = world.backend()
         going = delete_pipeline(world.cluster, "tiny", PATIENCE)
@@ -88,7 +89,7 @@ def test_pods_that_do_not_end_are_named(space):
     assert space.delete() and not space.api.objects
 
 
-def test_kinds_that_the_cluster_lacks_or_does_not_show_are_no_obstacle(space):
+def test_missing_and_forbidden_optional_kinds_do_not_prevent_a_deletion(space):
     space.deploy()
     space.api.refuse("GET .*(istio|monitoring)", 404, 99)
     space.api.refuse("GET .*(seldon|leases)", 403, 99)
@@ -97,14 +98,14 @@ def test_kinds_that_the_cluster_lacks_or_does_not_show_are_no_obstacle(space):
     assert space.delete() and not space.api.objects
 
 
-def test_kinds_that_every_cluster_has_must_be_shown(space):
+def test_built_in_kinds_must_be_readable(space):
     space.deploy()
     space.api.refuse("GET .*roles", 403, 99)
     with pytest.raises(ForbiddenError):
         space.delete()
 
 
-def test_what_an_operator_made_of_an_object_goes_with_it(space):
+def test_objects_owned_by_other_objects_are_left_to_garbage_collection(space):
     space.deploy()
     owner = [{"apiVersion": "v1", "kind": "SeldonDeployment", "name": "x", "uid": "1"}]
     space.api.edit("services", "tiny-router", lambda found: found["metadata"].update(ownerReferences=owner))

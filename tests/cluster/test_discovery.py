@@ -1,4 +1,4 @@
-"""How a queue finds its replicas: known answers, then followed through an emulated cluster, then for real."""
+"""Discovery of replicas: known answers, then followed through an emulated cluster, then with real servers."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ from small_pipelines import stages
 
 from opd.cluster.api import Cluster
 from opd.cluster.backend import KubernetesBackend
-from opd.cluster.connection import RetryPolicy, credentials
+from opd.cluster.connection import credentials
 from opd.cluster.discovery import Discovery, DiscoverySettings, desired_endpoints
 from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.resources import POD
@@ -28,7 +28,6 @@ from opd.pipeline import Pipeline, Task, Variant
 from opd.serving.monitoring.prometheus import PrometheusUrl
 from opd.serving.stage_queue import ReplicaEndpoint
 
-QUICK = RetryPolicy(connect_seconds=0.5, read_seconds=1.0, attempts=2, first_pause=0.02, longest_pause=0.2)
 SETTINGS = DiscoverySettings("space", "opd.io/task=first", "tiny-first-stage", 8081)
 
 
@@ -82,72 +81,71 @@ def test_the_ready_pods_of_the_wanted_variant(config, pods, serving, chosen):
 
 
 @pytest.mark.parametrize("config", [stage(batch_size="0"), stage(batch_size="x"), stage(variant=""), {"data": None}])
-def test_a_configmap_that_makes_no_sense_changes_nothing(config):
+def test_a_malformed_configmap_changes_nothing(config):
     assert desired_endpoints(config, by_name(pod("a")), 8081, (1, [])) is None
 
 
 # --- through the API -------------------------------------------------------------------------------------------------
 
 
-class Told:
-    """What a queue would be told."""
+class ConfiguredQueue:
+    """Records how a queue would be configured."""
 
     def __init__(self):
         self.states = []
 
-    def __call__(self, batch_size, places):
-        self.states.append((batch_size, [each.name for each in places]))
+    def __call__(self, batch_size, replicas):
+        self.states.append((batch_size, [each.name for each in replicas]))
 
     def ends_with(self, batch_size, *names):
         eventually(lambda: self.states[-1:] == [(batch_size, list(names))])
 
 
 @pytest.fixture
-def told(server, tmp_path):
-    path = kubeconfig(server, tmp_path)
+def queue(server, cluster):
     server.put(stage())
     server.put(pod("a"))
-    told = Told()
-    discovery = Discovery(Cluster("space", lambda: credentials(str(path)), QUICK), SETTINGS, told)
-    told.ends_with(2, "a")
+    queue = ConfiguredQueue()
+    discovery = Discovery(cluster, SETTINGS, queue)
+    queue.ends_with(2, "a")
     eventually(lambda: server.watches() == 2)
-    yield told
+    yield queue
     discovery.close()
     server.end_watches()
 
 
-def test_pods_and_configuration_are_followed(server, told):
+def test_pods_and_configuration_are_followed(server, queue):
     server.put(pod("b", "large"))
     server.edit("configmaps", "tiny-first-stage", lambda found: found["data"].update(variant="large", batch_size="4"))
-    told.ends_with(4, "b")
+    queue.ends_with(4, "b")
     server.put(pod("c", "large"))
-    told.ends_with(4, "b", "c")
+    queue.ends_with(4, "b", "c")
     server.edit("pods", "b", lambda found: found["metadata"].update(deletionTimestamp="2030-01-01T00:00:00Z"))
-    told.ends_with(4, "c")
+    queue.ends_with(4, "c")
 
 
-def test_a_configuration_that_is_gone_or_spoilt_changes_nothing(server, told):
-    before = len(told.states)
+def test_a_deleted_or_malformed_configuration_changes_nothing(server, queue):
+    before = len(queue.states)
     server.edit("configmaps", "tiny-first-stage", lambda found: found["data"].update(batch_size="many"))
     server.remove(("v1", "configmaps", "space", "tiny-first-stage"))
     time.sleep(0.3)
-    assert len(told.states) == before
+    assert len(queue.states) == before
     server.put(stage(batch_size="1"))
-    told.ends_with(1, "a")
+    queue.ends_with(1, "a")
 
 
-def test_without_the_api_server_what_is_known_stays_and_later_changes_are_seen(server, told):
-    before = len(told.states)
+def test_without_the_api_server_the_known_state_stays_and_later_changes_are_seen(server, queue):
+    before = len(queue.states)
     server.stop()
     server.put(pod("b"))
     time.sleep(0.5)
-    assert len(told.states) == before
+    assert len(queue.states) == before
     server.start()
-    told.ends_with(2, "a", "b")
+    queue.ends_with(2, "a", "b")
 
 
 @pytest.mark.parametrize("fault", ["gone", "ended", "expired token", "500"])
-def test_faults_of_watches_are_overcome(server, told, fault):
+def test_faults_of_watches_are_overcome(server, queue, fault):
     if fault == "gone":
         server.forget_history()
     elif fault == "ended":
@@ -156,7 +154,7 @@ def test_faults_of_watches_are_overcome(server, told, fault):
         server.refuse("GET", 401 if fault == "expired token" else 500, 4)
         server.end_watches()
     server.put(pod("b"))
-    told.ends_with(2, "a", "b")
+    queue.ends_with(2, "a", "b")
 
 
 # --- for real --------------------------------------------------------------------------------------------------------

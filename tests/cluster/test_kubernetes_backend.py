@@ -5,17 +5,8 @@ import threading
 import numpy as np
 import pytest
 from deadlines import eventually, within
-from tiny_cluster import (
-    INITIAL,
-    LARGE,
-    SMALL,
-    THIRD,
-    FixedPolicy,
-    TinyDeployment,
-    node,
-    settings,
-    stages,
-)
+from small_pipelines import stages
+from tiny_cluster import INITIAL, LARGE, SMALL, THIRD, FixedPolicy, TinyDeployment, node, settings
 
 from opd.cluster.backend import ChangeTimes
 from opd.cluster.errors import ForbiddenError, NotFoundError
@@ -29,7 +20,7 @@ from opd.objective import Weights
 # --- cores of the nodes ----------------------------------------------------------------------------------------------
 
 
-def test_the_cores_of_the_nodes_are_a_limit_when_asked_for(world):
+def test_the_cores_of_the_nodes_are_a_limit_if_they_are_read(world):
     world.api.put({"apiVersion": "v1", "kind": "Node", **node("node", "6500m")})
     backend = world.backend(read_nodes=True)
     assert backend.available_cores() == 5.0  # 6.5 less 0.5 each of a router and two queues, the replicas being ours
@@ -73,7 +64,7 @@ def test_variant_replicas_and_batch_change(tmp_path, flavour):
         assert world.kubelet.most_cores <= 6
 
 
-def test_what_is_there_already_is_not_written(world):
+def test_nothing_is_written_if_the_configuration_runs_already(world):
     backend = world.backend()
     world.api.requests.clear()
     backend.apply(INITIAL)
@@ -97,7 +88,7 @@ def test_the_old_workload_stays_until_the_queue_has_switched(world):
     assert world.workloads() == {"tiny-first-large", "tiny-second-small"}
 
 
-def test_in_place_when_the_capacity_does_not_hold_both(tmp_path):
+def test_variants_are_replaced_in_place_if_both_do_not_fit(tmp_path):
     with TinyDeployment(tmp_path, capacity=3) as world:
         backend = world.backend()
         backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
@@ -112,7 +103,7 @@ def test_in_place_when_the_capacity_does_not_hold_both(tmp_path):
 
 
 @pytest.mark.parametrize("reason", ["ImagePullBackOff", "CrashLoopBackOff", "Unschedulable", "quota exceeded"])
-def test_replicas_that_cannot_start_are_noticed_early_and_taken_back(world, reason):
+def test_replicas_that_cannot_start_are_rolled_back_early(world, reason):
     world.kubelet.behave("tiny-first-large", broken=reason)
     backend = world.backend()
     with within(), pytest.raises(ApplyError, match=f"{reason}.*last good configuration is restored"):
@@ -123,7 +114,7 @@ def test_replicas_that_cannot_start_are_noticed_early_and_taken_back(world, reas
     assert world.state("second")["replicas"] == "1"
 
 
-def test_replicas_that_never_become_ready_are_given_up_at_the_deadline(world):
+def test_replicas_that_never_become_ready_are_rolled_back_at_the_deadline(world):
     world.kubelet.behave("tiny-first-large", broken="silent")
     backend = world.backend(settings=settings(apply_seconds=1))
     with within(), pytest.raises(ApplyError, match="tiny-first-large has 0 of 1"):
@@ -139,7 +130,7 @@ def test_a_queue_that_does_not_switch_keeps_the_old_replicas(world):
     assert world.pods("first")["small"] == 1
 
 
-def test_a_way_back_that_fails_too_is_gone_again_later(world):
+def test_a_failed_rollback_is_completed_by_the_next_change(world):
     backend = world.backend(settings=settings(apply_seconds=1))
     world.kubelet.behave("tiny-first-large", broken="CrashLoopBackOff")
     world.api.refuse("DELETE", 403, 2, message="hands off")
@@ -154,7 +145,7 @@ def test_a_way_back_that_fails_too_is_gone_again_later(world):
 
 
 @pytest.mark.parametrize("code", [401, 429, 500, 503])
-def test_passing_faults_in_the_middle_of_a_change(world, code):
+def test_transient_faults_during_a_change_are_overcome(world, code):
     backend = world.backend()
     for pattern in ("POST .*deployments", "GET .*pods", "PUT .*configmaps", "DELETE .*deployments"):
         world.api.refuse(pattern, code, 1 if code == 401 else 2, Retry_After="0")
@@ -164,7 +155,7 @@ def test_passing_faults_in_the_middle_of_a_change(world, code):
     assert not [fault for fault in world.api.faults if fault.times]
 
 
-def test_conflicts_keep_what_others_changed(world):
+def test_conflicts_keep_changes_by_others(world):
     backend = world.backend()
     name = "tiny-second-small"
 
@@ -177,7 +168,7 @@ def test_conflicts_keep_what_others_changed(world):
     eventually(lambda: world.pods("second") == {"small": 2})
 
 
-def test_without_permission_nothing_changes_and_the_remedy_is_named(world):
+def test_a_forbidden_change_is_rolled_back_and_the_remedy_is_named(world):
     backend = world.backend()
     world.api.refuse("POST .*deployments", 403, 9)
     with within(), pytest.raises(ApplyError, match="Role"):
@@ -185,13 +176,13 @@ def test_without_permission_nothing_changes_and_the_remedy_is_named(world):
     eventually(lambda: world.pods("first") == {"small": 1})
 
 
-def test_a_namespace_without_permission_is_named_at_once(world):
+def test_a_forbidden_namespace_is_named_at_once(world):
     world.api.refuse("GET", 403, 99)
     with within(), pytest.raises(ForbiddenError, match="'space'"):
         world.backend()
 
 
-def test_a_dead_api_server_ends_a_change_in_bounded_time_and_a_later_one_succeeds(world):
+def test_without_the_api_server_a_change_ends_in_bounded_time_and_a_later_one_succeeds(world):
     backend = world.backend(settings=settings(apply_seconds=1))
     world.api.drop(".", 999)
     with within(), pytest.raises(ApplyError, match="no answer"):
@@ -214,7 +205,7 @@ def test_a_pipeline_that_is_not_deployed_is_named(world):
 @pytest.mark.parametrize(
     "data", [{"variant": "unknown"}, {"replicas": "many"}, {"replicas": "99"}, {"batch_size": "3"}]
 )
-def test_a_spoilt_configmap_is_named_at_the_start_and_mended_later(world, data):
+def test_a_malformed_configmap_is_an_error_at_the_start_and_repaired_later(world, data):
     backend = world.backend()
     world.api.edit("configmaps", "tiny-first-stage", lambda found: found["data"].update(data))
     with pytest.raises(StageStateError, match="tiny-first-stage"):
@@ -223,7 +214,7 @@ def test_a_spoilt_configmap_is_named_at_the_start_and_mended_later(world, data):
     assert world.state("first") == {"variant": "small", "replicas": "1", "batch_size": "1"}
 
 
-def test_what_a_dead_controller_began_is_cleared_away(world):
+def test_an_interrupted_change_is_cleared_away_before_the_queue_switched(world):
     variant = world.pipeline.tasks[0].variants[LARGE]
     world.api.put(model_workload(world.pipeline, world.pipeline.tasks[0], variant, 1, world.settings))
     world.api.edit("deployments", "tiny-second-small", lambda found: found["spec"].update(replicas=3))
@@ -233,7 +224,7 @@ def test_what_a_dead_controller_began_is_cleared_away(world):
     eventually(lambda: world.pods("second") == {"small": 1})
 
 
-def test_what_a_dead_controller_switched_is_completed(world):
+def test_an_interrupted_change_is_completed_after_the_queue_switched(world):
     variant = world.pipeline.tasks[0].variants[LARGE]
     world.api.put(model_workload(world.pipeline, world.pipeline.tasks[0], variant, 1, world.settings))
     world.api.edit("configmaps", "tiny-first-stage", lambda found: found["data"].update(variant="large"))
@@ -243,7 +234,7 @@ def test_what_a_dead_controller_switched_is_completed(world):
     assert world.workloads() == {"tiny-first-large", "tiny-second-small"}
 
 
-def test_a_workload_of_a_variant_that_is_no_more_is_cleared_away(world):
+def test_a_workload_of_an_unknown_variant_is_deleted(world):
     old = model_workload(
         world.pipeline, world.pipeline.tasks[0], world.pipeline.tasks[0].variants[THIRD], 1, world.settings
     )
@@ -253,7 +244,7 @@ def test_a_workload_of_a_variant_that_is_no_more_is_cleared_away(world):
     assert world.workloads() == {"tiny-first-small", "tiny-second-small"}
 
 
-def test_replicas_of_a_deleted_workload_are_not_taken_for_those_of_the_next_one(world):
+def test_replicas_of_a_deleted_workload_do_not_count_for_its_successor(world):
     """As garbage collection is late: back to a variant whose old pods have not been told to end yet."""
     backend = world.backend()
     world.kubelet.slow_collection = 0.5
@@ -264,7 +255,7 @@ def test_replicas_of_a_deleted_workload_are_not_taken_for_those_of_the_next_one(
     assert old and not {pod["metadata"]["name"] for pod in serving if is_ready(pod)} & old
 
 
-def test_a_deleted_workload_comes_back(world):
+def test_a_deleted_workload_is_created_again(world):
     world.api.remove(("apps/v1", "deployments", "space", "tiny-first-small"))
     world.backend().apply(INITIAL)
     eventually(lambda: world.pods("first") == {"small": 1})
@@ -278,7 +269,7 @@ def test_a_deleted_workload_comes_back(world):
         {"app.kubernetes.io/instance": "tiny", "app.kubernetes.io/managed-by": "helm"},
     ],
 )
-def test_a_workload_of_somebody_else_is_left_alone_and_the_last_configuration_goes_on(world, labels):
+def test_a_foreign_workload_is_left_alone_and_the_change_is_rolled_back(world, labels):
     task = world.pipeline.tasks[0]
     theirs = model_workload(world.pipeline, task, task.variants[LARGE], 0, world.settings)
     theirs["metadata"]["labels"] = labels
@@ -294,7 +285,7 @@ def test_a_workload_of_somebody_else_is_left_alone_and_the_last_configuration_go
     assert found["metadata"]["labels"] == labels and found["spec"]["replicas"] == 0
 
 
-def test_who_does_not_lead_changes_nothing(world):
+def test_a_backend_that_does_not_lead_changes_nothing(world):
     backend = world.backend(may_act=lambda: False)
     world.api.requests.clear()
     with pytest.raises(ApplyError, match="another controller leads"):
@@ -302,7 +293,7 @@ def test_who_does_not_lead_changes_nothing(world):
     assert {method for method, *_ in world.api.requests} <= {"GET"}
 
 
-def test_a_backend_that_is_closed_in_a_change_ends_at_once_and_leaves_nothing_behind(world):
+def test_closing_during_a_change_ends_it_at_once_and_leaves_nothing_behind(world):
     world.kubelet.behave("tiny-first-large", broken="silent")
     backend = world.backend()
     threading.Timer(0.5, backend.close).start()
@@ -311,7 +302,7 @@ def test_a_backend_that_is_closed_in_a_change_ends_at_once_and_leaves_nothing_be
     assert world.workloads() == {"tiny-first-small", "tiny-second-small"}
 
 
-def test_what_a_stopped_change_in_place_took_away_comes_back(tmp_path):
+def test_a_stopped_change_in_place_restores_the_removed_replicas(tmp_path):
     with TinyDeployment(tmp_path, capacity=3) as world:
         backend = world.backend()
         backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
@@ -323,7 +314,7 @@ def test_what_a_stopped_change_in_place_took_away_comes_back(tmp_path):
         eventually(lambda: world.pods("first") == {"large": 1})
 
 
-def test_who_no_longer_leads_does_not_repeat_a_call_that_failed(world):
+def test_a_failed_call_is_not_repeated_after_leadership_is_lost(world):
     leads = [True]
     backend = world.backend(may_act=lambda: leads[0])
     world.api.fail("POST .*deployments", lambda: leads.clear() or leads.append(False))
@@ -350,14 +341,14 @@ def test_a_preview_changes_nothing(world):
 # --- metrics ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_prometheus_says_is_observed(world):
+def test_metrics_are_observed(world):
     observation = world.backend().observe()
     assert observation.history.shape == (120,) and observation.incoming_load == pytest.approx(5)
     assert observation.available_cores == 6 and observation.configuration == INITIAL
 
 
 @pytest.mark.parametrize("state", ["empty", "stale", "nan", "late", "failing", "absent"])
-def test_without_figures_the_last_good_configuration_goes_on_until_they_are_back(world, state):
+def test_without_metrics_the_last_good_configuration_goes_on(world, state):
     wanted = stages((SMALL, 1, 2), (SMALL, 1, 1))
     steps = run(world.backend(), world.pipeline, FixedPolicy(wanted), lambda history: 5.0, Weights(), 3, 0.2)
     world.prometheus.state = state

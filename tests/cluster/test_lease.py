@@ -33,14 +33,14 @@ def two(server, tmp_path):
     return [Lease(c, "tiny", n, LeaseTimes(), k) for c, n, k in zip(clusters, "ab", clocks, strict=True)], clocks
 
 
-def test_the_first_takes_it_and_the_second_waits(server, two):
+def test_the_first_candidate_leads_and_the_second_waits(server, two):
     (a, b), _ = two
     assert a.attempt() and a.held
     assert not b.attempt() and not b.held
     assert lease_spec(server)["holderIdentity"] == "a" and lease_spec(server)["leaseTransitions"] == 0
 
 
-def test_a_holder_that_renews_keeps_it_and_one_that_does_not_loses_it(server, two):
+def test_a_lease_is_kept_by_renewing_and_lost_without(server, two):
     (a, b), (of_a, of_b) = two
     a.attempt()
     for _ in range(5):
@@ -55,7 +55,7 @@ def test_a_holder_that_renews_keeps_it_and_one_that_does_not_loses_it(server, tw
     assert not a.attempt() and not a.held
 
 
-def test_times_that_others_wrote_are_not_believed(server, two):
+def test_times_written_by_others_are_ignored(server, two):
     (a, b), (_, of_b) = two
     a.attempt()
     server.edit(
@@ -66,7 +66,7 @@ def test_times_that_others_wrote_are_not_believed(server, two):
     assert not b.attempt()
 
 
-def test_it_is_given_back_at_the_end(server, two):
+def test_a_closed_lease_is_returned(server, two):
     (a, b), _ = two
     a.attempt()
     a.close()
@@ -74,7 +74,7 @@ def test_it_is_given_back_at_the_end(server, two):
     assert b.attempt() and lease_spec(server)["holderIdentity"] == "b"
 
 
-def test_of_two_that_ask_at_once_one_gets_it(server, two):
+def test_one_of_two_simultaneous_candidates_gets_the_lease(server, two):
     (a, b), _ = two
     a.attempt()
     a.close()
@@ -82,7 +82,7 @@ def test_of_two_that_ask_at_once_one_gets_it(server, two):
     assert not b.attempt() and a.held
 
 
-def test_without_the_api_server_it_is_lost_in_time(server, two):
+def test_a_lease_that_cannot_be_renewed_is_lost_in_time(server, two):
     (a, _), (of_a, _) = two
     a.attempt()
     server.refuse(".", 500, 99)
@@ -92,7 +92,7 @@ def test_without_the_api_server_it_is_lost_in_time(server, two):
     assert not a.held
 
 
-def test_it_is_asked_for_with_one_short_attempt_whatever_the_retry_policy_of_other_calls(server, tmp_path):
+def test_a_lease_is_requested_with_one_short_attempt_whatever_the_cluster_s_retry_policy(server, tmp_path):
     path = kubeconfig(server, tmp_path)
     cluster = Cluster("space", lambda: credentials(str(path)), RetryPolicy(read_seconds=10.0, attempts=4))
     lease = Lease(cluster, "tiny", "a", LeaseTimes(duration=1.5, renewal=1.0, retry=0.1))
@@ -103,12 +103,12 @@ def test_it_is_asked_for_with_one_short_attempt_whatever_the_retry_policy_of_oth
     assert LeaseTimes().retry_policy == RetryPolicy(connect_seconds=2.5, read_seconds=2.5, attempts=1)
 
 
-def test_times_that_cannot_work_are_refused():
+def test_inconsistent_lease_times_are_refused():
     with pytest.raises(ValueError, match="retry < renewal < duration"):
         LeaseTimes(duration=5, renewal=10)
 
 
-def test_a_lease_is_a_lease_of_the_cluster(cluster):
+def test_a_held_lease_is_renewed_in_the_cluster(cluster):
     with Lease(cluster, "tiny", "a", OFTEN).hold(PATIENCE):
         first = cluster.get(LEASE, "tiny-controller")["spec"]
         eventually(lambda: cluster.get(LEASE, "tiny-controller")["spec"]["renewTime"] != first["renewTime"])

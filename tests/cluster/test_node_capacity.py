@@ -33,7 +33,7 @@ def test_free_cores(nodes, pods, cores):
     assert free_cores([node()], [pod("3")], lambda pod: True) == 4.0
 
 
-def test_a_pod_requests_its_containers_or_its_largest_first_step():
+def test_a_pod_requests_its_containers_or_its_largest_init_step():
     step = {"resources": {"requests": {"cpu": "3"}}}
     sidecar = {"resources": {"requests": {"cpu": "1"}}, "restartPolicy": "Always"}
     assert requested_cores(pod("1", initContainers=[step])) == 3
@@ -62,7 +62,7 @@ def test_a_tainted_node_counts_if_the_replicas_tolerate_it(toleration, tolerated
     assert cores([node(taints=[EDGE])], tolerations=[toleration]) == (4.0 if tolerated else 0.0)
 
 
-def test_every_taint_must_be_tolerated_but_one_that_repels_nobody():
+def test_every_taint_that_repels_pods_must_be_tolerated():
     soft = {"key": "busy", "effect": "PreferNoSchedule"}
     gone = {"key": "gone", "effect": "NoExecute"}
     tolerations = [{"key": "edge", "operator": "Exists"}]
@@ -72,17 +72,17 @@ def test_every_taint_must_be_tolerated_but_one_that_repels_nobody():
     assert cores([node(taints=[EDGE, gone])], tolerations=tolerations) == 4.0
 
 
-def test_a_value_is_empty_where_it_is_left_out():
+def test_an_omitted_value_is_empty():
     assert cores([node(taints=[{"key": "edge", "effect": "NoSchedule"}])], tolerations=[{"key": "edge"}]) == 4.0
 
 
-def test_a_cordoned_node_is_as_if_tainted():
+def test_a_cordoned_node_counts_as_tainted():
     cordoned = [node(unschedulable=True)]
     assert cores(cordoned, tolerations=[{"key": "edge", "operator": "Exists"}]) == 0.0
     assert cores(cordoned, tolerations=[{"key": "node.kubernetes.io/unschedulable", "operator": "Exists"}]) == 4.0
 
 
-def test_only_nodes_that_the_replicas_select_count_and_only_what_runs_there_is_taken():
+def test_only_selected_nodes_and_the_pods_on_them_count():
     nodes = [node("a", labels={"kind": "edge", "arch": "arm"}), node("b", labels={"kind": "cloud"}), node("c")]
     pods = [pod("1", where="a"), pod("1", where="b"), pod("1", where="b")]
     assert cores(nodes, pods, nodeSelector={"kind": "edge"}) == 3.0
@@ -90,6 +90,6 @@ def test_only_nodes_that_the_replicas_select_count_and_only_what_runs_there_is_t
     assert cores(nodes, pods) == 9.0
 
 
-def test_what_an_overlay_leaves_empty_changes_nothing():
+def test_empty_parts_of_an_overlay_change_nothing():
     assert cores([node()], tolerations=None, nodeSelector=None) == 4.0
     assert free_cores([node(taints=[EDGE]), node("m")], [], lambda pod: False) == 4.0

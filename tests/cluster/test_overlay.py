@@ -13,7 +13,7 @@ from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.names import COMPONENTS
 from opd.cluster.overlay import MERGE_KEYS, Overlay, OverlayError, read_overlay
 from opd.cluster.settings import FLAVOURS, ClusterSettings
-from opd.documents import DocumentError, as_model, parse_document
+from opd.host.documents import DocumentError, as_model, parse_document
 from opd.pipeline import StageConfiguration
 
 TEMPLATE = {
@@ -267,8 +267,8 @@ def test_any_structure_is_an_overlay_or_refused_with_a_named_error(sections):
         ("{all: {metadata: {labels: [team]}}}", "labels must be a mapping, not a list"),
         ("{all: {metadata: []}}", "must be a mapping"),
         ("{all: {spec: []}}", "must be a mapping"),
-        ("{all: {spec: null}}", "may not take our containers away"),
-        ("{all: {spec: {containers: null}}}", "may not take our containers away"),
+        ("{all: {spec: null}}", "must not remove our containers"),
+        ("{all: {spec: {containers: null}}}", "must not remove our containers"),
         ("{all: {spec: {namespace: kube-system}}}", "all.spec: unknown field 'namespace'"),
         ("{all: {spec: {nodeSelctor: {a: b}}}}", "unknown field 'nodeSelctor'; known are .*nodeSelector"),
         ("{all: {spec: {template: {}}}}", "unknown field 'template'"),

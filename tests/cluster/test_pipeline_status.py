@@ -31,12 +31,12 @@ READY = {
         (dict(observedGeneration=2, replicas=2, updatedReplicas=1), 2, 0),  # the old pod is still there
     ],
 )
-def test_a_pod_of_the_state_before_does_not_count(status, generation, ready):
+def test_a_pod_of_an_earlier_specification_does_not_count(status, generation, ready):
     assert workload_status(deployment("d", generation, **status), [READY]).ready == ready
 
 
 @pytest.mark.parametrize("state, ready", [("Available", 1), ("Creating", 0)])
-def test_seldon_says_when_its_deployment_is_there(state, ready):
+def test_a_seldon_deployment_is_ready_when_its_state_is_available(state, ready):
     found = {
         "apiVersion": "machinelearning.seldon.io/v1",
         "kind": "SeldonDeployment",
@@ -47,7 +47,7 @@ def test_seldon_says_when_its_deployment_is_there(state, ready):
     assert workload_status(found, [READY]).ready == ready
 
 
-def test_seldon_pods_of_the_state_before_do_not_count_though_the_operator_has_not_looked_yet(space):
+def test_seldon_pods_of_an_earlier_template_do_not_count_before_the_operator_reacts(space):
     space.deploy(flavour="seldon")
     space.kubelet.close()
     overlay = Overlay(model={"spec": {"nodeSelector": {"disk": "fast"}}})
@@ -58,7 +58,7 @@ def test_seldon_pods_of_the_state_before_do_not_count_though_the_operator_has_no
 
 
 @pytest.mark.parametrize("reason", ["ErrImageNeverPull", "quota exceeded: cpu"])
-def test_what_is_missing_and_why_is_told(space, reason):
+def test_missing_pods_and_the_reason_are_reported(space, reason):
     space.kubelet.behave("tiny-second-small", broken=reason)
     told = []
     list(apply_objects(space.cluster, space.manifests()))
@@ -68,7 +68,7 @@ def test_what_is_missing_and_why_is_told(space, reason):
     assert told == ["tiny-second-small 0 of 1"]
 
 
-def test_looking_and_waiting_need_no_rights_beyond_those_of_the_role_view(space):
+def test_status_and_waiting_need_no_rights_beyond_the_role_view(space):
     space.deploy()
     space.api.refuse("GET .*(roles|rolebindings|secrets|leases|proxy)", 403, 99)
     space.api.refuse("GET .*(seldon|istio|monitoring)", 403, 99)
@@ -77,7 +77,7 @@ def test_looking_and_waiting_need_no_rights_beyond_those_of_the_role_view(space)
     assert (queued_requests(space.cluster, "tiny", "first"), leader(space.cluster, "tiny")) == ("?", "?")
 
 
-def test_what_waits_is_asked_of_the_queue_and_unknown_if_it_does_not_say(space):
+def test_queued_requests_are_unknown_if_the_queue_does_not_answer(space):
     space.deploy()
     assert queued_requests(space.cluster, "tiny", "first") == "0"
     space.api.refuse("GET .*proxy/stage", 403)

@@ -3,7 +3,8 @@
 import threading
 
 import pytest
-from tiny_cluster import LARGE, SMALL, TinyCluster, stages
+from small_pipelines import stages
+from tiny_cluster import LARGE, SMALL, TinyCluster
 
 from opd.cluster.errors import NotOursError, ServerFailedError
 from opd.cluster.overlay import Overlay
@@ -12,13 +13,13 @@ from opd.cluster.rollout import delete_objects, prune_objects, superseded_worklo
 EVERYTHING = dict(network_policy=True, istio_gateway="gate", pod_monitor=True, dashboard=True)
 
 
-def test_everything_is_made_once(space):
+def test_everything_is_created_once(space):
     assert space.deploy(**EVERYTHING) == {"created"}
     assert space.deploy(**EVERYTHING) == {"unchanged"}
     assert len(space.api.all("deployments")) == 5
 
 
-def test_what_a_manifest_no_longer_says_is_taken_out_and_what_others_added_stays(space):
+def test_fields_missing_from_a_manifest_are_removed_and_additions_by_others_stay(space):
     overlay = Overlay(all={"spec": {"nodeSelector": {"disk": "fast"}}})
     space.deploy(overlay=overlay)
     space.api.edit("deployments", "tiny-router", lambda found: found["metadata"].update(annotations={"team": "a"}))
@@ -30,7 +31,7 @@ def test_what_a_manifest_no_longer_says_is_taken_out_and_what_others_added_stays
     assert space.api.find("services", "tiny-router")["spec"]["clusterIP"] == "10.0.0.9"
 
 
-def test_an_object_that_changes_meanwhile_is_read_again(space):
+def test_an_object_that_changes_during_a_rollout_is_read_again(space):
     space.deploy()
 
     def meddle():
@@ -44,7 +45,7 @@ def test_an_object_that_changes_meanwhile_is_read_again(space):
 
 
 @pytest.mark.parametrize("capacity, fewest", [(6, 1), (2, 0)])
-def test_new_settings_reach_replicas_by_surge_if_the_cores_hold_that_and_else_in_place(tmp_path, capacity, fewest):
+def test_new_settings_reach_replicas_by_surge_if_there_are_cores_for_it_else_in_place(tmp_path, capacity, fewest):
     with TinyCluster(tmp_path, capacity) as space:
         space.deploy()
         space.kubelet.behave("tiny-first-small", start_seconds=0.3)
@@ -63,12 +64,12 @@ def test_new_settings_reach_replicas_by_surge_if_the_cores_hold_that_and_else_in
         assert [pod["spec"]["containers"][0]["image"] for pod in space.ready_replicas("first")] == ["opd:2"]
 
 
-def test_an_answer_that_is_lost_does_no_harm(space):
+def test_a_lost_answer_does_no_harm(space):
     space.api.drop("POST .*deployments", 2)
     assert space.deploy() == {"created"}
 
 
-def test_a_deployment_that_was_interrupted_goes_on(space):
+def test_an_interrupted_deployment_can_be_completed(space):
     space.api.refuse("POST .*deployments", 500, 99)
     with pytest.raises(ServerFailedError):
         space.deploy()
@@ -77,7 +78,7 @@ def test_a_deployment_that_was_interrupted_goes_on(space):
 
 
 @pytest.mark.parametrize("labels", [{}, {"app.kubernetes.io/instance": "other", "app.kubernetes.io/managed-by": "opd"}])
-def test_nothing_is_written_if_one_object_is_of_somebody_else(space, labels):
+def test_nothing_is_written_if_an_object_belongs_to_somebody_else(space, labels):
     metadata = {"name": "tiny-first-stage", "namespace": "space", "labels": labels}
     space.api.put({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"theirs": "1"}})
     space.api.requests.clear()
@@ -96,7 +97,7 @@ def test_what_is_no_longer_wanted_is_pruned(space):
     assert list(prune_objects(space.cluster, "tiny", later)) == []
 
 
-def test_replicas_that_manifests_lack_are_not_pruned_but_released(space):
+def test_superseded_replicas_are_not_pruned_but_deleted_separately(space):
     space.deploy()
     for manifests, gone in (
         (space.manifests(stages((LARGE, 1, 1), (SMALL, 1, 1))), {"tiny-first-small"}),

@@ -2,15 +2,8 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from small_pipelines import every_configuration, pipelines
-from tiny_cluster import (
-    INITIAL,
-    LARGE,
-    SMALL,
-    THIRD,
-    stages,
-    tiny_pipeline,
-)
+from small_pipelines import every_configuration, pipelines, stages
+from tiny_cluster import INITIAL, LARGE, SMALL, THIRD, tiny_pipeline
 
 from opd.cluster.transition import Move, describe, plan
 from opd.pipeline import used_cores
@@ -18,17 +11,17 @@ from opd.pipeline import used_cores
 # --- plans: known answers --------------------------------------------------------------------------------------------
 
 
-def test_what_fits_changes_at_once_by_surge():
+def test_changes_that_fit_happen_at_once_by_surge():
     old, new = stages((SMALL, 1, 1), (SMALL, 1, 1)), stages((LARGE, 1, 1), (SMALL, 2, 2))
     assert plan(tiny_pipeline(6), old, new, 6) == [[Move(0, old[0], new[0], 1, 1), Move(1, old[1], new[1], 1, 2)]]
     assert "surge, all at once" in describe(tiny_pipeline(6), plan(tiny_pipeline(6), old, new, 6), 6)
 
 
-def test_nothing_to_do_is_no_round():
+def test_without_a_change_there_is_no_round():
     assert plan(tiny_pipeline(), INITIAL, INITIAL, 6) == []
 
 
-def test_what_gives_cores_back_goes_first():
+def test_stages_that_give_cores_back_change_first():
     old, new = stages((SMALL, 1, 1), (LARGE, 2, 1)), stages((LARGE, 2, 1), (SMALL, 1, 1))
     rounds = plan(tiny_pipeline(6), old, new, 6)
     assert [[move.stage for move in moves] for moves in rounds] == [[1], [0]]
@@ -36,7 +29,7 @@ def test_what_gives_cores_back_goes_first():
     assert "one after another (second, first)" in describe(tiny_pipeline(6), rounds, 6)
 
 
-def test_what_does_not_fit_together_is_replaced_in_place_beside_what_may_stay():
+def test_replicas_that_do_not_fit_together_are_replaced_in_place():
     old, new = stages((LARGE, 2, 1), (SMALL, 1, 1)), stages((THIRD, 2, 1), (SMALL, 1, 1))
     assert plan(tiny_pipeline(5), old, new, 5) == [[Move(0, old[0], new[0], 1, 1)]]
     text = describe(tiny_pipeline(5), plan(tiny_pipeline(5), old, new, 5), 5)
@@ -53,7 +46,7 @@ def test_without_room_for_one_of_each_requests_wait():
 
 
 @given(pipelines(max_tasks=2, max_replicas=3), st.data())
-def test_a_plan_keeps_the_capacity_and_reaches_its_end(pipeline, data):
+def test_a_plan_keeps_the_capacity_and_reaches_the_new_configuration(pipeline, data):
     known = every_configuration(pipeline)
     old, new = data.draw(st.sampled_from(known)), data.draw(st.sampled_from(known))
     now = list(old)

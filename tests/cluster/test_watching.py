@@ -60,20 +60,20 @@ def test_a_watch_that_ends_is_opened_again_without_listing(server, cluster, foll
     assert len(requests) == lists - 1  # all but the creation of the fixture
 
 
-def test_history_that_is_gone_is_listed_again(server, cluster, follower):
+def test_an_expired_history_is_listed_again(server, cluster, follower):
     server.forget_history()
     cluster.create(config_map("b"))
     follower.sees({"a": {}, "b": {}})
 
 
-def test_a_410_at_the_start_of_a_watch_is_gone(server, cluster):
+def test_a_410_when_a_watch_opens_is_a_gone_error(server, cluster):
     cluster.create(config_map())
     server.forget_history()
     with pytest.raises(GoneError):
         list(watch(cluster, CONFIG_MAP, "1", seconds=1))
 
 
-def test_a_restarted_api_server_is_found_again(server, cluster, follower):
+def test_a_watch_survives_a_restart_of_the_api_server(server, cluster, follower):
     server.stop()
     time.sleep(0.2)
     server.edit("configmaps", "a", lambda found: found["data"].update(x="1"))
@@ -82,7 +82,7 @@ def test_a_restarted_api_server_is_found_again(server, cluster, follower):
 
 
 @pytest.mark.parametrize("code", [401, 403, 429, 500])
-def test_a_watch_that_is_refused_keeps_what_is_known_and_recovers(server, cluster, follower, code):
+def test_a_refused_watch_keeps_the_known_state_and_recovers(server, cluster, follower, code):
     server.refuse("watch=", code, 4)
     server.end_watches()
     cluster.create(config_map("b"))

@@ -9,11 +9,11 @@ from live_runs import LARGE, SMALL, requests, run_of
 from PIL import Image
 from small_pipelines import ocr_pipeline
 
+from opd.host.paths import project_path
 from opd.live import plots
 from opd.live.fidelity import relative_errors
 from opd.live.page import NOTEBOOK, write_page
 from opd.live.summaries import live_timeline, summarise_run
-from opd.paths import project_path
 
 
 def fidelity_table():
@@ -24,21 +24,30 @@ def fidelity_table():
     return pd.DataFrame([row, row | {"load": 12.0, "latency_mean_measured": 0.05}])
 
 
+def summary_of(records):
+    return {
+        "pipeline": "ocr",
+        "backend": "local",
+        "monitoring": "x",
+        "traffic": "y",
+        "hardware": {"processor": "p", "cores": 2},
+        "policies": {"agent": summarise_run(run_of([SMALL], records))},
+    }
+
+
 def replay_table(**figures):
     figures = {"measured": [0.1, 0.2], "profiled": [0.2, 0.2]} | figures
     return pd.DataFrame({"time": [0, 10], "policy": "agent", **figures})
 
 
 def test_errors_are_relative_to_the_prediction():
-    off = relative_errors(fidelity_table())
-    assert off["latency_mean"].tolist() == pytest.approx([0.1, -0.5])
-    assert off["throughput"].tolist() == pytest.approx([0.1, 0.1])
+    errors = relative_errors(fidelity_table())
+    assert errors["latency_mean"].tolist() == pytest.approx([0.1, -0.5])
+    assert errors["throughput"].tolist() == pytest.approx([0.1, 0.1])
 
 
 def test_the_page_names_the_worst_errors_and_missed_criteria(tmp_path):
-    summary = {"pipeline": "ocr", "backend": "local", "monitoring": "x", "traffic": "y"}
-    summary |= {"hardware": {"processor": "p", "cores": 2}}
-    summary["policies"] = {"agent": summarise_run(run_of([SMALL], requests([0.5], 0.3)))}
+    summary = summary_of(requests([0.5], 0.3))
     spread = {"mean": 4.0, "p50": 3.0, "p95": 6.0}
     overhead = {"requests": 9, "cpu_ms": 2.5, "direct_ms": spread, "routed_ms": spread, "added_ms": spread}
     text = write_page(tmp_path / "page.md", summary, overhead, fidelity_table(), replay_table(calibrated=[0.08, 0.16]))
@@ -58,9 +67,7 @@ def test_the_page_names_the_worst_errors_and_missed_criteria(tmp_path):
 def test_the_page_shows_a_run_without_completed_requests(tmp_path):
     records = requests([0.5], 0.3).assign(outcome="dropped")
     records.attrs = {"started": 1000.0, "seconds": 20.0}
-    summary = {"pipeline": "ocr", "backend": "local", "monitoring": "x", "traffic": "y"}
-    summary |= {"hardware": {"processor": "p", "cores": 2}}
-    summary["policies"] = {"agent": summarise_run(run_of([SMALL], records))}
+    summary = summary_of(records)
     assert summary["policies"]["agent"]["requests"]["latency_p99"] is None
     text = write_page(tmp_path / "page.md", summary, {}, pd.DataFrame(), replay_table(measured=[np.nan, np.nan]))
     assert "| agent | 1 | 0 | 0 | 1 | 0 | 0 | nan | nan | nan | nan |" in text

@@ -76,6 +76,19 @@ def test_a_run_from_a_folder_below_works_in_the_projects_root(project: Path, mon
     assert json.loads((project / "values.json").read_text())["seed"] == 7
 
 
+def test_a_folder_without_a_parameter_file_is_as_good(project: Path):
+    (project / "params.yaml").unlink()
+    assert stage.main(["notebooks/work.ipynb", "seed=5"]) == 0
+    assert json.loads((project / "values.json").read_text())["seed"] == 5
+    assert (project / "reports" / "notebooks" / "work.ipynb").is_file()
+
+
+def test_help_works_anywhere(project: Path, capfd: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        stage.main(["--help"])
+    assert ended.value.code == 0 and "key=value" in capfd.readouterr().out
+
+
 def test_a_failing_cell_is_shown_and_the_executed_notebook_kept(project: Path, capfd: pytest.CaptureFixture[str]):
     write_notebook("notebooks/broken.ipynb", "print('so far')", "raise ValueError('capacity 3 is too small')")
     assert stage.main(["notebooks/broken.ipynb", "--output", "executed.ipynb"]) == 1
@@ -104,7 +117,7 @@ def test_a_kernel_that_dies_is_reported(project: Path, capfd: pytest.CaptureFixt
     ("arguments", "message"),
     [
         (["notebooks/absent.ipynb"], "no notebook notebooks/absent.ipynb"),
-        (["notebooks/work.ipynb", "sed=1"], "no parameter sed; the parameters it declares: seed, rate, names"),
+        (["notebooks/work.ipynb", "sed=1"], "no parameter sed; it declares seed, rate, names"),
         (["notebooks/work.ipynb", "--params", "params.yaml", "unrelated=1"], "no parameter unrelated"),
         (["notebooks/work.ipynb", "seed"], "cannot read 'seed'"),
         (["notebooks/work.ipynb", "names=[a"], "the value of 'names=[a' is not valid YAML"),
@@ -112,9 +125,12 @@ def test_a_kernel_that_dies_is_reported(project: Path, capfd: pytest.CaptureFixt
         (["notebooks/work.ipynb", "seed=true"], "parameter seed is True, a bool"),
         (["notebooks/work.ipynb", "quick=1"], "parameter quick is 1, a int"),
         (["notebooks/work.ipynb", "rate=1e-4"], "YAML reads 1e-4 as text"),
-        (["notebooks/work.ipynb", "names=a"], "declares it as list[str]"),
+        (
+            ["notebooks/work.ipynb", "names=a"],
+            "notebooks/work.ipynb: parameter names is 'a', a str, but is declared as list[str]",
+        ),
         (["notebooks/work.ipynb", "--params", "absent.yaml"], "no parameter file absent.yaml"),
-        (["notebooks/work.ipynb", "--params", "list.yaml"], "list.yaml holds a list"),
+        (["notebooks/work.ipynb", "--params", "list.yaml"], "list.yaml contains a list; it must map names to values"),
         (["notebooks/work.ipynb", "--params", "broken.yaml"], "broken.yaml is not valid YAML"),
         (["notebooks/work.ipynb", "--output", "notebooks/work.ipynb"], "would overwrite its source"),
     ],
