@@ -19,9 +19,9 @@ from opd.control import AGENT, BASELINES
 from opd.control.factory import build_policy
 from opd.control.loop import Step, run
 from opd.control.policies import Policy
-from opd.machine import hardware
+from opd.host.machine import hardware
+from opd.host.parallel import run_tasks
 from opd.objective import Weights
-from opd.parallel import run_tasks
 from opd.pipeline import Pipeline
 from opd.simulator.backend import SimulatedBackend
 from opd.simulator.parameters import SimulationParameters
