@@ -139,7 +139,7 @@ def test_a_point_is_dominated_by_what_is_better_and_in_nothing_worse():
     own = "* video at 0.1 (4.50 cores, QoS 3.500, 0.0 dropped requests per cycle): "
     other = "(3.00 cores, QoS 4.000, 0.0 dropped requests per cycle)"
     assert items == [f"{own}ipa at 0.2 {other}", f"{own}myopic at 0.1 {other}"]
-    assert dominations(POINTS) == "Points of other policies dominate none of the agent's 2, all means of the seeds."
+    assert dominations(POINTS) == "Points of other policies dominate none of the agent's 2 points (means of the seeds)."
 
 
 def test_prices_at_which_requests_are_dropped():
