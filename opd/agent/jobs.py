@@ -17,7 +17,7 @@ from opd.agent.network import export
 from opd.agent.parameters import TrainingParameters
 from opd.agent.ppo import train
 from opd.agent.problem import Problem
-from opd.parallel import run_tasks
+from opd.host.parallel import run_tasks
 
 
 @dataclass(frozen=True)

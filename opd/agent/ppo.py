@@ -21,7 +21,7 @@ from opd.agent.parameters import TrainingParameters
 from opd.agent.problem import Problem, begin_episodes
 from opd.agent.rollout import RewardScale, Samples, collect_rollout
 from opd.agent.validation import Validation, tolerated_drops, validate
-from opd.archive import written_whole
+from opd.host.archive import written_whole
 from opd.simulator.vector_environment import PipelineVectorEnv
 
 CHECKPOINT, METRICS = "checkpoint.pt", "metrics.csv"

@@ -1,4 +1,4 @@
-"""Cores that the nodes have for a pipeline's replicas: allocatable, minus what pods request that are not its own."""
+"""Cores that the nodes have for a pipeline's replicas: allocatable, minus what foreign pods request."""
 
 from __future__ import annotations
 

@@ -154,8 +154,7 @@ class Recorder:
             "labels": labels(self._pipeline.name),
         }
         router = {
-            "apiVersion": "apps/v1",
-            "kind": "Deployment",
+            **DEPLOYMENT.type_fields,
             "name": name,
             "namespace": self._cluster.namespace,
             **self._uid_of_router(name),

@@ -16,7 +16,7 @@ def action_space(pipeline: Pipeline) -> MultiDiscrete:
 
 
 def action_masks(pipeline: Pipeline) -> np.ndarray:
-    """Flat booleans, entry after entry of the action space: what is part of some feasible action."""
+    """Flat booleans, entry after entry of the action space: true for what some feasible action contains."""
     tables = pipeline.tables
     smallest = tables.cores.min(axis=1)
     masks = []

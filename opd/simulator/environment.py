@@ -38,7 +38,7 @@ class PipelineEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     **Action**, ``MultiDiscrete``: for every task the index of the variant, replicas - 1 and log2 of the batch size
     (Eq. 6). An action that breaks a limit of Eq. 4 is refused: what ran before goes on, and ``info["refused"]`` gives
-    the reason. :meth:`action_masks` rules out, entry by entry, what is not part of any feasible action.
+    the reason. :meth:`action_masks` rules out, entry by entry, what no feasible action contains.
 
     **Reward**: Eq. 7 for the interval that begins with the action.
 
@@ -112,5 +112,5 @@ class PipelineEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return self._episode.state()[0], float(result.reward[0]), False, truncated, info
 
     def action_masks(self) -> np.ndarray:
-        """Flat booleans, entry after entry of the action space: what is part of some feasible action."""
+        """Flat booleans, entry after entry of the action space: true for what some feasible action contains."""
         return action_masks(self.pipeline)

@@ -171,7 +171,7 @@ def _patience(time, birth, drop_after):
 
 @njit(cache=True)
 def _remove(times, births, head, place):
-    """Remove one request; those before it move up, so that the queue begins at ``head + 1``."""
+    """Remove one request; those before it move up and the queue begins at ``head + 1``."""
     for request in range(place, head, -1):
         times[request] = times[request - 1]
         births[request] = births[request - 1]

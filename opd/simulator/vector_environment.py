@@ -127,7 +127,7 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return states, result.reward, np.zeros(self.num_envs, dtype=bool), truncated, infos
 
     def action_masks(self) -> np.ndarray:
-        """(E, A) booleans, entry after entry of the action space: what is part of some feasible action."""
+        """(E, A) booleans, entry after entry of the action space: true for what some feasible action contains."""
         return np.tile(action_masks(self.pipeline), (self.num_envs, 1))
 
     def begin(self, environments: np.ndarray, decisions: np.ndarray, configurations: np.ndarray) -> None:

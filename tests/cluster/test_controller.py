@@ -17,7 +17,8 @@ import requests
 import yaml
 from deadlines import PATIENCE, eventually, terminating, within
 from prometheus_client import generate_latest
-from tiny_cluster import INITIAL, LARGE, OFTEN, TIMES, WANTED, FixedPolicy, TinyDeployment, lease_spec, stages
+from small_pipelines import stages
+from tiny_cluster import INITIAL, LARGE, OFTEN, TIMES, WANTED, FixedPolicy, TinyDeployment, lease_spec
 
 from opd.cluster.controller import Controller, ControllerSettings
 from opd.cluster.difference import ObjectChange

@@ -4,7 +4,8 @@ import threading
 
 import pytest
 from deadlines import PATIENCE
-from tiny_cluster import LARGE, SMALL, TinyDeployment, stages
+from small_pipelines import stages
+from tiny_cluster import LARGE, SMALL, TinyDeployment
 
 from opd.cluster.deletion import delete_pipeline
 from opd.cluster.errors import ForbiddenError, LeftoverError

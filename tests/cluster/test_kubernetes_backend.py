@@ -5,17 +5,8 @@ import threading
 import numpy as np
 import pytest
 from deadlines import eventually, within
-from tiny_cluster import (
-    INITIAL,
-    LARGE,
-    SMALL,
-    THIRD,
-    FixedPolicy,
-    TinyDeployment,
-    node,
-    settings,
-    stages,
-)
+from small_pipelines import stages
+from tiny_cluster import INITIAL, LARGE, SMALL, THIRD, FixedPolicy, TinyDeployment, node, settings
 
 from opd.cluster.backend import ChangeTimes
 from opd.cluster.errors import ForbiddenError, NotFoundError

@@ -3,7 +3,8 @@
 import threading
 
 import pytest
-from tiny_cluster import LARGE, SMALL, TinyCluster, stages
+from small_pipelines import stages
+from tiny_cluster import LARGE, SMALL, TinyCluster
 
 from opd.cluster.errors import NotOursError, ServerFailedError
 from opd.cluster.overlay import Overlay

@@ -2,15 +2,8 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from small_pipelines import every_configuration, pipelines
-from tiny_cluster import (
-    INITIAL,
-    LARGE,
-    SMALL,
-    THIRD,
-    stages,
-    tiny_pipeline,
-)
+from small_pipelines import every_configuration, pipelines, stages
+from tiny_cluster import INITIAL, LARGE, SMALL, THIRD, tiny_pipeline
 
 from opd.cluster.transition import Move, describe, plan
 from opd.pipeline import used_cores

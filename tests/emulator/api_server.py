@@ -100,14 +100,14 @@ class ApiServer:
         self.fail(pattern, act, times)
 
     def end_watches(self) -> None:
-        """Every open watch ends, as they do after some minutes."""
+        """End every open watch, as happens after some minutes."""
         with self.changed:
             for watcher in self._watchers:
                 watcher.closing = True
             self.changed.notify_all()
 
     def forget_history(self) -> None:
-        """Versions until now are too old to watch from, and open watches are told so."""
+        """Make versions until now too old to watch from, and report that to open watches."""
         with self.changed:
             self._compacted = self._version
             self._version += 1
@@ -121,7 +121,7 @@ class ApiServer:
             self.changed.notify_all()
 
     def watches(self) -> int:
-        """How many are open."""
+        """Number of open watches."""
         with self.changed:
             return len(self._watchers)
 
@@ -196,7 +196,7 @@ class ApiServer:
             return found
 
     def remove(self, key: tuple[str, str, str, str]) -> None:
-        """Take an object away at once."""
+        """Remove an object at once."""
         with self.changed:
             gone = deepcopy(self.objects.pop(key))
             self._note(key, "DELETED", gone)

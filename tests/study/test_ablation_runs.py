@@ -16,6 +16,7 @@ from small_study import (
     WEIGHTS,
     begun_episodes,
     lively,
+    setting_on,
     small_problem,
     some_states,
 )
@@ -27,7 +28,6 @@ from opd.control.policies import AgentPolicy, ClairvoyantPolicy, MyopicPolicy, P
 from opd.measurement import Observation
 from opd.objective import Weights
 from opd.pipeline import StageConfiguration
-from opd.solvers import IpaParameters
 from opd.study.analysis import ablation_runs
 from opd.study.analysis.ablation_networks import (
     IndependentNetwork,
@@ -55,22 +55,22 @@ from opd.study.analysis.ablations import (
 )
 from opd.study.evaluation.cycles import Setting, run_cycle
 from opd.workload.cycles import Cycle, cycle_counts
-from opd.workload.load import future_maximum
+from opd.workload.load import RecentMaximum, future_maximum
 from opd.workload.trace import Trace
 
 TRACE = Trace("small", np.tile(varying_workload().counts, 12), np.arange(24_000))
 CYCLES = [Cycle("first", 16_500), Cycle("second", 18_060)]
 
 
-class Steady:
-    """A forecaster that always says the same."""
+class Steady(RecentMaximum):
+    """A forecaster with a constant forecast."""
 
     def predict(self, history: np.ndarray) -> float:
         return 9.0
 
 
 def small_setting() -> Setting:
-    return Setting(TRACE, Steady(), WEIGHTS, SIMULATION, IpaParameters(), {})  # type: ignore[arg-type]
+    return setting_on(TRACE, {}, Steady())
 
 
 def small_study(folder, **changes) -> AblationStudy:

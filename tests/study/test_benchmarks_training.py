@@ -11,19 +11,16 @@ import pandas as pd
 import pytest
 from gymnasium.utils.seeding import np_random
 from small_pipelines import everything_selectable, ocr_pipeline, varying_workload, within_limits
+from small_study import PARAMETERS, SIMULATION, WEIGHTS, small_problem
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from opd.agent.network import ActorCritic
-from opd.agent.parameters import TrainingParameters
 from opd.agent.ppo import train
-from opd.agent.problem import Problem, expert_table
 from opd.agent.validation import Validation, validate
-from opd.objective import Weights
 from opd.pipeline import as_array, as_configuration, from_choices
 from opd.simulator.environment import PipelineEnv
-from opd.simulator.parameters import SimulationParameters
 from opd.simulator.vector_environment import PipelineVectorEnv
-from opd.study.benchmarks.budgets import SMOKE, SMOKE_TRAINING
+from opd.study.benchmarks.budgets import SMOKE
 from opd.study.benchmarks.criteria import training_criteria
 from opd.study.benchmarks.peer_environments import EPISODE_LENGTH, StageActions
 from opd.study.benchmarks.peer_stable_baselines import (
@@ -39,16 +36,6 @@ from opd.study.benchmarks.plots_training import STYLES, plot_training_speed
 from opd.study.benchmarks.training import METHODS, run_benchmark, with_test_days
 from opd.study.benchmarks.training_observer import TrainingObserver, greedy_agent, train_agent
 from opd.study.benchmarks.training_summary import TrainingResult, above_for_good, first_above, summarise_training
-
-WEIGHTS, SIMULATION = Weights(), SimulationParameters()
-PARAMETERS = TrainingParameters(**SMOKE_TRAINING)
-
-
-def small_problem() -> Problem:
-    pipeline, workload = ocr_pipeline(), varying_workload()
-    table = expert_table(pipeline, WEIGHTS, SIMULATION, "myopic", 30)
-    bursts = np.array([30, 90])
-    return Problem(pipeline, WEIGHTS, SIMULATION, workload, workload, bursts, bursts, table, table)
 
 
 def small_environment() -> PipelineEnv:

@@ -8,25 +8,18 @@ import numpy as np
 import pytest
 from small_agents import agent_for
 from small_pipelines import ocr_pipeline
+from small_study import CYCLE, setting_on, waves
 
 from opd.control import BASELINES
-from opd.objective import Weights
-from opd.simulator.parameters import SimulationParameters
-from opd.solvers import IpaParameters, greedy
+from opd.solvers import greedy
 from opd.study.evaluation.cycles import (
     COLUMNS,
     EvaluationCell,
-    Setting,
     cycle_summary,
     evaluate,
     run_cycle,
     timeline,
 )
-from opd.workload.cycles import Cycle
-from opd.workload.load import RecentMaximum
-from opd.workload.trace import Trace
-
-CYCLE = Cycle("waves", 20_000)
 
 
 def cycle_of(policy, seed, setting):
@@ -36,18 +29,9 @@ def cycle_of(policy, seed, setting):
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
-    seconds = np.arange(6 * 3600)
-    counts = np.random.default_rng(0).poisson(8.0 + 5.0 * np.sin(seconds / 120.0))
     path = tmp_path_factory.mktemp("agents") / "agent.npz"
     agent_for(ocr_pipeline()).save(path)
-    return Setting(
-        Trace("waves", counts, seconds),
-        RecentMaximum(),  # type: ignore[arg-type]
-        Weights(),
-        SimulationParameters(),
-        IpaParameters(),
-        {("ocr", "agent", 3): path},
-    )
+    return setting_on(waves(), {("ocr", "agent", 3): path})
 
 
 def test_a_cycle_is_every_interval_of_its_1200_seconds(setting):

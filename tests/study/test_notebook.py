@@ -125,7 +125,10 @@ def test_a_kernel_that_dies_is_reported(project: Path, capfd: pytest.CaptureFixt
         (["notebooks/work.ipynb", "seed=true"], "parameter seed is True, a bool"),
         (["notebooks/work.ipynb", "quick=1"], "parameter quick is 1, a int"),
         (["notebooks/work.ipynb", "rate=1e-4"], "YAML reads 1e-4 as text"),
-        (["notebooks/work.ipynb", "names=a"], "notebooks/work.ipynb: parameter names is 'a', a str, but is declared as list[str]"),
+        (
+            ["notebooks/work.ipynb", "names=a"],
+            "notebooks/work.ipynb: parameter names is 'a', a str, but is declared as list[str]",
+        ),
         (["notebooks/work.ipynb", "--params", "absent.yaml"], "no parameter file absent.yaml"),
         (["notebooks/work.ipynb", "--params", "list.yaml"], "list.yaml contains a list; it must map names to values"),
         (["notebooks/work.ipynb", "--params", "broken.yaml"], "broken.yaml is not valid YAML"),

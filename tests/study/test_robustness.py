@@ -9,14 +9,13 @@ import pandas as pd
 import pytest
 from small_agents import agent_for, trained_with
 from small_pipelines import ocr_pipeline
+from small_study import setting_on, waves
 
 from opd.agent.deployed import Agent
 from opd.agent.parameters import TrainingParameters
 from opd.control import AGENT
 from opd.measurement import Observation
 from opd.objective import Weights
-from opd.simulator.parameters import SimulationParameters
-from opd.solvers import IpaParameters
 from opd.study.analysis.plots_robustness import plot_robustness
 from opd.study.analysis.robustness import (
     AS_TRAINED,
@@ -42,10 +41,9 @@ from opd.study.analysis.robustness_findings import (
     summarise_robustness,
 )
 from opd.study.analysis.robustness_runs import COLUMNS, IPA, POLICIES, evaluate_robustness, trained_agents
-from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle
+from opd.study.evaluation.cycles import cycle_summary, run_cycle
 from opd.workload.cycles import Cycle, cycle_counts
 from opd.workload.load import RecentMaximum
-from opd.workload.trace import Trace
 
 OBSERVATION = Observation(
     np.full(120, 4), 8.0, ocr_pipeline().smallest_configuration(), np.ones(2), np.ones(2), np.zeros(2), 4.0
@@ -60,23 +58,16 @@ class LastCount(RecentMaximum):
         return float(history[-1])
 
 
-def trace_of(name, level):
-    seconds = np.arange(6 * 3600)
-    counts = np.random.default_rng(0).poisson(8.0 * (level + 5.0 * np.sin(seconds / 120.0)))
-    return Trace(name, counts, seconds, damping=8)
-
-
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     """Two traces, each with a forecaster and two agents of its own."""
     folder = tmp_path_factory.mktemp("agents")
-    shared = Weights(), SimulationParameters(), IpaParameters()
     made = []
     for number, (name, level, forecaster) in enumerate((("home", 8.0, RecentMaximum()), ("other", 6.0, LastCount()))):
         agents = {("ocr", AGENT, seed): folder / name / f"{seed}.npz" for seed in (0, 1)}
         for (*_, seed), path in agents.items():
             agent_for(ocr_pipeline(), 2 * number + seed).save(path)
-        made.append(Setting(trace_of(name, level), forecaster, *shared, agents))  # type: ignore[arg-type]
+        made.append(setting_on(waves(name, level, damping=8), agents, forecaster))
     return made
 
 

@@ -19,6 +19,7 @@ def test_the_bundled_file_is_what_the_generator_makes(bundled):
     assert bundled.is_synthetic
 
 
+@pytest.mark.processes
 def test_the_command_line_writes_a_readable_trace(tmp_path):
     path = tmp_path / "other.parquet"
     command = [

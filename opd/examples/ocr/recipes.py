@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, model_validator
 
-from opd.documents import DocumentModel, read_as
-from opd.paths import package_path
+from opd.host.documents import DocumentModel, read_as
+from opd.host.paths import package_path
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -44,7 +44,7 @@ class NetworkSource(DocumentModel):
 
 
 class Recipe(DocumentModel):
-    """How one variant is made of a network."""
+    """Recipe of one variant: a network, and what is changed about it."""
 
     network: str
     """name of a network of this file"""

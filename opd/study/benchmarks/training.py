@@ -47,9 +47,9 @@ from tqdm.auto import tqdm
 from opd.agent.parameters import TrainingParameters
 from opd.agent.problem import Problem, build_problem, expert_table, table_policy
 from opd.agent.validation import Validation, validate
+from opd.host.parallel import run_tasks
+from opd.host.paths import project_path
 from opd.objective import Weights
-from opd.parallel import run_tasks
-from opd.paths import project_path
 from opd.profiling.catalogue import load_pipeline
 from opd.simulator.parameters import SimulationParameters
 from opd.study.benchmarks.budgets import FULL, TrainingBudget
