@@ -24,7 +24,7 @@ STOP_SECONDS = 5.0
 """Seconds it has to terminate before it is killed."""
 
 SUPERVISOR_SECONDS = 0.5
-"""Its supervisor ends within this time after it."""
+"""Seconds within which its supervisor ends after the server has died."""
 
 
 class PrometheusServer:
