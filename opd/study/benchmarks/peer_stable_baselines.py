@@ -5,7 +5,7 @@ copies of it in a ``DummyVecEnv`` (one process, because a step takes less time t
 observations and rewards
 normalised by ``VecNormalize``, a learning rate that falls to zero. The environments of :data:`BATCHED` are stepped
 together instead. Figures that mean the same take the values of
-:class:`opd.agent.parameters.TrainingParameters`; so does the entropy coefficient, which these libraries keep
+:class:`opd.agent.problem.TrainingParameters`; so does the entropy coefficient, which these libraries keep
 constant by themselves. Monitor wrappers and progress bars are left out, which favours the peers' speed.
 
 The network has the trunk of ours, standardisation apart (``VecNormalize`` does it): one layer and the same residual
@@ -41,8 +41,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from opd.agent.network import FeaturesExtractor
-from opd.agent.parameters import TrainingParameters
-from opd.agent.problem import Configure, Problem
+from opd.agent.problem import Configure, Problem, TrainingParameters
 from opd.measurement import running_configurations
 from opd.pipeline import Pipeline, from_choices
 from opd.simulator.actions import admit
