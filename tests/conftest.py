@@ -22,7 +22,14 @@ settings.register_profile("opd", deadline=None, suppress_health_check=[HealthChe
 settings.register_profile("ci", settings.get_profile("opd"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "opd")
 
-LONGEST = ("test_reproduction", "test_local", "test_ocr_live", "test_discovery", "test_deployed")
+LONGEST = (
+    "test_reproduction",
+    "test_local",
+    "test_local_lifecycle",
+    "test_ocr_live",
+    "test_discovery",
+    "test_deployed",
+)
 """Modules that take a minute or more. They run first, so no test process is left with one of them at the end."""
 
 

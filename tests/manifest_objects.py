@@ -17,7 +17,7 @@ import yaml
 from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.manifests.workloads import template_of
 from opd.cluster.settings import FLAVOURS, ClusterSettings
-from opd.documents import as_model
+from opd.host.documents import as_model
 from opd.pipeline import Configuration, Pipeline, StageConfiguration
 from opd.profiling.catalogue import load_pipeline
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from opd.archive import HEADER, ArchiveError, load_archive, save_archive, written_whole
+from opd.host.archive import HEADER, ArchiveError, load_archive, save_archive, written_whole
 
 FORMAT = "test 1"
 METADATA = {"name": "Zoë", "numbers": [1, 0.1, None], "nested": {"deep": True}}

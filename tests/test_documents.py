@@ -9,7 +9,7 @@ import pytest
 from deadlines import within
 from pydantic import Field, field_validator
 
-from opd.documents import (
+from opd.host.documents import (
     MAX_BYTES,
     MAX_DEPTH,
     MAX_PROBLEMS,

@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit
 
 from opd.agent.heads import Heads, choose, limits_of
-from opd.archive import ArchiveError, load_archive, save_archive
+from opd.host.archive import ArchiveError, load_archive, save_archive
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, as_configuration, from_choices
 
 FORMAT = "opd agent 2"

@@ -16,7 +16,7 @@ from opd.agent.deployed import Agent, CheckpointError
 from opd.agent.network import export
 from opd.agent.ppo import train
 from opd.agent.problem import Problem, TrainingParameters
-from opd.parallel import run_tasks
+from opd.host.parallel import run_tasks
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from opd.agent.rollout import (
     tolerated_drops,
     validate,
 )
-from opd.archive import written_whole
+from opd.host.archive import written_whole
 from opd.simulator.vector_environment import PipelineVectorEnv
 
 CHECKPOINT, METRICS = "checkpoint.pt", "metrics.csv"

@@ -36,10 +36,10 @@ from opd.cluster.stage_state import StageStateError, StageStates
 from opd.cluster.transition import Move, describe, plan
 from opd.cluster.variant_workloads import Key, VariantWorkloads, targets
 from opd.control.loop import ApplyError, ObservationError
+from opd.host.waiting import wait_while
 from opd.pipeline import Configuration, Pipeline
 from opd.serving.monitoring.source import Monitor
 from opd.serving.telemetry_backend import TelemetryBackend
-from opd.waiting import wait_while
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from opd.cluster.ownership import WORKLOADS, find_owned, role_of
 from opd.cluster.pod_status import has_ended
 from opd.cluster.resources import CONFIG_MAP, LEASE, POD, Object, Resource
 from opd.cluster.rollout import delete_objects
-from opd.waiting import wait_until, wait_while
+from opd.host.waiting import wait_until, wait_while
 
 POLL_SECONDS = 0.5
 

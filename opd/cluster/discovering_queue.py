@@ -17,7 +17,7 @@ from opd.serving.stage_queue import ReplicaEndpoint
 class DiscoveringQueueRuntime(QueueRuntime):
     """A queue that follows the pods of its task and the ConfigMap of its stage.
 
-    Parameters of the model settings: those of :class:`QueueRuntime`, and ``discover``, the :class:`DiscoverySettings`.
+    Parameters: those of :class:`QueueRuntime`, and ``discover``, the :class:`DiscoverySettings`.
     """
 
     async def load(self) -> bool:

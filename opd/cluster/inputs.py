@@ -13,7 +13,7 @@ from opd.cluster.errors import InputError
 from opd.cluster.names import check_name, check_names
 from opd.cluster.overlay import read_overlay
 from opd.cluster.settings import ClusterSettings, read_settings
-from opd.documents import as_model
+from opd.host.documents import as_model
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, check_feasible
 from opd.profiling.catalogue import load_pipeline
 from opd.profiling.pipeline_file import read_pipeline

@@ -23,7 +23,7 @@ from opd.cluster.connection import RetryPolicy
 from opd.cluster.errors import ClusterError, ConflictError, LedByAnotherError, NotFoundError
 from opd.cluster.names import CONTROLLER, labels, lease_name
 from opd.cluster.resources import LEASE, Object
-from opd.waiting import wait_until
+from opd.host.waiting import wait_until
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from typing import Any
 
 from opd.cluster.names import LabelKey, LabelValue
 from opd.cluster.pod_schema import MERGE_KEYS, PodSpecPatch
-from opd.documents import DocumentModel, read_as
+from opd.host.documents import DocumentModel, read_as
 
 ALL = "all"
 

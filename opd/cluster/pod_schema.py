@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, create_model, model_validator
 
 from opd.cluster.names import check_name
-from opd.documents import DocumentModel
+from opd.host.documents import DocumentModel
 
 MERGE_KEYS: Mapping[str, str] = {
     "containers": "name",

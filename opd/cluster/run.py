@@ -13,9 +13,9 @@ from opd.cluster.errors import InputError
 from opd.cluster.service import run_controller
 from opd.cluster.settings import ClusterSettings
 from opd.control.factory import build_policy
-from opd.documents import read_document
+from opd.host.documents import read_document
+from opd.host.paths import project_path
 from opd.objective import Weights
-from opd.paths import project_path
 from opd.pipeline import Pipeline
 from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
 from opd.simulator.parameters import SimulationParameters

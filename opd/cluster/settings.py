@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from opd.cluster.names import DnsLabel, LabelKey, LabelValue, check_name
 from opd.cluster.overlay import Overlay
-from opd.documents import DocumentError, DocumentModel, read_as
+from opd.host.documents import DocumentError, DocumentModel, read_as
 from opd.serving.settings import StageSettings
 
 Flavour = Literal["deployment", "seldon"]

@@ -15,7 +15,7 @@ from opd.cluster.names import QUEUE, TASK_LABEL, lease_name, selector
 from opd.cluster.ownership import WORKLOADS, find_owned, identity_of, role_of
 from opd.cluster.pod_status import failure_reason, has_ended, is_ready, refusal_reason, unschedulable_reason
 from opd.cluster.resources import CONFIG_MAP, DEPLOYMENT, LEASE, POD, SELDON_DEPLOYMENT, Object, resource_of
-from opd.waiting import wait_while
+from opd.host.waiting import wait_while
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from typing import Any
 import pandas as pd
 from pydantic import Field, model_validator
 
-from opd.documents import DocumentModel, as_model, read_as
-from opd.paths import package_path
+from opd.host.documents import DocumentModel, as_model, read_as
+from opd.host.paths import package_path
 from opd.pipeline import Pipeline, Task, Variant, batch_sizes_up_to
 from opd.profiling.profiles import latency_by_batch_size, load_profiles, variant_rows
 

@@ -26,7 +26,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from opd.documents import DocumentModel, read_as
+from opd.host.documents import DocumentModel, read_as
 from opd.pipeline import Pipeline, Task, Variant
 
 

@@ -28,8 +28,8 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import isotonic_regression, nnls
 
-from opd.machine import hardware
-from opd.paths import package_path
+from opd.host.machine import hardware
+from opd.host.paths import package_path
 
 CORE_COUNTS = (1, 2, 4, 8, 16)
 """Cores that a replica may be given."""

@@ -17,7 +17,7 @@ LONGEST_PAUSE = 30.0
 
 
 def is_late(process: ServerProcess, was_ready: bool) -> bool:
-    """Whether a server has used up its time to become ready."""
+    """Check whether a server has used up its time to become ready."""
     return not was_ready and time.monotonic() - process.started > START_SECONDS
 
 
@@ -56,5 +56,5 @@ class StartBackoff:
 
     @property
     def due(self) -> bool:
-        """Whether the pause before the next attempt is over."""
+        """True once the pause before the next attempt is over."""
         return time.monotonic() >= self._next_attempt

@@ -67,7 +67,7 @@ class Client:
         return answers_of(await self._stub.ModelInfer(infer_request(self.model, payloads, age), timeout=timeout))
 
     async def ready(self, timeout: float) -> bool:
-        """Whether the server answers within ``timeout`` seconds and has the model loaded."""
+        """Check whether the server answers within ``timeout`` seconds and has the model loaded."""
         try:
             answer = await self._stub.ModelReady(messages.ModelReadyRequest(name=self.model), timeout=timeout)
         except grpc.aio.AioRpcError:

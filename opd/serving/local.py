@@ -161,7 +161,7 @@ class LocalBackend(TelemetryBackend):
         return [backoff.error for backoff in (self.router.backoff, *stages) if backoff.error]
 
     def _settled(self) -> bool:
-        """Whether the targets are running."""
+        """Check whether the targets are running."""
         return self.router.answers and all(stage.settled for stage in self.stages)
 
     def _missing(self) -> list[str]:

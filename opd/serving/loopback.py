@@ -34,7 +34,7 @@ def direct_session() -> requests.Session:
 
 
 def responds(url: str) -> bool:
-    """Whether a GET of ``url`` succeeds within :data:`HTTP_TIMEOUT`."""
+    """Check whether a GET of ``url`` succeeds within :data:`HTTP_TIMEOUT`."""
     with direct_session() as session:
         try:
             return session.get(url, timeout=HTTP_TIMEOUT).ok

@@ -8,9 +8,7 @@ import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
-from typing import Any
 
-from mlserver import MLModel
 from mlserver.handlers import custom_handler
 from mlserver.settings import ModelSettings
 from mlserver.types import InferenceRequest, InferenceResponse
@@ -19,6 +17,7 @@ from pydantic import BaseModel
 from opd.serving import metrics
 from opd.serving.models import Model, PayloadError, load_model
 from opd.serving.protocol import MalformedRequestError, infer_response, payloads_of
+from opd.serving.runtime import Runtime
 from opd.serving.store import ModelStore
 
 logger = logging.getLogger(__name__)
@@ -30,16 +29,15 @@ class DesiredVariant(BaseModel):
     variant: str
 
 
-class ModelRuntime(MLModel):
+class ModelRuntime(Runtime):
     """Pulls a variant from the model store and answers batches with it.
 
-    Parameters of the model settings: ``pipeline``, ``task``, ``variant`` and ``store``, the URL of the model store.
+    Parameters: ``pipeline``, ``task``, ``variant`` and ``store``, the URL of the model store.
     Without a variant it is a standby, which has imported everything and loads a variant later.
     """
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__(settings)
-        self._parameters: dict[str, Any] = dict(settings.parameters.extra or {})  # type: ignore[union-attr]
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._model: Model | None = None
         self._loading: asyncio.Task[None] | None = None

@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from opd.host.waiting import wait_until
 from opd.serving import loopback
 from opd.serving.loopback import direct_session, hold_port, port_of, responds
 from opd.serving.settings import ServerSettings
-from opd.waiting import wait_until
 
 STOP_SECONDS = 8.0
 """Seconds a server has to end after it has finished its requests; then it is killed."""
@@ -88,7 +88,7 @@ class ServerProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether the process is running."""
+        """True while the process is running."""
         return self._process.poll() is None
 
     @property
@@ -119,11 +119,11 @@ class ServerProcess:
         return answer.json() if answer.content else None
 
     def ready(self) -> bool:
-        """Whether its model is loaded."""
+        """Check whether its model is loaded."""
         return responds(self._url(f"/v2/models/{self.settings.name}/ready"))
 
     def live(self) -> bool:
-        """Whether it is up, with or without a model."""
+        """Check whether it is up, with or without a model."""
         return responds(self._url("/v2/health/live"))
 
     def last_words(self) -> str:
@@ -144,7 +144,7 @@ class ServerProcess:
         self._process.kill()
 
     def ended(self) -> bool:
-        """Whether it has ended; kills it if the time that :meth:`stop` gave it is over."""
+        """Check whether it has ended; kills it once the time given by :meth:`stop` is over."""
         if self.alive and self._stop_by is not None and time.monotonic() > self._stop_by:
             self.kill()
             self._process.wait(KILL_SECONDS)
@@ -162,7 +162,7 @@ def model_process(name: str, pipeline: str, task: str, variant: str | None, stor
 
 
 def stop_all(processes: Iterable[ServerProcess], drain_seconds: float = 0.0) -> None:
-    """Stop servers, whose running requests have ``drain_seconds``; returns when all have ended."""
+    """Stop servers after their running requests, which have ``drain_seconds``; returns when all have ended."""
     stopping = list(processes)
     for process in stopping:
         process.stop(drain_seconds)

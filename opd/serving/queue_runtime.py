@@ -6,14 +6,13 @@ import asyncio
 from functools import partial
 from typing import Any
 
-from mlserver import MLModel
 from mlserver.handlers import custom_handler
-from mlserver.settings import ModelSettings
 from mlserver.types import InferenceRequest, InferenceResponse
 from pydantic import BaseModel, Field
 
 from opd.serving.client import Client
 from opd.serving.protocol import age_of, infer_response, payloads_of
+from opd.serving.runtime import Runtime
 from opd.serving.settings import StageSettings
 from opd.serving.stage_queue import ReplicaEndpoint, StageQueue
 
@@ -33,15 +32,11 @@ class DesiredStage(BaseModel):
     replicas: list[DesiredReplica]
 
 
-class QueueRuntime(MLModel):
+class QueueRuntime(Runtime):
     """One stage of the pipeline behind one endpoint.
 
-    Parameters of the model settings: ``pipeline``, ``task`` and ``settings``, those of :class:`StageSettings`.
+    Parameters: ``pipeline``, ``task`` and ``settings``, those of :class:`StageSettings`.
     """
-
-    def __init__(self, settings: ModelSettings) -> None:
-        super().__init__(settings)
-        self._parameters: dict[str, Any] = dict(settings.parameters.extra or {})  # type: ignore[union-attr]
 
     async def load(self) -> bool:
         """Open the queue; its replicas are set by :meth:`configure`."""

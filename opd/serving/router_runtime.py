@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 
 import grpc
-from mlserver import MLModel
-from mlserver.settings import ModelSettings
 from mlserver.types import InferenceRequest, InferenceResponse
 
 from opd.serving import metrics
@@ -28,6 +25,7 @@ from opd.serving.protocol import (
     outcome_of,
     payloads_of,
 )
+from opd.serving.runtime import Runtime
 
 RETRY_SECONDS = 0.2
 """Pause between two attempts to reach a stage that is unavailable."""
@@ -41,17 +39,13 @@ _ERRORS: dict[grpc.StatusCode, type[ServingError]] = {
 }
 
 
-class RouterRuntime(MLModel):
+class RouterRuntime(Runtime):
     """The pipeline behind one endpoint.
 
-    Parameters of the model settings: ``pipeline``; ``stages``, a list of ``task`` and ``address`` in the order in which
+    Parameters: ``pipeline``; ``stages``, a list of ``task`` and ``address`` in the order in which
     a request visits them; ``drop_after``, age in seconds at which a waiting request is dropped; ``call_timeout``,
     seconds beyond that age for a replica to finish a request it has begun.
     """
-
-    def __init__(self, settings: ModelSettings) -> None:
-        super().__init__(settings)
-        self._parameters: dict[str, Any] = dict(settings.parameters.extra or {})  # type: ignore[union-attr]
 
     async def load(self) -> bool:
         """Create the clients of the stages, which need not be up yet."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from opd.documents import DocumentModel
+from opd.host.documents import DocumentModel
 
 RUNTIMES = {
     "model": "opd.serving.model_runtime.ModelRuntime",
@@ -17,7 +17,7 @@ RUNTIMES = {
 
 
 class StageSettings(DocumentModel):
-    """How a stage forms batches."""
+    """Batching of a stage, and the limits of its queue."""
 
     batch_size: int = Field(default=1, ge=1)
     """Requests in one call to a replica."""

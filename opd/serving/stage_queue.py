@@ -50,7 +50,7 @@ class ReplicaClient(Protocol):
         ...
 
     async def ready(self, timeout: float) -> bool:
-        """Whether the replica accepts requests."""
+        """Check whether the replica accepts requests."""
         ...
 
     async def close(self) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from opd.paths import project_path
+from opd.host.paths import project_path
 from opd.serving.models import MANIFEST, read_manifest
 
 STORE_URL_VARIABLE = "OPD_MODEL_STORE"

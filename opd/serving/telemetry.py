@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from opd.host.waiting import wait_until
 from opd.measurement import Interval
 from opd.pipeline import Configuration, Pipeline
 from opd.serving import metrics
@@ -21,7 +22,6 @@ from opd.serving.monitoring.statistics import (
     total_increase,
 )
 from opd.serving.protocol import COMPLETED
-from opd.waiting import wait_until
 from opd.workload.load import HISTORY_SECONDS
 
 SCRAPE_WAIT_SECONDS = 2.0

@@ -22,7 +22,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from pydantic import TypeAdapter, ValidationError
 
-from opd.paths import project_path
+from opd.host.paths import project_path
 
 CELL_TIMEOUT = 6 * 3600.0
 """Seconds one cell may take before the stage fails."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from opd.archive import ArchiveError, load_archive, save_archive
+from opd.host.archive import ArchiveError, load_archive, save_archive
 from opd.workload.load import HISTORY_SECONDS
 
 BIN_SECONDS = 10

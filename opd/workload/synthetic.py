@@ -18,7 +18,7 @@ import pandas as pd
 import typer
 from scipy.signal import lfilter
 
-from opd.paths import package_path
+from opd.host.paths import package_path
 from opd.workload.trace import DAY_SECONDS, SYNTHETIC_FILE
 
 BUNDLED_FILE = package_path(*SYNTHETIC_FILE)

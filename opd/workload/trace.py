@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from opd.paths import package_path, project_path
+from opd.host.paths import package_path, project_path
 
 DAY_SECONDS = 86_400
 MIN_SECONDS = 6 * 3600

@@ -17,7 +17,7 @@ from small_pipelines import ocr_pipeline, pipelines, within_limits
 
 from opd.agent.deployed import FORMAT, Agent, CheckpointError
 from opd.agent.network import export
-from opd.archive import load_archive, save_archive
+from opd.host.archive import load_archive, save_archive
 from opd.pipeline import InfeasibleError, Pipeline, from_choices
 from opd.profiling.synthetic import synthetic_pipeline
 

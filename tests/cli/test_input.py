@@ -11,7 +11,7 @@ import typer
 from cli_shell import PIPELINE, ROOT
 
 from opd import cli
-from opd.documents import DocumentError
+from opd.host.documents import DocumentError
 from opd.profiling.pipeline_file import read_pipeline
 
 

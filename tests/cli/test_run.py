@@ -13,7 +13,7 @@ from deadlines import PATIENCE, eventually, terminating
 from emulator.prometheus import Prometheus
 
 from opd import cli
-from opd.documents import read_document
+from opd.host.documents import read_document
 from opd.profiling.pipeline_file import read_pipeline
 from opd.workload.forecast import ForecastParameters
 from opd.workload.forecast_training import train_forecaster

@@ -43,7 +43,7 @@ def place(tmp_path_factory):
     with closing(user_site(folder)) as site:
         if find_owned(site.cluster, site.pipeline.name)[0]:
             pytest.fail(
-                f"pipeline {site.pipeline.name!r} is already deployed and would be deleted in the end; delete it, or name "
+                f"pipeline {site.pipeline.name!r} is already deployed and would be deleted; delete it, or name "
                 "another namespace in OPD_CLUSTER_NAMESPACE"
             )
         yield site

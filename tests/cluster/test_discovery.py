@@ -187,7 +187,9 @@ def test_a_deployed_pipeline_is_reconfigured_under_load_without_losing_a_request
     pipeline, api = real_pipeline(), ApiServer()
     path = kubeconfig(api, tmp_path)
     monkeypatch.setenv("KUBECONFIG", str(path))
-    settings = ClusterSettings(namespace="space", image="opd:1", store=store, drain_seconds=1, apply_seconds=PATIENCE)
+    settings = ClusterSettings(
+        namespace="space", image="opd:1", store=store, drain_seconds=1, apply_seconds=3 * PATIENCE
+    )
     initial = stages((0, 1, 1), (0, 1, 1))
     for manifest in pipeline_objects(pipeline, initial, settings):
         api.put(manifest)
@@ -197,7 +199,7 @@ def test_a_deployed_pipeline_is_reconfigured_under_load_without_losing_a_request
     try:
         cluster = Cluster("space", lambda: credentials(str(path)))
         backend = KubernetesBackend(cluster, pipeline, settings, PrometheusUrl(prometheus.url), 1.0)
-        address = eventually(lambda: ready_address(api))
+        address = eventually(lambda: ready_address(api), 3 * PATIENCE)
         assert_refuses_configuration(api)
         payloads = tmp_path / "payloads.parquet"
         pd.DataFrame({"payload": [b"hello"]}).to_parquet(payloads)

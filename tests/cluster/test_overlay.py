@@ -13,7 +13,7 @@ from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.names import COMPONENTS
 from opd.cluster.overlay import MERGE_KEYS, Overlay, OverlayError, read_overlay
 from opd.cluster.settings import FLAVOURS, ClusterSettings
-from opd.documents import DocumentError, as_model, parse_document
+from opd.host.documents import DocumentError, as_model, parse_document
 from opd.pipeline import StageConfiguration
 
 TEMPLATE = {

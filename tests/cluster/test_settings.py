@@ -5,7 +5,7 @@ from manifest_objects import PLAIN, changed
 
 from opd.cluster.overlay import Overlay
 from opd.cluster.settings import ClusterSettings, read_settings
-from opd.documents import DocumentError
+from opd.host.documents import DocumentError
 from opd.serving.settings import StageSettings
 
 

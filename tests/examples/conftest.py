@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import pytest
 from filelock import FileLock
 
-from opd.paths import project_path
+from opd.host.paths import project_path
 
 NEEDED = ("mlserver", "onnxruntime", "torchmetrics", "matplotlib")
 collect_ignore_glob = [] if all(map(find_spec, NEEDED)) else ["test_*.py"]

@@ -11,7 +11,7 @@ from ocr_pages import CLEAN, DETECTION, RECIPES, RECOGNITION
 from PIL import Image
 
 from opd.examples.ocr import accuracy
-from opd.paths import project_path
+from opd.host.paths import project_path
 from opd.serving.models import load_model
 
 

@@ -10,11 +10,11 @@ import pytest
 import yaml
 from ocr_pages import CLEAN, DETECTION, RECIPES
 
-from opd.documents import DocumentError, as_model
 from opd.examples.ocr import build, downloads
 from opd.examples.ocr.recipes import Recipes
 from opd.examples.ocr.served import true_sheet
-from opd.paths import project_path
+from opd.host.documents import DocumentError, as_model
+from opd.host.paths import project_path
 from opd.serving.models import load_model
 from opd.serving.store import ModelStore
 

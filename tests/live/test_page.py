@@ -9,11 +9,11 @@ from live_runs import LARGE, SMALL, requests, run_of
 from PIL import Image
 from small_pipelines import ocr_pipeline
 
+from opd.host.paths import project_path
 from opd.live import plots
 from opd.live.fidelity import relative_errors
 from opd.live.page import NOTEBOOK, write_page
 from opd.live.summaries import live_timeline, summarise_run
-from opd.paths import project_path
 
 
 def fidelity_table():

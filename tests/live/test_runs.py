@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -76,10 +78,16 @@ def test_reconfigurations_are_counted_by_kind():
 
 def test_a_summary_counts_requests_and_skips_intervals_without_measurements():
     run = run_of([SMALL, SMALL], requests([0.5, 11.0], 0.3))
-    blind = run.steps[1].score._replace(**{name: np.full(1, np.nan) for name in ("reward", "qos", "cost", "accuracy")})
+    unmeasured_score = run.steps[1].score._replace(
+        **{name: np.full(1, np.nan) for name in ("reward", "qos", "cost", "accuracy")}
+    )
     seen = run.steps[0].score
-    unseen = type(run.steps[1])(
-        np.nan, "", SMALL, "nothing to decide on", False, 0.0, unmeasured(ocr_pipeline()), blind
+    unseen = replace(
+        run.steps[1],
+        predicted_load=np.nan,
+        refused="nothing to decide on",
+        interval=unmeasured(ocr_pipeline()),
+        score=unmeasured_score,
     )
     steps = [run.steps[0], unseen]
     summary = summarise_run(run._replace(steps=steps))

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from profile_tables import CATALOGUE, PIPELINES, REFERENCE, VARIANTS, timed
 
-from opd.documents import DocumentError
-from opd.paths import package_path, project_path
+from opd.host.documents import DocumentError
+from opd.host.paths import package_path, project_path
 from opd.profiling import profiles
 from opd.profiling.architectures import ARCHITECTURES
 from opd.profiling.catalogue import base_cores, load_catalogue, load_pipeline, stage_sla, variant_table

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from profile_tables import CATALOGUE, PIPELINES, REFERENCE, VARIANTS, timed
 
-from opd.paths import package_path
+from opd.host.paths import package_path
 from opd.profiling import profiles
 from opd.profiling.catalogue import load_pipeline
 from opd.profiling.measuring import MEASURED_CORES

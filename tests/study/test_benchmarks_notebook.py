@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from opd.machine import hardware
+from opd.host.machine import hardware
 from opd.study import notebook as stage
 from opd.study.benchmarks import criteria
 from opd.study.benchmarks.criteria import PACKAGES

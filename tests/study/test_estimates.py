@@ -51,7 +51,7 @@ def test_tables_of_one_shape_are_resampled_alike():
     "values", [np.zeros(3), np.zeros((0, 3)), np.array([[1.0, np.nan]])], ids=["row", "empty", "nan"]
 )
 def test_what_is_no_full_table_is_refused(values):
-    with pytest.raises(ValueError, match="no full table of finite figures"):
+    with pytest.raises(ValueError, match="not a full table of finite figures"):
         interval(values)
 
 

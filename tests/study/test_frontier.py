@@ -100,7 +100,7 @@ def test_hypervolumes_and_ratios_by_hand():
 
 def test_the_agents_areas_in_words():
     lines = times_of_the_agent(hypervolumes(POINTS, {"video": 10})).splitlines()
-    extent = "in 1 of 1 pipelines that have an area, 1.450 to 1.450 times"
+    extent = "in 1 of 1 pipelines with an area, 1.450 to 1.450 times"
     assert lines[0] == f"* reference lowest of any policy: at least as large as ipa's {extent}"
     assert len(lines) == 4
 
@@ -135,21 +135,21 @@ def test_a_point_is_dominated_by_what_is_better_and_in_nothing_worse():
     assert beaten.loc[0, ["cost", "qos", "dropped"]].tolist() == [4.5, 3.5, 0.0]
     assert beaten.loc[0, ["by_cost_weight", "by_cost", "by_qos", "by_dropped"]].tolist() == [0.2, 3.0, 4.0, 0.0]
     text, _, *items = dominations(LOSING).splitlines()
-    assert text.startswith("Points of other policies dominate 1 of the agent's 4, ")
-    own = "* video at 0.1 (4.50 cores, QoS 3.500, 0.0 requests dropped in a cycle): "
-    other = "(3.00 cores, QoS 4.000, 0.0 requests dropped in a cycle)"
+    assert text.startswith("Points of other policies dominate 1 of the agent's 4 points ")
+    own = "* video at 0.1 (4.50 cores, QoS 3.500, 0.0 dropped requests per cycle): "
+    other = "(3.00 cores, QoS 4.000, 0.0 dropped requests per cycle)"
     assert items == [f"{own}ipa at 0.2 {other}", f"{own}myopic at 0.1 {other}"]
-    assert dominations(POINTS) == "Points of other policies dominate none of the agent's 2, all means of the seeds."
+    assert dominations(POINTS) == "Points of other policies dominate none of the agent's 2 points (means of the seeds)."
 
 
 def test_prices_at_which_requests_are_dropped():
     assert drops(LOSING).splitlines() == [
         "* ipa: video only at 0.1 (6.0); none at any price on ocr",
-        "* myopic: video from 0.2 on (1,500.0); none at any price on ocr",
-        "* agent: video from 0.2 on (0.2); none at any price on ocr",
+        "* myopic: video from 0.2 up (1,500.0); none at any price on ocr",
+        "* agent: video from 0.2 up (0.2); none at any price on ocr",
     ]
     more = LOSING.assign(dropped=LOSING["cost_weight"] * 100.0)
-    assert drops(more).splitlines()[2] == "* agent: video from 0.1 on (10.0 to 20.0); ocr from 0.1 on (10.0 to 20.0)"
+    assert drops(more).splitlines()[2] == "* agent: video from 0.1 up (10.0 to 20.0); ocr from 0.1 up (10.0 to 20.0)"
 
 
 def test_the_sweep_in_words_says_where_the_agent_loses():
@@ -173,7 +173,7 @@ def test_the_figure_of_the_frontier_names_ratios_and_what_lies_outside():
         "above IPA's lowest QoS: 1.875 × IPA, 1.250 × myopic",
     ]
     assert [text.get_text().splitlines() for text in axes.texts] == [
-        ["myopic: 1 further down, to QoS 1", "agent: 1 further down, to QoS 2"]
+        ["myopic: 1 below, down to QoS 1", "agent: 1 below, down to QoS 2"]
     ]
     (steps,) = [line for line in axes.lines if line.get_drawstyle() == "steps-post" and line.get_color() == "#0173b2"]
     assert steps.get_xydata().tolist() == [[2.0, 2.0], [4.0, 5.5]]

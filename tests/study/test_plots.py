@@ -135,7 +135,7 @@ def test_plane_places_policies_and_names_random(tmp_path: Path):
         "myopic (exact)": [[5.0, 13.0]],
         "agent": [[6.0, 14.0]],
     }
-    assert "random, outside: 2.0 cores, QoS 10.0" in texts(figure)
+    assert "random: 2.0 cores, QoS 10.0 (not shown)" in texts(figure)
 
 
 def test_differences_pair_the_same_cycles_and_seeds(tmp_path: Path):

@@ -65,7 +65,7 @@ def test_means_and_paired_differences_by_hand():
 
 def test_a_policy_that_lacks_a_cycle_cannot_be_paired():
     rows = evaluation_of(REWARDS)
-    with pytest.raises(ValueError, match="no full table"):
+    with pytest.raises(ValueError, match="not a full table"):
         quality_table(rows[(rows["policy"] != "ipa") | (rows["cycle"] != "c1")])
 
 
@@ -79,14 +79,14 @@ def test_the_verdict_counts_pipelines_in_which_the_sign_is_sure():
     lines = comparisons(table).splitlines()
     assert len(lines) == len(REWARDS) - 1
     sure = "reward higher in 1 of 3 pipelines, lower in 1"
-    assert any(line.startswith(f"* against **ipa**: {sure}; QoS ") for line in lines)
+    assert any(line.startswith(f"* compared with **ipa**: {sure}; QoS ") for line in lines)
 
 
 def test_the_share_of_the_gap_by_hand():
     (row,) = gap_table(evaluation_of(REWARDS)).to_dict("records")
     assert [row[name] for name in ("gap", "gap_low", "gap_high")] == [2.0, 2.0, 2.0]
     sentence = gap_sentence(pd.DataFrame([row]))
-    assert "beyond doubt in 1 of 1 rows. Over video it is +2.000 [+2.000, +2.000]" in sentence
+    assert "significant in 1 of 1 rows. Over video it is +2.000 [+2.000, +2.000]" in sentence
     assert sentence.endswith("the agent gains +1.000 [+1.000, +1.000].")
     assert [row[name] for name in ("share", "share_low", "share_high")] == [0.5, 0.5, 0.5]
     assert row["note"] == ""
@@ -137,7 +137,7 @@ def test_signs_that_are_the_papers_are_counted_where_it_gives_one():
         {"policy": ["agent"] * 4 + ["agent-frugal"] * 4, "paper": [120.0, -16.0, -3.0, 0.0] * 2}
         | {"mean": [50.0, 8.0, 0.0, 1.0, 14.0, -18.0, -0.1, 1.0]}
     )
-    assert paper_sentence(table).endswith("where that gives one: agent in 1 of 3, agent-frugal in 3 of 3.")
+    assert paper_sentence(table).endswith("where the paper has one: agent in 1 of 3, agent-frugal in 3 of 3.")
 
 
 def test_a_figure_and_its_interval_share_a_cell():
@@ -165,7 +165,7 @@ def test_the_figure_of_intervals_leaves_random_and_the_reference_out():
     figure = plot_intervals(quality_table(evaluation_of(REWARDS)), "waves trace")
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["IPA", "clairvoyant", "agent"]
-    assert "random, far below, is left out" in figure.get_suptitle()
+    assert "random is far below and not shown" in figure.get_suptitle()
 
 
 def marks(axes) -> dict[str, list[list[float]]]:
@@ -188,7 +188,7 @@ def test_the_figure_of_the_gap_has_all_pipelines_and_hollow_shares_of_what_may_b
         "clairvoyant (knows the load)": [[2.0, -0.14], [0.5, 0.86], [-1.0, 1.86], [0.5, 2.86]],
         "agent": [[1.0, 0.14], [1.0, 1.14], [1.0, 2.14], [1.0, 3.14]],
     }
-    assert marks(shares) == {"share of a gap that may be none": [[2.0, 1.0], [2.0, 3.0]]}
+    assert marks(shares) == {"share of a gap that is not significant": [[2.0, 1.0], [2.0, 3.0]]}
     assert [container.lines[0].get_xydata().tolist() for container in shares.containers] == [[[0.5, 0.0]]]
     assert [text.get_text() for text in shares.texts] == ["0.50", "2.00", "no gap", "2.00"]
 
@@ -198,7 +198,7 @@ def test_the_figure_of_the_papers_comparisons():
     figures = {"quantity": ["cost", "qos"] * 2, "paper": [120.0, 36.0] * 2, "mean": [50.0, 10.0, 14.0, 5.0]}
     pipelines = {"video": [40.0, 8.0, 10.0, 4.0], "nlp": [60.0, 12.0, 18.0, 6.0]}
     cost, qos = plot_paper(pd.DataFrame(about | figures | pipelines), "waves trace").axes
-    assert [label.get_text() for label in cost.get_yticklabels()] == ["steady-low\nagainst greedy"]
+    assert [label.get_text() for label in cost.get_yticklabels()] == ["steady-low\nvs greedy"]
     assert marks(cost) == {
         "paper": [[120.0, -0.27]],
         "agent, one pipeline": [[40.0, 0.0], [60.0, 0.0]],
@@ -207,4 +207,4 @@ def test_the_figure_of_the_papers_comparisons():
         "agent-frugal": [[14.0, 0.27]],
     }
     assert marks(qos)["paper"] == [[36.0, -0.27]] and marks(qos)["agent-frugal"] == [[5.0, 0.27]]
-    assert cost.get_xlabel() == "cost relative to the rival's (%)"
+    assert cost.get_xlabel() == "cost relative to the baseline's (%)"

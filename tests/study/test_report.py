@@ -209,7 +209,7 @@ def test_report_says_what_was_found(folder: Path):
     page = write_report(folder)
     assert (folder / "report.md").read_text(encoding="utf-8") == page
     assert "Workload: **synthetic trace (generated), damping 8**" in page
-    assert "5 of 5 demands are met" in page and "falls short" not in page
+    assert "5 of 5 criteria are met" in page and "not met" not in page
     assert "| agent | 9.00 | 12.00 | 6.33 | 2.00 | 8.00 | 10.00 | 6 | fluctuating |" in page
     assert "| steady-low | greedy | cost | 120.0 | 50.0 | 50.0 |" in page
     assert "| lstm | 6.50 | 25.00 |" in page
@@ -225,17 +225,17 @@ def test_report_says_plainly_what_falls_short(folder: Path):
     worse.loc[worse["policy"] == "agent-frugal", "cost"] += 2.0
     worse.to_csv(folder / "evaluation.csv", index=False)
     page = write_report(folder)
-    assert "3 of 5 demands are met" in page
-    assert "- **ocr**: agent drops more requests than IPA in fluctuating seed 0 (7 against 6)." in page
-    assert "agent-frugal falls short of cost ≤ IPA's by 1.000 (7.667 against 6.667, 15.0 %)" in page
+    assert "3 of 5 criteria are met" in page
+    assert "- **ocr**: agent drops more requests than IPA in fluctuating seed 0 (7 compared with 6)." in page
+    assert "agent-frugal misses cost ≤ IPA's by 1.000 (7.667 instead of 6.667, 15.0 %)" in page
 
 
 def test_report_without_agents_of_that_kind(folder: Path):
     GOOD[GOOD["policy"] != "agent-frugal"].to_csv(folder / "evaluation.csv", index=False)
-    assert "Not run, or without a baseline to compare with: agent-frugal." in write_report(folder)
+    assert "Not run, or without a baseline for comparison: agent-frugal." in write_report(folder)
     GOOD[GOOD["policy"] == "ipa"].to_csv(folder / "evaluation.csv", index=False)
     page = write_report(folder)
-    assert "nothing can be said" in page and "None of the paper's three loads" in page
+    assert "None of these policies was run" in page and "None of the paper's three loads" in page
 
 
 def test_metrics_are_flat_numbers(folder: Path):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from opd.archive import HEADER
+from opd.host.archive import HEADER
 from opd.workload.forecast import Forecaster, ForecasterError, ForecastParameters
 from opd.workload.load import HISTORY_SECONDS
 from opd.workload.windows import windows

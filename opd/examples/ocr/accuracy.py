@@ -28,7 +28,7 @@ from opd.examples.ocr.models import TextDetector, TextRecogniser, decode_image
 from opd.examples.ocr.pages import SPLIT_SEEDS, Page, render_pages
 from opd.examples.ocr.recipes import load_recipes
 from opd.examples.ocr.served import true_sheet
-from opd.paths import project_path
+from opd.host.paths import project_path
 from opd.profiling.measuring import Effort, time_calls
 from opd.serving.models import load_model
 from opd.study.plots.style import PALETTE, save_figure

@@ -11,7 +11,7 @@ from pathlib import Path
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from opd.examples.ocr.recipes import Package, PackageFile
-from opd.paths import project_path
+from opd.host.paths import project_path
 from opd.serving.store import file_hash
 
 DOWNLOAD_SECONDS = 300

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, model_validator
 
-from opd.documents import DocumentModel, read_as
-from opd.paths import package_path
+from opd.host.documents import DocumentModel, read_as
+from opd.host.paths import package_path
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from opd.examples.ocr.models import decode_image, encode_image, line_sheet
 from opd.examples.ocr.pages import Page, render_pages
-from opd.paths import package_path
+from opd.host.paths import package_path
 from opd.profiling.catalogue import load_catalogue
 from opd.profiling.measuring import Effort, measure_all_variants
 from opd.profiling.profiles import load_profiles, save_profiles

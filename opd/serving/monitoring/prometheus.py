@@ -25,7 +25,7 @@ SEEN_SECONDS = 30.0
 
 
 class PrometheusUrl:
-    """Reads from a running Prometheus server, whose clock must agree with ours.
+    """Reads from a running Prometheus server. Its clock must agree with that of this machine.
 
     Args:
         url: base URL, for example ``http://prometheus.monitoring:9090``.

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import yaml
 
+from opd.host.waiting import wait_until
 from opd.serving import supervisor
 from opd.serving.loopback import direct_session, hold_port, port_of, responds
 from opd.serving.monitoring.prometheus import PrometheusUrl, write_targets
 from opd.serving.monitoring.source import SCRAPE_SECONDS, SCRAPE_TIMEOUT, MonitoringError, Series
-from opd.waiting import wait_until
 
 TARGETS = "targets.json"
 """Name of the file of targets in a monitor's folder."""
@@ -24,7 +24,7 @@ STOP_SECONDS = 5.0
 """Seconds it has to terminate before it is killed."""
 
 SUPERVISOR_SECONDS = 0.5
-"""Its supervisor ends within this time after it."""
+"""Seconds within which its supervisor ends after the server has died."""
 
 
 class PrometheusServer:

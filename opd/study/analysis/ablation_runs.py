@@ -19,10 +19,10 @@ from opd.agent.jobs import Job
 from opd.agent.network import ActorCritic
 from opd.agent.ppo import train
 from opd.agent.problem import Problem, TrainingParameters
-from opd.archive import written_whole
 from opd.control.policies import MyopicPolicy, Policy
+from opd.host.archive import written_whole
+from opd.host.parallel import run_tasks
 from opd.measurement import Observation, observed_state
-from opd.parallel import run_tasks
 from opd.pipeline import Configuration, Pipeline, as_configuration
 from opd.study.analysis.ablation_networks import AblatedTrainer, IndependentNetwork
 from opd.study.analysis.ablations import (

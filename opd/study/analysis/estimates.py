@@ -1,11 +1,11 @@
 """Confidence intervals of means over seeds and cycles of load, and how they are written.
 
-All seeds of a policy meet the same cycles, and cycles differ far more than seeds do: a policy's rows are no independent
-draws, and more seeds do not make up for few cycles. So both are resampled, seeds and within each of them cycles, and
-within a resample all seeds keep the same cycles, as they do in the evaluation. Were cycles drawn anew for every seed,
-their effects would cancel in the mean, and with five seeds six of ten intervals would hold the truth.
+All seeds of a policy meet the same cycles, and cycles differ far more than seeds. A policy's rows are therefore not
+independent, and more seeds do not compensate for few cycles. Seeds and cycles are both resampled; within a resample all
+seeds have the same cycles, as in the evaluation. If cycles were resampled separately for every seed, their effects
+would cancel in the mean, and with five seeds only six of ten intervals would contain the truth.
 
-:func:`scipy.stats.bootstrap` can resample two such factors, but refuses a single seed, which is what a short study has.
+:func:`scipy.stats.bootstrap` can resample two such factors, but not with the single seed of a short study.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Row = Mapping[Hashable, Any]
 """A row of a summary table."""
 
 LEVEL = 0.95
-"""How many of the intervals should hold the truth."""
+"""Share of the intervals that should contain the truth."""
 
 
 def resampled_means(values: np.ndarray, samples: int = 2000, seed: int = 0) -> np.ndarray:
-    """Means of resamples of a table; tables of one shape are resampled alike, so that they can be combined.
+    """Compute means of resamples of a table; tables of one shape are resampled alike and can be combined.
 
     Args:
         values: (S, C), seeds x cycles.
@@ -35,10 +35,10 @@ def resampled_means(values: np.ndarray, samples: int = 2000, seed: int = 0) -> n
         (samples,) means, in the unit of ``values``.
 
     Raises:
-        ValueError: if ``values`` is no table, is empty or holds what is not finite, or there are no resamples.
+        ValueError: if ``values`` is not a table, is empty or not finite, or there are no resamples.
     """
     if np.ndim(values) != 2 or not np.size(values) or not np.isfinite(values).all():
-        raise ValueError(f"values of shape {np.shape(values)} are no full table of finite figures, seeds x cycles")
+        raise ValueError(f"values of shape {np.shape(values)} are not a full table of finite figures, seeds x cycles")
     if samples < 1:
         raise ValueError(f"samples is {samples}, but must be at least 1")
     seeds, cycles = values.shape
@@ -49,13 +49,13 @@ def resampled_means(values: np.ndarray, samples: int = 2000, seed: int = 0) -> n
 
 
 def spanned(figures: np.ndarray) -> tuple[float, float]:
-    """The two figures between which the middle 95 % of resampled ones lie."""
+    """The ends of the middle 95 % of resampled figures."""
     low, high = np.quantile(figures, [(1.0 - LEVEL) / 2.0, (1.0 + LEVEL) / 2.0])
     return float(low), float(high)
 
 
 def interval(values: np.ndarray, samples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """The mean's 95 % interval by resampling seeds and, within, cycles.
+    """Compute the 95 % interval of a mean by resampling seeds and cycles.
 
     Args:
         values: (S, C), seeds x cycles.
@@ -63,17 +63,17 @@ def interval(values: np.ndarray, samples: int = 2000, seed: int = 0) -> tuple[fl
         seed: of the draws.
 
     Returns:
-        Its ends, in the unit of ``values``. With the few seeds of a study it is somewhat too narrow where seeds differ
-        more than cycles do; with a single one it says nothing of other trainings.
+        Its ends, in the unit of ``values``. With few seeds it is somewhat too narrow where seeds differ more than
+        cycles; with a single seed it does not cover other trainings.
 
     Raises:
-        ValueError: if ``values`` is no table, is empty or holds what is not finite, or there are no resamples.
+        ValueError: if ``values`` is not a table, is empty or not finite, or there are no resamples.
     """
     return spanned(resampled_means(values, samples, seed))
 
 
 def estimate(name: str, values: np.ndarray | pd.DataFrame) -> dict[str, float]:
-    """A mean and the ends of its interval as parts of a table's row.
+    """Compute a mean and the ends of its interval, as entries of a table's row.
 
     Args:
         name: of the mean; the ends add ``_low`` and ``_high``.
@@ -88,11 +88,11 @@ def estimate(name: str, values: np.ndarray | pd.DataFrame) -> dict[str, float]:
 
 
 def spread(name: str, of_seeds: Sequence[float] | np.ndarray | pd.Series) -> dict[str, float]:
-    """The seeds' mean, smallest and largest as parts of a table's row, where there are too few to resample.
+    """Compute mean, minimum and maximum of seeds, as entries of a table's row, where there are too few to resample.
 
     Args:
         name: of the mean; the others add ``_min`` and ``_max``.
-        of_seeds: (S,); seeds that have none (NaN) are left out, unless all are.
+        of_seeds: (S,); seeds with NaN are ignored, unless all are NaN.
     """
     known = pd.Series(of_seeds, dtype=float)
     return {name: known.mean(), f"{name}_min": known.min(), f"{name}_max": known.max()}
@@ -102,17 +102,17 @@ def spread(name: str, of_seeds: Sequence[float] | np.ndarray | pd.Series) -> dic
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """A figure with its sign; none where it rounds to zero."""
+    """Format a figure with its sign; without one if it rounds to zero."""
     text = f"{value:+.{digits}f}"
     return text[1:] if float(text) == 0.0 else text.replace("-", "−")
 
 
 def with_interval(row: Row, quantity: str) -> str:
-    """A quantity with its interval, as in ``+0.061 [+0.040, +0.083]``."""
+    """Format a quantity with its interval, as in ``+0.061 [+0.040, +0.083]``."""
     return f"{signed(row[quantity])} [{_end(row[f'{quantity}_low'])}, {_end(row[f'{quantity}_high'])}]"
 
 
 def _end(value: float) -> str:
-    """An end of an interval; one that rounds to zero by its first digit, since verdicts go by the side it is on."""
+    """Format an end of an interval; if it rounds to zero with its first digit, because its sign matters."""
     rounds_to_zero = value != 0.0 and round(value, 3) == 0.0
     return f"{value:+.1g}".replace("-", "−") if rounds_to_zero else signed(value)

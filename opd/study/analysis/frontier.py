@@ -5,10 +5,10 @@ objective with the same rates of exchange, the agent by being trained with it, o
 control loop of the evaluation on the same cycles. A policy's point is its mean cost and mean QoS; neither depends on
 the price itself, so that points of different prices can be compared.
 
-Every agent first imitates the myopic solver of its own price. Where a core is worth more than unmet demand, that
-expert leaves demand unmet, and so may the agent: the reward asks for it, although lost requests cost extra in training.
-The study's frugal agents, which shall carry the load, learn from IPA instead. IPA must carry it at any price, so that
-its cheapest points are not as cheap.
+Every agent first imitates the myopic solver with its own price. Where a core costs more than unmet demand, that expert
+leaves demand unmet, and so may the agent: the reward favours it, although dropped requests have an extra cost in
+training. The study's frugal agents, which must carry the load, learn from IPA instead. IPA must carry the load at any
+price, so its cheapest points are not as cheap.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ IPA, MYOPIC = "ipa", "myopic"
 POLICIES = (IPA, MYOPIC, AGENT)
 
 EXPERT: Final = "myopic"
-"""Whom the agents imitate first, whatever the study's parameters say."""
+"""The expert of the agents, whatever the study's parameters say."""
 
 ANY, SERVED = "lowest of any policy", "lowest of IPA"
-"""What the QoS of a hypervolume's reference point is."""
+"""QoS of the reference point of a hypervolume."""
 
 Key = tuple[str, float, int]
-"""Pipeline, cost weight and seed: what there is one agent of."""
+"""Pipeline, cost weight and seed of an agent."""
 
 
 # ------------------------------------------------------------------------------------------------- training
@@ -56,16 +56,16 @@ def frontier_jobs(
     seeds: Sequence[int],
     folder: Path,
 ) -> dict[Key, Job]:
-    """The agents to train.
+    """Make the trainings of all agents.
 
     Args:
         pipelines: to configure.
-        setting: of the evaluation; its weights but for ``cost_weight``. Where one of its agents is the very one that
-            is needed here, it takes the place of a training.
-        parameters: of the trainings, but for the expert.
-        cost_weights: reward lost per core, each.
+        setting: of the evaluation; its weights except ``cost_weight``. An agent of the setting replaces a training
+            that would give the same agent.
+        parameters: of the trainings, except the expert.
+        cost_weights: rewards lost per core.
         seeds: of the trainings.
-        folder: agents are kept in ``<folder>/<pipeline>/<cost weight>-<seed>.npz``.
+        folder: for the agents, ``<folder>/<pipeline>/<cost weight>-<seed>.npz``.
     """
     own = replace(parameters, expert=EXPERT)
     jobs = {}
@@ -81,7 +81,7 @@ def frontier_jobs(
 
 
 def _priced(problem: Problem, cost_weight: float) -> Problem:
-    """The same problem at another price of a core: the workloads, which took long to forecast, are shared."""
+    """The same problem at another price per core; the workloads are shared, because their forecasts take long."""
     weights = replace(problem.weights, cost_weight=cost_weight)
     largest = len(problem.expert) - 1
     table = expert_table(problem.pipeline, weights, problem.simulation, EXPERT, largest)
@@ -89,7 +89,7 @@ def _priced(problem: Problem, cost_weight: float) -> Problem:
 
 
 def _trained_already(job: Job, setting: Setting) -> Job | None:
-    """The same training under the study's name, if the study has done it."""
+    """The same training with the study's name, if the study has run it."""
     path = setting.agents.get((job.problem.pipeline.name, AGENT, job.seed))
     known = replace(job, policy=AGENT, path=path) if path else None
     return known if known and known.done else None
@@ -99,7 +99,7 @@ def _trained_already(job: Job, setting: Setting) -> Job | None:
 
 
 def priced_setting(setting: Setting, cost_weight: float, agents: Mapping[Key, Path]) -> Setting:
-    """The setting in which every policy optimises with one price of a core."""
+    """The setting in which every policy optimises with one price per core."""
     weights: Weights = replace(setting.weights, cost_weight=cost_weight)
     ipa = IpaParameters.from_weights(weights)
     here = {(name, AGENT, seed): path for (name, price, seed), path in agents.items() if price == cost_weight}
@@ -122,10 +122,10 @@ def measure_frontier(
         pipelines: to configure.
         cycles: to evaluate on.
         setting: as in :func:`frontier_jobs`.
-        parameters: of the trainings, but for the expert.
-        cost_weights: reward lost per core, each.
+        parameters: of the trainings, except the expert.
+        cost_weights: rewards lost per core.
         seeds: of the trainings and of the requests.
-        folder: of the agents; what is finished is not trained again, what was interrupted goes on.
+        folder: for the agents; finished ones are not trained again, interrupted ones resume.
         workers: processes.
 
     Returns:
@@ -154,13 +154,13 @@ def mean_points(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def non_dominated(points: np.ndarray) -> np.ndarray:
-    """Those points that no other one beats in cost or QoS without losing in the other.
+    """Select the points that are not dominated by another point.
 
     Args:
         points: (P, 2) cost and QoS.
 
     Returns:
-        (K, 2) the rest, by rising cost and so by rising QoS; equal points once.
+        (K, 2) by rising cost, and therefore by rising QoS; equal points once.
     """
     ordered = points[np.lexsort((-points[:, 1], points[:, 0]))]
     best_of_cheaper = np.maximum.accumulate(np.append(-np.inf, ordered[:-1, 1]))
@@ -168,11 +168,11 @@ def non_dominated(points: np.ndarray) -> np.ndarray:
 
 
 def hypervolume(points: np.ndarray, reference: tuple[float, float]) -> float:
-    """The area between a set of points and a reference point that is worse than they are: the more, the better.
+    """Compute the area between a set of points and a worse reference point; a larger area is better.
 
     Args:
         points: (P, 2) cost and QoS.
-        reference: cost and QoS; what lies beyond it adds nothing.
+        reference: cost and QoS; points beyond it add nothing.
 
     Returns:
         Cores times QoS.
@@ -184,11 +184,11 @@ def hypervolume(points: np.ndarray, reference: tuple[float, float]) -> float:
 
 
 def hypervolumes(points: pd.DataFrame, capacities: Mapping[str, int]) -> pd.DataFrame:
-    """The hypervolume of every policy's points, and how many times another's the agent's is.
+    """Compute the hypervolume of every policy's points, and its ratio to the agent's.
 
     The reference costs as much as the device has cores. Its QoS is the lowest of any point of any policy and seed, or
-    the lowest of IPA's: a policy that leaves demand unmet reaches so low a QoS that the area below all sensible points
-    outweighs what tells them apart, whereas IPA always carries the load if it can be carried.
+    the lowest of IPA. A policy that leaves demand unmet has so low a QoS that the area below all sensible points
+    dominates the differences between them, whereas IPA always carries the load if that is possible.
 
     Args:
         points: of :func:`measure_frontier`.
@@ -214,15 +214,15 @@ def hypervolumes(points: pd.DataFrame, capacities: Mapping[str, int]) -> pd.Data
 
 
 def times_of_the_agent(areas: pd.DataFrame) -> str:
-    """How many times the others' areas of :func:`hypervolumes` the agent's are, as a list in Markdown.
+    """List the ratios of the agent's areas of :func:`hypervolumes` to the others', in Markdown.
 
-    An item a reference and policy; those pipelines whose mean ratio is below 1 are named.
+    An item a reference and policy; pipelines with a mean ratio below 1 are named.
     """
     lines = []
     others = areas[areas["policy"] != AGENT].groupby(["reference", "policy"], sort=False)
     for (reference, policy), rows in others:
         times = rows["agent_times"]
-        count = f"{(times >= 1.0).sum()} of {times.notna().sum()} pipelines that have an area"
+        count = f"{(times >= 1.0).sum()} of {times.notna().sum()} pipelines with an area"
         extent = f"{times.min():.3f} to {times.max():.3f} times"
         smaller = [f"{row['pipeline']} {row['agent_times']:.3f}" for row in rows[times < 1.0].to_dict("records")]
         below = f"; below 1: {', '.join(smaller)}" if smaller else ""
@@ -240,7 +240,7 @@ def _areas(points: pd.DataFrame, reference: tuple[float, float]) -> pd.DataFrame
 
 
 def dominated_points(points: pd.DataFrame) -> pd.DataFrame:
-    """The agent's points, means of the seeds, for which another policy has one that is better and in nothing worse.
+    """Find the agent's points, means of the seeds, that are dominated by a point of another policy.
 
     Args:
         points: of :func:`measure_frontier`.
@@ -262,12 +262,12 @@ def dominated_points(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def dominations(points: pd.DataFrame) -> str:
-    """Which of the agent's points are dominated, and by what: a sentence and a list in Markdown."""
+    """List the agent's dominated points and the points that dominate them, in Markdown."""
     beaten = dominated_points(points)
     count = len(beaten[["pipeline", "cost_weight"]].drop_duplicates())
     whole = int((mean_points(points)["policy"] == AGENT).sum())
-    text = f"Points of other policies dominate {count or 'none'} of the agent's {whole}, all means of the seeds"
-    text += ": they cost no more, have no less QoS and are better in one of the two.\n\n" if count else "."
+    text = f"Points of other policies dominate {count or 'none'} of the agent's {whole} points (means of the seeds)"
+    text += ": they cost no more, have no lower QoS, and are better in one of the two.\n\n" if count else "."
     return text + "\n".join(
         f"* {row['pipeline']} at {row['cost_weight']:g} ({_point(row)}): {row['by']} at {row['by_cost_weight']:g}"
         f" ({_point(row, 'by_')})"
@@ -277,17 +277,17 @@ def dominations(points: pd.DataFrame) -> str:
 
 def _point(row: Row, prefix: str = "") -> str:
     cost, qos, dropped = (row[prefix + name] for name in ("cost", "qos", "dropped"))
-    return f"{cost:.2f} cores, QoS {qos:.3f}, {dropped:,.1f} requests dropped in a cycle"
+    return f"{cost:.2f} cores, QoS {qos:.3f}, {dropped:,.1f} dropped requests per cycle"
 
 
 def drops(points: pd.DataFrame) -> str:
-    """At which prices each policy drops requests, and how many in a cycle, as a list in Markdown; an item a policy."""
+    """List the prices at which each policy drops requests, and how many per cycle, in Markdown; an item a policy."""
     means = mean_points(points)
     return "\n".join(f"* {policy}: {_drops_of(means[means['policy'] == policy])}" for policy in POLICIES)
 
 
 def _drops_of(means: pd.DataFrame) -> str:
-    """One policy: the pipelines that it drops requests of, and what else there is."""
+    """One policy: the pipelines with dropped requests, and those without."""
     groups = means.sort_values("cost_weight").groupby("pipeline", sort=False)
     losing = [f"{name} {_where(rows)}" for name, rows in groups if rows["dropped"].any()]
     none = [str(name) for name, rows in groups if not rows["dropped"].any()]
@@ -295,16 +295,16 @@ def _drops_of(means: pd.DataFrame) -> str:
 
 
 def _where(rows: pd.DataFrame) -> str:
-    """Prices, ascending, at which one policy drops requests of one pipeline: from one price on, or only at some."""
+    """The prices at which one policy drops requests of one pipeline: from one price up, or only at some."""
     lossy = rows[rows["dropped"] > 0.0]
     prices, least, most = lossy["cost_weight"], lossy["dropped"].min(), lossy["dropped"].max()
     lasting = rows["dropped"].iloc[-len(lossy) :].gt(0.0).all()
-    where = f"from {prices.iloc[0]:g} on" if lasting else f"only at {', '.join(f'{price:g}' for price in prices)}"
+    where = f"from {prices.iloc[0]:g} up" if lasting else f"only at {', '.join(f'{price:g}' for price in prices)}"
     return f"{where} ({least:,.1f})" if least == most else f"{where} ({least:,.1f} to {most:,.1f})"
 
 
 def findings(points: pd.DataFrame, areas: pd.DataFrame) -> str:
-    """All that the sweep says, in Markdown.
+    """Write the findings of the sweep in Markdown.
 
     Args:
         points: of :func:`measure_frontier`.
@@ -314,7 +314,6 @@ def findings(points: pd.DataFrame, areas: pd.DataFrame) -> str:
         [
             f"The agent's hypervolume is\n\n{times_of_the_agent(areas)}",
             dominations(points),
-            "Prices at which requests are dropped, and how many in a cycle, from the fewest to the most:"
-            f"\n\n{drops(points)}",
+            f"Prices at which requests are dropped, with the smallest and largest number per cycle:\n\n{drops(points)}",
         ]
     )

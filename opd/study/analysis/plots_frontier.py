@@ -13,10 +13,10 @@ from opd.study.plots.style import legend_below, ordered, panel_grid, policy_styl
 
 
 def plot_frontier(points: pd.DataFrame, areas: pd.DataFrame, label: str) -> Figure:
-    """Mean QoS over mean cost as the price of a core is swept, one panel a pipeline.
+    """Draw mean QoS over mean cost for a sweep of the price per core, one panel a pipeline.
 
     A marker is a price, the mean of the seeds, and a light one a single seed of the agent. The steps are the
-    non-dominated of these means. The panels end below IPA's lowest QoS; what lies further down is named.
+    non-dominated means. The panels end below IPA's lowest QoS; points below are given as text.
 
     Args:
         points: of :func:`opd.study.analysis.frontier.measure_frontier`.
@@ -29,7 +29,7 @@ def plot_frontier(points: pd.DataFrame, areas: pd.DataFrame, label: str) -> Figu
     pipelines = list(dict.fromkeys(points["pipeline"]))
     figure, panels = panel_grid(len(pipelines), 4.4, 3.8)
     prices = ", ".join(f"{price:g}" for price in sorted(set(points["cost_weight"])))
-    figure.suptitle(f"QoS and cost at prices of a core of {prices}\n{label}")
+    figure.suptitle(f"QoS and cost at prices per core of {prices}\n{label}")
     for pipeline, axes in zip(pipelines, panels, strict=True):
         here = points[points["pipeline"] == pipeline]
         _draw_seeds(axes, here[here["policy"] == AGENT])
@@ -52,7 +52,7 @@ def _draw_seeds(axes: Axes, agents: pd.DataFrame) -> None:
 
 
 def _draw_sweep(axes: Axes, policy: str, means: np.ndarray) -> None:
-    """Points (P, 2) of one policy in the order of prices, and their non-dominated set."""
+    """Draw points (P, 2) of one policy in the order of prices, and their non-dominated set."""
     style = policy_style(policy)
     axes.plot(*means.T, color=style.colour, linewidth=0.8, linestyle=":", zorder=2)
     axes.plot(*means.T, color=style.colour, marker=style.marker, markersize=6, linestyle="none", label=style.label)
@@ -60,13 +60,13 @@ def _draw_sweep(axes: Axes, policy: str, means: np.ndarray) -> None:
 
 
 def _frame(axes: Axes, means: pd.DataFrame) -> None:
-    """Show what is not far below IPA's lowest QoS, and name the rest."""
+    """Show the points that are not far below IPA's lowest QoS, and describe the others."""
     lowest, highest = float(means.loc[means["policy"] == IPA, "qos"].min()), float(means["qos"].max())
     space = 0.08 * max(highest - lowest, 1e-3)
     far = means["qos"] < lowest - space
     inside, outside = means[~far], means[far]
     texts = [
-        f"{short_label(policy)}: {len(rows)} further down, to QoS {rows['qos'].min():.4g}"
+        f"{short_label(policy)}: {len(rows)} below, down to QoS {rows['qos'].min():.4g}"
         for policy in ordered(POLICIES)
         if len(rows := outside[outside["policy"] == policy])
     ]
@@ -78,7 +78,7 @@ def _frame(axes: Axes, means: pd.DataFrame) -> None:
 
 
 def _title(pipeline: str, areas: pd.DataFrame) -> str:
-    """The pipeline, and how many times the others' hypervolume the agent's is."""
+    """The pipeline, and the ratio of the agent's hypervolume to the others'."""
     lines = [pipeline]
     for reference, name in ((ANY, "hypervolume"), (SERVED, "above IPA's lowest QoS")):
         rows = areas[areas["reference"] == reference]

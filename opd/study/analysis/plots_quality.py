@@ -26,9 +26,9 @@ _LINEAR = 0.1
 
 
 def plot_intervals(quality: pd.DataFrame, label: str) -> Figure:
-    """The reward of each policy less the myopic solver's, with its 95 % interval, one panel a pipeline.
+    """Draw the reward of each policy minus the myopic solver's, with its 95 % interval, one panel a pipeline.
 
-    The random policy, far below all others, is left out.
+    The random policy is far below all others and is omitted.
 
     Args:
         quality: of :func:`opd.study.analysis.quality.quality_table`.
@@ -42,8 +42,8 @@ def plot_intervals(quality: pd.DataFrame, label: str) -> Figure:
     policies = ordered(shown["policy"])
     figure, panels = panel_grid(len(pipelines), 4.4, 2.6)
     figure.suptitle(
-        "Reward of a decision less the myopic solver's for the same requests: mean and 95 % interval\n"
-        f"{label}; random, far below, is left out"
+        "Reward per decision minus the myopic solver's for the same requests: mean and 95 % interval\n"
+        f"{label}; random is far below and not shown"
     )
     for pipeline, axes in zip(pipelines, panels, strict=True):
         rows = shown[shown["pipeline"] == pipeline].set_index("policy")
@@ -71,7 +71,7 @@ def _draw_intervals(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def _share_width(panels: Iterable[Axes], shown: pd.DataFrame) -> str:
-    """The same symmetric logarithmic axis for all panels; says where it is linear."""
+    """Set the same symmetric logarithmic axis in all panels; returns the description of its scale."""
     ends = shown[["more_reward_than_myopic_low", "more_reward_than_myopic_high"]].to_numpy()
     for axes in panels:
         axes.set_xlim(2.0 * min(ends.min(), -_LINEAR), 1.3 * max(ends.max(), _LINEAR))
@@ -83,10 +83,10 @@ def _share_width(panels: Iterable[Axes], shown: pd.DataFrame) -> str:
 
 
 def plot_gap(gap: pd.DataFrame, label: str) -> Figure:
-    """What a perfect forecast gains and what the agent gains without one, and the second as a share of the first.
+    """Draw the gain of a perfect forecast, the gain of the agent without one, and their ratio.
 
-    One line a pipeline, the last all of them. A whisker is the 95 % interval. A share is hollow and has none where the
-    gap cannot be told from zero; where there is no gap it is missing.
+    One line a pipeline, the last all of them. A whisker is the 95 % interval. A share without an interval is hollow,
+    where the gap is not significant; without a gap there is no share.
 
     Args:
         gap: of :func:`opd.study.analysis.quality.gap_table`.
@@ -103,8 +103,8 @@ def plot_gap(gap: pd.DataFrame, label: str) -> Figure:
     for name, policy, aside in (("gap", CLAIRVOYANT, -0.14), ("gain", AGENT, 0.14)):
         _draw_means(gains, gap, name, places + aside, policy)
     _draw_shares(shares, gap, places)
-    gains.set(xlabel="reward of a decision (Eq. 7) less the myopic solver's", title="what each gains")
-    shares.set(xlabel="agent's gain / gap (at 1 all of it)", title="share of the gap that the agent closes")
+    gains.set(xlabel="reward per decision (Eq. 7) minus the myopic solver's", title="gains")
+    shares.set(xlabel="agent's gain / gap", title="share of the gap that the agent closes")
     gains.set_yticks(places, gap["pipeline"])
     gains.set_ylim(len(gap) - 0.5, -0.5)
     for axes in (gains, shares):
@@ -116,7 +116,7 @@ def plot_gap(gap: pd.DataFrame, label: str) -> Figure:
 
 
 def _draw_means(axes: Axes, rows: pd.DataFrame, name: str, places: np.ndarray, policy: str) -> None:
-    """A column of means with their intervals, one a line."""
+    """Draw a column of means with their intervals, one a line."""
     style = policy_style(policy)
     whiskers = np.abs(rows[[f"{name}_low", f"{name}_high"]].to_numpy().T - rows[name].to_numpy())
     axes.errorbar(
@@ -126,7 +126,7 @@ def _draw_means(axes: Axes, rows: pd.DataFrame, name: str, places: np.ndarray, p
 
 
 def _draw_shares(axes: Axes, gap: pd.DataFrame, places: np.ndarray) -> None:
-    """The shares, in figures in a column on the right, too; those without an interval are hollow."""
+    """Draw the shares, also as numbers in a column on the right; those without an interval are hollow."""
     style, sure, known = policy_style(AGENT), gap["share_low"].notna(), gap["share"].notna()
     axes.axvline(1.0, color=policy_style(CLAIRVOYANT).colour, linestyle="--", linewidth=1.3)
     if sure.any():
@@ -135,7 +135,7 @@ def _draw_shares(axes: Axes, gap: pd.DataFrame, places: np.ndarray) -> None:
     if (known & ~sure).any():
         axes.plot(
             gap.loc[known & ~sure, "share"], places[known & ~sure], color=style.colour, marker=style.marker, ms=7,
-            linestyle="", fillstyle="none", label="share of a gap that may be none",
+            linestyle="", fillstyle="none", label="share of a gap that is not significant",
         )  # fmt: skip
     for share, place in zip(gap["share"], places, strict=True):
         axes.annotate(
@@ -149,9 +149,9 @@ def _draw_shares(axes: Axes, gap: pd.DataFrame, places: np.ndarray) -> None:
 
 
 def plot_paper(paper: pd.DataFrame, label: str) -> Figure:
-    """The paper's cost and QoS of its agent relative to greedy and IPA, beside those of ours.
+    """Draw cost and QoS relative to greedy and IPA, the paper's and ours.
 
-    One line a load and rival; of ours a mark is the mean over the pipelines, a light one a single pipeline.
+    One line a load and baseline. A mark of ours is the mean over the pipelines, a light one a single pipeline.
 
     Args:
         paper: of :func:`opd.study.analysis.quality.paper_table`.
@@ -165,21 +165,21 @@ def plot_paper(paper: pd.DataFrame, label: str) -> Figure:
     pipelines = list(paper)[list(paper).index("mean") + 1 :]
     paper = paper.assign(place=[lines.index(line) for line in of_rows])
     figure, panels = plt.subplots(1, 2, figsize=(11.0, 1.9 + 0.62 * len(lines)), layout="constrained", sharey=True)
-    figure.suptitle(f"The paper's comparisons (Sec. VI-B) beside ours: {label}")
+    figure.suptitle(f"The paper's comparisons (Sec. VI-B) and ours: {label}")
     for axes, (quantity, name) in zip(panels, {"cost": "cost", "qos": "QoS"}.items(), strict=True):
         _draw_comparisons(axes, paper[paper["quantity"] == quantity], pipelines)
-        axes.set(xlabel=f"{name} relative to the rival's (%)", title=name)
+        axes.set(xlabel=f"{name} relative to the baseline's (%)", title=name)
         axes.hlines(np.arange(1, len(lines)) - 0.5, 0.0, 1.0, color="0.9", transform=axes.get_yaxis_transform())
         axes.axvline(0.0, color="0.4", linewidth=1.0, zorder=1)
         axes.grid(axis="x", alpha=0.25)
-    panels[0].set_yticks(range(len(lines)), [f"{load}\nagainst {short_label(rival)}" for load, rival in lines])
+    panels[0].set_yticks(range(len(lines)), [f"{load}\nvs {short_label(baseline)}" for load, baseline in lines])
     panels[0].set_ylim(len(lines) - 0.5, -0.5)
     legend_below(figure, panels[0], columns=5)
     return figure
 
 
 def _draw_comparisons(axes: Axes, rows: pd.DataFrame, pipelines: Sequence[Hashable]) -> None:
-    """One quantity, at each row's ``place``: the paper's figure on top, below it those of the agents."""
+    """Draw one quantity at each row's ``place``: the paper's figure on top, those of the agents below."""
     for number, (policy, own) in enumerate(rows.groupby("policy", sort=False)):
         style, heights = policy_style(str(policy)), own["place"].to_numpy() + 0.27 * number
         if number == 0:  # the paper's figures stand in the rows of every agent

@@ -21,10 +21,10 @@ from opd.study.report.tables import FRUGAL, paper_comparison
 MYOPIC, CLAIRVOYANT = "myopic", "clairvoyant"
 
 QUANTITIES = ("reward", "qos", "cost", "dropped")
-"""What of each policy is given with an interval; cost in cores, ``dropped`` in requests a cycle."""
+"""Figures of each policy with an interval; cost in cores, ``dropped`` in requests per cycle."""
 
 COMPARED = ("reward", "qos", "cost")
-"""What of the agent is compared with every policy."""
+"""Figures of the agent that are compared with every policy."""
 
 NOISE = "the gap is within its own noise of zero"
 NO_GAP = "the clairvoyant solver does no better than the myopic one"
@@ -33,14 +33,14 @@ ALL = "all pipelines"
 
 
 def read_evaluation(folder: Path, trace: str) -> pd.DataFrame:
-    """The evaluation in a folder of results.
+    """Read the evaluation in a folder of results.
 
     Args:
         folder: such as ``reports/twitter``.
-        trace: label of the trace that it must come from.
+        trace: label of the trace that it must be of.
 
     Raises:
-        ReportError: if it is not there, comes from another trace, or lacks a policy that others are measured by.
+        ReportError: if it is missing, of another trace, or lacks one of the policies that others are compared with.
     """
     for name in ("evaluation.csv", "evaluation.json"):
         if not (folder / name).is_file():
@@ -55,19 +55,19 @@ def read_evaluation(folder: Path, trace: str) -> pd.DataFrame:
 
 
 def seeds_by_cycles(rows: pd.DataFrame, policy: str, quantity: str) -> pd.DataFrame:
-    """(S, C) one quantity of one policy on one pipeline, seeds x cycles; differences of such tables are paired."""
+    """(S, C) a quantity of one policy on one pipeline, seeds x cycles; differences of such tables are paired."""
     return rows[rows["policy"] == policy].pivot(index="seed", columns="cycle", values=quantity)
 
 
 def quality_table(evaluation: pd.DataFrame) -> pd.DataFrame:
-    """Every policy on every pipeline, over all cycles and seeds.
+    """Tabulate every policy on every pipeline, over all cycles and seeds.
 
     Returns:
         One row a pipeline and policy; each figure is a mean, with the ends of its interval in ``_low`` and ``_high``:
 
         * ``reward`` (Eq. 7), ``qos`` (Eq. 3), ``cost`` (cores) and ``dropped`` (requests a cycle);
-        * ``agent_more_reward``, ``agent_more_qos``, ``agent_more_cost``: the agent's less this policy's;
-        * ``more_reward_than_myopic``: this policy's reward less the myopic solver's.
+        * ``agent_more_reward``, ``agent_more_qos``, ``agent_more_cost``: the agent's minus this policy's;
+        * ``more_reward_than_myopic``: this policy's reward minus the myopic solver's.
 
     Raises:
         ValueError: if a policy was not run on every cycle with every seed of the agent and the myopic solver.
@@ -87,16 +87,16 @@ def quality_table(evaluation: pd.DataFrame) -> pd.DataFrame:
 
 
 def gap_table(evaluation: pd.DataFrame) -> pd.DataFrame:
-    """Which share of what a perfect forecast would gain the agent gains without one.
+    """Compute the share of the gain of a perfect forecast that the agent reaches without one.
 
     That is (agent - myopic) / (clairvoyant - myopic) in mean reward. It can exceed 1, because the clairvoyant solver
-    is blind to start-up times and queues. Numerator and denominator are resampled together.
+    ignores start-up times and queues. Numerator and denominator are resampled together.
 
     Returns:
-        One row a pipeline, and one for the mean of :data:`ALL`: ``gap``, the clairvoyant solver's reward less the
-        myopic one's, ``gain``, the agent's less the myopic one's, and ``share``, each with ``_low`` and ``_high``.
-        Where the interval of the gap is not above zero, the share has no interval but a ``note``, and where the gap
-        itself is not, there is no share.
+        One row a pipeline, and one for the mean of :data:`ALL`: ``gap``, the clairvoyant solver's reward minus
+        the myopic one's, ``gain``, the agent's minus the myopic one's, and ``share``, each with ``_low`` and ``_high``.
+        If the interval of the gap is not above zero, the share has no interval but a ``note``; if the gap itself is
+        not, there is no share.
 
     Raises:
         ValueError: if one of the three was not run on every cycle with every seed of the others.
@@ -126,25 +126,25 @@ def _gap_row(gap: pd.DataFrame, gain: pd.DataFrame) -> dict[str, float | str]:
 
 
 def paper_table(evaluation: pd.DataFrame) -> pd.DataFrame:
-    """The paper's comparisons beside those of both agents, see :func:`opd.study.report.tables.paper_comparison`."""
+    """Compare both agents with the paper's figures, see :func:`opd.study.report.tables.paper_comparison`."""
     tables = {policy: paper_comparison(evaluation, policy) for policy in (AGENT, FRUGAL)}
     return pd.concat(tables, names=["policy", None]).reset_index("policy").reset_index(drop=True)
 
 
 def paper_sentence(paper: pd.DataFrame) -> str:
-    """In how many comparisons each agent is on the paper's side of its rival, on the mean over the pipelines.
+    """Count the comparisons in which each agent's sign is the paper's, on the mean over the pipelines.
 
     Args:
-        paper: of :func:`paper_table`. Comparisons that are "nearly identical" in the paper, 0 there, have no side.
+        paper: of :func:`paper_table`. Comparisons that are "nearly identical" in the paper, 0 there, are ignored.
     """
     told = paper[paper["paper"] != 0.0]
     same = (told["mean"] * told["paper"] > 0.0).groupby(told["policy"], sort=False)
     counts = ", ".join(f"{policy} in {hits.sum()} of {len(hits)}" for policy, hits in same)
-    return f"On the mean over the pipelines, the sign is the paper's where that gives one: {counts}."
+    return f"On the mean over the pipelines, the sign is the same as in the paper, where the paper has one: {counts}."
 
 
 def verdict(quality: pd.DataFrame, policy: str, quantity: str) -> str:
-    """In how many pipelines the agent's ``quantity`` is above or below a policy's, with an interval that excludes zero.
+    """Count the pipelines in which the agent's ``quantity`` is above or below a policy's, interval included.
 
     Args:
         quality: of :func:`quality_table`.
@@ -158,27 +158,27 @@ def verdict(quality: pd.DataFrame, policy: str, quantity: str) -> str:
 
 
 def comparisons(quality: pd.DataFrame) -> str:
-    """What the agent has more and less than every other policy of :func:`quality_table`, as a list in Markdown."""
+    """Compare the agent with every other policy of :func:`quality_table`, as a list in Markdown."""
     lines = []
     for policy in dict.fromkeys(quality["policy"]):
         if policy != AGENT:
             reward, qos, cost = (verdict(quality, str(policy), quantity) for quantity in COMPARED)
-            lines.append(f"* against **{policy}**: reward {reward}; QoS {qos}; cost {cost}")
+            lines.append(f"* compared with **{policy}**: reward {reward}; QoS {qos}; cost {cost}")
     return "\n".join(lines)
 
 
 def gap_sentence(gap: pd.DataFrame) -> str:
-    """Where in :func:`gap_table` there is a gap beyond doubt, and what the agent gains over all pipelines."""
+    """Count the significant gaps of :func:`gap_table`, and state the agent's gain over all pipelines."""
     told = int((gap["note"] == "").sum())
     whole = gap.to_dict("records")[-1]
     return (
-        f"The gap between the clairvoyant and the myopic solver is beyond doubt in {told} of {len(gap)} rows. Over "
+        f"The gap between the clairvoyant and the myopic solver is significant in {told} of {len(gap)} rows. Over "
         f"{whole['pipeline']} it is {with_interval(whole, 'gap')}, and the agent gains {with_interval(whole, 'gain')}."
     )
 
 
 def readable(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
-    """The table to read: each figure with its interval in one cell, such as ``1.20 (1.10 to 1.30)``."""
+    """Format the table for reading: each figure with its interval in one cell, such as ``1.20 (1.10 to 1.30)``."""
     shown = table.copy()
     for name in [str(column) for column in table if f"{column}_low" in table]:
         parts = table[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False)

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from opd.agent.jobs import Job, run_jobs
 from opd.agent.problem import TrainingParameters, build_problem
 from opd.control import AGENT
-from opd.parallel import run_tasks
+from opd.host.parallel import run_tasks
 from opd.pipeline import Pipeline
 from opd.study.analysis.robustness import Condition
 from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle

@@ -46,9 +46,9 @@ from tqdm.auto import tqdm
 
 from opd.agent.problem import Problem, TrainingParameters, build_problem, expert_table, table_policy
 from opd.agent.rollout import Validation, validate
+from opd.host.parallel import run_tasks
+from opd.host.paths import project_path
 from opd.objective import Weights
-from opd.parallel import run_tasks
-from opd.paths import project_path
 from opd.profiling.catalogue import load_pipeline
 from opd.simulator.parameters import SimulationParameters
 from opd.study.benchmarks.budgets import FULL, TrainingBudget

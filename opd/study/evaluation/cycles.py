@@ -1,7 +1,7 @@
 """Evaluation (Sec. VI): every policy on every pipeline, cycle and seed, through the same control loop.
 
-For one seed all policies meet the same requests, so that rows are comparable in pairs. The seed of an
-agent is the seed of its training.
+With the same seed all policies meet the same requests, so rows can be compared in pairs. The seed of an agent is the
+seed of its training.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from opd.control import AGENT, BASELINES
 from opd.control.factory import build_policy
 from opd.control.loop import Step, run
 from opd.control.policies import Policy
-from opd.machine import hardware
+from opd.host.machine import hardware
+from opd.host.parallel import run_tasks
 from opd.objective import Weights
-from opd.parallel import run_tasks
 from opd.pipeline import Pipeline
 from opd.simulator.backend import SimulatedBackend
 from opd.simulator.parameters import SimulationParameters
@@ -54,13 +54,13 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class Setting:
-    """What is the same in every cell of the evaluation.
+    """What all runs of the evaluation share.
 
     Attributes:
         trace: the workload.
-        forecaster: predicts the load, for every policy alike.
+        forecaster: predicts the load for every policy.
         weights: of QoS and reward; the agent may have been trained with others.
-        simulation: how the device behaves.
+        simulation: behaviour of the device.
         ipa: weights of IPA's own objective.
         agents: path of every trained agent by (pipeline, policy, seed).
     """
@@ -92,15 +92,15 @@ class Setting:
 def run_cycle(
     pipeline: Pipeline, policy: Policy, cycle: Cycle, seed: int, setting: Setting, device: Pipeline | None = None
 ) -> list[Step]:
-    """One policy through one cycle of 1200 s, from the cheapest configuration for its first forecast.
+    """Run one policy through one cycle of 1200 s, from the cheapest configuration for its first forecast.
 
     Args:
-        pipeline: what policy and control loop know.
+        pipeline: the pipeline as the policy and the control loop know it.
         policy: decides.
-        cycle: when in the trace.
+        cycle: part of the trace.
         seed: of arrivals and service noise.
-        setting: what is the same for all.
-        device: the pipeline as it really is; by default as it is known.
+        setting: what all runs share.
+        device: the pipeline with its true latencies; by default as it is known.
     """
     start = setting.trace.position(cycle.start)
     counts = setting.trace.counts
@@ -114,7 +114,7 @@ def run_cycle(
 
 
 def cycle_summary(steps: Sequence[Step]) -> dict[str, float]:
-    """One row of the evaluation from the steps of a cycle; latencies are over all completed requests.
+    """Summarise the steps of a cycle as one row of the evaluation; latencies are over all completed requests.
 
     ``by_expert`` counts the decisions of an agent's fallback policy.
     """
@@ -132,7 +132,7 @@ def cycle_summary(steps: Sequence[Step]) -> dict[str, float]:
 
 
 def timeline(steps: Sequence[Step], seconds: float) -> pd.DataFrame:
-    """The course of a cycle: one row an interval, for Fig. 4."""
+    """Tabulate the steps of a cycle, one row an interval, for Fig. 4."""
     return pd.DataFrame(
         {
             "time": seconds * np.arange(len(steps)),
@@ -151,7 +151,7 @@ def timeline(steps: Sequence[Step], seconds: float) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class EvaluationCell:
-    """One combination to evaluate."""
+    """One cycle to run."""
 
     pipeline: Pipeline
     policy: str
@@ -160,7 +160,7 @@ class EvaluationCell:
 
 
 def evaluate_cell(setting: Setting, cell: EvaluationCell) -> tuple[dict[str, object], pd.DataFrame]:
-    """One row of the evaluation and the timeline behind it."""
+    """Run one cycle; return its row and its timeline."""
     policy = setting.policy(cell.policy, cell.pipeline, cell.seed)
     steps = run_cycle(cell.pipeline, policy, cell.cycle, cell.seed, setting)
     key = {"pipeline": cell.pipeline.name, "cycle": cell.cycle.name, "policy": cell.policy, "seed": cell.seed}
@@ -168,10 +168,10 @@ def evaluate_cell(setting: Setting, cell: EvaluationCell) -> tuple[dict[str, obj
 
 
 def evaluate(cells: Iterable[EvaluationCell], setting: Setting, workers: int = 1) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Run every cell and show progress.
+    """Run every cell, with progress.
 
     Returns:
-        one row a cell with the columns of :data:`COLUMNS`, and the timelines of all cells.
+        One row a cell with the columns of :data:`COLUMNS`, and the timelines of all cells.
     """
     todo = list(cells)
     results = list(tqdm(run_tasks(evaluate_cell, setting, todo, workers), total=len(todo), unit="cycle"))
@@ -182,7 +182,7 @@ def evaluate(cells: Iterable[EvaluationCell], setting: Setting, workers: int = 1
 def describe_run(
     setting: Setting, pipelines: Iterable[Pipeline], cycles: Iterable[Cycle], policies: Sequence[str]
 ) -> dict[str, Any]:
-    """What was evaluated and on which machine, to be kept beside the results."""
+    """Describe what was evaluated and on which machine, to be stored with the results."""
     return {
         "trace": setting.trace.label,
         "cycles": {cycle.name: cycle.start for cycle in cycles},
@@ -203,6 +203,6 @@ def describe_run(
 
 
 def shown_cycles(rows: pd.DataFrame) -> list[str]:
-    """The paper's three workloads where they were run, otherwise the first three cycles."""
+    """Select the paper's three workloads if they were run, otherwise the first three cycles."""
     cycles = list(dict.fromkeys(rows["cycle"]))
     return [load for load in LOADS if load in cycles] or cycles[:3]

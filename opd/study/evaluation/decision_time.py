@@ -1,9 +1,8 @@
-"""How long a decision takes as pipelines grow (Fig. 6): the agent beside exact solvers.
+"""Decision time of the agent and of exact solvers as pipelines grow (Fig. 6).
 
-The time includes the forecast and the features, on one thread. It depends on the size of the network and of the
-pipeline, not on what was learned, so that the agents here are untrained and the pipelines synthetic. Policies take
-turns, cycle by cycle, and H is that of the median cycle: a moment in which the machine stalls falls into one cycle of
-one policy, and changes no total.
+The time includes the forecast and the features, on one thread. It depends on the size of the network and the pipeline,
+not on what was learned, so the agents here are untrained and the pipelines synthetic. Policies take turns, cycle by
+cycle, and H is that of the median cycle: a stall of the machine affects one cycle of one policy and no median.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ SIZES = ((2, 5), (3, 5), (4, 6), (6, 8), (10, 10))
 
 
 def observations(pipeline: Pipeline, counts: np.ndarray, decisions: int, interval: int = 10) -> list[Observation]:
-    """Observations along a workload whose other entries are those of an idle pipeline."""
+    """Make observations along a workload; all but the loads is as in an idle pipeline."""
     idle = idle_observation(pipeline)
     return [
         replace(idle, history=counts[end - 120 : end], incoming_load=float(counts[end - interval : end].mean()))
@@ -41,7 +40,7 @@ def observations(pipeline: Pipeline, counts: np.ndarray, decisions: int, interva
 
 
 class Decided(NamedTuple):
-    """What a policy did in one cycle of D decisions.
+    """Times and decisions of a policy in one cycle of D decisions.
 
     Attributes:
         forecast_ms: (D,) milliseconds of each forecast.
@@ -57,7 +56,7 @@ class Decided(NamedTuple):
 
 
 def time_cycle(policy: Policy, seen: Sequence[Observation], forecaster: Forecaster) -> Decided:
-    """Decide once to compile and to warm up, then on every observation, each decision after its forecast."""
+    """Decide once to compile and to warm up, then time every decision after its forecast."""
     policy.decide(replace(seen[0], predicted_load=forecaster.predict(seen[0].history)))
     times, loads, chosen = [], [], []
     for observation in seen:
@@ -75,7 +74,7 @@ def time_cycle(policy: Policy, seen: Sequence[Observation], forecaster: Forecast
 def take_turns(
     deciders: Mapping[str, Policy], seen: Sequence[Observation], forecaster: Forecaster, repetitions: int
 ) -> dict[str, list[Decided]]:
-    """Cycles of every policy, by its name; each policy runs one before any runs the next."""
+    """Run cycles of every policy, by name; each policy runs one before any runs the next."""
     rounds = [
         {name: time_cycle(policy, seen, forecaster) for name, policy in deciders.items()} for _ in range(repetitions)
     ]
@@ -83,7 +82,7 @@ def take_turns(
 
 
 def time_summary(cycles: Sequence[Decided]) -> dict[str, float]:
-    """Figures of forecast and decision together, over some cycles of one policy.
+    """Summarise the times of forecast and decision together, over some cycles of one policy.
 
     Returns:
         median_ms and p99_ms of all their decisions, and total_ms, the median of the cycles' sums.
@@ -94,7 +93,7 @@ def time_summary(cycles: Sequence[Decided]) -> dict[str, float]:
 
 
 def policies(pipeline: Pipeline, ipa: IpaParameters, seed: int) -> dict[str, Policy]:
-    """The policies that are timed, by what they are called in the table."""
+    """Make the policies to time, by their names in the table."""
     torch.manual_seed(seed)
     agent = Agent(pipeline, export(ActorCritic(pipeline)), {"untrained": True})
     return {

@@ -1,4 +1,4 @@
-"""What is worth knowing of training runs: their curves, what was kept, and what solvers reach in the same episodes."""
+"""Training runs: their curves, the checkpoints that were kept, and solvers on the same episodes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from opd.agent.rollout import Validation, validate
 
 
 def validation_references(problem: Problem, parameters: TrainingParameters) -> dict[str, Validation]:
-    """What the myopic solver and IPA reach on the episodes on which checkpoints compete."""
+    """Evaluate the myopic solver and IPA on the episodes that select checkpoints."""
     largest = len(problem.reference) - 1
     myopic = expert_table(problem.pipeline, problem.weights, problem.simulation, "myopic", largest)
     return {
@@ -21,7 +21,7 @@ def validation_references(problem: Problem, parameters: TrainingParameters) -> d
 
 
 def training_summary(curves: pd.DataFrame) -> list[dict[str, Any]]:
-    """For every agent and seed the validation of the checkpoint that was kept, and after which update it was."""
+    """Return, for every agent and seed, the validation of the checkpoint that was kept and its update."""
     validated = curves.dropna(subset="validation/selection").reset_index(drop=True)
     best = validated.loc[validated.groupby(["policy", "seed"])["validation/selection"].idxmax()]
     columns = {"validation/reward": "reward", "validation/dropped": "dropped", "validation/selection": "selection"}

@@ -21,14 +21,14 @@ _PAPER_POLICIES = ("random", "greedy", "ipa")
 def plot_timelines(
     timelines: pd.DataFrame, pipeline: str, label: str, path: str | Path, extra: Sequence[str] = ("agent",)
 ) -> Figure:
-    """Fig. 4 of the paper: load, cost and QoS of every policy over a cycle, one column a workload.
+    """Draw Fig. 4 of the paper: load, cost and QoS of every policy over a cycle, one column a workload.
 
     Args:
         timelines: rows of :func:`opd.study.evaluation.cycles.timeline` with pipeline, cycle and policy.
         pipeline: the one to show.
         label: of the trace, for the title.
         path: image file to write.
-        extra: policies shown beside the paper's baselines.
+        extra: policies shown in addition to the paper's baselines.
     """
     rows = timelines[timelines["pipeline"] == pipeline]
     cycles = list(dict.fromkeys(rows["cycle"]))
@@ -44,7 +44,7 @@ def plot_timelines(
         _draw_load(load, here[here["policy"] == here["policy"].iloc[0]])
         for number, policy in enumerate(policies):
             style, run = policy_style(policy), here[here["policy"] == policy]
-            width = 1.0 + 0.5 * (len(policies) - 1 - number)  # where lines coincide, all of them are seen
+            width = 1.0 + 0.5 * (len(policies) - 1 - number)  # so that coinciding lines stay visible
             look = {"alpha": 0.35, "linewidth": 0.8} if policy == "random" else {"linewidth": width}
             for axes, column in ((cost, "cost"), (qos, "qos")):
                 axes.step(run["time"], run[column], where="post", color=style.colour, label=style.label, **look)
@@ -62,12 +62,12 @@ def plot_timelines(
 
 
 def _draw_load(axes: Axes, run: pd.DataFrame) -> None:
-    axes.fill_between(run["time"], run["load"], step="post", color="0.8", label="offered, mean of an interval")
+    axes.fill_between(run["time"], run["load"], step="post", color="0.8", label="offered, mean per interval")
     axes.step(run["time"], run["predicted_load"], where="post", color="0.2", linewidth=0.9, label="forecast maximum")
 
 
 def _fit_y(axes: Axes, values: pd.Series) -> None:
-    """Let the policies that make sense fill the axes; what random does beyond them is cut off."""
+    """Fit the axes to the values; the random policy is cut off."""
     low, high = values.min(), values.max()
     space = 0.08 * max(high - low, 1e-9)
     axes.set_ylim(low - space, high + space)
@@ -76,14 +76,14 @@ def _fit_y(axes: Axes, values: pd.Series) -> None:
 def plot_loads(
     evaluation: pd.DataFrame, pipeline: str, label: str, path: str | Path, extra: Sequence[str] = ("agent",)
 ) -> Figure:
-    """Fig. 5 of the paper: mean cost and QoS of every policy under the three workloads.
+    """Draw Fig. 5 of the paper: mean cost and QoS of every policy under the three workloads.
 
     Args:
         evaluation: the results, columns of :data:`opd.study.evaluation.cycles.COLUMNS`.
         pipeline: the one to show.
         label: of the trace, for the title.
         path: image file to write.
-        extra: policies shown beside the paper's baselines.
+        extra: policies shown in addition to the paper's baselines.
     """
     rows = evaluation[evaluation["pipeline"] == pipeline]
     cycles = shown_cycles(rows)
@@ -114,9 +114,9 @@ def plot_loads(
 
 
 def plot_plane(evaluation: pd.DataFrame, label: str, path: str | Path) -> Figure:
-    """Mean QoS against mean cost of every policy over all cycles and seeds, one panel a pipeline.
+    """Draw mean QoS against mean cost of every policy over all cycles and seeds, one panel a pipeline.
 
-    The random policy is far from the others; where it is, stands in the corner.
+    The random policy is far from the others; its place is given as text.
 
     Args:
         evaluation: the results, columns of :data:`opd.study.evaluation.cycles.COLUMNS`.
@@ -125,7 +125,7 @@ def plot_plane(evaluation: pd.DataFrame, label: str, path: str | Path) -> Figure
     """
     pipelines = list(dict.fromkeys(evaluation["pipeline"]))
     figure, panels = panel_grid(len(pipelines), 4.2, 3.3)
-    figure.suptitle(f"Mean QoS and cost of all cycles\n{label}")
+    figure.suptitle(f"Mean QoS and cost over all cycles\n{label}")
     for pipeline, axes in zip(pipelines, panels, strict=True):
         means = evaluation[evaluation["pipeline"] == pipeline].groupby("policy")[["cost", "qos"]].mean()
         for policy in ordered(set(means.index) - {"random"}):
@@ -136,7 +136,7 @@ def plot_plane(evaluation: pd.DataFrame, label: str, path: str | Path) -> Figure
         axes.set(title=pipeline, xlabel="mean cost (CPU cores)", ylabel="mean QoS (Eq. 3)")
         axes.margins(0.12)
         if "random" in means.index:
-            where = "random, outside: {cost:.1f} cores, QoS {qos:.1f}".format(**means.loc["random"])
+            where = "random: {cost:.1f} cores, QoS {qos:.1f} (not shown)".format(**means.loc["random"])
             axes.annotate(where, (0.98, 0.03), xycoords="axes fraction", ha="right", fontsize=8, color="0.35")
     legend_below(figure, panels[0], columns=3)
     return save_figure(figure, path)
@@ -145,14 +145,14 @@ def plot_plane(evaluation: pd.DataFrame, label: str, path: str | Path) -> Figure
 def plot_differences(
     evaluation: pd.DataFrame, label: str, path: str | Path, policy: str = "agent", reference: str = "myopic"
 ) -> Figure:
-    """How much reward a policy gains over another in each cycle: one point a cycle and seed, one row a pipeline.
+    """Draw the gain of a policy over another in each cycle: one point a cycle and seed, one row a pipeline.
 
     Args:
         evaluation: the results, columns of :data:`opd.study.evaluation.cycles.COLUMNS`.
         label: of the trace, for the title.
         path: image file to write.
-        policy: whose gain is shown.
-        reference: against which.
+        policy: the policy that gains.
+        reference: the policy that it is compared with.
     """
     rewards = evaluation.pivot(index=["pipeline", "cycle", "seed"], columns="policy", values="reward")
     gains = (rewards[policy] - rewards[reference]).rename("gain").reset_index()
@@ -173,7 +173,7 @@ def plot_differences(
     axes.set_yticks(range(len(pipelines)), pipelines)
     axes.invert_yaxis()
     axes.set(
-        xlabel=f"mean reward of a decision: {style.label} minus {policy_style(reference).label}",
+        xlabel=f"mean reward per decision: {style.label} minus {policy_style(reference).label}",
         title=f"Gain by cycle: {label}",
     )
     legend_below(figure, axes, columns=2)
@@ -181,7 +181,7 @@ def plot_differences(
 
 
 def plot_decision_time(times: pd.DataFrame, path: str | Path) -> Figure:
-    """Fig. 6 of the paper: median decision time by pipeline size, up to the 99th percentile, on a log scale.
+    """Draw Fig. 6 of the paper: median decision time by pipeline size, with the 99th percentile, on a log scale.
 
     Args:
         times: table of :func:`opd.study.evaluation.decision_time.measure_decision_times`.
@@ -203,9 +203,9 @@ def plot_decision_time(times: pd.DataFrame, path: str | Path) -> Figure:
     axes.yaxis.set_major_formatter(plt.FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xticks(range(len(sizes)), [f"{stages}×{variants}" for stages, variants in sizes])
     axes.set(
-        xlabel="synthetic pipeline (stages × variants a stage)",
+        xlabel="synthetic pipeline (stages × variants per stage)",
         ylabel="decision time (ms)",
-        title="Time of one decision: median, whisker to the 99th percentile",
+        title="Time per decision: median, whisker to the 99th percentile",
     )
     axes.grid(axis="y", which="both", alpha=0.25)
     legend_below(figure, axes, columns=len(policies))

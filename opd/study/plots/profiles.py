@@ -1,6 +1,6 @@
-"""Figures of the profiles: latency and throughput, the accuracy-cost frontier, and two machines compared.
+"""Figures of the profiles: latency and throughput, the accuracy-cost frontier, and a comparison of two machines.
 
-Each is saved and returned, closed, for a notebook to show.
+Each is saved, closed and returned.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _MARKERS = "osD^vP"
 
 
 def _label_decades(axis: Axis) -> None:
-    """Plain numbers at 1, 2 and 5 of every decade of a logarithmic axis."""
+    """Label 1, 2 and 5 of every decade of a logarithmic axis with plain numbers."""
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
 def plot_latency(table: pd.DataFrame, tasks: Sequence[str], path: str | Path, cores: int = 1) -> Figure:
-    """Latency and throughput against the batch size, one column a task and one line a variant.
+    """Draw latency and throughput against the batch size, one column a task and one line a variant.
 
     Args:
         table: profiles, as :func:`opd.profiling.profiles.load_profiles` gives them.
@@ -61,7 +61,7 @@ def plot_latency(table: pd.DataFrame, tasks: Sequence[str], path: str | Path, co
         axes[0, column].set_title(task)
         axes[1, column].set_xlabel("batch size (requests per call)")
         axes[0, column].legend(fontsize=8)
-    axes[0, 0].set_ylabel("latency of a call (s), bar up to p99")
+    axes[0, 0].set_ylabel("latency per call (s), bar to p99")
     axes[1, 0].set_ylabel("throughput (requests/s)")
     return save_figure(figure, path)
 
@@ -88,12 +88,12 @@ def accuracy_by_cores(pipeline: Pipeline, load: float) -> np.ndarray:
 def plot_accuracy_frontier(
     pipelines: Sequence[Pipeline], path: str | Path, loads: Sequence[float] = (5.0, 10.0, 30.0)
 ) -> Figure:
-    """What accuracy costs: the highest summed accuracy against the cores it needs, a panel for each pipeline.
+    """Draw the highest summed accuracy against the cores it needs, a panel for each pipeline.
 
     Args:
         pipelines: the panels.
         path: image file to write.
-        loads: requests/s to carry, a line each.
+        loads: requests/s, a line each.
     """
     figure, axes = plt.subplots(
         1, len(pipelines), figsize=(3.2 * len(pipelines), 3.8), layout="constrained", squeeze=False
@@ -113,7 +113,7 @@ def plot_accuracy_frontier(
 
 
 def plot_comparison(comparison: pd.DataFrame, path: str | Path) -> Figure:
-    """This machine against the reference: latencies of the same cells, and the ratio's distribution by task.
+    """Compare this machine with the reference: latencies of the same cells, and the distribution of the ratio by task.
 
     Args:
         comparison: result of :func:`opd.profiling.profiles.compare_latencies`.
@@ -139,7 +139,7 @@ def plot_comparison(comparison: pd.DataFrame, path: str | Path) -> Figure:
     )  # fmt: skip
     right.axhline(1.0, color="0.4", linestyle=":", label="equal")
     right.axhline(comparison["ratio"].median(), color=PALETTE[3], label=f"median {comparison['ratio'].median():.2f}")
-    right.set(xlabel="", ylabel="latency here / in the reference table")
+    right.set(xlabel="", ylabel="latency here / latency in the reference table")
     right.set_ylim(0, 1.1 * max(1.0, comparison["ratio"].max()))
     right.legend()
     return save_figure(figure, path)

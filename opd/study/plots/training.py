@@ -15,18 +15,18 @@ from opd.study.plots.style import ordered, policy_style, save_figure
 _CURVES = {
     "train/loss": "training loss (Eq. 11)",
     "train/value_loss": "value loss",
-    "rollout/reward": "mean reward of a decision\nin training episodes",
-    "validation/reward": "mean reward of a decision\nin validation",
-    "validation/dropped": "requests dropped\nin validation",
+    "rollout/reward": "mean reward per decision\nin training episodes",
+    "validation/reward": "mean reward per decision\nin validation",
+    "validation/dropped": "dropped requests\nin validation",
 }
 
 
 def plot_training(
     curves: pd.DataFrame, references: Mapping[str, Mapping[str, Mapping[str, float]]], title: str, path: str | Path
 ) -> Figure:
-    """Fig. 7 of the paper: losses and reward by update, and how the agent does in validation; one row an agent.
+    """Draw Fig. 7 of the paper: losses and reward by update, and the validation; one row an agent.
 
-    A line is a seed, a ring the checkpoint of it that was kept.
+    A line is a seed, a ring its checkpoint that was kept.
 
     Args:
         curves: columns policy, seed, update and the metrics of :func:`opd.study.evaluation.training.training_curve`.

@@ -1,4 +1,4 @@
-"""Figures of the workload and of its forecast; each is saved and returned, closed, for a notebook to show."""
+"""Figures of the workload and its forecast; each is saved, closed and returned."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from opd.workload.trace import DAY_SECONDS, Split, Trace
 _MODEL_NAMES = {
     "lstm": "LSTM",
     "ridge": "ridge",
-    "max_20": "largest of last 20 s",
-    "max_120": "largest of last 120 s",
+    "max_20": "maximum of last 20 s",
+    "max_120": "maximum of last 120 s",
     "last_value": "last second",
 }
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 def plot_trace(trace: Trace, path: str | Path) -> Figure:
-    """The whole trace with its splits, and below it the three characteristic cycles of the test split.
+    """Draw the whole trace with its splits, and the three characteristic cycles of the test split.
 
     Args:
         trace: the load, in requests per second.
@@ -40,7 +40,7 @@ def plot_trace(trace: Trace, path: str | Path) -> Figure:
     length = 300
     blocks = trace.counts[: len(trace.counts) // length * length].reshape(-1, length)
     days = trace.raw_index[: len(blocks) * length : length] / DAY_SECONDS
-    whole.plot(days, blocks.max(axis=1), color=PALETTE[1], linewidth=0.6, label="largest second of 5 minutes")
+    whole.plot(days, blocks.max(axis=1), color=PALETTE[1], linewidth=0.6, label="maximum of 5 minutes")
     whole.plot(days, blocks.mean(axis=1), color=PALETTE[0], linewidth=0.8, label="mean of 5 minutes")
     for index, split in enumerate(_SPLITS):
         first = trace.raw_index[trace.split(split).start] / DAY_SECONDS
@@ -65,7 +65,7 @@ def plot_trace(trace: Trace, path: str | Path) -> Figure:
 
 
 def plot_forecast(trace: Trace, comparison: Comparison, path: str | Path) -> Figure:
-    """Fig. 3 of the paper: forecast and actual load over an hour of the test split around its fluctuating cycle.
+    """Draw Fig. 3 of the paper: forecast and actual load over an hour of the test split around its fluctuating cycle.
 
     Args:
         trace: the load, in requests per second.
@@ -82,9 +82,9 @@ def plot_forecast(trace: Trace, comparison: Comparison, path: str | Path) -> Fig
         2, 1, figsize=(11, 5.5), sharex=True, layout="constrained", height_ratios=(3, 1)
     )
     forecast = comparison.forecasts["lstm"][shown]
-    axes.plot(minutes, target[shown], color=PALETTE[0], linewidth=1.4, label=f"actual: largest of {HORIZON_SECONDS} s")
+    axes.plot(minutes, target[shown], color=PALETTE[0], linewidth=1.4, label=f"actual: maximum of {HORIZON_SECONDS} s")
     axes.plot(minutes, forecast, color=PALETTE[1], linewidth=1.1, linestyle="--", label="forecast (LSTM)")
-    axes.set(ylabel="load (requests/s)", title=f"Forecast of the coming {HORIZON_SECONDS} s: {trace.label}")
+    axes.set(ylabel="load (requests/s)", title=f"Forecast for the next {HORIZON_SECONDS} s: {trace.label}")
     axes.set_ylim(bottom=0)
     axes.legend(loc="upper right")
     below.axhline(0.0, color="0.5", linewidth=0.8)
@@ -95,7 +95,7 @@ def plot_forecast(trace: Trace, comparison: Comparison, path: str | Path) -> Fig
 
 
 def plot_errors(trace: Trace, errors: pd.DataFrame, path: str | Path) -> Figure:
-    """SMAPE and share of forecasts that were too low, of every model, one bar per damping.
+    """Draw SMAPE and the share of too low forecasts of every model, one bar per damping.
 
     Args:
         trace: the load, at any damping.
@@ -110,7 +110,7 @@ def plot_errors(trace: Trace, errors: pd.DataFrame, path: str | Path) -> Figure:
     figure.suptitle(f"Forecast errors on the test split: {kind}")
     for axes, column, label in (
         (panels[0], "smape", "SMAPE (%)"),
-        (panels[1], "too_low", "forecasts below the load that came (%)"),
+        (panels[1], "too_low", "forecasts below the actual load (%)"),
     ):
         dampings = table["damping of the load"].nunique()
         sns.barplot(
@@ -125,7 +125,7 @@ def plot_errors(trace: Trace, errors: pd.DataFrame, path: str | Path) -> Figure:
 
 
 def plot_error_by_load(trace: Trace, comparison: Comparison, path: str | Path) -> Figure:
-    """SMAPE by the load of the last two minutes before the forecast, in ten classes of equal size.
+    """Draw SMAPE by the load of the last two minutes before the forecast, in ten classes of equal size.
 
     Args:
         trace: the load, in requests per second.

@@ -11,7 +11,7 @@ from opd.study.report.tables import FRUGAL
 
 
 class Criterion(NamedTuple):
-    """One demand on one pipeline: ``value`` shall be at least (or at most) ``bound``."""
+    """One criterion on one pipeline: ``value`` must be at least (or at most) ``bound``."""
 
     pipeline: str
     policy: str
@@ -23,18 +23,18 @@ class Criterion(NamedTuple):
 
     @property
     def met(self) -> bool:
-        """Whether it is; exactly, with no tolerance."""
+        """Whether the criterion is met, exactly, without a tolerance."""
         return self.value >= self.bound if self.relation == "≥" else self.value <= self.bound
 
 
 def criteria(evaluation: pd.DataFrame) -> list[Criterion]:
-    """What the agents shall reach in every pipeline, on the mean over cycles and seeds.
+    """Evaluate the acceptance criteria on every pipeline, on means over cycles and seeds.
 
-    The agent: the reward of the myopic solver, the QoS of IPA, and no cycle of any seed in which it drops more
-    requests than IPA. The frugal agent: the QoS of IPA at no more than its cost. Demands on, or against, a policy
-    that was not run are left out.
+    The agent: at least the reward of the myopic solver, at least the QoS of IPA, and no cycle of any seed in which it
+    drops more requests than IPA. The frugal agent: at least the QoS of IPA at no more than its cost. Criteria with a
+    policy that was not run are omitted.
     """
-    demands: list[Criterion] = []
+    found: list[Criterion] = []
     for pipeline, rows in evaluation.groupby("pipeline", sort=False):
         mean = {str(name): of_policy[["reward", "qos", "cost"]].mean() for name, of_policy in rows.groupby("policy")}
         for policy, quantity, relation, reference in (
@@ -45,11 +45,11 @@ def criteria(evaluation: pd.DataFrame) -> list[Criterion]:
         ):
             if {policy, reference} <= set(mean):
                 value, bound = float(mean[policy][quantity]), float(mean[reference][quantity])
-                demands.append(Criterion(str(pipeline), policy, quantity, relation, reference, value, bound))
+                found.append(Criterion(str(pipeline), policy, quantity, relation, reference, value, bound))
             if (policy, quantity) == (AGENT, "qos") and {AGENT, "ipa"} <= set(mean):
                 worse = float(len(cycles_with_more_drops(rows, AGENT, "ipa")))
-                demands.append(Criterion(str(pipeline), AGENT, "cycles with more drops", "≤", "ipa", worse, 0.0))
-    return demands
+                found.append(Criterion(str(pipeline), AGENT, "cycles with more drops", "≤", "ipa", worse, 0.0))
+    return found
 
 
 def cycles_with_more_drops(rows: pd.DataFrame, policy: str, reference: str) -> pd.DataFrame:

@@ -11,23 +11,23 @@ import pandas as pd
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Content of a JSON file."""
+    """Read a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, making its folder."""
+    """Write a JSON file, with its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def write_page(path: Path, title: str, source: str, findings: Mapping[str, str]) -> None:
-    """Write what was found as a page of Markdown.
+    """Write findings as a page of Markdown.
 
     Args:
         path: of the file.
         title: of the page.
-        source: what was measured on what.
+        source: what the findings were measured on.
         findings: text by heading.
     """
     parts = [f"# {title}", source, *(f"## {heading}\n\n{text}" for heading, text in findings.items())]
@@ -35,9 +35,9 @@ def write_page(path: Path, title: str, source: str, findings: Mapping[str, str])
 
 
 def markdown_table(frame: pd.DataFrame, digits: int = 2) -> str:
-    """A table in Markdown: text to the left, numbers to the right with ``digits`` decimals, integers as they are.
+    """Format a table in Markdown: text to the left, numbers to the right, floats with ``digits`` decimals.
 
-    Zero has no sign, whatever it was rounded from.
+    Zero never has a sign.
     """
     text = pd.DataFrame(
         {

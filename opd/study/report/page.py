@@ -1,4 +1,4 @@
-"""The report as a page of Markdown, made of the tables of :mod:`opd.study.report.tables`."""
+"""The report as a page of Markdown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from opd.study.report.tables import (
 _COLUMN_NAMES = {
     "qos": "QoS",
     "cost": "cost (cores)",
-    "dropped": "dropped a cycle",
+    "dropped": "dropped per cycle",
     "reward_worst": "worst reward",
     "qos_worst": "worst QoS",
     "dropped_worst": "most dropped",
@@ -35,7 +35,7 @@ _SHOWN = ["policy", "reward", "qos", "cost", "dropped", "reward_worst", "qos_wor
 
 
 def render(results: Results) -> str:
-    """The report as Markdown."""
+    """Write the report as Markdown."""
     sections = (
         _what_was_run(results),
         _criteria_section(results.evaluation),
@@ -65,71 +65,71 @@ def _what_was_run(results: Results) -> str:
             "# Results",
             f"Workload: **{about['trace']}**. {len(rows)} simulated cycles of 1200 s: {len(pipelines)} pipelines × "
             f"{rows['policy'].nunique()} policies × {cycles} cycles × {seeds} {'seed' if seeds == 1 else 'seeds'}. "
-            "For one seed all policies meet the same requests. A decision is due every "
+            "With the same seed all policies meet the same requests. They decide every "
             f"{about['simulation']['interval']} s.",
             markdown_table(pipelines),
             f"Weights of QoS and reward: {weights}. Decision times were measured on: {machine['processor']}, "
             f"{machine['cores']} cores, Python {machine['python']}, torch {machine['torch']}, on one thread.",
-            f"Cycles, by the second of the recording at which they start: {starts}.",
+            f"Start of the cycles, in seconds of the recording: {starts}.",
         ]
     )
 
 
 def _label(criterion: Criterion) -> str:
     if criterion.quantity == "cycles with more drops":
-        return "cycles in which it drops more than IPA: none"
+        return "cycles with more drops than IPA: none"
     names = {"qos": "QoS", "ipa": "IPA's", "myopic": "the myopic solver's"}
     return f"{names.get(criterion.quantity, criterion.quantity)} {criterion.relation} {names[criterion.reference]}"
 
 
 def _criteria_section(evaluation: pd.DataFrame) -> str:
-    demands = criteria(evaluation)
+    found = criteria(evaluation)
     text = [
-        "## What the agents shall reach",
-        "Means over all cycles and seeds. `agent`, trained with the weights above, shall have at least the reward of "
+        "## Acceptance criteria",
+        "Means over all cycles and seeds. `agent`, trained with the weights above, must have at least the reward of "
         "the myopic solver, which maximises the same reward exactly for the forecast load, and at least the QoS of "
-        "IPA, and in no cycle drop more requests than IPA. `agent-frugal`, trained with a higher price of a core, "
-        "shall have at least the QoS of IPA at no more than its cost.",
+        "IPA, and must not drop more requests than IPA in any cycle. `agent-frugal`, trained with a higher price per "
+        "core, must have at least the QoS of IPA at no more than its cost.",
     ]
-    if not demands:
-        return "\n\n".join([*text, "None of these policies was run, so nothing can be said."])
+    if not found:
+        return "\n\n".join([*text, "None of these policies was run."])
     table = pd.DataFrame(
         {
-            "pipeline": [d.pipeline for d in demands],
-            "policy": [d.policy for d in demands],
-            "shall": [_label(d) for d in demands],
-            "is": [_number(d, d.value) for d in demands],
-            "bound": [_number(d, d.bound) for d in demands],
-            "": ["met" if d.met else "**falls short**" for d in demands],
+            "pipeline": [d.pipeline for d in found],
+            "policy": [d.policy for d in found],
+            "criterion": [_label(d) for d in found],
+            "value": [_number(d, d.value) for d in found],
+            "bound": [_number(d, d.bound) for d in found],
+            "": ["met" if d.met else "**not met**" for d in found],
         }
     )
-    met = sum(d.met for d in demands)
-    verdict = f"{met} of {len(demands)} demands are met."
-    not_run = sorted({AGENT, FRUGAL} - {d.policy for d in demands})
+    met = sum(d.met for d in found)
+    verdict = f"{met} of {len(found)} criteria are met."
+    not_run = sorted({AGENT, FRUGAL} - {d.policy for d in found})
     if not_run:
-        verdict += f" Not run, or without a baseline to compare with: {', '.join(not_run)}."
-    return "\n\n".join([*text, verdict, *_shortfalls(evaluation, demands), markdown_table(table)])
+        verdict += f" Not run, or without a baseline for comparison: {', '.join(not_run)}."
+    return "\n\n".join([*text, verdict, *_shortfalls(evaluation, found), markdown_table(table)])
 
 
 def _number(criterion: Criterion, value: float) -> str:
     return f"{value:.0f}" if criterion.quantity == "cycles with more drops" else f"{value:.3f}"
 
 
-def _shortfalls(evaluation: pd.DataFrame, demands: Iterable[Criterion]) -> list[str]:
+def _shortfalls(evaluation: pd.DataFrame, found: Iterable[Criterion]) -> list[str]:
     lines = []
-    for d in demands:
+    for d in found:
         if d.met:
             continue
         if d.quantity == "cycles with more drops":
             worse = cycles_with_more_drops(evaluation[evaluation["pipeline"] == d.pipeline], d.policy, d.reference)
             cells = ", ".join(
-                f"{r.cycle} seed {r.seed} ({r[d.policy]} against {r[d.reference]})" for _, r in worse.iterrows()
+                f"{r.cycle} seed {r.seed} ({r[d.policy]} compared with {r[d.reference]})" for _, r in worse.iterrows()
             )
             lines.append(f"- **{d.pipeline}**: {d.policy} drops more requests than IPA in {cells}.")
         else:
             lines.append(
-                f"- **{d.pipeline}**: {d.policy} falls short of {_label(d)} by {abs(d.value - d.bound):.3f} "
-                f"({d.value:.3f} against {d.bound:.3f}, {100 * abs(d.value / d.bound - 1):.1f} %)."
+                f"- **{d.pipeline}**: {d.policy} misses {_label(d)} by {abs(d.value - d.bound):.3f} "
+                f"({d.value:.3f} instead of {d.bound:.3f}, {100 * abs(d.value / d.bound - 1):.1f} %)."
             )
     return ["\n".join(lines)] if lines else []
 
@@ -137,11 +137,11 @@ def _shortfalls(evaluation: pd.DataFrame, demands: Iterable[Criterion]) -> list[
 def _summary_section(evaluation: pd.DataFrame) -> str:
     summary = policy_summary(evaluation)
     parts = [
-        "## Every policy",
-        "Means over cycles and seeds, and beside them the worst single cycle of a single seed. Random and greedy are "
-        "the paper's simple baselines. IPA is solved exactly by HiGHS, with the capacity limit added. Myopic maximises "
-        "the reward exactly for the forecast load, clairvoyant for the largest load of the next 20 s; both are blind "
-        "to start-up times.",
+        "## All policies",
+        "Means over cycles and seeds, and the worst single cycle of a single seed. Random and greedy are the paper's "
+        "simple baselines. IPA is solved exactly by HiGHS, with the capacity limit added. Myopic maximises the reward "
+        "exactly for the forecast load, clairvoyant for the true largest load of the next 20 s; both ignore start-up "
+        "times.",
         "![QoS and cost](evaluation/plane.png)",
     ]
     for pipeline, rows in summary.groupby("pipeline", sort=False):
@@ -152,9 +152,8 @@ def _summary_section(evaluation: pd.DataFrame) -> str:
 def _paper_section(evaluation: pd.DataFrame) -> str:
     parts = [
         "## The paper's comparisons",
-        "Cost and QoS relative to a baseline in percent: what the paper reports (Sec. VI-B, for a "
-        'pipeline and variants that it does not name; 0 stands for its "nearly identical"), the mean over our '
-        "pipelines, and each of them.",
+        "Cost and QoS relative to a baseline in percent: the paper's figure (Sec. VI-B, for a pipeline and variants "
+        'that it does not name; 0 stands for its "nearly identical"), the mean over our pipelines, and each pipeline.',
     ]
     for policy in (AGENT, FRUGAL):
         table = paper_comparison(evaluation, policy)
@@ -182,11 +181,11 @@ def _decision_section(times: pd.DataFrame) -> str:
     return "\n\n".join(
         [
             "## Decision time",
-            "Forecast and features included, on one thread, on synthetic pipelines and with untrained agents: the time "
-            "does not depend on what was learned. H is the time spent on all decisions of a cycle (Alg. 1), the median "
-            "of several cycles in which the policies take turns. HiGHS and the dynamic program solve IPA's problem to "
-            f"the same optimum; HiGHS stands in for the paper's solver. The paper reports {paper} for its four "
-            "pipelines, of sizes it does not give, as the agent's lead over IPA.",
+            "Forecast and features included, on one thread, on synthetic pipelines and with untrained agents, because "
+            "the time does not depend on what an agent has learned. H is the time for all decisions of a cycle "
+            "(Alg. 1), the median of several cycles in which the policies take turns. HiGHS and the dynamic program "
+            "find the same optimum of IPA's problem; HiGHS replaces the paper's solver. The paper reports that IPA is "
+            f"slower than the agent by {paper} on its four pipelines, with sizes that it does not state.",
             "![Decision time](evaluation/decision_time.png)",
             markdown_table(table.rename(columns=titles), digits=3),
         ]
@@ -231,16 +230,17 @@ def _training_section(training: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n\n".join(
         [
             "## Training",
-            "The checkpoint that was kept, by its validation on days between training and test: reward of ordinary "
-            "episodes beside the myopic solver's and IPA's in the same episodes, and requests dropped in all of them, "
-            f"half of which begin before a burst. Wall-clock time for all agents of a pipeline: {seconds}.",
+            "The checkpoint that was kept, selected by validation on days between training and test: reward of "
+            "ordinary episodes, compared with the myopic solver and IPA on the same episodes, and requests dropped in "
+            "all episodes, half of which begin before a burst. Wall-clock time for all agents of a pipeline: "
+            f"{seconds}.",
             markdown_table(pd.DataFrame(rows)),
         ]
     )
 
 
 def write_report(folder: Path) -> str:
-    """Write ``report.md``, ``metrics.json`` and ``summary.csv`` into a folder of results; returns the page."""
+    """Write ``report.md``, ``metrics.json`` and ``summary.csv`` into a folder of results; return the page."""
     results = read_results(folder)
     page = render(results)
     (folder / "report.md").write_text(page, encoding="utf-8")

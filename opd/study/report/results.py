@@ -1,4 +1,4 @@
-"""The results that the report is made from, and their figures as flat metrics."""
+"""The results behind the report, and their figures as flat metrics."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from opd.study.report.tables import FRUGAL, policy_summary
 
 
 class ReportError(ValueError):
-    """A result that the report needs is missing or is not what it should be."""
+    """A result that the report needs is missing or unsuitable."""
 
 
 class Results(NamedTuple):
-    """The files that the report is made of.
+    """The files behind the report.
 
     Attributes:
         evaluation: ``evaluation.csv``.
@@ -37,10 +37,10 @@ class Results(NamedTuple):
 
 
 def read_results(folder: Path) -> Results:
-    """The results in a folder such as ``reports/``.
+    """Read the results in a folder such as ``reports/``.
 
     Raises:
-        ReportError: if a file is missing, naming the stage that writes it, or lacks a column.
+        ReportError: if a file is missing or lacks a column; the message names the notebook that writes it.
     """
     for name, notebook in (
         ("forecast.json", "02_load_forecast"),
@@ -66,16 +66,16 @@ def read_results(folder: Path) -> Results:
 
 
 def flat_metrics(results: Results) -> dict[str, float]:
-    """The figures worth comparing between experiments, by dotted names."""
+    """Collect the figures that experiments are compared by, with dotted names."""
     flat: dict[str, float] = {}
-    demands = criteria(results.evaluation)
-    flat["criteria.met"], flat["criteria.all"] = sum(d.met for d in demands), len(demands)
+    found = criteria(results.evaluation)
+    flat["criteria.met"], flat["criteria.all"] = sum(d.met for d in found), len(found)
     summary = policy_summary(results.evaluation).set_index(["pipeline", "policy"])
     for pipeline, policy in summary.index:
         if policy in (AGENT, FRUGAL):
             for column in ("reward", "qos", "cost", "dropped_worst"):
                 flat[f"{pipeline}.{policy}.{column}"] = float(summary.loc[(pipeline, policy), column])
-    for d in demands:
+    for d in found:
         if d.quantity in ("reward", "qos", "cost"):
             flat[f"{d.pipeline}.{d.policy}.{d.quantity}_minus_{d.reference}"] = d.value - d.bound
     for result in results.forecast.values():

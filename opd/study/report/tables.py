@@ -1,7 +1,4 @@
-"""What the results say: summary, criteria and the paper's own comparisons, as tables, a page and flat metrics.
-
-Everything here is computed from the files that the stages before leave in ``reports/``.
-"""
+"""Tables of the report, computed from the results of the evaluation."""
 
 from __future__ import annotations
 
@@ -34,15 +31,15 @@ PAPER_SPEEDUPS = (32.5, 53.5, 111.6, 212.8)
 
 
 def policy_summary(evaluation: pd.DataFrame) -> pd.DataFrame:
-    """Mean and worst cycle of every policy on every pipeline.
+    """Compute the mean and the worst cycle of every policy on every pipeline.
 
     Args:
         evaluation: the results, columns of :data:`opd.study.evaluation.cycles.COLUMNS`.
 
     Returns:
         By pipeline and policy: the means of :data:`QUANTITIES` over cycles and seeds; ``dropped``, the mean number
-        of requests dropped in a cycle; and of single cycles of single seeds the worst: ``reward_worst`` and
-        ``qos_worst`` (lowest), ``dropped_worst`` (highest) and ``cycle_worst``, where reward is lowest.
+        of requests dropped in a cycle; and the worst figures of a single cycle and seed: ``reward_worst`` and
+        ``qos_worst`` (lowest), ``dropped_worst`` (highest) and ``cycle_worst``, the cycle of the lowest reward.
     """
     groups = evaluation.groupby(["pipeline", "policy"], sort=False)
     summary = groups[[*QUANTITIES, "dropped"]].mean()
@@ -53,13 +50,13 @@ def policy_summary(evaluation: pd.DataFrame) -> pd.DataFrame:
 
 
 def drops_table(evaluation: pd.DataFrame) -> pd.DataFrame:
-    """Requests dropped: by pipeline (rows) the mean of a cycle and the worst cycle of any seed of every policy."""
+    """Tabulate dropped requests by pipeline (rows) and policy: the mean of a cycle, and the worst cycle of any seed."""
     table = evaluation.pivot_table("dropped", "pipeline", "policy", aggfunc=["mean", "max"], sort=False)
     return table.rename(columns={"mean": "mean of a cycle", "max": "worst cycle"})
 
 
 def paper_comparison(evaluation: pd.DataFrame, policy: str) -> pd.DataFrame:
-    """The paper's headline comparisons beside ours, in percent of the baseline's mean cost and QoS.
+    """Compare ours with the paper's main comparisons, in percent of the baseline's mean cost and QoS.
 
     Returns:
         One row a workload, baseline and quantity that was run: ``cycle, against, quantity, paper``, the ``mean``
@@ -82,7 +79,7 @@ def paper_comparison(evaluation: pd.DataFrame, policy: str) -> pd.DataFrame:
 
 
 def decision_table(times: pd.DataFrame) -> pd.DataFrame:
-    """Decision times by pipeline size: median and 99th percentile of each policy, and ratios to the agent's median."""
+    """Tabulate decision times by pipeline size: figures of each policy, and ratios to the agent's median."""
     size = times["stages"].astype(str) + "×" + times["variants"].astype(str)
     by_size = times.assign(size=size).set_index(["size", "policy"])[["median_ms", "p99_ms", "total_ms"]]
     table = pd.DataFrame(index=pd.Index(list(dict.fromkeys(size)), name="size"))
@@ -96,7 +93,7 @@ def decision_table(times: pd.DataFrame) -> pd.DataFrame:
 
 
 def forecast_table(forecast: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """SMAPE (%) and share of too low forecasts (%) of every model, by damping."""
+    """Tabulate SMAPE (%) and share of too low forecasts (%) of every model, by damping."""
     columns = {}
     for result in forecast.values():
         columns[f"SMAPE %, damping {result['damping']}"] = pd.Series(result["smape"])

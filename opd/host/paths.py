@@ -25,4 +25,4 @@ def package_path(*parts: str) -> Path:
     Args:
         parts: path components relative to the folder of the package.
     """
-    return Path(__file__).parent.joinpath(*parts)
+    return Path(__file__).parents[1].joinpath(*parts)

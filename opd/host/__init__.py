@@ -1,0 +1,1 @@
+"""The machine and its files: paths, documents, archives, processes, polling."""
