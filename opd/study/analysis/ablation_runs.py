@@ -45,7 +45,7 @@ _UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.Unp
 
 @dataclass(frozen=True)
 class AblationStudy:
-    """What all ablations share.
+    """The common setting of all ablations.
 
     Attributes:
         setting: trace, forecaster, weights and simulation.

@@ -1,9 +1,9 @@
-"""What QoS costs: the frontier that agent, IPA and the myopic solver reach when the price of a core is swept.
+"""The QoS-cost frontier of agent, IPA and the myopic solver, from a sweep of the price per core.
 
 For every ``cost_weight`` each policy optimises with that price: the myopic solver the reward of Eq. 7, IPA its own
-objective with the same rates of exchange, the agent by being trained with it, once for every seed. All run through the
-control loop of the evaluation on the same cycles. A policy's point is its mean cost and mean QoS; neither depends on
-the price itself, so that points of different prices can be compared.
+objective with the same weights, the agent by training with it, once for every seed. All run through the control loop of
+the evaluation on the same cycles. The point of a policy is its mean cost and mean QoS; neither depends on the price
+itself, so points of different prices can be compared.
 
 Every agent first imitates the myopic solver with its own price. Where a core costs more than unmet demand, that expert
 leaves demand unmet, and so may the agent: the reward favours it, although dropped requests have an extra cost in

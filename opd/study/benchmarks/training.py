@@ -20,7 +20,7 @@ exclude the evaluation of greedy policies, which is the same code on the same ep
 checkpoints, at the end on episodes of the test days, with the checkpoint that was best in validation. The peers'
 checkpoints are selected by the same figures.
 
-What is not the same:
+Differences that remain:
 
 * All methods end an update early when the policy has moved far enough. Ours moves faster and ends earlier, so a part of
   its speed is fewer gradient steps; they are counted.
@@ -65,7 +65,7 @@ METHODS = (*MODES, *PEERS, *BATCHED)
 
 
 class TrainingBenchmark(NamedTuple):
-    """What all trainings of the benchmark share.
+    """Problem and parameters of all trainings of the benchmark.
 
     Attributes:
         problem: training and validation.

@@ -54,7 +54,7 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class Setting:
-    """What all runs of the evaluation share.
+    """The common setting of all runs of the evaluation.
 
     Attributes:
         trace: the workload.
