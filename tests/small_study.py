@@ -10,8 +10,7 @@ import torch
 from small_pipelines import ocr_pipeline, varying_workload
 
 from opd.agent.network import ActorCritic
-from opd.agent.parameters import TrainingParameters
-from opd.agent.problem import Problem, expert_table
+from opd.agent.problem import Problem, TrainingParameters, expert_table
 from opd.measurement import state_names
 from opd.objective import Weights
 from opd.pipeline import Pipeline, as_array

@@ -16,7 +16,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from opd.agent.network import ActorCritic
 from opd.agent.ppo import train
-from opd.agent.validation import Validation, validate
+from opd.agent.rollout import Validation, validate
 from opd.pipeline import as_array, as_configuration, from_choices
 from opd.simulator.environment import PipelineEnv
 from opd.simulator.vector_environment import PipelineVectorEnv

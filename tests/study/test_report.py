@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_pipelines import varying_workload
 
-from opd.agent.parameters import TrainingParameters
-from opd.agent.problem import Problem
+from opd.agent.problem import Problem, TrainingParameters
 from opd.objective import Weights
 from opd.pipeline import Pipeline, Task, Variant
 from opd.simulator.parameters import SimulationParameters

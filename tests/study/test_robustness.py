@@ -12,7 +12,7 @@ from small_pipelines import ocr_pipeline
 from small_study import setting_on, waves
 
 from opd.agent.deployed import Agent
-from opd.agent.parameters import TrainingParameters
+from opd.agent.problem import TrainingParameters
 from opd.control import AGENT
 from opd.measurement import Observation
 from opd.objective import Weights

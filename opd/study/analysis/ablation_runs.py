@@ -17,9 +17,8 @@ from tqdm.auto import tqdm
 
 from opd.agent.jobs import Job
 from opd.agent.network import ActorCritic
-from opd.agent.parameters import TrainingParameters
 from opd.agent.ppo import train
-from opd.agent.problem import Problem
+from opd.agent.problem import Problem, TrainingParameters
 from opd.control.policies import MyopicPolicy, Policy
 from opd.host.archive import written_whole
 from opd.host.parallel import run_tasks

@@ -11,8 +11,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from opd.agent.jobs import Job, run_jobs
-from opd.agent.parameters import TrainingParameters
-from opd.agent.problem import build_problem
+from opd.agent.problem import TrainingParameters, build_problem
 from opd.control import AGENT
 from opd.host.parallel import run_tasks
 from opd.pipeline import Pipeline

@@ -44,9 +44,8 @@ import torch
 import yaml
 from tqdm.auto import tqdm
 
-from opd.agent.parameters import TrainingParameters
-from opd.agent.problem import Problem, build_problem, expert_table, table_policy
-from opd.agent.validation import Validation, validate
+from opd.agent.problem import Problem, TrainingParameters, build_problem, expert_table, table_policy
+from opd.agent.rollout import Validation, validate
 from opd.host.parallel import run_tasks
 from opd.host.paths import project_path
 from opd.objective import Weights
