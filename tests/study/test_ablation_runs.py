@@ -303,6 +303,6 @@ def test_several_processes_find_the_same(finished):
     pd.testing.assert_frame_equal(parallel, rows[rows["variant"].isin(variants)].reset_index(drop=True))
 
 
-def test_a_variant_that_is_not_there_is_refused(tmp_path):
+def test_an_unknown_variant_is_refused(tmp_path):
     with pytest.raises(ValueError, match="unknown variants \\['no-luck'\\]; there are agent, "):
         measure_ablations(small_study(tmp_path), variants=("agent", "no-luck"))
