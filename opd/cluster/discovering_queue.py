@@ -10,7 +10,7 @@ from mlserver.handlers import custom_handler
 from opd.cluster.api import Cluster
 from opd.cluster.discovery import Discovery, DiscoverySettings
 from opd.serving.protocol import MalformedRequestError
-from opd.serving.queue_runtime import DesiredStage, QueueRuntime
+from opd.serving.runtimes import DesiredStage, QueueRuntime
 from opd.serving.stage_queue import ReplicaEndpoint
 
 
