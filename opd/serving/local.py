@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from opd.control.loop import ApplyError
+from opd.measurement import SimulationParameters
 from opd.pipeline import Configuration, Pipeline, check_feasible
 from opd.serving.local_stage import LocalStage
 from opd.serving.monitoring.prometheus import open_monitor
@@ -26,7 +27,6 @@ from opd.serving.settings import ServerSettings, StageSettings
 from opd.serving.store import store_url
 from opd.serving.supervised_server import SupervisedServer
 from opd.serving.telemetry import TelemetryBackend
-from opd.simulator.parameters import SimulationParameters
 
 logger = logging.getLogger(__name__)
 

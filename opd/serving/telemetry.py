@@ -26,7 +26,7 @@ from opd.serving.monitoring.statistics import (
     total_increase,
 )
 from opd.serving.protocol import COMPLETED
-from opd.workload.load import HISTORY_SECONDS
+from opd.workload.forecast import HISTORY_SECONDS
 
 logger = logging.getLogger(__name__)
 

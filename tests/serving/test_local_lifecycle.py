@@ -10,10 +10,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from deadlines import PATIENCE, eventually, within
+from deadlines import PATIENCE, eventually, terminating, within
 from small_pipelines import stages
 from tiny_local import BROKEN, FAST, INITIAL, PARAMETERS, SLOW, queue_status, tiny_pipeline
 
+from opd.measurement import SimulationParameters
 from opd.serving import local, processes
 from opd.serving.client import Client
 from opd.serving.local import LocalBackend
@@ -22,7 +23,6 @@ from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE
 from opd.serving.monitoring.source import MonitoringError
 from opd.serving.processes import StartError
 from opd.serving.settings import StageSettings
-from opd.simulator.parameters import SimulationParameters
 
 pytestmark = pytest.mark.processes
 
@@ -44,7 +44,8 @@ with LocalBackend(tiny_pipeline(), PARAMETERS, INITIAL, Path({folder!r}), {store
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_outlives_its_controller(tmp_path, store, how):
     script = CONTROLLER.format(tests=str(Path(__file__).parent), folder=str(tmp_path), store=store)
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as controller:
+    controller = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    with terminating(controller):
         word, *pids = controller.stdout.readline().split()
         assert word == "up" and len(pids) == 5
         family = [psutil.Process(controller.pid), *psutil.Process(controller.pid).children(recursive=True)]

@@ -1,7 +1,4 @@
-"""What the measurements should reach at the least, and whether they do.
-
-Every bar stands for its worst case: it is met if it is met in every seed and at every size.
-"""
+"""Acceptance criteria of the benchmarks; the worst seed and the worst size count."""
 
 from __future__ import annotations
 
@@ -13,16 +10,16 @@ from opd.study.benchmarks.peer_stable_baselines import PEERS
 from opd.study.benchmarks.simulated_requests import BATCHED, REFERENCE
 
 PACKAGES = ("numba", "highspy", "simpy", "ciw", "stable_baselines3", "sb3_contrib", "gurobipy")
-"""Packages that are measured, and the compiler that our speed depends on."""
+"""The measured packages, and the compiler that our speed depends on."""
 
 TIMES_SIMPY = 100
-"""How many times as fast as simpy requests should be simulated, many episodes together."""
+"""Minimum speed of the simulation of requests relative to simpy, with many episodes together."""
 
 STEPS_PER_CPU_SECOND = 50_000
-"""Environment steps, reward and state included, many episodes together."""
+"""Minimum of environment steps, reward and state included, with many episodes together."""
 
 TIMES_PEER_SPEED = 2
-"""How many times as many steps per CPU-second our training should take as a peer's."""
+"""Minimum speed of our training, in steps per CPU-second, relative to a peer's."""
 
 Row = tuple[str, float, bool]
 
@@ -32,14 +29,14 @@ def _table(rows: list[Row]) -> pd.DataFrame:
 
 
 def simulator_criteria(requests: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
-    """The bars of the simulator.
+    """Evaluate the criteria of the simulator.
 
     Args:
         requests: table of :func:`opd.study.benchmarks.simulated_requests.measure_requests`.
         steps: table of :func:`opd.study.benchmarks.environment_steps.measure_steps`.
 
     Returns:
-        Columns bar (in words), measured (in the bar's unit) and met; one row for every pipeline and case, compared with
+        Columns bar (in words), measured (in its unit) and met; one row for every pipeline and case, compared with
         the faster of the models in simpy, and one for the steps at the best number of environments.
     """
     rows: list[Row] = []
@@ -54,7 +51,7 @@ def simulator_criteria(requests: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFr
 
 
 def training_criteria(summary: pd.DataFrame) -> pd.DataFrame:
-    """The bars of training: speed and reward beside each peer, of the seed that compares worst.
+    """Evaluate the criteria of training: speed and reward compared with each peer, for the worst seed.
 
     Args:
         summary: of :func:`opd.study.benchmarks.training.measure_training`.
@@ -71,7 +68,7 @@ def training_criteria(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def decision_criteria(times: pd.DataFrame) -> pd.DataFrame:
-    """The bars of decision times: the agent is faster than every solver at every size.
+    """Evaluate the criterion of decision times: the agent is faster than every solver at every size.
 
     Args:
         times: table of :func:`opd.study.benchmarks.decision_time.compare_decision_times`.

@@ -1,9 +1,8 @@
-"""How long a decision takes as pipelines grow (Fig. 6), up to ten stages of ten variants: the agent beside solvers.
+"""Decision time of the agent and of solvers as pipelines grow (Fig. 6), up to ten stages with ten variants.
 
-IPA's problem is solved by HiGHS, by Gurobi where its size-limited licence reaches, and by the exact dynamic programme;
-that all find the same optimum is checked. The exact myopic solver, which a deployed agent has for its expert, is timed
-beside them. Every decision is preceded by the same forecast, timed on its own, so that the reader sees what is the
-forecast's and what the decider's. Times are of the wall, on one thread.
+IPA's problem is solved by HiGHS, by Gurobi as far as its size-limited licence permits, and by exact dynamic
+programming; all must find the same optimum. The exact myopic solver, the fallback of a deployed agent, is also timed.
+Every decision follows the same forecast, which is timed separately. Times are wall-clock times on one thread.
 """
 
 from __future__ import annotations
@@ -15,11 +14,10 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from opd.control.policies import MyopicPolicy
-from opd.measurement import Observation
+from opd.measurement import Observation, SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import Pipeline
 from opd.profiling.synthetic import synthetic_pipeline
-from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters, ipa_objective
 from opd.study.benchmarks import DisagreementError
 from opd.study.benchmarks.budgets import FULL, DecisionBudget
@@ -32,18 +30,17 @@ from opd.study.evaluation.decision_time import (
     time_cycle,
     time_summary,
 )
-from opd.workload.forecast import Forecaster
-from opd.workload.load import HISTORY_SECONDS
+from opd.workload.forecast import HISTORY_SECONDS, Forecaster
 from opd.workload.trace import load_trace
 
 AGENT = "agent"
 REFERENCE = "ipa-highs"
 GUROBI = "ipa-gurobi"
 EXPERT = "myopic"
-"""Decides in place of a deployed agent that has fallen behind; it solves Eq. 7 and no problem of IPA's."""
+"""The fallback of a deployed agent; it solves Eq. 7 instead of IPA's problem."""
 
 TOLERANCE = 1e-6
-"""By how much the optima of two solvers may differ, in units of IPA's objective of some 10 to 100."""
+"""Tolerated difference between the optima of two solvers, in units of IPA's objective, which is about 10 to 100."""
 
 
 def compare_decision_times(
@@ -113,7 +110,7 @@ def _measure_pipeline(
     skipped = ""
     try:
         gurobi = GurobiPolicy(pipeline, ipa)
-        time_cycle(gurobi, seen, forecaster)  # programmes differ with the load, and the licence has to reach for all
+        time_cycle(gurobi, seen, forecaster)  # programmes differ with the load; the licence must permit all of them
         deciders[GUROBI] = gurobi
     except GurobiUnavailable as error:
         skipped = str(error)
@@ -141,7 +138,7 @@ def _row(name: str, cycles: Sequence[Decided]) -> dict[str, str | float]:
 
 
 def _largest_gap(pipeline: Pipeline, ipa: IpaParameters, one: Decided, reference: Decided, name: str) -> float:
-    """Largest difference in IPA's objective between the decisions of two solvers.
+    """Compute the largest difference in IPA's objective between the decisions of two solvers.
 
     Raises:
         DisagreementError: if it is more than rounding.
@@ -161,10 +158,10 @@ def _largest_gap(pipeline: Pipeline, ipa: IpaParameters, one: Decided, reference
 
 
 def growth(times: pd.DataFrame, decisions: int) -> pd.DataFrame:
-    """How the mean decision of a cycle, without its forecast, grows with stages x variants.
+    """Compute how the mean decision of a cycle, without its forecast, grows with stages x variants.
 
-    The mean and not the median, because HiGHS takes a few times as long for some loads as for others of the same
-    pipeline: which of the two the median is depends on the loads that were drawn, and the mean on their shares only.
+    The mean instead of the median, because HiGHS takes several times longer for some loads than for others of the same
+    pipeline, and the median depends on which of them are in the majority.
 
     Args:
         times: table of :func:`compare_decision_times`, of at least two sizes.

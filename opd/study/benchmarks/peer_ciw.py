@@ -1,9 +1,9 @@
 """Pipelines in ciw, as far as ciw can express them: a network of queues in a row.
 
-Ciw's nodes serve customers one by one. They have no batches that form while a request waits for others, servers that
-start late have no place in them, and patience counts anew at every node instead of from the arrival in the network.
-The comparison is therefore of the case that all simulators share: batch size 1, a fixed configuration, and no request
-old enough to be dropped. There the answers are the same request for request.
+Ciw's nodes serve customers one by one. They do not form batches, their servers have no start-up time, and a customer
+reneges by the time in a node, not in the network. The comparison is therefore limited to the case that all simulators
+support: batch size 1, a fixed configuration, and no request old enough to be dropped. There the answers agree for every
+request.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from opd.pipeline import Configuration, Pipeline
 
 
 def ciw_simulation(pipeline: Pipeline, configuration: Configuration, times: np.ndarray) -> ciw.Simulation:
-    """A simulation that is ready to run.
+    """Make a simulation that is ready to run.
 
     Args:
         pipeline: the pipeline to simulate.
-        configuration: what runs throughout, all replicas ready.
+        configuration: fixed, with all replicas ready.
         times: (M,) arrivals in seconds, ascending.
 
     Raises:
         ValueError: if a batch size is not 1.
     """
     if any(stage.batch_size != 1 for stage in configuration):
-        raise ValueError(f"ciw cannot form batches, but the configuration is {configuration}; use batch size 1")
+        raise ValueError(f"ciw cannot form batches; use batch size 1 instead of the configuration {configuration}")
     gaps = np.diff(times, prepend=0.0).tolist()
     stages = len(configuration)
     network = ciw.create_network(
-        # The sequence would begin again after its last gap, were that not endless.
+        # Without an endless last gap the sequence would start again.
         arrival_distributions=[ciw.dists.Sequential([*gaps, np.inf]), *[None] * (stages - 1)],
         service_distributions=[
             ciw.dists.Deterministic(variant.service_time(1)) for variant, _ in pipeline.selected(configuration)
@@ -42,7 +42,7 @@ def ciw_simulation(pipeline: Pipeline, configuration: Configuration, times: np.n
 
 
 def ciw_latencies(simulation: ciw.Simulation, stages: int, end: float) -> tuple[np.ndarray, np.ndarray]:
-    """Run a simulation and read what it recorded.
+    """Run a simulation and read its records.
 
     Args:
         simulation: one of :func:`ciw_simulation`.

@@ -1,7 +1,7 @@
-"""What the peers of Stable-Baselines3 step: actions that suit their masks, environments that cost as little as ours.
+"""Environments for the peers of Stable-Baselines3: actions that suit their masks, and environments as fast as ours.
 
-As their users would have it, Gymnasium environments are stepped one after the other. :class:`BatchedEnvironments` take
-that cost away, to show how much of a comparison it is; observations, actions, refusals, rewards and ends are the same.
+Users of these libraries step Gymnasium environments one after the other. :class:`BatchedEnvironments` avoid that
+cost, to show its share of the difference; observations, actions, refusals, rewards and ends are the same.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from opd.agent.problem import Problem
 from opd.pipeline import Pipeline
-from opd.simulator.environment import PipelineEnv
-from opd.simulator.vector_environment import PipelineVectorEnv
+from opd.simulator.environment import PipelineEnv, PipelineVectorEnv
 
 EPISODE_LENGTH = 120
 """Decisions, as in the Gymnasium environment."""
@@ -47,7 +46,7 @@ class StageActions(gymnasium.ActionWrapper):
         return np.concatenate([entries[actions[:, n]] for n, entries in enumerate(self._entries)], axis=1)
 
     def action_masks(self) -> np.ndarray:
-        """Flat booleans, stage after stage: what fits once the cheapest choice of all other stages is set aside."""
+        """Flat booleans, stage after stage: what fits next to the cheapest choices of all other stages."""
         return self._masks
 
 
@@ -64,7 +63,7 @@ class BatchedEnvironments(DummyVecEnv):
 
     Args:
         problem: pipeline, load, reward and simulation.
-        copies: E functions that make the environment; what they make gives spaces and masks, and is never stepped.
+        copies: E functions that make an environment, for its spaces and masks; it is never stepped.
     """
 
     def __init__(self, problem: Problem, copies: list[Callable[[], gymnasium.Env]]) -> None:

@@ -1,8 +1,8 @@
-"""IPA's problem in Gurobi, the solver of the original, on the mixed-integer programme that HiGHS gets.
+"""IPA's problem in Gurobi, the solver of the original work, with the same mixed-integer programme as HiGHS.
 
-The package ``gurobipy`` brings a licence for programmes of at most 2000 variables and 2000 constraints, which ends some
-time after its release. Where package or licence is missing, or a programme is too large, :class:`GurobiUnavailable`
-says so and a benchmark can go on without.
+The package ``gurobipy`` includes a licence for programmes of at most 2000 variables and 2000 constraints, which expires
+some time after its release. If package or licence is missing, or a programme is too large, :class:`GurobiUnavailable`
+is raised, and a benchmark can continue without Gurobi.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _OPTIONS: dict[str, int | float] = {
     "FeasibilityTol": LATENCY_TOLERANCE,
     "IntFeasTol": LATENCY_TOLERANCE,
 }
-"""What opd asks of HiGHS, in Gurobi's words."""
+"""The options of HiGHS, with Gurobi's names."""
 
 
 class GurobiUnavailable(RuntimeError):
-    """Gurobi cannot solve this here; the message says why."""
+    """Gurobi cannot solve the problem here; the message states the reason."""
 
 
 @cache
 def _environment() -> gurobipy.Env:
-    """One environment for all programmes, as a service would have; starting it reads the licence.
+    """Start one environment for all programmes, as a service would; it reads the licence.
 
     Raises:
         GurobiUnavailable: if package or licence is missing.
@@ -60,7 +60,7 @@ def _environment() -> gurobipy.Env:
 
 
 def ipa_gurobi(pipeline: Pipeline, load: float, parameters: IpaParameters, time_limit: float = 10.0) -> Configuration:
-    """IPA's optimum by Gurobi, on one thread and to an optimality gap of 0.
+    """Find IPA's optimum with Gurobi, on one thread and with an optimality gap of 0.
 
     Args:
         pipeline: the pipeline.
@@ -70,7 +70,7 @@ def ipa_gurobi(pipeline: Pipeline, load: float, parameters: IpaParameters, time_
 
     Raises:
         ValueError: if the load is negative, infinite or not a number.
-        GurobiUnavailable: if package or licence is missing, or the licence does not reach.
+        GurobiUnavailable: if package or licence is missing, or the licence is too small.
         TimeoutError: if Gurobi has not proved an optimum within ``time_limit``.
         RuntimeError: if Gurobi stops for any other reason.
     """
@@ -79,10 +79,10 @@ def ipa_gurobi(pipeline: Pipeline, load: float, parameters: IpaParameters, time_
 
 
 def _solve(programme: highspy.HighsLp, time_limit: float, what: str) -> np.ndarray:
-    """(columns,) the optimal values of a programme whose variables are binary.
+    """(columns,) the optimal values of a programme with binary variables.
 
     Raises:
-        GurobiUnavailable: if it is too large for the licence, or there is none.
+        GurobiUnavailable: if it is too large for the licence, or there is no licence.
         TimeoutError: if there is no proven optimum in time.
         RuntimeError: if Gurobi stops for any other reason.
     """
@@ -114,10 +114,10 @@ def _solve(programme: highspy.HighsLp, time_limit: float, what: str) -> np.ndarr
 
 
 class GurobiPolicy(Policy):
-    """IPA with the capacity limit added, solved by Gurobi; a policy as those of ``opd.control.policies``.
+    """IPA with the capacity limit added, solved by Gurobi.
 
     Args:
-        pipeline: the pipeline, all of whose capacity is available.
+        pipeline: the pipeline, with all of its capacity available.
         parameters: the weights of the objective.
 
     Raises:

@@ -1,11 +1,11 @@
-"""Pipelines in simpy and plain Python objects: a reference for the simulator and a peer to measure it against.
+"""Pipelines in simpy and plain Python objects: a reference for our simulator, and a peer for its speed.
 
-:class:`ReferenceSimulator` follows the same description and shares none of the method: here every arrival, batch, age
-limit and start-up is an event on one clock, and all stages live at the same time. Service times are the profiled
-ones, without noise. It is written to be a worthy opponent, with few events a request: a batch is one timeout, a
-queue is looked at only when something can have changed, and one process watches the age of all requests.
+:class:`ReferenceSimulator` follows the same specification with another method: every arrival, batch, age limit and
+start-up is an event on one clock, and all stages run at the same time. Service times are the profiled ones, without
+noise. It is written to be fast, with few events per request: a batch is one timeout, a queue is checked only when
+something may have changed, and one process watches the age of all requests.
 
-:func:`simulate_queues` is the textbook's model of the simplest case, a ``simpy.Resource`` a stage.
+:func:`simulate_queues` is the textbook model of the simplest case, with a ``simpy.Resource`` per stage.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ import numpy as np
 import simpy
 from simpy.events import EventPriority
 
+from opd.measurement import SimulationParameters
 from opd.pipeline import Configuration, Pipeline, StageConfiguration, Task, Variant
-from opd.simulator.parameters import SimulationParameters
 
 Process = Generator[simpy.Event, object, None]
 
 ROUNDING = 1e-9
-"""Seconds within which two instants are one: simpy takes delays, so its clock rounds."""
+"""Seconds within which two instants are equal: simpy adds up delays, so its clock rounds."""
 
 AFTER_ALL_ELSE = EventPriority(2)
-"""Priority of an event that comes last among those of one instant; simpy itself uses 0 and 1."""
+"""Priority of an event that comes last at its instant; simpy itself uses 0 and 1."""
 
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """A request, with the time it entered the pipeline, the time it joined its present queue, and where it waits."""
+    """A request: when it entered the pipeline, when it joined its current queue, and which queue that is."""
 
     birth: float
     joined: float
@@ -42,8 +42,8 @@ class Request:
 
 
 @dataclass(eq=False)
-class Replica:
-    """A replica that serves from ``ready`` until it ``leaves``; ``seconds`` a batch, by its size."""
+class SimulatedReplica:
+    """A replica that serves from ``ready`` until it ``leaves``, with ``seconds`` per batch by batch size."""
 
     variant: Variant
     seconds: list[float]
@@ -54,7 +54,7 @@ class Replica:
 
 @dataclass
 class StageRecord:
-    """What one stage did in one interval; ``overtaken`` requests joined after a younger one."""
+    """Counts of one stage in one interval; ``overtaken`` requests joined after a younger one."""
 
     left: int = 0
     seconds: float = 0.0
@@ -66,7 +66,7 @@ class StageRecord:
 
 @dataclass
 class IntervalRecord:
-    """What the whole pipeline did in one interval; ``inside`` is what was accepted and has no answer yet."""
+    """Measurements of the pipeline in one interval; ``inside`` are accepted requests without an answer."""
 
     offered: int
     latencies: list[float] = field(default_factory=list)
@@ -88,7 +88,7 @@ class IntervalRecord:
 
     @property
     def latency_p99(self) -> float:
-        """The smallest latency that at least 99 % of the requests do not exceed, 0 if nothing completed."""
+        """The smallest latency that at least 99 % of the requests do not exceed; 0 if nothing completed."""
         ordered = sorted(self.latencies)
         enough = (place for place in range(1, len(ordered) + 1) if 100 * place >= 99 * len(ordered))
         return ordered[next(enough) - 1] if ordered else 0.0
@@ -105,7 +105,7 @@ class LastOfInstant(simpy.Event):
 
 
 class Stage:
-    """One task: a queue, its replicas and the handing of batches to them."""
+    """One task: a queue, its replicas, and the dispatch of batches to them."""
 
     def __init__(
         self,
@@ -120,14 +120,14 @@ class Stage:
         self.parameters = parameters
         self.deliver = deliver
         self.waiting: deque[Request] = deque()
-        self.replicas: list[Replica] = []
+        self.replicas: list[SimulatedReplica] = []
         self.in_service = 0
         self.record = StageRecord()
         sizes = range(1, max_batch_size + 1)
         # Profiled times by variant and batch size; entry 0 keeps the size as the index.
         self._seconds = [[0.0, *(variant.service_time(size) for size in sizes)] for variant in task.variants]
-        self._will_look = False
-        self._look_at = -np.inf
+        self._check_pending = False
+        self._next_check = -np.inf
         self._youngest = -np.inf
 
     def start(self, configuration: StageConfiguration) -> None:
@@ -153,11 +153,11 @@ class Stage:
             replica.leaves = complete
         self.replicas = [replica for replica in present if replica in kept or replica in bridging] + new
         if new:
-            self._in(self.variant.startup_time, self.look)
-        self.look()
+            self._after(self.variant.startup_time, self.check)
+        self.check()
 
     def join(self, requests: list[Request]) -> None:
-        """Put requests into the queue, in order, unless they are too old already."""
+        """Add requests to the queue, in order, unless they are already too old."""
         now, record = self.clock.now, self.record
         oldest_birth = now - self.parameters.drop_after
         for request in requests:
@@ -173,22 +173,22 @@ class Stage:
             else:
                 self._youngest = request.birth
             self.waiting.append(request)
-        self.look()
+        self.check()
 
     def drop(self, request: Request) -> None:
-        """Give up a request that waits here."""
+        """Drop a request that waits here."""
         self.waiting.remove(request)
         request.finished = True
         self.record.dropped += 1
         self.record.left += 1
         self.record.seconds += self.clock.now - request.joined
-        self.look()
+        self.check()
 
-    def look(self) -> None:
-        """Have the queue looked at once everything of this instant has happened."""
-        if self.waiting and not self._will_look:
-            self._will_look = True
-            LastOfInstant(self.clock, self._hand_out)
+    def check(self) -> None:
+        """Schedule a check of the queue after all other events of this instant."""
+        if self.waiting and not self._check_pending:
+            self._check_pending = True
+            LastOfInstant(self.clock, self._dispatch)
 
     def ready_throughput(self, start: float, end: float) -> float:
         """Requests/s of the replicas, each for the share of the interval in which it was ready."""
@@ -204,16 +204,16 @@ class Stage:
         self.seconds = self._seconds[configuration.variant]
         self.batch_size = configuration.batch_size
 
-    def _new_replicas(self, count: int, ready: float) -> list[Replica]:
-        return [Replica(self.variant, self.seconds, ready, ready) for _ in range(count)]
+    def _new_replicas(self, count: int, ready: float) -> list[SimulatedReplica]:
+        return [SimulatedReplica(self.variant, self.seconds, ready, ready) for _ in range(count)]
 
-    def _in(self, delay: float, action: Callable[[], None]) -> None:
+    def _after(self, delay: float, action: Callable[[], None]) -> None:
         timer = self.clock.timeout(delay)
         assert timer.callbacks is not None
         timer.callbacks.append(lambda _: action())
 
-    def _idle_replica(self) -> Replica | None:
-        """The one that has been idle longest; ``idle_from`` is never before ``ready``."""
+    def _idle_replica(self) -> SimulatedReplica | None:
+        """The replica that has been idle longest; ``idle_from`` is never before ``ready``."""
         now = self.clock.now + ROUNDING
         best = None
         for replica in self.replicas:
@@ -221,23 +221,23 @@ class Stage:
                 best = replica
         return best
 
-    def _hand_out(self, _: simpy.Event) -> None:
-        self._will_look = False
+    def _dispatch(self, _: simpy.Event) -> None:
+        self._check_pending = False
         while self.waiting and (replica := self._idle_replica()):
             if len(self.waiting) < self.batch_size:
                 due = self.waiting[0].joined + self.parameters.batch_timeout
                 if self.clock.now + ROUNDING < due:
-                    self._look_again(due)
+                    self._check_at(due)
                     return
             self._serve(replica, min(self.batch_size, len(self.waiting)))
 
-    def _look_again(self, due: float) -> None:
-        """Look at the queue when its oldest request is due; one timer is enough for one instant."""
-        if due != self._look_at:
-            self._look_at = due
-            self._in(due - self.clock.now, self.look)
+    def _check_at(self, due: float) -> None:
+        """Check the queue when its oldest request is due; one timer is enough per instant."""
+        if due != self._next_check:
+            self._next_check = due
+            self._after(due - self.clock.now, self.check)
 
-    def _serve(self, replica: Replica, size: int) -> None:
+    def _serve(self, replica: SimulatedReplica, size: int) -> None:
         now, record = self.clock.now, self.record
         seconds = replica.seconds[size]
         batch = [self.waiting.popleft() for _ in range(size)]
@@ -249,12 +249,12 @@ class Stage:
         record.left += size
         record.partial_batches += size < self.batch_size
         record.served_by_previous_variant += replica.variant is not self.variant
-        self._in(seconds, partial(self._finish, batch))
+        self._after(seconds, partial(self._finish, batch))
 
     def _finish(self, batch: list[Request]) -> None:
         self.in_service -= len(batch)
         self.deliver(batch)
-        self.look()
+        self.check()
 
 
 class ReferenceSimulator:
@@ -262,17 +262,17 @@ class ReferenceSimulator:
 
     Args:
         pipeline: the pipeline to simulate.
-        parameters: how the device behaves; service times have no noise here whatever they say.
-        configuration: what runs at the start, all replicas ready.
+        parameters: behaviour of the device, without its service noise.
+        configuration: running at the start, with all replicas ready.
     """
 
     def __init__(self, pipeline: Pipeline, parameters: SimulationParameters, configuration: Configuration) -> None:
         self.clock = simpy.Environment()
         self.parameters = parameters
         self.finished: list[float] = []
-        # In order of birth, so that the first is the next that can become too old.
+        # By age, so that the first one is the next to become too old.
         self.unfinished: deque[Request] = deque()
-        self._someone_came = self.clock.event()
+        self._arrival = self.clock.event()
         deliver: Callable[[list[Request]], None] = self._finish
         stages: list[Stage] = []
         for task in reversed(pipeline.tasks):
@@ -287,7 +287,7 @@ class ReferenceSimulator:
         """Apply ``configuration``, let requests arrive and run to the end of the interval.
 
         Args:
-            configuration: what runs in the interval.
+            configuration: for the interval.
             times: (M,) seconds since time 0, ascending, within the interval.
         """
         start = self.clock.now
@@ -314,12 +314,12 @@ class ReferenceSimulator:
             yield self.clock.timeout(max(0.0, time - self.clock.now))
             request = Request(time, time)
             self.unfinished.append(request)
-            if not self._someone_came.triggered:
-                self._someone_came.succeed()
+            if not self._arrival.triggered:
+                self._arrival.succeed()
             first.join([request])
 
     def _watch_age(self) -> Process:
-        """Drop requests that wait when they reach the age limit; what is in service is judged when it joins a queue."""
+        """Drop waiting requests at the age limit; requests in service are checked when they join the next queue."""
         limit = self.parameters.drop_after
         while True:
             while self.unfinished and self._needs_no_watch(self.unfinished[0]):
@@ -329,8 +329,8 @@ class ReferenceSimulator:
             if self.unfinished:
                 yield self.clock.timeout(self.unfinished[0].birth + limit - self.clock.now)
             else:
-                self._someone_came = self.clock.event()
-                yield self._someone_came
+                self._arrival = self.clock.event()
+                yield self._arrival
 
     def _needs_no_watch(self, request: Request) -> bool:
         return request.finished or request.birth + self.parameters.drop_after <= self.clock.now + ROUNDING
@@ -343,16 +343,16 @@ class ReferenceSimulator:
 
 
 def simulate_queues(pipeline: Pipeline, configuration: Configuration, times: np.ndarray, end: float) -> np.ndarray:
-    """The textbook's model: a ``simpy.Resource`` a stage, a process a request; no batches, no age limit, no change.
+    """Simulate the textbook model: a ``simpy.Resource`` per stage, a process per request, a fixed configuration.
 
     Args:
         pipeline: the pipeline to simulate.
-        configuration: what runs throughout, all replicas ready; batch sizes count as 1.
+        configuration: fixed, with all replicas ready; batch sizes count as 1.
         times: (M,) arrivals in seconds, ascending.
         end: seconds at which the simulation stops.
 
     Returns:
-        (M,) seconds from arrival to completion, NaN for requests that are not through at the end.
+        (M,) seconds from arrival to completion, NaN for requests that are not completed at the end.
     """
     clock = simpy.Environment()
     stages = [

@@ -1,21 +1,20 @@
 """Proximal policy optimisation by Stable-Baselines3 and sb3-contrib: peers of the training in ``opd.agent.ppo``.
 
-Both learn on :class:`opd.simulator.environment.PipelineEnv`, unchanged, as their users would have them: 32
-copies of it in a ``DummyVecEnv`` (one process, because a step takes less time than sending it to another),
-observations and rewards
-normalised by ``VecNormalize``, a learning rate that falls to zero. The environments of :data:`BATCHED` are stepped
-together instead. Figures that mean the same take the values of
-:class:`opd.agent.parameters.TrainingParameters`; so does the entropy coefficient, which these libraries keep
-constant by themselves. Monitor wrappers and progress bars are left out, which favours the peers' speed.
+Both learn on :class:`opd.simulator.environment.PipelineEnv`, as their users would: 32 copies in a ``DummyVecEnv`` (one
+process, because a step takes less time than its transfer to another process), observations and rewards normalised by
+``VecNormalize``, and a learning rate that decreases to zero. The environments of :data:`BATCHED` are stepped together
+instead. Parameters with the same meaning have the values of :class:`opd.agent.problem.TrainingParameters`, including
+the decreasing entropy coefficient, which is constant in these libraries. Monitor wrappers and progress bars are left
+out, which favours the peers' speed.
 
-The network has the trunk of ours, standardisation apart (``VecNormalize`` does it): one layer and the same residual
-blocks, shared by policy and value, then one hidden layer of the same width each. What differs are the heads: theirs
+The network has the trunk of ours without the standardisation, which ``VecNormalize`` does: one layer and the same
+residual blocks, shared by policy and value, then one hidden layer of the same width each. The heads differ: theirs
 choose all entries of an action independently, ours one after the other.
 
-An action beyond the capacity is refused by the environment: what ran before goes on. ``ppo`` has to learn with that.
-``maskable-ppo`` is spared what can be ruled out by masks that do not depend on each other: the environment's own masks
-rule out single entries only, often none, so that :class:`StageActions` gives it one entry a stage, whose mask knows
-the cores of every variant times every number of replicas. The limit that the stages share stays beyond such masks.
+The environment refuses an action above the capacity: the previous configuration keeps running. ``ppo`` has to learn
+this. ``maskable-ppo`` avoids what independent masks can exclude. The environment's own masks exclude single entries
+only, often none, so :class:`StageActions` gives it one entry a stage, with a mask over all combinations of variant,
+replicas and batch size. Such masks cannot express the limit that the stages share.
 """
 
 from __future__ import annotations
@@ -41,27 +40,25 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from opd.agent.network import FeaturesExtractor
-from opd.agent.parameters import TrainingParameters
-from opd.agent.problem import Configure, Problem
+from opd.agent.problem import Configure, Problem, TrainingParameters
 from opd.measurement import running_configurations
 from opd.pipeline import Pipeline, from_choices
-from opd.simulator.actions import admit
-from opd.simulator.environment import PipelineEnv
+from opd.simulator.environment import PipelineEnv, admit
 from opd.study.benchmarks.peer_environments import BatchedEnvironments, StageActions
 from opd.study.benchmarks.training_observer import Observe
 
 PEERS = ("ppo", "maskable-ppo")
-"""As their users would have them."""
+"""With environments as their users would have them."""
 
 BATCHED = ("ppo-batched", "maskable-ppo-batched")
-"""The same with environments that cost no more than ours."""
+"""With environments that are stepped together, as ours are."""
 
 
 # ---------------------------------------------------------------------------------------------------- actions
 
 
 def applied_configurations(pipeline: Pipeline, actions: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """What the environment runs for its actions: those it refuses leave running what runs.
+    """The configurations that run after actions; a refused action changes nothing.
 
     Args:
         pipeline: the pipeline, N tasks.
@@ -80,14 +77,14 @@ def applied_configurations(pipeline: Pipeline, actions: np.ndarray, states: np.n
 
 @dataclass(frozen=True)
 class GreedyPeer:
-    """A peer's policy without exploration, called as ours is: configurations (E, N, 3) for states (E, S).
+    """A peer's policy without exploration, with the interface of ours: configurations (E, N, 3) for states (E, S).
 
     Attributes:
         pipeline: the pipeline, N tasks.
         policy: of one of the libraries.
         statistics: mean and variance by which observations were normalised.
         limit: largest normalised observation.
-        stages: turns a stage's entry into three, and has the masks; None for the environment's own actions.
+        stages: converts a stage's entry into three, and has the masks; None for the environment's own actions.
     """
 
     pipeline: Pipeline
@@ -130,7 +127,7 @@ class Trunk(BaseFeaturesExtractor):
 
 
 class _Schedule(BaseCallback):
-    """Lets the entropy coefficient fall, and has the policy observed between updates."""
+    """Decrease the entropy coefficient, and have the policy observed between updates."""
 
     def __init__(self, parameters: TrainingParameters, observe: Callable[[int], None]) -> None:
         super().__init__()
@@ -150,7 +147,7 @@ class _Schedule(BaseCallback):
 
 
 def environments(peer: str, problem: Problem, parameters: TrainingParameters) -> VecNormalize:
-    """Copies of the environment for a peer, normalised: stepped one after the other, or together if it is batched."""
+    """Make normalised copies of the environment for a peer, stepped together if it is a batched one."""
 
     def one() -> gymnasium.Env:
         made = PipelineEnv(problem.pipeline, problem.training, problem.weights, problem.simulation)
@@ -162,12 +159,12 @@ def environments(peer: str, problem: Problem, parameters: TrainingParameters) ->
 
 
 def build_model(peer: str, vectorised: VecNormalize, parameters: TrainingParameters, seed: int) -> PPO | MaskablePPO:
-    """A peer ready to learn.
+    """Make a peer that is ready to learn.
 
     Args:
         peer: one of :data:`PEERS` or :data:`BATCHED`.
         vectorised: its environments.
-        parameters: ours, of which it takes those that mean the same.
+        parameters: ours; those with the same meaning are used.
         seed: of everything random.
 
     Raises:
@@ -196,14 +193,14 @@ def build_model(peer: str, vectorised: VecNormalize, parameters: TrainingParamet
             "net_arch": {"pi": [p.width], "vf": [p.width]},
             "activation_fn": nn.ReLU,
         },
-        # Environment e of a seed is seeded with the sum of both: far enough apart, no two runs share episodes.
+        # Environment e gets the sum of seed and e; with distant seeds no two runs share episodes.
         seed=seed * 1_000_003,
         device="cpu",
     )
 
 
 def _copy_of(policy: BasePolicy) -> BasePolicy:
-    """A copy by way of the libraries' file format: in memory a policy clings to what it last computed."""
+    """Copy by the libraries' file format, because in memory a policy refers to its last computation."""
     file = BytesIO()
     policy.save(file)  # type: ignore[arg-type]
     file.seek(0)
@@ -211,14 +208,14 @@ def _copy_of(policy: BasePolicy) -> BasePolicy:
 
 
 def train_peer(peer: str, problem: Problem, parameters: TrainingParameters, seed: int, observe: Observe) -> None:
-    """Train a peer for as many steps as ours takes, having it observed as often as ours is validated.
+    """Train a peer for as many steps as ours, observed as often as ours is validated.
 
     Args:
         peer: one of :data:`PEERS` or :data:`BATCHED`.
-        problem: what to train on; experts and bursts are not for it.
+        problem: the training problem, without its experts and bursts.
         parameters: ours.
         seed: of everything random.
-        observe: called before the first update, after every ``validate_every`` updates, and so after the last.
+        observe: called before the first update and after every ``validate_every`` updates.
     """
     vectorised = environments(peer, problem, parameters)
     model = build_model(peer, vectorised, parameters, seed)

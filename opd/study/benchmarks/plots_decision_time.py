@@ -1,4 +1,4 @@
-"""The figure of :mod:`opd.study.benchmarks.decision_time`: how long decisions take as pipelines grow."""
+"""The figure of :mod:`opd.study.benchmarks.decision_time`: decision time as pipelines grow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from opd.study.plots.style import legend_below, ordered, policy_style
 
 
 def plot_decision_times(times: pd.DataFrame) -> Figure:
-    """Fig. 6 of the paper: decision time by pipeline size, and the cycle total H as a ratio to the agent's.
+    """Draw Fig. 6 of the paper: decision time by pipeline size, and the cycle total H as a ratio to the agent's.
 
     Args:
         times: table of :func:`opd.study.benchmarks.decision_time.compare_decision_times`.

@@ -1,4 +1,4 @@
-"""The figure of the simulator's speed: requests beside the peers, environment steps, and what a step is made of."""
+"""The figure of the simulator's speed: requests compared with the peers, environment steps, and parts of a step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LAYERS = {
 
 
 def _plainly(value: float) -> str:
-    """A figure for people: 6.1 M, 52 k, 310."""
+    """Format a figure for people: 6.1 M, 52 k, 310."""
     for unit, name in ((1e6, " M"), (1e3, " k")):
         if value >= unit:
             return f"{value / unit:.2g}{name}" if value < 10 * unit else f"{value / unit:.0f}{name}"
@@ -35,7 +35,7 @@ def _plainly(value: float) -> str:
 
 
 def _logarithmic(axes: Axes, labelled: tuple[float, ...]) -> None:
-    """A logarithmic axis of figures for people, labelled at these multiples of every power of ten."""
+    """Make the y axis logarithmic, labelled at these multiples of every power of ten."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=labelled))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _plainly(value)))
@@ -47,7 +47,7 @@ def _ratio(ratio: float) -> str:
 
 
 def plot_simulator(requests: pd.DataFrame, steps: pd.DataFrame, profile: pd.DataFrame) -> Figure:
-    """Requests per CPU-second beside the peers, environment steps by batch size, and what a batched step is made of.
+    """Draw requests per CPU-second of all simulators, environment steps by batch size, and the parts of a batched step.
 
     Args:
         requests: table of :func:`opd.study.benchmarks.simulated_requests.measure_requests`.
@@ -82,7 +82,7 @@ def _plot_requests(axes: Axes, requests: pd.DataFrame) -> None:
             )  # fmt: skip
     _mark_bar(axes, requests)
     _logarithmic(axes, (1.0,))
-    # Room for the figures on top of the highest bars.
+    # Room for the labels of the highest bars.
     axes.set_ylim(
         10 ** np.floor(np.log10(requests["requests_per_cpu_second"].min())),
         4.0 * requests["requests_per_cpu_second"].max(),
@@ -92,14 +92,14 @@ def _plot_requests(axes: Axes, requests: pd.DataFrame) -> None:
     )
     axes.set(
         ylabel="requests per CPU-second",
-        title="Requests simulated, same arrivals and same answers; × is the ratio to simpy",
+        title="Simulated requests, same arrivals and answers; × is the ratio to simpy",
     )
     axes.grid(axis="y", alpha=0.25)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
 
 
 def _mark_bar(axes: Axes, requests: pd.DataFrame) -> None:
-    """The speed of the bar, which differs from group to group."""
+    """Mark the speed of the criterion, which differs between groups."""
     rates = requests.loc[requests["simulator"] == REFERENCE, "requests_per_cpu_second"].to_numpy()
     places = np.arange(len(rates))
     axes.hlines(

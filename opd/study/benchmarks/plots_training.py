@@ -1,4 +1,4 @@
-"""The figure of :mod:`opd.study.benchmarks.training`: what a CPU-second of training buys."""
+"""The figure of :mod:`opd.study.benchmarks.training`: reward and speed per CPU-second of training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STYLES = {
 
 
 def plot_training_speed(summary: pd.DataFrame, curves: pd.DataFrame) -> Figure:
-    """Reward over CPU-seconds, all of it and close to the solver, and the speed of each method.
+    """Draw reward over CPU-seconds, whole and close to the solver, and the speed of each method.
 
     A line is a seed. A bar is the mean of the seeds, its whisker the slowest and the fastest of them.
 
@@ -62,7 +62,7 @@ def _draw_curves(axes: Axes, curves: pd.DataFrame, level: float) -> None:
 
 
 def _fit_upper_half(axes: Axes, rewards: pd.Series, level: float) -> None:
-    """From where the upper half of all evaluations begins to a little above the best."""
+    """Fit the y axis to the upper half of all evaluations."""
     top = max(float(rewards.max()), level)
     low = min(float(np.nanquantile(rewards, 0.5)), level)
     margin = 0.08 * (top - low) or 0.1

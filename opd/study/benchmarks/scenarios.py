@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from opd.measurement import SimulationParameters
 from opd.pipeline import Configuration, Pipeline, as_array
 from opd.profiling.catalogue import load_pipeline
-from opd.simulator.parameters import SimulationParameters
 from opd.simulator.simulator import Simulator
 from opd.solvers import IpaParameters, greedy, ipa_dynamic_program
 from opd.study.benchmarks.budgets import SimulatorBudget
@@ -18,7 +18,7 @@ LOAD = 12
 """Mean requests/s of the workload."""
 
 QUEUES = "queues"
-"""Case that all simulators share: batch size 1, one configuration throughout, nobody too old."""
+"""Case that all simulators share: batch size 1, one configuration throughout, no request too old."""
 WHOLE_MODEL = "whole model"
 """Case with batches, age limit and another configuration, with its start-up times, in every interval."""
 
@@ -35,7 +35,7 @@ def varied_configurations(pipeline: Pipeline) -> list[Configuration]:
 
 @dataclass(frozen=True)
 class Scenario:
-    """What all simulators run.
+    """The work of all simulators.
 
     Attributes:
         pipeline: the pipeline.
@@ -67,7 +67,7 @@ class Scenario:
 
 
 def scenario(name: str, case: str, budget: SimulatorBudget, seed: int) -> Scenario:
-    """A pipeline of the catalogue under Poisson arrivals.
+    """Make a scenario of a pipeline of the catalogue with Poisson arrivals.
 
     Args:
         name: of the pipeline.
@@ -81,7 +81,7 @@ def scenario(name: str, case: str, budget: SimulatorBudget, seed: int) -> Scenar
         pipeline = replace(pipeline, max_batch_size=1)
         cycle = [greedy(pipeline, 1.25 * LOAD)]
     else:
-        # One is far too small for the load, so that requests reach the age limit.
+        # One is much too small for the load, so that requests reach the age limit.
         cycle = [*varied_configurations(pipeline), greedy(pipeline, 0.25 * LOAD)]
         parameters = replace(parameters, drop_after=5.0)
     counts = np.random.default_rng(seed).poisson(LOAD, (budget.intervals, budget.copies, parameters.interval))
@@ -99,9 +99,9 @@ def scenario(name: str, case: str, budget: SimulatorBudget, seed: int) -> Scenar
 def drawn_arrivals(
     pipeline: Pipeline, parameters: SimulationParameters, counts: np.ndarray, seed: int
 ) -> Iterator[np.ndarray]:
-    """The arrivals that opd's simulator draws for its first copy, so that others can be given the same.
+    """Read the arrivals that opd's simulator draws for its first copy, for the other simulators.
 
-    They are read from the queue of a twin whose batches never fill, so that nothing leaves it.
+    They are read from the queue of a twin with batches that never fill, so nothing leaves it.
 
     Args:
         pipeline: the pipeline.

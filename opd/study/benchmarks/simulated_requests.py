@@ -1,8 +1,7 @@
-"""How fast requests are simulated: requests per CPU-second of opd, simpy and ciw.
+"""Simulator benchmark: requests per CPU-second of opd, simpy and ciw.
 
-Every simulator gets the same arrivals and has to give the same answers; a measurement with answers that differ is an
-error. Time is that of the process, not of the wall, on one thread, after everything is compiled; building a model is
-not timed, running it and reading its results is.
+All simulators get the same arrivals and must give the same answers; different answers are an error. Time is CPU time on
+one thread, after everything is compiled. Running a model and reading its results is timed, building it is not.
 """
 
 from __future__ import annotations
@@ -33,18 +32,18 @@ TOLERANCE = 1e-6
 """Seconds by which mean latencies of an interval may differ between simulators, through rounding alone."""
 
 REFERENCE = "simpy"
-"""The simulator that ratios are to."""
+"""The simulator that ratios refer to."""
 BATCHED = "opd, batched"
-"""Ours as training uses it, with many episodes together."""
+"""Ours as in training, with many episodes together."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a simulator says of the first copy, by interval.
+    """The answer of a simulator for the first copy, by interval.
 
     Attributes:
         completed: (I,) requests that left the last stage.
-        dropped: (I,) requests given up for their age.
+        dropped: (I,) requests dropped for their age.
         latency_mean: (I,) seconds, 0 where nothing completed.
     """
 
@@ -115,7 +114,7 @@ def _ciw(work: Scenario) -> Callable[[], Answer]:
 
 
 def _by_interval(work: Scenario, exits: np.ndarray, latencies: np.ndarray) -> Answer:
-    """The answer in single requests, for simulators that drop none."""
+    """The answer from single requests, for simulators that drop none."""
     intervals = len(work.configurations)
     place = (exits // work.parameters.interval).astype(np.int64)
     completed = np.bincount(place, minlength=intervals)
@@ -125,7 +124,7 @@ def _by_interval(work: Scenario, exits: np.ndarray, latencies: np.ndarray) -> An
 
 @dataclass(frozen=True)
 class Contender:
-    """A simulator: how it gets ready for a scenario, and what it can express."""
+    """A simulator: how it is prepared for a scenario, and what it can express."""
 
     name: str
     prepare: Callable[[Scenario], Callable[[], Answer]]
@@ -140,7 +139,7 @@ CONTENDERS = (
     Contender("simpy, Resource", _simpy_resource, whole_model=False),
     Contender("ciw", _ciw, whole_model=False),
 )
-"""Simulators in the order of the table; the first one's answer is what the others are held against."""
+"""Simulators in the order of the table; the answers of all are compared with the first."""
 
 
 def largest_difference(answer: Answer, expected: Answer, name: str, other: str) -> float:
@@ -168,7 +167,7 @@ def largest_difference(answer: Answer, expected: Answer, name: str, other: str) 
 def measure_requests(
     budget: SimulatorBudget = FULL.simulator, pipelines: Sequence[str] = PIPELINES, seed: int = 0
 ) -> pd.DataFrame:
-    """Requests simulated per CPU-second by opd, simpy and ciw, on the same arrivals and with the same answers.
+    """Measure requests simulated per CPU-second by opd, simpy and ciw, with the same arrivals and answers.
 
     Args:
         budget: how much is measured.
@@ -194,7 +193,7 @@ def _measure_case(work: Scenario, repetitions: int) -> list[dict[str, Any]]:
     contenders = [contender for contender in CONTENDERS if contender.whole_model or work.case == QUEUES]
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     answers: dict[str, Answer] = {}
-    # The first round is to compile and to warm up. Rounds, so that a slow moment of the machine meets all alike.
+    # The first round compiles and warms up. Rounds, so that a slow moment of the machine affects all alike.
     for repetition in range(repetitions + 1):
         for contender in contenders:
             run = contender.prepare(work)

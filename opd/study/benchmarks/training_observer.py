@@ -16,30 +16,29 @@ import numpy as np
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from opd.agent.network import ActorCritic
-from opd.agent.parameters import TrainingParameters
 from opd.agent.ppo import PPOTrainer, train
-from opd.agent.problem import Configure, Problem, expert_table
-from opd.agent.validation import Validation, tolerated_drops, validate
+from opd.agent.problem import Configure, ExpertMode, Problem, TrainingParameters, expert_table
+from opd.agent.rollout import Validation, tolerated_drops, validate
 
 Observe = Callable[[int, Callable[[], Configure]], Validation]
 """Called with the number of steps so far and a function that copies the greedy policy; returns the validation."""
 
-MODES = {"agent": "pretrain", "agent-unaided": "none"}
+MODES: dict[str, ExpertMode] = {"agent": "pretrain", "agent-unaided": "none"}
 """Our two methods and their expert modes."""
 
 
 class TrainingObserver:
-    """A stopwatch that stands still while it evaluates a policy, and keeps the best one.
+    """A stopwatch that stops while policies are evaluated, and keeps the best policy.
 
     Args:
-        problem: gives the validation episodes.
-        parameters: number and length of the episodes, and the penalty for lost requests.
+        problem: defines the validation episodes.
+        parameters: number and length of the episodes, and the penalty for dropped requests.
     """
 
     def __init__(self, problem: Problem, parameters: TrainingParameters) -> None:
         self._problem = problem
         self._parameters = parameters
-        # As ours does: losing no more requests than IPA costs nothing when checkpoints are compared.
+        # As in our training: dropping no more requests than IPA costs nothing when checkpoints are compared.
         self._tolerated_drops = tolerated_drops(problem, parameters)
         self._begin = process_time()
         self._paused = 0.0
@@ -50,7 +49,7 @@ class TrainingObserver:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """A training begins, and is over at the end; the steps of all optimisers in between are counted."""
+        """Time the training in the ``with`` block, and count the steps of all optimisers in it."""
         self._begin, self._paused, self._gradient_steps = process_time(), 0.0, 0
         counting = register_optimizer_step_post_hook(self._count)
         try:
@@ -62,9 +61,9 @@ class TrainingObserver:
         self._gradient_steps += 1
 
     def observe(self, steps: int, copy: Callable[[], Configure]) -> Validation:
-        """Note the CPU-seconds of ``steps`` steps, then evaluate a copy of the policy outside of them.
+        """Record the CPU-seconds of ``steps`` steps, then evaluate a copy of the policy while the time stops.
 
-        The best policy is one that has been trained: where nothing has been stepped there is no candidate yet.
+        An untrained policy, with 0 steps, is never the best.
         """
         now = process_time()
         decide = copy()
@@ -78,37 +77,37 @@ class TrainingObserver:
 
 
 def greedy_agent(network: ActorCritic) -> Configure:
-    """What a copy of our network decides without exploration."""
+    """The decisions of a copy of our network without exploration."""
     return deepcopy(network).configure
 
 
 class ObservedTrainer(PPOTrainer):
-    """Our training, with the evaluation of its policy left to an observer."""
+    """Our training, with an observer that evaluates the policy."""
 
     def __init__(self, observe: Observe, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._observe = observe
 
     def prepare(self) -> None:
-        """Demonstrations and imitation, which are part of training, then a first look."""
+        """Demonstrate and imitate, which are part of training, then validate for the first time."""
         super().prepare()
-        self.validate()
+        self.validate(0)
 
-    def validate(self) -> Validation:
-        """The same validation as it always is, outside of the CPU-seconds."""
-        steps = self.updates_done * self.parameters.num_envs * self.parameters.rollout_steps
+    def validate(self, updates_done: int) -> Validation:
+        """Validate as usual, outside of the CPU-seconds."""
+        steps = updates_done * self.parameters.num_envs * self.parameters.rollout_steps
         return self._observe(steps, lambda: greedy_agent(self.network))
 
 
 def train_agent(method: str, problem: Problem, parameters: TrainingParameters, seed: int, observe: Observe) -> None:
-    """Train ours from end to end: the expert's table, then all that :func:`opd.agent.ppo.train` does.
+    """Train our agent from end to end: the expert's table, then :func:`opd.agent.ppo.train`.
 
     Args:
         method: a key of :data:`MODES`.
-        problem: what to train on.
+        problem: the training problem.
         parameters: of the run.
         seed: of everything random.
-        observe: called before the first update, after every ``validate_every`` updates, and so after the last.
+        observe: called before the first update and after every ``validate_every`` updates.
     """
     expert = expert_table(
         problem.pipeline, problem.weights, problem.simulation, parameters.expert, len(problem.expert) - 1

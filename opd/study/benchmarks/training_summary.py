@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from opd.agent.validation import Validation
+from opd.agent.rollout import Validation
 from opd.study.analysis.estimates import spread
 from opd.study.benchmarks.training_observer import MODES
 
 MYOPIC = "myopic"
-"""The row of the exact solver, which needs no training."""
+"""The row of the exact solver, which is not trained."""
 
 
 class TrainingResult(NamedTuple):
-    """One training: its learning curve, a row an observation, and what its best checkpoint does on the test days."""
+    """One training: its learning curve, a row an observation, and the test of its best checkpoint."""
 
     method: str
     seed: int
@@ -26,25 +26,25 @@ class TrainingResult(NamedTuple):
 
 
 def first_above(curve: pd.DataFrame, level: float) -> float:
-    """CPU-seconds at the first row of a learning curve whose reward is above a level; NaN if there is none."""
+    """CPU-seconds of the first row of a learning curve with a reward above a level; NaN if there is none."""
     above = curve.loc[curve["reward"] > level, "cpu_seconds"]
     return float(above.iloc[0]) if len(above) else np.nan
 
 
 def above_for_good(curve: pd.DataFrame, level: float) -> float:
-    """CPU-seconds at the row of a learning curve from which on all rewards are above a level; NaN if there is none."""
+    """CPU-seconds of the row of a learning curve from which all rewards are above a level; NaN if there is none."""
     below = np.flatnonzero(~(curve["reward"] > level))
     first = below[-1] + 1 if len(below) else 0
     return float(curve["cpu_seconds"].iloc[first]) if first < len(curve) else np.nan
 
 
 def summarise_training(runs: Sequence[TrainingResult], validation: Validation, test: Validation) -> pd.DataFrame:
-    """One row a method, and one for the myopic solver.
+    """Summarise the trainings: one row a method, and one for the myopic solver.
 
     Args:
         runs: of all methods, in the order of rows; all methods with the same seeds.
-        validation: what the myopic solver reaches in validation.
-        test: what it reaches on the test days.
+        validation: of the myopic solver.
+        test: of the myopic solver, on the test days.
 
     Returns:
         A frame with ``method``, ``seeds`` (runs), ``steps`` of a run, ``reached`` (how many runs passed the myopic
@@ -56,7 +56,7 @@ def summarise_training(runs: Sequence[TrainingResult], validation: Validation, t
         * ``final_reward`` in validation after the last step, ``test_reward`` and ``test_dropped`` of the checkpoint
           that was best in validation, reward in the units of Eq. 7 and requests;
         * for ``agent`` and ``agent-unaided``, where they are among the runs, ``..._times_speed``: their steps per
-          CPU-second divided by this row's, and ``..._more_reward``: their test reward less this row's; seed by seed.
+          CPU-second divided by this row's, and ``..._more_reward``: their test reward minus this row's; seed by seed.
     """
     methods = list(dict.fromkeys(run.method for run in runs))
     groups = {method: [run for run in runs if run.method == method] for method in methods}
