@@ -30,6 +30,9 @@ from opd.serving.telemetry import TelemetryBackend
 
 logger = logging.getLogger(__name__)
 
+APPLY_SECONDS = 60.0
+"""Time a reconfiguration may take before it is rolled back."""
+
 RECONCILE_SECONDS = 0.1
 """Interval at which the processes are reconciled."""
 
@@ -50,12 +53,11 @@ class LocalBackend(TelemetryBackend):
         monitor: source of metrics; by default that of :func:`opd.serving.monitoring.prometheus.open_monitor`.
         standbys: processes without a variant that each stage keeps running.
         max_queue: requests that may wait at a stage.
-        apply_seconds: time a reconfiguration may take before it is rolled back.
 
     Raises:
         AlreadyControlledError: if another controller uses ``folder``.
         InfeasibleError: if the configuration breaks a limit.
-        StartError: if the pipeline is not up after ``apply_seconds``; nothing is left running.
+        StartError: if the pipeline is not up after :data:`APPLY_SECONDS`; nothing is left running.
     """
 
     def __init__(
@@ -68,14 +70,12 @@ class LocalBackend(TelemetryBackend):
         monitor: Monitor | None = None,
         standbys: int = 0,
         max_queue: int = 1000,
-        apply_seconds: float = 60.0,
     ) -> None:
         check_feasible(pipeline, configuration)
         settings = StageSettings(
             batch_timeout=parameters.batch_timeout, drop_after=parameters.drop_after, max_queue=max_queue
         )
         url = store if store is not None else store_url()
-        self._apply_seconds = apply_seconds
         self._request_seconds = settings.request_seconds
         self._targets: dict[str, str] = {}
         self._changed = threading.Condition()
@@ -102,7 +102,7 @@ class LocalBackend(TelemetryBackend):
                 self._reach(configuration)
             except ApplyError as error:
                 raise StartError(str(error)) from error
-            self._telemetry.wait(apply_seconds)
+            self._telemetry.wait(APPLY_SECONDS)
             self._acquired = acquired.pop_all()
 
     @property
@@ -150,12 +150,12 @@ class LocalBackend(TelemetryBackend):
         """Wait until every stage runs its part of ``configuration`` and the router answers."""
         with self._changed:
             self._set_targets(configuration)
-            self._changed.wait_for(lambda: self._errors() or self._settled(), self._apply_seconds)
+            self._changed.wait_for(lambda: self._errors() or self._settled(), APPLY_SECONDS)
             errors, missing = self._errors(), self._missing()
         if errors:
             raise ApplyError("; ".join(errors))
         if missing:
-            raise ApplyError(f"not everything is ready after {self._apply_seconds:g} s: {'; '.join(missing)}")
+            raise ApplyError(f"not everything is ready after {APPLY_SECONDS:g} s: {'; '.join(missing)}")
 
     def _errors(self) -> list[str]:
         """Reasons why the targets cannot be reached."""

@@ -70,7 +70,7 @@ class Telemetry:
         now = time.time()
         self._requests(now - STALE_SECONDS, now)
         self.queue(now)
-        self._replicas(now - STALE_SECONDS, now)
+        self._by_task(metrics.STAGE_REPLICAS, now - STALE_SECONDS, now)
 
     def history(self, now: float, begin: float = -np.inf) -> np.ndarray:
         """Return the requests that arrived in each of the last seconds, as far back as they were monitored.
@@ -115,13 +115,8 @@ class Telemetry:
             NoDataError: if a task has no recent sample.
             MonitoringError: if the monitor cannot be read.
         """
-        found = [_until(series, now) for series in self._samples(metrics.STAGE_QUEUE, now - STALE_SECONDS)]
-        lengths = []
-        for task in self._pipeline.tasks:
-            of_task = _of_task(found, task.name)
-            _require_recent(of_task, now, f"{metrics.STAGE_QUEUE} of task {task.name!r}")
-            lengths.append(sum(float(series.values[-1]) for series in of_task if len(series.values)))
-        return np.array(lengths)
+        by_task = self._by_task(metrics.STAGE_QUEUE, now - STALE_SECONDS, now)
+        return np.array([sum(float(each.values[-1]) for each in series if len(each.values)) for series in by_task])
 
     def interval(self, begin: float, end: float, configuration: Configuration) -> Interval:
         """Measure an interval; waits up to :data:`SCRAPE_WAIT_SECONDS` until its end has been scraped.
@@ -173,7 +168,7 @@ class Telemetry:
 
     def _ready_throughput(self, begin: float, end: float, configuration: Configuration) -> np.ndarray:
         throughput = np.zeros(len(configuration))
-        for n, replicas in enumerate(self._replicas(begin - STALE_SECONDS, end)):
+        for n, replicas in enumerate(self._by_task(metrics.STAGE_REPLICAS, begin - STALE_SECONDS, end)):
             variants, batch_size = self._pipeline.tasks[n].variants, configuration[n].batch_size
             known = {variant.name: variant.throughput(batch_size) for variant in variants}
             for series in replicas:
@@ -181,12 +176,12 @@ class Telemetry:
                 throughput[n] += time_average(series, begin, end) * known.get(series.labels["variant"], 0.0)
         return throughput
 
-    def _replicas(self, since: float, now: float) -> list[list[Series]]:
-        """Return the series of the replicas of each task, one per variant."""
-        found = self._samples(metrics.STAGE_REPLICAS, since)
-        by_task = [_of_task(found, task.name) for task in self._pipeline.tasks]
+    def _by_task(self, metric: str, since: float, now: float) -> list[list[Series]]:
+        """Return the series of a stage's gauge for each task, until ``now``."""
+        found = [_kept(series, series.times <= now) for series in self._samples(metric, since)]
+        by_task = [[series for series in found if series.labels["task"] == task.name] for task in self._pipeline.tasks]
         for task, of_task in zip(self._pipeline.tasks, by_task, strict=True):
-            _require_recent(of_task, now, f"{metrics.STAGE_REPLICAS} of task {task.name!r}")
+            _require_recent(of_task, now, f"{metric} of task {task.name!r}")
         return by_task
 
     def _mean(self, metric: str, begin: float, end: float, **labels: str) -> float | None:
@@ -221,17 +216,11 @@ class Telemetry:
 
 def _finite(series: Series, since: float) -> Series:
     """Return the finite samples since a time; the monitor looked back from a slightly later time."""
-    kept = np.isfinite(series.values) & (series.times >= since)
-    return Series(series.labels, series.times[kept], series.values[kept])
+    return _kept(series, np.isfinite(series.values) & (series.times >= since))
 
 
-def _until(series: Series, now: float) -> Series:
-    kept = series.times <= now
-    return Series(series.labels, series.times[kept], series.values[kept])
-
-
-def _of_task(found: Sequence[Series], task: str) -> list[Series]:
-    return [series for series in found if series.labels["task"] == task]
+def _kept(series: Series, mask: np.ndarray) -> Series:
+    return Series(series.labels, series.times[mask], series.values[mask])
 
 
 def _newest(found: Sequence[Series]) -> float:

@@ -14,7 +14,7 @@ from small_pipelines import stages
 from tiny_local import BROKEN, FAST, INITIAL, PARAMETERS, SLOW, Load, outcomes, queue_status, tiny_pipeline
 
 from opd.control.loop import ApplyError, ObservationError
-from opd.serving import local_stage, processes, supervised_server
+from opd.serving import local, local_stage, processes, supervised_server
 from opd.serving.local import AlreadyControlledError, LocalBackend
 
 pytestmark = pytest.mark.processes
@@ -188,7 +188,7 @@ def test_the_error_for_a_late_server_names_the_limit(backend, without_standbys, 
 
 
 def test_an_error_names_what_is_missing_when_the_time_is_over(backend, without_standbys, monkeypatch):
-    monkeypatch.setattr(backend, "_apply_seconds", 0.3)
+    monkeypatch.setattr(local, "APPLY_SECONDS", 0.3)
     with pytest.raises(
         ApplyError, match=r"ready after 0.3 s: 0 of 2 replicas of 'slow' at 'second'.*second-\d+ began 0"
     ):

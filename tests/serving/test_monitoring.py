@@ -260,8 +260,6 @@ def test_a_url_of_something_else_is_an_error(targets, tmp_path):
 def test_the_error_for_a_program_that_does_not_serve_contains_its_output(tmp_path):
     with pytest.raises(MonitoringError, match="did not start.*cannot run no-such-program"):
         PrometheusServer(tmp_path, "no-such-program")
-    with pytest.raises(MonitoringError, match="no program 'no-such-program'"):
-        open_monitor(tmp_path, binary="no-such-program")
 
 
 def test_without_prometheus_the_scraper_is_used(tmp_path, monkeypatch):

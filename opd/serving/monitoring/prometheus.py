@@ -111,7 +111,7 @@ class PrometheusUrl:
 
     def _select(self, metric: str, seconds: float, labels: Mapping[str, str]) -> list[Series]:
         matchers = ",".join(f"{name}={json.dumps(value)}" for name, value in {**self._labels, **labels}.items())
-        found = self._query(f"{metric}{{{matchers}}}[{max(round(1000 * seconds), 1)}ms]")
+        found = self._query(f"{metric}{{{matchers}}}[{_duration(seconds)}]")
         return [_series(entry) for entry in found]
 
     def _query(self, query: str) -> list[dict]:
@@ -130,6 +130,10 @@ def _series(entry: Mapping) -> Series:
     times, values = np.array(entry["values"], dtype=float).reshape(-1, 2).T
     labels = {name: value for name, value in entry["metric"].items() if name != "__name__"}
     return Series(labels, times, values)
+
+
+def _duration(seconds: float) -> str:
+    return f"{max(round(1000 * seconds), 1)}ms"  # Prometheus reads no fractions
 
 
 def write_targets(path: Path, targets: Mapping[str, str], labels: Mapping[str, str]) -> None:
@@ -218,10 +222,9 @@ class PrometheusServer(PrometheusUrl):
             "job_name": "opd",
             "file_sd_configs": [{"files": [str(self._folder / TARGETS)], "refresh_interval": "1s"}],
         }
-        times = {"scrape_interval": SCRAPE_SECONDS, "scrape_timeout": SCRAPE_TIMEOUT}
-        durations = {name: f"{1000 * seconds:.0f}ms" for name, seconds in times.items()}
+        times = {"scrape_interval": _duration(SCRAPE_SECONDS), "scrape_timeout": _duration(SCRAPE_TIMEOUT)}
         configuration = self._folder / "prometheus.yml"
-        configuration.write_text(yaml.safe_dump({"global": durations, "scrape_configs": [job]}))
+        configuration.write_text(yaml.safe_dump({"global": times, "scrape_configs": [job]}))
         return [
             self._binary,
             f"--config.file={configuration}",
@@ -232,7 +235,7 @@ class PrometheusServer(PrometheusUrl):
         ]
 
 
-def open_monitor(folder: Path, url: str | None = None, binary: str | None = None) -> Monitor:
+def open_monitor(folder: Path, url: str | None = None) -> Monitor:
     """Open the best source available: a running server, else one of our own, else the embedded scraper.
 
     Each call labels its targets with an identifier of its own and reads only series that have it: the same server may
@@ -241,19 +244,13 @@ def open_monitor(folder: Path, url: str | None = None, binary: str | None = None
     Args:
         folder: folder for the file of targets, and for the files of a server of our own.
         url: URL of a running server that reads that file; by default the value of ``OPD_PROMETHEUS_URL``.
-        binary: name or path of the program; by default ``prometheus`` if it is on the path.
 
     Raises:
-        MonitoringError: if a server or program that was asked for cannot be used.
+        MonitoringError: if the server at the URL, or one of our own, cannot be used.
     """
     url = url or os.environ.get(PROMETHEUS_URL_VARIABLE)
     if url:
         server = PrometheusUrl(url, labels={"run": uuid.uuid4().hex}, targets=folder / TARGETS)
         server.check()
         return server
-    found = shutil.which(binary or "prometheus")
-    if found:
-        return PrometheusServer(folder, found)
-    if binary:
-        raise MonitoringError(f"there is no program {binary!r}; install Prometheus, or do not name a program")
-    return Scraper()
+    return PrometheusServer(folder) if shutil.which("prometheus") else Scraper()
