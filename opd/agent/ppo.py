@@ -28,7 +28,7 @@ from opd.agent.rollout import (
     validate,
 )
 from opd.host.archive import written_whole
-from opd.simulator.vector_environment import PipelineVectorEnv
+from opd.simulator.environment import PipelineVectorEnv
 
 CHECKPOINT, METRICS = "checkpoint.pt", "metrics.csv"
 """Files of a run."""

@@ -14,10 +14,10 @@ from tqdm.auto import tqdm
 from opd.live.calibration import measure_served_latencies, with_served_latencies
 from opd.live.load import arrival_times, read_payloads, start_load
 from opd.live.runs import ANSWER_SECONDS, LiveRun
+from opd.measurement import SimulationParameters
 from opd.pipeline import Configuration, Pipeline, as_array
 from opd.serving.local import LocalBackend
 from opd.serving.protocol import COMPLETED
-from opd.simulator.parameters import SimulationParameters
 from opd.simulator.simulator import Simulator
 
 SEEDS = range(20)

@@ -20,14 +20,13 @@ from tqdm.auto import tqdm
 from opd.control.loop import Step, run
 from opd.control.policies import Policy
 from opd.live.load import start_load, summary
-from opd.measurement import Observation
+from opd.measurement import Observation, SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import Configuration, Pipeline, StageConfiguration
 from opd.serving.local import LocalBackend
 from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
 from opd.serving.monitoring.source import MonitoringError
-from opd.simulator.backend import SimulatedBackend
-from opd.simulator.parameters import SimulationParameters
+from opd.simulator.simulator import SimulatedBackend
 from opd.study.evaluation.cycles import Setting, timeline
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from opd.live.calibration import WARM_UP_CALLS, calibrate_pipeline, measure_over
 from opd.live.fidelity import measure_fidelity, replay
 from opd.live.load import read_payloads
 from opd.live.runs import SchedulePolicy, Traffic, configurations_from, count_changes, run_live, summarise_run
+from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import StageConfiguration
 from opd.profiling.catalogue import load_pipeline
 from opd.serving.local import LocalBackend
-from opd.simulator.parameters import SimulationParameters
 
 pytestmark = pytest.mark.processes
 

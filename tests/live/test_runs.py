@@ -14,8 +14,7 @@ from small_pipelines import ocr_pipeline
 from opd.live.calibration import with_served_latencies
 from opd.live.fidelity import replay
 from opd.live.runs import LiveSite, SchedulePolicy, count_changes, live_timeline, most_varied_window, summarise_run
-from opd.measurement import unmeasured
-from opd.simulator.parameters import SimulationParameters
+from opd.measurement import SimulationParameters, unmeasured
 
 # Traffic and decisions
 
