@@ -17,25 +17,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pandas as pd
 
 from opd.agent.jobs import Job, run_jobs
-from opd.agent.parameters import TrainingParameters
-from opd.agent.problem import Problem, build_problem, expert_table
+from opd.agent.problem import Problem, TrainingParameters, build_problem, expert_table
 from opd.control import AGENT
 from opd.objective import Weights
 from opd.pipeline import Pipeline
 from opd.solvers import IpaParameters
 from opd.study.analysis.estimates import Row, spread
 from opd.study.evaluation.cycles import EvaluationCell, Setting, evaluate
-from opd.workload.cycles import Cycle
+from opd.workload.trace import Cycle
 
 IPA, MYOPIC = "ipa", "myopic"
 POLICIES = (IPA, MYOPIC, AGENT)
 
-EXPERT = "myopic"
+EXPERT: Final = "myopic"
 """The expert of the agents, whatever the study's parameters say."""
 
 ANY, SERVED = "lowest of any policy", "lowest of IPA"
