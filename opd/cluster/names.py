@@ -168,6 +168,11 @@ def selector(pipeline: str, component: str = "", task: str = "", variant: str = 
     return ",".join(f"{key}={value}" for key, value in wanted.items())
 
 
+def pod_selector(pipeline: str, component: str = "", task: str = "") -> dict[str, dict[str, str]]:
+    """Return a selector in manifests for the pods of a component and task; an empty part selects all."""
+    return {"matchLabels": match_labels(labels(pipeline, component, task))}
+
+
 def check_names(pipeline: Pipeline) -> None:
     """Raise unless all objects of ``pipeline`` get valid and unique names.
 

@@ -24,6 +24,9 @@ PullPolicy = Literal["Always", "IfNotPresent", "Never"]
 FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
 PULL_POLICIES: tuple[PullPolicy, ...] = get_args(PullPolicy)
 
+HTTP, GRPC, METRICS = "http", "grpc", "metrics"
+"""Names of the ports."""
+
 END_SECONDS = 5
 """Time a server needs to end after its last request."""
 
@@ -156,10 +159,15 @@ class ClusterSettings(DocumentModel):
 
     @model_validator(mode="after")
     def _check_ports_differ(self) -> ClusterSettings:
-        ports = (self.http_port, self.grpc_port, self.metrics_port)
+        ports = tuple(self.ports.values())
         if len(set(ports)) < len(ports):
             raise ValueError(f"http_port, grpc_port and metrics_port {ports} must differ")
         return self
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Ports of every server by their names in pods and Services."""
+        return {HTTP: self.http_port, GRPC: self.grpc_port, METRICS: self.metrics_port}
 
     @property
     def grace_seconds(self) -> int:
