@@ -17,32 +17,30 @@ import torch
 from torch import Tensor
 
 from opd.agent.network import Action, ActorCritic
-from opd.agent.parameters import TrainingParameters
-from opd.agent.problem import Problem, look_up
+from opd.agent.problem import TrainingParameters, look_up
 from opd.agent.rollout import Guide, RewardScale, compute_gae, training_reward
 from opd.pipeline import from_choices, to_choices
-from opd.simulator.vector_environment import PipelineVectorEnv
+from opd.simulator.environment import PipelineVectorEnv
 
 
-class Expert:
+class TableExpert(NamedTuple):
     """The expert of a problem.
 
-    Args:
-        problem: gives its configurations by load.
-        clairvoyant: whether it has a perfect forecast.
+    Attributes:
+        table: (L + 1, N, 3) its configuration for every whole load 0..L.
+        clairvoyant: it looks up the true load instead of the forecast.
     """
 
-    def __init__(self, problem: Problem, clairvoyant: bool) -> None:
-        self.table = problem.expert
-        self._clairvoyant = clairvoyant
+    table: np.ndarray
+    clairvoyant: bool
 
     def choices(self, envs: PipelineVectorEnv, states: np.ndarray) -> Tensor:
         """(E, N, 3) the expert's choices in states (E, S) of these environments."""
-        loads = envs.workload.perfect_forecasts(envs.decision) if self._clairvoyant else states[:, 1]
+        loads = envs.workload.perfect_forecasts(envs.decision) if self.clairvoyant else states[:, 1]
         return torch.as_tensor(to_choices(look_up(self.table, loads)))
 
 
-def paper_guide(expert: Expert, network: ActorCritic, parameters: TrainingParameters, update: int) -> Guide | None:
+def paper_guide(expert: TableExpert, network: ActorCritic, parameters: TrainingParameters, update: int) -> Guide | None:
     """Let the expert act in every f-th episode of the run (Alg. 2); None if no episode of this update is among them."""
     numbers = torch.arange(parameters.num_envs) + update * parameters.num_envs
     by_expert = numbers % parameters.expert_frequency == 0
@@ -65,7 +63,7 @@ class Demonstrations(NamedTuple):
 
 
 def demonstrate(
-    expert: Expert, envs: PipelineVectorEnv, parameters: TrainingParameters, generator: np.random.Generator
+    expert: TableExpert, envs: PipelineVectorEnv, parameters: TrainingParameters, generator: np.random.Generator
 ) -> Demonstrations:
     """Let the expert act for one rollout.
 

@@ -14,9 +14,8 @@ import torch
 
 from opd.agent.deployed import Agent, CheckpointError
 from opd.agent.network import export
-from opd.agent.parameters import TrainingParameters
 from opd.agent.ppo import train
-from opd.agent.problem import Problem
+from opd.agent.problem import Problem, TrainingParameters
 from opd.host.parallel import run_tasks
 
 

@@ -15,14 +15,20 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from opd.agent.imitation import Expert, Imitation, demonstrate, paper_guide
+from opd.agent.imitation import Imitation, TableExpert, demonstrate, paper_guide
 from opd.agent.network import ActorCritic
-from opd.agent.parameters import TrainingParameters
-from opd.agent.problem import Problem, begin_episodes
-from opd.agent.rollout import RewardScale, Samples, collect_rollout
-from opd.agent.validation import Validation, tolerated_drops, validate
+from opd.agent.problem import Problem, TrainingParameters
+from opd.agent.rollout import (
+    RewardScale,
+    Samples,
+    Validation,
+    begin_episodes,
+    collect_rollout,
+    tolerated_drops,
+    validate,
+)
 from opd.host.archive import written_whole
-from opd.simulator.vector_environment import PipelineVectorEnv
+from opd.simulator.environment import PipelineVectorEnv
 
 CHECKPOINT, METRICS = "checkpoint.pt", "metrics.csv"
 """Files of a run."""
@@ -82,10 +88,9 @@ class PPOTrainer:
         self.network = self.network_class(problem.pipeline, parameters.width, parameters.blocks)
         # The epsilon that PPO implementations share.
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=parameters.learning_rate, eps=1e-5, fused=True)
-        self.expert = Expert(problem, parameters.expert == "clairvoyant")
+        self.expert = TableExpert(problem.expert, parameters.expert == "clairvoyant")
         self.reward_scale = RewardScale()
         self.tolerated_drops = 0.0
-        self.updates_done = 0
         self.best: tuple[float, dict[str, Tensor]] | None = None
         self.metrics: list[dict[str, float]] = []
 
@@ -103,11 +108,11 @@ class PPOTrainer:
         """(E, N, 3) configurations that the greedy policy runs in states (E, S)."""
         return self.network.configure(states)
 
-    def validate(self) -> Validation:
+    def validate(self, updates_done: int) -> Validation:
         """Run the greedy policy on the validation episodes and print a line of progress."""
         result = validate(self.problem, self.parameters, self.configure, self.tolerated_drops)
         print(
-            f"{self.title}: update {self.updates_done} of {self.parameters.updates}, validation reward "
+            f"{self.title}: update {updates_done} of {self.parameters.updates}, validation reward "
             f"{result.reward:.3f}, {result.dropped:.0f} dropped (IPA {self.tolerated_drops:.0f})",
             flush=True,
         )
@@ -120,7 +125,7 @@ class PPOTrainer:
         self.tolerated_drops = tolerated_drops(self.problem, self.parameters)
         generator = np.random.default_rng((self.seed, 0))
         demonstrations = demonstrate(self.expert, self.begin((self.seed, 0)), self.parameters, generator)
-        new = self.updates_done == 0
+        new = not self.metrics
         if new:
             self.network.features_extractor.standardise_by(demonstrations.states.numpy())
             self.reward_scale = RewardScale.fitted_to(demonstrations.rewards)
@@ -130,12 +135,10 @@ class PPOTrainer:
 
     def collect(self, update: int) -> tuple[Samples, dict[str, float]]:
         """Collect the samples of one rollout, and its metrics."""
-        generator = self._generator(update)
-        guide = None
-        if self.parameters.expert_mode == "paper":
-            guide = paper_guide(self.expert, self.network, self.parameters, update)
+        p = self.parameters
+        guide = paper_guide(self.expert, self.network, p, update) if p.expert_mode == "paper" else None
         envs = self.begin((self.seed, 1 + update))
-        return collect_rollout(self.network, envs, self.parameters, self.reward_scale, generator, guide)
+        return collect_rollout(self.network, envs, p, self.reward_scale, self._generator(update), guide)
 
     def learn(self, samples: Samples, update: int) -> dict[str, float]:
         """Update the network by epochs of minibatches, and return the means of the loss terms."""
@@ -180,7 +183,6 @@ class PPOTrainer:
         with written_whole(folder / METRICS) as unfinished:
             metrics.to_csv(unfinished)
         state = {
-            "updates_done": self.updates_done,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "reward_scale": (self.reward_scale.mean, self.reward_scale.std),
@@ -196,15 +198,11 @@ class PPOTrainer:
         if not path.is_file():
             return
         state = torch.load(path, weights_only=True)
-        self.updates_done = state["updates_done"]
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.reward_scale = RewardScale(*state["reward_scale"])
         self.best = state["best"]
         self.metrics = state["metrics"]
-
-
-NewTrainer = Callable[[Problem, TrainingParameters, int, str], PPOTrainer]
 
 
 def train(
@@ -213,7 +211,7 @@ def train(
     seed: int,
     folder: Path,
     title: str = "agent",
-    new_trainer: NewTrainer = PPOTrainer,
+    new_trainer: Callable[[Problem, TrainingParameters, int, str], PPOTrainer] = PPOTrainer,
 ) -> ActorCritic:
     """Train an agent and return the network that was best in validation.
 
@@ -227,19 +225,18 @@ def train(
     """
     trainer = new_trainer(problem, parameters, seed, title)
     trainer.resume(folder)
-    if trainer.updates_done < parameters.updates:
+    if len(trainer.metrics) < parameters.updates:
         trainer.prepare()
-    while trainer.updates_done < parameters.updates:
-        update = trainer.updates_done
+    for update in range(len(trainer.metrics), parameters.updates):
         samples, metrics = trainer.collect(update)
         metrics |= trainer.learn(samples, update)
-        trainer.updates_done += 1
-        validates = trainer.updates_done % parameters.validate_every == 0
+        validates = (update + 1) % parameters.validate_every == 0
         if validates:
-            metrics |= {f"validation/{name}": value for name, value in trainer.validate()._asdict().items()}
+            result = trainer.validate(update + 1)
+            metrics |= {f"validation/{name}": value for name, value in result._asdict().items()}
         # In single precision, like the network: smaller differences must not decide which network is the best.
         row = {name: float(np.float32(value)) for name, value in metrics.items()}
-        trainer.metrics.append({"update": trainer.updates_done} | row)
+        trainer.metrics.append({"update": update + 1} | row)
         if validates:
             trainer.keep_if_best(row["validation/selection"])
             trainer.save(folder)

@@ -1,23 +1,100 @@
-"""The problem an agent is trained on: a pipeline, its objective, its workloads and its expert."""
+"""What an agent is trained on: a pipeline with objective, workloads and expert, and the parameters of training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
-from opd.agent.parameters import TrainingParameters
+from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import Pipeline
-from opd.simulator.parameters import SimulationParameters
-from opd.simulator.vector_environment import PipelineVectorEnv
 from opd.solvers import IpaParameters, ipa_table, myopic_table
-from opd.workload.cycles import burst_starts
 from opd.workload.forecast import Forecaster
-from opd.workload.trace import Trace
-from opd.workload.workload import Workload
+from opd.workload.trace import Trace, Workload, burst_starts
+
+Expert = Literal["myopic", "ipa", "clairvoyant"]
+ExpertMode = Literal["paper", "pretrain", "none"]
+_Count = Annotated[int, Field(ge=1)]
+_Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+@dataclass(frozen=True, config={"extra": "forbid", "allow_inf_nan": False})
+class TrainingParameters:
+    """Everything that shapes a training run.
+
+    Attributes:
+        updates: number of rollouts, each followed by ``epochs`` passes over it.
+        num_envs: parallel episodes of a rollout.
+        rollout_steps: decisions in each of them.
+        epochs: passes over a rollout.
+        minibatch_size: states in one gradient step.
+        learning_rate: of Adam at the start; falls linearly to zero.
+        discount: factor by which the next interval's reward counts less than this one's.
+        gae_lambda: lambda of generalised advantage estimation.
+        clip_range: epsilon of Eq. 12.
+        value_coefficient: c_1 of Eq. 11.
+        entropy_coefficient: c_2 of Eq. 11 at the start; falls linearly to zero.
+        max_grad_norm: norm to which larger gradients are scaled down.
+        target_kl: approximate KL divergence above which an update skips its remaining epochs.
+        width: neurons of a hidden layer.
+        blocks: residual blocks.
+        expert: ``myopic``, ``ipa`` or ``clairvoyant``.
+        expert_mode: ``pretrain``, ``paper`` or ``none``, see :mod:`opd.agent.imitation`.
+        expert_frequency: f of Alg. 2, in mode ``paper``.
+        cloning_steps: gradient steps of behaviour cloning, in mode ``pretrain``.
+        perturbation_share: share of demonstrated decisions that are replaced by another one when they are executed.
+        demonstration_weight: of the imitation loss at the start, in mode ``pretrain``; falls linearly to zero half-way.
+        burst_share: share of training episodes that begin shortly before a burst of load.
+        drop_penalty: training reward lost per dropped request; reported rewards are Eq. 7 alone.
+        validate_every: updates between two validations, each of which compares the network with the best so far.
+        validation_episodes: episodes of a validation, half of them begun before bursts.
+        validation_decisions: decisions in each of them.
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+
+    updates: _Count = 80
+    num_envs: _Count = 32
+    rollout_steps: _Count = 64
+    epochs: _Count = 5
+    minibatch_size: _Count = 256
+    learning_rate: Annotated[float, Field(gt=0.0)] = 5e-4
+    discount: _Share = 0.9
+    gae_lambda: _Share = 0.9
+    clip_range: float = 0.2
+    value_coefficient: float = 0.5
+    entropy_coefficient: float = 0.005
+    max_grad_norm: float = 0.5
+    target_kl: float = 0.03
+    width: _Count = 128
+    blocks: int = 2
+    expert: Expert = "myopic"
+    expert_mode: ExpertMode = "pretrain"
+    expert_frequency: _Count = 5
+    cloning_steps: int = 600
+    perturbation_share: _Share = 0.1
+    demonstration_weight: float = 0.1
+    burst_share: _Share = 0.25
+    drop_penalty: float = 0.05
+    validate_every: _Count = 4
+    validation_episodes: _Count = 64
+    validation_decisions: _Count = 60
+
+    def __post_init__(self) -> None:
+        if self.updates % self.validate_every:
+            raise ValueError(f"updates {self.updates} is not a multiple of validate_every {self.validate_every}")
+
+    @property
+    def total_timesteps(self) -> int:
+        """Decisions of a whole run."""
+        return self.updates * self.num_envs * self.rollout_steps
+
 
 Configure = Callable[[np.ndarray], np.ndarray]
 """A policy as training sees it: states (E, S) in, configurations (E, N, 3) out."""
@@ -68,7 +145,7 @@ def agent_weights(weights: Weights, changes: Mapping[str, float | Mapping[str, f
 
 
 def expert_table(
-    pipeline: Pipeline, weights: Weights, simulation: SimulationParameters, expert: str, max_load: int
+    pipeline: Pipeline, weights: Weights, simulation: SimulationParameters, expert: Expert, max_load: int
 ) -> np.ndarray:
     """(max_load + 1, N, 3) an expert's configuration for every whole load.
 
@@ -117,44 +194,3 @@ def look_up(table: np.ndarray, loads: np.ndarray) -> np.ndarray:
 def table_policy(table: np.ndarray) -> Configure:
     """The policy that looks up the predicted load in a table by whole load."""
     return lambda states: look_up(table, states[:, 1])
-
-
-def begin_episodes(
-    problem: Problem, workload: Workload, bursts: np.ndarray, burst_episodes: int, num_envs: int, length: int, seed: Any
-) -> PipelineVectorEnv:
-    """New episodes at random decisions of a workload, running what the expert chooses for the load of that moment.
-
-    Args:
-        problem: gives pipeline, reward, simulation and expert.
-        workload: counts and forecasts.
-        bursts: decisions at which the load jumps.
-        burst_episodes: number of episodes, the first ones, that begin shortly before a burst.
-        num_envs: number of all episodes, E.
-        length: decisions that an episode will last.
-        seed: of the beginnings, the arrivals and the service noise.
-
-    Raises:
-        ValueError: if the workload is too short.
-    """
-    generator = np.random.default_rng(seed)
-    simulation_seed = int(generator.integers(2**31))
-    latest = workload.decisions - length
-    if latest < 2:
-        raise ValueError(f"a workload of {workload.decisions} decisions is too short for episodes of {length}")
-    decisions = generator.integers(1, latest, size=num_envs)
-    usable = bursts[bursts < latest]
-    if len(usable):
-        lead = generator.integers(1, max(length // 2, 1), size=burst_episodes, endpoint=True)
-        decisions[:burst_episodes] = np.maximum(generator.choice(usable, size=burst_episodes) - lead, 1)
-    envs = PipelineVectorEnv(
-        problem.pipeline,
-        workload,
-        problem.weights,
-        problem.simulation,
-        episode_length=length,
-        num_envs=num_envs,
-        seed=simulation_seed,
-    )
-    load = workload.windows(decisions - 1).mean(axis=1)
-    envs.begin(np.arange(num_envs), decisions, look_up(problem.expert, load))
-    return envs

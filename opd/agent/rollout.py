@@ -1,23 +1,65 @@
-"""Experience for one update: training rewards, the rollout buffer, and advantages (Eq. 9)."""
+"""Episodes: where they begin, the experience that one rollout collects, advantages (Eq. 9), and validation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from opd.agent.network import Action, ActorCritic
-from opd.agent.parameters import TrainingParameters
+from opd.agent.problem import Configure, Problem, TrainingParameters, look_up, table_policy
 from opd.measurement import Interval, Score
 from opd.pipeline import from_choices
-from opd.simulator.vector_environment import PipelineVectorEnv
+from opd.simulator.environment import PipelineVectorEnv
+from opd.workload.trace import Workload
 
 Guide = Callable[[PipelineVectorEnv, Tensor, Action], Action]
 """Replaces some of the actions that the network chose: takes environments, states and actions, returns actions."""
+
+
+def begin_episodes(
+    problem: Problem, workload: Workload, bursts: np.ndarray, burst_episodes: int, num_envs: int, length: int, seed: Any
+) -> PipelineVectorEnv:
+    """New episodes at random decisions of a workload, running what the expert chooses for the load of that moment.
+
+    Args:
+        problem: gives pipeline, reward, simulation and expert.
+        workload: counts and forecasts.
+        bursts: decisions at which the load jumps.
+        burst_episodes: number of episodes, the first ones, that begin shortly before a burst.
+        num_envs: number of all episodes, E.
+        length: decisions that an episode will last.
+        seed: of the beginnings, the arrivals and the service noise.
+
+    Raises:
+        ValueError: if the workload is too short.
+    """
+    generator = np.random.default_rng(seed)
+    simulation_seed = int(generator.integers(2**31))
+    latest = workload.decisions - length
+    if latest < 2:
+        raise ValueError(f"a workload of {workload.decisions} decisions is too short for episodes of {length}")
+    decisions = generator.integers(1, latest, size=num_envs)
+    usable = bursts[bursts < latest]
+    if len(usable):
+        lead = generator.integers(1, max(length // 2, 1), size=burst_episodes, endpoint=True)
+        decisions[:burst_episodes] = np.maximum(generator.choice(usable, size=burst_episodes) - lead, 1)
+    envs = PipelineVectorEnv(
+        problem.pipeline,
+        workload,
+        problem.weights,
+        problem.simulation,
+        episode_length=length,
+        num_envs=num_envs,
+        seed=simulation_seed,
+    )
+    load = workload.windows(decisions - 1).mean(axis=1)
+    envs.begin(np.arange(num_envs), decisions, look_up(problem.expert, load))
+    return envs
 
 
 def training_reward(score: Score, interval: Interval, drop_penalty: float) -> np.ndarray:
@@ -82,41 +124,6 @@ class Samples(NamedTuple):
     returns: Tensor  # (M,)
 
 
-class RolloutBuffer:
-    """Experience of one rollout, in the order of the decisions."""
-
-    def __init__(self) -> None:
-        self._states: list[Tensor] = []
-        self._actions: list[Action] = []
-        self.rewards: list[np.ndarray] = []
-
-    def add(self, states: Tensor, actions: Action, rewards: np.ndarray) -> None:
-        """Store one decision of all episodes: states (E, S), actions, and their rewards (E,)."""
-        self._states.append(states)
-        self._actions.append(actions)
-        self.rewards.append(rewards)
-
-    def samples(self, scale: RewardScale, final_values: Tensor, discount: float, gae_lambda: float) -> Samples:
-        """Everything stored, with advantages and returns of the scaled rewards.
-
-        Args:
-            scale: of the rewards.
-            final_values: (E,) values of the states after the last decision.
-            discount: gamma.
-            gae_lambda: lambda.
-        """
-        values = torch.stack([*(action.value for action in self._actions), final_values]).numpy()
-        advantages = compute_gae(scale(np.array(self.rewards)), values, discount, gae_lambda)
-        return Samples(
-            torch.cat(self._states),
-            torch.cat([action.choices for action in self._actions]),
-            torch.cat([action.masks for action in self._actions]),
-            torch.cat([action.log_prob for action in self._actions]),
-            torch.as_tensor(advantages, dtype=torch.float32).flatten(),
-            torch.as_tensor(advantages + values[:-1], dtype=torch.float32).flatten(),
-        )
-
-
 def collect_rollout(
     network: ActorCritic,
     envs: PipelineVectorEnv,
@@ -130,7 +137,7 @@ def collect_rollout(
     Args:
         network: acts.
         envs: E of them.
-        parameters: number of decisions, T, and how their rewards count.
+        parameters: number of decisions T, drop penalty, and gamma and lambda of the advantages.
         scale: of the rewards.
         generator: source of randomness of the actions.
         guide: replaces some actions.
@@ -138,15 +145,72 @@ def collect_rollout(
     Returns:
         The samples, and metrics of the rollout.
     """
-    buffer, dropped = RolloutBuffer(), 0
-    for _ in range(parameters.rollout_steps):
-        states = torch.as_tensor(envs.state())
-        actions = network.act(states, generator)
+    p = parameters
+    states: list[Tensor] = []
+    actions: list[Action] = []
+    rewards: list[np.ndarray] = []
+    dropped = 0
+    for _ in range(p.rollout_steps):
+        states.append(torch.as_tensor(envs.state()))
+        action = network.act(states[-1], generator)
         if guide is not None:
-            actions = guide(envs, states, actions)
-        score, interval = envs.run_interval(from_choices(actions.choices.numpy()))
-        buffer.add(states, actions, training_reward(score, interval, parameters.drop_penalty))
+            action = guide(envs, states[-1], action)
+        score, interval = envs.run_interval(from_choices(action.choices.numpy()))
+        actions.append(action)
+        rewards.append(training_reward(score, interval, p.drop_penalty))
         dropped += int(interval.dropped.sum())
     final_values = network.act(torch.as_tensor(envs.state()), None).value
-    samples = buffer.samples(scale, final_values, parameters.discount, parameters.gae_lambda)
-    return samples, {"rollout/reward": float(np.mean(buffer.rewards)), "rollout/dropped": float(dropped)}
+    values = torch.stack([*(action.value for action in actions), final_values]).numpy()
+    advantages = compute_gae(scale(np.array(rewards)), values, p.discount, p.gae_lambda)
+    choices, masks, log_probs, _ = map(torch.cat, zip(*actions, strict=True))
+    samples = Samples(
+        torch.cat(states),
+        choices,
+        masks,
+        log_probs,
+        torch.as_tensor(advantages, dtype=torch.float32).flatten(),
+        torch.as_tensor(advantages + values[:-1], dtype=torch.float32).flatten(),
+    )
+    return samples, {"rollout/reward": float(np.mean(rewards)), "rollout/dropped": float(dropped)}
+
+
+class Validation(NamedTuple):
+    """Means over ordinary episodes, requests dropped in all episodes, and the score that selects the best network."""
+
+    reward: float
+    qos: float
+    cost: float
+    dropped: float
+    selection: float
+
+
+def validate(
+    problem: Problem, parameters: TrainingParameters, configure: Configure, tolerated_drops: float = 0.0
+) -> Validation:
+    """Run a policy on the validation episodes, which are the same in every call.
+
+    Args:
+        problem: gives the validation workload and its bursts.
+        parameters: number and length of the episodes; half of them begin before bursts.
+        configure: the policy.
+        tolerated_drops: dropped requests that do not lower the selection score.
+    """
+    p = parameters
+    bursts = p.validation_episodes // 2
+    envs = begin_episodes(
+        problem, problem.validation, problem.validation_bursts, bursts, p.validation_episodes, p.validation_decisions, 0
+    )
+    dropped = 0.0
+    scores = []
+    for _ in range(p.validation_decisions):
+        score, interval = envs.run_interval(configure(envs.state()))
+        scores.append((score.reward[bursts:], score.qos[bursts:], score.cost[bursts:]))
+        dropped += float(interval.dropped.sum())
+    reward, qos, cost = (float(np.mean(figures)) for figures in zip(*scores, strict=True))
+    penalty = p.drop_penalty * max(0.0, dropped - tolerated_drops)
+    return Validation(reward, qos, cost, dropped, reward - penalty)
+
+
+def tolerated_drops(problem: Problem, parameters: TrainingParameters) -> float:
+    """Requests that IPA drops in the validation episodes; a policy that drops no more is not penalised for it."""
+    return validate(problem, parameters, table_policy(problem.reference)).dropped

@@ -10,22 +10,21 @@ from pathlib import Path
 
 from opd.cluster.api import Cluster
 from opd.cluster.connection import RetryPolicy, credentials
-from opd.cluster.controller import ControllerSettings
+from opd.cluster.controller import ControllerSettings, run_controller
 from opd.cluster.errors import InputError
 from opd.cluster.names import check_name, check_names
 from opd.cluster.options import Place, RunOptions, SettingsOptions
 from opd.cluster.overlay import read_overlay
-from opd.cluster.service import run_controller
 from opd.cluster.settings import ClusterSettings, read_settings
 from opd.control.factory import build_policy
 from opd.host.documents import as_model, read_document
 from opd.host.paths import project_path
+from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, check_feasible
 from opd.profiling.catalogue import load_pipeline
 from opd.profiling.pipeline_file import read_pipeline
 from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
-from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters
 from opd.workload.forecast import Forecaster
 

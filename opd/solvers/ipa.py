@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import highspy
 import numpy as np
@@ -85,27 +85,11 @@ def ipa_objective(pipeline: Pipeline, configuration: Configuration, parameters: 
     )
 
 
-class _Choice(NamedTuple):
-    """The choice to make: one option for each stage, with the highest total score within capacity and target.
-
-    Attributes:
-        cores: (N, M) cores of each option; more than ``capacity`` where it cannot be taken.
-        latency: (N, M) seconds.
-        score: (N, M) share of the objective.
-        capacity: W_max, cores.
-        target: seconds, infinite where no choice meets the latency target.
-    """
-
-    cores: np.ndarray
-    latency: np.ndarray
-    score: np.ndarray
-    capacity: int
-    target: float
+Choose = Callable[[np.ndarray, np.ndarray, np.ndarray, int, float], np.ndarray]
+"""Exact solver of the choice, with arguments and result of :func:`opd.solvers.knapsack.best_within_latency`."""
 
 
-def _configure(
-    pipeline: Pipeline, load: float, parameters: IpaParameters, choose: Callable[[_Choice], np.ndarray]
-) -> Configuration:
+def _configure(pipeline: Pipeline, load: float, parameters: IpaParameters, choose: Choose) -> Configuration:
     """State the problem for the load that can be carried, and let ``choose`` pick the option (N,) of every stage."""
     load = attainable_load(pipeline, load)
     options = stage_options(pipeline)
@@ -116,7 +100,7 @@ def _configure(
     score = parameters.alpha * options.accuracy - parameters.beta * cores - parameters.gamma * options.batch_size
     target = pipeline.latency_sla + LATENCY_TOLERANCE
     shortest = -best_by_cores(cores, -latency, capacity)[0][0, capacity]
-    selected = choose(_Choice(cores, latency, score, capacity, np.inf if shortest > target else target))
+    selected = choose(cores, latency, score, capacity, np.inf if shortest > target else target)
     return as_configuration(options.configuration(selected, replicas[np.arange(len(selected)), selected]))
 
 
@@ -131,7 +115,7 @@ def ipa_dynamic_program(pipeline: Pipeline, load: float, parameters: IpaParamete
     Raises:
         ValueError: if the load is negative, infinite or not a number.
     """
-    return _configure(pipeline, load, parameters, lambda choice: best_within_latency(*choice))
+    return _configure(pipeline, load, parameters, best_within_latency)
 
 
 def ipa_table(pipeline: Pipeline, parameters: IpaParameters, max_load: int) -> np.ndarray:
@@ -139,13 +123,14 @@ def ipa_table(pipeline: Pipeline, parameters: IpaParameters, max_load: int) -> n
     return np.array([ipa_dynamic_program(pipeline, float(load), parameters) for load in range(max_load + 1)])
 
 
-def _mip(choice: _Choice) -> tuple[highspy.HighsLp, np.ndarray]:
+def _mip(
+    cores: np.ndarray, latency: np.ndarray, score: np.ndarray, capacity: int, limit: float
+) -> tuple[highspy.HighsLp, np.ndarray]:
     """The mixed-integer programme, one binary for every usable option, and the (columns, 2) stage and option of each.
 
     Rows: one option for each stage, then the capacity, then the latency target.
     """
-    cores, latency, score, capacity, target = choice
-    columns = np.argwhere((cores <= capacity) & (latency <= target))
+    columns = np.argwhere((cores <= capacity) & (latency <= limit))
     stage, option = columns.T
     stages, count = len(cores), len(columns)
     programme = highspy.HighsLp()
@@ -157,7 +142,7 @@ def _mip(choice: _Choice) -> tuple[highspy.HighsLp, np.ndarray]:
     programme.col_upper_ = np.ones(count)
     programme.integrality_ = [highspy.HighsVarType.kInteger] * count
     programme.row_lower_ = np.concatenate([np.ones(stages), [-np.inf, -np.inf]])
-    programme.row_upper_ = np.concatenate([np.ones(stages), [capacity, target]])
+    programme.row_upper_ = np.concatenate([np.ones(stages), [capacity, limit]])
     matrix = programme.a_matrix_
     matrix.format_ = highspy.MatrixFormat.kColwise
     matrix.start_ = 3 * np.arange(count + 1)
@@ -180,8 +165,8 @@ def ipa_by_mip(pipeline: Pipeline, load: float, parameters: IpaParameters, solve
         ValueError: if the load is negative, infinite or not a number.
     """
 
-    def choose(choice: _Choice) -> np.ndarray:
-        programme, columns = _mip(choice)
+    def choose(*choice: Any) -> np.ndarray:
+        programme, columns = _mip(*choice)
         taken = columns[solve(programme) > 0.5]
         return taken[np.argsort(taken[:, 0]), 1]
 

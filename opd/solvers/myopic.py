@@ -168,31 +168,12 @@ def _maximise(p, batch_sizes):
     return found
 
 
-def _instance(
-    pipeline: Pipeline, options: StageOptions, load: float, weights: Weights, batch_timeout: float
-) -> _Instance:
-    wait = np.minimum(forming_time(options.batch_size, load) / 2, batch_timeout)
-    quality = weights.alpha * options.accuracy - (options.service_time + wait)  # Eq. 3
-    always_rises = weights.beta > weights.delta
-    peak = load + (1.0 + pipeline.max_replicas * options.throughput.max() if always_rises else 0.0)
-    return _Instance(
-        options,
-        quality,
-        float(load),
-        float(peak),
-        pipeline.capacity,
-        pipeline.max_replicas,
-        float(weights.beta),
-        float(weights.gamma),
-        float(weights.delta),
-        float(weights.cost_weight),
-        float(weights.batch_weight),
-    )
-
-
-def _check_batch_timeout(batch_timeout: float) -> None:
+def _batch_wait(batch_size: np.ndarray, load: float, batch_timeout: float) -> np.ndarray:
+    """Mean seconds that a request waits for its batch: half the time it takes to form, ``batch_timeout`` at most."""
+    check_load(load)
     if not batch_timeout >= 0.0:
         raise ValueError(f"batch_timeout {batch_timeout} s must not be negative")
+    return np.minimum(forming_time(batch_size, load) / 2, batch_timeout)
 
 
 def predicted_reward(
@@ -213,10 +194,8 @@ def predicted_reward(
     Raises:
         ValueError: if the load or ``batch_timeout`` is out of its range.
     """
-    check_load(load)
-    _check_batch_timeout(batch_timeout)
     batches = np.array([stage.batch_size for stage in configuration])
-    wait = np.minimum(forming_time(batches, load) / 2, batch_timeout)
+    wait = _batch_wait(batches, load, batch_timeout)
     service = sum(variant.service_time(stage.batch_size) for variant, stage in pipeline.selected(configuration))
     reached = throughput(pipeline, configuration)
     quality = qos(weights, accuracy(pipeline, configuration), reached, service + wait.sum(), load - reached)
@@ -237,9 +216,24 @@ def myopic(pipeline: Pipeline, load: float, weights: Weights, batch_timeout: flo
     Raises:
         ValueError: if the load or ``batch_timeout`` is out of its range.
     """
-    check_load(load)
-    _check_batch_timeout(batch_timeout)
-    return as_configuration(_maximiser(pipeline, stage_options(pipeline), load, weights, batch_timeout))
+    options = stage_options(pipeline)
+    wait = _batch_wait(options.batch_size, load, batch_timeout)
+    always_rises = weights.beta > weights.delta
+    instance = _Instance(
+        options,
+        weights.alpha * options.accuracy - (options.service_time + wait),  # Eq. 3
+        float(load),
+        float(load + (1.0 + pipeline.max_replicas * options.throughput.max() if always_rises else 0.0)),
+        pipeline.capacity,
+        pipeline.max_replicas,
+        float(weights.beta),
+        float(weights.gamma),
+        float(weights.delta),
+        float(weights.cost_weight),
+        float(weights.batch_weight),
+    )
+    selected, replicas = _maximise(instance, pipeline.tables.batch_sizes).T
+    return as_configuration(options.configuration(selected, replicas))
 
 
 def myopic_table(pipeline: Pipeline, weights: Weights, max_load: int, batch_timeout: float) -> np.ndarray:
@@ -255,19 +249,6 @@ def myopic_table(pipeline: Pipeline, weights: Weights, max_load: int, batch_time
         (max_load + 1, N, 3) variant, replicas and batch size for the loads 0..max_load.
 
     Raises:
-        ValueError: if ``max_load`` or ``batch_timeout`` is out of its range.
+        ValueError: if ``batch_timeout`` is out of its range.
     """
-    check_load(max_load)
-    _check_batch_timeout(batch_timeout)
-    options = stage_options(pipeline)
-    return np.stack([_maximiser(pipeline, options, load, weights, batch_timeout) for load in range(max_load + 1)])
-
-
-def _maximiser(
-    pipeline: Pipeline, options: StageOptions, load: float, weights: Weights, batch_timeout: float
-) -> np.ndarray:
-    """(N, 3) variant, replicas and batch size that maximise Eq. 7."""
-    selected, replicas = _maximise(
-        _instance(pipeline, options, load, weights, batch_timeout), pipeline.tables.batch_sizes
-    ).T
-    return options.configuration(selected, replicas)
+    return np.array([myopic(pipeline, float(load), weights, batch_timeout) for load in range(max_load + 1)])

@@ -6,6 +6,7 @@ one replica more costs cores and adds nothing to the objective.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import NamedTuple
 
 import numpy as np
@@ -119,12 +120,8 @@ def attainable_load(pipeline: Pipeline, load: float) -> float:
     if fits(load):
         return load
     rates = np.unique(reachable[reachable < load])
-    # Zero always fits and the load does not, so bisection finds the last rate that does.
-    low, high = 0, len(rates)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(rates[middle]) else (low, middle)
-    return float(rates[low])
+    # Zero always fits, so there is a rate below the first one that does not.
+    return float(rates[bisect_left(rates, True, key=lambda rate: not fits(rate)) - 1])
 
 
 def forming_time(batch_size: np.ndarray, load: float) -> np.ndarray:

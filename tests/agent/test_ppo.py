@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -14,13 +15,11 @@ from small_trainings import QUIET, SHORT, WEIGHTS, assert_same_weights, problem_
 from opd.agent import ppo
 from opd.agent.deployed import Agent
 from opd.agent.network import export
-from opd.agent.parameters import EXPERT_MODES, TrainingParameters
 from opd.agent.ppo import CHECKPOINT, PPOTrainer, ppo_loss, read_metrics, train
-from opd.agent.problem import Problem
-from opd.agent.rollout import Samples
-from opd.agent.validation import Validation
+from opd.agent.problem import ExpertMode, Problem, TrainingParameters
+from opd.agent.rollout import Samples, Validation
 from opd.pipeline import Pipeline, StageConfiguration, Task, Variant, as_array
-from opd.simulator.vector_environment import PipelineVectorEnv
+from opd.simulator.environment import PipelineVectorEnv
 
 # --- the loss --------------------------------------------------------------------------------------------------------
 
@@ -79,7 +78,7 @@ def test_learning_rate_entropy_bonus_and_demonstrations_fade_linearly(monkeypatc
 # --- whole runs ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", EXPERT_MODES)
+@pytest.mark.parametrize("mode", get_args(ExpertMode))
 def test_a_run_of_every_mode_logs_every_metric_of_every_update(mode, tmp_path):
     train(problem_for(), replace(SHORT, expert_mode=mode), 0, tmp_path)
     metrics = read_metrics(tmp_path)
@@ -175,7 +174,7 @@ def test_the_best_checkpoint_is_kept_not_the_last(tmp_path, monkeypatch):
     scores = iter([1.0, 3.0, 3.0, 0.0])  # the first of equals is kept
     kept = []
 
-    def scored(self):
+    def scored(self, updates_done):
         kept.append(weights_of(self.network))
         score = next(scores)
         return Validation(score, 0.0, 0.0, 0.0, score)

@@ -9,7 +9,8 @@ import pytest
 from small_pipelines import steady_workload
 from small_trainings import problem_for
 
-from opd.agent.problem import agent_weights, begin_episodes, look_up, table_policy
+from opd.agent.problem import agent_weights, look_up, table_policy
+from opd.agent.rollout import begin_episodes
 from opd.objective import Weights
 
 

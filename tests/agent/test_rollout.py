@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,8 @@ from hypothesis import strategies as st
 from small_pipelines import within_limits
 from small_trainings import overloaded_problem, trainer_for
 
-from opd.agent.parameters import EXPERT_MODES
 from opd.agent.ppo import ppo_loss
+from opd.agent.problem import ExpertMode
 from opd.agent.rollout import RewardScale, Samples, compute_gae
 from opd.pipeline import StageConfiguration, from_choices
 
@@ -51,7 +53,7 @@ def test_with_lambda_of_one_advantages_are_returns_less_values(discount, seed):
 # --- rollouts --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", EXPERT_MODES)
+@pytest.mark.parametrize("mode", get_args(ExpertMode))
 def test_the_ratio_is_one_on_the_first_minibatch(mode):
     trainer = trainer_for(expert_mode=mode, expert_frequency=3)
     samples, _ = trainer.collect(0)

@@ -7,7 +7,7 @@ import pytest
 from small_trainings import SHORT, overloaded_problem, problem_for
 
 from opd.agent.problem import table_policy
-from opd.agent.validation import tolerated_drops, validate
+from opd.agent.rollout import tolerated_drops, validate
 from opd.pipeline import as_array
 
 

@@ -17,9 +17,8 @@ from tqdm.auto import tqdm
 
 from opd.agent.jobs import Job
 from opd.agent.network import ActorCritic
-from opd.agent.parameters import TrainingParameters
 from opd.agent.ppo import train
-from opd.agent.problem import Problem
+from opd.agent.problem import Problem, TrainingParameters
 from opd.control.policies import MyopicPolicy, Policy
 from opd.host.archive import written_whole
 from opd.host.parallel import run_tasks
@@ -35,8 +34,8 @@ from opd.study.analysis.ablations import (
     without_startup,
 )
 from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle
-from opd.workload.cycles import Cycle
-from opd.workload.load import RecentMaximum
+from opd.workload.forecast import RecentMaximum
+from opd.workload.trace import Cycle
 
 COLUMNS = ["pipeline", "variant", "seed", "cycle", "reward", "qos", "cost", "dropped", "refused"]
 
@@ -46,7 +45,7 @@ _UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.Unp
 
 @dataclass(frozen=True)
 class AblationStudy:
-    """What all ablations share.
+    """The common setting of all ablations.
 
     Attributes:
         setting: trace, forecaster, weights and simulation.

@@ -1,9 +1,9 @@
-"""What QoS costs: the frontier that agent, IPA and the myopic solver reach when the price of a core is swept.
+"""The QoS-cost frontier of agent, IPA and the myopic solver, from a sweep of the price per core.
 
 For every ``cost_weight`` each policy optimises with that price: the myopic solver the reward of Eq. 7, IPA its own
-objective with the same rates of exchange, the agent by being trained with it, once for every seed. All run through the
-control loop of the evaluation on the same cycles. A policy's point is its mean cost and mean QoS; neither depends on
-the price itself, so that points of different prices can be compared.
+objective with the same weights, the agent by training with it, once for every seed. All run through the control loop of
+the evaluation on the same cycles. The point of a policy is its mean cost and mean QoS; neither depends on the price
+itself, so points of different prices can be compared.
 
 Every agent first imitates the myopic solver with its own price. Where a core costs more than unmet demand, that expert
 leaves demand unmet, and so may the agent: the reward favours it, although dropped requests have an extra cost in
@@ -17,25 +17,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pandas as pd
 
 from opd.agent.jobs import Job, run_jobs
-from opd.agent.parameters import TrainingParameters
-from opd.agent.problem import Problem, build_problem, expert_table
+from opd.agent.problem import Problem, TrainingParameters, build_problem, expert_table
 from opd.control import AGENT
 from opd.objective import Weights
 from opd.pipeline import Pipeline
 from opd.solvers import IpaParameters
 from opd.study.analysis.estimates import Row, spread
 from opd.study.evaluation.cycles import EvaluationCell, Setting, evaluate
-from opd.workload.cycles import Cycle
+from opd.workload.trace import Cycle
 
 IPA, MYOPIC = "ipa", "myopic"
 POLICIES = (IPA, MYOPIC, AGENT)
 
-EXPERT = "myopic"
+EXPERT: Final = "myopic"
 """The expert of the agents, whatever the study's parameters say."""
 
 ANY, SERVED = "lowest of any policy", "lowest of IPA"

@@ -137,8 +137,8 @@ def paper_sentence(paper: pd.DataFrame) -> str:
     Args:
         paper: of :func:`paper_table`. Comparisons that are "nearly identical" in the paper, 0 there, are ignored.
     """
-    told = paper[paper["paper"] != 0.0]
-    same = (told["mean"] * told["paper"] > 0.0).groupby(told["policy"], sort=False)
+    signed_rows = paper[paper["paper"] != 0.0]
+    same = (signed_rows["mean"] * signed_rows["paper"] > 0.0).groupby(signed_rows["policy"], sort=False)
     counts = ", ".join(f"{policy} in {hits.sum()} of {len(hits)}" for policy, hits in same)
     return f"On the mean over the pipelines, the sign is the same as in the paper, where the paper has one: {counts}."
 
@@ -169,10 +169,10 @@ def comparisons(quality: pd.DataFrame) -> str:
 
 def gap_sentence(gap: pd.DataFrame) -> str:
     """Count the significant gaps of :func:`gap_table`, and state the agent's gain over all pipelines."""
-    told = int((gap["note"] == "").sum())
+    clear = int((gap["note"] == "").sum())
     whole = gap.to_dict("records")[-1]
     return (
-        f"The gap between the clairvoyant and the myopic solver is significant in {told} of {len(gap)} rows. Over "
+        f"The gap between the clairvoyant and the myopic solver is significant in {clear} of {len(gap)} rows. Over "
         f"{whole['pipeline']} it is {with_interval(whole, 'gap')}, and the agent gains {with_interval(whole, 'gain')}."
     )
 

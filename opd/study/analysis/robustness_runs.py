@@ -11,14 +11,13 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from opd.agent.jobs import Job, run_jobs
-from opd.agent.parameters import TrainingParameters
-from opd.agent.problem import build_problem
+from opd.agent.problem import TrainingParameters, build_problem
 from opd.control import AGENT
 from opd.host.parallel import run_tasks
 from opd.pipeline import Pipeline
 from opd.study.analysis.robustness import Condition
 from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle
-from opd.workload.cycles import Cycle
+from opd.workload.trace import Cycle
 
 BACKLOG, MYOPIC, IPA, GREEDY = ("myopic-backlog", "myopic", "ipa", "greedy")
 POLICIES = (AGENT, BACKLOG, MYOPIC, IPA, GREEDY)

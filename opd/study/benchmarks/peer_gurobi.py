@@ -79,7 +79,7 @@ def ipa_gurobi(pipeline: Pipeline, load: float, parameters: IpaParameters, time_
 
 
 def _solve(programme: highspy.HighsLp, time_limit: float, what: str) -> np.ndarray:
-    """(columns,) the optimal values of a programme whose variables are binary.
+    """(columns,) the optimal values of a programme with binary variables.
 
     Raises:
         GurobiUnavailable: if it is too large for the licence, or there is no licence.

@@ -3,7 +3,7 @@
 Both learn on :class:`opd.simulator.environment.PipelineEnv`, as their users would: 32 copies in a ``DummyVecEnv`` (one
 process, because a step takes less time than its transfer to another process), observations and rewards normalised by
 ``VecNormalize``, and a learning rate that decreases to zero. The environments of :data:`BATCHED` are stepped together
-instead. Parameters with the same meaning have the values of :class:`opd.agent.parameters.TrainingParameters`, including
+instead. Parameters with the same meaning have the values of :class:`opd.agent.problem.TrainingParameters`, including
 the decreasing entropy coefficient, which is constant in these libraries. Monitor wrappers and progress bars are left
 out, which favours the peers' speed.
 
@@ -40,12 +40,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from opd.agent.network import FeaturesExtractor
-from opd.agent.parameters import TrainingParameters
-from opd.agent.problem import Configure, Problem
+from opd.agent.problem import Configure, Problem, TrainingParameters
 from opd.measurement import running_configurations
 from opd.pipeline import Pipeline, from_choices
-from opd.simulator.actions import admit
-from opd.simulator.environment import PipelineEnv
+from opd.simulator.environment import PipelineEnv, admit
 from opd.study.benchmarks.peer_environments import BatchedEnvironments, StageActions
 from opd.study.benchmarks.training_observer import Observe
 

@@ -20,7 +20,7 @@ exclude the evaluation of greedy policies, which is the same code on the same ep
 checkpoints, at the end on episodes of the test days, with the checkpoint that was best in validation. The peers'
 checkpoints are selected by the same figures.
 
-What is not the same:
+Differences that remain:
 
 * All methods end an update early when the policy has moved far enough. Ours moves faster and ends earlier, so a part of
   its speed is fewer gradient steps; they are counted.
@@ -44,29 +44,26 @@ import torch
 import yaml
 from tqdm.auto import tqdm
 
-from opd.agent.parameters import TrainingParameters
-from opd.agent.problem import Problem, build_problem, expert_table, table_policy
-from opd.agent.validation import Validation, validate
+from opd.agent.problem import Problem, TrainingParameters, build_problem, expert_table, table_policy
+from opd.agent.rollout import Validation, validate
 from opd.host.parallel import run_tasks
 from opd.host.paths import project_path
+from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.profiling.catalogue import load_pipeline
-from opd.simulator.parameters import SimulationParameters
 from opd.study.benchmarks.budgets import FULL, TrainingBudget
 from opd.study.benchmarks.peer_stable_baselines import BATCHED, PEERS, train_peer
 from opd.study.benchmarks.training_observer import MODES, TrainingObserver, train_agent
 from opd.study.benchmarks.training_summary import TrainingResult, summarise_training
-from opd.workload.cycles import burst_starts
 from opd.workload.forecast import Forecaster
-from opd.workload.trace import load_trace
-from opd.workload.workload import Workload
+from opd.workload.trace import Workload, burst_starts, load_trace
 
 METHODS = (*MODES, *PEERS, *BATCHED)
 """All methods, ours first."""
 
 
 class TrainingBenchmark(NamedTuple):
-    """What all trainings of the benchmark share.
+    """Problem and parameters of all trainings of the benchmark.
 
     Attributes:
         problem: training and validation.

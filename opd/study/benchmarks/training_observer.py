@@ -16,15 +16,14 @@ import numpy as np
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from opd.agent.network import ActorCritic
-from opd.agent.parameters import TrainingParameters
 from opd.agent.ppo import PPOTrainer, train
-from opd.agent.problem import Configure, Problem, expert_table
-from opd.agent.validation import Validation, tolerated_drops, validate
+from opd.agent.problem import Configure, ExpertMode, Problem, TrainingParameters, expert_table
+from opd.agent.rollout import Validation, tolerated_drops, validate
 
 Observe = Callable[[int, Callable[[], Configure]], Validation]
 """Called with the number of steps so far and a function that copies the greedy policy; returns the validation."""
 
-MODES = {"agent": "pretrain", "agent-unaided": "none"}
+MODES: dict[str, ExpertMode] = {"agent": "pretrain", "agent-unaided": "none"}
 """Our two methods and their expert modes."""
 
 
@@ -92,11 +91,11 @@ class ObservedTrainer(PPOTrainer):
     def prepare(self) -> None:
         """Demonstrate and imitate, which are part of training, then validate for the first time."""
         super().prepare()
-        self.validate()
+        self.validate(0)
 
-    def validate(self) -> Validation:
+    def validate(self, updates_done: int) -> Validation:
         """Validate as usual, outside of the CPU-seconds."""
-        steps = self.updates_done * self.parameters.num_envs * self.parameters.rollout_steps
+        steps = updates_done * self.parameters.num_envs * self.parameters.rollout_steps
         return self._observe(steps, lambda: greedy_agent(self.network))
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from opd.agent.validation import Validation
+from opd.agent.rollout import Validation
 from opd.study.analysis.estimates import spread
 from opd.study.benchmarks.training_observer import MODES
 

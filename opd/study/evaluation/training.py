@@ -6,9 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from opd.agent.parameters import TrainingParameters
-from opd.agent.problem import Problem, expert_table, table_policy
-from opd.agent.validation import Validation, validate
+from opd.agent.problem import Problem, TrainingParameters, expert_table, table_policy
+from opd.agent.rollout import Validation, validate
 
 
 def validation_references(problem: Problem, parameters: TrainingParameters) -> dict[str, Validation]:
