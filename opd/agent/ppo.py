@@ -6,6 +6,7 @@ resumes exactly at its last checkpoint, and the checkpoint holds no state of a g
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,7 @@ from torch import Tensor
 from opd.agent.imitation import Imitation, TableExpert, demonstrate, paper_guide
 from opd.agent.network import ActorCritic
 from opd.agent.problem import Problem, TrainingParameters
-from opd.agent.rollout import (
-    RewardScale,
-    Samples,
-    Validation,
-    begin_episodes,
-    collect_rollout,
-    tolerated_drops,
-    validate,
-)
+from opd.agent.rollout import RewardScale, Samples, Validation, begin_episodes, collect_rollout, ipa_drops, validate
 from opd.host.archive import written_whole
 from opd.simulator.vector_environment import PipelineVectorEnv
 
@@ -91,7 +84,7 @@ class PPOTrainer:
         self.expert = TableExpert(problem.expert, parameters.expert == "clairvoyant")
         self.reward_scale = RewardScale()
         self.tolerated_drops = 0.0
-        self.best: tuple[float, dict[str, Tensor]] | None = None
+        self.best: tuple[float, dict[str, Tensor]] = -math.inf, {}
         self.metrics: list[dict[str, float]] = []
 
     # -- subclasses may override ------------------------------------------------------------------
@@ -122,7 +115,7 @@ class PPOTrainer:
 
     def prepare(self) -> None:
         """Let the expert demonstrate; a new run then fits its scales and, in mode ``pretrain``, clones the expert."""
-        self.tolerated_drops = tolerated_drops(self.problem, self.parameters)
+        self.tolerated_drops = ipa_drops(self.problem, self.parameters)
         generator = np.random.default_rng((self.seed, 0))
         demonstrations = demonstrate(self.expert, self.begin((self.seed, 0)), self.parameters, generator)
         new = not self.metrics
@@ -172,7 +165,7 @@ class PPOTrainer:
 
     def keep_if_best(self, selection: float) -> None:
         """Keep a copy of the network if its selection score is higher than any before."""
-        if self.best is None or selection > self.best[0]:
+        if selection > self.best[0]:
             self.best = selection, {name: weight.clone() for name, weight in self.network.state_dict().items()}
 
     # -- checkpoints ------------------------------------------------------------------------------
@@ -185,7 +178,7 @@ class PPOTrainer:
         state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "reward_scale": (self.reward_scale.mean, self.reward_scale.std),
+            "reward_scale": tuple(self.reward_scale),
             "best": self.best,
             "metrics": self.metrics,
         }
@@ -240,7 +233,6 @@ def train(
         if validates:
             trainer.keep_if_best(row["validation/selection"])
             trainer.save(folder)
-    assert trainer.best is not None
     trainer.network.load_state_dict(trainer.best[1])
     return trainer.network
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,8 +66,7 @@ def training_reward(score: Score, interval: Interval, drop_penalty: float) -> np
     return score.reward - drop_penalty * interval.dropped
 
 
-@dataclass(frozen=True)
-class RewardScale:
+class RewardScale(NamedTuple):
     """Standardises rewards by those of the expert and compresses them: an overload must not drown everything else.
 
     Attributes:
@@ -211,6 +209,6 @@ def validate(
     return Validation(reward, qos, cost, dropped, reward - penalty)
 
 
-def tolerated_drops(problem: Problem, parameters: TrainingParameters) -> float:
+def ipa_drops(problem: Problem, parameters: TrainingParameters) -> float:
     """Requests that IPA drops in the validation episodes; a policy that drops no more is not penalised for it."""
     return validate(problem, parameters, table_policy(problem.reference)).dropped
