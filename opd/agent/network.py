@@ -115,13 +115,9 @@ class ActorCritic(nn.Module):
         shape = len(states), 3 * self.tasks
         uniform = torch.full(shape, -1.0) if generator is None else torch.rand(shape, generator=generator)
         context, cores = self.context(features).numpy(), states[:, 0].double().numpy()
-        choices, masks, log_prob = choose(self.heads, self.limits, context, cores, uniform.numpy())
-        return Action(
-            torch.from_numpy(choices).reshape(-1, self.tasks, 3),
-            torch.from_numpy(masks),
-            torch.from_numpy(log_prob),
-            self.critic(features).squeeze(1),
-        )
+        chosen = choose(self.heads, self.limits, context, cores, uniform.numpy())
+        choices, masks, log_prob = map(torch.from_numpy, chosen)
+        return Action(choices.reshape(-1, self.tasks, 3), masks, log_prob, self.critic(features).squeeze(1))
 
     def configure(self, states: np.ndarray) -> np.ndarray:
         """(E, N, 3) greedy configurations for states (E, S)."""
@@ -160,14 +156,15 @@ class ActorCritic(nn.Module):
 
 def export(network: ActorCritic) -> PolicyWeights:
     """The part of a network that decides, as arrays."""
-    state = network.state_dict().items()
-    arrays = {name.removeprefix("features_extractor."): part.numpy().astype(np.float32) for name, part in state}
+    arrays = {
+        name.removeprefix("features_extractor.").replace(".", "_"): tensor.numpy().astype(np.float32)
+        for name, tensor in network.state_dict().items()
+    }
     for kind in ("weight", "bias"):
         blocks = [
-            [arrays[f"blocks.{block}.{layer}.{kind}"] for layer in ("inner", "outer")]
+            [arrays[f"blocks_{block}_{layer}_{kind}"] for layer in ("inner", "outer")]
             for block in range(len(network.features_extractor.blocks))
         ]
-        shape = arrays[f"context.{kind}"].shape
-        arrays[f"block.{kind}"] = np.array(blocks, dtype=np.float32).reshape(-1, 2, *shape)
-    named = {name.replace(".", "_"): array for name, array in arrays.items()}
-    return PolicyWeights(**{name: named[name] for name in PolicyWeights._fields})
+        shape = arrays[f"context_{kind}"].shape
+        arrays[f"block_{kind}"] = np.array(blocks, dtype=np.float32).reshape(-1, 2, *shape)
+    return PolicyWeights(**{name: arrays[name] for name in PolicyWeights._fields})

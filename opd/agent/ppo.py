@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,7 @@ def ppo_loss(
     """
     clip_range = parameters.clip_range
     log_prob, entropy, value = network.evaluate(samples.states, samples.choices, samples.masks)
-    advantage = samples.advantages
-    advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+    advantage = (samples.advantages - samples.advantages.mean()) / (samples.advantages.std(correction=0) + 1e-8)
     log_ratio = log_prob - samples.log_probs
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
@@ -83,7 +83,6 @@ class PPOTrainer:
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=parameters.learning_rate, eps=1e-5, fused=True)
         self.expert = TableExpert(problem.expert, parameters.expert == "clairvoyant")
         self.reward_scale = RewardScale()
-        self.tolerated_drops = 0.0
         self.best: tuple[float, dict[str, Tensor]] = -math.inf, {}
         self.metrics: list[dict[str, float]] = []
 
@@ -139,9 +138,8 @@ class PPOTrainer:
         remaining = 1.0 - update / p.updates
         for group in self.optimizer.param_groups:
             group["lr"] = p.learning_rate * remaining
-        demonstration_weight = 0.0
-        if p.expert_mode == "pretrain":
-            demonstration_weight = p.demonstration_weight * max(0.0, 1.0 - 2.0 * (update / p.updates))
+        until_half_way = max(0.0, 1.0 - 2.0 * (update / p.updates))
+        demonstration_weight = p.demonstration_weight * until_half_way if p.expert_mode == "pretrain" else 0.0
         generator = self._generator(update)
         terms: list[dict[str, Tensor]] = []
         for _ in range(p.epochs):
@@ -162,11 +160,6 @@ class PPOTrainer:
 
     def _generator(self, update: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed * 1_000_003 + update)
-
-    def keep_if_best(self, selection: float) -> None:
-        """Keep a copy of the network if its selection score is higher than any before."""
-        if selection > self.best[0]:
-            self.best = selection, {name: weight.clone() for name, weight in self.network.state_dict().items()}
 
     # -- checkpoints ------------------------------------------------------------------------------
 
@@ -231,7 +224,9 @@ def train(
         row = {name: float(np.float32(value)) for name, value in metrics.items()}
         trainer.metrics.append({"update": update + 1} | row)
         if validates:
-            trainer.keep_if_best(row["validation/selection"])
+            selection = row["validation/selection"]
+            if selection > trainer.best[0]:
+                trainer.best = selection, deepcopy(trainer.network.state_dict())
             trainer.save(folder)
     trainer.network.load_state_dict(trainer.best[1])
     return trainer.network
