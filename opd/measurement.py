@@ -15,6 +15,41 @@ from opd import objective
 from opd.objective import Weights, profiled_service_time, profiled_throughput
 from opd.pipeline import Configuration, Pipeline, as_array, stage_cores, used_cores
 
+SERVICE_DISTRIBUTIONS = ("lognormal", "exponential")
+
+
+@dataclass(frozen=True)
+class SimulationParameters:
+    """Behaviour of the simulated device.
+
+    Attributes:
+        interval: seconds between two decisions.
+        batch_timeout: seconds the oldest request waits before a partial batch is taken.
+        drop_after: age in seconds at which a request that is still waiting reneges and counts as dropped.
+        service_noise: sigma of the lognormal factor (of mean 1) on each service time; 0 for none.
+        service_distribution: ``lognormal``, or ``exponential`` for the queues of textbooks.
+
+    Raises:
+        ValueError: if a parameter is out of its range.
+    """
+
+    interval: int = 10
+    batch_timeout: float = 0.25
+    drop_after: float = 10.0
+    service_noise: float = 0.1
+    service_distribution: str = "lognormal"
+
+    def __post_init__(self) -> None:
+        if self.interval < 1:
+            raise ValueError(f"interval {self.interval} s must be at least 1")
+        for name in ("batch_timeout", "drop_after", "service_noise"):
+            if not 0.0 <= getattr(self, name) < np.inf:
+                raise ValueError(f"{name} {getattr(self, name)} must be finite and not negative")
+        if self.service_distribution not in SERVICE_DISTRIBUTIONS:
+            raise ValueError(
+                f"service_distribution {self.service_distribution!r} is not one of {SERVICE_DISTRIBUTIONS}"
+            )
+
 
 class Interval(NamedTuple):
     """Measurements of one interval; E environments, N tasks.

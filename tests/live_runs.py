@@ -8,8 +8,8 @@ from small_pipelines import ocr_pipeline
 
 from opd.live.runs import SchedulePolicy, configurations_from, run_simulated
 from opd.live.traffic import Traffic
+from opd.measurement import SimulationParameters
 from opd.objective import Weights
-from opd.simulator.parameters import SimulationParameters
 
 SMALL, LARGE = configurations_from([[[0, 1, 1], [0, 1, 1]], [[1, 2, 2], [2, 1, 1]]])
 

@@ -7,11 +7,11 @@ import itertools
 import numpy as np
 from hypothesis import strategies as st
 
+from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import Configuration, Pipeline, StageConfiguration, Task, Variant, as_array
-from opd.simulator.parameters import SimulationParameters
 from opd.simulator.simulator import Simulator
-from opd.workload.workload import Workload
+from opd.workload.trace import Workload
 
 
 def stages(*triples: tuple[int, int, int]) -> Configuration:

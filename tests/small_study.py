@@ -11,17 +11,15 @@ from small_pipelines import ocr_pipeline, varying_workload
 
 from opd.agent.network import ActorCritic
 from opd.agent.problem import Problem, TrainingParameters, expert_table
-from opd.measurement import state_names
+from opd.measurement import SimulationParameters, state_names
 from opd.objective import Weights
 from opd.pipeline import Pipeline, as_array
-from opd.simulator.parameters import SimulationParameters
-from opd.simulator.vector_environment import PipelineVectorEnv
+from opd.simulator.environment import PipelineVectorEnv
 from opd.solvers import IpaParameters
 from opd.study.benchmarks.budgets import SMOKE_TRAINING
 from opd.study.evaluation.cycles import Setting
-from opd.workload.cycles import Cycle
-from opd.workload.load import RecentMaximum
-from opd.workload.trace import Trace
+from opd.workload.forecast import RecentMaximum
+from opd.workload.trace import Cycle, Trace
 
 WEIGHTS, SIMULATION = Weights(), SimulationParameters()
 PARAMETERS = TrainingParameters(**SMOKE_TRAINING)

@@ -10,9 +10,9 @@ from small_pipelines import ocr_pipeline, steady_workload, varying_workload
 
 from opd.agent.ppo import PPOTrainer
 from opd.agent.problem import Problem, TrainingParameters, expert_table
+from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import Pipeline, Task, Variant
-from opd.simulator.parameters import SimulationParameters
 
 WEIGHTS = Weights()
 QUIET = SimulationParameters(service_noise=0.0)

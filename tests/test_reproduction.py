@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from opd.workload.trace import SYNTHETIC_FILE
+from opd.workload.trace_files import SYNTHETIC_FILE
 
 ROOT = Path(__file__).parents[1]
 TINY = {

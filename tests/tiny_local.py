@@ -5,8 +5,8 @@ from serving_models import push_variant
 from small_pipelines import stages
 
 from opd.live.load import start_load
+from opd.measurement import SimulationParameters
 from opd.pipeline import Pipeline, Task, Variant
-from opd.simulator.parameters import SimulationParameters
 
 PARAMETERS = SimulationParameters(interval=2)
 FAST, SLOW, BROKEN = 0, 1, 2

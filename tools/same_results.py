@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
-TIMES = re.compile(r"(decision|median|p99|total)_ms|latency_ms_median")
+TIMES = re.compile(r"(decision|median|p99|total)_ms|latency_ms_median|(^|\.)seconds$")
 """Columns and keys that hold measured times; every machine and every run has others."""
 
 MEASURED = ("profile/*", "notebooks/*")

@@ -20,7 +20,7 @@ from opd.agent.network import Action, ActorCritic
 from opd.agent.problem import TrainingParameters, look_up
 from opd.agent.rollout import Guide, RewardScale, compute_gae, training_reward
 from opd.pipeline import from_choices, to_choices
-from opd.simulator.vector_environment import PipelineVectorEnv
+from opd.simulator.environment import PipelineVectorEnv
 
 
 class TableExpert(NamedTuple):

@@ -22,7 +22,7 @@ from opd.agent.network import ActorCritic
 from opd.agent.problem import Problem, TrainingParameters
 from opd.agent.rollout import RewardScale, Samples, Validation, begin_episodes, collect_rollout, ipa_drops, validate
 from opd.host.archive import written_whole
-from opd.simulator.vector_environment import PipelineVectorEnv
+from opd.simulator.environment import PipelineVectorEnv
 
 CHECKPOINT, METRICS = "checkpoint.pt", "metrics.csv"
 """Files of a run."""

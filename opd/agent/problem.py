@@ -10,14 +10,12 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import Pipeline
-from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters, ipa_table, myopic_table
-from opd.workload.cycles import burst_starts
 from opd.workload.forecast import Forecaster
-from opd.workload.trace import Trace
-from opd.workload.workload import Workload
+from opd.workload.trace import Trace, Workload, burst_starts
 
 Expert = Literal["myopic", "ipa", "clairvoyant"]
 ExpertMode = Literal["paper", "pretrain", "none"]

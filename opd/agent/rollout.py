@@ -13,8 +13,8 @@ from opd.agent.network import Action, ActorCritic
 from opd.agent.problem import Configure, Problem, TrainingParameters, look_up, table_policy
 from opd.measurement import Interval, Score
 from opd.pipeline import from_choices
-from opd.simulator.vector_environment import PipelineVectorEnv
-from opd.workload.workload import Workload
+from opd.simulator.environment import PipelineVectorEnv
+from opd.workload.trace import Workload
 
 Guide = Callable[[PipelineVectorEnv, Tensor, Action], Action]
 """Replaces some of the actions that the network chose: takes environments, states and actions, returns actions."""

@@ -15,10 +15,10 @@ from opd.cluster.settings import ClusterSettings
 from opd.control.factory import build_policy
 from opd.host.documents import read_document
 from opd.host.paths import project_path
+from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import Pipeline
 from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
-from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters
 from opd.workload.forecast import Forecaster
 

@@ -19,10 +19,9 @@ from opd.control.policies import (
     Policy,
     RandomPolicy,
 )
-from opd.measurement import idle_observation
+from opd.measurement import SimulationParameters, idle_observation
 from opd.objective import Weights
 from opd.pipeline import Pipeline
-from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters, ipa_dynamic_program, ipa_highs
 
 

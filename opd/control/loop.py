@@ -17,7 +17,7 @@ from opd.control.policies import Policy
 from opd.measurement import Interval, Observation, Score, score
 from opd.objective import Weights
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, as_array, check_feasible
-from opd.workload.load import RecentMaximum
+from opd.workload.forecast import RecentMaximum
 
 
 class ObservationError(RuntimeError):

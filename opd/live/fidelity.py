@@ -15,10 +15,10 @@ from opd.live.calibration import measure_served_latencies, with_served_latencies
 from opd.live.load import read_payloads, start_load
 from opd.live.open_loop import arrival_times
 from opd.live.runs import ANSWER_SECONDS
+from opd.measurement import SimulationParameters
 from opd.pipeline import Configuration, Pipeline, as_array
 from opd.serving.local import LocalBackend
 from opd.serving.protocol import COMPLETED
-from opd.simulator.parameters import SimulationParameters
 from opd.simulator.simulator import Simulator
 
 SEEDS = range(20)

@@ -9,9 +9,9 @@ import pandas as pd
 
 from opd.live.records import unix_times
 from opd.live.runs import LiveRun
+from opd.measurement import SimulationParameters
 from opd.pipeline import Pipeline, as_array
 from opd.serving.protocol import COMPLETED
-from opd.simulator.parameters import SimulationParameters
 from opd.simulator.simulator import Simulator
 
 

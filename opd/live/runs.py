@@ -16,11 +16,10 @@ from opd.control.policies import Policy
 from opd.live.load import start_load
 from opd.live.site import LiveBackend, LiveSite
 from opd.live.traffic import Traffic
-from opd.measurement import Observation
+from opd.measurement import Observation, SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import Configuration, Pipeline, StageConfiguration
-from opd.simulator.backend import SimulatedBackend
-from opd.simulator.parameters import SimulationParameters
+from opd.simulator.simulator import SimulatedBackend
 
 ANSWER_SECONDS = 30.0
 """Time limit for outstanding answers after the last request was sent."""

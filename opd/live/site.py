@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Literal, Protocol, get_args
 
 from opd.control.loop import Backend
+from opd.measurement import SimulationParameters
 from opd.pipeline import Configuration, Pipeline
 from opd.serving.local import LocalBackend
 from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
 from opd.serving.monitoring.source import Monitor, MonitoringError
-from opd.simulator.parameters import SimulationParameters
 
 BackendName = Literal["simulated", "local", "kubernetes"]
 BACKENDS = get_args(BackendName)

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import IO
 
 from opd.control.loop import ApplyError
+from opd.measurement import SimulationParameters
 from opd.pipeline import Configuration, Pipeline, check_feasible
 from opd.serving.local_stage import LocalStage
 from opd.serving.monitoring.opening import open_monitor
@@ -27,7 +28,6 @@ from opd.serving.settings import ServerSettings, StageSettings
 from opd.serving.store import store_url
 from opd.serving.supervised_server import SupervisedServer
 from opd.serving.telemetry_backend import TelemetryBackend
-from opd.simulator.parameters import SimulationParameters
 
 logger = logging.getLogger(__name__)
 

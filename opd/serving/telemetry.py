@@ -22,7 +22,7 @@ from opd.serving.monitoring.statistics import (
     total_increase,
 )
 from opd.serving.protocol import COMPLETED
-from opd.workload.load import HISTORY_SECONDS
+from opd.workload.forecast import HISTORY_SECONDS
 
 SCRAPE_WAIT_SECONDS = 2.0
 """Longest wait for a scrape after the end of an interval."""

@@ -9,5 +9,5 @@ import gymnasium
 gymnasium.register(
     id="opd/Pipeline-v0",
     entry_point="opd.simulator.environment:PipelineEnv",
-    vector_entry_point="opd.simulator.vector_environment:PipelineVectorEnv",
+    vector_entry_point="opd.simulator.environment:PipelineVectorEnv",
 )

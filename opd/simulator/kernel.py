@@ -10,9 +10,10 @@ order of time, until the next one.
 A reconfiguration never loses work. New replicas serve after the variant's start-up time; until all of them do,
 replicas of the previous variant go on; surplus replicas leave at once, and a batch they have begun is finished.
 
-Compiled functions take a :class:`~opd.simulator.state.SimulatorState` and change it in place. They are all in this
-module because Numba's cache notices changes in the file of a function, but not in the files of the functions that it
-calls.
+Compiled functions take a :class:`~opd.simulator.simulator.SimulatorState` and change it in place.
+
+They are all in this module because Numba's cache notices changes in the file of a function, but not in the files of
+the functions that it calls.
 """
 
 from __future__ import annotations

@@ -1,14 +1,82 @@
-"""Simulation of a batch of independent copies of one pipeline, request by request."""
+"""Simulation of a batch of independent copies of one pipeline, request by request, and a backend that simulates one."""
 
 from __future__ import annotations
 
-import numpy as np
+from functools import cache
+from typing import NamedTuple
 
-from opd.measurement import Interval
+import numpy as np
+from scipy.special import ndtri
+
+from opd.measurement import Interval, Observation, SimulationParameters
+from opd.objective import profiled_service_time, profiled_throughput
 from opd.pipeline import Configuration, Pipeline, StageConfiguration, as_array, check_feasible
 from opd.simulator import kernel
-from opd.simulator.parameters import SimulationParameters, service_factors
-from opd.simulator.state import empty_state
+from opd.workload.forecast import HISTORY_SECONDS, future_maximum
+
+QUANTILES = 1 << 14
+"""Number of quantiles that represent the distribution of service times."""
+
+
+class SimulatorState(NamedTuple):
+    """All that survives an interval; E environments, N tasks, Q queue places, R replica places.
+
+    Stage N of the queues holds the requests that have left the last task.
+
+    Attributes:
+        now: (E,) seconds.
+        queue_length: (E, N + 1) entries in each queue, including those that arrive after ``now``.
+        queue_time: (E, N + 1, Q) time each entry joins the queue, ascending.
+        queue_birth: (E, N + 1, Q) time the same request entered the pipeline.
+        replicas: (E, N) replica places in use.
+        replica_variant: (E, N, R) index of the variant a replica runs.
+        replica_ready: (E, N, R) time from which it serves.
+        replica_free: (E, N, R) time from which it is idle.
+        replica_retire: (E, N, R) time at which it stops taking work.
+    """
+
+    now: np.ndarray
+    queue_length: np.ndarray
+    queue_time: np.ndarray
+    queue_birth: np.ndarray
+    replicas: np.ndarray
+    replica_variant: np.ndarray
+    replica_ready: np.ndarray
+    replica_free: np.ndarray
+    replica_retire: np.ndarray
+
+
+def empty_state(environments: int, tasks: int, queue_places: int, replica_places: int) -> SimulatorState:
+    """A state without requests or replicas."""
+    queues = (environments, tasks + 1, queue_places)
+    replicas = (environments, tasks, replica_places)
+    return SimulatorState(
+        now=np.zeros(environments),
+        queue_length=np.zeros(queues[:2], dtype=np.int64),
+        queue_time=np.zeros(queues),
+        queue_birth=np.zeros(queues),
+        replicas=np.zeros(replicas[:2], dtype=np.int64),
+        replica_variant=np.zeros(replicas, dtype=np.int64),
+        replica_ready=np.zeros(replicas),
+        replica_free=np.zeros(replicas),
+        replica_retire=np.zeros(replicas),
+    )
+
+
+@cache
+def service_factors(parameters: SimulationParameters) -> np.ndarray:
+    """(K,) equally likely factors on service times, of mean 1: the midpoints of K quantiles of their distribution.
+
+    Drawing one of them is cheaper than drawing a normal and taking its exponential.
+    """
+    shares = (np.arange(QUANTILES) + 0.5) / QUANTILES
+    if parameters.service_distribution == "exponential":
+        factors = -np.log1p(-shares)
+    elif parameters.service_noise > 0.0:
+        factors = np.exp(parameters.service_noise * ndtri(shares))
+    else:
+        return np.ones(1)
+    return factors / factors.mean()
 
 
 class Simulator:
@@ -178,3 +246,72 @@ class Simulator:
                 f"a queue of pipeline {self.pipeline.name!r} is full ({self._state.queue_time.shape[2]} requests); "
                 f"create the simulator with max_rate above {self.max_rate}"
             )
+
+
+class SimulatedBackend:
+    """The simulator as a backend of the control loop.
+
+    Args:
+        pipeline: the simulated pipeline.
+        parameters: behaviour of the device.
+        history: (H,) counts per second before the first decision.
+        counts: (T,) counts per second from the first decision on.
+        configuration: runs at the start, with all replicas ready.
+        seed: of arrivals and service noise.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        parameters: SimulationParameters,
+        history: np.ndarray,
+        counts: np.ndarray,
+        configuration: Configuration,
+        seed: int,
+    ) -> None:
+        self._pipeline = pipeline
+        self._seconds = parameters.interval
+        self._counts = np.concatenate([history, counts]).astype(np.int64)
+        self._now = len(history)
+        self._simulator = Simulator(pipeline, parameters, 1, int(self._counts.max(initial=1)), seed, True)
+        self._simulator.reset(configuration)
+        self.configuration = configuration
+        rows = as_array(configuration)
+        self._task_latency = profiled_service_time(pipeline, rows)
+        self._ready_throughput = profiled_throughput(pipeline, rows)
+        self._queue = np.zeros(len(rows))
+
+    def observe(self) -> Observation:
+        """State of the simulated device, including the coming load."""
+        last = self._counts[max(self._now - self._seconds, 0) : self._now]
+        return Observation(
+            history=self._counts[max(self._now - HISTORY_SECONDS, 0) : self._now],
+            available_cores=float(self._pipeline.capacity),
+            configuration=self.configuration,
+            task_latency=self._task_latency,
+            ready_throughput=self._ready_throughput,
+            queue=self._queue,
+            incoming_load=float(last.mean()) if len(last) else 0.0,
+            coming_load=float(future_maximum(self._counts, np.array([self._now]))[0]),
+        )
+
+    def apply(self, configuration: Configuration) -> None:
+        """Run ``configuration`` from now on."""
+        self.configuration = configuration
+
+    def wait(self) -> Interval:
+        """Simulate one interval."""
+        interval = self._simulator.step(as_array(self.configuration)[None], self._window()[None])
+        self._task_latency, self._ready_throughput = interval.task_latency[0], interval.ready_throughput[0]
+        self._queue = interval.queue[0]
+        self._now += self._seconds
+        return interval
+
+    def _window(self) -> np.ndarray:
+        window = self._counts[self._now : self._now + self._seconds]
+        if len(window) < self._seconds:
+            raise ValueError(
+                f"the workload ends at {len(self._counts)} s, within the interval that begins at {self._now} s; "
+                "run fewer decisions or provide a longer workload"
+            )
+        return window

@@ -11,14 +11,14 @@ import pandas as pd
 from opd.workload.forecast import (
     BIN_SECONDS,
     HALF_REQUEST,
+    HISTORY_SECONDS,
     Forecaster,
     ForecastParameters,
+    RecentMaximum,
     standardise_level,
     window_features,
 )
-from opd.workload.load import HISTORY_SECONDS, RecentMaximum
-from opd.workload.trace import Split, Trace
-from opd.workload.windows import Windows, windows
+from opd.workload.trace import Split, Trace, Windows, windows
 
 
 def smape(target: np.ndarray, prediction: np.ndarray) -> float:

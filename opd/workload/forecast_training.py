@@ -27,8 +27,7 @@ from opd.workload.forecast import (
     standardise_level,
     window_features,
 )
-from opd.workload.trace import Trace
-from opd.workload.windows import windows
+from opd.workload.trace import Trace, windows
 
 
 class ForecastModule(pl.LightningModule):

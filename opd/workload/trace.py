@@ -1,39 +1,34 @@
-"""Traces of requests per second and their splits.
+"""Traces of requests per second, their splits, and the stretches that forecasts, training and evaluation use.
 
 A :class:`Trace` counts the requests of every second. Seconds that were not recorded are dropped: the counts are one
 contiguous array, indexed by *position*. Each entry keeps its *raw index*, the second since the start of the recording,
-by which cycles are named.
+by which evaluation cycles are named.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import os
-import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from opd.host.paths import package_path, project_path
+from opd.workload.forecast import HISTORY_SECONDS, HORIZON_SECONDS, RecentMaximum, future_maximum
+from opd.workload.trace_files import TraceError, read_recording
 
 DAY_SECONDS = 86_400
 MIN_SECONDS = 6 * 3600
 MAX_GAP_SECONDS = 3600
-SYNTHETIC_FILE = ("workload", "synthetic_trace.parquet")
-TWITTER_FILE = ("data", "twitter_workload.tbz2")
-TWITTER_VARIABLE = "OPD_TWITTER_TRACE"
-TWITTER_MD5 = "a690a358cc1ab2bae5cb401c5049e116"
+CYCLE_SECONDS = 1200
+"""Length of one evaluation cycle (Sec. VI-B)."""
 
 Split = Literal["train", "validation", "test"]
 
-
-class TraceError(ValueError):
-    """A trace cannot be read or used; the message names the value, its place, the limit and the remedy."""
+Predict = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(M,) forecasts in requests/s, from counts (T,) and the positions (M,) up to which they are known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,113 +138,225 @@ def load_trace(source: str | Path, damping: int = 1) -> Trace:
         TraceError: if the content is not a usable trace.
         FileNotFoundError: if the file is missing.
     """
-    if source == "synthetic":
-        recorded = _counts_of_table(pd.read_parquet(package_path(*SYNTHETIC_FILE)), "synthetic")
-        return Trace("synthetic", recorded, np.arange(len(recorded)), damping, is_synthetic=True)
-    if source == "twitter":
-        raw = _read_twitter(_twitter_path())
-        recorded_at = np.flatnonzero(raw)  # zeros are seconds that the recorder missed
-        return Trace("twitter", raw[recorded_at], recorded_at, damping)
-    path = _user_path(source)
-    table = _read_table(path)
-    recorded = _counts_of_table(table, path.name)
-    return Trace(path.name, recorded, _seconds_of_table(table, path.name), damping)
+    name, recorded, raw_index = read_recording(source)
+    return Trace(name, recorded, raw_index, damping, is_synthetic=source == "synthetic")
 
 
-def _twitter_path() -> Path:
-    variable = os.environ.get(TWITTER_VARIABLE)
-    path = Path(variable).expanduser() if variable else project_path(*TWITTER_FILE)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"the Twitter trace is not at {path}; fetch it with `dvc update data/twitter_workload.tbz2.dvc` (or "
-            f"`dvc pull` from a DVC remote that has it), or set the environment variable {TWITTER_VARIABLE} to the "
-            "path of a copy"
-        )
-    return path
+# ---------------------------------------------------------------------------------------- forecasts and decisions
 
 
-def _read_twitter(path: Path) -> np.ndarray:
-    content = path.read_bytes()
-    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if digest != TWITTER_MD5:
+class Windows(NamedTuple):
+    """Where N forecasts are made in a trace, and the load that they should have predicted.
+
+    Attributes:
+        ends: (N,) positions of the first second that a forecast does not know.
+        target: (N,) largest count of the ``HORIZON_SECONDS`` from there on.
+    """
+
+    ends: np.ndarray
+    target: np.ndarray
+
+
+def windows(trace: Trace, split: Split, stride: int = 10, last: int = 0) -> Windows:
+    """Windows with history and horizon inside a split, every ``stride`` seconds; only the ``last`` ones if positive."""
+    positions = trace.split(split)
+    ends = np.arange(positions.start + HISTORY_SECONDS, positions.stop - HORIZON_SECONDS + 1, stride)[-last:]
+    return Windows(ends, future_maximum(trace.counts, ends))
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Counts per second with their forecasts, on the grid of decisions.
+
+    Attributes:
+        counts: (T,) requests per second.
+        forecasts: (T // interval + 1,) predicted load at second ``interval * j``, requests/s.
+        interval: seconds between two decisions.
+    """
+
+    counts: np.ndarray
+    forecasts: np.ndarray
+    interval: int
+
+    @property
+    def decisions(self) -> int:
+        """Number of whole intervals."""
+        return len(self.counts) // self.interval
+
+    @classmethod
+    def of(cls, trace: Trace, split: Split, interval: int, predict: Predict) -> Workload:
+        """Make the workload of one split of a trace.
+
+        Args:
+            trace: counts per second.
+            split: ``train``, ``validation`` or ``test``.
+            interval: seconds between two decisions.
+            predict: makes the forecasts, for instance ``Forecaster.predict_many``.
+        """
+        counts = trace.counts[trace.split(split)]
+        ends = np.arange(0, len(counts) + 1, interval)
+        forecasts = np.zeros(len(ends))
+        forecasts[1:] = predict(counts, ends[1:])
+        return cls(counts, forecasts, interval)
+
+    @classmethod
+    def bundled(cls, interval: int) -> Workload:
+        """Make the default workload of the environments.
+
+        It is the training split of the bundled synthetic trace at damping 8, with the maximum of the last 20 s as the
+        forecast.
+        """
+        return cls.of(load_trace("synthetic", damping=8), "train", interval, RecentMaximum().predict_many)
+
+    def windows(self, decisions: np.ndarray) -> np.ndarray:
+        """(E, interval) counts of the intervals that begin at ``decisions`` (E,)."""
+        return self.counts[decisions[:, None] * self.interval + np.arange(self.interval)]
+
+    def perfect_forecasts(self, decisions: np.ndarray) -> np.ndarray:
+        """(E,) target of a forecast made at ``decisions`` (E,): the largest load of the next 20 s in requests/s."""
+        return future_maximum(self.counts, decisions * self.interval)
+
+
+# -------------------------------------------------------------------------------------------------- cycles and bursts
+
+
+class Cycle(NamedTuple):
+    """A stretch of :data:`CYCLE_SECONDS` of a trace: its name and the raw index of its first second."""
+
+    name: str
+    start: int
+
+
+TWITTER_CYCLES = (
+    Cycle("steady-low", 1_299_600),
+    Cycle("fluctuating", 1_301_160),
+    Cycle("steady-high", 1_768_260),
+)
+"""The three workloads of Figs. 4 and 5 on the Twitter trace, all in its test split."""
+
+
+def cycle_counts(trace: Trace, cycle: Cycle) -> np.ndarray:
+    """(1200,) counts of a cycle, after damping."""
+    start = trace.position(cycle.start)
+    return trace.counts[start : start + CYCLE_SECONDS]
+
+
+def cycle_from_start(trace: Trace, raw_start: int) -> Cycle:
+    """The cycle that starts at second ``raw_start`` of the recording, named after it; recording gaps are skipped.
+
+    Raises:
+        TraceError: if that second was not recorded, or 120 s of history or 1200 s of load are missing.
+    """
+    position = trace.position(raw_start)
+    last = len(trace.recorded) - CYCLE_SECONDS
+    if not HISTORY_SECONDS <= position <= last:
         raise TraceError(
-            f"{path} has the MD5 sum {digest}, but the Twitter trace has {TWITTER_MD5}; fetch it again with "
-            f"`dvc update data/twitter_workload.tbz2.dvc`, or set {TWITTER_VARIABLE} to the path of an intact copy"
+            f"trace {trace.name!r}: a cycle from second {raw_start} needs {HISTORY_SECONDS} s of history and "
+            f"{CYCLE_SECONDS} s of load; start between seconds {trace.raw_index[HISTORY_SECONDS]} and "
+            f"{trace.raw_index[last]}"
         )
-    with tarfile.open(fileobj=io.BytesIO(content), mode="r:bz2") as archive:
-        member = archive.extractfile("workload.txt")
-        assert member is not None  # guaranteed by the digest
-        return np.fromstring(member.read().decode(), dtype=np.int64, sep=" ")
+    return Cycle(f"from-{raw_start}", int(raw_start))
 
 
-def _user_path(source: str | Path) -> Path:
-    path = Path(source).expanduser()
-    if not path.exists():
-        path = project_path(str(path))
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"trace {str(source)!r} is neither synthetic, twitter nor an existing file; "
-            "give the path of a CSV or Parquet file with one count of requests per second"
-        )
-    return path
+def evaluation_cycles(trace: Trace, extra: int = 9) -> list[Cycle]:
+    """The paper's three workloads, then ``extra`` more cycles spread evenly over the test split.
+
+    The three are known for the Twitter trace; :func:`characteristic_cycles` chooses them for any other. No two cycles
+    overlap, and no further cycle or its history touches a recording gap. The damping makes no difference.
+
+    Raises:
+        TraceError: if the test split is too short for so many cycles.
+    """
+    chosen = list(TWITTER_CYCLES) if trace.name == "twitter" else characteristic_cycles(trace)
+    positions = [trace.position(cycle.start) for cycle in chosen]
+    candidates = _candidate_positions(trace)
+    test = trace.split("test")
+    for number in range(extra):
+        middle = test.start + (number + 0.5) / extra * (test.stop - test.start) - CYCLE_SECONDS / 2
+        free = candidates[_apart(candidates, positions)]
+        if not len(free):
+            raise TraceError(
+                f"trace {trace.name!r}: only {number} of {extra} further cycles fit into the test split of "
+                f"{test.stop - test.start} s; lower their number to {number} or provide a longer recording"
+            )
+        positions.append(int(free[np.abs(free - middle).argmin()]))
+        chosen.append(Cycle(f"spread-{number + 1:02d}", int(trace.raw_index[positions[-1]])))
+    return chosen
 
 
-def _read_table(path: Path) -> pd.DataFrame:
-    suffix = path.suffix.lower()
-    if suffix not in (".csv", ".parquet"):
-        raise TraceError(f"trace {path.name!r} ends in {suffix!r}; only .csv and .parquet files can be read")
-    try:
-        if suffix == ".parquet":
-            return pd.read_parquet(path)
-        table = pd.read_csv(path)
-        # In a file of bare numbers, the first count must not be read as a header.
-        return pd.read_csv(path, header=None) if _is_number(table.columns[0]) else table
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError, ValueError) as error:
-        raise TraceError(
-            f"trace {path.name!r} cannot be read as {suffix[1:]}: {error}; write one count per line or row"
-        ) from error
+def characteristic_cycles(trace: Trace) -> list[Cycle]:
+    """A steady low, a fluctuating and a steady high cycle of the test split, in this order.
+
+    A candidate starts at every minute of the split. Its level is its mean load; its variation is the standard
+    deviation of its ten-second means, divided by the level. Steady low varies least among the lowest fifth by level;
+    steady high varies least among the highest fiftieth of those that do not overlap it. Fluctuating has the largest
+    total movement of one-minute means among the rest: bursts begin and end inside it.
+
+    Raises:
+        TraceError: if the test split has no room for three such cycles.
+    """
+    candidates = _candidate_positions(trace)
+    total = np.concatenate([[0], np.cumsum(trace.recorded)])
+    edges = candidates[:, None] + np.arange(0, CYCLE_SECONDS + 1, 10)
+    tens = np.diff(total[edges], axis=1) / 10.0
+    level = tens.mean(axis=1)
+    variation = tens.std(axis=1) / np.maximum(level, 1e-9)
+    minutes = tens.reshape(len(candidates), -1, 6).mean(axis=2)
+    movement = np.abs(np.diff(minutes, axis=1)).sum(axis=1)
+
+    chosen: dict[str, int] = {}
+    for name, rank, share, penalty in (
+        ("steady-low", level, 0.20, variation),
+        ("steady-high", -level, 0.02, variation),
+        ("fluctuating", level, 1.0, -movement),
+    ):
+        free = _apart(candidates, list(chosen.values()))
+        if not free.any():
+            raise TraceError(
+                f"trace {trace.name!r}: the test split has no {name} cycle of {CYCLE_SECONDS} s apart from the others; "
+                "provide a longer recording or give the start of every cycle"
+            )
+        eligible = free & (rank <= np.quantile(rank[free], share))
+        chosen[name] = int(candidates[np.where(eligible, penalty, np.inf).argmin()])
+    order = ("steady-low", "fluctuating", "steady-high")
+    return [Cycle(name, int(trace.raw_index[chosen[name]])) for name in order]
 
 
-def _is_number(text: object) -> bool:
-    try:
-        float(str(text))
-    except ValueError:
-        return False
-    return True
+def _candidate_positions(trace: Trace) -> np.ndarray:
+    """Positions, a minute apart, where a cycle and its history fit into the test split without a gap."""
+    test = trace.split("test")
+    starts = np.arange(test.start + HISTORY_SECONDS, test.stop - CYCLE_SECONDS + 1, 60)
+    span = trace.raw_index[starts + CYCLE_SECONDS - 1] - trace.raw_index[starts - HISTORY_SECONDS]
+    return starts[span == CYCLE_SECONDS + HISTORY_SECONDS - 1]
 
 
-def _counts_of_table(table: pd.DataFrame, name: str) -> np.ndarray:
-    columns = [column for column in table.columns if column != "timestamp"]
-    column = "count" if "count" in columns else columns[0] if len(columns) == 1 else None
-    if column is None:
-        raise TraceError(f"trace {name!r} has the columns {list(table.columns)}; name the requests per second 'count'")
-    values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=float, na_value=np.nan)
-    valid = np.isfinite(values) & (values >= 0) & (values == np.floor(values)) & (values < 2**31)
-    if not valid.all():
-        row = int(np.argmin(valid))
-        raise TraceError(
-            f"trace {name!r}: count {table[column].iloc[row]!r} in row {row} (the first is row 0) is not a whole "
-            "number of at least 0; counts are requests in one second: correct it, or drop the row and add a column "
-            "'timestamp'"
-        )
-    return values.astype(np.int64)
+def _apart(candidates: np.ndarray, taken: list[int]) -> np.ndarray:
+    """(P,) true for candidate positions whose cycle overlaps none of those that start at ``taken``."""
+    distance = np.abs(candidates[:, None] - np.array(taken, dtype=np.int64)[None, :])
+    return np.all(distance >= CYCLE_SECONDS, axis=1)
 
 
-def _seconds_of_table(table: pd.DataFrame, name: str) -> np.ndarray:
-    if "timestamp" not in table.columns:
-        return np.arange(len(table))
-    column = table["timestamp"]
-    if pd.api.types.is_numeric_dtype(column):
-        seconds = column.to_numpy(dtype=float, na_value=np.nan)
-    else:
-        dates = pd.to_datetime(column, errors="coerce", utc=True)
-        seconds = ((dates - dates.iloc[0]) / pd.Timedelta(seconds=1)).to_numpy()
-    steps = np.diff(seconds)
-    wrong = ~((steps >= 1) & (steps == np.floor(steps)))
-    if wrong.any():
-        row = int(wrong.argmax()) + 1
-        raise TraceError(
-            f"trace {name!r}: timestamp {column.iloc[row]!r} in row {row} does not lie a whole number of seconds after "
-            f"{column.iloc[row - 1]!r}; sort the rows by time and sum the requests of each second"
-        )
-    return np.concatenate([[0], np.cumsum(steps)]).astype(np.int64)
+def burst_starts(trace: Trace, split: Split, rise: float = 0.6) -> np.ndarray:
+    """Onsets of bursts, which training samples more often than they occur.
+
+    The load is averaged over ten seconds. A burst begins where it exceeds the median of the preceding five minutes by
+    more than the fraction ``rise`` and stays above that threshold for a minute. It ends, and another can begin, when
+    the load is back below the threshold. Jumps across a recording gap do not count.
+
+    Args:
+        trace: the trace; its damping does not matter.
+        split: ``train``, ``validation`` or ``test``.
+        rise: relative rise that makes a burst.
+
+    Returns:
+        (B,) positions of the onsets, increasing; each has 300 s before and 60 s after it in the split.
+    """
+    positions = trace.split(split)
+    counts = trace.recorded[positions]
+    tens = pd.Series(counts[: len(counts) // 10 * 10].reshape(-1, 10).mean(axis=1))
+    usual = tens.rolling(30).median().shift(1)
+    sustained = tens[::-1].rolling(6).min()[::-1]
+    high = (sustained > (1.0 + rise) * np.maximum(usual, 0.5)).to_numpy()
+    onsets = positions.start + 10 * (np.flatnonzero(high[1:] & ~high[:-1]) + 1)
+    span = trace.raw_index[onsets + 59] - trace.raw_index[onsets - 300]
+    return onsets[span == 359]

@@ -19,7 +19,7 @@ from opd.agent.ppo import CHECKPOINT, PPOTrainer, ppo_loss, read_metrics, train
 from opd.agent.problem import ExpertMode, Problem, TrainingParameters
 from opd.agent.rollout import Samples, Validation
 from opd.pipeline import Pipeline, StageConfiguration, Task, Variant, as_array
-from opd.simulator.vector_environment import PipelineVectorEnv
+from opd.simulator.environment import PipelineVectorEnv
 
 # --- the loss --------------------------------------------------------------------------------------------------------
 

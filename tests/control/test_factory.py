@@ -15,10 +15,9 @@ from opd.agent.deployed import Agent
 from opd.control import DEPLOYABLE_POLICIES, POLICIES
 from opd.control.factory import agent_policy, build_policy
 from opd.control.policies import TRAINED_LOAD_SHARE
-from opd.measurement import Observation, idle_observation
+from opd.measurement import Observation, SimulationParameters, idle_observation
 from opd.objective import Weights
 from opd.pipeline import Pipeline
-from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters, ipa_dynamic_program, myopic
 
 

@@ -1,4 +1,4 @@
-"""Deciding needs no training library and no figures."""
+"""Deciding needs no training library, no environment and no figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 pytestmark = pytest.mark.processes
 
-HEAVY = {"torch", "pytorch_lightning", "matplotlib", "seaborn"}
+HEAVY = {"torch", "pytorch_lightning", "matplotlib", "seaborn", "gymnasium"}
 
 
 def loaded_by(modules: str) -> set[str]:
@@ -19,10 +19,9 @@ def loaded_by(modules: str) -> set[str]:
     return {name.partition(".")[0] for name in done.stdout.split()}
 
 
-def test_the_loop_and_its_policies_load_neither_a_training_library_nor_an_environment():
-    modules = "opd.control.loop, opd.control.policies, opd.workload.forecast, opd.agent.deployed"
-    assert not loaded_by(modules) & {*HEAVY, "gymnasium"}
-
-
-def test_the_policy_factory_loads_no_training_library():
-    assert not loaded_by("opd.control.factory") & HEAVY
+@pytest.mark.parametrize(
+    "modules",
+    ["opd.control.loop, opd.control.policies, opd.workload.forecast, opd.agent.deployed", "opd.control.factory"],
+)
+def test_deciding_loads_neither_a_training_library_nor_an_environment(modules: str):
+    assert not loaded_by(modules) & HEAVY

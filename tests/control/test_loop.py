@@ -16,11 +16,11 @@ from opd.control import loop as control
 from opd.control.factory import agent_policy
 from opd.control.loop import ApplyError, Guard, ObservationError, run
 from opd.control.policies import TRAINED_LOAD_SHARE, AgentPolicy, GreedyPolicy, Policy
+from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import InfeasibleError, as_array
-from opd.simulator.backend import SimulatedBackend
-from opd.simulator.parameters import SimulationParameters
-from opd.simulator.vector_environment import PipelineVectorEnv
+from opd.simulator.environment import PipelineVectorEnv
+from opd.simulator.simulator import SimulatedBackend
 
 WEIGHTS = Weights()
 QUIET = SimulationParameters(service_noise=0.0)

@@ -17,11 +17,11 @@ from opd.live.replay import replay
 from opd.live.runs import SchedulePolicy, configurations_from, run_live
 from opd.live.summaries import count_changes, summarise_run
 from opd.live.traffic import Traffic
+from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import StageConfiguration
 from opd.profiling.catalogue import load_pipeline
 from opd.serving.local import LocalBackend
-from opd.simulator.parameters import SimulationParameters
 
 pytestmark = pytest.mark.processes
 

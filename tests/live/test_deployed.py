@@ -17,10 +17,10 @@ from opd.live.runs import SchedulePolicy, configurations_from, run_live
 from opd.live.site import LiveSite
 from opd.live.summaries import summarise_run
 from opd.live.traffic import Traffic
+from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.serving.monitoring.scraper import Scraper
 from opd.serving.monitoring.source import MonitoringError
-from opd.simulator.parameters import SimulationParameters
 
 pytestmark = pytest.mark.processes
 

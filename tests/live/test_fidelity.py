@@ -10,7 +10,7 @@ from small_pipelines import ocr_pipeline
 from opd.live.calibration import covering_configurations, with_served_latencies
 from opd.live.fidelity import measured_performance, predict
 from opd.live.runs import configurations_from
-from opd.simulator.parameters import SimulationParameters
+from opd.measurement import SimulationParameters
 
 
 def test_predicted_latency_without_queueing_is_the_service_time():

@@ -17,8 +17,7 @@ from opd.live.runs import SchedulePolicy
 from opd.live.site import LiveSite
 from opd.live.summaries import count_changes, live_timeline, summarise_run
 from opd.live.traffic import most_varied_window
-from opd.measurement import unmeasured
-from opd.simulator.parameters import SimulationParameters
+from opd.measurement import SimulationParameters, unmeasured
 
 # Traffic and decisions
 

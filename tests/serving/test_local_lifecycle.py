@@ -14,6 +14,7 @@ from deadlines import PATIENCE, eventually, terminating, within
 from small_pipelines import stages
 from tiny_local import BROKEN, FAST, INITIAL, PARAMETERS, SLOW, queue_status, tiny_pipeline
 
+from opd.measurement import SimulationParameters
 from opd.serving import local, processes
 from opd.serving.client import Client
 from opd.serving.local import LocalBackend
@@ -22,7 +23,6 @@ from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE
 from opd.serving.monitoring.source import MonitoringError
 from opd.serving.processes import StartError
 from opd.serving.settings import StageSettings
-from opd.simulator.parameters import SimulationParameters
 
 pytestmark = pytest.mark.processes
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtual_time import run
 
+from opd.measurement import SimulationParameters
 from opd.pipeline import (
     Pipeline,
     StageConfiguration,
@@ -25,7 +26,6 @@ from opd.serving.protocol import (
 )
 from opd.serving.settings import StageSettings
 from opd.serving.stage_queue import ReplicaEndpoint, StageQueue
-from opd.simulator.parameters import SimulationParameters
 from opd.simulator.simulator import Simulator
 
 SERVICE = {1: 0.1, 2: 0.15, 4: 0.25}

@@ -8,8 +8,8 @@ import numpy as np
 from small_pipelines import stages
 from small_queues import assert_equal, make_pipeline, make_task
 
+from opd.measurement import SimulationParameters
 from opd.pipeline import Configuration, Pipeline, Task, Variant, as_array
-from opd.simulator.parameters import SimulationParameters
 from opd.simulator.simulator import Simulator
 
 

@@ -10,10 +10,9 @@ from scipy import stats
 from small_pipelines import stages
 from small_queues import make_pipeline, make_task
 
-from opd.measurement import Interval
+from opd.measurement import Interval, SimulationParameters
 from opd.pipeline import Configuration, Pipeline, as_array
-from opd.simulator.parameters import SimulationParameters, service_factors
-from opd.simulator.simulator import Simulator
+from opd.simulator.simulator import Simulator, service_factors
 
 
 def steady_state(

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from small_pipelines import stages
 from small_queues import assert_equal, inside, make_pipeline
 
-from opd.measurement import Interval
+from opd.measurement import Interval, SimulationParameters
 from opd.pipeline import Configuration, Pipeline, Task, Variant, as_array
-from opd.simulator.parameters import SimulationParameters
 from opd.simulator.simulator import Simulator
 from opd.study.benchmarks.peer_simpy import IntervalRecord, ReferenceSimulator
 

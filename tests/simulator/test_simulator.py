@@ -12,9 +12,8 @@ from scipy import stats
 from small_pipelines import stages
 from small_queues import assert_equal, inside, make_pipeline, make_task
 
-from opd.measurement import Interval
+from opd.measurement import Interval, SimulationParameters
 from opd.pipeline import InfeasibleError, Pipeline, as_array
-from opd.simulator.parameters import SimulationParameters
 from opd.simulator.simulator import Simulator
 
 INERT = SimulationParameters(batch_timeout=100.0, drop_after=100.0)

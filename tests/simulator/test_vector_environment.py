@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-
 import gymnasium
 import numpy as np
 import pytest
@@ -13,12 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_pipelines import ocr_pipeline, pipelines, steady_workload, varying_workload
 
-import opd.simulator.vector_environment
-from opd.measurement import Score, state_names
+from opd.measurement import Score, SimulationParameters, state_names
 from opd.objective import Weights
-from opd.simulator.environment import PipelineEnv
-from opd.simulator.parameters import SimulationParameters
-from opd.simulator.vector_environment import PipelineVectorEnv
+from opd.simulator.environment import PipelineEnv, PipelineVectorEnv
 
 WEIGHTS = Weights(alpha=10.0, beta=0.5, gamma=0.25, delta=0.125, cost_weight=0.75, batch_weight=0.0625)
 QUIET = SimulationParameters(service_noise=0.0)
@@ -120,12 +115,6 @@ def test_gymnasium_makes_a_batch_of_the_registered_environment(mode):
         assert rewards.shape == terminated.shape == truncated.shape == (32,)
         assert np.isfinite(rewards).all() and not terminated.any()
     made.close()
-
-
-def test_the_example_in_the_documentation_works():
-    results = doctest.testmod(opd.simulator.vector_environment)
-    assert results.attempted > 0
-    assert results.failed == 0
 
 
 @settings(max_examples=10)

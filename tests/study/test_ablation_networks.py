@@ -21,7 +21,7 @@ from opd.agent.ppo import train
 from opd.agent.rollout import training_reward
 from opd.measurement import running_configurations, state_names
 from opd.pipeline import as_array, to_choices
-from opd.simulator.actions import admit
+from opd.simulator.environment import admit
 from opd.study.analysis.ablation_networks import (
     AblatedTrainer,
     IndependentNetwork,

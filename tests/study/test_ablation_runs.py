@@ -54,9 +54,8 @@ from opd.study.analysis.ablations import (
     with_forecast,
 )
 from opd.study.evaluation.cycles import Setting, run_cycle
-from opd.workload.cycles import Cycle, cycle_counts
-from opd.workload.load import RecentMaximum, future_maximum
-from opd.workload.trace import Trace
+from opd.workload.forecast import RecentMaximum, future_maximum
+from opd.workload.trace import Cycle, Trace, cycle_counts
 
 TRACE = Trace("small", np.tile(varying_workload().counts, 12), np.arange(24_000))
 CYCLES = [Cycle("first", 16_500), Cycle("second", 18_060)]
@@ -304,6 +303,6 @@ def test_several_processes_find_the_same(finished):
     pd.testing.assert_frame_equal(parallel, rows[rows["variant"].isin(variants)].reset_index(drop=True))
 
 
-def test_a_variant_that_is_not_there_is_refused(tmp_path):
+def test_an_unknown_variant_is_refused(tmp_path):
     with pytest.raises(ValueError, match="unknown variants \\['no-luck'\\]; there are agent, "):
         measure_ablations(small_study(tmp_path), variants=("agent", "no-luck"))

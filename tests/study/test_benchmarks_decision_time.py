@@ -19,7 +19,7 @@ from opd.study.benchmarks.decision_time import GUROBI, growth
 from opd.study.benchmarks.peer_gurobi import GurobiPolicy, GurobiUnavailable, ipa_gurobi
 from opd.study.benchmarks.plots_decision_time import plot_decision_times
 from opd.study.evaluation.decision_time import Decided
-from opd.workload.load import RecentMaximum
+from opd.workload.forecast import RecentMaximum
 
 SIZES = ((2, 5), (3, 6))
 DECISIONS = 6

@@ -56,7 +56,7 @@ def test_every_table_and_figure_has_content(results):
         assert path.stat().st_size > 10_000, path.name
 
 
-def test_the_bars_follow_from_the_tables_that_are_kept(results):
+def test_the_criteria_follow_from_the_tables_that_are_kept(results):
     tables = {path.stem: pd.read_csv(path) for path in results.glob("*.csv")}
     again = pd.concat(
         [
@@ -82,12 +82,12 @@ def test_the_machine_and_the_versions_are_kept(results):
     assert all(kept[package] for package in PACKAGES)
 
 
-def test_a_package_that_is_not_there_has_no_version():
+def test_a_missing_package_has_no_version():
     described = hardware(("simpy", "no-such-package"))
     assert described["simpy"] and described["no-such-package"] is None
 
 
-def test_the_executed_copy_shows_figures_progress_and_bars(results):
+def test_the_executed_copy_shows_figures_progress_and_criteria(results):
     executed = nbformat.read(results / "executed.ipynb", as_version=4)
     outputs = {cell.id: cell.get("outputs", []) for cell in executed.cells}
     for name in ("simulator", "training", "decision"):

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from opd.measurement import SimulationParameters
 from opd.pipeline import Pipeline, StageConfiguration, Task, Variant, as_array
-from opd.simulator.parameters import SimulationParameters
 from opd.simulator.simulator import Simulator
 from opd.study.benchmarks import DisagreementError, criteria, environment_steps, simulated_requests
 from opd.study.benchmarks.budgets import SMOKE, SimulatorBudget
@@ -206,7 +206,7 @@ def two_cases(ratio: float) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(("ratio", "speed"), [(100.0, 50_000.0), (99.9, 49_999.0)])
-def test_the_bars_are_held_against_the_faster_model_in_simpy_and_against_whole_steps(ratio, speed):
+def test_the_criteria_compare_with_the_faster_model_in_simpy_and_with_whole_steps(ratio, speed):
     layers = [environment_steps.GYMNASIUM, environment_steps.EPISODES, environment_steps.EPISODES]
     steps = pd.DataFrame({"layer": [*layers, "simulator"], "steps_per_cpu_second": [6e4, 3e3, speed, 9e4]})
     table = criteria.simulator_criteria(two_cases(ratio), steps)
@@ -216,7 +216,7 @@ def test_the_bars_are_held_against_the_faster_model_in_simpy_and_against_whole_s
     assert "video, one" in table["bar"][0] and "50,000" in table["bar"][2]
 
 
-def test_the_figure_shows_every_simulator_and_both_bars(requests, steps, parts):
+def test_the_figure_shows_every_simulator_and_both_criteria(requests, steps, parts):
     figure = plot_simulator(requests, steps, parts)
     bars, lines, profile = figure.axes
     labels = bars.get_legend_handles_labels()[1]

@@ -18,8 +18,7 @@ from opd.agent.network import ActorCritic
 from opd.agent.ppo import train
 from opd.agent.rollout import Validation, validate
 from opd.pipeline import as_array, as_configuration, from_choices
-from opd.simulator.environment import PipelineEnv
-from opd.simulator.vector_environment import PipelineVectorEnv
+from opd.simulator.environment import PipelineEnv, PipelineVectorEnv
 from opd.study.benchmarks.budgets import SMOKE
 from opd.study.benchmarks.criteria import training_criteria
 from opd.study.benchmarks.peer_environments import EPISODE_LENGTH, StageActions
@@ -172,7 +171,7 @@ def test_environments_stepped_together_are_those_of_gymnasium(peer):
 
 
 @pytest.mark.parametrize("peer", (*PEERS, *BATCHED))
-def test_the_copy_of_a_peer_decides_as_the_library_does_and_is_no_longer_trained(peer):
+def test_the_copy_of_a_peer_decides_like_the_library_and_is_not_trained_further(peer):
     problem = small_problem()
     copies = []
     train_peer(peer, problem, PARAMETERS, 0, lambda steps, copy: copies.append((steps, copy())))
@@ -200,7 +199,7 @@ def test_a_peer_sees_what_vec_normalize_shows_it_and_has_a_network_like_ours(pee
         assert hidden[0].weight.shape == ours.context.weight.shape == ours.critic[0].weight.shape
 
 
-def test_a_peer_that_is_not_there_is_refused():
+def test_an_unknown_peer_is_refused():
     with pytest.raises(ValueError, match="'a2c' is not one of"):
         build_model("a2c", environments("ppo", small_problem(), PARAMETERS), PARAMETERS, 0)
 
@@ -260,7 +259,7 @@ def test_the_summary_of_known_runs():
     assert (ppo["final_reward"], ppo["final_reward_min"], ppo["final_reward_max"]) == (8.5, 8.0, 9.0)
 
 
-def test_the_bars_are_those_of_the_seed_that_compares_worst():
+def test_the_criteria_are_those_of_the_worst_seed():
     runs = [
         run_of("agent", 0, [0.0, 1.0], [9.0, 9.0], 11.0),
         run_of("agent", 1, [0.0, 1.0], [9.0, 9.0], 12.0),
@@ -297,7 +296,7 @@ def test_everything_is_trained_measured_and_drawn():
     assert labels == [*(STYLES[name].label for name in METHODS), "myopic (exact) solver"]
 
 
-def test_a_method_that_is_not_there_is_refused():
+def test_an_unknown_method_is_refused():
     benchmark = with_test_days(small_problem(), varying_workload(), np.array([50]), PARAMETERS, SMOKE.training)
     with pytest.raises(ValueError, match="unknown methods \\['a2c'\\]"):
         run_benchmark(benchmark, SMOKE.training, ("agent", "a2c"))

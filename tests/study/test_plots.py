@@ -59,7 +59,7 @@ def closes_figures():
     assert plt.get_fignums() == []
 
 
-def test_policies_are_told_apart():
+def test_policies_have_different_styles():
     styles = [policy_style(policy) for policy in (*BASELINES, "agent", "agent-frugal")]
     for looks in zip(*styles, strict=True):
         assert len(set(looks)) == len(styles)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from small_pipelines import varying_workload
 
 from opd.agent.problem import Problem, TrainingParameters
+from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import Pipeline, Task, Variant
-from opd.simulator.parameters import SimulationParameters
 from opd.study.evaluation.cycles import COLUMNS, LOADS, shown_cycles
 from opd.study.evaluation.training import training_summary, validation_references
 from opd.study.report.criteria import criteria, cycles_with_more_drops

@@ -42,8 +42,8 @@ from opd.study.analysis.robustness_findings import (
 )
 from opd.study.analysis.robustness_runs import COLUMNS, IPA, POLICIES, evaluate_robustness, trained_agents
 from opd.study.evaluation.cycles import cycle_summary, run_cycle
-from opd.workload.cycles import Cycle, cycle_counts
-from opd.workload.load import RecentMaximum
+from opd.workload.forecast import RecentMaximum
+from opd.workload.trace import Cycle, cycle_counts
 
 OBSERVATION = Observation(
     np.full(120, 4), 8.0, ocr_pipeline().smallest_configuration(), np.ones(2), np.ones(2), np.zeros(2), 4.0
@@ -223,7 +223,7 @@ def test_as_trained_is_what_the_evaluation_has(settings, rows):
         assert found.loc[name].to_dict() == pytest.approx({key: expected[key] for key in found.columns})
 
 
-def test_on_another_trace_agent_and_forecaster_are_those_that_were_brought(settings, rows):
+def test_on_another_trace_agent_and_forecaster_are_those_of_their_training(settings, rows):
     home, other = settings
     for variant, brought, there, cycle in (
         ("from other to home", other, home, CYCLE),
@@ -236,7 +236,7 @@ def test_on_another_trace_agent_and_forecaster_are_those_that_were_brought(setti
             assert found.loc[name, "reward"] == pytest.approx(cycle_summary(steps)["reward"])
 
 
-def test_without_a_forecast_the_recent_maximum_stands_in(rows):
+def test_without_a_forecast_the_recent_maximum_is_used(rows):
     # It is the home forecaster, so that nothing changes but for the count.
     fallbacks = rows.set_index(["world", "variant"])["fallbacks"]
     pd.testing.assert_frame_equal(of(rows, FORECASTER_FAILS, "says NaN"), of(rows, AS_TRAINED, "home"))
@@ -244,7 +244,7 @@ def test_without_a_forecast_the_recent_maximum_stands_in(rows):
     assert fallbacks.sum() == 120 * len(POLICIES)
 
 
-def test_a_factor_is_told_where_there_is_one(rows):
+def test_a_factor_is_reported_where_there_is_one(rows):
     factors = rows.groupby(["world", "variant"])["factor"].unique()
     assert factors[PROFILES_WRONG, "20 % slower"].tolist() == [1.2]
     assert factors[PROFILES_WRONG, "20 % faster"].tolist() == [0.8]

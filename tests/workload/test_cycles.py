@@ -8,16 +8,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from small_traces import make_trace, steady
 
-from opd.workload.cycles import (
+from opd.workload.forecast import HISTORY_SECONDS
+from opd.workload.trace import (
     CYCLE_SECONDS,
+    DAY_SECONDS,
+    MIN_SECONDS,
     burst_starts,
     characteristic_cycles,
     cycle_counts,
     cycle_from_start,
     evaluation_cycles,
+    load_trace,
 )
-from opd.workload.load import HISTORY_SECONDS
-from opd.workload.trace import DAY_SECONDS, MIN_SECONDS, TraceError, load_trace
+from opd.workload.trace_files import TraceError
 
 
 def test_characteristic_cycles_are_found_at_their_known_places():

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from opd.host.archive import HEADER
-from opd.workload.forecast import Forecaster, ForecasterError, ForecastParameters
-from opd.workload.load import HISTORY_SECONDS
-from opd.workload.windows import windows
+from opd.workload.forecast import HISTORY_SECONDS, Forecaster, ForecasterError, ForecastParameters
+from opd.workload.trace import windows
 
 # The compiled forecast
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from opd.study.plots import workload as plots_workload
 from opd.study.report.files import write_json
+from opd.workload.forecast import HISTORY_SECONDS, future_maximum
 from opd.workload.forecast_comparison import (
     all_forecasts,
     compare_forecasts,
@@ -18,9 +19,7 @@ from opd.workload.forecast_comparison import (
     smape,
     under_prediction_rate,
 )
-from opd.workload.load import HISTORY_SECONDS, future_maximum
-from opd.workload.trace import Trace
-from opd.workload.windows import windows
+from opd.workload.trace import Trace, windows
 
 # Error measures
 

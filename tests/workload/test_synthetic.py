@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 
 from opd.workload import synthetic
-from opd.workload.cycles import burst_starts
-from opd.workload.trace import DAY_SECONDS, MIN_SECONDS, load_trace
+from opd.workload.trace import DAY_SECONDS, MIN_SECONDS, burst_starts, load_trace
 
 
 def test_the_bundled_file_is_what_the_generator_makes(bundled):

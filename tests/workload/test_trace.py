@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_traces import make_trace, steady
 
-from opd.workload.trace import DAY_SECONDS, MIN_SECONDS, TWITTER_MD5, TWITTER_VARIABLE, TraceError, load_trace
+from opd.workload.trace import DAY_SECONDS, MIN_SECONDS, load_trace
+from opd.workload.trace_files import TWITTER_MD5, TWITTER_VARIABLE, TraceError
 
 
 def test_damping_divides_every_count_and_keeps_the_recording():

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from opd.workload.load import RecentMaximum
-from opd.workload.trace import Trace
-from opd.workload.workload import Workload
+from opd.workload.forecast import RecentMaximum
+from opd.workload.trace import Trace, Workload
 
 
 def test_a_workload_is_divided_into_intervals():

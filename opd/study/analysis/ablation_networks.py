@@ -19,8 +19,7 @@ from opd.agent.network import MASKED, Action, ActorCritic, FeaturesExtractor, Re
 from opd.agent.ppo import PPOTrainer
 from opd.measurement import Interval, Score, running_configurations, state_names
 from opd.pipeline import Pipeline
-from opd.simulator.actions import action_masks, action_space, admit
-from opd.simulator.vector_environment import PipelineVectorEnv
+from opd.simulator.environment import PipelineVectorEnv, action_masks, action_space, admit
 
 
 class PlainBlock(ResidualBlock):

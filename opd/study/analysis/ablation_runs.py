@@ -34,8 +34,8 @@ from opd.study.analysis.ablations import (
     without_startup,
 )
 from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle
-from opd.workload.cycles import Cycle
-from opd.workload.load import RecentMaximum
+from opd.workload.forecast import RecentMaximum
+from opd.workload.trace import Cycle
 
 COLUMNS = ["pipeline", "variant", "seed", "cycle", "reward", "qos", "cost", "dropped", "refused"]
 

@@ -33,8 +33,8 @@ from opd.agent.problem import Problem
 from opd.control import AGENT
 from opd.pipeline import Pipeline
 from opd.study.analysis.ablation_networks import IndependentNetwork, PlainNetwork, QueuelessNetwork
-from opd.workload.load import RecentMaximum
-from opd.workload.workload import Workload
+from opd.workload.forecast import RecentMaximum
+from opd.workload.trace import Workload
 
 FORECASTS = ("lstm", "recent-maximum", "perfect")
 """The study's forecaster, the largest load of the last 20 s, and the largest of the next 20 s."""

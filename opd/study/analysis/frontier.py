@@ -30,7 +30,7 @@ from opd.pipeline import Pipeline
 from opd.solvers import IpaParameters
 from opd.study.analysis.estimates import Row, spread
 from opd.study.evaluation.cycles import EvaluationCell, Setting, evaluate
-from opd.workload.cycles import Cycle
+from opd.workload.trace import Cycle
 
 IPA, MYOPIC = "ipa", "myopic"
 POLICIES = (IPA, MYOPIC, AGENT)

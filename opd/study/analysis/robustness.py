@@ -28,10 +28,8 @@ import numpy as np
 
 from opd.pipeline import Pipeline
 from opd.study.evaluation.cycles import Setting
-from opd.workload.cycles import Cycle, cycle_counts
-from opd.workload.forecast import Forecaster
-from opd.workload.load import HISTORY_SECONDS
-from opd.workload.trace import MIN_SECONDS, Trace
+from opd.workload.forecast import HISTORY_SECONDS, Forecaster
+from opd.workload.trace import MIN_SECONDS, Cycle, Trace, cycle_counts
 
 AS_TRAINED = "as trained"
 OTHER_TRACE = "other trace"

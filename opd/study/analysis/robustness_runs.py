@@ -17,7 +17,7 @@ from opd.host.parallel import run_tasks
 from opd.pipeline import Pipeline
 from opd.study.analysis.robustness import Condition
 from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle
-from opd.workload.cycles import Cycle
+from opd.workload.trace import Cycle
 
 BACKLOG, MYOPIC, IPA, GREEDY = ("myopic-backlog", "myopic", "ipa", "greedy")
 POLICIES = (AGENT, BACKLOG, MYOPIC, IPA, GREEDY)

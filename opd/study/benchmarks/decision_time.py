@@ -14,11 +14,10 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from opd.control.policies import MyopicPolicy
-from opd.measurement import Observation
+from opd.measurement import Observation, SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import Pipeline
 from opd.profiling.synthetic import synthetic_pipeline
-from opd.simulator.parameters import SimulationParameters
 from opd.solvers import IpaParameters, ipa_objective
 from opd.study.benchmarks import DisagreementError
 from opd.study.benchmarks.budgets import FULL, DecisionBudget
@@ -31,8 +30,7 @@ from opd.study.evaluation.decision_time import (
     time_cycle,
     time_summary,
 )
-from opd.workload.forecast import Forecaster
-from opd.workload.load import HISTORY_SECONDS
+from opd.workload.forecast import HISTORY_SECONDS, Forecaster
 from opd.workload.trace import load_trace
 
 AGENT = "agent"

@@ -18,17 +18,16 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from opd.measurement import SimulationParameters
 from opd.pipeline import Pipeline, as_array, to_choices
 from opd.profiling.catalogue import load_pipeline
-from opd.simulator import kernel, vector_environment
-from opd.simulator.environment import PipelineEnv
-from opd.simulator.parameters import SimulationParameters
+from opd.simulator import environment, kernel
+from opd.simulator.environment import PipelineEnv, PipelineVectorEnv
 from opd.simulator.simulator import Simulator
-from opd.simulator.vector_environment import PipelineVectorEnv
 from opd.study.benchmarks.budgets import FULL, SimulatorBudget
 from opd.study.benchmarks.scenarios import LOAD, varied_configurations
-from opd.workload.load import RecentMaximum
-from opd.workload.workload import Workload
+from opd.workload.forecast import RecentMaximum
+from opd.workload.trace import Workload
 
 GYMNASIUM = "Gymnasium environment"
 EPISODES = "episodes"
@@ -156,8 +155,8 @@ _PARTS: tuple[tuple[str, Any, str], ...] = (
     ("arrivals drawn (compiled)", kernel, "draw_arrivals"),
     ("kernel", kernel, "simulate"),
     ("counts looked up", Workload, "windows"),
-    ("reward", vector_environment, "score"),
-    ("state vector", vector_environment, "state_vector"),
+    ("reward", environment, "score"),
+    ("state vector", environment, "state_vector"),
 )
 """Parts of a step, each with the module or class and the name of the function that is timed."""
 

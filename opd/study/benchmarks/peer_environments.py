@@ -15,8 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from opd.agent.problem import Problem
 from opd.pipeline import Pipeline
-from opd.simulator.environment import PipelineEnv
-from opd.simulator.vector_environment import PipelineVectorEnv
+from opd.simulator.environment import PipelineEnv, PipelineVectorEnv
 
 EPISODE_LENGTH = 120
 """Decisions, as in the Gymnasium environment."""

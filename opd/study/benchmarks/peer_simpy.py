@@ -19,8 +19,8 @@ import numpy as np
 import simpy
 from simpy.events import EventPriority
 
+from opd.measurement import SimulationParameters
 from opd.pipeline import Configuration, Pipeline, StageConfiguration, Task, Variant
-from opd.simulator.parameters import SimulationParameters
 
 Process = Generator[simpy.Event, object, None]
 

@@ -43,8 +43,7 @@ from opd.agent.network import FeaturesExtractor
 from opd.agent.problem import Configure, Problem, TrainingParameters
 from opd.measurement import running_configurations
 from opd.pipeline import Pipeline, from_choices
-from opd.simulator.actions import admit
-from opd.simulator.environment import PipelineEnv
+from opd.simulator.environment import PipelineEnv, admit
 from opd.study.benchmarks.peer_environments import BatchedEnvironments, StageActions
 from opd.study.benchmarks.training_observer import Observe
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from opd.measurement import SimulationParameters
 from opd.pipeline import Configuration, Pipeline, as_array
 from opd.profiling.catalogue import load_pipeline
-from opd.simulator.parameters import SimulationParameters
 from opd.simulator.simulator import Simulator
 from opd.solvers import IpaParameters, greedy, ipa_dynamic_program
 from opd.study.benchmarks.budgets import SimulatorBudget

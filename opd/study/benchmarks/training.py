@@ -48,17 +48,15 @@ from opd.agent.problem import Problem, TrainingParameters, build_problem, expert
 from opd.agent.rollout import Validation, validate
 from opd.host.parallel import run_tasks
 from opd.host.paths import project_path
+from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.profiling.catalogue import load_pipeline
-from opd.simulator.parameters import SimulationParameters
 from opd.study.benchmarks.budgets import FULL, TrainingBudget
 from opd.study.benchmarks.peer_stable_baselines import BATCHED, PEERS, train_peer
 from opd.study.benchmarks.training_observer import MODES, TrainingObserver, train_agent
 from opd.study.benchmarks.training_summary import TrainingResult, summarise_training
-from opd.workload.cycles import burst_starts
 from opd.workload.forecast import Forecaster
-from opd.workload.trace import load_trace
-from opd.workload.workload import Workload
+from opd.workload.trace import Workload, burst_starts, load_trace
 
 METHODS = (*MODES, *PEERS, *BATCHED)
 """All methods, ours first."""

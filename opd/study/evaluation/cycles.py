@@ -21,15 +21,13 @@ from opd.control.loop import Step, run
 from opd.control.policies import Policy
 from opd.host.machine import hardware
 from opd.host.parallel import run_tasks
+from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import Pipeline
-from opd.simulator.backend import SimulatedBackend
-from opd.simulator.parameters import SimulationParameters
+from opd.simulator.simulator import SimulatedBackend
 from opd.solvers import IpaParameters, greedy
-from opd.workload.cycles import CYCLE_SECONDS, TWITTER_CYCLES, Cycle
-from opd.workload.forecast import Forecaster
-from opd.workload.load import HISTORY_SECONDS
-from opd.workload.trace import Trace
+from opd.workload.forecast import HISTORY_SECONDS, Forecaster
+from opd.workload.trace import CYCLE_SECONDS, TWITTER_CYCLES, Cycle, Trace
 
 LOADS = tuple(cycle.name for cycle in TWITTER_CYCLES)
 """The paper's three workloads, found in any trace under these names."""

@@ -11,10 +11,9 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from opd.study.plots.style import PALETTE, save_figure
-from opd.workload.cycles import CYCLE_SECONDS, cycle_counts, evaluation_cycles
+from opd.workload.forecast import HISTORY_SECONDS, HORIZON_SECONDS
 from opd.workload.forecast_comparison import Comparison, smape
-from opd.workload.load import HISTORY_SECONDS, HORIZON_SECONDS
-from opd.workload.trace import DAY_SECONDS, Split, Trace
+from opd.workload.trace import CYCLE_SECONDS, DAY_SECONDS, Split, Trace, cycle_counts, evaluation_cycles
 
 _MODEL_NAMES = {
     "lstm": "LSTM",
