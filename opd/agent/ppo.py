@@ -138,8 +138,8 @@ class PPOTrainer:
         remaining = 1.0 - update / p.updates
         for group in self.optimizer.param_groups:
             group["lr"] = p.learning_rate * remaining
-        until_half_way = max(0.0, 1.0 - 2.0 * (update / p.updates))
-        demonstration_weight = p.demonstration_weight * until_half_way if p.expert_mode == "pretrain" else 0.0
+        fading = max(0.0, 1.0 - 2.0 * (update / p.updates))  # zero from half-way on
+        demonstration_weight = p.demonstration_weight * fading if p.expert_mode == "pretrain" else 0.0
         generator = self._generator(update)
         terms: list[dict[str, Tensor]] = []
         for _ in range(p.epochs):
@@ -220,7 +220,7 @@ def train(
         if validates:
             result = trainer.validate(update + 1)
             metrics |= {f"validation/{name}": value for name, value in result._asdict().items()}
-        # In single precision, like the network: smaller differences must not decide which network is the best.
+        # In single precision, like the network: smaller differences must not decide which network is best.
         row = {name: float(np.float32(value)) for name, value in metrics.items()}
         trainer.metrics.append({"update": update + 1} | row)
         if validates:

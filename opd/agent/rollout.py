@@ -61,7 +61,7 @@ def training_reward(score: Score, interval: Interval, drop_penalty: float) -> np
 
 
 class RewardScale(NamedTuple):
-    """Standardises rewards by those of the expert and compresses them: an overload must not drown everything else.
+    """Standardises rewards by those of the expert and compresses them, which keeps overloads from dominating.
 
     Attributes:
         mean: of the expert's rewards.
