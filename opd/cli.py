@@ -20,7 +20,7 @@ from opd.cluster import options
 from opd.cluster.errors import ClusterError, InputError, NotDeployedError, NotOursError
 
 if TYPE_CHECKING:
-    from opd.cluster.difference import ObjectChange
+    from opd.cluster.resources import ObjectChange
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ def run(
     # PID 1 of a container ignores SIGTERM unless there is a handler, and loading a policy takes a while.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(DONE))
     with _reading_input():
-        from opd.cluster.json_log import log_as_json
+        from opd.cluster.record import log_as_json
 
         log_as_json()
         from opd.cluster import inputs

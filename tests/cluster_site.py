@@ -26,7 +26,7 @@ from opd import cli
 from opd.cluster.api import Cluster
 from opd.cluster.connection import credentials
 from opd.cluster.names import ROUTER, selector
-from opd.cluster.pod_status import is_ready
+from opd.cluster.pods import is_ready
 from opd.cluster.resources import POD
 from opd.live.load import start_load
 from opd.profiling.catalogue import load_pipeline

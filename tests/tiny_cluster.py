@@ -16,11 +16,11 @@ from opd.cluster.api import Cluster
 from opd.cluster.backend import ChangeTimes, KubernetesBackend
 from opd.cluster.connection import RetryPolicy, credentials
 from opd.cluster.deletion import delete_pipeline
-from opd.cluster.difference import ObjectChange
 from opd.cluster.lease import LeaseTimes
 from opd.cluster.manifests.pipeline import pipeline_objects
-from opd.cluster.pod_status import is_ready
-from opd.cluster.rollout import apply_objects
+from opd.cluster.owned_objects import apply_objects
+from opd.cluster.pods import is_ready
+from opd.cluster.resources import ObjectChange
 from opd.cluster.settings import ClusterSettings
 from opd.cluster.status import wait_until_serving
 from opd.control.policies import Policy

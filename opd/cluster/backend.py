@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from opd.cluster.api import Cluster
-from opd.cluster.difference import ObjectChange
+from opd.cluster.deployed_state import Key, StageStateError, StageStates, VariantWorkloads, targets
 from opd.cluster.errors import (
     ClusterError,
     ConflictError,
@@ -28,18 +28,15 @@ from opd.cluster.errors import (
 )
 from opd.cluster.manifests.workloads import replicas_of
 from opd.cluster.names import MODEL, QUEUE, selector
-from opd.cluster.node_capacity import free_cores
-from opd.cluster.pod_status import failure_reason, is_ready, is_terminating, refusal_reason, unschedulable_reason
-from opd.cluster.resources import NODE, POD, Object
+from opd.cluster.pods import failure_reason, free_cores, is_ready, is_terminating, refusal_reason, unschedulable_reason
+from opd.cluster.resources import NODE, POD, Object, ObjectChange
 from opd.cluster.settings import ClusterSettings
-from opd.cluster.stage_state import StageStateError, StageStates
 from opd.cluster.transition import Move, describe, plan
-from opd.cluster.variant_workloads import Key, VariantWorkloads, targets
 from opd.control.loop import ApplyError, ObservationError
 from opd.host.waiting import wait_while
 from opd.pipeline import Configuration, Pipeline
 from opd.serving.monitoring.source import Monitor
-from opd.serving.telemetry_backend import TelemetryBackend
+from opd.serving.telemetry import TelemetryBackend
 
 logger = logging.getLogger(__name__)
 

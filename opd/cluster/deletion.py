@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from opd.cluster.api import Cluster
-from opd.cluster.difference import ObjectChange
 from opd.cluster.errors import ForbiddenError, LeftoverError, NotFoundError
 from opd.cluster.lease import LeaseTimes
 from opd.cluster.manifests.pipeline import STAGE_VARIANT
 from opd.cluster.names import CONTROLLER, MODEL, QUEUE, ROUTER, labels, lease_name, selector
-from opd.cluster.ownership import WORKLOADS, find_owned, role_of
-from opd.cluster.pod_status import has_ended
-from opd.cluster.resources import CONFIG_MAP, LEASE, POD, Object, Resource
-from opd.cluster.rollout import delete_objects
+from opd.cluster.owned_objects import WORKLOADS, delete_objects, find_owned, role_of
+from opd.cluster.pods import has_ended
+from opd.cluster.resources import CONFIG_MAP, LEASE, POD, Object, ObjectChange, Resource
 from opd.host.waiting import wait_until, wait_while
 
 POLL_SECONDS = 0.5

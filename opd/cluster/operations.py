@@ -10,19 +10,17 @@ from typing import NamedTuple
 from opd.cluster.api import Cluster
 from opd.cluster.backend import KubernetesBackend
 from opd.cluster.deletion import delete_pipeline
-from opd.cluster.difference import ObjectChange
+from opd.cluster.deployed_state import StageStateError, read_stage
 from opd.cluster.errors import ClusterError, NotDeployedError
 from opd.cluster.inputs import Stages, complete_configuration, feasible_configuration
 from opd.cluster.lease import Lease
 from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.manifests.workloads import renewed_by_surge, replicas_of, template_of
 from opd.cluster.names import QUEUE, router_name, service_host
-from opd.cluster.node_capacity import requested_cores
-from opd.cluster.ownership import find_owned
-from opd.cluster.resources import Object, Resource
-from opd.cluster.rollout import apply_objects, delete_objects, prune_objects, superseded_workloads
+from opd.cluster.owned_objects import apply_objects, delete_objects, find_owned, prune_objects, superseded_workloads
+from opd.cluster.pods import requested_cores
+from opd.cluster.resources import Object, ObjectChange, Resource
 from opd.cluster.settings import ClusterSettings
-from opd.cluster.stage_state import StageStateError, read_stage
 from opd.cluster.status import leader, queued_requests, stage_config_maps, wait_until_serving, workload_statuses
 from opd.control.loop import ApplyError
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, check_feasible, used_cores

@@ -1,10 +1,13 @@
-"""Kinds of Kubernetes objects, and where the API has them. Objects are plain dictionaries, as in a manifest."""
+"""Kinds of Kubernetes objects, their paths in the API, and changes of objects, which are plain dictionaries."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import unified_diff
 from typing import Any, NamedTuple
 from urllib.parse import quote
+
+import yaml
 
 Object = dict[str, Any]
 """A Kubernetes object, as in a manifest."""
@@ -46,3 +49,38 @@ LEASE = Resource("coordination.k8s.io/v1", "Lease")
 def resource_of(manifest: Mapping[str, Any]) -> Resource:
     """Return the kind of a namespaced manifest."""
     return Resource(manifest["apiVersion"], manifest["kind"])
+
+
+_KEPT_BY_CLUSTER = ("managedFields", "resourceVersion", "generation", "uid", "creationTimestamp")
+
+
+class ObjectChange(NamedTuple):
+    """An object before and after; empty before it was created and after it was deleted."""
+
+    before: Object
+    after: Object
+
+    @property
+    def outcome(self) -> str:
+        """``created``, ``changed``, ``unchanged`` or ``deleted``."""
+        if not self.before:
+            return "created"
+        if not self.after:
+            return "deleted"
+        versions = {each["metadata"].get("resourceVersion") for each in self}
+        return "unchanged" if len(versions) == 1 else "changed"
+
+    def difference(self) -> str:
+        """Return a unified diff of YAML, without fields that the cluster maintains."""
+        named = self.after or self.before
+        name = f"{named['kind']}/{named['metadata']['name']}"
+        old, new = (_as_yaml(each).splitlines(keepends=True) for each in self)
+        return "".join(unified_diff(old, new, f"{name} now", f"{name} then"))
+
+
+def _as_yaml(given: Object) -> str:
+    if not given:
+        return ""
+    metadata = {name: value for name, value in given["metadata"].items() if name not in _KEPT_BY_CLUSTER}
+    shown = {name: value for name, value in given.items() if name != "status"}
+    return yaml.safe_dump({**shown, "metadata": metadata}, sort_keys=True)

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opd.cluster.connection import credentials
-from opd.cluster.controller import ControllerSettings
+from opd.cluster.controller import ControllerSettings, run_controller
 from opd.cluster.errors import InputError
-from opd.cluster.service import run_controller
 from opd.cluster.settings import ClusterSettings
 from opd.control.factory import build_policy
 from opd.host.documents import read_document

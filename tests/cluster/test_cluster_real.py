@@ -18,8 +18,8 @@ from deadlines import eventually
 from opd import cli
 from opd.cluster.deletion import delete_pipeline
 from opd.cluster.names import MODEL, QUEUE, selector
-from opd.cluster.ownership import find_owned
-from opd.cluster.pod_status import is_terminating
+from opd.cluster.owned_objects import find_owned
+from opd.cluster.pods import is_terminating
 from opd.cluster.resources import LEASE, POD
 from opd.pipeline import StageConfiguration, used_cores
 from opd.serving.protocol import COMPLETED

@@ -20,11 +20,10 @@ from prometheus_client import generate_latest
 from small_pipelines import stages
 from tiny_cluster import INITIAL, LARGE, OFTEN, TIMES, WANTED, FixedPolicy, TinyDeployment, lease_spec
 
-from opd.cluster.controller import Controller, ControllerSettings
-from opd.cluster.difference import ObjectChange
+from opd.cluster.controller import Controller, ControllerSettings, health_server
 from opd.cluster.errors import LedByAnotherError, NotDeployedError
-from opd.cluster.json_log import JsonFormatter
-from opd.cluster.service import health_server
+from opd.cluster.record import JsonFormatter
+from opd.cluster.resources import ObjectChange
 from opd.pipeline import Task, Variant
 from opd.serving.monitoring.prometheus import PrometheusUrl
 
@@ -286,7 +285,7 @@ logging.basicConfig(level=logging.INFO)
 sys.path.append({tests!r})
 from tiny_cluster import OFTEN, TIMES, WANTED, FixedPolicy, settings, tiny_pipeline
 from opd.cluster.controller import ControllerSettings
-from opd.cluster.service import run_controller
+from opd.cluster.controller import run_controller
 from opd.serving.monitoring.prometheus import PrometheusUrl
 options = ControllerSettings(interval_seconds=600, lease=OFTEN, times=TIMES, host="127.0.0.1", port=0)
 monitor = PrometheusUrl({prometheus!r})

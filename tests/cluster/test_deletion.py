@@ -10,7 +10,7 @@ from tiny_cluster import LARGE, SMALL, TinyDeployment
 from opd.cluster.deletion import delete_pipeline
 from opd.cluster.errors import ForbiddenError, LeftoverError
 from opd.cluster.lease import Lease, LeaseTimes
-from opd.cluster.ownership import find_owned
+from opd.cluster.owned_objects import find_owned
 
 EVERYTHING = dict(network_policy=True, istio_gateway="gate", pod_monitor=True, dashboard=True)
 

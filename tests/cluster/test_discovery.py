@@ -19,7 +19,7 @@ from small_pipelines import stages
 from opd.cluster.api import Cluster
 from opd.cluster.backend import KubernetesBackend
 from opd.cluster.connection import credentials
-from opd.cluster.discovery import Discovery, DiscoverySettings, desired_endpoints
+from opd.cluster.discovering_queue import Discovery, DiscoverySettings, desired_endpoints
 from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.resources import POD
 from opd.cluster.settings import ClusterSettings

@@ -9,11 +9,11 @@ from small_pipelines import stages
 from tiny_cluster import INITIAL, LARGE, SMALL, THIRD, FixedPolicy, TinyDeployment, node, settings
 
 from opd.cluster.backend import ChangeTimes
+from opd.cluster.deployed_state import StageStateError
 from opd.cluster.errors import ForbiddenError, NotFoundError
 from opd.cluster.manifests.workloads import model_workload
 from opd.cluster.overlay import Overlay
-from opd.cluster.pod_status import is_ready
-from opd.cluster.stage_state import StageStateError
+from opd.cluster.pods import is_ready
 from opd.control.loop import ApplyError, ObservationError, run
 from opd.objective import Weights
 

@@ -3,7 +3,7 @@
 import pytest
 from tiny_cluster import node
 
-from opd.cluster.node_capacity import free_cores, requested_cores
+from opd.cluster.pods import free_cores, requested_cores
 
 EDGE = {"key": "edge", "value": "yes", "effect": "NoSchedule"}
 

@@ -5,7 +5,7 @@ from deadlines import PATIENCE, eventually
 
 from opd.cluster.errors import NotServingError
 from opd.cluster.overlay import Overlay
-from opd.cluster.rollout import apply_objects
+from opd.cluster.owned_objects import apply_objects
 from opd.cluster.status import leader, queued_requests, wait_until_serving, workload_status, workload_statuses
 
 

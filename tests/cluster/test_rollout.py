@@ -8,7 +8,7 @@ from tiny_cluster import LARGE, SMALL, TinyCluster
 
 from opd.cluster.errors import NotOursError, ServerFailedError
 from opd.cluster.overlay import Overlay
-from opd.cluster.rollout import delete_objects, prune_objects, superseded_workloads
+from opd.cluster.owned_objects import delete_objects, prune_objects, superseded_workloads
 
 EVERYTHING = dict(network_policy=True, istio_gateway="gate", pod_monitor=True, dashboard=True)
 
