@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from opd.study.analysis.plots_quality import plot_gap, plot_intervals, plot_paper
 from opd.study.analysis.quality import (
     ALL,
     NO_GAP,
@@ -18,6 +17,9 @@ from opd.study.analysis.quality import (
     gap_table,
     paper_sentence,
     paper_table,
+    plot_gap,
+    plot_intervals,
+    plot_paper,
     quality_table,
     read_evaluation,
     readable,

@@ -18,16 +18,19 @@ from opd.objective import Weights
 from opd.pipeline import Pipeline, Task, Variant
 from opd.study.evaluation.cycles import COLUMNS, LOADS, shown_cycles
 from opd.study.evaluation.training import training_summary, validation_references
-from opd.study.report.criteria import criteria, cycles_with_more_drops
 from opd.study.report.files import markdown_table, write_json
 from opd.study.report.page import write_report
-from opd.study.report.results import ReportError, flat_metrics, read_results
-from opd.study.report.tables import (
+from opd.study.report.results import (
+    ReportError,
+    criteria,
+    cycles_with_more_drops,
     decision_table,
     drops_table,
+    flat_metrics,
     forecast_table,
     paper_comparison,
     policy_summary,
+    read_results,
 )
 
 

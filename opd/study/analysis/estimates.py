@@ -23,6 +23,11 @@ LEVEL = 0.95
 """Share of the intervals that should contain the truth."""
 
 
+def seeds_by_cycles(rows: pd.DataFrame, quantity: str) -> pd.DataFrame:
+    """(S, C) a quantity of one policy on one pipeline, seeds x cycles; differences of such tables are paired."""
+    return rows.pivot(index="seed", columns="cycle", values=quantity)
+
+
 def resampled_means(values: np.ndarray, samples: int = 2000, seed: int = 0) -> np.ndarray:
     """Compute means of resamples of a table; tables of one shape are resampled alike and can be combined.
 

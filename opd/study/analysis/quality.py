@@ -1,24 +1,35 @@
-"""Quality of the policies in the evaluation, with 95 % confidence intervals.
+"""Quality of the policies in the evaluation, with 95 % confidence intervals: tables, sentences and figures.
 
 Everything is computed from ``evaluation.csv``, columns of :data:`opd.study.evaluation.cycles.COLUMNS`. With the same
 seed all policies meet the same requests, so comparisons are paired: same pipeline, same cycle, same seed. The intervals
-are those of :mod:`opd.study.analysis.estimates`.
+are those of :mod:`opd.study.analysis.estimates`. Figures are returned open, for the caller to save or show.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from opd.control import AGENT
-from opd.study.analysis.estimates import estimate, resampled_means, spanned, with_interval
+from opd.study.analysis.estimates import estimate, resampled_means, seeds_by_cycles, signed, spanned, with_interval
+from opd.study.plots.style import (
+    annotate_row,
+    draw_means,
+    legend_below,
+    ordered,
+    panel_grid,
+    policy_style,
+    short_label,
+    symmetric_logarithmic,
+)
 from opd.study.report.files import read_json
-from opd.study.report.results import ReportError
-from opd.study.report.tables import FRUGAL, paper_comparison
-
-MYOPIC, CLAIRVOYANT = "myopic", "clairvoyant"
+from opd.study.report.results import FRUGAL, ReportError, paper_comparison, require_results
 
 QUANTITIES = ("reward", "qos", "cost", "dropped")
 """Figures of each policy with an interval; cost in cores, ``dropped`` in requests per cycle."""
@@ -42,21 +53,14 @@ def read_evaluation(folder: Path, trace: str) -> pd.DataFrame:
     Raises:
         ReportError: if it is missing, of another trace, or lacks one of the policies that others are compared with.
     """
-    for name in ("evaluation.csv", "evaluation.json"):
-        if not (folder / name).is_file():
-            raise ReportError(f"no {name} in {folder}; notebook 04_evaluation writes it")
+    require_results(folder, "evaluation.csv", "evaluation.json")
     found = read_json(folder / "evaluation.json")["trace"]
     if found != trace:
         raise ReportError(f"the evaluation in {folder} is of the {found}, not of the {trace}; name the other folder")
     evaluation = pd.read_csv(folder / "evaluation.csv")
-    if missing := sorted({AGENT, MYOPIC, CLAIRVOYANT} - set(evaluation["policy"])):
+    if missing := sorted({AGENT, "myopic", "clairvoyant"} - set(evaluation["policy"])):
         raise ReportError(f"the evaluation in {folder} lacks {', '.join(missing)}; add them to its policies")
     return evaluation
-
-
-def seeds_by_cycles(rows: pd.DataFrame, policy: str, quantity: str) -> pd.DataFrame:
-    """(S, C) a quantity of one policy on one pipeline, seeds x cycles; differences of such tables are paired."""
-    return rows[rows["policy"] == policy].pivot(index="seed", columns="cycle", values=quantity)
 
 
 def quality_table(evaluation: pd.DataFrame) -> pd.DataFrame:
@@ -74,15 +78,17 @@ def quality_table(evaluation: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for pipeline, here in evaluation.groupby("pipeline", sort=False):
-        for policy in dict.fromkeys(here["policy"]):
-            own = {quantity: seeds_by_cycles(here, policy, quantity) for quantity in QUANTITIES}
+        policies = dict(iter(here.groupby("policy", sort=False)))
+        for policy, own in policies.items():
             row: dict[str, object] = {"pipeline": pipeline, "policy": policy}
+            tables = {quantity: seeds_by_cycles(own, quantity) for quantity in QUANTITIES}
             for quantity in QUANTITIES:
-                row |= estimate(quantity, own[quantity])
+                row |= estimate(quantity, tables[quantity])
             for quantity in COMPARED:
-                row |= estimate(f"agent_more_{quantity}", seeds_by_cycles(here, AGENT, quantity) - own[quantity])
-            row |= estimate("more_reward_than_myopic", own["reward"] - seeds_by_cycles(here, MYOPIC, "reward"))
-            rows.append(row)
+                agent = seeds_by_cycles(policies[AGENT], quantity)
+                row |= estimate(f"agent_more_{quantity}", agent - tables[quantity])
+            myopic = seeds_by_cycles(policies["myopic"], "reward")
+            rows.append(row | estimate("more_reward_than_myopic", tables["reward"] - myopic))
     return pd.DataFrame(rows)
 
 
@@ -104,7 +110,9 @@ def gap_table(evaluation: pd.DataFrame) -> pd.DataFrame:
     gaps: dict[Hashable, pd.DataFrame] = {}
     gains: dict[Hashable, pd.DataFrame] = {}
     for pipeline, here in evaluation.groupby("pipeline", sort=False):
-        agent, myopic, clairvoyant = (seeds_by_cycles(here, name, "reward") for name in (AGENT, MYOPIC, CLAIRVOYANT))
+        agent, myopic, clairvoyant = (
+            seeds_by_cycles(here[here["policy"] == name], "reward") for name in (AGENT, "myopic", "clairvoyant")
+        )
         gaps[pipeline], gains[pipeline] = clairvoyant - myopic, agent - myopic
     if len(gaps) > 1:
         gaps[ALL], gains[ALL] = (pd.concat(each).groupby(level="seed").mean() for each in (gaps, gains))
@@ -126,7 +134,7 @@ def _gap_row(gap: pd.DataFrame, gain: pd.DataFrame) -> dict[str, float | str]:
 
 
 def paper_table(evaluation: pd.DataFrame) -> pd.DataFrame:
-    """Compare both agents with the paper's figures, see :func:`opd.study.report.tables.paper_comparison`."""
+    """Compare both agents with the paper's figures, see :func:`opd.study.report.results.paper_comparison`."""
     tables = {policy: paper_comparison(evaluation, policy) for policy in (AGENT, FRUGAL)}
     return pd.concat(tables, names=["policy", None]).reset_index("policy").reset_index(drop=True)
 
@@ -190,3 +198,146 @@ def readable(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
 def _cell(mean: float, low: float, high: float, digits: int) -> str:
     text = f"{mean:.{digits}f}"
     return text if pd.isna(low) else f"{text} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+# --------------------------------------------------------------------------------------------------- figures
+
+
+def plot_intervals(quality: pd.DataFrame, label: str) -> Figure:
+    """Draw the reward of each policy minus the myopic solver's, with its 95 % interval, one panel a pipeline.
+
+    The random policy is far below all others and is omitted.
+
+    Args:
+        quality: of :func:`quality_table`.
+        label: of the trace, for the title.
+
+    Returns:
+        The figure, not saved.
+    """
+    shown = quality[~quality["policy"].isin(["random", "myopic"])]
+    title = "Reward per decision minus the myopic solver's for the same requests: mean and 95 % interval\n"
+    figure, panels = panel_grid(shown["pipeline"], 4.4, 2.6, f"{title}{label}; random is far below and not shown")
+    for pipeline, axes in panels.items():
+        rows = shown[shown["pipeline"] == pipeline].set_index("policy")
+        _draw_intervals(axes, rows.loc[ordered(rows.index)])
+    # The same axis in all panels, linear for differences up to 0.1.
+    ends = shown[["more_reward_than_myopic_low", "more_reward_than_myopic_high"]].to_numpy()
+    for axes in panels.values():
+        axes.set_xlim(2.0 * min(ends.min(), -0.1), 1.3 * max(ends.max(), 0.1))
+        scale = symmetric_logarithmic(axes, 0.1)
+    for axes in list(panels.values())[-3:]:
+        axes.set_xlabel(f"difference of reward\n{scale}")
+    return figure
+
+
+def _draw_intervals(axes: Axes, rows: pd.DataFrame) -> None:
+    """One pipeline; policies by name, from top to bottom."""
+    for place, policy in enumerate(rows.index):
+        style, row = policy_style(policy), rows.loc[[policy]]
+        size = style.marker_size
+        draw_means(axes, row, "more_reward_than_myopic", [place], style, ms=size, capsize=0, elinewidth=2.2)
+        mean = row["more_reward_than_myopic"].item()
+        axes.annotate(signed(mean), (mean, place), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+    axes.axvline(0.0, color=policy_style("myopic").colour, linewidth=1.3, linestyle="--")
+    axes.set_yticks(range(len(rows)), [short_label(policy) for policy in rows.index])
+    axes.set_ylim(len(rows) - 0.5, -0.7)
+    axes.grid(axis="x", alpha=0.25)
+
+
+def plot_gap(gap: pd.DataFrame, label: str) -> Figure:
+    """Draw the gain of a perfect forecast, the gain of the agent without one, and their ratio.
+
+    One line a pipeline, the last all of them. A whisker is the 95 % interval. A share without an interval is hollow,
+    where the gap is not significant; without a gap there is no share.
+
+    Args:
+        gap: of :func:`gap_table`.
+        label: of the trace, for the title.
+
+    Returns:
+        The figure, not saved.
+    """
+    figure, (gains, shares) = plt.subplots(
+        1, 2, figsize=(11.0, 1.9 + 0.5 * len(gap)), layout="constrained", sharey=True, width_ratios=(1.2, 1.0)
+    )
+    figure.suptitle(f"The gap between the myopic and the clairvoyant solver: {label}")
+    places = np.arange(len(gap))
+    for name, policy, aside in (("gap", "clairvoyant", -0.14), ("gain", AGENT, 0.14)):
+        draw_means(gains, gap, name, places + aside, policy_style(policy), label=policy_style(policy).label)
+    _draw_shares(shares, gap, places)
+    gains.set(xlabel="reward per decision (Eq. 7) minus the myopic solver's", title="gains")
+    shares.set(xlabel="agent's gain / gap", title="share of the gap that the agent closes")
+    gains.set_yticks(places, gap["pipeline"])
+    gains.set_ylim(len(gap) - 0.5, -0.5)
+    for axes in (gains, shares):
+        axes.axhline(len(gap) - 1.5, color="0.8", linewidth=1.0)
+        _mark_zero(axes)
+    legend_below(figure, gains, shares)
+    return figure
+
+
+def _mark_zero(axes: Axes) -> None:
+    axes.axvline(0.0, color="0.4", linewidth=1.0, zorder=1)
+    axes.grid(axis="x", alpha=0.25)
+
+
+def _draw_shares(axes: Axes, gap: pd.DataFrame, places: np.ndarray) -> None:
+    """Draw the shares, also as numbers in a column on the right; those without an interval are hollow."""
+    style, sure, known = policy_style(AGENT), gap["share_low"].notna(), gap["share"].notna()
+    axes.axvline(1.0, color=policy_style("clairvoyant").colour, linestyle="--", linewidth=1.3)
+    if sure.any():
+        draw_means(axes, gap[sure], "share", places[sure], style)
+    if (known & ~sure).any():
+        axes.plot(
+            gap.loc[known & ~sure, "share"], places[known & ~sure], color=style.colour, marker=style.marker, ms=7,
+            linestyle="", fillstyle="none", label="share of a gap that is not significant",
+        )  # fmt: skip
+    for share, place in zip(gap["share"], places, strict=True):
+        annotate_row(axes, place, "no gap" if np.isnan(share) else f"{share:.2f}")
+    axes.margins(x=0.08)
+
+
+def plot_paper(paper: pd.DataFrame, label: str) -> Figure:
+    """Draw cost and QoS relative to greedy and IPA, the paper's and ours.
+
+    One line a load and baseline. A mark of ours is the mean over the pipelines, a light one a single pipeline.
+
+    Args:
+        paper: of :func:`paper_table`.
+        label: of the trace, for the title.
+
+    Returns:
+        The figure, not saved.
+    """
+    of_rows = list(zip(paper["cycle"], paper["against"], strict=True))
+    lines = list(dict.fromkeys(of_rows))
+    pipelines = list(paper)[list(paper).index("mean") + 1 :]
+    paper = paper.assign(place=[lines.index(line) for line in of_rows])
+    figure, panels = plt.subplots(1, 2, figsize=(11.0, 1.9 + 0.62 * len(lines)), layout="constrained", sharey=True)
+    figure.suptitle(f"The paper's comparisons (Sec. VI-B) and ours: {label}")
+    for axes, (quantity, name) in zip(panels, {"cost": "cost", "qos": "QoS"}.items(), strict=True):
+        _draw_comparisons(axes, paper[paper["quantity"] == quantity], pipelines)
+        axes.set(xlabel=f"{name} relative to the baseline's (%)", title=name)
+        axes.hlines(np.arange(1, len(lines)) - 0.5, 0.0, 1.0, color="0.9", transform=axes.get_yaxis_transform())
+        _mark_zero(axes)
+    panels[0].set_yticks(range(len(lines)), [f"{load}\nvs {short_label(baseline)}" for load, baseline in lines])
+    panels[0].set_ylim(len(lines) - 0.5, -0.5)
+    legend_below(figure, panels[0], columns=5)
+    return figure
+
+
+def _draw_comparisons(axes: Axes, rows: pd.DataFrame, pipelines: Sequence[Hashable]) -> None:
+    """Draw one quantity at each row's ``place``: the paper's figure on top, those of the agents below."""
+    for number, (policy, own) in enumerate(rows.groupby("policy", sort=False)):
+        style, heights = policy_style(str(policy)), own["place"].to_numpy() + 0.27 * number
+        if number == 0:  # the paper's figures stand in the rows of every agent
+            axes.plot(own["paper"], heights - 0.27, color="black", marker="X", ms=7, linestyle="", label="paper")
+        axes.plot(
+            own[pipelines].to_numpy().ravel(), heights.repeat(len(pipelines)), color=style.colour, marker=style.marker,
+            ms=0.75 * style.marker_size, alpha=0.35, mew=0, linestyle="", label=f"{style.label}, one pipeline",
+        )  # fmt: skip
+        axes.plot(
+            own["mean"], heights, color=style.colour, marker=style.marker, ms=style.marker_size, linestyle="",
+            label=style.label,
+        )  # fmt: skip

@@ -32,22 +32,11 @@ from opd.workload.trace import CYCLE_SECONDS, TWITTER_CYCLES, Cycle, Trace
 LOADS = tuple(cycle.name for cycle in TWITTER_CYCLES)
 """The paper's three workloads, found in any trace under these names."""
 
-COLUMNS = [
-    "pipeline",
-    "cycle",
-    "policy",
-    "seed",
-    "reward",
-    "qos",
-    "cost",
-    "accuracy",
-    "throughput",
-    "latency_mean",
-    "latency_p99",
-    "dropped",
-    "by_expert",
-    "decision_ms_mean",
-]
+SCORES = ("reward", "qos", "cost", "accuracy", "throughput")
+"""Scores that are averaged over the decisions of a cycle."""
+
+_CELL = ("pipeline", "cycle", "policy", "seed")
+COLUMNS = [*_CELL, *SCORES, "latency_mean", "latency_p99", "dropped", "by_expert", "decision_ms_mean"]
 
 
 @dataclass(frozen=True)
@@ -117,16 +106,14 @@ def cycle_summary(steps: Sequence[Step]) -> dict[str, float]:
     ``by_expert`` counts the decisions of an agent's fallback policy.
     """
     latencies = np.concatenate([step.interval.latencies[0, : step.interval.completed[0]] for step in steps])
-    row = {
-        name: float(np.mean([getattr(step.score, name)[0] for step in steps]))
-        for name in ("reward", "qos", "cost", "accuracy", "throughput")
+    some = len(latencies) > 0
+    return {name: float(np.mean([getattr(step.score, name)[0] for step in steps])) for name in SCORES} | {
+        "latency_mean": float(latencies.mean()) if some else float("nan"),
+        "latency_p99": float(np.quantile(latencies, 0.99)) if some else float("nan"),
+        "dropped": int(sum(step.interval.dropped[0] for step in steps)),
+        "by_expert": sum(step.fallback for step in steps),
+        "decision_ms_mean": 1e3 * float(np.mean([step.decision_seconds for step in steps])),
     }
-    row["latency_mean"] = float(latencies.mean()) if len(latencies) else float("nan")
-    row["latency_p99"] = float(np.quantile(latencies, 0.99)) if len(latencies) else float("nan")
-    row["dropped"] = int(sum(step.interval.dropped[0] for step in steps))
-    row["by_expert"] = sum(step.fallback for step in steps)
-    row["decision_ms_mean"] = 1e3 * float(np.mean([step.decision_seconds for step in steps]))
-    return row
 
 
 def timeline(steps: Sequence[Step], seconds: float) -> pd.DataFrame:
@@ -141,7 +128,7 @@ def timeline(steps: Sequence[Step], seconds: float) -> pd.DataFrame:
             "decision_ms": [1e3 * step.decision_seconds for step in steps],
             **{
                 name: [float(getattr(step.score, name)[0]) for step in steps]
-                for name in ("reward", "qos", "cost", "accuracy", "throughput", "latency", "excess_load")
+                for name in (*SCORES, "latency", "excess_load")
             },
         }
     )
@@ -161,7 +148,7 @@ def evaluate_cell(setting: Setting, cell: EvaluationCell) -> tuple[dict[str, obj
     """Run one cycle; return its row and its timeline."""
     policy = setting.policy(cell.policy, cell.pipeline, cell.seed)
     steps = run_cycle(cell.pipeline, policy, cell.cycle, cell.seed, setting)
-    key = {"pipeline": cell.pipeline.name, "cycle": cell.cycle.name, "policy": cell.policy, "seed": cell.seed}
+    key = dict(zip(_CELL, (cell.pipeline.name, cell.cycle.name, cell.policy, cell.seed), strict=True))
     return key | cycle_summary(steps), timeline(steps, setting.simulation.interval).assign(**key)  # type: ignore[arg-type]
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from numpy.typing import ArrayLike
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 
@@ -43,16 +47,13 @@ _STYLES = {
     "agent": Style("agent", PALETTE[0], "o"),
     "agent-frugal": Style("agent-frugal", PALETTE[3], "*"),
 }
-# For agents named by users.
-_OTHER_COLOURS = (PALETTE[8], PALETTE[9], "#000000")
-_OTHER_MARKERS = "hp<>"
-_DECADES = 8
 
 
 def policy_style(policy: str) -> Style:
     """Look up the style of a policy; an unknown one gets a style derived from its name, always the same."""
     number = zlib.crc32(policy.encode())
-    other = Style(policy, _OTHER_COLOURS[number % len(_OTHER_COLOURS)], _OTHER_MARKERS[number % len(_OTHER_MARKERS)])
+    colours, markers = (PALETTE[8], PALETTE[9], "#000000"), "hp<>"
+    other = Style(policy, colours[number % len(colours)], markers[number % len(markers)])
     return _STYLES.get(policy, other)
 
 
@@ -67,21 +68,54 @@ def ordered(policies: Iterable[str]) -> list[str]:
     return sorted(set(policies), key=lambda policy: (known.index(policy) if policy in known else len(known), policy))
 
 
-def panel_grid(number: int, width: float, height: float) -> tuple[Figure, Sequence[Axes]]:
-    """Make a figure of panels, three in a row.
+def panel_grid(names: Iterable[str], width: float, height: float, title: str) -> tuple[Figure, dict[str, Axes]]:
+    """Make a figure of named panels, three in a row.
 
     Args:
-        number: of panels.
+        names: titles of the panels.
         width: of each, inches.
         height: of each, inches.
+        title: of the figure.
+
+    Returns:
+        The figure, and the axes by name.
     """
-    columns = min(number, 3)
-    rows = -(-number // columns)
+    titles = list(dict.fromkeys(names))
+    columns = min(len(titles), 3)
+    rows = -(-len(titles) // columns)
     size = (1.0 + width * columns, 1.3 + height * rows)
     figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
-    for axes in grid.flat[number:]:
+    figure.suptitle(title)
+    for axes in grid.flat[len(titles) :]:
         axes.remove()
-    return figure, list(grid.flat[:number])
+    panels = dict(zip(titles, grid.flat, strict=False))
+    for name, axes in panels.items():
+        axes.set_title(name)
+    return figure, panels
+
+
+def draw_means(axes: Axes, rows: pd.DataFrame, name: str, places: ArrayLike, style: Style, **look: Any) -> None:
+    """Draw means with their intervals, one at each height.
+
+    Args:
+        axes: to draw on.
+        rows: a row a mean, with the ends of its interval in ``<name>_low`` and ``<name>_high``.
+        name: column of the means.
+        places: height of each.
+        style: colour and marker.
+        look: further arguments of :meth:`~matplotlib.axes.Axes.errorbar`.
+    """
+    whiskers = np.abs(rows[[f"{name}_low", f"{name}_high"]].to_numpy().T - rows[name].to_numpy())
+    look = {"ms": 7, "linestyle": "", "capsize": 3, **look}
+    axes.errorbar(rows[name], places, xerr=whiskers, color=style.colour, marker=style.marker, **look)
+
+
+def annotate_row(axes: Axes, place: float, text: str) -> None:
+    """Write a text to the right of the axes, at one height."""
+    axes.annotate(
+        text, (1.0, place), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+        va="center", fontsize=8, color="0.3",
+    )  # fmt: skip
 
 
 def legend_below(figure: Figure, *labelled: Axes, columns: int | None = None) -> None:
@@ -92,8 +126,8 @@ def legend_below(figure: Figure, *labelled: Axes, columns: int | None = None) ->
         labelled: axes with the labels.
         columns: of the legend; by default a single row.
     """
-    handles = [handle for axes in labelled for handle in axes.get_legend_handles_labels()[0]]
-    labels = [str(label) for axes in labelled for label in axes.get_legend_handles_labels()[1]]
+    found = [axes.get_legend_handles_labels() for axes in labelled]
+    handles, labels = (list(chain.from_iterable(each)) for each in zip(*found, strict=True))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns or len(handles), frameon=False)
 
 
@@ -124,7 +158,7 @@ def symmetric_logarithmic(
         A description of the scale for the label of the axis.
     """
     axes.set_xscale("symlog", linthresh=linear, linscale=width)
-    beyond = [linear * digit * 10.0**decade for decade in range(_DECADES) for digit in digits]
+    beyond = [linear * digit * 10.0**decade for decade in range(8) for digit in digits]
     low, high = axes.get_xlim()
     marks = [mark for mark in (*(-mark for mark in reversed(beyond)), 0.0, *beyond) if low <= mark <= high]
     axes.set_xticks(marks, [label(mark) for mark in marks])

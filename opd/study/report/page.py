@@ -9,16 +9,20 @@ from typing import Any
 import pandas as pd
 
 from opd.control import AGENT
-from opd.study.report.criteria import Criterion, criteria, cycles_with_more_drops
 from opd.study.report.files import markdown_table, write_json
-from opd.study.report.results import Results, flat_metrics, read_results
-from opd.study.report.tables import (
+from opd.study.report.results import (
     FRUGAL,
     PAPER_SPEEDUPS,
+    Criterion,
+    Results,
+    criteria,
+    cycles_with_more_drops,
     decision_table,
+    flat_metrics,
     forecast_table,
     paper_comparison,
     policy_summary,
+    read_results,
 )
 
 _COLUMN_NAMES = {
