@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import nbformat
@@ -181,7 +182,7 @@ def _stage_errors(notebook: Path, output: Path, timeout: float) -> Iterator[None
         yield
     except PapermillExecutionError as error:
         raise StageError(
-            f"{notebook}, cell In [{error.exec_count}] failed:\n\n{_indented(error.source)}\n\n"
+            f"{notebook}, cell In [{error.exec_count}] failed:\n\n{indent(error.source, '    ')}\n\n"
             f"{error.ename}: {error.evalue}\n\nThe notebook up to this cell, with the traceback: {output}"
         ) from error
     except CellTimeoutError as error:
@@ -194,10 +195,6 @@ def _stage_errors(notebook: Path, output: Path, timeout: float) -> Iterator[None
             f"{notebook}: the kernel died, probably for lack of memory; run fewer processes at a time. "
             f"The notebook up to this cell: {output}"
         ) from error
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

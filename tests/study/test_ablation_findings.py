@@ -7,24 +7,24 @@ import pandas as pd
 import pytest
 
 from opd.study.analysis.ablation_findings import (
+    ENVIRONMENTS,
+    PARTS,
     ablation_findings,
     ablation_verdict,
     forecast_paragraph,
     listed,
     part_paragraph,
+    plot_ablations,
     startup_gains,
     startup_paragraph,
     summarise_ablations,
 )
-from opd.study.analysis.ablation_runs import (
-    COLUMNS,
-)
 from opd.study.analysis.ablations import (
     ABLATIONS,
+    COLUMNS,
     VARIANTS,
 )
 from opd.study.analysis.estimates import signed, with_interval
-from opd.study.analysis.plots_ablations import ENVIRONMENTS, PARTS, plot_ablations
 from opd.study.report.files import write_page
 
 # --- tables ----------------------------------------------------------------------------------------------------------

@@ -30,10 +30,10 @@ from opd.study.analysis.frontier import (
     hypervolumes,
     measure_frontier,
     non_dominated,
+    plot_frontier,
     priced_setting,
     times_of_the_agent,
 )
-from opd.study.analysis.plots_frontier import plot_frontier
 from opd.study.evaluation.cycles import Setting, run_cycle
 
 # --- hypervolume -----------------------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ from PIL import Image
 
 from opd.control import BASELINES
 from opd.study.evaluation.cycles import LOADS
+from opd.study.evaluation.training import plot_training
 from opd.study.plots import evaluation as plots
 from opd.study.plots.style import PALETTE, ordered, policy_style, save_figure
-from opd.study.plots.training import plot_training
 
 LABEL = "synthetic trace (generated), damping 8"
 POLICIES = ("random", "greedy", "ipa", "myopic", "agent")

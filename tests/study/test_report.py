@@ -19,19 +19,15 @@ from opd.pipeline import Pipeline, Task, Variant
 from opd.study.evaluation.cycles import COLUMNS, LOADS, shown_cycles
 from opd.study.evaluation.training import training_summary, validation_references
 from opd.study.report.files import markdown_table, write_json
-from opd.study.report.page import write_report
-from opd.study.report.results import (
-    ReportError,
+from opd.study.report.page import (
     criteria,
     cycles_with_more_drops,
     decision_table,
-    drops_table,
     flat_metrics,
     forecast_table,
-    paper_comparison,
-    policy_summary,
-    read_results,
+    write_report,
 )
+from opd.study.report.results import ReportError, drops_table, paper_comparison, policy_summary, read_results
 
 
 def evaluation(**policies: dict[str, list[float]]) -> pd.DataFrame:

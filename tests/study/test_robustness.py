@@ -16,31 +16,34 @@ from opd.agent.problem import TrainingParameters
 from opd.control import AGENT
 from opd.measurement import Observation
 from opd.objective import Weights
-from opd.study.analysis.plots_robustness import plot_robustness
 from opd.study.analysis.robustness import (
     AS_TRAINED,
+    COLUMNS,
     FAILURES,
     FORECASTER_FAILS,
     OTHER_TRACE,
     OVERLOAD,
+    POLICIES,
     PROFILES_WRONG,
     BrokenForecaster,
     all_conditions,
+    evaluate_robustness,
     failing_forecaster,
     overload,
     random_device,
     scaled_trace,
+    trained_agents,
     with_latency_factors,
 )
 from opd.study.analysis.robustness_findings import (
     KEYS,
     condition_paragraph,
+    plot_robustness,
     robustness_findings,
     robustness_overview,
     seeds_by_cycles_mean,
     summarise_robustness,
 )
-from opd.study.analysis.robustness_runs import COLUMNS, IPA, POLICIES, evaluate_robustness, trained_agents
 from opd.study.evaluation.cycles import cycle_summary, run_cycle
 from opd.workload.forecast import RecentMaximum
 from opd.workload.trace import Cycle, cycle_counts
@@ -231,7 +234,7 @@ def test_on_another_trace_agent_and_forecaster_are_those_of_their_training(setti
     ):
         setting = replace(brought, trace=there.trace)
         found = of(rows, OTHER_TRACE, variant)
-        for name in (AGENT, IPA):
+        for name in (AGENT, "ipa"):
             steps = run_cycle(ocr_pipeline(), setting.policy(name, ocr_pipeline(), 1), cycle, 1, setting)
             assert found.loc[name, "reward"] == pytest.approx(cycle_summary(steps)["reward"])
 

@@ -1,15 +1,19 @@
-"""Results of the ablations: tables with intervals, and a paragraph of Markdown for every part of the agent."""
+"""Results of the ablations: tables with intervals, a paragraph of Markdown for every part of the agent, a figure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from opd.control import AGENT
 from opd.study.analysis.ablations import ABLATIONS, INSTANT, matching_agent, matching_solver
-from opd.study.analysis.estimates import Row, estimate, signed, with_interval
+from opd.study.analysis.estimates import Row, estimate, seeds_by_cycles, signed, with_interval
+from opd.study.plots.style import PALETTE, Style, annotate_row, draw_means, policy_style, symmetric_logarithmic
 
 # ------------------------------------------------------------------------------------------------------ tables
 
@@ -18,7 +22,7 @@ def summarise_ablations(rows: pd.DataFrame) -> pd.DataFrame:
     """Compute means of every pipeline and variant, and differences paired by seed and cycle.
 
     Args:
-        rows: of :func:`opd.study.analysis.ablation_runs.measure_ablations`, with all variants.
+        rows: of :func:`opd.study.analysis.ablations.measure_ablations`, with all variants.
 
     Returns:
         By pipeline and variant: the means over seeds and cycles of reward, qos, cost, dropped and refused (a cycle);
@@ -26,14 +30,14 @@ def summarise_ablations(rows: pd.DataFrame) -> pd.DataFrame:
         ``over_myopic``, the reward minus that of the myopic solver in the same environment with the same forecast. Both
         with the ends ``_low`` and ``_high`` of their 95 % intervals, by resampling seeds and cycles.
     """
-    table = []
-    for pipeline, variant in dict.fromkeys(zip(rows["pipeline"], rows["variant"], strict=True)):
-        means = _rows_of(rows, pipeline, variant)[["reward", "qos", "cost", "dropped", "refused"]].mean()
-        own = _rewards(rows, pipeline, variant)
+    rewards, table = _rewards(rows), []
+    for (pipeline, variant), own in rewards.items():
+        part = rows[(rows["pipeline"] == pipeline) & (rows["variant"] == variant)]
         table.append(
-            {"pipeline": pipeline, "variant": variant, **means}
-            | estimate("difference", own - _rewards(rows, pipeline, matching_agent(variant)))
-            | estimate("over_myopic", own - _rewards(rows, pipeline, matching_solver(variant)))
+            {"pipeline": pipeline, "variant": variant}
+            | part[["reward", "qos", "cost", "dropped", "refused"]].mean().to_dict()
+            | estimate("difference", own - rewards[pipeline, matching_agent(variant)])
+            | estimate("over_myopic", own - rewards[pipeline, matching_solver(variant)])
         )
     return pd.DataFrame(table)
 
@@ -45,23 +49,19 @@ def startup_gains(rows: pd.DataFrame) -> pd.DataFrame:
         By pipeline: columns ``pipeline``, ``gain``, ``gain_low`` and ``gain_high``, reward of Eq. 7 with its 95 %
         interval.
     """
-    table = []
+    rewards, table = _rewards(rows), []
     for pipeline in dict.fromkeys(rows["pipeline"]):
         with_delays, without = (
-            _rewards(rows, pipeline, name) - _rewards(rows, pipeline, matching_solver(name))
-            for name in (AGENT, INSTANT)
+            rewards[pipeline, name] - rewards[pipeline, matching_solver(name)] for name in (AGENT, INSTANT)
         )
         table.append({"pipeline": pipeline} | estimate("gain", with_delays - without))
     return pd.DataFrame(table)
 
 
-def _rows_of(rows: pd.DataFrame, pipeline: str, variant: str) -> pd.DataFrame:
-    return rows[(rows["pipeline"] == pipeline) & (rows["variant"] == variant)]
-
-
-def _rewards(rows: pd.DataFrame, pipeline: str, variant: str) -> np.ndarray:
-    """(S, C) rewards by seed and cycle."""
-    return _rows_of(rows, pipeline, variant).pivot(index="seed", columns="cycle", values="reward").to_numpy()
+def _rewards(rows: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
+    """Rewards by seed and cycle, for every pipeline and variant."""
+    groups = rows.groupby(["pipeline", "variant"], sort=False)
+    return {(str(pipeline), str(variant)): seeds_by_cycles(part, "reward") for (pipeline, variant), part in groups}
 
 
 # -------------------------------------------------------------------------------------------------- paragraphs
@@ -159,3 +159,102 @@ def ablation_findings(summary: pd.DataFrame, gains: pd.DataFrame) -> dict[str, s
         "Does the agent need to see the queues?": part_paragraph(summary, "queues"),
         "Is the lead due to start-up delays?": startup_paragraph(summary, gains),
     }
+
+
+# -------------------------------------------------------------------------------------------------------------- figure
+
+PARTS = {
+    "expert": Style("expert", PALETTE[0], "o"),
+    "features": Style("features", PALETTE[1], "s"),
+    "heads": Style("heads", PALETTE[2], "^"),
+    "forecast": Style("forecast", PALETTE[3], "v"),
+    "queues": Style("queues", PALETTE[9], "X"),
+}
+"""The style of each ablated part, from top to bottom."""
+
+ENVIRONMENTS = {
+    AGENT: "as in the study",
+    INSTANT: "no start-up delays",
+    "recent-maximum": "maximum of the last 20 s",
+    "perfect-forecast": "perfect forecast",
+}
+"""Agents that are compared with the myopic solver in their own environment, and the name of the environment."""
+
+Groups = list[list[tuple[str, str, Style]]]
+"""Variants with their labels and styles, in groups from top to bottom."""
+
+
+def plot_ablations(summary: pd.DataFrame, title: str = "") -> Figure:
+    """Draw every variant's reward minus the full agent's, and below the agent's minus the myopic solver's.
+
+    A point is the mean over seeds and cycles, a whisker its 95 % interval; the mean is also given as a number.
+    Pipelines share an axis, which is logarithmic on both sides of zero if a few differences are much larger.
+
+    Args:
+        summary: of :func:`summarise_ablations`.
+        title: of the figure.
+
+    Returns:
+        The figure, not saved.
+    """
+    pipelines = list(dict.fromkeys(summary["pipeline"]))
+    figure, grid = plt.subplots(
+        2, len(pipelines), figsize=(3.0 + 4.0 * len(pipelines), 6.6), layout="constrained", squeeze=False,
+        sharex="row", sharey="row", height_ratios=(2.4, 1.0),
+    )  # fmt: skip
+    figure.suptitle(title)
+    against = {"difference": "the full agent's", "over_myopic": "the myopic solver's in the same environment"}
+    for row, (quantity, whose), groups in zip(grid, against.items(), (_ablated(), _environments()), strict=True):
+        shown = summary[summary["variant"].isin([name for group in groups for name, _, _ in group])]
+        for axes, pipeline in zip(row, pipelines, strict=True):
+            _draw(axes, shown[shown["pipeline"] == pipeline].set_index("variant"), groups, quantity)
+        note = _scale(row[0], shown[[f"{quantity}_low", f"{quantity}_high"]].to_numpy())
+        for axes in row:
+            axes.set_xlabel(f"reward minus {whose}{note}")
+    for axes, pipeline in zip(grid[0], pipelines, strict=True):
+        axes.set_title(pipeline)
+    return figure
+
+
+def _ablated() -> Groups:
+    """Variants that are compared with the full agent, in groups: the ablations by part, then the solvers."""
+    groups = [
+        [(name, ablation.label, style) for name, ablation in ABLATIONS.items() if ablation.part == part]
+        for part, style in PARTS.items()
+    ]
+    return [*groups, [(name, policy_style(name).label, policy_style(name)) for name in ("myopic", "clairvoyant")]]
+
+
+def _environments() -> Groups:
+    """Agents that are compared with the myopic solver: two with different delays, two with different forecasts."""
+    agent, forecast = policy_style(AGENT), PARTS["forecast"]
+    rows = [
+        (name, label, forecast if ABLATIONS[name].part == "forecast" else agent) for name, label in ENVIRONMENTS.items()
+    ]
+    return [rows[:2], rows[2:]]
+
+
+def _draw(axes: Axes, rows: pd.DataFrame, groups: Groups, quantity: str) -> None:
+    """Draw a point and a whisker for every variant, groups half a line apart, the first on top."""
+    places: list[float] = []
+    for number, group in enumerate(groups):
+        for name, _, style in group:
+            place = -len(places) - 0.5 * number
+            draw_means(axes, rows.loc[[name]], quantity, [place], style, capsize=4)
+            annotate_row(axes, place, signed(rows[quantity][name]))
+            places.append(place)
+    axes.axvline(0.0, color="black", linewidth=1.0)
+    axes.set_yticks(places, [label for group in groups for _, label, _ in group])
+    axes.set_ylim(min(places) - 0.7, 0.7)
+    axes.grid(axis="x", alpha=0.25)
+
+
+def _scale(axes: Axes, ends: np.ndarray) -> str:
+    """Choose a scale on which typical and large ends can be read; returns a note if it is not linear."""
+    typical, largest = float(np.median(np.abs(ends))), float(np.abs(ends).max())
+    axes.margins(x=0.08)
+    if not largest > 8.0 * typical > 0.0:
+        axes.locator_params(axis="x", nbins=5)
+        return ""
+    linear = float(10.0 ** np.ceil(np.log10(typical)))
+    return "\n" + symmetric_logarithmic(axes, linear, width=1.5)

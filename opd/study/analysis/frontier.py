@@ -21,19 +21,20 @@ from typing import Final
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from opd.agent.jobs import Job, run_jobs
 from opd.agent.problem import Problem, TrainingParameters, build_problem, expert_table
 from opd.control import AGENT
-from opd.objective import Weights
 from opd.pipeline import Pipeline
 from opd.solvers import IpaParameters
 from opd.study.analysis.estimates import Row, spread
 from opd.study.evaluation.cycles import EvaluationCell, Setting, evaluate
+from opd.study.plots.style import legend_below, ordered, panel_grid, policy_style, short_label
 from opd.workload.trace import Cycle
 
-IPA, MYOPIC = "ipa", "myopic"
-POLICIES = (IPA, MYOPIC, AGENT)
+POLICIES = ("ipa", "myopic", AGENT)
 
 EXPERT: Final = "myopic"
 """The expert of the agents, whatever the study's parameters say."""
@@ -100,10 +101,9 @@ def _trained_already(job: Job, setting: Setting) -> Job | None:
 
 def priced_setting(setting: Setting, cost_weight: float, agents: Mapping[Key, Path]) -> Setting:
     """The setting in which every policy optimises with one price per core."""
-    weights: Weights = replace(setting.weights, cost_weight=cost_weight)
-    ipa = IpaParameters.from_weights(weights)
+    weights = replace(setting.weights, cost_weight=cost_weight)
     here = {(name, AGENT, seed): path for (name, price, seed), path in agents.items() if price == cost_weight}
-    return replace(setting, weights=weights, ipa=ipa, agents=here)
+    return replace(setting, weights=weights, ipa=IpaParameters.from_weights(weights), agents=here)
 
 
 def measure_frontier(
@@ -140,13 +140,16 @@ def measure_frontier(
     for cost_weight in map(float, cost_weights):
         rows, _ = evaluate(cells, priced_setting(setting, cost_weight, agents), workers)
         parts.append(rows.assign(cost_weight=cost_weight))
-    groups = pd.concat(parts).groupby(["pipeline", "policy", "cost_weight", "seed"], sort=False)
-    return groups[["cost", "qos", "dropped"]].mean().reset_index()
+    return _means(pd.concat(parts), "seed")
 
 
 def mean_points(points: pd.DataFrame) -> pd.DataFrame:
     """The means over the seeds of :func:`measure_frontier`'s points: a row a pipeline, policy and ``cost_weight``."""
-    groups = points.groupby(["pipeline", "policy", "cost_weight"], sort=False)
+    return _means(points)
+
+
+def _means(rows: pd.DataFrame, *keys: str) -> pd.DataFrame:
+    groups = rows.groupby(["pipeline", "policy", "cost_weight", *keys], sort=False)
     return groups[["cost", "qos", "dropped"]].mean().reset_index()
 
 
@@ -203,7 +206,7 @@ def hypervolumes(points: pd.DataFrame, capacities: Mapping[str, int]) -> pd.Data
     rows = []
     for pipeline, here in points.groupby("pipeline", sort=False):
         cost = float(capacities[str(pipeline)])
-        for name, lowest in ((ANY, here["qos"].min()), (SERVED, here.loc[here["policy"] == IPA, "qos"].min())):
+        for name, lowest in ((ANY, here["qos"].min()), (SERVED, here.loc[here["policy"] == "ipa", "qos"].min())):
             areas = _areas(here, (cost, float(lowest)))
             ratios = areas.rdiv(areas[AGENT], axis=0).where(areas > 0.0)
             for policy in dict.fromkeys(here["policy"]):
@@ -221,12 +224,13 @@ def times_of_the_agent(areas: pd.DataFrame) -> str:
     lines = []
     others = areas[areas["policy"] != AGENT].groupby(["reference", "policy"], sort=False)
     for (reference, policy), rows in others:
-        times = rows["agent_times"]
+        times = rows.set_index("pipeline")["agent_times"]
         count = f"{(times >= 1.0).sum()} of {times.notna().sum()} pipelines with an area"
-        extent = f"{times.min():.3f} to {times.max():.3f} times"
-        smaller = [f"{row['pipeline']} {row['agent_times']:.3f}" for row in rows[times < 1.0].to_dict("records")]
-        below = f"; below 1: {', '.join(smaller)}" if smaller else ""
-        lines.append(f"* reference {reference}: at least as large as {policy}'s in {count}, {extent}{below}")
+        smaller = ", ".join(f"{pipeline} {ratio:.3f}" for pipeline, ratio in times[times < 1.0].items())
+        lines.append(
+            f"* reference {reference}: at least as large as {policy}'s in {count}, {times.min():.3f} to "
+            f"{times.max():.3f} times" + (f"; below 1: {smaller}" if smaller else "")
+        )
     return "\n".join(lines)
 
 
@@ -252,9 +256,8 @@ def dominated_points(points: pd.DataFrame) -> pd.DataFrame:
     """
     means = mean_points(points)
     own = means[means["policy"] == AGENT].drop(columns="policy")
-    others = means[means["policy"] != AGENT].rename(columns={"policy": "by"})
-    others = others.rename(columns={name: f"by_{name}" for name in ("cost_weight", "cost", "qos", "dropped")})
-    pairs = own.merge(others, on="pipeline")
+    others = means[means["policy"] != AGENT].set_index("pipeline").add_prefix("by_").reset_index()
+    pairs = own.merge(others.rename(columns={"by_policy": "by"}), on="pipeline")
     no_worse = (pairs["by_cost"] <= pairs["cost"]) & (pairs["by_qos"] >= pairs["qos"])
     better = (pairs["by_cost"] < pairs["cost"]) | (pairs["by_qos"] > pairs["qos"])
     best_first = pairs[no_worse & better].sort_values(["by_qos", "by_cost_weight"], ascending=[False, True])
@@ -282,13 +285,13 @@ def _point(row: Row, prefix: str = "") -> str:
 
 def drops(points: pd.DataFrame) -> str:
     """List the prices at which each policy drops requests, and how many per cycle, in Markdown; an item a policy."""
-    means = mean_points(points)
+    means = mean_points(points).sort_values("cost_weight", kind="stable")
     return "\n".join(f"* {policy}: {_drops_of(means[means['policy'] == policy])}" for policy in POLICIES)
 
 
 def _drops_of(means: pd.DataFrame) -> str:
     """One policy: the pipelines with dropped requests, and those without."""
-    groups = means.sort_values("cost_weight").groupby("pipeline", sort=False)
+    groups = means.groupby("pipeline", sort=False)
     losing = [f"{name} {_where(rows)}" for name, rows in groups if rows["dropped"].any()]
     none = [str(name) for name, rows in groups if not rows["dropped"].any()]
     return "; ".join([*losing, f"none at any price on {', '.join(none)}"] if none else losing)
@@ -317,3 +320,78 @@ def findings(points: pd.DataFrame, areas: pd.DataFrame) -> str:
             f"Prices at which requests are dropped, with the smallest and largest number per cycle:\n\n{drops(points)}",
         ]
     )
+
+
+# -------------------------------------------------------------------------------------------------------------- figure
+
+
+def plot_frontier(points: pd.DataFrame, areas: pd.DataFrame, label: str) -> Figure:
+    """Draw mean QoS over mean cost for a sweep of the price per core, one panel a pipeline.
+
+    A marker is a price, the mean of the seeds, and a light one a single seed of the agent. The steps are the
+    non-dominated means. The panels end below IPA's lowest QoS; points below are given as text.
+
+    Args:
+        points: of :func:`measure_frontier`.
+        areas: of :func:`hypervolumes`.
+        label: of the trace, for the title.
+
+    Returns:
+        The figure, not saved.
+    """
+    prices = ", ".join(f"{price:g}" for price in sorted(set(points["cost_weight"])))
+    figure, panels = panel_grid(points["pipeline"], 4.4, 3.8, f"QoS and cost at prices per core of {prices}\n{label}")
+    agent = policy_style(AGENT)
+    for pipeline, axes in panels.items():
+        here = points[points["pipeline"] == pipeline]
+        single, means = here[here["policy"] == AGENT], mean_points(here)
+        axes.scatter(
+            single["cost"], single["qos"], s=28, color=agent.colour, marker=agent.marker, alpha=0.3, linewidths=0,
+            label=f"{agent.label}, one seed",
+        )  # fmt: skip
+        for policy in ordered(POLICIES):
+            _draw_sweep(axes, policy, means.loc[means["policy"] == policy, ["cost", "qos"]].to_numpy())
+        _frame(axes, means)
+        axes.set_title(_title(pipeline, areas[areas["pipeline"] == pipeline]), fontsize=9)
+        axes.set(xlabel="mean cost (CPU cores)", ylabel="mean QoS (Eq. 3)")
+    legend_below(figure, axes, columns=4)
+    return figure
+
+
+def _draw_sweep(axes: Axes, policy: str, means: np.ndarray) -> None:
+    """Draw points (P, 2) of one policy in the order of prices, and their non-dominated set."""
+    style = policy_style(policy)
+    axes.plot(*means.T, color=style.colour, linewidth=0.8, linestyle=":", zorder=2)
+    axes.plot(*means.T, color=style.colour, marker=style.marker, markersize=6, linestyle="none", label=style.label)
+    axes.step(*non_dominated(means).T, where="post", color=style.colour, linewidth=1.6, alpha=0.8)
+
+
+def _frame(axes: Axes, means: pd.DataFrame) -> None:
+    """Show the points that are not far below IPA's lowest QoS, and describe the others."""
+    lowest, highest = float(means.loc[means["policy"] == "ipa", "qos"].min()), float(means["qos"].max())
+    space = 0.08 * max(highest - lowest, 1e-3)
+    far = means["qos"] < lowest - space
+    inside, outside = means[~far], means[far]
+    texts = [
+        f"{short_label(policy)}: {len(rows)} below, down to QoS {rows['qos'].min():.4g}"
+        for policy in ordered(POLICIES)
+        if len(rows := outside[outside["policy"] == policy])
+    ]
+    cheapest, dearest = float(inside["cost"].min()), float(inside["cost"].max())
+    width = 0.06 * max(dearest - cheapest, 0.1)
+    axes.set_xlim(cheapest - width, dearest + width)
+    axes.set_ylim(lowest - (1 + len(texts)) * space, highest + space)
+    axes.text(0.98, 0.02, "\n".join(texts), transform=axes.transAxes, ha="right", va="bottom", fontsize=8, color="0.35")
+
+
+def _title(pipeline: str, areas: pd.DataFrame) -> str:
+    """The pipeline, and the ratio of the agent's hypervolume to the others'."""
+    lines = [pipeline]
+    for reference, name in ((ANY, "hypervolume"), (SERVED, "above IPA's lowest QoS")):
+        ratios = areas[areas["reference"] == reference].set_index("policy")["agent_times"]
+        lines.append(f"{name}: " + ", ".join(_times(ratios[policy], policy) for policy in ("ipa", "myopic")))
+    return "\n".join(lines)
+
+
+def _times(ratio: float, policy: str) -> str:
+    return f"{short_label(policy)} has none" if np.isnan(ratio) else f"{ratio:.3f} × {short_label(policy)}"

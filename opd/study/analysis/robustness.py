@@ -1,4 +1,4 @@
-"""Conditions outside the training distribution: another trace, overload, wrong forecasts, wrong profiles.
+"""Policies outside the training distribution: another trace, overload, wrong forecasts, wrong profiles.
 
 A condition departs from the study in one thing, for all policies alike: they plan with the same forecasts, know the
 same profiles, and meet the same requests on the same device for one cycle and seed.
@@ -22,14 +22,24 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
 
+from opd.agent.jobs import Job, run_jobs
+from opd.agent.problem import TrainingParameters, build_problem
+from opd.control import AGENT
+from opd.host.parallel import run_tasks
 from opd.pipeline import Pipeline
-from opd.study.evaluation.cycles import Setting
+from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle
 from opd.workload.forecast import HISTORY_SECONDS, Forecaster
 from opd.workload.trace import MIN_SECONDS, Cycle, Trace, cycle_counts
+
+POLICIES = (AGENT, "myopic-backlog", "myopic", "ipa", "greedy")
 
 AS_TRAINED = "as trained"
 OTHER_TRACE = "other trace"
@@ -98,12 +108,13 @@ def all_conditions(
         other_cycles: of its trace.
     """
     here, there = home.trace.name, other.trace.name
+    error = f"{100 * PROFILE_ERROR:.0f} %"
     changes: list[tuple[str, str, MakeConditions]] = [
         (OVERLOAD, f"peak {100 * PEAK_FACTOR:.0f} % of training", overload),
         *((FORECASTER_FAILS, failure, partial(failing_forecaster, failure)) for failure in FAILURES),
-        (PROFILES_WRONG, f"{100 * PROFILE_ERROR:.0f} % slower", partial(rescaled_device, 1.0 + PROFILE_ERROR)),
-        (PROFILES_WRONG, f"{100 * PROFILE_ERROR:.0f} % faster", partial(rescaled_device, 1.0 - PROFILE_ERROR)),
-        (PROFILES_WRONG, f"each variant ±{100 * PROFILE_ERROR:.0f} %", random_device),
+        (PROFILES_WRONG, f"{error} slower", partial(rescaled_device, 1.0 + PROFILE_ERROR)),
+        (PROFILES_WRONG, f"{error} faster", partial(rescaled_device, 1.0 - PROFILE_ERROR)),
+        (PROFILES_WRONG, f"each variant ±{error}", random_device),
     ]
     return [
         Condition(AS_TRAINED, here, home, home_cycles),
@@ -210,3 +221,102 @@ def random_device(setting: Setting, pipeline: Pipeline, cycle: Cycle, seed: int)
     generator = np.random.default_rng([seed, cycle.start, zlib.crc32(pipeline.name.encode())])
     factors = generator.uniform(1.0 - PROFILE_ERROR, 1.0 + PROFILE_ERROR, pipeline.tables.cores.shape)
     return CycleConditions(setting, with_latency_factors(pipeline, factors))
+
+
+# ---------------------------------------------------------------------------------------------------------------- runs
+
+
+COLUMNS = [
+    *("world", "variant", "trace", "pipeline", "cycle", "policy", "seed", "factor"),
+    *("reward", "qos", "cost", "dropped", "refused", "fallbacks", "by_expert"),
+]
+
+
+def trained_agents(
+    pipelines: Sequence[Pipeline],
+    setting: Setting,
+    parameters: TrainingParameters,
+    seeds: Sequence[int],
+    known: Path,
+    folder: Path,
+    workers: int,
+) -> dict[tuple[str, str, int], Path]:
+    """Find an agent for every pipeline and seed, and train the missing ones.
+
+    Args:
+        pipelines: one agent for each of them and each seed.
+        setting: trace and forecaster of the trainings; its agents are ignored.
+        parameters: of the trainings.
+        seeds: of the trainings.
+        known: folder with agents of earlier trainings; an agent is used if this training would give the same.
+        folder: for all others, and for interrupted trainings.
+        workers: agents trained at the same time.
+
+    Returns:
+        Paths of the agents by pipeline, policy and seed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = []
+    for pipeline in pipelines:
+        problem = build_problem(
+            pipeline, setting.trace, setting.forecaster, setting.weights, setting.simulation, parameters
+        )
+        for seed in seeds:
+            name = f"{pipeline.name}/{AGENT}-{seed}.npz"
+            earlier = Job(AGENT, seed, problem, parameters, known / name)
+            jobs.append(earlier if earlier.done else replace(earlier, path=folder / name))
+    run_jobs(jobs, workers)
+    return {(job.problem.pipeline.name, AGENT, job.seed): job.path for job in jobs}
+
+
+class RobustnessCell(NamedTuple):
+    """One cycle to run: the number of the condition, pipeline, policy, cycle and seed."""
+
+    condition: int
+    pipeline: Pipeline
+    policy: str
+    cycle: Cycle
+    seed: int
+
+
+def evaluate_robustness(
+    conditions: Sequence[Condition], pipelines: Sequence[Pipeline], seeds: Sequence[int], workers: int = 1
+) -> pd.DataFrame:
+    """Run every policy on every pipeline and seed through all cycles of every condition, with progress.
+
+    Args:
+        conditions: their settings must have an agent for each pipeline and seed.
+        pipelines: the pipelines to configure.
+        seeds: of the requests and of the agents' trainings.
+        workers: cycles simulated at the same time.
+
+    Returns:
+        A row a cycle with the columns of :data:`COLUMNS`: ``reward`` and ``qos`` (Eqs. 7 and 3) and ``cost`` (cores)
+        are means over its decisions. ``dropped`` counts requests, ``refused`` decisions, ``fallbacks`` decisions
+        without a forecast, for which the control loop took the largest load of the last 20 s, and ``by_expert``
+        decisions of the agent's fallback policy.
+    """
+    cells = [
+        RobustnessCell(condition, pipeline, policy, cycle, seed)
+        for condition, runs in enumerate(conditions)
+        for pipeline, cycle, policy, seed in product(pipelines, runs.cycles, POLICIES, seeds)
+    ]
+    rows = list(tqdm(run_tasks(run_cell, conditions, cells, workers), total=len(cells), unit="cycle"))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def run_cell(conditions: Sequence[Condition], cell: RobustnessCell) -> dict[str, Any]:
+    """Run one cycle, with its own policy, because some policies remember; returns a row of :data:`COLUMNS`."""
+    condition, pipeline, cycle, seed = conditions[cell.condition], cell.pipeline, cell.cycle, cell.seed
+    setting, device, factor = condition.change(condition.setting, pipeline, cycle, seed)
+    solver = (
+        "dynamic-program" if cell.policy == "ipa" else cell.policy
+    )  # the optimum of HiGHS in a fraction of its time
+    steps = run_cycle(pipeline, setting.policy(solver, pipeline, seed), cycle, seed, setting, device)
+    return {
+        **{"world": condition.name, "variant": condition.variant, "trace": condition.setting.trace.name},
+        **{"pipeline": pipeline.name, "cycle": cycle.name, "policy": cell.policy, "seed": seed, "factor": factor},
+        "refused": sum(bool(step.refused) for step in steps),
+        "fallbacks": sum(bool(step.forecast_failure) for step in steps),
+        **cycle_summary(steps),
+    }

@@ -1,18 +1,20 @@
-"""Results under all conditions: a table with intervals, and paragraphs of Markdown."""
+"""Results under all conditions: a table with intervals, paragraphs of Markdown, and a figure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from opd.control import AGENT
 from opd.study.analysis.estimates import Row, estimate, with_interval
-from opd.study.analysis.robustness import AS_TRAINED
-from opd.study.analysis.robustness_runs import POLICIES
-from opd.study.plots.style import policy_style
+from opd.study.analysis.robustness import AS_TRAINED, POLICIES
+from opd.study.plots.style import Style, draw_means, legend_below, ordered, policy_style, symmetric_logarithmic
 
 KEYS = ["pipeline", "cycle", "seed"]
 """Equal in two rows that are compared as a pair: the same requests."""
@@ -24,7 +26,7 @@ def summarise_robustness(rows: pd.DataFrame) -> pd.DataFrame:
     """Summarise each policy under every condition.
 
     Args:
-        rows: of :func:`opd.study.analysis.robustness_runs.evaluate_robustness`.
+        rows: of :func:`opd.study.analysis.robustness.evaluate_robustness`.
 
     Returns:
         A row a ``world``, variant and policy. The first figures are means over pipelines, cycles and seeds, with the
@@ -36,36 +38,29 @@ def summarise_robustness(rows: pd.DataFrame) -> pd.DataFrame:
 
         Then ``dropped``, ``refused``, ``fallbacks`` and ``by_expert``, numbers a cycle.
     """
-    trained = {
-        (part["trace"].iloc[0], names["policy"]): part for names, part in _parts(rows) if names["world"] == AS_TRAINED
-    }
-    agents = {(n["world"], n["variant"]): part["reward"] for n, part in _parts(rows) if n["policy"] == AGENT}
+    names = ["world", "variant", "policy"]
+    parts = {key: part.set_index(KEYS) for key, part in rows.groupby(names, sort=False)}
+    trained = {(part["trace"].iloc[0], key[2]): part for key, part in parts.items() if key[0] == AS_TRAINED}
     lines = []
-    for names, part in _parts(rows):
-        before = trained[part["trace"].iloc[0], names["policy"]]
-        line: dict[str, Any] = dict(names)
+    for (world, variant, policy), part in parts.items():
+        before = trained[part["trace"].iloc[0], policy]
+        line: dict[str, Any] = {"world": world, "variant": variant, "policy": policy}
         for figure in ("reward", "qos"):
             line |= estimate(figure, seeds_by_cycles_mean(part[figure]))
             line |= estimate(f"{figure}_loss", seeds_by_cycles_mean(before[figure] - part[figure]))
-        if names["policy"] != AGENT:
-            line |= estimate("lead", seeds_by_cycles_mean(agents[names["world"], names["variant"]] - part["reward"]))
+        if policy != AGENT:
+            agent = parts[world, variant, AGENT]
+            line |= estimate("lead", seeds_by_cycles_mean(agent["reward"] - part["reward"]))
         lines.append(line | part[["dropped", "refused", "fallbacks", "by_expert"]].mean().to_dict())
     return pd.DataFrame(lines)
 
 
-def seeds_by_cycles_mean(values: pd.Series) -> np.ndarray:
+def seeds_by_cycles_mean(values: pd.Series) -> pd.DataFrame:
     """(S, C) means over the pipelines, seeds x cycles, of figures indexed by :data:`KEYS`.
 
     Pipelines are not a sample: only seeds and cycles are resampled.
     """
-    return values.groupby(["seed", "cycle"]).mean().unstack("cycle").to_numpy()
-
-
-def _parts(rows: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
-    """The rows of every condition and policy, indexed by :data:`KEYS`."""
-    names = ["world", "variant", "policy"]
-    for key, part in rows.groupby(names, sort=False):
-        yield dict(zip(names, map(str, key), strict=True)), part.set_index(KEYS)
+    return values.groupby(["seed", "cycle"]).mean().unstack("cycle")
 
 
 # -------------------------------------------------------------------------------------------------- paragraphs
@@ -73,9 +68,8 @@ def _parts(rows: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
 
 def robustness_findings(summary: pd.DataFrame) -> dict[str, str]:
     """The overview and the paragraph of every condition, each under its heading."""
-    names = dict.fromkeys(summary["world"])
     return {"Overview": robustness_overview(summary)} | {
-        name[0].upper() + name[1:]: condition_paragraph(summary, name) for name in names
+        name[0].upper() + name[1:]: condition_paragraph(summary, name) for name in summary["world"].unique()
     }
 
 
@@ -96,8 +90,8 @@ def _standing(rows: pd.DataFrame) -> str:
 
 def condition_paragraph(summary: pd.DataFrame, name: str) -> str:
     """Describe the effect of one condition on each policy, as a list in Markdown, an item a variant."""
-    rows = summary[summary["world"] == name]
-    return "\n".join(_item(variant, rows[rows["variant"] == variant]) for variant in dict.fromkeys(rows["variant"]))
+    variants = summary[summary["world"] == name].groupby("variant", sort=False)
+    return "\n".join(_item(str(variant), rows) for variant, rows in variants)
 
 
 def _item(variant: str, rows: pd.DataFrame) -> str:
@@ -123,3 +117,87 @@ def _requests(number: float) -> str:
     if 0.0 < number < 0.05:
         return "less than 0.1"
     return f"{number:,.1f}" if 0.0 < number < 9.95 else f"{number:,.0f}"
+
+
+# -------------------------------------------------------------------------------------------------------------- figure
+
+_LINE, _SPAN = 0.46, 0.6
+"""Height of a line in inches, and the share of it for its marks; the rest separates the lines."""
+
+Places = Mapping[tuple[str, str], int]
+"""The line of each condition and variant."""
+
+
+def plot_robustness(summary: pd.DataFrame, label: str) -> Figure:
+    """Draw the agent's lead over the solvers and the requests that each policy drops; one row a condition.
+
+    A whisker is the 95 % interval of the mean. Both scales are linear around zero and logarithmic beyond, because the
+    effects differ by factors of a hundred.
+
+    Args:
+        summary: of :func:`summarise_robustness`.
+        label: of the trace, for the title.
+
+    Returns:
+        The figure, not saved.
+    """
+    variants = list(dict.fromkeys(zip(summary["world"], summary["variant"], strict=True)))
+    lines = []  # a condition's heading, which is a line without a variant, and its variants
+    for world in dict.fromkeys(summary["world"]):
+        lines += [(world, ""), *(pair for pair in variants if pair[0] == world)]
+    figure, (leads, drops) = plt.subplots(
+        1, 2, figsize=(12.5, 1.9 + _LINE * len(lines)), layout="constrained", sharey=True, width_ratios=(1.5, 1.0)
+    )
+    figure.suptitle(f"In and out of distribution: {label}")
+    places = {variant: place for place, variant in enumerate(lines) if variant[1]}
+    _plot_leads(leads, summary, places)
+    _plot_drops(drops, summary, places)
+    leads.set_yticks(range(len(lines)), [variant or world for world, variant in lines])
+    for text, (_, variant) in zip(leads.get_yticklabels(), lines, strict=True):
+        text.set_fontweight("normal" if variant else "bold")
+    for axes in (leads, drops):
+        axes.hlines(list(places.values()), 0.0, 1.0, color="0.92", zorder=0, transform=axes.get_yaxis_transform())
+        axes.grid(axis="x", alpha=0.3)
+    leads.set_ylim(len(lines) - 0.4, -0.6)
+    legend_below(figure, drops)
+    return figure
+
+
+def _contrasting_style(policy: str) -> Style:
+    """The style of a policy, with more contrast between the two myopic ones, which are next to each other here."""
+    style = policy_style(policy)
+    return style._replace(colour="#000000", marker="^") if policy == "myopic-backlog" else style
+
+
+def _plot_leads(axes: Axes, summary: pd.DataFrame, places: Places) -> None:
+    policies = ("myopic-backlog", "myopic", "ipa")
+    for number, policy in enumerate(policies):
+        rows = summary[summary["policy"] == policy]
+        heights = _heights(rows, places, number, len(policies))
+        draw_means(axes, rows, "lead", heights, _contrasting_style(policy), ms=6, elinewidth=1.4)
+    axes.axvline(0.0, color="0.4", linewidth=1)
+    axes.margins(x=0.08)
+    scale = symmetric_logarithmic(axes, 0.1, width=0.6)
+    axes.set(
+        title="the agent's lead over each solver",
+        xlabel=f"difference of reward per decision (Eq. 7); right: agent better\n{scale}",
+    )
+
+
+def _plot_drops(axes: Axes, summary: pd.DataFrame, places: Places) -> None:
+    policies = ordered(summary["policy"])
+    for number, policy in enumerate(policies):
+        rows, style = summary[summary["policy"] == policy], _contrasting_style(policy)
+        axes.plot(
+            rows["dropped"], _heights(rows, places, number, len(policies)), color=style.colour, marker=style.marker,
+            ms=5, mew=0, linestyle="", zorder=3 if policy == AGENT else 2, label=style.label,
+        )  # fmt: skip
+    axes.set_xlim(-0.3, 2.0 * max(1.0, summary["dropped"].max()))
+    scale = symmetric_logarithmic(axes, 1.0, width=0.5, digits=[1.0], label="{:,.0f}".format)
+    axes.set(title="dropped requests", xlabel=f"requests per cycle, mean\n{scale}")
+
+
+def _heights(rows: pd.DataFrame, places: Places, number: int, policies: int) -> np.ndarray:
+    """Heights of the marks of a policy: in the line of the condition, a little below those of the previous policy."""
+    lines = np.array([places[variant] for variant in zip(rows["world"], rows["variant"], strict=True)])
+    return lines + np.linspace(-0.5 * _SPAN, 0.5 * _SPAN, policies)[number]

@@ -1,13 +1,27 @@
-"""Training runs: their curves, the checkpoints that were kept, and solvers on the same episodes."""
+"""Training runs: their curves (Fig. 7), the checkpoints that were kept, and solvers on the same episodes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from opd.agent.problem import Problem, TrainingParameters, expert_table, table_policy
 from opd.agent.rollout import Validation, validate
+from opd.study.plots.style import ordered, policy_style, save_figure
+
+_CURVES = {
+    "train/loss": "training loss (Eq. 11)",
+    "train/value_loss": "value loss",
+    "rollout/reward": "mean reward per decision\nin training episodes",
+    "validation/reward": "mean reward per decision\nin validation",
+    "validation/dropped": "dropped requests\nin validation",
+}
 
 
 def validation_references(problem: Problem, parameters: TrainingParameters) -> dict[str, Validation]:
@@ -27,3 +41,45 @@ def training_summary(curves: pd.DataFrame) -> list[dict[str, Any]]:
     columns = {"validation/reward": "reward", "validation/dropped": "dropped", "validation/selection": "selection"}
     table = best.rename(columns=columns)[["policy", "seed", "update", *columns.values()]]
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
+def plot_training(
+    curves: pd.DataFrame, references: Mapping[str, Mapping[str, Mapping[str, float]]], title: str, path: str | Path
+) -> Figure:
+    """Draw Fig. 7 of the paper: losses and reward by update, and the validation; one row an agent.
+
+    A line is a seed, a ring its checkpoint that was kept.
+
+    Args:
+        curves: columns policy, seed, update and the metrics of :func:`opd.agent.ppo.read_metrics`.
+        references: by agent and by baseline, its ``reward`` and ``dropped`` on the same validation episodes.
+        title: of the figure.
+        path: image file to write.
+    """
+    policies = ordered(curves["policy"])
+    figure, grid = plt.subplots(
+        len(policies), len(_CURVES), figsize=(16, 0.9 + 2.9 * len(policies)), layout="constrained", squeeze=False
+    )
+    figure.suptitle(title)
+    for policy, row in zip(policies, grid, strict=True):
+        colour = policy_style(policy).colour
+        for axes, (metric, label) in zip(row, _CURVES.items(), strict=True):
+            validates = metric.startswith("validation")
+            for seed, run in curves[curves["policy"] == policy].groupby("seed"):
+                run = run.dropna(subset=metric)
+                marker = "o" if validates else ""
+                name = policy if seed == curves["seed"].min() else None
+                axes.plot(run["update"], run[metric], marker=marker, ms=3, lw=1, color=colour, alpha=0.8, label=name)
+                if validates:
+                    best = run[run["validation/selection"] == run["validation/selection"].max()].iloc[:1]
+                    axes.plot(best["update"], best[metric], marker="o", ms=9, mfc="none", color=colour)
+            axes.set(ylabel=label, xlabel="update")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.margins(y=0.1)
+        for baseline, values in references[policy].items():
+            style = policy_style(baseline)
+            for axes, value in ((row[3], values["reward"]), (row[4], values["dropped"])):
+                axes.axhline(value, color=style.colour, linestyle="--", linewidth=1.3, label=style.label)
+        row[3].legend(fontsize=8)
+        row[4].set_ylim(bottom=min(0.0, row[4].get_ylim()[0]))
+    return save_figure(figure, path)

@@ -123,22 +123,19 @@ def plot_plane(evaluation: pd.DataFrame, label: str, path: str | Path) -> Figure
         label: of the trace, for the title.
         path: image file to write.
     """
-    pipelines = list(dict.fromkeys(evaluation["pipeline"]))
-    figure, panels = panel_grid(len(pipelines), 4.2, 3.3)
-    figure.suptitle(f"Mean QoS and cost over all cycles\n{label}")
-    for pipeline, axes in zip(pipelines, panels, strict=True):
+    figure, panels = panel_grid(evaluation["pipeline"], 4.2, 3.3, f"Mean QoS and cost over all cycles\n{label}")
+    for pipeline, axes in panels.items():
         means = evaluation[evaluation["pipeline"] == pipeline].groupby("policy")[["cost", "qos"]].mean()
         for policy in ordered(set(means.index) - {"random"}):
             style = policy_style(policy)
             size = 130 if style.marker == "*" else 60
-            cost, qos = means.loc[policy, "cost"], means.loc[policy, "qos"]
-            axes.scatter(cost, qos, color=style.colour, marker=style.marker, s=size, label=style.label)
-        axes.set(title=pipeline, xlabel="mean cost (CPU cores)", ylabel="mean QoS (Eq. 3)")
+            axes.scatter(*means.loc[policy], color=style.colour, marker=style.marker, s=size, label=style.label)
+        axes.set(xlabel="mean cost (CPU cores)", ylabel="mean QoS (Eq. 3)")
         axes.margins(0.12)
         if "random" in means.index:
             where = "random: {cost:.1f} cores, QoS {qos:.1f} (not shown)".format(**means.loc["random"])
             axes.annotate(where, (0.98, 0.03), xycoords="axes fraction", ha="right", fontsize=8, color="0.35")
-    legend_below(figure, panels[0], columns=3)
+    legend_below(figure, axes, columns=3)
     return save_figure(figure, path)
 
 

@@ -1,14 +1,12 @@
-"""The results behind the report: files, tables, acceptance criteria, and figures as flat metrics."""
+"""The results of the study: files, and summaries of the evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from opd.control import AGENT
 from opd.study.evaluation.cycles import COLUMNS, SCORES
 from opd.study.report.files import read_json
 
@@ -34,12 +32,6 @@ PAPER_COMPARISONS = pd.DataFrame(
     columns=["cycle", "against", "cost", "qos"],
 )
 """Sec. VI-B, the agent against two baselines in percent; under steady high load "nearly identical", here 0."""
-
-PAPER_SPEEDUPS = (32.5, 53.5, 111.6, 212.8)
-"""Sec. VI-B, percent by which IPA decides more slowly than the agent, for four pipelines of growing size."""
-
-
-# ---------------------------------------------------------------------------------------------------------------- files
 
 
 class ReportError(ValueError):
@@ -97,9 +89,6 @@ def read_results(folder: Path) -> Results:
     )
 
 
-# --------------------------------------------------------------------------------------------------------------- tables
-
-
 def policy_summary(evaluation: pd.DataFrame) -> pd.DataFrame:
     """Compute the mean and the worst cycle of every policy on every pipeline.
 
@@ -146,100 +135,3 @@ def paper_comparison(evaluation: pd.DataFrame, policy: str) -> pd.DataFrame:
             row = {"cycle": cycle, "against": against, "quantity": quantity, "paper": figure}
             rows.append(row | {"mean": change[quantity].mean()} | change[quantity].to_dict())
     return pd.DataFrame(rows)
-
-
-def decision_table(times: pd.DataFrame) -> pd.DataFrame:
-    """Tabulate decision times by pipeline size: figures of each policy, and ratios to the agent's median."""
-    size = times["stages"].astype(str) + "×" + times["variants"].astype(str)
-    figures = (
-        times.assign(size=size).groupby(["policy", "size"], sort=False)[["median_ms", "p99_ms", "total_ms"]].first()
-    )
-    table = {}
-    for policy in dict.fromkeys(times["policy"]):
-        own = figures.loc[policy]
-        table |= {f"{policy}.{column}": own[column] for column in own}
-        if policy != AGENT:
-            table[f"{policy}.ratio"] = own["median_ms"] / figures.loc[AGENT]["median_ms"]
-    return pd.DataFrame(table, index=pd.Index(size.unique(), name="size")).reset_index()
-
-
-def forecast_table(forecast: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """Tabulate SMAPE (%) and share of too low forecasts (%) of every model, by damping."""
-    columns = {}
-    for result in forecast.values():
-        columns[f"SMAPE %, damping {result['damping']}"] = pd.Series(result["smape"])
-        columns[f"too low %, damping {result['damping']}"] = 100.0 * pd.Series(result["under_prediction_rate"])
-    return pd.DataFrame(columns).rename_axis("model").reset_index()
-
-
-# ------------------------------------------------------------------------------------------------------------- criteria
-
-
-class Criterion(NamedTuple):
-    """One criterion on one pipeline: ``value`` must be at least (or at most) ``bound``."""
-
-    pipeline: str
-    policy: str
-    quantity: str
-    relation: str
-    reference: str
-    value: float
-    bound: float
-
-    @property
-    def met(self) -> bool:
-        """Whether the criterion is met, exactly, without a tolerance."""
-        return self.value >= self.bound if self.relation == "≥" else self.value <= self.bound
-
-
-def criteria(evaluation: pd.DataFrame) -> list[Criterion]:
-    """Evaluate the acceptance criteria on every pipeline, on means over cycles and seeds.
-
-    The agent: at least the reward of the myopic solver, at least the QoS of IPA, and no cycle of any seed in which it
-    drops more requests than IPA. The frugal agent: at least the QoS of IPA at no more than its cost. Criteria with a
-    policy that was not run are omitted.
-    """
-    found: list[Criterion] = []
-    for pipeline, rows in evaluation.groupby("pipeline", sort=False):
-        mean = rows.groupby("policy")[["reward", "qos", "cost"]].mean()
-        for policy, quantity, relation, reference in (
-            (AGENT, "reward", "≥", "myopic"),
-            (AGENT, "qos", "≥", "ipa"),
-            (AGENT, "cycles with more drops", "≤", "ipa"),
-            (FRUGAL, "qos", "≥", "ipa"),
-            (FRUGAL, "cost", "≤", "ipa"),
-        ):
-            if not {policy, reference} <= set(mean.index):
-                continue
-            if quantity in mean:
-                value, bound = (float(mean.loc[name, quantity]) for name in (policy, reference))
-            else:
-                value, bound = float(len(cycles_with_more_drops(rows, policy, reference))), 0.0
-            found.append(Criterion(str(pipeline), policy, quantity, relation, reference, value, bound))
-    return found
-
-
-def cycles_with_more_drops(rows: pd.DataFrame, policy: str, reference: str) -> pd.DataFrame:
-    """Cycles and seeds of one pipeline in which ``policy`` dropped more requests, with both numbers."""
-    dropped = rows.pivot(index=["cycle", "seed"], columns="policy", values="dropped")[[policy, reference]]
-    return dropped[dropped[policy] > dropped[reference]].reset_index()
-
-
-def flat_metrics(results: Results) -> dict[str, float]:
-    """Collect the figures that experiments are compared by, with dotted names."""
-    flat: dict[str, float] = {}
-    found = criteria(results.evaluation)
-    flat["criteria.met"], flat["criteria.all"] = sum(d.met for d in found), len(found)
-    summary = policy_summary(results.evaluation).set_index(["pipeline", "policy"])
-    for pipeline, policy in summary.index:
-        if policy in (AGENT, FRUGAL):
-            for column in ("reward", "qos", "cost", "dropped_worst"):
-                flat[f"{pipeline}.{policy}.{column}"] = float(summary.loc[(pipeline, policy), column])
-    for d in found:
-        if d.quantity in ("reward", "qos", "cost"):
-            flat[f"{d.pipeline}.{d.policy}.{d.quantity}_minus_{d.reference}"] = d.value - d.bound
-    for result in results.forecast.values():
-        flat[f"forecast.damping_{result['damping']}.smape"] = result["smape"]["lstm"]
-    for stages, variants, policy, median, *_ in results.decision_time.itertuples(index=False):
-        flat[f"decision_ms.{stages}x{variants}.{policy}"] = float(median)
-    return flat

@@ -28,29 +28,27 @@ from opd.control.policies import AgentPolicy, ClairvoyantPolicy, MyopicPolicy, P
 from opd.measurement import Observation
 from opd.objective import Weights
 from opd.pipeline import StageConfiguration
-from opd.study.analysis import ablation_runs
+from opd.study.analysis import ablations
 from opd.study.analysis.ablation_networks import (
     IndependentNetwork,
     PlainNetwork,
     QueuelessNetwork,
 )
-from opd.study.analysis.ablation_runs import (
-    COLUMNS,
-    AblationStudy,
-    ForecastOverride,
-    NetworkPolicy,
-    ablation_training,
-    measure_ablations,
-)
 from opd.study.analysis.ablations import (
     ABLATIONS,
+    COLUMNS,
     FORECASTS,
     SOLVERS,
     VARIANTS,
     AblationEnvironment,
+    AblationStudy,
+    ForecastOverride,
+    NetworkPolicy,
+    ablation_training,
     in_environment,
     matching_agent,
     matching_solver,
+    measure_ablations,
     with_forecast,
 )
 from opd.study.evaluation.cycles import Setting, run_cycle
@@ -224,7 +222,7 @@ def test_everything_is_trained_and_evaluated(finished):
 
 def test_a_second_call_trains_nothing_and_finds_the_same(finished, monkeypatch):
     folder, rows = finished
-    monkeypatch.setattr(ablation_runs, "train", no_training)
+    monkeypatch.setattr(ablations, "train", no_training)
     variants = ("independent-heads", "no-startup")
     again = measure_ablations(small_study(folder), variants=variants)
     pd.testing.assert_frame_equal(again, rows[rows["variant"].isin(variants)].reset_index(drop=True))
@@ -246,7 +244,7 @@ def test_whatever_changes_is_trained_again(finished, changes, monkeypatch):
     folder, _ = finished
     assert ablation_training(small_study(folder), "ocr", "independent-heads", 0).done
     study = small_study(folder, **changes)
-    monkeypatch.setattr(ablation_runs, "train", no_training)
+    monkeypatch.setattr(ablations, "train", no_training)
     with pytest.raises(AssertionError, match="trained again"):
         measure_ablations(study, variants=("independent-heads",))
 
