@@ -51,22 +51,21 @@ def build_policy(
         ValueError: if there is no such policy, or no checkpoint for ``agent``.
         CheckpointError: if the checkpoint cannot be read or was trained for another pipeline.
     """
+    known = POLICIES if simulated else DEPLOYABLE_POLICIES
+    if name not in known:
+        reason = "" if name not in POLICIES else " outside the simulator, which alone knows the coming load"
+        raise ValueError(f"policy {name!r} is not one of {', '.join(known)}{reason}")
+    myopic = MyopicPolicy(pipeline, weights, simulation.batch_timeout)
     makers: dict[str, Callable[[], Policy]] = {
         "random": lambda: RandomPolicy(pipeline, seed),
         "greedy": lambda: GreedyPolicy(pipeline),
         "ipa": lambda: IpaPolicy(pipeline, ipa, ipa_highs),
         "dynamic-program": lambda: IpaPolicy(pipeline, ipa, ipa_dynamic_program),
-        "myopic": lambda: MyopicPolicy(pipeline, weights, simulation.batch_timeout),
-        "myopic-backlog": lambda: BacklogPolicy(
-            MyopicPolicy(pipeline, weights, simulation.batch_timeout), simulation.interval
-        ),
+        "myopic": lambda: myopic,
+        "myopic-backlog": lambda: BacklogPolicy(myopic, simulation.interval),
         "clairvoyant": lambda: ClairvoyantPolicy(pipeline, weights, simulation.batch_timeout),
         AGENT: lambda: agent_policy(_load(agent, pipeline)),
     }
-    known = POLICIES if simulated else DEPLOYABLE_POLICIES
-    if name not in known:
-        reason = "" if name not in POLICIES else " outside the simulator, which alone knows the coming load"
-        raise ValueError(f"policy {name!r} is not one of {', '.join(known)}{reason}")
     return makers[name]()
 
 
@@ -81,8 +80,7 @@ def agent_policy(agent: Agent) -> AgentPolicy:
     weights, simulation = Weights(**parameters["weights"]), parameters["simulation"]
     expert: Policy = MyopicPolicy(pipeline, weights, simulation["batch_timeout"])
     if parameters["training"]["expert"] == "ipa":
-        ipa = IpaParameters.from_weights(weights)
-        expert = IpaPolicy(pipeline, ipa, ipa_dynamic_program)
+        expert = IpaPolicy(pipeline, IpaParameters.from_weights(weights), ipa_dynamic_program)
     fallback = BacklogPolicy(expert, simulation["interval"])
     fallback.decide(idle_observation(pipeline))  # the first decision compiles the solver; it must not delay the loop
     return AgentPolicy(agent, fallback)

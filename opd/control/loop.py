@@ -198,14 +198,8 @@ def run(
         refused = apply(backend, guard, decision)
         interval = backend.wait()
         yield Step(
-            observation=decision.observation,
-            decided=decision.decided,
-            predicted_load=decision.predicted_load,
-            forecast_failure=decision.forecast_failure,
+            **decision._replace(refused=refused)._asdict(),
             configuration=guard.configuration,
-            refused=refused,
-            fallback=decision.fallback,
-            decision_seconds=decision.decision_seconds,
             interval=interval,
             score=score(pipeline, weights, as_array(guard.configuration)[None], interval, interval_seconds),
         )

@@ -110,8 +110,7 @@ class ClairvoyantPolicy(MyopicPolicy):
         """
         if observation.coming_load is None:
             raise ValueError("the clairvoyant policy needs the coming load, which only the simulated backend knows")
-        pipeline = _on_available_cores(self._pipeline, observation)
-        return myopic(pipeline, observation.coming_load, self._weights, self._batch_timeout)
+        return super().decide(replace(observation, predicted_load=observation.coming_load))
 
 
 def planned_load(observation: Observation) -> float:

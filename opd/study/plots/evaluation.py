@@ -8,7 +8,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from opd.study.evaluation.cycles import shown_cycles
@@ -41,7 +40,11 @@ def plot_timelines(
     for cycle, (load, cost, qos) in zip(cycles, grid.T, strict=True):
         here = rows[rows["cycle"] == cycle]
         load.set_title(cycle)
-        _draw_load(load, here[here["policy"] == here["policy"].iloc[0]])
+        first = here[here["policy"] == here["policy"].iloc[0]]
+        load.fill_between(first["time"], first["load"], step="post", color="0.8", label="offered, mean per interval")
+        load.step(
+            first["time"], first["predicted_load"], where="post", color="0.2", linewidth=0.9, label="forecast maximum"
+        )
         for number, policy in enumerate(policies):
             style, run = policy_style(policy), here[here["policy"] == policy]
             width = 1.0 + 0.5 * (len(policies) - 1 - number)  # so that coinciding lines stay visible
@@ -49,28 +52,16 @@ def plot_timelines(
             for axes, column in ((cost, "cost"), (qos, "qos")):
                 axes.step(run["time"], run[column], where="post", color=style.colour, label=style.label, **look)
         qos.set_xlabel("time in the cycle (s)")
-    grid[0, 0].set_ylabel("load\n(requests/s)")
-    grid[0, 0].set_ylim(0, 1.08 * rows[["load", "predicted_load"]].to_numpy().max())
+    highest = rows[["load", "predicted_load"]].to_numpy().max()
+    grid[0, 0].set(ylabel="load\n(requests/s)", ylim=(0, 1.08 * highest))
     grid[0, 0].legend(fontsize=8, loc="upper left")
-    grid[1, 0].set_ylabel("cost (CPU cores)")
-    grid[2, 0].set_ylabel("QoS (Eq. 3)")
-    sensible = rows[rows["policy"].isin(policies) & (rows["policy"] != "random")]
-    for axes, column in ((grid[1, 0], "cost"), (grid[2, 0], "qos")):
-        _fit_y(axes, sensible[column])
+    sensible = rows[rows["policy"].isin(policies) & (rows["policy"] != "random")]  # random is cut off
+    for axes, column, name in ((grid[1, 0], "cost", "cost (CPU cores)"), (grid[2, 0], "qos", "QoS (Eq. 3)")):
+        low, high = sensible[column].min(), sensible[column].max()
+        space = 0.08 * max(high - low, 1e-9)
+        axes.set(ylabel=name, ylim=(low - space, high + space))
     legend_below(figure, grid[1, 0], columns=len(policies))
     return save_figure(figure, path)
-
-
-def _draw_load(axes: Axes, run: pd.DataFrame) -> None:
-    axes.fill_between(run["time"], run["load"], step="post", color="0.8", label="offered, mean per interval")
-    axes.step(run["time"], run["predicted_load"], where="post", color="0.2", linewidth=0.9, label="forecast maximum")
-
-
-def _fit_y(axes: Axes, values: pd.Series) -> None:
-    """Fit the axes to the values; the random policy is cut off."""
-    low, high = values.min(), values.max()
-    space = 0.08 * max(high - low, 1e-9)
-    axes.set_ylim(low - space, high + space)
 
 
 def plot_loads(
@@ -129,7 +120,8 @@ def plot_plane(evaluation: pd.DataFrame, label: str, path: str | Path) -> Figure
         for policy in ordered(set(means.index) - {"random"}):
             style = policy_style(policy)
             size = 130 if style.marker == "*" else 60
-            axes.scatter(*means.loc[policy], color=style.colour, marker=style.marker, s=size, label=style.label)
+            cost, qos = means["cost"][policy], means["qos"][policy]
+            axes.scatter(cost, qos, color=style.colour, marker=style.marker, s=size, label=style.label)
         axes.set(xlabel="mean cost (CPU cores)", ylabel="mean QoS (Eq. 3)")
         axes.margins(0.12)
         if "random" in means.index:
@@ -152,20 +144,16 @@ def plot_differences(
         reference: the policy that it is compared with.
     """
     rewards = evaluation.pivot(index=["pipeline", "cycle", "seed"], columns="policy", values="reward")
-    gains = (rewards[policy] - rewards[reference]).rename("gain").reset_index()
+    gains = rewards[policy] - rewards[reference]
     pipelines = list(dict.fromkeys(evaluation["pipeline"]))
     figure, axes = plt.subplots(figsize=(9, 1.6 + 0.6 * len(pipelines)), layout="constrained")
     style = policy_style(policy)
     for place, pipeline in enumerate(pipelines):
-        values = gains.loc[gains["pipeline"] == pipeline, "gain"].to_numpy()
+        values = gains[pipeline].to_numpy()
         spread = place + 0.25 * np.linspace(-1.0, 1.0, len(values)) if len(values) > 1 else [place]
-        first = place == 0
-        axes.scatter(
-            values, spread, color=style.colour, alpha=0.5, s=22, linewidths=0, label="a cycle and seed" if first else ""
-        )
-        axes.scatter(
-            values.mean(), place, color="black", marker="|", s=320, linewidths=2.5, label="mean" if first else ""
-        )
+        one, mean = ("a cycle and seed", "mean") if place == 0 else ("", "")
+        axes.scatter(values, spread, color=style.colour, alpha=0.5, s=22, linewidths=0, label=one)
+        axes.scatter(values.mean(), place, color="black", marker="|", s=320, linewidths=2.5, label=mean)
     axes.axvline(0.0, color="0.4", linewidth=1)
     axes.set_yticks(range(len(pipelines)), pipelines)
     axes.invert_yaxis()
@@ -184,26 +172,26 @@ def plot_decision_time(times: pd.DataFrame, path: str | Path) -> Figure:
         times: table of :func:`opd.study.evaluation.decision_time.measure_decision_times`.
         path: image file to write.
     """
-    sizes = list(dict.fromkeys(zip(times["stages"], times["variants"], strict=True)))
+    size = times["stages"].astype(str) + "×" + times["variants"].astype(str)
+    sizes = list(size.unique())
     policies = ordered(times["policy"])
     figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
     for number, policy in enumerate(policies):
         rows, style = times[times["policy"] == policy], policy_style(policy)
-        places = [sizes.index(size) for size in zip(rows["stages"], rows["variants"], strict=True)]
         axes.errorbar(
-            np.array(places) + 0.06 * (number - (len(policies) - 1) / 2),
+            size[rows.index].map(sizes.index) + 0.06 * (number - (len(policies) - 1) / 2),
             rows["median_ms"],
             yerr=np.array([np.zeros(len(rows)), rows["p99_ms"] - rows["median_ms"]]),
             color=style.colour, marker=style.marker, capsize=4, linewidth=1.4, elinewidth=0.9, label=style.label,
         )  # fmt: skip
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(plt.FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xticks(range(len(sizes)), [f"{stages}×{variants}" for stages, variants in sizes])
+    axes.set_xticks(range(len(sizes)), sizes)
     axes.set(
         xlabel="synthetic pipeline (stages × variants per stage)",
         ylabel="decision time (ms)",
         title="Time per decision: median, whisker to the 99th percentile",
+        yscale="log",
     )
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(axis="y", which="both", alpha=0.25)
     legend_below(figure, axes, columns=len(policies))
     return save_figure(figure, path)

@@ -35,23 +35,23 @@ def plot_latency(table: pd.DataFrame, tasks: Sequence[str], path: str | Path, co
         2, len(tasks), figsize=(4.6 * len(tasks), 6.4), sharex="col", squeeze=False, layout="constrained"
     )
     figure.suptitle(f"One replica on {cores} core{'s' if cores > 1 else ''}")
-    for column, task in enumerate(tasks):
+    for task, (latency, throughput) in zip(tasks, axes.T, strict=True):
         rows = table[(table["task"] == task) & (table["cores"] == cores)]
         for index, (variant, group) in enumerate(rows.groupby("variant", sort=False)):
             style = dict(color=PALETTE[index], marker=_MARKERS[index % len(_MARKERS)], label=variant)
             tail = np.vstack([np.zeros(len(group)), (group["latency_p99"] - group["latency_mean"]).clip(lower=0.0)])
-            axes[0, column].errorbar(group["batch_size"], group["latency_mean"], yerr=tail, capsize=2, **style)
-            axes[1, column].plot(group["batch_size"], group["batch_size"] / group["latency_mean"], **style)
-        for row in range(2):
+            latency.errorbar(group["batch_size"], group["latency_mean"], yerr=tail, capsize=2, **style)
+            throughput.plot(group["batch_size"], group["batch_size"] / group["latency_mean"], **style)
+        for panel in (latency, throughput):
             sizes = sorted(rows["batch_size"].unique())
-            axes[row, column].set_xscale("log", base=2)
-            axes[row, column].set_yscale("log")
-            label_decades(axes[row, column].yaxis)
-            axes[row, column].set_xticks(sizes, [str(size) for size in sizes])
-            axes[row, column].grid(True, which="major", alpha=0.3)
-        axes[0, column].set_title(task)
-        axes[1, column].set_xlabel("batch size (requests per call)")
-        axes[0, column].legend(fontsize=8)
+            panel.set_xscale("log", base=2)
+            panel.set_yscale("log")
+            label_decades(panel.yaxis)
+            panel.set_xticks(sizes, [str(size) for size in sizes])
+            panel.grid(True, which="major", alpha=0.3)
+        latency.set_title(task)
+        throughput.set_xlabel("batch size (requests per call)")
+        latency.legend(fontsize=8)
     axes[0, 0].set_ylabel("latency per call (s), bar to p99")
     axes[1, 0].set_ylabel("throughput (requests/s)")
     return save_figure(figure, path)
@@ -95,8 +95,7 @@ def plot_accuracy_frontier(
             reached = np.isfinite(best)
             panel.step(np.flatnonzero(reached), best[reached], where="post", color=colour, label=f"{load:g} requests/s")
         panel.axvline(pipeline.capacity, color="0.4", linestyle=":", label="capacity")
-        panel.set(title=pipeline.name, xlabel="cores")
-        panel.set_xlim(0, 1.04 * pipeline.capacity)
+        panel.set(title=pipeline.name, xlabel="cores", xlim=(0, 1.04 * pipeline.capacity))
         panel.grid(True, alpha=0.3)
     axes[0, 0].set_ylabel("highest summed accuracy")
     legend_below(figure, axes[0, 0])
@@ -115,10 +114,8 @@ def plot_comparison(comparison: pd.DataFrame, path: str | Path) -> Figure:
     for colour, marker, task in zip(PALETTE, _MARKERS, tasks, strict=False):
         rows = comparison[comparison["task"] == task]
         left.scatter(rows["reference"], rows["measured"], color=colour, marker=marker, s=28, alpha=0.8, label=task)
-    ends = [
-        comparison[["reference", "measured"]].min().min() * 0.8,
-        comparison[["reference", "measured"]].max().max() * 1.25,
-    ]
+    latencies = comparison[["reference", "measured"]].to_numpy()
+    ends = [0.8 * latencies.min(), 1.25 * latencies.max()]
     left.plot(ends, ends, color="0.4", linestyle=":", label="equal")
     left.set(
         xscale="log", yscale="log", xlabel="latency in the reference table (s)", ylabel="latency measured here (s)"
@@ -130,7 +127,7 @@ def plot_comparison(comparison: pd.DataFrame, path: str | Path) -> Figure:
     )  # fmt: skip
     right.axhline(1.0, color="0.4", linestyle=":", label="equal")
     right.axhline(comparison["ratio"].median(), color=PALETTE[3], label=f"median {comparison['ratio'].median():.2f}")
-    right.set(xlabel="", ylabel="latency here / latency in the reference table")
-    right.set_ylim(0, 1.1 * max(1.0, comparison["ratio"].max()))
+    highest = max(1.0, comparison["ratio"].max())
+    right.set(xlabel="", ylabel="latency here / latency in the reference table", ylim=(0, 1.1 * highest))
     right.legend()
     return save_figure(figure, path)

@@ -22,7 +22,6 @@ _MODEL_NAMES = {
     "max_120": "maximum of last 120 s",
     "last_value": "last second",
 }
-_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 def plot_trace(trace: Trace, path: str | Path) -> Figure:
@@ -41,22 +40,24 @@ def plot_trace(trace: Trace, path: str | Path) -> Figure:
     days = trace.raw_index[: len(blocks) * length : length] / DAY_SECONDS
     whole.plot(days, blocks.max(axis=1), color=PALETTE[1], linewidth=0.6, label="maximum of 5 minutes")
     whole.plot(days, blocks.mean(axis=1), color=PALETTE[0], linewidth=0.8, label="mean of 5 minutes")
-    for index, split in enumerate(_SPLITS):
-        first = trace.raw_index[trace.split(split).start] / DAY_SECONDS
-        last = trace.raw_index[trace.split(split).stop - 1] / DAY_SECONDS
+    splits: tuple[Split, ...] = ("train", "validation", "test")
+    for index, split in enumerate(splits):
+        first, last = trace.raw_index[trace.split(split)][[0, -1]] / DAY_SECONDS
         whole.axvspan(first, last, color="0.5", alpha=0.08 * index, linewidth=0)
         whole.annotate(
             split, ((first + last) / 2, 0.99), xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=9
         )
-    whole.set(xlabel="time since the start of the recording (days)", ylabel="load (requests/s)")
-    whole.set_ylim(0, 1.12 * blocks.max())
     whole.margins(x=0.01)
+    whole.set(
+        xlabel="time since the start of the recording (days)", ylabel="load (requests/s)", ylim=(0, 1.12 * blocks.max())
+    )
 
-    cycles = evaluation_cycles(trace, extra=0)
-    for axes, cycle in zip(below, cycles, strict=True):
-        axes.plot(cycle_counts(trace, cycle), color=PALETTE[0], linewidth=0.6, label="one second")
-        axes.set(title=f"{cycle.name} (from second {cycle.start})", xlabel="time in the cycle (s)")
-        axes.set_ylim(0, 1.1 * max(cycle_counts(trace, other).max() for other in cycles))
+    cycles = {cycle: cycle_counts(trace, cycle) for cycle in evaluation_cycles(trace, extra=0)}
+    highest = max(counts.max() for counts in cycles.values())
+    for axes, (cycle, counts) in zip(below, cycles.items(), strict=True):
+        axes.plot(counts, color=PALETTE[0], linewidth=0.6, label="one second")
+        title = f"{cycle.name} (from second {cycle.start})"
+        axes.set(title=title, xlabel="time in the cycle (s)", ylim=(0, 1.1 * highest))
     below[0].set_ylabel("load (requests/s)")
     below[0].legend(loc="upper right")
     whole.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False)
@@ -134,7 +135,7 @@ def plot_error_by_load(trace: Trace, comparison: Comparison, path: str | Path) -
     ends, target = comparison.windows
     total = np.concatenate([[0], np.cumsum(trace.counts)])
     load = (total[ends] - total[ends - HISTORY_SECONDS]) / HISTORY_SECONDS
-    tenth = np.clip(np.searchsorted(np.quantile(load, np.linspace(0.1, 0.9, 9)), load, side="right"), 0, 9)
+    tenth = np.searchsorted(np.quantile(load, np.linspace(0.1, 0.9, 9)), load, side="right")
     figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
     classes = [tenth == index for index in np.unique(tenth)]
     centres = [load[members].mean() for members in classes]
@@ -146,8 +147,8 @@ def plot_error_by_load(trace: Trace, comparison: Comparison, path: str | Path) -
         xlabel="mean load of the last two minutes (requests/s)",
         ylabel="SMAPE (%)",
         title=f"Forecast error by load: {trace.label}",
+        xscale="log",
     )
-    axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.set_ylim(bottom=0)
