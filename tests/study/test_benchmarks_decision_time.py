@@ -17,7 +17,7 @@ from opd.study.benchmarks.budgets import DecisionBudget
 from opd.study.benchmarks.criteria import decision_criteria
 from opd.study.benchmarks.decision_time import GUROBI, growth
 from opd.study.benchmarks.peer_gurobi import GurobiPolicy, GurobiUnavailable, ipa_gurobi
-from opd.study.benchmarks.plots_decision_time import plot_decision_times
+from opd.study.benchmarks.plots import plot_decision_times
 from opd.study.evaluation.decision_time import Decided
 from opd.workload.forecast import RecentMaximum
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from opd.control import AGENT
 from opd.control.policies import MyopicPolicy
 from opd.measurement import Observation, SimulationParameters
 from opd.objective import Weights
@@ -33,7 +34,6 @@ from opd.study.evaluation.decision_time import (
 from opd.workload.forecast import HISTORY_SECONDS, Forecaster
 from opd.workload.trace import load_trace
 
-AGENT = "agent"
 REFERENCE = "ipa-highs"
 GUROBI = "ipa-gurobi"
 EXPERT = "myopic"
@@ -82,10 +82,11 @@ def compare_decision_times(
     for stages, variants in tqdm(budget.sizes, unit="size"):
         pipeline = synthetic_pipeline(stages, variants, seed)
         seen = observations(pipeline, counts, decisions)
-        rows = _measure_pipeline(pipeline, seen, forecaster, ipa, budget.repetitions, seed)
-        tables.append(rows.assign(stages=stages, variants=variants))
-    table = pd.concat(tables, ignore_index=True)
-    return table[["stages", "variants", *table.columns.drop(["stages", "variants"])]]
+        table = _measure_pipeline(pipeline, seen, forecaster, ipa, budget.repetitions, seed)
+        table.insert(0, "stages", stages)
+        table.insert(1, "variants", variants)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
 
 
 def varied_stretch(decisions: int) -> np.ndarray:
@@ -115,7 +116,15 @@ def _measure_pipeline(
     except GurobiUnavailable as error:
         skipped = str(error)
     cycles = take_turns(deciders, seen, forecaster, repetitions)
-    table = pd.DataFrame([_row(name, each) for name, each in cycles.items()])
+    table = pd.DataFrame(
+        {
+            "policy": name,
+            "forecast_ms": np.median([cycle.forecast_ms for cycle in each]),
+            "decision_ms": np.median([cycle.decision_ms for cycle in each]),
+            **time_summary(each),
+        }
+        for name, each in cycles.items()
+    )
     agent = table.set_index("policy").loc[AGENT]
     for column in ("median", "p99", "total", "decision"):
         table[f"{column}_ratio"] = table[f"{column}_ms"] / agent[f"{column}_ms"]
@@ -129,24 +138,13 @@ def _measure_pipeline(
     return table
 
 
-def _row(name: str, cycles: Sequence[Decided]) -> dict[str, str | float]:
-    alone = {
-        "forecast_ms": float(np.median([cycle.forecast_ms for cycle in cycles])),
-        "decision_ms": float(np.median([cycle.decision_ms for cycle in cycles])),
-    }
-    return {"policy": name} | alone | time_summary(cycles)
-
-
 def _largest_gap(pipeline: Pipeline, ipa: IpaParameters, one: Decided, reference: Decided, name: str) -> float:
     """Compute the largest difference in IPA's objective between the decisions of two solvers.
 
     Raises:
         DisagreementError: if it is more than rounding.
     """
-    objectives = [
-        np.array([ipa_objective(pipeline, configuration, ipa) for configuration in each.chosen])
-        for each in (one, reference)
-    ]
+    objectives = np.array([[ipa_objective(pipeline, each, ipa) for each in by.chosen] for by in (one, reference)])
     gaps = np.abs(objectives[0] - objectives[1])
     worst = int(gaps.argmax())
     if gaps[worst] > TOLERANCE:
