@@ -68,7 +68,8 @@ def _command(example: str) -> Callable[[Callable[..., int]], Callable[..., None]
             except (ClusterError, InputError, OSError) as error:  # an OSError is, for example, a port in use
                 text = str(error) if isinstance(error, InputError) else " ".join(str(error).split())
                 logger.error("%s", text) if run_to_exit is run else _say(f"error: {text}")
-                code = _exit_code(error)
+                refused = isinstance(error, InputError | NotOursError)
+                code = NOT_DEPLOYED if isinstance(error, NotDeployedError) else REFUSED if refused else FAILED
             except KeyboardInterrupt:
                 _say("interrupted; run the command again to go on")
                 code = INTERRUPTED
@@ -77,12 +78,6 @@ def _command(example: str) -> Callable[[Callable[..., int]], Callable[..., None]
         return run_to_exit
 
     return register
-
-
-def _exit_code(error: Exception) -> int:
-    if isinstance(error, NotDeployedError):
-        return NOT_DEPLOYED
-    return REFUSED if isinstance(error, InputError | NotOursError) else FAILED
 
 
 @_command("opd deploy --pipeline ocr --namespace edge --settings settings.yaml --stage text-detection=v5-320:2:4")
@@ -138,7 +133,8 @@ def run(place: options.Place, given: options.SettingsOptions, run_options: optio
 
         pipeline = inputs.pipeline_of(place.pipeline)
         settings = inputs.settings_of(place.namespace, given)
-        control = inputs.controller_of(pipeline, settings, place, run_options)
+        cluster = inputs.cluster_of(place, settings.call_seconds)
+        control = inputs.controller_of(cluster, pipeline, settings, run_options)
     return control()
 
 

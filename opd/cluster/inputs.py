@@ -112,20 +112,18 @@ def cluster_of(place: Place, call_seconds: float = 10.0) -> Cluster:
 
 
 def controller_of(
-    pipeline: Pipeline, settings: ClusterSettings, place: Place, options: RunOptions
+    cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings, options: RunOptions
 ) -> Callable[[], int]:
     """Load policy and forecaster, and return a function that controls the pipeline until it is interrupted.
 
     Raises:
         InputError: if no Prometheus server is named.
-        CredentialsError: if there is nothing to log in with.
         ValueError: if the policy is unknown, or a file cannot be used.
         OSError: if a file cannot be read.
     """
     url = options.prometheus or os.environ.get(PROMETHEUS_URL_VARIABLE)
     if not url:
         raise InputError(f"name the Prometheus server with --prometheus, or in {PROMETHEUS_URL_VARIABLE}")
-    credentials(place.kubeconfig, place.context)
     parameters = read_document(options.params or project_path("params.yaml"))
     simulation = SimulationParameters(**parameters["simulation"])
     weights, ipa = Weights(**parameters["weights"]), IpaParameters(**parameters["ipa"])
@@ -142,8 +140,8 @@ def controller_of(
         decisions=options.decisions,
     )
     monitor = PrometheusUrl(url, labels=settings.series_labels)
-    return lambda: run_controller(
-        pipeline, settings, monitor, policy, forecaster.predict, controller_settings, place.kubeconfig, place.context
+    return partial(
+        run_controller, cluster, pipeline, settings, monitor, policy, forecaster.predict, controller_settings
     )
 
 

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -20,9 +20,6 @@ Flavour = Literal["deployment", "seldon"]
 """Kind of a variant's workload: a plain Deployment, or a SeldonDeployment, which needs Seldon Core 1."""
 
 PullPolicy = Literal["Always", "IfNotPresent", "Never"]
-
-FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
-PULL_POLICIES: tuple[PullPolicy, ...] = get_args(PullPolicy)
 
 HTTP, GRPC, METRICS = "http", "grpc", "metrics"
 """Names of the ports."""
