@@ -13,7 +13,7 @@ from opd.cluster.manifests.pipeline import STAGE_VARIANT
 from opd.cluster.names import CONTROLLER, MODEL, QUEUE, ROUTER, labels, lease_name, selector
 from opd.cluster.owned_objects import WORKLOADS, delete_objects, find_owned, role_of
 from opd.cluster.pods import has_ended
-from opd.cluster.resources import CONFIG_MAP, LEASE, POD, Object, ObjectChange, Resource
+from opd.cluster.resources import CONFIG_MAP, LEASE, POD, Object, ObjectChange, resource_of
 from opd.host.waiting import wait_until, wait_while
 
 POLL_SECONDS = 0.5
@@ -48,7 +48,7 @@ def delete_pipeline(cluster: Cluster, pipeline: str, seconds: float, dry_run: bo
     if not find_owned(cluster, pipeline)[0] and not _lease(cluster, pipeline):
         return
     for step, component in enumerate(_STEPS):
-        found = [each for resource, each in find_owned(cluster, pipeline)[0] if _step(resource, each) == step]
+        found = [each for each in find_owned(cluster, pipeline)[0] if _step(each) == step]
         yield from delete_objects(cluster, found, dry_run)
         if component and not dry_run:
             _wait_until_gone(partial(_pods, cluster, pipeline, component), seconds)
@@ -57,13 +57,13 @@ def delete_pipeline(cluster: Cluster, pipeline: str, seconds: float, dry_run: bo
     if lease := _lease(cluster, pipeline):
         yield from delete_objects(cluster, [lease], dry_run)
     if not dry_run:
-        _wait_until_gone(lambda: [_name(*each) for each in find_owned(cluster, pipeline)[0]], seconds)
+        _wait_until_gone(lambda: list(map(_name, find_owned(cluster, pipeline)[0])), seconds)
 
 
-def _step(resource: Resource, found: Object) -> int:
+def _step(found: Object) -> int:
+    resource, component = resource_of(found), role_of(found)[0]
     if resource == CONFIG_MAP and STAGE_VARIANT in (found.get("data") or {}):
         return 0
-    component = role_of(found)[0]
     return _STEPS.index(component) if resource in WORKLOADS and component in _STEPS else len(_STEPS) - 1
 
 
@@ -107,7 +107,7 @@ def _holder(lease: Object) -> str:
 
 
 def _pods(cluster: Cluster, pipeline: str, component: str) -> list[str]:
-    return [_name(POD, pod) for pod in cluster.list(POD, selector(pipeline, component))[0] if not has_ended(pod)]
+    return [_name(pod) for pod in cluster.list(POD, selector(pipeline, component))[0] if not has_ended(pod)]
 
 
 def _wait_until_gone(left: Callable[[], list[str]], seconds: float) -> None:
@@ -118,5 +118,5 @@ def _wait_until_gone(left: Callable[[], list[str]], seconds: float) -> None:
         )
 
 
-def _name(resource: Resource, found: Object) -> str:
-    return f"{resource.kind} {found['metadata']['name']}"
+def _name(found: Object) -> str:
+    return f"{found['kind']} {found['metadata']['name']}"

@@ -5,7 +5,6 @@ The ConfigMaps are the only lasting record of what a pipeline runs.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -79,20 +78,16 @@ def read_stage(pipeline: Pipeline, task: Task, config_map: Mapping[str, Any]) ->
         stage = StageConfiguration(
             task.variant_index(data[STAGE_VARIANT]), int(data[STAGE_REPLICAS]), int(data[STAGE_BATCH_SIZE])
         )
+        if not 1 <= stage.replicas <= pipeline.max_replicas or stage.batch_size not in pipeline.batch_sizes:
+            limits = f"1..{pipeline.max_replicas} replicas, batch sizes {pipeline.batch_sizes}"
+            raise ValueError(f"outside the pipeline's limits ({limits})")
     except (KeyError, ValueError) as error:
-        raise _malformed(config_map, f"has {data}: {error}") from error
-    if not 1 <= stage.replicas <= pipeline.max_replicas or stage.batch_size not in pipeline.batch_sizes:
-        limits = f"1..{pipeline.max_replicas} replicas, batch sizes {pipeline.batch_sizes}"
-        raise _malformed(config_map, f"has {data}, outside the pipeline's limits ({limits})")
+        name = config_map["metadata"]["name"]
+        raise StageStateError(
+            f"ConfigMap {name!r} has {data}: {error}; correct it, or deploy the pipeline again"
+        ) from error
     return stage
 
-
-def _malformed(config_map: Mapping[str, Any], what: str) -> StageStateError:
-    name = config_map["metadata"]["name"]
-    return StageStateError(f"ConfigMap {name!r} {what}; correct it, or deploy the pipeline again")
-
-
-logger = logging.getLogger(__name__)
 
 Key = tuple[int, int]
 """A workload: the positions of its task and of its variant."""
@@ -110,16 +105,12 @@ class VariantWorkloads:
     def __init__(self, cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings) -> None:
         self._cluster, self._pipeline, self._settings = cluster, pipeline, settings
         self._kind = SELDON_DEPLOYMENT if settings.flavour == "seldon" else DEPLOYMENT
+        self._keys = {(t.name, v.name): (n, z) for n, t in enumerate(pipeline.tasks) for z, v in enumerate(t.variants)}
 
     def name(self, key: Key) -> str:
         """Return the name of a workload."""
         task = self._pipeline.tasks[key[0]]
         return model_name(self._pipeline.name, task.name, task.variants[key[1]].name)
-
-    def manifest(self, key: Key, replicas: int) -> Object:
-        """Return the manifest of a workload."""
-        task = self._pipeline.tasks[key[0]]
-        return model_workload(self._pipeline, task, task.variants[key[1]], replicas, self._settings)
 
     def cores(self, replicas: Mapping[Key, int]) -> float:
         """Return the cores of so many replicas."""
@@ -137,7 +128,8 @@ class VariantWorkloads:
             NotOursError: if an object of this name belongs to somebody else.
             ClusterError: as every call.
         """
-        manifest = self.manifest(key, replicas)
+        task = self._pipeline.tasks[key[0]]
+        manifest = model_workload(self._pipeline, task, task.variants[key[1]], replicas, self._settings)
 
         def change(workload: Object) -> None:
             check_ours(workload, manifest)
@@ -173,12 +165,7 @@ class VariantWorkloads:
     def _key(self, labelled: Mapping[str, Any]) -> Key | None:
         """Return task and variant of a workload or pod; None if the pipeline's definition does not have them."""
         its_labels = labelled["metadata"].get("labels") or {}
-        for n, task in enumerate(self._pipeline.tasks):
-            if task.name == its_labels.get(TASK_LABEL):
-                names = [variant.name for variant in task.variants]
-                variant = its_labels.get(VARIANT_LABEL)
-                return (n, names.index(variant)) if variant in names else None
-        return None
+        return self._keys.get((its_labels.get(TASK_LABEL), its_labels.get(VARIANT_LABEL)))
 
 
 def targets(configuration: Configuration) -> dict[Key, int]:

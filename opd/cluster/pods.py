@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kubernetes.utils import parse_quantity
@@ -21,8 +21,6 @@ TERMINAL_REASONS = frozenset(
     }
 )
 """Reasons of a waiting container that do not pass by themselves."""
-
-UNSCHEDULABLE = "Unschedulable"
 
 
 def is_terminating(pod: Pod) -> bool:
@@ -43,7 +41,8 @@ def is_ready(pod: Pod) -> bool:
 
 def failure_reason(pod: Pod) -> str:
     """Return why a pod cannot become ready without intervention; empty while it may."""
-    for container in _containers(pod):
+    status = pod.get("status", {})
+    for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
         waiting = container.get("state", {}).get("waiting") or {}
         if waiting.get("reason") in TERMINAL_REASONS:
             ended = container.get("lastState", {}).get("terminated") or {}
@@ -55,9 +54,9 @@ def failure_reason(pod: Pod) -> str:
 def unschedulable_reason(pod: Pod) -> str:
     """Return why no node takes a pod now; empty if one does. This may pass, because other pods may make room."""
     condition = _condition(pod, "PodScheduled")
-    if condition.get("status") != "False" or condition.get("reason") != UNSCHEDULABLE:
+    if condition.get("status") != "False" or condition.get("reason") != "Unschedulable":
         return ""
-    return f"pod {pod['metadata']['name']!r}: {UNSCHEDULABLE}: {condition.get('message', 'no node takes it')}"
+    return f"pod {pod['metadata']['name']!r}: Unschedulable: {condition.get('message', 'no node takes it')}"
 
 
 def refusal_reason(workload: Mapping[str, Any]) -> str:
@@ -76,12 +75,6 @@ def refusal_reason(workload: Mapping[str, Any]) -> str:
 def _condition(pod: Pod, kind: str) -> Mapping[str, Any]:
     found = pod.get("status", {}).get("conditions") or []
     return next((condition for condition in found if condition["type"] == kind), {})
-
-
-def _containers(pod: Pod) -> Iterator[Mapping[str, Any]]:
-    status = pod.get("status", {})
-    for kind in ("initContainerStatuses", "containerStatuses"):
-        yield from status.get(kind) or []
 
 
 def _describe_end(terminated: Mapping[str, Any]) -> str:
@@ -112,10 +105,7 @@ def free_cores(
         is_ours: whether a pod is a replica of the pipeline, so its cores can be used again.
         pod_spec: of the replicas; ``tolerations`` and ``nodeSelector`` matter, none if not given.
     """
-    spec = pod_spec or {}
-    accepting = (
-        node for node in nodes if _accepts(node, spec.get("tolerations") or [], spec.get("nodeSelector") or {})
-    )
+    accepting = [node for node in nodes if _accepts(node, pod_spec or {})]
     usable = {node["metadata"]["name"]: _cores(node["status"].get("allocatable", {})) for node in accepting}
     taken = sum(
         requested_cores(pod)
@@ -152,13 +142,13 @@ def _cores(quantities: Mapping[str, Any]) -> float:
     return float(parse_quantity(quantities.get("cpu", 0)))
 
 
-def _accepts(node: Mapping[str, Any], tolerations: Sequence[Mapping[str, Any]], selector: Mapping[str, str]) -> bool:
-    spec = node.get("spec", {})
+def _accepts(node: Mapping[str, Any], pod_spec: Mapping[str, Any]) -> bool:
+    spec, tolerations = node.get("spec", {}), pod_spec.get("tolerations") or []
     conditions = {each["type"]: each["status"] for each in node["status"].get("conditions") or []}
     taints = [*(spec.get("taints") or []), *([_CORDONED] if spec.get("unschedulable") else [])]
     return (
         conditions.get("Ready") == "True"
-        and selector.items() <= (node["metadata"].get("labels") or {}).items()
+        and (pod_spec.get("nodeSelector") or {}).items() <= (node["metadata"].get("labels") or {}).items()
         and all(any(_tolerates(t, taint) for t in tolerations) for taint in taints if taint["effect"] in _REPELLING)
     )
 
