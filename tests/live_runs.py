@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 from small_pipelines import ocr_pipeline
 
-from opd.live.runs import SchedulePolicy, configurations_from, run_simulated
-from opd.live.traffic import Traffic
+from opd.live.runs import SchedulePolicy, Traffic, configurations_from, run_simulated
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
 

@@ -36,7 +36,7 @@ from opd.control.loop import ApplyError, ObservationError
 from opd.host.waiting import wait_while
 from opd.pipeline import Configuration, Pipeline
 from opd.serving.monitoring.source import Monitor
-from opd.serving.telemetry_backend import TelemetryBackend
+from opd.serving.telemetry import TelemetryBackend
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from opd.cluster.pods import is_ready
 from opd.cluster.resources import CONFIG_MAP, POD, Object, Resource
 from opd.cluster.watching import follow
 from opd.serving.protocol import MalformedRequestError
-from opd.serving.queue_runtime import DesiredStage, QueueRuntime
+from opd.serving.runtimes import DesiredStage, QueueRuntime
 from opd.serving.stage_queue import ReplicaEndpoint
 
 logger = logging.getLogger(__name__)

@@ -1,20 +1,61 @@
-"""Calibration: the latency of served replicas on this machine, put into the profiles that the simulator uses."""
+"""Measurements on an idle pipeline, one call at a time: latencies of served replicas, overhead of router and queues."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import psutil
 from tqdm.auto import tqdm
 
-from opd.live.direct_calls import replica_clients, timed_calls
 from opd.pipeline import Configuration, Pipeline, StageConfiguration
 from opd.serving.client import Client, complete
 from opd.serving.local import LocalBackend
 
 WARM_UP_CALLS = 5
 """Calls of each batch size that are not counted."""
+
+CALL_TIMEOUT = 10.0
+
+PAUSE_SECONDS = 0.1
+"""Pause before a timed call. Servers are mostly asleep under light load, and a process that slept is slower."""
+
+
+@asynccontextmanager
+async def connect(backend: LocalBackend) -> AsyncIterator[tuple[list[Client], Client]]:
+    """Connect to the first replica of each stage, in order, and to the router."""
+    replicas = [Client(stage.replicas[0].process.grpc_address, stage.task.name) for stage in backend.stages]
+    router = Client(backend.address, backend.pipeline.name)
+    try:
+        yield replicas, router
+    finally:
+        for client in (*replicas, router):
+            await client.close()
+
+
+async def timed_calls(chain: Sequence[Client], payloads: Sequence[bytes]) -> tuple[Sequence[bytes], float]:
+    """Pause, then call servers one after the other, each with the answers of the one before.
+
+    Args:
+        chain: the servers.
+        payloads: one batch for the first server.
+
+    Returns:
+        The answers of the last server, and the seconds that all calls took together.
+    """
+    await asyncio.sleep(PAUSE_SECONDS)
+    begin = time.perf_counter()
+    for server in chain:
+        payloads = await server.infer(payloads, 0.0, CALL_TIMEOUT)
+    return payloads, time.perf_counter() - begin
+
+
+# ---------------------------------------------------------------------------------------- served latencies
 
 
 def calibrate_pipeline(
@@ -82,30 +123,97 @@ def measure_served_latencies(
     Returns:
         Mean seconds by batch size, for every stage.
     """
-
-    async def measure() -> list[dict[int, float]]:
-        largest = max(stage.batch_size for stage in backend.configuration)
-        sizes = [size for size in backend.pipeline.batch_sizes if size <= largest]
-        async with replica_clients(backend) as replicas:
-            return await _call_stages(replicas, sizes, payloads, calls)
-
-    return complete(measure())
+    return complete(_call_stages(backend, payloads, calls))
 
 
-async def _call_stages(
-    replicas: Sequence[Client], batch_sizes: Sequence[int], payloads: Sequence[bytes], calls: int
-) -> list[dict[int, float]]:
+async def _call_stages(backend: LocalBackend, payloads: Sequence[bytes], calls: int) -> list[dict[int, float]]:
+    largest = max(stage.batch_size for stage in backend.configuration)
     results: list[dict[int, float]] = []
-    for replica in replicas:
-        means: dict[int, float] = {}
-        answers: list[bytes] = []
-        for size in batch_sizes:
-            seconds = np.zeros(calls)
-            for call in range(calls):
-                batch = [payloads[(call + position) % len(payloads)] for position in range(size)]
-                answered, seconds[call] = await timed_calls([replica], batch)
-                answers += answered
-            means[size] = float(np.mean(seconds[WARM_UP_CALLS:]))
-        results.append(means)
-        payloads = answers
+    async with connect(backend) as (replicas, _):
+        for replica in replicas:
+            means: dict[int, float] = {}
+            answers: list[bytes] = []
+            for size in (size for size in backend.pipeline.batch_sizes if size <= largest):
+                seconds = np.zeros(calls)
+                for call in range(calls):
+                    batch = [payloads[(call + position) % len(payloads)] for position in range(size)]
+                    answered, seconds[call] = await timed_calls([replica], batch)
+                    answers += answered
+                means[size] = float(np.mean(seconds[WARM_UP_CALLS:]))
+            results.append(means)
+            payloads = answers
     return results
+
+
+# ------------------------------------------------------------------------------ overhead of router and queues
+
+
+def measure_overhead(
+    backend: LocalBackend, payloads: Sequence[bytes], warm_up: int = 20, idle_seconds: float = 10.0
+) -> dict[str, Any]:
+    """Send every payload twice, one request at a time: directly to one replica of each stage, and to the router.
+
+    Args:
+        backend: the pipeline, up and idle, with batch size 1 in all stages.
+        payloads: to send.
+        warm_up: number of payloads at the start that are not counted.
+        idle_seconds: time without requests, to measure the CPU time that the processes take when idle.
+
+    Returns:
+        Milliseconds per request: ``cpu_ms``, CPU time of router and queues on top of what they take when idle,
+        measured over the whole run because the system counts in steps of 10 ms; mean and percentiles of the latency of
+        direct and routed requests, and of the latency that routing adds.
+
+    Raises:
+        RuntimeError: if router and replicas give different answers.
+    """
+    direct, routed, cpu_seconds = complete(_call_both(backend, payloads[:warm_up], payloads[warm_up:], idle_seconds))
+    latencies = {"direct_ms": direct, "routed_ms": routed, "added_ms": routed - direct}
+    return {
+        "requests": len(routed),
+        "cpu_ms": 1e3 * cpu_seconds / len(routed),
+        **{
+            name: {
+                "mean": 1e3 * float(values.mean()),
+                "p50": 1e3 * float(np.quantile(values, 0.5)),
+                "p95": 1e3 * float(np.quantile(values, 0.95)),
+            }
+            for name, values in latencies.items()
+        },
+    }
+
+
+async def _call_both(
+    backend: LocalBackend, warm_up: Sequence[bytes], payloads: Sequence[bytes], idle_seconds: float
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Seconds of every direct and every routed request, and CPU seconds of all routed ones."""
+    async with connect(backend) as (replicas, router):
+        await _alternate(replicas, router, warm_up)
+        idle_before = _cpu_seconds(backend)
+        await asyncio.sleep(idle_seconds)
+        idle_rate = (_cpu_seconds(backend) - idle_before) / idle_seconds  # mostly for answering scrapes
+        before, begin = _cpu_seconds(backend), time.perf_counter()
+        direct, routed = await _alternate(replicas, router, payloads)
+        idle = idle_rate * (time.perf_counter() - begin)
+        return direct, routed, _cpu_seconds(backend) - before - idle
+
+
+async def _alternate(
+    replicas: Sequence[Client], router: Client, payloads: Sequence[bytes]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds of every payload through the replicas called one after the other, and through the router."""
+    direct, routed = np.zeros(len(payloads)), np.zeros(len(payloads))
+    for number, payload in enumerate(payloads):
+        expected, direct[number] = await timed_calls(replicas, [payload])
+        answers, routed[number] = await timed_calls([router], [payload])
+        if answers != expected:
+            raise RuntimeError(
+                f"payload {number}: the router's answer differs from that of the replicas called directly"
+            )
+    return direct, routed
+
+
+def _cpu_seconds(backend: LocalBackend) -> float:
+    """CPU seconds that router and queues have used so far."""
+    times = [psutil.Process(p.pid).cpu_times() for p in (backend.router, *(stage.queue for stage in backend.stages))]
+    return sum(each.user + each.system for each in times)

@@ -1,8 +1,8 @@
-"""Fidelity: predicted against measured performance for fixed configurations under steady load."""
+"""Fidelity: predicted against measured performance, under steady load and in the closed loop."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -12,9 +12,8 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from opd.live.calibration import measure_served_latencies, with_served_latencies
-from opd.live.load import read_payloads, start_load
-from opd.live.open_loop import arrival_times
-from opd.live.runs import ANSWER_SECONDS
+from opd.live.load import arrival_times, read_payloads, start_load
+from opd.live.runs import ANSWER_SECONDS, LiveRun
 from opd.measurement import SimulationParameters
 from opd.pipeline import Configuration, Pipeline, as_array
 from opd.serving.local import LocalBackend
@@ -23,10 +22,6 @@ from opd.simulator.simulator import Simulator
 
 SEEDS = range(20)
 """Of the simulator's service noise; predictions are means over them."""
-
-
-RECORDS = "fidelity.parquet"
-"""File for the records of a load."""
 
 
 class Performance(NamedTuple):
@@ -76,7 +71,7 @@ def measure_fidelity(
         loads: mean requests/s; the count of each second is drawn from a Poisson distribution.
         seconds: duration of each load.
         payloads: Parquet file of payloads.
-        overhead: seconds that router and queues add on an idle pipeline (:func:`opd.live.overhead.measure_overhead`).
+        overhead: seconds that router and queues add, see :func:`opd.live.calibration.measure_overhead`.
         folder: for the load generator's files.
         seed: of counts, arrival times and payloads.
 
@@ -85,7 +80,7 @@ def measure_fidelity(
         predicted and measured.
     """
     rows = []
-    generator = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     contents, pipeline = read_payloads(payloads), backend.pipeline
     with tqdm(total=len(configurations) * len(loads), unit="run", desc="fidelity") as progress:
         for configuration in configurations:
@@ -93,14 +88,18 @@ def measure_fidelity(
             calibrated = with_served_latencies(pipeline, configuration, measure_served_latencies(backend, contents))
             label = configuration_label(pipeline, configuration)
             for load in loads:
-                counts, draw = generator.poisson(load, seconds), int(generator.integers(1 << 31))
+                counts, draw = rng.poisson(load, seconds), int(rng.integers(1 << 31))
                 arrivals = arrival_times(counts, draw)
                 profiled = predict(pipeline, parameters, configuration, arrivals)
                 predicted = predict(calibrated, parameters, configuration, arrivals, overhead)
-                process = start_load(backend.address, pipeline.name, counts, payloads, draw, folder / RECORDS)
+                process = start_load(
+                    backend.address, pipeline.name, counts, payloads, draw, folder / "fidelity.parquet"
+                )
                 records = process.finish(seconds + ANSWER_SECONDS)
                 row = {"configuration": label, "load": load, "offered": len(records)}
-                rows.append(row | profiled.columns("profiled") | predicted.columns("predicted") | _measured(records))
+                row |= profiled.columns("profiled") | predicted.columns("predicted")
+                row["completed"] = int((records["outcome"] == COMPLETED).sum())
+                rows.append(row | measured_performance(records).columns("measured"))
                 progress.update()
     return pd.DataFrame(rows)
 
@@ -127,15 +126,11 @@ def predict(
     for seed in SEEDS:
         simulator = Simulator(pipeline, settings, max_rate=len(arrivals), seed=seed, record_latencies=True)
         simulator.reset(configuration)
-        interval = simulator.step_arrivals(as_array(configuration), arrivals)
-        throughput, ended = interval.completed[0] / seconds, interval.completed[0] + interval.dropped[0]
-        latencies = [interval.latencies[0, : interval.completed[0]]]
-        while ended < len(arrivals):  # requests in flight at the end of the load
-            interval = simulator.step_arrivals(as_array(configuration), np.empty(0))
-            ended += interval.completed[0] + interval.dropped[0]
-            latencies.append(interval.latencies[0, : interval.completed[0]])
-        together = np.concatenate(latencies)
-        results.append((throughput, together.mean(), np.quantile(together, 0.95)))
+        intervals = [simulator.step_arrivals(as_array(configuration), arrivals)]
+        while sum(each.completed[0] + each.dropped[0] for each in intervals) < len(arrivals):  # in flight at the end
+            intervals.append(simulator.step_arrivals(as_array(configuration), np.empty(0)))
+        latencies = np.concatenate([each.latencies[0, : each.completed[0]] for each in intervals])
+        results.append((intervals[0].completed[0] / seconds, latencies.mean(), np.quantile(latencies, 0.95)))
     throughput, mean, p95 = np.mean(results, axis=0)
     return Performance(float(throughput), float(mean) + overhead, float(p95) + overhead)
 
@@ -150,12 +145,6 @@ def measured_performance(records: pd.DataFrame) -> Performance:
     seconds = _duration(records["scheduled"].to_numpy())
     throughput = (done["finished"] < seconds).sum() / seconds
     return Performance(float(throughput), float(latency.mean()), float(latency.quantile(0.95)))
-
-
-def _measured(records: pd.DataFrame) -> dict[str, float]:
-    """The measured columns of :func:`measure_fidelity`."""
-    completed = int((records["outcome"] == COMPLETED).sum())
-    return {"completed": completed, **measured_performance(records).columns("measured")}
 
 
 def _duration(arrivals: np.ndarray) -> int:
@@ -175,3 +164,57 @@ def relative_errors(table: pd.DataFrame, prediction: str = "predicted") -> pd.Da
     """
     figures = {name: table[f"{name}_measured"] / table[f"{name}_{prediction}"] - 1.0 for name in Performance._fields}
     return table[["configuration", "load"]].assign(**figures)
+
+
+def replay(
+    pipelines: Mapping[str, Pipeline], parameters: SimulationParameters, run: LiveRun, seeds: Sequence[int]
+) -> pd.DataFrame:
+    """Predict the latency of every interval of a live run from its arrivals and configurations.
+
+    Args:
+        pipelines: the pipeline with different latency profiles, by the name of the prediction.
+        parameters: of the simulator, with the interval of the run.
+        run: a live run.
+        seeds: of the service noise; predictions are means over them.
+
+    Returns:
+        One row for each of the K intervals: ``time`` in seconds, and the mean latency in seconds of the requests
+        answered in that interval, ``measured`` and one column per prediction; NaN where no request was answered.
+
+    Raises:
+        ValueError: if the run itself was simulated.
+    """
+    if run.records is None:
+        raise ValueError("a simulated run has no measurements to compare with; choose another backend")
+    length, intervals = parameters.interval, len(run.steps)
+    sent = (run.records["scheduled"] + run.records.attrs["started"] - run.begin).to_numpy()
+    within = np.sort(sent[(sent >= 0) & (sent < length * intervals)])
+    predictions = {
+        name: np.mean([_predicted_latency(pipeline, parameters, run, within, seed) for seed in seeds], axis=0)
+        for name, pipeline in pipelines.items()
+    }
+    measured = _measured_latency(run.records, run.begin, length).reindex(range(intervals))
+    times = length * np.arange(intervals)
+    return pd.DataFrame({"time": times, "measured": measured.to_numpy(), **predictions})
+
+
+def _predicted_latency(
+    pipeline: Pipeline, parameters: SimulationParameters, run: LiveRun, arrivals: np.ndarray, seed: int
+) -> list[float]:
+    """Mean latency in seconds of each simulated interval; NaN where no request was answered."""
+    most = int(np.bincount(arrivals.astype(np.int64), minlength=1).max()) + 1
+    simulator = Simulator(pipeline, parameters, max_rate=most, seed=seed)
+    simulator.reset(run.initial)
+    means, length = [], parameters.interval
+    for k, step in enumerate(run.steps):
+        times = arrivals[(arrivals >= k * length) & (arrivals < (k + 1) * length)]
+        interval = simulator.step_arrivals(as_array(step.configuration), times)
+        means.append(float(interval.latency_mean[0]) if interval.completed[0] else np.nan)
+    return means
+
+
+def _measured_latency(records: pd.DataFrame, begin: float, length: int) -> pd.Series:
+    """Mean latency in seconds by the index of the interval in which a request was answered."""
+    done = records[records["outcome"] == COMPLETED]
+    number = np.floor((done["finished"] + records.attrs["started"] - begin) / length)
+    return (done["finished"] - done["scheduled"]).groupby(number).mean()

@@ -1,6 +1,7 @@
-"""Load generator: open-loop load from a separate process, ``python -m opd.live.load``.
+"""Load generator: open-loop load from a separate process, ``python -m opd.live.load``, and its records.
 
-The control loop cannot slow down a load that another process generates.
+Requests are sent at times drawn in advance, regardless of what happened to earlier ones, and the control loop cannot
+slow down a load that another process generates.
 """
 
 from __future__ import annotations
@@ -11,16 +12,248 @@ import json
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import grpc
 import numpy as np
 import pandas as pd
 import typer
+from tqdm import tqdm
 
-from opd.live.open_loop import GRACE_SECONDS, TIMEOUT_SECONDS, LoadError, offer
-from opd.live.records import PAYLOAD, summary
 from opd.serving import supervisor
+from opd.serving.client import Client
+from opd.serving.protocol import COMPLETED, FAILED, OUTCOMES, outcome_of
+
+TIMEOUT_SECONDS = 20.0
+"""Default timeout of a request."""
+
+READY_SECONDS = 15.0
+"""Time limit for the model to become ready before the first request."""
+
+GRACE_SECONDS = 5.0
+"""Extra time beyond their timeout for the requests in flight at the end; all they get if the run is interrupted."""
+
+POLL_SECONDS = 0.1
+
+DETAIL_LENGTH = 200
+"""Characters of an error message that are recorded."""
+
+NO_ANSWER = "NO_ANSWER"
+"""Code of a request that got no answer within its timeout, or before the run was interrupted."""
+
+PAYLOAD = "payload"
+"""Column of the payloads in a payload file, and of their index in the records."""
+
+
+@dataclass(kw_only=True)
+class RequestRecord:
+    """A request that was sent, unanswered at first.
+
+    Attributes:
+        scheduled: when it was to be sent, seconds since the start of the run.
+        sent: when it was sent, likewise.
+        finished: when its answer came, or the run ended; likewise.
+        outcome: one of :data:`opd.serving.protocol.OUTCOMES`.
+        code: gRPC status or :data:`NO_ANSWER`.
+        detail: error message.
+        payload: index.
+        answer: text.
+    """
+
+    scheduled: float
+    sent: float
+    finished: float = np.nan
+    outcome: str = FAILED
+    code: str = NO_ANSWER
+    detail: str = "no answer when the run ended"
+    payload: int
+    answer: str = ""
+
+
+class LoadError(RuntimeError):
+    """The load could not be offered, or left no records."""
+
+
+def arrival_times(counts: np.ndarray, seed: int) -> np.ndarray:
+    """Draw send times: each second's requests are placed uniformly at random within that second.
+
+    Args:
+        counts: (T,) requests in each second, whole numbers.
+        seed: determines the times.
+
+    Returns:
+        (sum of ``counts``,) seconds, ascending.
+
+    Raises:
+        ValueError: if a count is negative or not a whole number.
+    """
+    whole = np.asarray(counts, dtype=float)
+    wrong = ~(np.isfinite(whole) & (whole >= 0) & (whole == np.floor(whole)))
+    if wrong.any():
+        second = int(np.argmax(wrong))
+        raise ValueError(f"count {whole[second]:g} of second {second} must be a whole number of requests, at least 0")
+    seconds = np.repeat(np.arange(len(whole)), whole.astype(int))
+    return np.sort(seconds + np.random.default_rng(seed).random(len(seconds)))
+
+
+async def offer(
+    address: str,
+    model: str,
+    counts: np.ndarray,
+    payloads: Sequence[bytes],
+    seed: int,
+    timeout: float = TIMEOUT_SECONDS,
+    stop: asyncio.Event | None = None,
+) -> pd.DataFrame:
+    """Offer a load and record every request.
+
+    Args:
+        address: ``host:port`` of the gRPC endpoint.
+        model: name of the model or pipeline there.
+        counts: (T,) requests in each second.
+        payloads: each request carries one of these, drawn at random.
+        seed: of times and payloads.
+        timeout: seconds until a request counts as unanswered.
+        stop: ends the run early when set.
+
+    Returns:
+        One row per request in the order of sending, with the columns of :class:`RequestRecord`. Its ``attrs`` hold
+        ``started`` (Unix seconds) and ``seconds``, the time during which load was offered.
+
+    Raises:
+        LoadError: if the model is not ready within :data:`READY_SECONDS`, or there are no payloads.
+        ValueError: see :func:`arrival_times`.
+    """
+    times = arrival_times(counts, seed)
+    if not len(payloads):
+        raise LoadError("there are no payloads to send; give at least one")
+    choices = np.random.default_rng([seed, 1]).integers(len(payloads), size=len(times))
+    stop = stop or asyncio.Event()
+    client = Client(address, model)
+    try:
+        await _require_ready(client)
+        run = _OpenLoop(client, payloads, timeout)
+        await run.send(times, choices, stop)
+        seconds = run.now() if stop.is_set() else float(len(counts))
+        await run.drain(stop)
+        return run.records(seconds)
+    finally:
+        await client.close()
+
+
+async def _require_ready(client: Client) -> None:
+    try:
+        async with asyncio.timeout(READY_SECONDS):
+            while not await client.ready(1.0):
+                await asyncio.sleep(POLL_SECONDS)
+    except TimeoutError:
+        raise LoadError(
+            f"model {client.model!r} at {client.address} is not ready after {READY_SECONDS:g} s; start the pipeline "
+            "first, or correct the address"
+        ) from None
+
+
+class _OpenLoop:
+    """Sends the requests of one run and records their outcome."""
+
+    def __init__(self, client: Client, payloads: Sequence[bytes], timeout: float) -> None:
+        self._client, self._payloads, self._timeout = client, payloads, timeout
+        self._records: list[RequestRecord] = []
+        self._pending: set[asyncio.Task] = set()
+        self._loop = asyncio.get_running_loop()
+        self._origin = self._loop.time()
+        self._started = time.time()
+
+    def now(self) -> float:
+        """Seconds since the start."""
+        return self._loop.time() - self._origin
+
+    async def send(self, times: np.ndarray, choices: np.ndarray, stop: asyncio.Event) -> None:
+        """Send a request at each of ``times`` until they run out or ``stop`` is set."""
+        stopped = asyncio.create_task(stop.wait())
+        with tqdm(total=len(times), unit="request", desc="load", disable=None) as progress:
+            for scheduled, choice in zip(times.tolist(), choices.tolist(), strict=True):
+                # Even a zero timeout lets the event loop handle incoming answers.
+                await asyncio.wait({stopped}, timeout=max(scheduled - self.now(), 0.0))
+                if stop.is_set():
+                    break
+                record = RequestRecord(scheduled=scheduled, sent=self.now(), payload=choice)
+                self._records.append(record)
+                task = asyncio.create_task(self._request(record))
+                self._pending.add(task)
+                task.add_done_callback(self._pending.discard)
+                progress.update()
+        stopped.cancel()
+
+    async def drain(self, stop: asyncio.Event) -> None:
+        """Wait for the answers in flight until they time out, or for :data:`GRACE_SECONDS` once ``stop`` is set."""
+        deadline = self.now() + self._timeout
+        while self._pending and not stop.is_set() and self.now() < deadline:
+            await asyncio.wait(self._pending, timeout=POLL_SECONDS)
+        if self._pending:
+            await asyncio.wait(self._pending, timeout=GRACE_SECONDS)
+
+    async def _request(self, record: RequestRecord) -> None:
+        try:
+            answers = await self._client.infer([self._payloads[record.payload]], 0.0, self._timeout)
+            code, detail = grpc.StatusCode.OK, ""
+            record.answer = b"".join(answers).decode(errors="replace")
+        except grpc.aio.AioRpcError as error:
+            code, detail = error.code(), error.details() or ""
+        except IndexError:
+            code, detail = grpc.StatusCode.UNKNOWN, "the answer contains no tensor"
+        record.finished, record.detail = self.now(), detail[:DETAIL_LENGTH]
+        timed_out = code is grpc.StatusCode.DEADLINE_EXCEEDED and record.finished - record.sent >= self._timeout
+        if not timed_out:
+            record.code, record.outcome = code.name, outcome_of(code)
+
+    def records(self, seconds: float) -> pd.DataFrame:
+        """One row per request of a run of ``seconds``."""
+        types = {field.name: field.type for field in fields(RequestRecord)}
+        table = pd.DataFrame(self._records, columns=list(types)).astype(types)
+        table["finished"] = table["finished"].fillna(self.now())
+        table.attrs = {"started": self._started, "seconds": seconds}
+        return table
+
+
+def summary(records: pd.DataFrame) -> dict[str, Any]:
+    """Summarise a run.
+
+    Latency counts from the scheduled time, so a generator that falls behind cannot make the system look faster.
+
+    Args:
+        records: of :func:`offer`.
+
+    Returns:
+        Counts of requests: ``offered``, of these ``completed``, ``rejected``, ``dropped`` and ``failed``, and of the
+        failed ``lost``, which got no answer; ``duration`` in seconds and rates in requests/s; latency of completed
+        requests and lateness of sending in seconds, None if there are none.
+    """
+    outcomes = records["outcome"].value_counts()
+    completed = records[records["outcome"] == COMPLETED]
+    latency = (completed["finished"] - completed["scheduled"]).to_numpy()
+    lateness = (records["sent"] - records["scheduled"]).to_numpy()
+    duration = float(records.attrs["seconds"])
+    return {
+        "offered": len(records),
+        **{outcome: int(outcomes.get(outcome, 0)) for outcome in OUTCOMES},
+        "lost": int((records["code"] == NO_ANSWER).sum()),
+        "duration": duration,
+        "offered_rate": len(records) / duration if duration else 0.0,
+        "completed_rate": len(completed) / duration if duration else 0.0,
+        "latency_mean": float(latency.mean()) if len(latency) else None,
+        **{f"latency_p{percent}": _percentile(latency, percent) for percent in (50, 95, 99)},
+        "lateness_p99": _percentile(lateness, 99),
+        "lateness_max": _percentile(lateness, 100),
+    }
+
+
+def _percentile(values: np.ndarray, percent: int) -> float | None:
+    return float(np.percentile(values, percent)) if len(values) else None
 
 
 class LoadGenerator(NamedTuple):
@@ -42,7 +275,7 @@ class LoadGenerator(NamedTuple):
         """Wait for the end of the run, and interrupt it if it takes longer than ``timeout`` seconds.
 
         Returns:
-            Its records, see :func:`opd.live.open_loop.offer`.
+            Its records, see :func:`offer`.
 
         Raises:
             LoadError: if the process wrote no records.
@@ -55,15 +288,7 @@ class LoadGenerator(NamedTuple):
         return pd.read_parquet(self.output)
 
 
-def start_load(
-    address: str,
-    model: str,
-    counts: np.ndarray,
-    payloads: Path,
-    seed: int,
-    output: Path,
-    timeout: float = TIMEOUT_SECONDS,
-) -> LoadGenerator:
+def start_load(address: str, model: str, counts: np.ndarray, payloads: Path, seed: int, output: Path) -> LoadGenerator:
     """Start a load generator; it ends when this process does.
 
     Args:
@@ -73,14 +298,12 @@ def start_load(
         payloads: Parquet file with payloads in column ``payload``.
         seed: of times and payloads.
         output: Parquet file for the records; an existing one is removed.
-        timeout: seconds until a request counts as unanswered.
     """
     output.unlink(missing_ok=True)
     table = output.with_suffix(".counts.csv")
     pd.Series(counts, name="requests").to_csv(table, index=False)
     options = dict(address=address, model=model, counts=table, payloads=payloads, seed=seed, output=output)
-    arguments = [f"--{name}={value}" for name, value in options.items()]
-    command = [sys.executable, "-m", "opd.live.load", *arguments, f"--timeout={timeout}"]
+    command = [sys.executable, "-m", "opd.live.load", *(f"--{name}={value}" for name, value in options.items())]
     return LoadGenerator(supervisor.start(command, stdout=subprocess.DEVNULL), output)
 
 

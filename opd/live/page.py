@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ NOTEBOOK = "notebooks/05_cluster_evaluation.ipynb"
 FIGURE_NAMES = dict(zip(Performance._fields, ("throughput", "mean latency", "p95 latency"), strict=True))
 
 OUTCOMES = ("offered", "completed", "rejected", "dropped", "failed", "lost")
-CHANGES = ("reconfigurations", "variant", "replicas", "batch_size")
+QUANTILES = ("mean", "p50", "p95", "p99")
+SCORES = {"by_expert": "fallback", "qos": "QoS", "cost": "cost (cores)", "decision_ms_mean": "decision (ms)"}
 
 MEDIAN_THROUGHPUT, MEDIAN_LATENCY = 0.05, 0.15
 """Acceptance criteria: largest median error of the simulator over configurations and loads."""
@@ -32,9 +32,9 @@ def write_page(
     Args:
         path: of the file.
         summary: content of ``summary.json``.
-        overhead: of :func:`opd.live.overhead.measure_overhead`; empty if it was not measured.
+        overhead: of :func:`opd.live.calibration.measure_overhead`; empty if it was not measured.
         fidelity: of :func:`opd.live.fidelity.measure_fidelity`; likewise.
-        replays: of :func:`opd.live.replay.replay`, with column ``policy``.
+        replays: of :func:`opd.live.fidelity.replay`, with column ``policy``.
     """
     parts = ["# The live pipeline", _setup(summary), *_runs(summary["policies"])]
     if overhead:
@@ -57,31 +57,25 @@ def _setup(summary: Mapping[str, Any]) -> str:
 
 
 def _runs(policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    requests, decisions = [], []
-    for name, result in policies.items():
-        # A run in which no request was completed has no latency.
-        sent = {figure: math.nan if value is None else value for figure, value in result["requests"].items()}
-        latency = {f"{quantile} (ms)": 1e3 * sent[f"latency_{quantile}"] for quantile in ("mean", "p50", "p95", "p99")}
-        requests.append({"policy": name} | {outcome: sent[outcome] for outcome in OUTCOMES} | latency)
-        scores = {
-            "fallback": result["by_expert"],
-            "QoS": result["qos"],
-            "cost (cores)": result["cost"],
-            "decision (ms)": result["decision_ms_mean"],
-        }
-        decisions.append({"policy": name} | {kind: result["changes"][kind] for kind in CHANGES} | scores)
+    names = pd.DataFrame({"policy": list(policies)})
+    sent, changes = (pd.DataFrame([result[key] for result in policies.values()]) for key in ("requests", "changes"))
+    # A run in which no request was completed has no latency.
+    latency = 1e3 * sent[[f"latency_{quantile}" for quantile in QUANTILES]].astype(float)
+    requests = names.join(sent[[*OUTCOMES]]).join(latency.set_axis([f"{name} (ms)" for name in QUANTILES], axis=1))
+    scores = pd.DataFrame([{label: result[key] for key, label in SCORES.items()} for result in policies.values()])
+    decisions = names.join(changes).join(scores)
     return [
         "## Requests",
         "The load generator is open-loop, and latency counts from the scheduled send time. Lost requests never got an "
         "answer.",
-        markdown_table(pd.DataFrame(requests), digits=1),
+        markdown_table(requests, digits=1),
         "## Decisions",
         "The table counts reconfigurations, and those that changed the variant, the replicas or the batch size of a "
         "stage. `fallback` counts decisions that the agent left to its expert, because backlog or load exceeded what "
         "the agent was trained for. The policy `schedule` does not decide: it steps through fixed configurations to "
         "show that every kind of change works. QoS (Eq. 3) is computed from profiled throughput, which may come from "
         "another machine, so it can contain unmet demand that was in fact met here.",
-        markdown_table(pd.DataFrame(decisions)),
+        markdown_table(decisions),
         "![Timelines of the runs](course.png)",
     ]
 

@@ -1,11 +1,17 @@
-"""Live runs: a policy reconfigures the pipeline while real traffic arrives, and everything is recorded."""
+"""Live runs: a policy reconfigures the pipeline while real traffic arrives, and everything is recorded.
+
+A run takes place in the simulator, on processes of this machine, or on a Kubernetes cluster.
+"""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import pandas as pd
@@ -13,16 +19,129 @@ from tqdm.auto import tqdm
 
 from opd.control.loop import Step, run
 from opd.control.policies import Policy
-from opd.live.load import start_load
-from opd.live.site import LiveBackend, LiveSite
-from opd.live.traffic import Traffic
+from opd.live.load import start_load, summary
 from opd.measurement import Observation, SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import Configuration, Pipeline, StageConfiguration
+from opd.serving.local import LocalBackend
+from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
+from opd.serving.monitoring.source import MonitoringError
 from opd.simulator.simulator import SimulatedBackend
+from opd.study.evaluation.cycles import Setting, timeline
+
+if TYPE_CHECKING:
+    from opd.live.deployed import DeployedPipeline
 
 ANSWER_SECONDS = 30.0
 """Time limit for outstanding answers after the last request was sent."""
+
+STRIDE_SECONDS = 5
+"""Distance between two candidate stretches of a trace."""
+
+BackendName = Literal["simulated", "local", "kubernetes"]
+BACKENDS = get_args(BackendName)
+
+LiveBackend: TypeAlias = "LocalBackend | DeployedPipeline"
+"""A backend that accepts real requests."""
+
+
+@dataclass(frozen=True)
+class LiveSite:
+    """Where the pipeline of a live evaluation runs.
+
+    Attributes:
+        backend: ``simulated``, ``local`` or ``kubernetes``.
+        folder: for settings, logs and metrics of local processes, and for the load generator's files.
+        standbys: processes that each local stage keeps warm.
+        cluster_settings: for ``kubernetes``, YAML file that the pipeline was deployed with.
+        router_address: for ``kubernetes``, ``host:port`` of the router's gRPC endpoint as reached from here.
+
+    Raises:
+        ValueError: if there is no such backend, or a setting of ``kubernetes`` is missing.
+    """
+
+    backend: BackendName
+    folder: Path
+    standbys: int = 0
+    cluster_settings: str = ""
+    router_address: str = ""
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend {self.backend!r} is not one of {', '.join(BACKENDS)}")
+        if self.backend == "kubernetes" and not (self.cluster_settings and self.router_address):
+            raise ValueError("backend 'kubernetes' needs cluster_settings and router_address; see docs/kubernetes.md")
+
+    def open_backend(
+        self, pipeline: Pipeline, parameters: SimulationParameters, initial: Configuration
+    ) -> AbstractContextManager[LiveBackend]:
+        """Bring up a local pipeline with configuration ``initial``, or take control of a deployed one.
+
+        A deployed pipeline keeps its configuration until one is applied.
+
+        Raises:
+            MonitoringError: if the cluster's Prometheus is not named or does not answer.
+        """
+        if self.backend == "local":
+            return LocalBackend(pipeline, parameters, initial, self.folder, standbys=self.standbys)
+        # Only this backend needs the extra `cluster`.
+        from opd.cluster.settings import read_settings
+        from opd.live.deployed import DeployedPipeline
+
+        url = os.environ.get(PROMETHEUS_URL_VARIABLE, "")
+        if not url:
+            raise MonitoringError(
+                f"a deployed pipeline is monitored by Prometheus; set {PROMETHEUS_URL_VARIABLE} to its URL"
+            )
+        settings = read_settings(Path(self.cluster_settings))
+        monitor = PrometheusUrl(url, labels=settings.series_labels)
+        monitor.check()
+        return DeployedPipeline(pipeline, settings, monitor, parameters.interval, self.router_address)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Requests that are sent to a pipeline.
+
+    Attributes:
+        counts: (T,) requests in each second, including those before the first decision.
+        lead: seconds of load before the first decision; the first forecast is based on them.
+        payloads: Parquet file of payloads to draw from.
+        seed: of arrival times and payloads.
+    """
+
+    counts: np.ndarray
+    lead: int
+    payloads: Path
+    seed: int
+
+
+def most_varied_window(counts: np.ndarray, lead: int, seconds: int, least: int, most: int, interval: int) -> int:
+    """Find the stretch of load that varies most (standard deviation over intervals) while staying within bounds.
+
+    Args:
+        counts: (T,) requests in each second.
+        lead: seconds at the start of a stretch, before the first decision; the bounds do not apply to them.
+        seconds: length of the stretch from the first decision on, a multiple of ``interval``.
+        least: lower bound in requests/s of the mean of every interval.
+        most: upper bound, likewise.
+        interval: seconds.
+
+    Returns:
+        Index in ``counts`` of the first second of the stretch.
+
+    Raises:
+        ValueError: if no stretch stays within the bounds.
+    """
+    windows = np.lib.stride_tricks.sliding_window_view(counts[lead:], seconds)[::STRIDE_SECONDS]
+    means = windows.reshape(len(windows), -1, interval).mean(axis=2)
+    within = (means.min(axis=1) >= least) & (means.max(axis=1) <= most)
+    if not within.any():
+        raise ValueError(
+            f"no {seconds} s of the load stay within {least} and {most} requests/s; widen the bounds or change the "
+            "damping"
+        )
+    return STRIDE_SECONDS * int(np.argmax(np.where(within, means.std(axis=1), -1.0)))
 
 
 class LiveRun(NamedTuple):
@@ -102,11 +221,9 @@ def run_live(
     """
     initial = backend.configuration
     decisions = (len(traffic.counts) - traffic.lead) // interval
-    output = folder / "requests.parquet"
     backend.begin_run()
-    generator = start_load(
-        backend.address, backend.pipeline.name, traffic.counts, traffic.payloads, traffic.seed, output
-    )
+    sent = traffic.counts, traffic.payloads, traffic.seed
+    generator = start_load(backend.address, backend.pipeline.name, *sent, folder / "requests.parquet")
     try:
         time.sleep(traffic.lead)
         begin = time.time()
@@ -122,11 +239,9 @@ def run_live(
 def run_policies(
     site: LiveSite,
     pipeline: Pipeline,
-    parameters: SimulationParameters,
     initial: Configuration,
     policies: Mapping[str, Policy],
-    forecast: Callable[[np.ndarray], float],
-    weights: Weights,
+    setting: Setting,
     traffic: Traffic,
 ) -> tuple[dict[str, LiveRun], str]:
     """Run the policies one after the other, each from the same initial configuration and under the same traffic.
@@ -134,13 +249,72 @@ def run_policies(
     Returns:
         The runs by policy, and a description of the monitoring.
     """
+    parameters, forecast, weights = setting.simulation, setting.forecaster.predict, setting.weights
+    runs: dict[str, LiveRun] = {}
     if site.backend == "simulated":
-        rest = forecast, weights, traffic
-        runs = {name: run_simulated(pipeline, parameters, initial, policy, *rest) for name, policy in policies.items()}
+        for name, policy in policies.items():
+            runs[name] = run_simulated(pipeline, parameters, initial, policy, forecast, weights, traffic)
         return runs, "the simulator itself"
-    runs = {}
     with site.open_backend(pipeline, parameters, initial) as backend:
         for name, policy in tqdm(policies.items(), unit="run", desc="policies"):
             backend.apply(initial)
             runs[name] = run_live(backend, policy, forecast, weights, parameters.interval, traffic, site.folder)
         return runs, backend.monitor.description
+
+
+def count_changes(run: LiveRun) -> dict[str, int]:
+    """Count the reconfigurations of a run, and those that changed the variant, replicas or batch size of a stage."""
+    configurations = np.array([run.initial, *(step.configuration for step in run.steps)])
+    differs = np.diff(configurations, axis=0) != 0
+    by_field = differs.any(axis=1).sum(axis=0)
+    return {
+        "reconfigurations": int(differs.any(axis=(1, 2)).sum()),
+        **{name: int(count) for name, count in zip(("variant", "replicas", "batch_size"), by_field, strict=True)},
+    }
+
+
+def summarise_run(run: LiveRun) -> dict[str, Any]:
+    """Summarise a run: requests by outcome, latencies, reconfigurations, and mean scores."""
+    if run.records is None:
+        requests = {
+            name: int(sum(getattr(step.interval, name)[0] for step in run.steps))
+            for name in ("offered", "completed", "dropped")
+        }
+    else:
+        requests = summary(run.records)
+    scores = {
+        name: float(np.nanmean([getattr(step.score, name)[0] for step in run.steps]))
+        for name in ("reward", "qos", "cost", "accuracy")
+    }
+    return {
+        "requests": requests,
+        "decisions": len(run.steps),
+        "refused": [step.refused for step in run.steps if step.refused],
+        "changes": count_changes(run),
+        "by_expert": sum(step.fallback for step in run.steps),
+        "decision_ms_mean": 1e3 * float(np.mean([step.decision_seconds for step in run.steps])),
+        **scores,
+    }
+
+
+def live_timeline(pipeline: Pipeline, run: LiveRun, interval: int) -> pd.DataFrame:
+    """Tabulate a run: one row per interval with load, scores, measured latencies and the configuration.
+
+    Args:
+        pipeline: names tasks and variants.
+        run: to tabulate.
+        interval: seconds.
+
+    Returns:
+        The columns of :func:`opd.study.evaluation.cycles.timeline`, ``latency_mean`` and ``latency_p99`` in seconds,
+        and ``<task>.variant``, ``<task>.replicas`` and ``<task>.batch_size`` of every task.
+    """
+    table = timeline(run.steps, interval)
+    table["latency_mean"] = [float(step.interval.latency_mean[0]) for step in run.steps]
+    table["latency_p99"] = [float(step.interval.latency_p99[0]) for step in run.steps]
+    for position, task in enumerate(pipeline.tasks):
+        stages = [step.configuration[position] for step in run.steps]
+        table[f"{task.name}.variant"] = [task.variants[stage.variant].name for stage in stages]
+        table[f"{task.name}.replicas"] = [stage.replicas for stage in stages]
+        table[f"{task.name}.batch_size"] = [stage.batch_size for stage in stages]
+    return table

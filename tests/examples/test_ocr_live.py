@@ -9,14 +9,10 @@ import pytest
 
 from opd.examples.ocr.accuracy import text_accuracy
 from opd.examples.ocr.pages import load_pages, write_pages
-from opd.live.calibration import WARM_UP_CALLS, calibrate_pipeline, measure_served_latencies
-from opd.live.fidelity import measure_fidelity
+from opd.live.calibration import WARM_UP_CALLS, calibrate_pipeline, measure_overhead, measure_served_latencies
+from opd.live.fidelity import measure_fidelity, replay
 from opd.live.load import read_payloads
-from opd.live.overhead import measure_overhead
-from opd.live.replay import replay
-from opd.live.runs import SchedulePolicy, configurations_from, run_live
-from opd.live.summaries import count_changes, summarise_run
-from opd.live.traffic import Traffic
+from opd.live.runs import SchedulePolicy, Traffic, configurations_from, count_changes, run_live, summarise_run
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import StageConfiguration

@@ -12,11 +12,8 @@ from opd.cluster.overlay import read_overlay
 from opd.cluster.resources import POD
 from opd.cluster.settings import ClusterSettings
 from opd.live import deployed as evaluation
-from opd.live.replay import replay
-from opd.live.runs import SchedulePolicy, configurations_from, run_live
-from opd.live.site import LiveSite
-from opd.live.summaries import summarise_run
-from opd.live.traffic import Traffic
+from opd.live.fidelity import replay
+from opd.live.runs import LiveSite, SchedulePolicy, Traffic, configurations_from, run_live, summarise_run
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.serving.monitoring.scraper import Scraper

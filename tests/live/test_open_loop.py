@@ -12,9 +12,8 @@ import pytest
 from deadlines import PATIENCE
 from scripted_service import CODES, ScriptedService, serving
 
-from opd.live import open_loop
-from opd.live.open_loop import LoadError, arrival_times, offer
-from opd.live.records import NO_ANSWER, summary
+from opd.live import load
+from opd.live.load import NO_ANSWER, LoadError, arrival_times, offer, summary
 
 
 def offered(counts, payloads, service=None, **options):
@@ -133,7 +132,7 @@ def test_a_request_that_times_out_is_lost():
 
 
 def test_a_stopped_run_records_every_request_it_sent(monkeypatch):
-    monkeypatch.setattr(open_loop, "GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(load, "GRACE_SECONDS", 0.3)
     service = ScriptedService()
 
     async def run():
@@ -164,7 +163,7 @@ def test_a_server_that_stops_fails_requests_but_not_the_run():
 
 
 def test_nothing_is_sent_to_a_model_that_is_not_ready(monkeypatch):
-    monkeypatch.setattr(open_loop, "READY_SECONDS", 0.2)
+    monkeypatch.setattr(load, "READY_SECONDS", 0.2)
 
     async def run():
         async with serving(ScriptedService()) as address:

@@ -13,7 +13,7 @@ from opd.host.paths import project_path
 from opd.live import plots
 from opd.live.fidelity import relative_errors
 from opd.live.page import NOTEBOOK, write_page
-from opd.live.summaries import live_timeline, summarise_run
+from opd.live.runs import live_timeline, summarise_run
 
 
 def fidelity_table():

@@ -12,11 +12,8 @@ from live_runs import LARGE, SMALL, requests, run_of
 from small_pipelines import ocr_pipeline
 
 from opd.live.calibration import with_served_latencies
-from opd.live.replay import replay
-from opd.live.runs import SchedulePolicy
-from opd.live.site import LiveSite
-from opd.live.summaries import count_changes, live_timeline, summarise_run
-from opd.live.traffic import most_varied_window
+from opd.live.fidelity import replay
+from opd.live.runs import LiveSite, SchedulePolicy, count_changes, live_timeline, most_varied_window, summarise_run
 from opd.measurement import SimulationParameters, unmeasured
 
 # Traffic and decisions

@@ -20,14 +20,12 @@ from process_family import ended, family
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from opd.serving import supervisor
-from opd.serving.loopback import hold_port, port_of, responds
 from opd.serving.monitoring import scraper as scraping
-from opd.serving.monitoring.opening import open_monitor
-from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
-from opd.serving.monitoring.prometheus_server import PrometheusServer
+from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusServer, PrometheusUrl, open_monitor
 from opd.serving.monitoring.scraper import Scraper
 from opd.serving.monitoring.source import MonitoringError, NoDataError
 from opd.serving.monitoring.statistics import increase
+from opd.serving.processes import hold_port, port_of, responds
 
 without_prometheus = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="no prometheus on the path: install Debian's package of that name"
@@ -221,7 +219,7 @@ def test_each_run_reads_only_its_own_targets_from_a_server_named_by_its_url(fore
 def test_the_error_for_a_server_that_does_not_read_our_targets_shows_how_to_configure_it(prometheus, targets, tmp_path):
     prometheus.set_targets({"router": targets[0].address})
     scrapes(prometheus, "up", instance="router")
-    opened = open_monitor(tmp_path, prometheus._reader.url)
+    opened = open_monitor(tmp_path, prometheus.url)
     opened.set_targets({"router": targets[0].address})
     with pytest.raises(
         NoDataError, match=rf"file_sd_configs: \[{{files: \[{tmp_path}/targets.json\], refresh_interval: 1s}}\]"
@@ -235,7 +233,7 @@ def test_only_series_with_our_labels_are_read_from_a_server_that_others_use(prom
     prometheus.set_targets({"queue": targets[0].address, "other": targets[1].address})
     scrapes(prometheus, "up", instance="queue")
     scrapes(prometheus, "up", instance="other")
-    ours = PrometheusUrl(prometheus._reader.url, labels={"instance": "queue"})
+    ours = PrometheusUrl(prometheus.url, labels={"instance": "queue"})
     assert [series.labels["instance"] for series in ours.samples("up", 60.0)] == ["queue"]
     ours.close()
 
@@ -262,8 +260,6 @@ def test_a_url_of_something_else_is_an_error(targets, tmp_path):
 def test_the_error_for_a_program_that_does_not_serve_contains_its_output(tmp_path):
     with pytest.raises(MonitoringError, match="did not start.*cannot run no-such-program"):
         PrometheusServer(tmp_path, "no-such-program")
-    with pytest.raises(MonitoringError, match="no program 'no-such-program'"):
-        open_monitor(tmp_path, binary="no-such-program")
 
 
 def test_without_prometheus_the_scraper_is_used(tmp_path, monkeypatch):
@@ -303,7 +299,7 @@ def test_a_target_that_hangs_delays_only_itself(targets):
 @needs_prometheus
 def test_nothing_is_left_when_the_parent_is_killed(tmp_path):
     code = (
-        "import pathlib, sys, time; from opd.serving.monitoring.prometheus_server import PrometheusServer; "
+        "import pathlib, sys, time; from opd.serving.monitoring.prometheus import PrometheusServer; "
         "server = PrometheusServer(pathlib.Path(sys.argv[1])); print('started', flush=True); time.sleep(600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True)

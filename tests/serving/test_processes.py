@@ -5,8 +5,7 @@ import socket
 import pytest
 from deadlines import eventually
 
-from opd.serving.loopback import hold_port, port_of
-from opd.serving.processes import ServerProcess
+from opd.serving.processes import ServerProcess, hold_port, port_of
 from opd.serving.settings import ServerSettings
 
 pytestmark = pytest.mark.processes

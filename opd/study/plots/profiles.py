@@ -12,23 +12,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from opd.pipeline import Pipeline
 from opd.solvers.knapsack import best_by_cores
 from opd.solvers.options import replicas_needed, stage_options
-from opd.study.plots.style import PALETTE, legend_below, save_figure
+from opd.study.plots.style import PALETTE, label_decades, legend_below, save_figure
 
 _MARKERS = "osD^vP"
-
-
-def _label_decades(axis: Axis) -> None:
-    """Label 1, 2 and 5 of every decade of a logarithmic axis with plain numbers."""
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def plot_latency(table: pd.DataFrame, tasks: Sequence[str], path: str | Path, cores: int = 1) -> Figure:
@@ -55,7 +46,7 @@ def plot_latency(table: pd.DataFrame, tasks: Sequence[str], path: str | Path, co
             sizes = sorted(rows["batch_size"].unique())
             axes[row, column].set_xscale("log", base=2)
             axes[row, column].set_yscale("log")
-            _label_decades(axes[row, column].yaxis)
+            label_decades(axes[row, column].yaxis)
             axes[row, column].set_xticks(sizes, [str(size) for size in sizes])
             axes[row, column].grid(True, which="major", alpha=0.3)
         axes[0, column].set_title(task)

@@ -10,7 +10,9 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 
@@ -93,6 +95,13 @@ def legend_below(figure: Figure, *labelled: Axes, columns: int | None = None) ->
     handles = [handle for axes in labelled for handle in axes.get_legend_handles_labels()[0]]
     labels = [str(label) for axes in labelled for label in axes.get_legend_handles_labels()[1]]
     figure.legend(handles, labels, loc="outside lower center", ncols=columns or len(handles), frameon=False)
+
+
+def label_decades(axis: Axis) -> None:
+    """Label 1, 2 and 5 of every decade of a logarithmic axis with plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def symmetric_logarithmic(
