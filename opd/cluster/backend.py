@@ -46,7 +46,7 @@ PASSING = (ConflictError, ServerFailedError, TooManyRequestsError, NoAnswerError
 
 @dataclass(frozen=True)
 class ChangeTimes:
-    """How long parts of a change may take.
+    """Time limits of the parts of a change.
 
     Attributes:
         poll_seconds: between two looks at the pods.

@@ -137,13 +137,13 @@ class Controller:
 
     @property
     def healthy(self) -> bool:
-        """Whether the loop advances; if not, only a restart helps."""
+        """True while the loop advances; if it does not, only a restart helps."""
         limit = self._settings.apply_seconds * 2 + self._options.interval_seconds + self._options.stuck_seconds
         return time.monotonic() - self._beat < limit
 
     @property
     def ready(self) -> bool:
-        """Whether it controls the pipeline, or stands by to."""
+        """True if the controller leads or stands by to take over."""
         return self.state in ("leading", "standing by")
 
     def run(self) -> None:
@@ -170,7 +170,7 @@ class Controller:
 
     @property
     def _leads(self) -> bool:
-        """Whether this controller may go on; a dry run need not lead."""
+        """True if this controller may continue; a dry run need not lead."""
         return self._options.dry_run or self._lease.held
 
     def _stand_by(self) -> None:

@@ -1,4 +1,4 @@
-"""Deletes a pipeline in an order that loses no request that it has."""
+"""Deletes a pipeline in an order that loses no accepted request."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ RENEWED_SECONDS = 1.5 * LeaseTimes().retry
 """A running controller renews its Lease within this time."""
 
 _STEPS = ("", ROUTER, QUEUE, MODEL, "")
-"""Order of deletion: state of the stages, components whose pods have to end, and everything else."""
+"""Order of deletion: state of the stages, components, one after another as their pods end, and everything else."""
 
 
 def delete_pipeline(cluster: Cluster, pipeline: str, seconds: float, dry_run: bool = False) -> Iterator[ObjectChange]:
-    """Delete a pipeline without losing a request that it has, until nothing is left.
+    """Delete a pipeline completely without losing a request that it has received.
 
-    The state of the stages goes first, because without it no controller can create anything again; then the router,
-    which finishes what it began, then queues and replicas, then everything else. Events stay until the cluster forgets
-    them.
+    The state of the stages is deleted first, because no controller can create anything again without it; then the
+    router, which finishes its open requests, then queues and replicas, then everything else. Events stay until the
+    cluster forgets them.
 
     Args:
         cluster: the namespace.
@@ -53,7 +53,7 @@ def delete_pipeline(cluster: Cluster, pipeline: str, seconds: float, dry_run: bo
         if component and not dry_run:
             _wait_until_gone(partial(_pods, cluster, pipeline, component), seconds)
     if not dry_run:
-        _wait_until_nobody_leads(cluster, pipeline, seconds)
+        _wait_until_leaderless(cluster, pipeline, seconds)
     if lease := _lease(cluster, pipeline):
         yield from delete_objects(cluster, [lease], dry_run)
     if not dry_run:
@@ -80,22 +80,22 @@ def _lease(cluster: Cluster, pipeline: str) -> Object:
     return found if ours else {}
 
 
-def _wait_until_nobody_leads(cluster: Cluster, pipeline: str, seconds: float) -> None:
-    """Wait until the Lease is returned, or no longer renewed: a running controller would create it again.
+def _wait_until_leaderless(cluster: Cluster, pipeline: str, seconds: float) -> None:
+    """Wait until the Lease is returned or no longer renewed; a running controller would create it again.
 
     Raises:
         LeftoverError: naming the Lease and its holder.
     """
     seen, changed = _lease(cluster, pipeline), time.monotonic()
 
-    def nobody_leads() -> bool:
+    def is_leaderless() -> bool:
         nonlocal seen, changed
         lease = _lease(cluster, pipeline)
         if lease != seen:
             seen, changed = lease, time.monotonic()
         return not _holder(seen) or time.monotonic() - changed > RENEWED_SECONDS
 
-    if not wait_until(nobody_leads, max(seconds, RENEWED_SECONDS + POLL_SECONDS), POLL_SECONDS):
+    if not wait_until(is_leaderless, max(seconds, RENEWED_SECONDS + POLL_SECONDS), POLL_SECONDS):
         raise LeftoverError(
             f"still there after {seconds:g} s: Lease {lease_name(pipeline)}, which {_holder(seen)} holds and renews: a "
             "controller still runs; stop it, and delete again"

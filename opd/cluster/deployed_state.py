@@ -13,8 +13,8 @@ from opd.cluster.api import Cluster
 from opd.cluster.errors import ClusterError, NotFoundError
 from opd.cluster.manifests.pipeline import STAGE_BATCH_SIZE, STAGE_REPLICAS, STAGE_VARIANT, stage_config
 from opd.cluster.manifests.workloads import model_workload, with_replicas
-from opd.cluster.names import INSTANCE_LABEL, MODEL, TASK_LABEL, VARIANT_LABEL, model_name, selector, stage_name
-from opd.cluster.owned_objects import apply_object, check_ours
+from opd.cluster.names import INSTANCE_LABEL, MODEL, model_name, selector, stage_name
+from opd.cluster.owned_objects import apply_object, check_ours, role_of
 from opd.cluster.pods import has_ended
 from opd.cluster.resources import CONFIG_MAP, DEPLOYMENT, POD, SELDON_DEPLOYMENT, Object
 from opd.cluster.settings import ClusterSettings
@@ -125,7 +125,7 @@ class VariantWorkloads:
         """Bring a workload to a number of replicas, and create it if there is none.
 
         Raises:
-            NotOursError: if an object of this name belongs to somebody else.
+            NotOursError: if an object of this name does not belong to the pipeline.
             ClusterError: as every call.
         """
         task = self._pipeline.tasks[key[0]]
@@ -152,8 +152,8 @@ class VariantWorkloads:
         found, _ = self._cluster.list(POD, selector(self._pipeline.name, MODEL))
         return [(key, pod) for pod in found if (key := self._key(pod)) is not None and not has_ended(pod)]
 
-    def owns(self, pod: Mapping[str, Any]) -> bool:
-        """Return whether a pod, of whatever namespace, is a replica of this pipeline."""
+    def owns(self, pod: Object) -> bool:
+        """Return whether a pod of any namespace is a replica of this pipeline."""
         its_labels = pod["metadata"].get("labels") or {}
         ours = its_labels.get(INSTANCE_LABEL) == self._pipeline.name and self._key(pod) is not None
         return ours and pod["metadata"].get("namespace") == self._cluster.namespace
@@ -162,10 +162,9 @@ class VariantWorkloads:
         found, _ = self._cluster.list(self._kind, selector(self._pipeline.name, MODEL))
         return [(self._key(workload), workload) for workload in found]
 
-    def _key(self, labelled: Mapping[str, Any]) -> Key | None:
+    def _key(self, labelled: Object) -> Key | None:
         """Return task and variant of a workload or pod; None if the pipeline's definition does not have them."""
-        its_labels = labelled["metadata"].get("labels") or {}
-        return self._keys.get((its_labels.get(TASK_LABEL), its_labels.get(VARIANT_LABEL)))
+        return self._keys.get(role_of(labelled)[1:])
 
 
 def targets(configuration: Configuration) -> dict[Key, int]:

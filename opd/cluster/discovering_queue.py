@@ -11,7 +11,6 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from mlserver.handlers import custom_handler
@@ -85,7 +84,7 @@ class Discovery:
                         else:  # a stage with a deleted ConfigMap goes on as it is
                             self._stage = objects.get(self._settings.stage, self._stage)
                         self._update()
-            except Exception:  # the queue must not go blind for ever
+            except Exception:  # the queue must keep discovering
                 logger.exception("following %s failed; starting again", resource.plural)
                 self._closing.wait(RESTART_SECONDS)
 
@@ -138,9 +137,12 @@ class DiscoveringQueueRuntime(QueueRuntime):
     async def load(self) -> bool:
         """Open the queue and start following the cluster."""
         await super().load()
-        configure = partial(asyncio.get_running_loop().call_soon_threadsafe, self._queue.configure)
-        settings = DiscoverySettings(**self._parameters["discover"])
-        self._discovery = Discovery(Cluster(settings.namespace), settings, configure)
+        loop, settings = asyncio.get_running_loop(), DiscoverySettings(**self._parameters["discover"])
+        self._discovery = Discovery(
+            Cluster(settings.namespace),
+            settings,
+            lambda *desired: loop.call_soon_threadsafe(self._queue.configure, *desired),
+        )
         return True
 
     @custom_handler(rest_path="/stage", rest_method="PUT")

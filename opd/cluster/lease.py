@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LeaseTimes:
-    """How long a Lease holds.
+    """Times of a Lease.
 
     Attributes:
         duration: seconds after which others may take a Lease that is not renewed.
@@ -63,7 +63,7 @@ class Lease:
 
     Args:
         cluster: namespace of the Lease; calls use the retry policy of ``times``.
-        pipeline: whose controller it is for.
+        pipeline: name of the controlled pipeline.
         holder: name of this controller, different for every process; made up if not given.
         times: how long it holds.
         clock: monotonic seconds.
@@ -142,7 +142,7 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """Whether this controller may act now."""
+        """True if this controller may act now."""
         return self._clock() < self._until
 
     def close(self) -> None:

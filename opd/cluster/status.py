@@ -45,7 +45,7 @@ class WorkloadStatus(NamedTuple):
 
     @property
     def serves(self) -> bool:
-        """Whether all pods are ready."""
+        """True if all pods are ready."""
         return self.ready >= self.wanted
 
 
@@ -87,7 +87,7 @@ def workload_status(workload: Object, pods: Sequence[Object]) -> WorkloadStatus:
 
 
 def _is_of_current_template(pod: Object, workload: Object) -> bool:
-    """Return whether a pod is of the current template; a Deployment tells that itself, see :func:`_is_up_to_date`."""
+    """Return whether a pod is of the current template; a Deployment reports that itself, see :func:`_is_up_to_date`."""
     if resource_of(workload) != SELDON_DEPLOYMENT:
         return True
     its_hash, wanted = (
