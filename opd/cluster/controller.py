@@ -20,7 +20,6 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from opd.cluster.api import Cluster
 from opd.cluster.backend import ChangeTimes, KubernetesBackend
-from opd.cluster.connection import RetryPolicy, credentials
 from opd.cluster.errors import ClusterError, NotDeployedError, NotFoundError
 from opd.cluster.lease import Lease, LeaseTimes
 from opd.cluster.record import ControllerMetrics, Recorder
@@ -281,38 +280,32 @@ def health_server(controller: Controller, host: str, port: int) -> Iterator[int]
 
 
 def run_controller(
+    cluster: Cluster,
     pipeline: Pipeline,
     settings: ClusterSettings,
     monitor: Monitor,
     policy: Policy,
     forecast: Callable[[np.ndarray], float],
-    options: ControllerSettings | None = None,
-    kubeconfig: str | None = None,
-    context: str | None = None,
+    options: ControllerSettings,
 ) -> int:
     """Control a deployed pipeline until SIGTERM or SIGINT; for the main thread.
 
     Args:
+        cluster: namespace of the pipeline.
         pipeline: what is controlled.
         settings: with which it was deployed.
         monitor: source of metrics, for example :class:`opd.serving.monitoring.prometheus.PrometheusUrl`.
         policy: decides.
         forecast: predicted maximum load (requests/s) for a history of per-second counts.
         options: of the controller.
-        kubeconfig: file to reach the cluster with; by default see :func:`credentials`.
-        context: of the kubeconfig.
 
     Returns:
         the exit code.
 
     Raises:
-        CredentialsError: if there is nothing to log in with.
         NotDeployedError: see :meth:`Controller.run`.
         LedByAnotherError: see :meth:`Controller.run`.
     """
-    options = options or ControllerSettings()
-    retry_policy = RetryPolicy(read_seconds=settings.call_seconds)
-    cluster = Cluster(settings.namespace, lambda: credentials(kubeconfig, context), retry_policy)
     controller = Controller(cluster, pipeline, settings, monitor, policy, forecast, options)
     # A handler interrupts whatever the main thread does, so it must not take locks that the main thread may hold.
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 from opd.cluster.api import Cluster
 from opd.cluster.errors import ClusterError, ForbiddenError, NotFoundError, NotServingError
 from opd.cluster.manifests.pipeline import STAGE_VARIANT
-from opd.cluster.manifests.pods import HTTP, SETTINGS_ANNOTATION
+from opd.cluster.manifests.pods import SETTINGS_ANNOTATION
 from opd.cluster.manifests.workloads import replicas_of, template_of
 from opd.cluster.names import QUEUE, lease_name, selector
 from opd.cluster.owned_objects import WORKLOADS, find_owned, identity_of, role_of
 from opd.cluster.pods import failure_reason, has_ended, is_ready, refusal_reason, unschedulable_reason
 from opd.cluster.resources import CONFIG_MAP, DEPLOYMENT, LEASE, POD, SELDON_DEPLOYMENT, Object, resource_of
+from opd.cluster.settings import HTTP
 from opd.host.waiting import wait_while
 
 logger = logging.getLogger(__name__)

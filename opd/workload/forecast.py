@@ -25,7 +25,7 @@ HISTORY_SECONDS = 120
 """Past seconds that a forecast sees (Sec. IV); the trace must hold them before a cycle starts."""
 
 HORIZON_SECONDS = 20
-"""Seconds ahead whose largest load is forecast (Sec. IV-A)."""
+"""Coming seconds for which the largest load is forecast (Sec. IV-A)."""
 
 BIN_SECONDS = 10
 """Seconds of history that one step of the LSTM sees."""
