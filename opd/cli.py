@@ -44,10 +44,9 @@ def _reading_input() -> Iterator[None]:
     """Turn the errors of reading names and files into :class:`InputError`."""
     try:
         yield
-    except KeyError as error:
-        raise InputError(error.args[0] if error.args else "") from error
-    except (ClusterError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(str(error)) from error
+    except (ClusterError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        # str() of a KeyError puts quotes around its message.
+        raise InputError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
 
 
 def _command(example: str) -> Callable[[Callable[..., int]], Callable[..., None]]:
@@ -58,15 +57,18 @@ def _command(example: str) -> Callable[[Callable[..., int]], Callable[..., None]
     """
 
     def register(command: Callable[..., int]) -> Callable[..., None]:
+        expanded = options.expanded(command)
+
         @app.command(epilog=f"example: {example}\n\n{EXIT_CODES}")
-        @functools.wraps(command)
-        def run_to_exit(*args: object, **given: object) -> None:
+        @functools.wraps(expanded)
+        def run_to_exit(**given: object) -> None:
             try:
-                code = command(*args, **given)
+                code = expanded(**given)
             except (ClusterError, InputError, OSError) as error:  # an OSError is, for example, a port in use
                 text = str(error) if isinstance(error, InputError) else " ".join(str(error).split())
                 logger.error("%s", text) if run_to_exit is run else _say(f"error: {text}")
-                code = _exit_code(error)
+                refused = isinstance(error, InputError | NotOursError)
+                code = NOT_DEPLOYED if isinstance(error, NotDeployedError) else REFUSED if refused else FAILED
             except KeyboardInterrupt:
                 _say("interrupted; run the command again to go on")
                 code = INTERRUPTED
@@ -77,31 +79,10 @@ def _command(example: str) -> Callable[[Callable[..., int]], Callable[..., None]
     return register
 
 
-def _exit_code(error: Exception) -> int:
-    if isinstance(error, NotDeployedError):
-        return NOT_DEPLOYED
-    return REFUSED if isinstance(error, InputError | NotOursError) else FAILED
-
-
 @_command("opd deploy --pipeline ocr --namespace edge --settings settings.yaml --stage text-detection=v5-320:2:4")
 def deploy(
-    pipeline: options.Pipeline,
-    namespace: options.Namespace,
-    context: options.Context = None,
-    kubeconfig: options.Kubeconfig = None,
-    settings: options.Settings = None,
-    image: options.Image = None,
-    store: options.Store = None,
-    overlay: options.Overlay = None,
-    flavour: options.Flavour = None,
-    pull_policy: options.PullPolicy = None,
-    storage_secret: options.StorageSecret = None,
-    pod_monitor: options.PodMonitor = None,
-    monitoring_label: options.MonitoringLabel = None,
-    dashboard: options.Dashboard = None,
-    network_policy: options.NetworkPolicy = None,
-    istio_gateway: options.IstioGateway = None,
-    istio_host: options.IstioHost = None,
+    place: options.Place,
+    given: options.SettingsOptions,
     stage: options.Stage = None,
     wait: options.Wait = 180.0,
     dry_run: options.DryRun = False,
@@ -110,74 +91,36 @@ def deploy(
     with _reading_input():
         from opd.cluster import inputs, operations
 
-        given = dict(image=image, store=store, flavour=flavour, pull_policy=pull_policy, pod_monitor=pod_monitor)
-        given |= dict(storage_secret=storage_secret, dashboard=dashboard, network_policy=network_policy)
-        given |= dict(istio_gateway=istio_gateway, istio_host=istio_host)
-        described = inputs.pipeline_of(pipeline)
-        chosen = inputs.settings_of(namespace, settings, overlay, monitoring_label or (), given)
-        stages = inputs.stages_of(described, stage or ())
-        cluster = inputs.cluster_of(namespace, kubeconfig, context, chosen.call_seconds)
+        pipeline = inputs.pipeline_of(place.pipeline)
+        settings = inputs.settings_of(place.namespace, given)
+        stages = inputs.stages_of(pipeline, stage or ())
+        cluster = inputs.cluster_of(place, settings.call_seconds)
     if dry_run:
-        changes = operations.preview(cluster, described, chosen, stages, _say)
+        changes = operations.preview(cluster, pipeline, settings, stages, _say)
         print("".join(change.difference() for change in changes) or "nothing would change")
         return DONE
-    _print_changes(operations.deploy(cluster, described, chosen, stages, wait, _say))
-    address = operations.address(described, chosen)
-    print(f"\npipeline {described.name} serves in namespace {namespace}: {address}")
+    _print_changes(operations.deploy(cluster, pipeline, settings, stages, wait, _say))
+    address = operations.address(pipeline, settings)
+    print(f"\npipeline {pipeline.name} serves in namespace {place.namespace}: {address}")
     return DONE
 
 
 @_command("opd status --pipeline ocr --namespace edge")
-def status(
-    pipeline: options.Pipeline,
-    namespace: options.Namespace,
-    context: options.Context = None,
-    kubeconfig: options.Kubeconfig = None,
-) -> int:
+def status(place: options.Place) -> int:
     """Show what a pipeline runs, and whether all of it is ready."""
     with _reading_input():
         from opd.cluster import inputs, operations
 
-        name = inputs.pipeline_name_of(pipeline)
-        cluster = inputs.cluster_of(namespace, kubeconfig, context)
+        name, cluster = inputs.pipeline_name_of(place.pipeline), inputs.cluster_of(place)
     found = operations.status(cluster, name)
-    print(f"pipeline {name} in namespace {namespace}: {'serves' if found.serves else 'does not serve fully'}")
+    print(f"pipeline {name} in namespace {place.namespace}: {'serves' if found.serves else 'does not serve fully'}")
     print(f"controller: {found.leader or 'none leads'}\n")
-    _print_table([("COMPONENT", "TASK", "VARIANT", "READY", "BATCH", "WAITING", "TROUBLE"), *found.components])
+    _print_table([operations.COLUMNS, *found.components])
     return DONE if found.serves else FAILED
 
 
 @_command("opd run --pipeline ocr --namespace edge --settings settings.yaml --policy ipa --decisions 3 --dry-run")
-def run(
-    pipeline: options.Pipeline,
-    namespace: options.Namespace,
-    context: options.Context = None,
-    kubeconfig: options.Kubeconfig = None,
-    settings: options.Settings = None,
-    image: options.Image = None,
-    store: options.Store = None,
-    overlay: options.Overlay = None,
-    flavour: options.Flavour = None,
-    pull_policy: options.PullPolicy = None,
-    storage_secret: options.StorageSecret = None,
-    pod_monitor: options.PodMonitor = None,
-    monitoring_label: options.MonitoringLabel = None,
-    dashboard: options.Dashboard = None,
-    network_policy: options.NetworkPolicy = None,
-    istio_gateway: options.IstioGateway = None,
-    istio_host: options.IstioHost = None,
-    policy: options.Policy = "agent",
-    agent: options.Agent = None,
-    forecaster: options.Forecaster = None,
-    params: options.Params = None,
-    prometheus: options.Prometheus = None,
-    interval: options.Interval = None,
-    decisions: options.Decisions = None,
-    seed: options.Seed = 0,
-    port: options.Port = 8080,
-    read_nodes: options.ReadNodes = False,
-    dry_run: options.DryRun = False,
-) -> int:
+def run(place: options.Place, given: options.SettingsOptions, run_options: options.RunOptions) -> int:
     """Control a deployed pipeline from here until interrupted, as the controller in the cluster does."""
     # PID 1 of a container ignores SIGTERM unless there is a handler, and loading a policy takes a while.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(DONE))
@@ -186,38 +129,24 @@ def run(
 
         log_as_json()
         from opd.cluster import inputs
-        from opd.cluster.run import RunOptions, prepare_run
 
-        given = dict(image=image, store=store, flavour=flavour, pull_policy=pull_policy, pod_monitor=pod_monitor)
-        given |= dict(storage_secret=storage_secret, dashboard=dashboard, network_policy=network_policy)
-        given |= dict(istio_gateway=istio_gateway, istio_host=istio_host)
-        described = inputs.pipeline_of(pipeline)
-        chosen = inputs.settings_of(namespace, settings, overlay, monitoring_label or (), given)
-        how = RunOptions(
-            policy, agent, forecaster, params, prometheus, interval, decisions, seed, port, read_nodes, dry_run
-        )
-        control = prepare_run(described, chosen, how, kubeconfig, context)
+        pipeline = inputs.pipeline_of(place.pipeline)
+        settings = inputs.settings_of(place.namespace, given)
+        cluster = inputs.cluster_of(place, settings.call_seconds)
+        control = inputs.controller_of(cluster, pipeline, settings, run_options)
     return control()
 
 
 @_command("opd delete --pipeline ocr --namespace edge")
-def delete(
-    pipeline: options.Pipeline,
-    namespace: options.Namespace,
-    context: options.Context = None,
-    kubeconfig: options.Kubeconfig = None,
-    wait: options.Wait = 180.0,
-    dry_run: options.DryRun = False,
-) -> int:
+def delete(place: options.Place, wait: options.Wait = 180.0, dry_run: options.DryRun = False) -> int:
     """Delete a pipeline after it has answered the requests it has."""
     with _reading_input():
         from opd.cluster import inputs, operations
 
-        name = inputs.pipeline_name_of(pipeline)
-        cluster = inputs.cluster_of(namespace, kubeconfig, context)
-    deletion = operations.delete(cluster, name, wait, dry_run)
-    _print_changes(deletion.changes, "would be deleted" if dry_run else "")
-    for kind in deletion.unseen:
+        name, cluster = inputs.pipeline_name_of(place.pipeline), inputs.cluster_of(place)
+    changes, unseen = operations.delete(cluster, name, wait, dry_run)
+    _print_changes(changes, "would be deleted" if dry_run else "")
+    for kind in unseen:
         _say(f"warning: this account may not list {kind.plural}; if the pipeline has any, they stay")
     return DONE
 
@@ -241,7 +170,7 @@ def _say(text: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and returns the exit code."""
+    """Run the command line and return the exit code."""
     try:
         app(argv, prog_name="opd")
     except SystemExit as end:  # Typer always exits

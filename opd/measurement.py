@@ -7,18 +7,20 @@ agree on it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
+import pydantic.dataclasses
+from pydantic import Field
 
 from opd import objective
 from opd.objective import Weights, profiled_service_time, profiled_throughput
 from opd.pipeline import Configuration, Pipeline, as_array, stage_cores, used_cores
 
-SERVICE_DISTRIBUTIONS = ("lognormal", "exponential")
+_Seconds = Annotated[float, Field(ge=0.0)]
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True, config={"extra": "forbid", "allow_inf_nan": False})
 class SimulationParameters:
     """Behaviour of the simulated device.
 
@@ -33,22 +35,11 @@ class SimulationParameters:
         ValueError: if a parameter is out of its range.
     """
 
-    interval: int = 10
-    batch_timeout: float = 0.25
-    drop_after: float = 10.0
-    service_noise: float = 0.1
-    service_distribution: str = "lognormal"
-
-    def __post_init__(self) -> None:
-        if self.interval < 1:
-            raise ValueError(f"interval {self.interval} s must be at least 1")
-        for name in ("batch_timeout", "drop_after", "service_noise"):
-            if not 0.0 <= getattr(self, name) < np.inf:
-                raise ValueError(f"{name} {getattr(self, name)} must be finite and not negative")
-        if self.service_distribution not in SERVICE_DISTRIBUTIONS:
-            raise ValueError(
-                f"service_distribution {self.service_distribution!r} is not one of {SERVICE_DISTRIBUTIONS}"
-            )
+    interval: Annotated[int, Field(ge=1)] = 10
+    batch_timeout: _Seconds = 0.25
+    drop_after: _Seconds = 10.0
+    service_noise: Annotated[float, Field(ge=0.0)] = 0.1
+    service_distribution: Literal["lognormal", "exponential"] = "lognormal"
 
 
 class Interval(NamedTuple):

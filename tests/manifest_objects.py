@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import kubernetes_validate
@@ -16,13 +16,15 @@ import yaml
 
 from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.manifests.workloads import template_of
-from opd.cluster.settings import FLAVOURS, ClusterSettings
+from opd.cluster.settings import ClusterSettings, Flavour
 from opd.host.documents import as_model
 from opd.pipeline import Configuration, Pipeline, StageConfiguration
 from opd.profiling.catalogue import load_pipeline
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "tests" / "cluster"
+
+FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
 
 OLDEST, NEWEST = KUBERNETES = ("1.25", "1.37")
 """Versions of Kubernetes whose schemas the objects must match."""

@@ -130,16 +130,16 @@ class Agent:
 
 
 def first_difference(stored: Any, given: Any, where: str = "pipeline") -> str:
-    """Where two nested structures differ first, with both values; empty if they are equal."""
-    if isinstance(stored, Mapping) and isinstance(given, Mapping):
-        for key in [*stored, *(key for key in given if key not in stored)]:
+    """The first place where two JSON values differ, with both values; empty if they are equal."""
+    if isinstance(stored, dict) and isinstance(given, dict):
+        for key in stored | given:
             inner = f"{where}.{key}"
             if key not in given or key not in stored:
                 return f"{inner} is only in {'the checkpoint' if key in stored else 'the pipeline given'}"
             if found := first_difference(stored[key], given[key], inner):
                 return found
         return ""
-    if isinstance(stored, (list, tuple)) and isinstance(given, (list, tuple)):
+    if isinstance(stored, list) and isinstance(given, list):
         if len(stored) != len(given):
             return f"{where} has {len(stored)} entries in the checkpoint, {len(given)} in the pipeline given"
         pairs = enumerate(zip(stored, given, strict=True))

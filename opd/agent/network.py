@@ -90,9 +90,6 @@ class ActorCritic(nn.Module):
         self.head_weight = nn.Parameter(torch.empty(steps, options, width))
         self.head_bias = nn.Parameter(torch.zeros(steps, options))
         self.critic = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
-        self._initialise()
-
-    def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.orthogonal_(module.weight, np.sqrt(2.0))
@@ -118,13 +115,9 @@ class ActorCritic(nn.Module):
         shape = len(states), 3 * self.tasks
         uniform = torch.full(shape, -1.0) if generator is None else torch.rand(shape, generator=generator)
         context, cores = self.context(features).numpy(), states[:, 0].double().numpy()
-        choices, masks, log_prob = choose(self.heads, self.limits, context, cores, uniform.numpy())
-        return Action(
-            torch.from_numpy(choices).reshape(-1, self.tasks, 3),
-            torch.from_numpy(masks),
-            torch.from_numpy(log_prob),
-            self.critic(features).squeeze(1),
-        )
+        chosen = choose(self.heads, self.limits, context, cores, uniform.numpy())
+        choices, masks, log_prob = map(torch.from_numpy, chosen)
+        return Action(choices.reshape(-1, self.tasks, 3), masks, log_prob, self.critic(features).squeeze(1))
 
     def configure(self, states: np.ndarray) -> np.ndarray:
         """(E, N, 3) greedy configurations for states (E, S)."""
@@ -163,24 +156,15 @@ class ActorCritic(nn.Module):
 
 def export(network: ActorCritic) -> PolicyWeights:
     """The part of a network that decides, as arrays."""
-    w = {name: tensor.detach().numpy().astype(np.float32) for name, tensor in network.state_dict().items()}
-    blocks = range(len(network.features_extractor.blocks))
-    layers = ("inner", "outer")
-    width = len(w["context.bias"])
-    prefix = "features_extractor.blocks"
-    weight = [[w[f"{prefix}.{r}.{layer}.weight"] for layer in layers] for r in blocks]
-    bias = [[w[f"{prefix}.{r}.{layer}.bias"] for layer in layers] for r in blocks]
-    return PolicyWeights(
-        mean=w["features_extractor.mean"],
-        std=w["features_extractor.std"],
-        reduce_weight=w["features_extractor.reduce.weight"],
-        reduce_bias=w["features_extractor.reduce.bias"],
-        block_weight=np.array(weight, dtype=np.float32).reshape(len(blocks), 2, width, width),
-        block_bias=np.array(bias, dtype=np.float32).reshape(len(blocks), 2, width),
-        context_weight=w["context.weight"],
-        context_bias=w["context.bias"],
-        choice_embedding=w["choice_embedding"],
-        head_shift=w["head_shift"],
-        head_weight=w["head_weight"],
-        head_bias=w["head_bias"],
-    )
+    arrays = {
+        name.removeprefix("features_extractor.").replace(".", "_"): tensor.numpy().astype(np.float32)
+        for name, tensor in network.state_dict().items()
+    }
+    for kind in ("weight", "bias"):
+        blocks = [
+            [arrays[f"blocks_{block}_{layer}_{kind}"] for layer in ("inner", "outer")]
+            for block in range(len(network.features_extractor.blocks))
+        ]
+        shape = arrays[f"context_{kind}"].shape
+        arrays[f"block_{kind}"] = np.array(blocks, dtype=np.float32).reshape(-1, 2, *shape)
+    return PolicyWeights(**{name: arrays[name] for name in PolicyWeights._fields})

@@ -6,7 +6,9 @@ resumes exactly at its last checkpoint, and the checkpoint holds no state of a g
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,7 @@ from torch import Tensor
 from opd.agent.imitation import Imitation, TableExpert, demonstrate, paper_guide
 from opd.agent.network import ActorCritic
 from opd.agent.problem import Problem, TrainingParameters
-from opd.agent.rollout import (
-    RewardScale,
-    Samples,
-    Validation,
-    begin_episodes,
-    collect_rollout,
-    tolerated_drops,
-    validate,
-)
+from opd.agent.rollout import RewardScale, Samples, Validation, begin_episodes, collect_rollout, ipa_drops, validate
 from opd.host.archive import written_whole
 from opd.simulator.environment import PipelineVectorEnv
 
@@ -47,8 +41,7 @@ def ppo_loss(
     """
     clip_range = parameters.clip_range
     log_prob, entropy, value = network.evaluate(samples.states, samples.choices, samples.masks)
-    advantage = samples.advantages
-    advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+    advantage = (samples.advantages - samples.advantages.mean()) / (samples.advantages.std(correction=0) + 1e-8)
     log_ratio = log_prob - samples.log_probs
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
@@ -90,8 +83,7 @@ class PPOTrainer:
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=parameters.learning_rate, eps=1e-5, fused=True)
         self.expert = TableExpert(problem.expert, parameters.expert == "clairvoyant")
         self.reward_scale = RewardScale()
-        self.tolerated_drops = 0.0
-        self.best: tuple[float, dict[str, Tensor]] | None = None
+        self.best: tuple[float, dict[str, Tensor]] = -math.inf, {}
         self.metrics: list[dict[str, float]] = []
 
     # -- subclasses may override ------------------------------------------------------------------
@@ -122,7 +114,7 @@ class PPOTrainer:
 
     def prepare(self) -> None:
         """Let the expert demonstrate; a new run then fits its scales and, in mode ``pretrain``, clones the expert."""
-        self.tolerated_drops = tolerated_drops(self.problem, self.parameters)
+        self.tolerated_drops = ipa_drops(self.problem, self.parameters)
         generator = np.random.default_rng((self.seed, 0))
         demonstrations = demonstrate(self.expert, self.begin((self.seed, 0)), self.parameters, generator)
         new = not self.metrics
@@ -146,9 +138,8 @@ class PPOTrainer:
         remaining = 1.0 - update / p.updates
         for group in self.optimizer.param_groups:
             group["lr"] = p.learning_rate * remaining
-        demonstration_weight = 0.0
-        if p.expert_mode == "pretrain":
-            demonstration_weight = p.demonstration_weight * max(0.0, 1.0 - 2.0 * (update / p.updates))
+        fading = max(0.0, 1.0 - 2.0 * (update / p.updates))  # zero from half-way on
+        demonstration_weight = p.demonstration_weight * fading if p.expert_mode == "pretrain" else 0.0
         generator = self._generator(update)
         terms: list[dict[str, Tensor]] = []
         for _ in range(p.epochs):
@@ -170,11 +161,6 @@ class PPOTrainer:
     def _generator(self, update: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed * 1_000_003 + update)
 
-    def keep_if_best(self, selection: float) -> None:
-        """Keep a copy of the network if its selection score is higher than any before."""
-        if self.best is None or selection > self.best[0]:
-            self.best = selection, {name: weight.clone() for name, weight in self.network.state_dict().items()}
-
     # -- checkpoints ------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
@@ -185,7 +171,7 @@ class PPOTrainer:
         state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "reward_scale": (self.reward_scale.mean, self.reward_scale.std),
+            "reward_scale": tuple(self.reward_scale),
             "best": self.best,
             "metrics": self.metrics,
         }
@@ -234,13 +220,14 @@ def train(
         if validates:
             result = trainer.validate(update + 1)
             metrics |= {f"validation/{name}": value for name, value in result._asdict().items()}
-        # In single precision, like the network: smaller differences must not decide which network is the best.
+        # In single precision, like the network: smaller differences must not decide which network is best.
         row = {name: float(np.float32(value)) for name, value in metrics.items()}
         trainer.metrics.append({"update": update + 1} | row)
         if validates:
-            trainer.keep_if_best(row["validation/selection"])
+            selection = row["validation/selection"]
+            if selection > trainer.best[0]:
+                trainer.best = selection, deepcopy(trainer.network.state_dict())
             trainer.save(folder)
-    assert trainer.best is not None
     trainer.network.load_state_dict(trainer.best[1])
     return trainer.network
 

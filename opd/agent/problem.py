@@ -173,16 +173,10 @@ def build_problem(
         for split in ("train", "validation")
     )
     max_load = int(max(training.forecasts.max(), validation.forecasts.max(), trace.counts.max()))
+    expert = expert_table(pipeline, weights, simulation, parameters.expert, max_load)
+    reference = ipa_table(pipeline, IpaParameters(), max_load)
     return Problem(
-        pipeline,
-        weights,
-        simulation,
-        training,
-        validation,
-        training_bursts,
-        validation_bursts,
-        expert_table(pipeline, weights, simulation, parameters.expert, max_load),
-        ipa_table(pipeline, IpaParameters(), max_load),
+        pipeline, weights, simulation, training, validation, training_bursts, validation_bursts, expert, reference
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,13 +48,7 @@ def begin_episodes(
         lead = generator.integers(1, max(length // 2, 1), size=burst_episodes, endpoint=True)
         decisions[:burst_episodes] = np.maximum(generator.choice(usable, size=burst_episodes) - lead, 1)
     envs = PipelineVectorEnv(
-        problem.pipeline,
-        workload,
-        problem.weights,
-        problem.simulation,
-        episode_length=length,
-        num_envs=num_envs,
-        seed=simulation_seed,
+        problem.pipeline, workload, problem.weights, problem.simulation, length, num_envs=num_envs, seed=simulation_seed
     )
     load = workload.windows(decisions - 1).mean(axis=1)
     envs.begin(np.arange(num_envs), decisions, look_up(problem.expert, load))
@@ -67,9 +60,8 @@ def training_reward(score: Score, interval: Interval, drop_penalty: float) -> np
     return score.reward - drop_penalty * interval.dropped
 
 
-@dataclass(frozen=True)
-class RewardScale:
-    """Standardises rewards by those of the expert and compresses them: an overload must not drown everything else.
+class RewardScale(NamedTuple):
+    """Standardises rewards by those of the expert and compresses them, which keeps overloads from dominating.
 
     Attributes:
         mean: of the expert's rewards.
@@ -163,14 +155,8 @@ def collect_rollout(
     values = torch.stack([*(action.value for action in actions), final_values]).numpy()
     advantages = compute_gae(scale(np.array(rewards)), values, p.discount, p.gae_lambda)
     choices, masks, log_probs, _ = map(torch.cat, zip(*actions, strict=True))
-    samples = Samples(
-        torch.cat(states),
-        choices,
-        masks,
-        log_probs,
-        torch.as_tensor(advantages, dtype=torch.float32).flatten(),
-        torch.as_tensor(advantages + values[:-1], dtype=torch.float32).flatten(),
-    )
+    estimates = np.stack([advantages, advantages + values[:-1]]).astype(np.float32)
+    samples = Samples(torch.cat(states), choices, masks, log_probs, *torch.from_numpy(estimates).flatten(1))
     return samples, {"rollout/reward": float(np.mean(rewards)), "rollout/dropped": float(dropped)}
 
 
@@ -211,6 +197,6 @@ def validate(
     return Validation(reward, qos, cost, dropped, reward - penalty)
 
 
-def tolerated_drops(problem: Problem, parameters: TrainingParameters) -> float:
+def ipa_drops(problem: Problem, parameters: TrainingParameters) -> float:
     """Requests that IPA drops in the validation episodes; a policy that drops no more is not penalised for it."""
     return validate(problem, parameters, table_policy(problem.reference)).dropped

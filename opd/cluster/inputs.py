@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from opd.cluster.api import Cluster
 from opd.cluster.connection import RetryPolicy, credentials
+from opd.cluster.controller import ControllerSettings, run_controller
 from opd.cluster.errors import InputError
 from opd.cluster.names import check_name, check_names
+from opd.cluster.options import Place, RunOptions, SettingsOptions
 from opd.cluster.overlay import read_overlay
 from opd.cluster.settings import ClusterSettings, read_settings
-from opd.host.documents import as_model
+from opd.control.factory import build_policy
+from opd.host.documents import as_model, read_document
+from opd.host.paths import project_path
+from opd.measurement import SimulationParameters
+from opd.objective import Weights
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, check_feasible
 from opd.profiling.catalogue import load_pipeline
 from opd.profiling.pipeline_file import read_pipeline
+from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
+from opd.solvers import IpaParameters
+from opd.workload.forecast import Forecaster
 
 Stages = Mapping[str, StageConfiguration]
 """Configurations of some stages, by task."""
@@ -38,31 +48,23 @@ def pipeline_name_of(text: str) -> str:
     return pipeline_of(text).name if _is_file(text) else check_name("pipeline", text)
 
 
-def settings_of(
-    namespace: str,
-    file: Path | None,
-    overlay: Path | None,
-    monitoring_labels: Iterable[str],
-    options: Mapping[str, Any],
-) -> ClusterSettings:
+def settings_of(namespace: str, options: SettingsOptions) -> ClusterSettings:
     """Return the settings of a file; options of the command line take precedence.
 
     Args:
         namespace: of all objects.
-        file: of settings; without it, the options must name image and store.
-        overlay: file of changes to the pods.
-        monitoring_labels: each ``KEY=VALUE``.
-        options: settings by name; those that are None were not given.
+        options: without a file, they must name image and store.
 
     Raises:
         InputError: if image or store are missing, or a label is malformed.
         DocumentError: if a setting is wrong; it lists all problems.
     """
-    given = {name: value for name, value in options.items() if value is not None}
-    if overlay:
-        given["overlay"] = read_overlay(overlay)
-    if labels := dict(map(_label, monitoring_labels)):
-        given["monitoring_labels"] = labels
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    file, labels = given.pop("settings", None), given.pop("monitoring_label", None)
+    if options.overlay:
+        given["overlay"] = read_overlay(options.overlay)
+    if labels:
+        given["monitoring_labels"] = dict(map(_label, labels))
     if file:
         return read_settings(file, namespace, given)
     if not {"image", "store"} <= given.keys():
@@ -102,12 +104,51 @@ def feasible_configuration(pipeline: Pipeline, stages: Stages) -> Configuration:
     return configuration
 
 
-def cluster_of(
-    namespace: str, kubeconfig: str | None = None, context: str | None = None, call_seconds: float = 10.0
-) -> Cluster:
+def cluster_of(place: Place, call_seconds: float = 10.0) -> Cluster:
     """Open a namespace; this reads the kubeconfig but asks the cluster nothing."""
-    retry_policy = RetryPolicy(read_seconds=call_seconds)
-    return Cluster(check_name("namespace", namespace), lambda: credentials(kubeconfig, context), retry_policy)
+    namespace = check_name("namespace", place.namespace)
+    load = partial(credentials, place.kubeconfig, place.context)
+    return Cluster(namespace, load, RetryPolicy(read_seconds=call_seconds))
+
+
+def controller_of(
+    cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings, options: RunOptions
+) -> Callable[[], int]:
+    """Load policy and forecaster, and return a function that controls the pipeline until it is interrupted.
+
+    Raises:
+        InputError: if no Prometheus server is named.
+        ValueError: if the policy is unknown, or a file cannot be used.
+        OSError: if a file cannot be read.
+    """
+    url = options.prometheus or os.environ.get(PROMETHEUS_URL_VARIABLE)
+    if not url:
+        raise InputError(f"name the Prometheus server with --prometheus, or in {PROMETHEUS_URL_VARIABLE}")
+    parameters = read_document(options.params or project_path("params.yaml"))
+    simulation = SimulationParameters(**parameters["simulation"])
+    weights, ipa = Weights(**parameters["weights"]), IpaParameters(**parameters["ipa"])
+    agent = options.agent or _default_agent(pipeline.name)
+    policy = build_policy(options.policy, pipeline, weights, simulation, ipa, options.seed, agent)
+    file = options.forecaster or project_path("models", "forecaster.npz")
+    forecaster = Forecaster.load(file, parameters["damping"])
+    controller_settings = ControllerSettings(
+        interval_seconds=options.interval or simulation.interval,
+        weights=weights,
+        port=options.port,
+        read_nodes=options.read_nodes,
+        dry_run=options.dry_run,
+        decisions=options.decisions,
+    )
+    monitor = PrometheusUrl(url, labels=settings.series_labels)
+    return partial(
+        run_controller, cluster, pipeline, settings, monitor, policy, forecaster.predict, controller_settings
+    )
+
+
+def _default_agent(name: str) -> Path | None:
+    """Return the checkpoint of the pipeline's agent, as trained or as the controller's pod mounts it."""
+    candidates = project_path("models", "agents", name, "agent-0.npz"), project_path("models", "agent.npz")
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def _is_file(text: str) -> bool:

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator
 
@@ -41,7 +41,7 @@ CONTAINER = "server"
 
 MAX_LABEL = 63
 
-_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+DNS_LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 _KEY = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?")
 _VALUE = re.compile(r"([A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?)?")
 
@@ -60,9 +60,9 @@ def check_name(what: str, name: str) -> str:
     Raises:
         BadNameError: if it is not one.
     """
-    if not isinstance(name, str) or len(name) > MAX_LABEL or not _DNS_LABEL.fullmatch(name):
+    if not re.fullmatch(DNS_LABEL, name):
         raise BadNameError(
-            f"{what} {_shown(name)} is not a DNS label: use at most {MAX_LABEL} lower-case letters, digits and '-', "
+            f"{what} {quoted(name)} is not a DNS label: use at most {MAX_LABEL} lower-case letters, digits and '-', "
             "with a letter or digit at both ends"
         )
     return name
@@ -75,9 +75,9 @@ def check_key(key: str) -> str:
         BadNameError: naming the key.
     """
     if not _KEY.fullmatch(key):
-        raise BadNameError(f"{_shown(key)} is not a valid key; give something like example.com/team")
+        raise BadNameError(f"{quoted(key)} is not a valid key; give something like example.com/team")
     if key.startswith(OWNED_PREFIXES):
-        raise BadNameError(f"{_shown(key)} belongs to {APPLICATION}, which finds its objects by it")
+        raise BadNameError(f"{quoted(key)} belongs to {APPLICATION}, which finds its objects by it")
     return key
 
 
@@ -88,7 +88,7 @@ def check_label_value(value: str) -> str:
         BadNameError: naming the value.
     """
     if not _VALUE.fullmatch(value):
-        raise BadNameError(f"{_shown(value)} cannot be the value of a label: use letters, digits, '-._'")
+        raise BadNameError(f"{quoted(value)} cannot be the value of a label: use letters, digits, '-._'")
     return value
 
 
@@ -98,7 +98,8 @@ LabelValue = Annotated[str, AfterValidator(check_label_value)]
 """Types of fields in settings and overlays."""
 
 
-def _shown(text: Any) -> str:
+def quoted(text: object) -> str:
+    """Return a name or value in quotes for an error message, shortened if it is long."""
     return repr(text) if len(str(text)) <= 2 * MAX_LABEL else f"{str(text)[:MAX_LABEL]!r}..."
 
 
@@ -165,6 +166,11 @@ def selector(pipeline: str, component: str = "", task: str = "", variant: str = 
     """Return a selector for list and watch calls; empty parts select everything."""
     wanted = match_labels(labels(pipeline, component, task, variant))
     return ",".join(f"{key}={value}" for key, value in wanted.items())
+
+
+def pod_selector(pipeline: str, component: str = "", task: str = "") -> dict[str, dict[str, str]]:
+    """Return a selector in manifests for the pods of a component and task; an empty part selects all."""
+    return {"matchLabels": match_labels(labels(pipeline, component, task))}
 
 
 def check_names(pipeline: Pipeline) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -33,52 +33,22 @@ Report = Callable[[str], object]
 """Receives a line about progress, for people."""
 
 
-class ComponentStatus(NamedTuple):
-    """One line of a pipeline's status, as text; parts that do not apply are empty.
-
-    Attributes:
-        component: ``router``, ``queue`` or ``model``.
-        task: of a queue or model.
-        variant: of a model.
-        ready: pods that are ready and wanted, such as ``1/2``.
-        batch_size: of a queue.
-        waiting: requests in a queue, ``?`` if it cannot be asked.
-        trouble: why a pod is not ready, if known.
-    """
-
-    component: str
-    task: str
-    variant: str
-    ready: str
-    batch_size: str
-    waiting: str
-    trouble: str
-
-
 class PipelineStatus(NamedTuple):
     """State of a deployed pipeline.
 
     Attributes:
         serves: whether all pods are ready.
         leader: holder of the controllers' Lease, empty if there is none.
-        components: router, queues and models.
+        components: router, queues and models, each with the texts of :data:`COLUMNS`, empty where one does not apply.
     """
 
     serves: bool
     leader: str
-    components: list[ComponentStatus]
+    components: Sequence[tuple[str, ...]]
 
 
-class Deletion(NamedTuple):
-    """Result of :func:`delete`.
-
-    Attributes:
-        changes: deleted objects.
-        unseen: kinds of objects that this account may not list, so some may be left.
-    """
-
-    changes: list[ObjectChange]
-    unseen: list[Resource]
+COLUMNS = ("COMPONENT", "TASK", "VARIANT", "READY", "BATCH", "WAITING", "TROUBLE")
+"""Parts of a component's status; waiting requests are ``?`` if the queue cannot be asked."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +77,7 @@ def deploy(
     settings: ClusterSettings,
     stages: Stages,
     wait_seconds: float,
-    report: Report = lambda _: None,
+    report: Report,
 ) -> list[ObjectChange]:
     """Create or update the objects of a pipeline, and wait until it serves.
 
@@ -141,7 +111,7 @@ def deploy(
 
 
 def preview(
-    cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings, stages: Stages, report: Report = lambda _: None
+    cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings, stages: Stages, report: Report
 ) -> list[ObjectChange]:
     """Return what :func:`deploy` would change, as the cluster would accept it; nothing is changed.
 
@@ -179,19 +149,23 @@ def status(cluster: Cluster, name: str) -> PipelineStatus:
         raise _not_deployed(cluster, name)
     components = []
     for each in workloads:
-        is_queue = each.component == QUEUE
-        batch_size = stages[each.task]["data"].get("batch_size", "?") if is_queue and each.task in stages else ""
-        waiting = queued_requests(cluster, name, each.task) if is_queue else ""
+        batch_size = waiting = ""
+        if each.component == QUEUE:
+            batch_size = stages[each.task]["data"].get("batch_size", "?") if each.task in stages else ""
+            waiting = queued_requests(cluster, name, each.task)
         ready = f"{each.ready}/{each.wanted}"
-        components.append(
-            ComponentStatus(each.component, each.task, each.variant, ready, batch_size, waiting, each.trouble)
-        )
+        components.append((each.component, each.task, each.variant, ready, batch_size, waiting, each.trouble))
     serves = bool(workloads) and all(each.serves for each in workloads)
     return PipelineStatus(serves, leader(cluster, name), components)
 
 
-def delete(cluster: Cluster, name: str, wait_seconds: float, dry_run: bool = False) -> Deletion:
+def delete(
+    cluster: Cluster, name: str, wait_seconds: float, dry_run: bool
+) -> tuple[list[ObjectChange], list[Resource]]:
     """Delete a pipeline after it has answered the requests it has.
+
+    Returns:
+        Deleted objects, and kinds of objects that this account may not list, so some may be left.
 
     Raises:
         NotDeployedError: if it is not there.
@@ -201,7 +175,7 @@ def delete(cluster: Cluster, name: str, wait_seconds: float, dry_run: bool = Fal
     changes = list(delete_pipeline(cluster, name, wait_seconds, dry_run))
     if not changes:
         raise _not_deployed(cluster, name)
-    return Deletion(changes, find_owned(cluster, name)[1])
+    return changes, find_owned(cluster, name)[1]
 
 
 def _not_deployed(cluster: Cluster, name: str) -> NotDeployedError:

@@ -1,9 +1,15 @@
-"""Options of the command line: their types, names and help."""
+"""Options of the command line: their names, types, defaults and help.
+
+A dataclass groups the options that several commands share. :func:`expanded` makes one option of each of its fields.
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Option
@@ -18,37 +24,9 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise typer.BadParameter(f"{text} is not at least 1")
-    return value
-
-
 Text = str | None
 File = Path | None
 Switch = bool | None
-
-Pipeline = Annotated[str, Option(metavar="NAME|FILE", help="Of the catalogue, or a YAML file that describes one.")]
-Namespace = Annotated[str, Option(help="Of all objects; there is no default.")]
-Context = Annotated[Text, Option(help="Of the kubeconfig (default: its current one).")]
-Kubeconfig = Annotated[Text, Option(metavar="FILE", help="Default: as kubectl, or the pod's own account.")]
-
-Settings = Annotated[File, Option(metavar="FILE", help="YAML file of settings; options take precedence.")]
-Image = Annotated[Text, Option(help="Of all containers, with tag or digest.")]
-Store = Annotated[Text, Option(metavar="URL", help="Model store as pods see it, such as s3://bucket/store.")]
-Overlay = Annotated[File, Option(metavar="FILE", help="YAML file of changes to the pods.")]
-Flavour = Annotated[Text, Option(help="deployment (default) or seldon.")]
-PullPolicy = Annotated[Text, Option(help="Always, IfNotPresent (default) or Never.")]
-StorageSecret = Annotated[Text, Option(metavar="NAME", help="Secret with the credentials of the model store.")]
-PodMonitor = Annotated[Switch, Option("--pod-monitor/--no-pod-monitor", help="For the Prometheus operator.")]
-MonitoringLabel = Annotated[
-    list[str] | None, Option(metavar="KEY=VALUE", help="Of the PodMonitor; may be repeated.", show_default=False)
-]
-Dashboard = Annotated[Switch, Option("--dashboard/--no-dashboard", help="ConfigMap for Grafana's sidecar.")]
-NetworkPolicy = Annotated[Switch, Option("--network-policy/--no-network-policy", help="Allow only needed traffic.")]
-IstioGateway = Annotated[Text, Option(metavar="[NAMESPACE/]NAME", help="Through which requests arrive.")]
-IstioHost = Annotated[Text, Option(help="Host name of requests at the gateway (default: any).")]
 
 DryRun = Annotated[bool, Option("--dry-run", help="Show what would change, change nothing.")]
 Wait = Annotated[float, Option(parser=_seconds, metavar="SECONDS", help="For pods, at most.")]
@@ -61,15 +39,76 @@ Stage = Annotated[
     ),
 ]
 
-Policy = Annotated[str, Option(help=f"{', '.join(DEPLOYABLE_POLICIES)}.")]
-Agent = Annotated[File, Option(metavar="FILE", help="Trained agent (default: models/agents/PIPELINE/agent-0.npz).")]
-Forecaster = Annotated[File, Option(metavar="FILE", help="Default: models/forecaster.npz.")]
-Params = Annotated[File, Option(metavar="FILE", help="Weights and times (default: params.yaml).")]
-Prometheus = Annotated[Text, Option(metavar="URL", help="Default: OPD_PROMETHEUS_URL of the environment.")]
-Interval = Annotated[
-    float | None, Option(parser=_seconds, metavar="SECONDS", help="Between decisions (default: that of --params).")
-]
-Decisions = Annotated[int | None, Option(parser=_count, metavar="N", help="After which to end (default: never).")]
-Seed = Annotated[int, Option(help="Of policy random.")]
-Port = Annotated[int, Option(help="Of health and metrics, 0 for any free one.")]
-ReadNodes = Annotated[bool, Option("--read-nodes", help="Respect the nodes' free cores; needs a cluster role.")]
+
+@dataclass(frozen=True)
+class Place:
+    """A pipeline and where it is."""
+
+    pipeline: Annotated[str, Option(metavar="NAME|FILE", help="Of the catalogue, or a YAML file that describes one.")]
+    namespace: Annotated[str, Option(help="Of all objects; there is no default.")]
+    context: Annotated[Text, Option(help="Of the kubeconfig (default: its current one).")] = None
+    kubeconfig: Annotated[Text, Option(metavar="FILE", help="Default: as kubectl, or the pod's own account.")] = None
+
+
+@dataclass(frozen=True)
+class SettingsOptions:
+    """A file of settings, and settings that take precedence over it; those that are None are not given."""
+
+    settings: Annotated[File, Option(metavar="FILE", help="YAML file of settings; options take precedence.")] = None
+    image: Annotated[Text, Option(help="Of all containers, with tag or digest.")] = None
+    store: Annotated[Text, Option(metavar="URL", help="Model store as pods see it, such as s3://bucket/store.")] = None
+    overlay: Annotated[File, Option(metavar="FILE", help="YAML file of changes to the pods.")] = None
+    flavour: Annotated[Text, Option(help="deployment (default) or seldon.")] = None
+    pull_policy: Annotated[Text, Option(help="Always, IfNotPresent (default) or Never.")] = None
+    storage_secret: Annotated[Text, Option(metavar="NAME", help="Secret with the credentials of the store.")] = None
+    pod_monitor: Annotated[Switch, Option(help="For the Prometheus operator.")] = None
+    monitoring_label: Annotated[
+        list[str] | None, Option(metavar="KEY=VALUE", help="Of the PodMonitor; may be repeated.")
+    ] = None
+    dashboard: Annotated[Switch, Option(help="ConfigMap for Grafana's sidecar.")] = None
+    network_policy: Annotated[Switch, Option(help="Allow only needed traffic.")] = None
+    istio_gateway: Annotated[Text, Option(metavar="[NAMESPACE/]NAME", help="Through which requests arrive.")] = None
+    istio_host: Annotated[Text, Option(help="Host name of requests at the gateway (default: any).")] = None
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of a controller's run; a path that is None means a file of the project."""
+
+    policy: Annotated[str, Option(help=f"{', '.join(DEPLOYABLE_POLICIES)}.")] = "agent"
+    agent: Annotated[
+        File, Option(metavar="FILE", help="Trained agent (default: models/agents/PIPELINE/agent-0.npz).")
+    ] = None
+    forecaster: Annotated[File, Option(metavar="FILE", help="Default: models/forecaster.npz.")] = None
+    params: Annotated[File, Option(metavar="FILE", help="Weights and times (default: params.yaml).")] = None
+    prometheus: Annotated[Text, Option(metavar="URL", help="Default: OPD_PROMETHEUS_URL of the environment.")] = None
+    interval: Annotated[
+        float | None, Option(parser=_seconds, metavar="SECONDS", help="Between decisions (default: that of --params).")
+    ] = None
+    decisions: Annotated[int | None, Option(min=1, metavar="N", help="After which to end (default: never).")] = None
+    seed: Annotated[int, Option(help="Of policy random.")] = 0
+    port: Annotated[int, Option(help="Of health and metrics, 0 for any free one.")] = 8080
+    read_nodes: Annotated[bool, Option("--read-nodes", help="Respect nodes' free cores; needs a ClusterRole.")] = False
+    dry_run: DryRun = False
+
+
+def expanded(command: Callable[..., int]) -> Callable[..., int]:
+    """Return a command with the fields of its dataclass parameters as parameters of its own, as Typer needs them."""
+    groups: dict[str, Any] = {}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        if is_dataclass(group := parameter.annotation):
+            groups[parameter.name] = group
+            parameters += inspect.signature(group, eval_str=True).parameters.values()  # type: ignore[arg-type]
+        else:
+            parameters.append(parameter)
+
+    def grouping(**values: Any) -> int:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        return command(**values)
+
+    grouping.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    grouping.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    grouping.__name__, grouping.__doc__ = command.__name__, command.__doc__
+    return grouping

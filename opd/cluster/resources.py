@@ -51,6 +51,23 @@ def resource_of(manifest: Mapping[str, Any]) -> Resource:
     return Resource(manifest["apiVersion"], manifest["kind"])
 
 
+def manifest(
+    api_version: str, kind: str, name: str, object_labels: Mapping[str, str], namespace: str, **content: Any
+) -> Object:
+    """Return a new object with its own copy of the labels.
+
+    Args:
+        api_version: group and version of the kind.
+        kind: of the object.
+        name: of the object.
+        object_labels: its labels.
+        namespace: it belongs to.
+        content: everything else at the top level, such as ``spec`` or ``data``.
+    """
+    metadata = {"name": name, "namespace": namespace, "labels": dict(object_labels)}
+    return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **content}
+
+
 _KEPT_BY_CLUSTER = ("managedFields", "resourceVersion", "generation", "uid", "creationTimestamp")
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from opd.cluster.names import DnsLabel, LabelKey, LabelValue, check_name
+from opd.cluster.names import DNS_LABEL, DnsLabel, LabelKey, LabelValue, quoted
 from opd.cluster.overlay import Overlay
 from opd.host.documents import DocumentError, DocumentModel, read_as
 from opd.serving.settings import StageSettings
@@ -21,8 +21,8 @@ Flavour = Literal["deployment", "seldon"]
 
 PullPolicy = Literal["Always", "IfNotPresent", "Never"]
 
-FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
-PULL_POLICIES: tuple[PullPolicy, ...] = get_args(PullPolicy)
+HTTP, GRPC, METRICS = "http", "grpc", "metrics"
+"""Names of the ports."""
 
 END_SECONDS = 5
 """Time a server needs to end after its last request."""
@@ -33,30 +33,10 @@ def _matching(pattern: str, example: str) -> AfterValidator:
 
     def check(text: str) -> str:
         if not re.fullmatch(pattern, text):
-            shown = repr(text) if len(text) < 80 else f"{text[:80]!r}..."
-            raise ValueError(f"{shown} is malformed; give something like {example}")
+            raise ValueError(f"{quoted(text)} is malformed; give something like {example}")
         return text
 
     return AfterValidator(check)
-
-
-def _optional(check: Callable[[str], object]) -> AfterValidator:
-    """Accept empty text, or what passes a check."""
-
-    def check_if_given(text: str) -> str:
-        if text:
-            check(text)
-        return text
-
-    return AfterValidator(check_if_given)
-
-
-def _check_gateway(gateway: str) -> None:
-    parts = gateway.split("/")
-    if len(parts) > 2:
-        raise ValueError(f"{gateway!r} is neither name nor namespace/name")
-    for part in parts:
-        check_name("name", part)
 
 
 def _check_network(block: str) -> str:
@@ -67,13 +47,14 @@ def _check_network(block: str) -> str:
     return block
 
 
-_HOST_NAME = r"(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
 _TAG_OR_DIGEST = r"(:[\w.-]+|@sha256:[0-9a-f]{64}|:[\w.-]+@sha256:[0-9a-f]{64})"
 
 Image = Annotated[str, _matching(rf"[a-z0-9][\w.-]*(:\d+)?(/[\w.-]+)*{_TAG_OR_DIGEST}", "registry.example/opd:1.0")]
 StoreUrl = Annotated[str, _matching(r"([a-z][a-z0-9+.-]*://|/)\S+", "s3://bucket/store or /models")]
 Memory = Annotated[str, _matching(r"[1-9]\d{0,5}(Mi|Gi)", "512Mi")]
-HostName = Annotated[str, _matching(rf"\*|{_HOST_NAME}", "pipeline.example")]
+SecretName = Annotated[str, _matching(rf"|{DNS_LABEL}", "model-store")]
+GatewayName = Annotated[str, _matching(rf"|({DNS_LABEL}/)?{DNS_LABEL}", "istio-system/gateway")]
+HostName = Annotated[str, _matching(rf"\*|(\*\.)?{DNS_LABEL}(\.{DNS_LABEL})*", "pipeline.example")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 UnprivilegedPort = Annotated[int, Field(ge=1024, le=65535)]
 Millicores = Annotated[int, Field(ge=1, le=64_000)]
@@ -97,7 +78,7 @@ class ClusterSettings(DocumentModel):
     pull_policy: PullPolicy = "IfNotPresent"
     """when nodes pull the image"""
 
-    storage_secret: Annotated[str, _optional(lambda name: check_name("name", name))] = ""
+    storage_secret: SecretName = ""
     """Secret whose keys become environment variables of the replicas, such as ``AWS_ACCESS_KEY_ID``,
     ``AWS_SECRET_ACCESS_KEY`` and ``FSSPEC_S3_ENDPOINT_URL``; none if empty"""
 
@@ -140,7 +121,7 @@ class ClusterSettings(DocumentModel):
     call_seconds: float = Field(default=10.0, ge=0.1, le=300)
     """seconds that one call to the API server may take"""
 
-    istio_gateway: Annotated[str, _optional(_check_gateway)] = ""
+    istio_gateway: GatewayName = ""
     """Istio Gateway, ``name`` or ``namespace/name``, through which requests arrive; none if empty"""
 
     istio_host: HostName = "*"
@@ -175,10 +156,15 @@ class ClusterSettings(DocumentModel):
 
     @model_validator(mode="after")
     def _check_ports_differ(self) -> ClusterSettings:
-        ports = (self.http_port, self.grpc_port, self.metrics_port)
+        ports = tuple(self.ports.values())
         if len(set(ports)) < len(ports):
             raise ValueError(f"http_port, grpc_port and metrics_port {ports} must differ")
         return self
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Ports of every server by their names in pods and Services."""
+        return {HTTP: self.http_port, GRPC: self.grpc_port, METRICS: self.metrics_port}
 
     @property
     def grace_seconds(self) -> int:

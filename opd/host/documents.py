@@ -93,7 +93,7 @@ class _Loader(yaml.SafeLoader):
         counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         for key, count in counts.items():
             if count > 1:
-                raise DocumentError(f"line {_line(node)}: {key!r} is there twice")
+                raise DocumentError(f"line {_line(node)}: key {key!r} appears twice")
         return super().construct_mapping(node, deep)
 
 
@@ -240,7 +240,7 @@ def _place(location: Sequence[int | str]) -> str:
 
 
 def _hint(field: FieldInfo | None) -> str:
-    """What a field declares about its values, in brackets."""
+    """Format what a field declares about its values, in brackets."""
     parts = []
     if field is not None and field.description:
         parts.append(field.description.rstrip("."))
@@ -285,7 +285,7 @@ def _declaration(model: Any, location: Sequence[int | str]) -> tuple[list[str], 
 
 
 def _unwrapped(annotation: Any) -> Any:
-    """The type in an annotation with metadata or None."""
+    """Strip metadata and None from an annotation."""
     while get_origin(annotation) in (Annotated, Union, UnionType):
         annotation = next(each for each in get_args(annotation) if each is not NoneType)
     return annotation

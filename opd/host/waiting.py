@@ -16,7 +16,7 @@ def wait_until(condition: Callable[[], bool], seconds: float, poll: float = 0.05
         poll: seconds between two attempts.
 
     Returns:
-        Whether the condition held.
+        True if the condition held in time.
     """
     return not wait_while(lambda: "" if condition() else "not yet", seconds, poll)
 
@@ -30,7 +30,7 @@ def wait_while(problem: Callable[[], str], seconds: float, poll: float = 0.05) -
         poll: seconds between two attempts.
 
     Returns:
-        The last problem, empty if there is none any more.
+        The last problem, empty if none is left.
     """
     attempts = Retrying(
         stop=stop_after_delay(seconds),

@@ -34,31 +34,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
-    BertConfig,
-    BertForQuestionAnswering,
-    BertForSequenceClassification,
-    DFineConfig,
-    DFineForObjectDetection,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-    HGNetV2Config,
-    MarianConfig,
-    MarianMTModel,
-    ResNetConfig,
-    ResNetForImageClassification,
-    RobertaConfig,
-    RobertaForQuestionAnswering,
-    RobertaForSequenceClassification,
-    Speech2TextConfig,
-    Speech2TextForConditionalGeneration,
-    Wav2Vec2Config,
-    Wav2Vec2ForCTC,
-    XLMRobertaConfig,
-    XLMRobertaForSequenceClassification,
-)
+import transformers
 from transformers.initialization import no_init_weights
 
 IMAGE_PIXELS_DETECTION = 640
@@ -182,7 +158,7 @@ def _d_fine(
     widths = [stage_width, 4 * stage_width, 8 * stage_width, 16 * stage_width]
     levels = head.get("num_feature_levels", 3)
     outputs: dict[str, Any] = dict(out_indices=[2, 3, 4][-levels:])
-    backbone = HGNetV2Config(
+    backbone = transformers.HGNetV2Config(
         hidden_sizes=widths,
         stem_channels=[3, *stem],
         stage_in_channels=[stem[1], *widths[:3]],
@@ -194,81 +170,65 @@ def _d_fine(
         **outputs,
     )
     head.update(num_labels=80, encoder_in_channels=widths[-levels:])
-    config = DFineConfig(backbone_config=backbone, **head)
-    return Architecture(lambda: DFineForObjectDetection(config), _image(IMAGE_PIXELS_DETECTION))
+    config = transformers.DFineConfig(backbone_config=backbone, **head)
+    return Architecture(lambda: transformers.DFineForObjectDetection(config), _image(IMAGE_PIXELS_DETECTION))
 
 
 def _resnet(depths: tuple[int, int, int, int], layer_type: str) -> Architecture:
     """ResNet of He et al. (2016): two 3 x 3 convolutions a block (``basic``) or a bottleneck of three."""
     widths = [64, 128, 256, 512] if layer_type == "basic" else [256, 512, 1024, 2048]
     classes: dict[str, Any] = dict(num_labels=1000)
-    config = ResNetConfig(depths=list(depths), hidden_sizes=widths, layer_type=layer_type, **classes)
-    return Architecture(lambda: ResNetForImageClassification(config), _image(IMAGE_PIXELS_CLASSIFICATION))
+    config = transformers.ResNetConfig(depths=list(depths), hidden_sizes=widths, layer_type=layer_type, **classes)
+    return Architecture(lambda: transformers.ResNetForImageClassification(config), _image(IMAGE_PIXELS_CLASSIFICATION))
 
 
 def _speech_to_text(width: int, heads: int) -> Architecture:
     """Speech-to-text transformer of Wang et al. (2020): 12 encoder and 6 decoder layers."""
-    config = Speech2TextConfig(
+    feed_forward = 2048 if width < 1024 else 4096
+    config = transformers.Speech2TextConfig(
         vocab_size=10_000,
         d_model=width,
         encoder_layers=12,
         decoder_layers=6,
-        encoder_ffn_dim=2048 if width < 1024 else 4096,
-        decoder_ffn_dim=2048 if width < 1024 else 4096,
+        encoder_ffn_dim=feed_forward,
+        decoder_ffn_dim=feed_forward,
         encoder_attention_heads=heads,
         decoder_attention_heads=heads,
     )
-    return Architecture(lambda: Speech2TextForConditionalGeneration(config), _filter_banks, NEW_TOKENS)
+    return Architecture(lambda: transformers.Speech2TextForConditionalGeneration(config), _filter_banks, NEW_TOKENS)
 
 
 def _wav2vec2_large() -> Architecture:
     """The large wav2vec 2.0 of Baevski et al. (2020) with its CTC head."""
-    config = Wav2Vec2Config(
+    config = transformers.Wav2Vec2Config(
         vocab_size=32, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
     )
-    return Architecture(lambda: Wav2Vec2ForCTC(config), _waveform)
+    return Architecture(lambda: transformers.Wav2Vec2ForCTC(config), _waveform)
 
 
-def _encoder(
-    config_class: Any, model_class: Any, tokens: int, width: int, layers: int, **settings: Any
-) -> Architecture:
+def _encoder(model_class: Any, tokens: int, width: int, layers: int, **settings: Any) -> Architecture:
     """A BERT-like text encoder with a head; DistilBERT names its sizes differently."""
     heads = width // 64
     sizes = dict(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * width)
-    if config_class is DistilBertConfig:
+    if model_class.config_class is transformers.DistilBertConfig:
         sizes = dict(dim=width, n_layers=layers, n_heads=heads, hidden_dim=4 * width)
-    config = config_class(**{**sizes, **settings})
+    config = model_class.config_class(**{**sizes, **settings})
     return Architecture(lambda: model_class(config), _text(tokens, config.vocab_size))
-
-
-def _bert(model_class: Any, tokens: int, width: int, layers: int, **settings: Any) -> Architecture:
-    return _encoder(BertConfig, model_class, tokens, width, layers, **settings)
-
-
-def _roberta(model_class: Any, tokens: int, width: int, layers: int) -> Architecture:
-    return _encoder(
-        RobertaConfig,
-        model_class,
-        tokens,
-        width,
-        layers,
-        vocab_size=50_265,
-        max_position_embeddings=514,
-        type_vocab_size=1,
-    )
 
 
 def _distilbart(encoder_layers: int, decoder_layers: int) -> Architecture:
     """BART-large with layers removed (Shleifer and Rush, 2020)."""
-    config = BartConfig(encoder_layers=encoder_layers, decoder_layers=decoder_layers, forced_eos_token_id=None)
+    config = transformers.BartConfig(
+        encoder_layers=encoder_layers, decoder_layers=decoder_layers, forced_eos_token_id=None
+    )
     return Architecture(
-        lambda: BartForConditionalGeneration(config), _text(TOKENS_DOCUMENT, config.vocab_size), NEW_TOKENS
+        lambda: transformers.BartForConditionalGeneration(config), _text(TOKENS_DOCUMENT, config.vocab_size), NEW_TOKENS
     )
 
 
 def _marian(width: int, vocabulary: int) -> Architecture:
     """OPUS-MT transformer, 6 encoder and 6 decoder layers (Tiedemann and Thottingal, 2020)."""
-    config = MarianConfig(
+    config = transformers.MarianConfig(
         vocab_size=vocabulary,
         d_model=width,
         encoder_layers=6,
@@ -282,9 +242,10 @@ def _marian(width: int, vocabulary: int) -> Architecture:
         forced_eos_token_id=None,
         activation_function="swish" if width == 512 else "relu",
     )
-    return Architecture(lambda: MarianMTModel(config), _text(TOKENS_SOURCE, vocabulary - 1), NEW_TOKENS)
+    return Architecture(lambda: transformers.MarianMTModel(config), _text(TOKENS_SOURCE, vocabulary - 1), NEW_TOKENS)
 
 
+_ROBERTA = dict(vocab_size=50_265, max_position_embeddings=514, type_vocab_size=1)
 _NANO = dict(
     num_feature_levels=2,
     encoder_hidden_dim=128,
@@ -319,18 +280,18 @@ ARCHITECTURES: dict[str, Architecture] = {
     "s2t-medium": _speech_to_text(512, heads=8),
     "s2t-large": _speech_to_text(1024, heads=16),
     "wav2vec2-large": _wav2vec2_large(),
-    "bert-mini-qa": _bert(BertForQuestionAnswering, TOKENS_QUESTION, 256, 4),
-    "bert-small-qa": _bert(BertForQuestionAnswering, TOKENS_QUESTION, 512, 4),
-    "minilm-qa": _bert(BertForQuestionAnswering, TOKENS_QUESTION, 384, 12, num_attention_heads=12),
-    "tinyroberta-qa": _roberta(RobertaForQuestionAnswering, TOKENS_QUESTION, 768, 6),
-    "roberta-base-qa": _roberta(RobertaForQuestionAnswering, TOKENS_QUESTION, 768, 12),
-    "roberta-large-qa": _roberta(RobertaForQuestionAnswering, TOKENS_QUESTION, 1024, 24),
-    "bert-tiny": _bert(BertForSequenceClassification, TOKENS_SENTIMENT, 128, 2),
-    "bert-mini": _bert(BertForSequenceClassification, TOKENS_SENTIMENT, 256, 4),
-    "bert-small": _bert(BertForSequenceClassification, TOKENS_SENTIMENT, 512, 4),
-    "distilbert": _encoder(DistilBertConfig, DistilBertForSequenceClassification, TOKENS_SENTIMENT, 768, 6),
-    "roberta-base": _roberta(RobertaForSequenceClassification, TOKENS_SENTIMENT, 768, 12),
-    "roberta-large": _roberta(RobertaForSequenceClassification, TOKENS_SENTIMENT, 1024, 24),
+    "bert-mini-qa": _encoder(transformers.BertForQuestionAnswering, TOKENS_QUESTION, 256, 4),
+    "bert-small-qa": _encoder(transformers.BertForQuestionAnswering, TOKENS_QUESTION, 512, 4),
+    "minilm-qa": _encoder(transformers.BertForQuestionAnswering, TOKENS_QUESTION, 384, 12, num_attention_heads=12),
+    "tinyroberta-qa": _encoder(transformers.RobertaForQuestionAnswering, TOKENS_QUESTION, 768, 6, **_ROBERTA),
+    "roberta-base-qa": _encoder(transformers.RobertaForQuestionAnswering, TOKENS_QUESTION, 768, 12, **_ROBERTA),
+    "roberta-large-qa": _encoder(transformers.RobertaForQuestionAnswering, TOKENS_QUESTION, 1024, 24, **_ROBERTA),
+    "bert-tiny": _encoder(transformers.BertForSequenceClassification, TOKENS_SENTIMENT, 128, 2),
+    "bert-mini": _encoder(transformers.BertForSequenceClassification, TOKENS_SENTIMENT, 256, 4),
+    "bert-small": _encoder(transformers.BertForSequenceClassification, TOKENS_SENTIMENT, 512, 4),
+    "distilbert": _encoder(transformers.DistilBertForSequenceClassification, TOKENS_SENTIMENT, 768, 6),
+    "roberta-base": _encoder(transformers.RobertaForSequenceClassification, TOKENS_SENTIMENT, 768, 12, **_ROBERTA),
+    "roberta-large": _encoder(transformers.RobertaForSequenceClassification, TOKENS_SENTIMENT, 1024, 24, **_ROBERTA),
     "distilbart-1-1": _distilbart(1, 1),
     "distilbart-12-1": _distilbart(12, 1),
     "distilbart-6-6": _distilbart(6, 6),
@@ -338,24 +299,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     "distilbart-9-6": _distilbart(9, 6),
     "distilbart-12-6": _distilbart(12, 6),
     "distilbert-multilingual": _encoder(
-        DistilBertConfig,
-        DistilBertForSequenceClassification,
-        TOKENS_LANGUAGE,
-        768,
-        6,
-        vocab_size=119_547,
-        num_labels=20,
+        transformers.DistilBertForSequenceClassification, TOKENS_LANGUAGE, 768, 6, vocab_size=119_547, num_labels=20
     ),
     "xlm-roberta-base": _encoder(
-        XLMRobertaConfig,
-        XLMRobertaForSequenceClassification,
+        transformers.XLMRobertaForSequenceClassification,
         TOKENS_LANGUAGE,
         768,
         12,
-        vocab_size=250_002,
-        max_position_embeddings=514,
-        type_vocab_size=1,
-        num_labels=20,
+        **{**_ROBERTA, "vocab_size": 250_002, "num_labels": 20},
     ),
     "opus-mt": _marian(512, 59_514),
     "opus-mt-big": _marian(1024, 53_017),

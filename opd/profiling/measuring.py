@@ -103,7 +103,7 @@ def resolve_architecture(architecture: str, task: str, variant: str) -> Measurab
 
 
 def measured_cores(measurable: Measurable) -> tuple[int, ...]:
-    """Core counts to measure at here: those of :data:`MEASURED_CORES` that machine and model can use."""
+    """Core counts to measure on this machine: those of :data:`MEASURED_CORES` that it and the model can use."""
     return tuple(count for count in MEASURED_CORES if count <= min(os.cpu_count() or 1, measurable.max_cores))
 
 

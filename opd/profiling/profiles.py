@@ -1,4 +1,4 @@
-"""Latency profiles: a table of how long calls of the variants take.
+"""Latency profiles: a table of call durations by variant, cores and batch size.
 
 ``profiles.csv``, which ships with the package, is the reference. One row is one cell: a variant at one core count and
 batch size.

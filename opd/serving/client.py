@@ -35,13 +35,8 @@ def complete(calls: Coroutine[Any, Any, Result]) -> Result:
         return thread.submit(asyncio.run, calls).result()
 
 
-def connect(address: str) -> grpc.aio.Channel:
-    """Open a channel to ``host:port`` within the running event loop."""
-    return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
-
-
 class Client:
-    """Calls one model of one server.
+    """Calls one model of one server, within the event loop that is running when it is created.
 
     Args:
         address: ``host:port`` of the server's gRPC endpoint.
@@ -50,7 +45,7 @@ class Client:
 
     def __init__(self, address: str, model: str) -> None:
         self.address, self.model = address, model
-        self._channel = connect(address)
+        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
         self._stub = GRPCInferenceServiceStub(self._channel)
 
     async def infer(self, payloads: Sequence[bytes], age: float, timeout: float) -> list[bytes]:

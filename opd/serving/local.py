@@ -14,22 +14,23 @@ import os
 import threading
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 from opd.control.loop import ApplyError
 from opd.measurement import SimulationParameters
 from opd.pipeline import Configuration, Pipeline, check_feasible
 from opd.serving.local_stage import LocalStage
-from opd.serving.monitoring.opening import open_monitor
-from opd.serving.monitoring.source import Monitor
+from opd.serving.monitoring.prometheus import open_monitor
 from opd.serving.processes import STOP_SECONDS, ServerProcess, StartError, stop_all
 from opd.serving.settings import ServerSettings, StageSettings
 from opd.serving.store import store_url
 from opd.serving.supervised_server import SupervisedServer
-from opd.serving.telemetry_backend import TelemetryBackend
+from opd.serving.telemetry import TelemetryBackend
 
 logger = logging.getLogger(__name__)
+
+APPLY_SECONDS = 60.0
+"""Time a reconfiguration may take before it is rolled back."""
 
 RECONCILE_SECONDS = 0.1
 """Interval at which the processes are reconciled."""
@@ -48,15 +49,13 @@ class LocalBackend(TelemetryBackend):
         configuration: first configuration.
         folder: folder for settings, logs and metrics of this run; only one controller at a time may use it.
         store: URL of the model store; by default :func:`opd.serving.store.store_url`.
-        monitor: source of metrics; by default that of :func:`opd.serving.monitoring.opening.open_monitor`.
         standbys: processes without a variant that each stage keeps running.
         max_queue: requests that may wait at a stage.
-        apply_seconds: time a reconfiguration may take before it is rolled back.
 
     Raises:
         AlreadyControlledError: if another controller uses ``folder``.
         InfeasibleError: if the configuration breaks a limit.
-        StartError: if the pipeline is not up after ``apply_seconds``; nothing is left running.
+        StartError: if the pipeline is not up after :data:`APPLY_SECONDS`; nothing is left running.
     """
 
     def __init__(
@@ -66,17 +65,14 @@ class LocalBackend(TelemetryBackend):
         configuration: Configuration,
         folder: Path,
         store: str | None = None,
-        monitor: Monitor | None = None,
         standbys: int = 0,
         max_queue: int = 1000,
-        apply_seconds: float = 60.0,
     ) -> None:
         check_feasible(pipeline, configuration)
         settings = StageSettings(
             batch_timeout=parameters.batch_timeout, drop_after=parameters.drop_after, max_queue=max_queue
         )
         url = store if store is not None else store_url()
-        self._apply_seconds = apply_seconds
         self._request_seconds = settings.request_seconds
         self._targets: dict[str, str] = {}
         self._changed = threading.Condition()
@@ -84,22 +80,26 @@ class LocalBackend(TelemetryBackend):
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as acquired:
             acquired.enter_context(_lock(folder, pipeline.name))
-            source = monitor if monitor is not None else open_monitor(folder / "monitor")
-            acquired.callback(source.close)
-            super().__init__(pipeline, configuration, source, parameters.interval)
-            acquired.callback(self._end_processes)
+            monitor = open_monitor(folder / "monitor")
+            acquired.callback(monitor.close)
+            super().__init__(pipeline, configuration, monitor, parameters.interval)
+            acquired.callback(self._stop_stages)
             for task, stage in zip(pipeline.tasks, configuration, strict=True):
                 self.stages.append(
                     LocalStage(pipeline.name, task, settings, url, folder, stage, standbys, self._closing)
                 )
             self.router = self._start_router(settings, folder)
-            self._reconciler = threading.Thread(target=self._reconcile_until_closed, daemon=True, name="reconciler")
-            self._reconciler.start()
+            # Front to back, so that each server can still pass on the requests it has accepted.
+            acquired.callback(stop_all, [self.router], self._request_seconds)
+            reconciler = threading.Thread(target=self._reconcile_until_closed, daemon=True, name="reconciler")
+            reconciler.start()
+            acquired.callback(reconciler.join, STOP_SECONDS)
+            acquired.callback(self._closing.set)
             try:
                 self._reach(configuration)
             except ApplyError as error:
                 raise StartError(str(error)) from error
-            self._telemetry.wait(apply_seconds)
+            self._telemetry.wait(APPLY_SECONDS)
             self._acquired = acquired.pop_all()
 
     @property
@@ -127,8 +127,7 @@ class LocalBackend(TelemetryBackend):
 
     def processes(self) -> list[ServerProcess]:
         """All running processes."""
-        router = [self.router] if hasattr(self, "router") else []
-        return router + [process for stage in self.stages for process in stage.processes()]
+        return [self.router, *(process for stage in self.stages for process in stage.processes())]
 
     def _start_router(self, settings: StageSettings, folder: Path) -> SupervisedServer:
         parameters = {
@@ -148,19 +147,19 @@ class LocalBackend(TelemetryBackend):
         """Wait until every stage runs its part of ``configuration`` and the router answers."""
         with self._changed:
             self._set_targets(configuration)
-            self._changed.wait_for(lambda: self._errors() or self._settled(), self._apply_seconds)
+            self._changed.wait_for(lambda: self._errors() or self._is_settled(), APPLY_SECONDS)
             errors, missing = self._errors(), self._missing()
         if errors:
             raise ApplyError("; ".join(errors))
         if missing:
-            raise ApplyError(f"not everything is ready after {self._apply_seconds:g} s: {'; '.join(missing)}")
+            raise ApplyError(f"not everything is ready after {APPLY_SECONDS:g} s: {'; '.join(missing)}")
 
     def _errors(self) -> list[str]:
         """Reasons why the targets cannot be reached."""
         stages = [backoff for stage in self.stages for backoff in (stage.queue.backoff, stage.backoff)]
         return [backoff.error for backoff in (self.router.backoff, *stages) if backoff.error]
 
-    def _settled(self) -> bool:
+    def _is_settled(self) -> bool:
         """Check whether the targets are running."""
         return self.router.answers and all(stage.settled for stage in self.stages)
 
@@ -193,22 +192,14 @@ class LocalBackend(TelemetryBackend):
         """Refuse new requests, finish the running ones, and end every process."""
         self._acquired.close()
 
-    def _end_processes(self) -> None:
-        self._closing.set()
-        if hasattr(self, "_reconciler"):
-            self._reconciler.join(STOP_SECONDS)
-        # Front to back, so that each server can still pass on the requests it has accepted.
-        if hasattr(self, "router"):
-            stop_all([self.router], self._request_seconds)
+    def _stop_stages(self) -> None:
         stop_all([stage.queue for stage in self.stages], self._request_seconds)
         stop_all([process for stage in self.stages for process in stage.processes()])
 
     def __enter__(self) -> LocalBackend:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

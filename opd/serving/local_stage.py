@@ -15,36 +15,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import requests
 
 from opd.pipeline import StageConfiguration, Task
-from opd.serving.backoff import StartBackoff, failure_reason, is_late
 from opd.serving.processes import ServerProcess, model_process
 from opd.serving.settings import ServerSettings, StageSettings
-from opd.serving.supervised_server import PROBE_SECONDS, SupervisedServer
+from opd.serving.stage_queue import ReplicaEndpoint
+from opd.serving.supervised_server import PROBE_SECONDS, StartBackoff, SupervisedServer
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
-class LocalStandby:
-    """A process that has imported everything but has no variant yet; ready once it is up."""
+class LocalReplica:
+    """A process with a variant; draining once it gets no new requests."""
 
     process: ServerProcess
-    ready: bool = False
-
-
-@dataclass(eq=False, kw_only=True)
-class LocalReplica(LocalStandby):
-    """A process with a variant; ready once the variant is loaded, draining once it gets no new requests."""
-
     variant: int
     draining: bool = False
-
-
-AnyProcess = TypeVar("AnyProcess", bound=LocalStandby)
 
 
 @dataclass
@@ -75,7 +65,7 @@ class LocalStage:
     backoff: StartBackoff = field(default_factory=StartBackoff)
     replicas: list[LocalReplica] = field(default_factory=list)
     settled: bool = False
-    _standby: list[LocalStandby] = field(default_factory=list)
+    _standby: list[ServerProcess] = field(default_factory=list)
     _standby_backoff: StartBackoff = field(default_factory=StartBackoff)
     _stopping: list[ServerProcess] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=count)
@@ -96,24 +86,21 @@ class LocalStage:
         self.backoff.error = ""  # only failures from now on end the wait for the target
 
     def missing(self) -> str:
-        """Describe what the stage lacks to run its target; empty if nothing."""
-        if self.settled:
-            return ""
+        """Describe what the stage lacks to run its target."""
         if not self.queue.answers:
             return f"{self.queue.name} does not answer ({self.queue.last_words()})"
         replicas = self._of_target()
-        ready = sum(replica.ready for replica in replicas)
+        ready = sum(replica.process.was_ready for replica in replicas)
         variant = self._variant_name(self.target.variant)
         parts = [f"{ready} of {self.target.replicas} replicas of {variant!r} at {self.task.name!r} are ready"]
-        for replica in replicas:
-            if not replica.ready:
-                seconds = time.monotonic() - replica.process.started
-                parts.append(f"{replica.process.name} began {seconds:.0f} s ago ({replica.process.last_words()})")
+        for process in (replica.process for replica in replicas if not replica.process.was_ready):
+            seconds = time.monotonic() - process.started
+            parts.append(f"{process.name} began {seconds:.0f} s ago ({process.last_words()})")
         return ", ".join([*parts, *filter(None, [self.backoff.last_failure])])
 
     def processes(self) -> list[ServerProcess]:
         """All processes of the stage."""
-        return [self.queue, *(each.process for each in [*self.replicas, *self._standby]), *self._stopping]
+        return [self.queue, *(replica.process for replica in self.replicas), *self._standby, *self._stopping]
 
     def reconcile(self) -> None:
         """Take the next steps towards the target, without waiting."""
@@ -150,21 +137,24 @@ class LocalStage:
     # ------------------------------------------------------------------------------------------ the replicas
 
     def _remove_ended(self) -> None:
-        for replica in self._take_ended(self.replicas):
+        for replica in [replica for replica in self.replicas if self._has_ended(replica.process)]:
+            self.replicas.remove(replica)
             if not replica.draining:
                 self._record_death(replica)
-        for standby in self._take_ended(self._standby):
-            self._record_standby_death(standby)
+        for standby in [standby for standby in self._standby if self._has_ended(standby)]:
+            self._standby.remove(standby)
+            if standby.was_ready:
+                logger.warning("stage %s: standby %s died: %s", self.task.name, standby.name, standby.last_words())
+            else:
+                self._record_standby_failure(standby.failure_reason())
         self._stopping = [process for process in self._stopping if not process.ended()]
 
-    def _take_ended(self, running: list[AnyProcess]) -> list[AnyProcess]:
-        """Remove from ``running``, and return, those that have ended; those that are late to start are killed."""
-        late = [each for each in running if is_late(each.process, each.ready)]
-        for each in late:
-            self._kill(each.process)
-        ended = [each for each in running if each in late or each.process.ended()]
-        running[:] = [each for each in running if each not in ended]
-        return ended
+    def _has_ended(self, process: ServerProcess) -> bool:
+        """Check whether a process has ended; one that is late to become ready is killed."""
+        if process.late:
+            self._kill(process)
+            return True
+        return process.ended()
 
     def _kill(self, process: ServerProcess) -> None:
         process.kill()
@@ -172,44 +162,35 @@ class LocalStage:
 
     def _record_death(self, replica: LocalReplica) -> None:
         self.settled = False
-        reason = failure_reason(replica.process, replica.ready)
+        reason = replica.process.failure_reason()
         logger.warning("stage %s: replica %s died: %s", self.task.name, replica.process.name, reason)
-        if not replica.ready and replica.variant == self.target.variant:
+        if not replica.process.was_ready and replica.variant == self.target.variant:
             self.backoff.failed(f"variant {self._variant_name(replica.variant)!r} of {self.task.name!r}", reason)
-
-    def _record_standby_death(self, standby: LocalStandby) -> None:
-        reason = failure_reason(standby.process, standby.ready)
-        if standby.ready:
-            logger.warning("stage %s: standby %s died: %s", self.task.name, standby.process.name, reason)
-        else:
-            self._record_standby_failure(reason)
 
     def _record_standby_failure(self, reason: str) -> None:
         self._standby_backoff.failed(f"a standby of {self.task.name!r}", reason)
         logger.warning("%s", self._standby_backoff.last_failure)
 
     def _note_ready(self) -> None:
-        for replica in self.replicas:
-            if not replica.ready and not replica.draining and replica.process.ready():
-                replica.ready = True
+        for process in (replica.process for replica in self.replicas if not replica.draining):
+            if not process.was_ready and process.ready():
+                process.was_ready = True
                 self.backoff.succeeded()
         for standby in self._standby:
-            if not standby.ready and standby.process.live():
-                standby.ready = True
+            if not standby.was_ready and standby.live():
+                standby.was_ready = True
                 self._standby_backoff.succeeded()
 
     def _drain_surplus(self) -> None:
-        for replica in sorted(self._of_target(), key=lambda replica: not replica.ready)[self.target.replicas :]:
+        ready_first = sorted(self._of_target(), key=lambda replica: not replica.process.was_ready)
+        for replica in ready_first[self.target.replicas :]:
             replica.draining = True
 
     def _start_missing(self) -> None:
-        if not self.backoff.due:
-            return
-        for _ in range(self.target.replicas - len(self._of_target())):
-            if self.closing.is_set():  # assigning standbys may take seconds
-                return
+        # Assigning a standby may take seconds, in which the backend may close.
+        while len(self._of_target()) < self.target.replicas and self.backoff.due and not self.closing.is_set():
             process = self._assigned_standby() or self._new_process(self._variant_name(self.target.variant))
-            self.replicas.append(LocalReplica(process, variant=self.target.variant))
+            self.replicas.append(LocalReplica(process, self.target.variant))
 
     def _of_target(self) -> list[LocalReplica]:
         return [r for r in self.replicas if r.variant == self.target.variant and not r.draining]
@@ -221,16 +202,16 @@ class LocalStage:
         """Take a standby and assign it the target's variant; None if there is none that is up."""
         for standby in list(self._standby):
             try:
-                standby.process.http("PUT", "/variant", {"variant": self._variant_name(self.target.variant)})
+                standby.http("PUT", "/variant", {"variant": self._variant_name(self.target.variant)})
             except requests.ReadTimeout:  # it may or may not have taken the variant
                 self._standby.remove(standby)
-                self._kill(standby.process)
+                self._kill(standby)
             except requests.RequestException:  # it is still starting
                 continue
             else:
                 self._standby.remove(standby)
-                standby.process.started = time.monotonic()
-                return standby.process
+                standby.started, standby.was_ready = time.monotonic(), False
+                return standby
         return None
 
     def _new_process(self, variant: str | None) -> ServerProcess:
@@ -239,19 +220,17 @@ class LocalStage:
 
     def _switch(self) -> None:
         """Point the queue at the target's replicas once all are ready; until then the others keep serving."""
-        ready = [replica for replica in self._of_target() if replica.ready]
+        ready = [replica for replica in self._of_target() if replica.process.was_ready]
         others = [r for r in self.replicas if r.variant != self.target.variant and not r.draining]
         complete = len(ready) >= self.target.replicas
         for replica in others:
             # A replica that was still starting for an earlier target is no longer needed.
-            replica.draining = complete or not replica.ready
+            replica.draining = complete or not replica.process.was_ready
         serving = [replica for replica in others if not replica.draining] or ready
         endpoints = [
-            {
-                "name": replica.process.name,
-                "variant": self._variant_name(replica.variant),
-                "address": replica.process.grpc_address,
-            }
+            ReplicaEndpoint(
+                replica.process.name, self._variant_name(replica.variant), replica.process.grpc_address
+            )._asdict()
             for replica in serving
         ]
         pushed = self._push({"batch_size": self.target.batch_size, "replicas": endpoints})
@@ -270,9 +249,9 @@ class LocalStage:
         self._next_probe = time.monotonic() + PROBE_SECONDS
         status = self._call_queue("GET") or {"replicas": []}
         failed = {replica["name"] for replica in status["replicas"] if replica["failed"]}
-        for replica in self.replicas:
-            if replica.ready and replica.process.name in failed:
-                replica.process.kill()
+        for process in (replica.process for replica in self.replicas):
+            if process.was_ready and process.name in failed:
+                process.kill()
 
     def _stop_drained(self) -> None:
         """Stop draining replicas that the queue no longer uses; only a queue that is up to date can tell."""
@@ -292,6 +271,6 @@ class LocalStage:
         if not self.settled or not self._standby_backoff.due or len(self._standby) >= self.standbys:
             return
         try:
-            self._standby.append(LocalStandby(self._new_process(None)))
+            self._standby.append(self._new_process(None))
         except OSError as error:  # must not keep the other stages from being reconciled
             self._record_standby_failure(str(error))

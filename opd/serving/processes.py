@@ -19,16 +19,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import requests
+
 from opd.host.waiting import wait_until
-from opd.serving import loopback
-from opd.serving.loopback import direct_session, hold_port, port_of, responds
 from opd.serving.settings import ServerSettings
+
+START_SECONDS = 30.0
+"""A server that is not ready after this time has failed to start."""
 
 STOP_SECONDS = 8.0
 """Seconds a server has to end after it has finished its requests; then it is killed."""
 
 KILL_SECONDS = 2.0
 """Seconds a killed server has to end."""
+
+HTTP_TIMEOUT = 2.0
+"""Seconds one HTTP call to a server of this machine may take."""
 
 # Beginning of the last line of a stack trace.
 _EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Interrupt|Exit)\b")
@@ -38,9 +44,35 @@ class StartError(RuntimeError):
     """A server did not start; the message ends with its last words."""
 
 
-def _close(holders: Iterable[socket.socket]) -> None:
-    for holder in holders:
-        holder.close()
+def hold_port(owner: object) -> int:
+    """Reserve a free port until ``owner`` is gone; a server can listen on it at any time, and again after a restart."""
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))  # without listening, which is left to the server
+    weakref.finalize(owner, holder.close)
+    return int(holder.getsockname()[1])
+
+
+def direct_session() -> requests.Session:
+    """HTTP session that ignores the environment's proxies, which are not meant for the loopback interface."""
+    session = requests.Session()
+    session.trust_env = False
+    return session
+
+
+def responds(url: str) -> bool:
+    """Check whether a GET of ``url`` succeeds within :data:`HTTP_TIMEOUT`."""
+    with direct_session() as session:
+        try:
+            return session.get(url, timeout=HTTP_TIMEOUT).ok
+        except requests.RequestException:
+            return False
+
+
+def last_words(log: Path, begin: int = 0) -> str:
+    """Return the last error in a log, or else its last line, from byte ``begin`` on."""
+    lines = log.read_bytes()[begin:].decode(errors="replace").strip().splitlines() or ["it wrote nothing"]
+    return next((line for line in reversed(lines) if _EXCEPTION.match(line)), lines[-1])
 
 
 class ServerProcess:
@@ -53,13 +85,11 @@ class ServerProcess:
 
     Attributes:
         started: monotonic time at which it was started.
+        was_ready: whether it has been ready since then; the owner sets it.
     """
 
     def __init__(self, name: str, settings: ServerSettings, folder: Path) -> None:
-        holders = [hold_port() for _ in range(3)]  # held until this object is gone: the server may be restarted
-        weakref.finalize(self, _close, holders)
-        http, grpc, metrics = map(port_of, holders)
-        ports = {"http_port": http, "grpc_port": grpc, "metrics_port": metrics}
+        ports = {name: hold_port(self) for name in ("http_port", "grpc_port", "metrics_port")}
         self.name, self.folder = name, folder
         self.settings = settings.model_copy(update={**ports, "end_with_parent": True})
         self._log = folder / f"{name}.log"
@@ -69,7 +99,7 @@ class ServerProcess:
     def _start(self) -> None:
         document = self.folder / f"{self.name}.json"
         document.write_text(self.settings.document)
-        self.started = time.monotonic()
+        self.started, self.was_ready = time.monotonic(), False
         with self._log.open("ab") as log:
             self._log_begin = log.tell()
             self._process = subprocess.Popen(
@@ -114,7 +144,7 @@ class ServerProcess:
             requests.RequestException: if it does not answer in time, or answers with an error.
         """
         with direct_session() as session:
-            answer = session.request(method, self._url(path), json=body, timeout=loopback.HTTP_TIMEOUT)
+            answer = session.request(method, self._url(path), json=body, timeout=HTTP_TIMEOUT)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
@@ -127,11 +157,18 @@ class ServerProcess:
         return responds(self._url("/v2/health/live"))
 
     def last_words(self) -> str:
-        """Return the last error in its log, or else the last line; earlier processes wrote to the same log."""
-        with self._log.open("rb") as log:
-            log.seek(self._log_begin)
-            lines = log.read().decode(errors="replace").strip().splitlines() or ["it wrote nothing"]
-        return next((line for line in reversed(lines) if _EXCEPTION.match(line)), lines[-1])
+        """Return :func:`last_words` of the running process; earlier ones wrote to the same log."""
+        return last_words(self._log, self._log_begin)
+
+    @property
+    def late(self) -> bool:
+        """True if it has not been ready for longer than :data:`START_SECONDS`."""
+        return not self.was_ready and time.monotonic() - self.started > START_SECONDS
+
+    def failure_reason(self) -> str:
+        """Describe why it ended: its last words, and the limit if it was late."""
+        words = self.last_words()
+        return f"not ready after {START_SECONDS:g} s; {words}" if self.late else words
 
     def stop(self, drain_seconds: float = 0.0) -> None:
         """Ask it to end after its running requests, which have ``drain_seconds``; poll :meth:`ended` afterwards."""

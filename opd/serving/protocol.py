@@ -30,7 +30,7 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 class ServingError(MLServerError):
     """A request fails; the subclass gives the reason."""
 
-    http_status = 500
+    http_status, code = 500, StatusCode.INTERNAL
 
     def __init__(self, message: str) -> None:
         super().__init__(message, self.http_status)
@@ -39,42 +39,38 @@ class ServingError(MLServerError):
 class MalformedRequestError(ServingError):
     """The request is invalid; retrying it would not help."""
 
-    http_status = 400
+    http_status, code = 400, StatusCode.INVALID_ARGUMENT
 
 
 class QueueFullError(ServingError):
     """The queue of a stage is full; the request was not started."""
 
-    http_status = 429
+    http_status, code = 429, StatusCode.RESOURCE_EXHAUSTED
 
 
 class ReplicaFailedError(ServingError):
     """Two replicas failed while working on this request; a third is not risked."""
 
-    http_status = 409
+    http_status, code = 409, StatusCode.ABORTED
 
 
 class StageUnreachableError(ServingError):
     """A stage stayed unavailable until the request reached its maximum age."""
 
-    http_status = 503
+    http_status, code = 503, StatusCode.UNAVAILABLE
 
 
 class TooOldError(ServingError):
     """The request waited in the pipeline for longer than ``drop_after``."""
 
-    http_status = 504
+    http_status, code = 504, StatusCode.DEADLINE_EXCEEDED
 
+
+ERRORS = {error.code: error for error in ServingError.__subclasses__()}
+"""Errors by their gRPC status."""
 
 # MLServer answers with UNKNOWN for an HTTP status that it does not know; its own errors never use these.
-STATUS_CODE_MAPPING.update(
-    {
-        409: StatusCode.ABORTED,
-        429: StatusCode.RESOURCE_EXHAUSTED,
-        503: StatusCode.UNAVAILABLE,
-        504: StatusCode.DEADLINE_EXCEEDED,
-    }
-)
+STATUS_CODE_MAPPING.update({error.http_status: code for code, error in ERRORS.items()})
 
 COMPLETED, REJECTED, DROPPED, FAILED = OUTCOMES = ("completed", "rejected", "dropped", "failed")
 """Outcomes of requests: answered, rejected by a full queue, dropped for age, or anything else."""

@@ -13,10 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar
 
-from opd.serving.backoff import START_SECONDS
 from opd.serving.client import Client
 from opd.serving.models import load_model
-from opd.serving.processes import model_process, running
+from opd.serving.processes import START_SECONDS, model_process, running
 from opd.serving.store import ModelStore, store_url
 
 CALL_SECONDS = 10.0

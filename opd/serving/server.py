@@ -13,7 +13,27 @@ import sys
 import threading
 from pathlib import Path
 
+import uvloop
+from mlserver import MLServer
+from mlserver.settings import ModelParameters, ModelSettings, Settings
+from prometheus_client import start_http_server
+
+from opd.serving.protocol import MAX_MESSAGE_BYTES
 from opd.serving.settings import ServerSettings
+
+GRACE_SECONDS = 3600.0
+"""Longer than any request lives. The controller or the cluster that stops a server also kills it after its grace
+period; a second limit here could only shorten that."""
+
+
+class DrainingServer(MLServer):
+    """MLServer that answers every running call before it stops, however long that takes."""
+
+    async def stop(self, sig: int | None = None) -> None:
+        """Refuse new calls, finish those that are running, then stop."""
+        # MLServer cancels running gRPC calls after five seconds; by the time it stops gRPC, none is left.
+        await self._grpc_server._server.stop(GRACE_SECONDS)
+        await super().stop(sig)
 
 
 def end_with_parent() -> None:
@@ -29,12 +49,6 @@ def end_with_parent() -> None:
 
 async def serve(settings: ServerSettings) -> None:
     """Serve until SIGTERM, which lets running requests finish, or until the model fails to load."""
-    from mlserver.settings import ModelParameters, ModelSettings, Settings
-    from prometheus_client import start_http_server
-
-    from opd.serving.draining_server import DrainingServer
-    from opd.serving.protocol import MAX_MESSAGE_BYTES
-
     server_settings = Settings(
         debug=False,
         parallel_workers=0,
@@ -60,23 +74,19 @@ async def serve(settings: ServerSettings) -> None:
         metrics_server.shutdown()
 
 
-def main() -> int:
+def main() -> None:
     """Run the server described by the file that the command line names."""
     if len(sys.argv) != 2:
-        print(__doc__, file=sys.stderr)
-        return 2
+        sys.exit(__doc__)
     settings = ServerSettings.model_validate_json(Path(sys.argv[1]).read_text())
     if settings.end_with_parent:
         end_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     # MLServer logs a stack trace for every request that fails, including those that are refused.
     logging.getLogger("mlserver.grpc").setLevel(logging.CRITICAL)
-    import uvloop
-
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(settings))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

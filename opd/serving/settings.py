@@ -9,9 +9,9 @@ from pydantic import Field, field_validator
 from opd.host.documents import DocumentModel
 
 RUNTIMES = {
-    "model": "opd.serving.model_runtime.ModelRuntime",
-    "queue": "opd.serving.queue_runtime.QueueRuntime",
-    "router": "opd.serving.router_runtime.RouterRuntime",
+    "model": "opd.serving.runtimes.ModelRuntime",
+    "queue": "opd.serving.runtimes.QueueRuntime",
+    "router": "opd.serving.runtimes.RouterRuntime",
 }
 """Import paths of the runtimes of this package, by kind."""
 

@@ -12,13 +12,15 @@ import asyncio
 import logging
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple
 
 import grpc
+from pydantic import Field
 
 from opd.serving import metrics
+from opd.serving.client import Client
 from opd.serving.protocol import (
     COMPLETED,
     DROPPED,
@@ -42,28 +44,12 @@ PROBE_SECONDS = 0.5
 _GONE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 
 
-class ReplicaClient(Protocol):
-    """Interface of :class:`opd.serving.client.Client` that the queue needs."""
-
-    async def infer(self, payloads: Sequence[bytes], age: float, timeout: float) -> list[bytes]:
-        """Return one answer for each payload."""
-        ...
-
-    async def ready(self, timeout: float) -> bool:
-        """Check whether the replica accepts requests."""
-        ...
-
-    async def close(self) -> None:
-        """Close the connection."""
-        ...
-
-
 class ReplicaEndpoint(NamedTuple):
     """Name of a replica, the variant it runs, and ``host:port`` of its gRPC endpoint."""
 
-    name: str
-    variant: str
-    address: str
+    name: Annotated[str, Field(min_length=1)]
+    variant: Annotated[str, Field(min_length=1)]
+    address: Annotated[str, Field(pattern=r"^[^\s:]+:\d{1,5}$")]
 
 
 @dataclass(eq=False)
@@ -79,7 +65,7 @@ class Replica:
     """
 
     endpoint: ReplicaEndpoint
-    client: ReplicaClient
+    client: Client
     serving: int = 0
     retired: bool = False
     failed: bool = False
@@ -116,9 +102,7 @@ class StageQueue:
         connect: creates the client of an address.
     """
 
-    def __init__(
-        self, pipeline: str, task: str, settings: StageSettings, connect: Callable[[str], ReplicaClient]
-    ) -> None:
+    def __init__(self, pipeline: str, task: str, settings: StageSettings, connect: Callable[[str], Client]) -> None:
         self.settings = settings
         self._connect = connect
         self._labels = (pipeline, task)
@@ -216,11 +200,14 @@ class StageQueue:
         now = loop.time()
         self._drop_expired(now)
         while self._waiting and self._idle:
-            size = self._next_size()
+            # A request is retried alone: if it caused the failure, no other request fails with it.
+            size = 1 if self._waiting[0].retried else self.settings.batch_size
             due = self._waiting[0].joined + self.settings.batch_timeout
             if len(self._waiting) < size and now < due:
                 break
-            self._begin(self._idle.popleft(), self._take_batch(size, now))
+            replica, batch = self._idle.popleft(), self._take_batch(size, now)
+            replica.serving = len(batch)
+            self._spawn(self._serve(replica, batch))
         metrics.stage_queue.labels(*self._labels).set(len(self._waiting))
         if self._waiting:
             due = self._waiting[0].joined + self.settings.batch_timeout if self._idle else math.inf
@@ -242,19 +229,11 @@ class StageQueue:
             else:
                 self._fail(request, TooOldError(f"waited longer than {self.settings.drop_after:g} s in the pipeline"))
 
-    def _next_size(self) -> int:
-        # A request is retried alone: if it caused the failure, no other request fails with it.
-        return 1 if self._waiting[0].retried else self.settings.batch_size
-
     def _take_batch(self, size: int, now: float) -> list[QueuedRequest]:
         batch = [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))]
         for request in batch:
             metrics.stage_wait.labels(*self._labels).observe(now - request.joined)
         return batch
-
-    def _begin(self, replica: Replica, batch: list[QueuedRequest]) -> None:
-        replica.serving = len(batch)
-        self._spawn(self._serve(replica, batch))
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -333,17 +312,14 @@ class StageQueue:
     async def _probe(self, replica: Replica) -> None:
         """Probe a failed replica until it answers or is retired."""
         while not replica.retired:
-            if await self._answers(replica):
+            answers = not replica.serving and await replica.client.ready(PROBE_SECONDS)
+            if answers and not replica.retired:  # it may be retired during the call
                 replica.failed = False
                 self._idle.append(replica)
                 self._count_replicas()
                 self._dispatch()
                 return
             await asyncio.sleep(PROBE_SECONDS)
-
-    async def _answers(self, replica: Replica) -> bool:
-        # It may be retired during the call.
-        return not replica.serving and await replica.client.ready(PROBE_SECONDS) and not replica.retired
 
     # --------------------------------------------------------------------------------------------- replicas
 

@@ -112,11 +112,10 @@ class ModelStore:
                     f"no variant {variant!r} of task {task!r} in {self.url}; it has {self._listing()}; push the "
                     f"variant, or set {STORE_URL_VARIABLE} to the store that has it"
                 )
+            manifest = self._files.cat_file(f"{source}/{MANIFEST}")
         if self._is_local:
             verify(Path(source))
             return Path(source)
-        with self._named_errors():
-            manifest = self._files.cat_file(f"{source}/{MANIFEST}")
         # Named by content, so that replacing a variant in the store does not change it under a replica that reads it.
         target = self._cache_folder() / task / variant / hashlib.sha256(manifest).hexdigest()[:16]
         return target if _is_intact(target) else self._copy(source, manifest, target)
@@ -154,8 +153,7 @@ class ModelStore:
         return "; ".join(f"{task}: {', '.join(names)}" for task, names in self.variants().items()) or "no variant"
 
     def _cache_folder(self) -> Path:
-        given = self._cache or os.environ.get(CACHE_VARIABLE)
-        return Path(given) if given else project_path(".cache", "models")
+        return Path(self._cache or os.environ.get(CACHE_VARIABLE) or project_path(".cache", "models"))
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
@@ -211,7 +209,7 @@ def plain(name: str) -> str:
         ValueError: if it is not.
     """
     if not name or name.startswith(".") or any(sign in name for sign in "/\\:*?[]") or not name.isprintable():
-        raise ValueError(f"{name!r} is no name for a task, variant or file; use letters, digits, '-', '_' and '.'")
+        raise ValueError(f"{name!r} is not a valid name; use letters, digits, '-', '_' and '.'")
     return name
 
 

@@ -6,21 +6,58 @@ Stage queues and routers are supervised: clients know their addresses. A replica
 from __future__ import annotations
 
 import logging
-import math
 import time
 from pathlib import Path
 
-from opd.serving.backoff import StartBackoff, failure_reason, is_late
 from opd.serving.processes import ServerProcess
 from opd.serving.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
+
+START_ATTEMPTS = 2
+"""Failed starts in a row after which what is started counts as failed."""
+
+LONGEST_PAUSE = 30.0
+"""Limit of the pause between two attempts, in seconds."""
 
 PROBE_SECONDS = 1.0
 """Interval between two probes of a server that was ready."""
 
 FAILED_PROBES = 4
 """Failed probes in a row after which a server that was ready is killed."""
+
+
+class StartBackoff:
+    """Counts failed starts in a row; each of them doubles the pause before the next attempt.
+
+    Attributes:
+        last_failure: description of the last failed start; empty after a successful one.
+        error: the same after :data:`START_ATTEMPTS` failures in a row; empty before.
+    """
+
+    def __init__(self) -> None:
+        self.last_failure = self.error = ""
+        self._failures = 0
+        self._next_attempt = 0.0
+
+    def failed(self, subject: str, reason: str) -> None:
+        """Record a failed start of ``subject``."""
+        self._failures += 1
+        self._next_attempt = time.monotonic() + min(2.0**self._failures, LONGEST_PAUSE)
+        times = f" {self._failures} times in a row" if self._failures > 1 else ""
+        self.last_failure = f"{subject} did not start{times}: {reason}"
+        if self._failures >= START_ATTEMPTS:
+            self.error = self.last_failure
+
+    def succeeded(self) -> None:
+        """Record a successful start."""
+        self.last_failure = self.error = ""
+        self._failures = 0
+
+    @property
+    def due(self) -> bool:
+        """True once the pause before the next attempt is over."""
+        return time.monotonic() >= self._next_attempt
 
 
 class SupervisedServer(ServerProcess):
@@ -41,8 +78,7 @@ class SupervisedServer(ServerProcess):
         super().__init__(name, settings, folder)
 
     def _start(self) -> None:
-        self._was_ready, self._is_down = False, False
-        self._failed_probes, self._next_probe = 0, 0.0
+        self._is_down, self._failed_probes, self._next_probe = False, 0, 0.0
         super()._start()
 
     def reconcile(self) -> bool:
@@ -61,20 +97,18 @@ class SupervisedServer(ServerProcess):
         if time.monotonic() < self._next_probe:
             return
         self.answers = self.ready()
+        self._failed_probes = 0 if self.answers else self._failed_probes + 1
         if self.answers:
-            self._was_ready, self._failed_probes = True, 0
+            self.was_ready = True
             self.backoff.succeeded()
-        else:
-            self._failed_probes += 1
-        if self._was_ready:
+        if self.was_ready:
             self._next_probe = time.monotonic() + PROBE_SECONDS
-        limit = FAILED_PROBES if self._was_ready else math.inf
-        if self._failed_probes >= limit or is_late(self, self._was_ready):
+        if self.late or (self.was_ready and self._failed_probes >= FAILED_PROBES):
             self.kill()
 
     def _record_end(self) -> None:
         self._is_down, self.answers = True, False
-        reason = failure_reason(self, self._was_ready)
+        reason = self.failure_reason()
         logger.warning("%s died: %s; restarting it", self.name, reason)
-        if not self._was_ready:
+        if not self.was_ready:
             self.backoff.failed(self.name, reason)

@@ -1,6 +1,6 @@
 """Keeps a program from outliving the process that started it, even if that process is killed.
 
-``python -m opd.serving.supervisor -- program arguments`` runs the program and watches its own standard input, a pipe
+``python -m opd.serving.supervisor program arguments`` runs the program and watches its own standard input, a pipe
 that only the starting process holds open. When that process ends, the pipe closes and the program is terminated.
 SIGTERM and SIGINT are forwarded, and the supervisor exits with the program's exit code. Use it for programs that do not
 watch their standard input themselves.
@@ -8,7 +8,6 @@ watch their standard input themselves.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import signal
@@ -33,7 +32,7 @@ def start(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
     Returns:
         the supervisor's process. Stop it with :func:`stop`.
     """
-    supervised = [sys.executable, "-m", "opd.serving.supervisor", "--", *command]
+    supervised = [sys.executable, "-m", "opd.serving.supervisor", *command]
     return subprocess.Popen(supervised, stdin=subprocess.PIPE, text=True, start_new_session=True, **options)
 
 
@@ -68,43 +67,33 @@ def _watch_program(program: subprocess.Popen[bytes], events: SimpleQueue[int | N
     events.put(None)
 
 
-def run(command: Sequence[str], grace: float) -> int:
+def run(command: Sequence[str]) -> int:
     """Run ``command`` until it ends, this process gets a signal, or standard input closes.
 
     Args:
-        command: the program and its arguments.
-        grace: seconds the program has to end after a signal before it is killed.
+        command: the program and its arguments. After a signal it has :data:`GRACE_SECONDS` to end.
 
     Returns:
-        its exit code, 128 + n if signal n ended it.
+        its exit code, 128 + n if signal n ended it; 127 if the program does not exist, as from a shell.
     """
     events: SimpleQueue[int | None] = SimpleQueue()
     # Installed before the program starts, so that no signal can end this process and orphan the program.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, frame: events.put(received))
-    program = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    try:
+        program = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        print(f"cannot run {command[0]}: {error}", file=sys.stderr)
+        return 127
     for target, arguments in ((_watch_input, (events,)), (_watch_program, (program, events))):
         threading.Thread(target=target, args=arguments, daemon=True).start()
     while (received := events.get()) is not None:
         program.send_signal(received)
-        killer = threading.Timer(grace, program.kill)
+        killer = threading.Timer(GRACE_SECONDS, program.kill)
         killer.daemon = True
         killer.start()
     return program.returncode if program.returncode >= 0 else 128 - program.returncode
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns 127 if the program does not exist, as a shell does."""
-    parser = argparse.ArgumentParser(prog="python -m opd.serving.supervisor", description=__doc__)
-    parser.add_argument("--grace", type=float, default=GRACE_SECONDS, help="seconds from a signal to the kill")
-    parser.add_argument("command", nargs="+", help="the program and its arguments, after --")
-    options = parser.parse_args(arguments)
-    try:
-        return run(options.command, options.grace)
-    except OSError as error:
-        print(f"cannot run {options.command[0]}: {error}", file=sys.stderr)
-        return 127
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(sys.argv[1:]))

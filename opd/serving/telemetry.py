@@ -1,18 +1,22 @@
-"""Telemetry of a live pipeline: what the control loop needs to know, from the raw samples of any monitor."""
+"""Telemetry of a live pipeline: the observations and measurements of the control loop, from raw samples."""
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections.abc import Sequence
 
 import numpy as np
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from opd.control.loop import ObservationError
 from opd.host.waiting import wait_until
-from opd.measurement import Interval
-from opd.pipeline import Configuration, Pipeline
+from opd.measurement import Interval, Observation, unmeasured
+from opd.objective import profiled_service_time, profiled_throughput
+from opd.pipeline import Configuration, Pipeline, as_array
 from opd.serving import metrics
-from opd.serving.monitoring.source import SCRAPE_SECONDS, UP, Monitor, NoDataError, Series
+from opd.serving.monitoring.source import SCRAPE_SECONDS, UP, Monitor, MonitoringError, NoDataError, Series
 from opd.serving.monitoring.statistics import (
     STALE_SECONDS,
     counted,
@@ -23,6 +27,8 @@ from opd.serving.monitoring.statistics import (
 )
 from opd.serving.protocol import COMPLETED
 from opd.workload.forecast import HISTORY_SECONDS
+
+logger = logging.getLogger(__name__)
 
 SCRAPE_WAIT_SECONDS = 2.0
 """Longest wait for a scrape after the end of an interval."""
@@ -64,7 +70,7 @@ class Telemetry:
         now = time.time()
         self._requests(now - STALE_SECONDS, now)
         self.queue(now)
-        self._replicas(now - STALE_SECONDS, now)
+        self._by_task(metrics.STAGE_REPLICAS, now - STALE_SECONDS, now)
 
     def history(self, now: float, begin: float = -np.inf) -> np.ndarray:
         """Return the requests that arrived in each of the last seconds, as far back as they were monitored.
@@ -109,13 +115,8 @@ class Telemetry:
             NoDataError: if a task has no recent sample.
             MonitoringError: if the monitor cannot be read.
         """
-        found = [_until(series, now) for series in self._samples(metrics.STAGE_QUEUE, now - STALE_SECONDS)]
-        lengths = []
-        for task in self._pipeline.tasks:
-            of_task = _of_task(found, task.name)
-            _require_recent(of_task, now, f"{metrics.STAGE_QUEUE} of task {task.name!r}")
-            lengths.append(sum(float(series.values[-1]) for series in of_task if len(series.values)))
-        return np.array(lengths)
+        by_task = self._by_task(metrics.STAGE_QUEUE, now - STALE_SECONDS, now)
+        return np.array([sum(float(each.values[-1]) for each in series if len(each.values)) for series in by_task])
 
     def interval(self, begin: float, end: float, configuration: Configuration) -> Interval:
         """Measure an interval; waits up to :data:`SCRAPE_WAIT_SECONDS` until its end has been scraped.
@@ -167,7 +168,7 @@ class Telemetry:
 
     def _ready_throughput(self, begin: float, end: float, configuration: Configuration) -> np.ndarray:
         throughput = np.zeros(len(configuration))
-        for n, replicas in enumerate(self._replicas(begin - STALE_SECONDS, end)):
+        for n, replicas in enumerate(self._by_task(metrics.STAGE_REPLICAS, begin - STALE_SECONDS, end)):
             variants, batch_size = self._pipeline.tasks[n].variants, configuration[n].batch_size
             known = {variant.name: variant.throughput(batch_size) for variant in variants}
             for series in replicas:
@@ -175,12 +176,12 @@ class Telemetry:
                 throughput[n] += time_average(series, begin, end) * known.get(series.labels["variant"], 0.0)
         return throughput
 
-    def _replicas(self, since: float, now: float) -> list[list[Series]]:
-        """Return the series of the replicas of each task, one per variant."""
-        found = self._samples(metrics.STAGE_REPLICAS, since)
-        by_task = [_of_task(found, task.name) for task in self._pipeline.tasks]
+    def _by_task(self, metric: str, since: float, now: float) -> list[list[Series]]:
+        """Return the series of a stage's gauge for each task, until ``now``."""
+        found = [_kept(series, series.times <= now) for series in self._samples(metric, since)]
+        by_task = [[series for series in found if series.labels["task"] == task.name] for task in self._pipeline.tasks]
         for task, of_task in zip(self._pipeline.tasks, by_task, strict=True):
-            _require_recent(of_task, now, f"{metrics.STAGE_REPLICAS} of task {task.name!r}")
+            _require_recent(of_task, now, f"{metric} of task {task.name!r}")
         return by_task
 
     def _mean(self, metric: str, begin: float, end: float, **labels: str) -> float | None:
@@ -215,17 +216,11 @@ class Telemetry:
 
 def _finite(series: Series, since: float) -> Series:
     """Return the finite samples since a time; the monitor looked back from a slightly later time."""
-    kept = np.isfinite(series.values) & (series.times >= since)
-    return Series(series.labels, series.times[kept], series.values[kept])
+    return _kept(series, np.isfinite(series.values) & (series.times >= since))
 
 
-def _until(series: Series, now: float) -> Series:
-    kept = series.times <= now
-    return Series(series.labels, series.times[kept], series.values[kept])
-
-
-def _of_task(found: Sequence[Series], task: str) -> list[Series]:
-    return [series for series in found if series.labels["task"] == task]
+def _kept(series: Series, mask: np.ndarray) -> Series:
+    return Series(series.labels, series.times[mask], series.values[mask])
 
 
 def _newest(found: Sequence[Series]) -> float:
@@ -241,3 +236,87 @@ def _require_recent(found: Sequence[Series], now: float, name: str) -> None:
         f"{name} {state}; this does not mean that the load is zero: check that the process serves its metrics and is "
         "a target of the monitor"
     )
+
+
+class TelemetryBackend:
+    """Observes a pipeline and measures its intervals.
+
+    Args:
+        pipeline: the pipeline.
+        configuration: its running configuration.
+        monitor: source of metrics.
+        interval_seconds: seconds between two decisions.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, configuration: Configuration, monitor: Monitor, interval_seconds: float
+    ) -> None:
+        self.pipeline, self.configuration, self.monitor = pipeline, configuration, monitor
+        self._seconds = float(interval_seconds)
+        self._telemetry = Telemetry(monitor, pipeline)
+        self._closing = threading.Event()
+        self._tick: float | None = None
+        self._begin = -np.inf
+        self._assume_profiles(configuration)
+
+    def begin_run(self) -> None:
+        """Discard all measurements so far: a policy sees only the run in which it decides."""
+        self._begin = time.time()
+        self._assume_profiles(self.configuration)
+
+    def observe(self) -> Observation:
+        """Observe the pipeline through its metrics.
+
+        Raises:
+            ObservationError: if there are no recent metrics.
+        """
+        now = time.time()
+        # The first interval begins with the first observation, and so does the first after a pause in decisions.
+        if self._tick is None or time.monotonic() > self._tick + self._seconds:
+            self._tick = time.monotonic()
+        try:
+            history = self._telemetry.history(now, self._begin)
+            queue = self._telemetry.queue(now)
+        except MonitoringError as error:
+            raise ObservationError(str(error)) from error
+        if not len(history):
+            raise ObservationError("the router was scraped less than twice")
+        return Observation(
+            history=history,
+            available_cores=self.available_cores(),
+            configuration=self.configuration,
+            task_latency=self._task_latency,
+            ready_throughput=self._ready_throughput,
+            queue=queue,
+            incoming_load=float(history[-round(self._seconds) :].mean()),
+        )
+
+    def available_cores(self) -> float:
+        """Return the cores that the replicas may use: W_max of the pipeline.
+
+        Raises:
+            ObservationError: if they cannot be determined.
+        """
+        return float(self.pipeline.capacity)
+
+    def wait(self) -> Interval:
+        """Sleep until the interval or the backend ends, and measure; figures are NaN where that was impossible."""
+        now = time.monotonic()
+        self._tick = max((self._tick or now) + self._seconds, now)
+        if self._closing.wait(self._tick - now):
+            return unmeasured(self.pipeline)
+        end = time.time()
+        try:
+            interval = self._telemetry.interval(end - self._seconds, end, self.configuration)
+        except MonitoringError as error:
+            logger.warning("the interval could not be measured: %s", error)
+            self._assume_profiles(self.configuration)
+            return unmeasured(self.pipeline)
+        self._task_latency, self._ready_throughput = interval.task_latency[0], interval.ready_throughput[0]
+        return interval
+
+    def _assume_profiles(self, configuration: Configuration) -> None:
+        """Take latencies and throughputs from the profiles, until an interval is measured."""
+        rows = as_array(configuration)
+        self._task_latency = profiled_service_time(self.pipeline, rows)
+        self._ready_throughput = profiled_throughput(self.pipeline, rows)

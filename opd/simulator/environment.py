@@ -48,8 +48,9 @@ class PipelineEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     ======================  =================================================  ==========
 
     **Action**, ``MultiDiscrete``: for every task the index of the variant, replicas - 1 and log2 of the batch size
-    (Eq. 6). An action that breaks a limit of Eq. 4 is refused: what ran before goes on, and ``info["refused"]`` gives
-    the reason. :meth:`action_masks` rules out, entry by entry, what no feasible action contains.
+    (Eq. 6). An action that breaks a limit of Eq. 4 is refused: the previous configuration keeps running, and
+    ``info["refused"]`` gives the reason. :meth:`action_masks` rules out, entry by entry, what no feasible action
+    contains.
 
     **Reward**: Eq. 7 for the interval that begins with the action.
 
@@ -132,8 +133,8 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     Observations, actions, rewards, starts and ends are those of the single environment, with a leading axis of E.
     ``infos`` holds arrays (E,): the fields of :class:`~opd.measurement.Score`, ``offered``, ``dropped`` and the boolean
-    ``refused``, which is true where an action exceeded the capacity and what ran before goes on. Every entry of an
-    action must lie within its space.
+    ``refused``, true where an action exceeded the capacity and the previous configuration keeps running. Every entry
+    of an action must lie within its space.
 
     **Autoreset** happens in the same step: where an episode is truncated, the observation is the first one of the next
     episode; ``infos["final_obs"]`` and ``infos["final_info"]`` belong to the end of the old episode.
@@ -335,7 +336,7 @@ def action_masks(pipeline: Pipeline) -> np.ndarray:
 
 
 def admit(pipeline: Pipeline, running: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Refuse configurations that exceed the capacity: what ran before goes on.
+    """Refuse configurations that exceed the capacity: the previous ones keep running.
 
     Args:
         pipeline: the pipeline, N tasks.

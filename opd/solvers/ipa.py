@@ -77,12 +77,9 @@ class IpaParameters:
 
 def ipa_objective(pipeline: Pipeline, configuration: Configuration, parameters: IpaParameters) -> float:
     """IPA's objective, alpha V - beta C - gamma sum(b), of one configuration."""
-    batches = sum(stage.batch_size for stage in configuration)
-    return float(
-        parameters.alpha * accuracy(pipeline, configuration)
-        - parameters.beta * used_cores(pipeline, configuration)
-        - parameters.gamma * batches
-    )
+    worth = parameters.alpha * accuracy(pipeline, configuration)
+    cost = parameters.beta * used_cores(pipeline, configuration)
+    return float(worth - cost - parameters.gamma * sum(stage.batch_size for stage in configuration))
 
 
 Choose = Callable[[np.ndarray, np.ndarray, np.ndarray, int, float], np.ndarray]
@@ -193,9 +190,8 @@ def ipa_highs(pipeline: Pipeline, load: float, parameters: IpaParameters, time_l
 
 def _solve_by_highs(programme: highspy.HighsLp, time_limit: float, subject: str) -> np.ndarray:
     solver = highspy.Highs()
-    for option, value in _HIGHS_OPTIONS.items():
+    for option, value in (_HIGHS_OPTIONS | {"time_limit": time_limit}).items():
         solver.setOptionValue(option, value)
-    solver.setOptionValue("time_limit", time_limit)
     solver.passModel(programme)
     solver.run()
     status = solver.getModelStatus()

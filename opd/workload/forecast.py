@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numba
 import numpy as np
+import pydantic.dataclasses
+from pydantic import Field
 
 from opd.host.archive import ArchiveError, load_archive, save_archive
 
@@ -23,7 +25,7 @@ HISTORY_SECONDS = 120
 """Past seconds that a forecast sees (Sec. IV); the trace must hold them before a cycle starts."""
 
 HORIZON_SECONDS = 20
-"""Seconds ahead whose largest load is forecast (Sec. IV-A)."""
+"""Coming seconds for which the largest load is forecast (Sec. IV-A)."""
 
 BIN_SECONDS = 10
 """Seconds of history that one step of the LSTM sees."""
@@ -36,6 +38,8 @@ TARGET_SCALE = 0.3
 HALF_REQUEST = 0.5
 """Added to loads to keep logarithms finite at zero."""
 
+_Count = Annotated[int, Field(ge=1)]
+_Positive = Annotated[float, Field(gt=0.0)]
 _FEATURE_SCALE = 3.0
 _FORMAT = "opd forecaster 2"
 _TRAIN_AGAIN = "train one with notebook 02_load_forecast"
@@ -71,7 +75,7 @@ class ForecasterError(ValueError):
     """A forecaster file cannot be used; the message gives the reason and the remedy."""
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True, config={"extra": "forbid", "allow_inf_nan": False})
 class ForecastParameters:
     """Network and training of the forecaster.
 
@@ -88,20 +92,13 @@ class ForecastParameters:
         ValueError: if a value is out of its range.
     """
 
-    hidden_size: int = 25
-    epochs: int = 6
-    batch_size: int = 256
-    learning_rate: float = 5e-3
-    gradient_clip: float = 1.0
-    stride: int = 10
-    train_windows: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("hidden_size", "epochs", "batch_size", "learning_rate", "gradient_clip", "stride"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"forecast parameter {name} is {getattr(self, name)}, but must be positive")
-        if self.train_windows < 0:
-            raise ValueError(f"forecast parameter train_windows is {self.train_windows}; use 0 for all windows")
+    hidden_size: _Count = 25
+    epochs: _Count = 6
+    batch_size: _Count = 256
+    learning_rate: _Positive = 5e-3
+    gradient_clip: _Positive = 1.0
+    stride: _Count = 10
+    train_windows: Annotated[int, Field(ge=0)] = 0
 
 
 @numba.njit(cache=True)

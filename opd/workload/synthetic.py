@@ -73,19 +73,6 @@ def generate_counts(seconds: int = SECONDS, seed: int = SEED) -> np.ndarray:
     return counts.astype(np.uint16)
 
 
-def write_synthetic_trace(path: Path, seconds: int = SECONDS, seed: int = SEED) -> None:
-    """Write a generated trace as a Parquet file with the single column ``count``, for ``load_trace``."""
-    table = pd.DataFrame({"count": generate_counts(seconds, seed)})
-    table.to_parquet(
-        path,
-        index=False,
-        compression="zstd",
-        compression_level=19,
-        use_dictionary=False,
-        column_encoding={"count": "DELTA_BINARY_PACKED"},
-    )
-
-
 def _daily_profile(seconds: int, rng: np.random.Generator) -> np.ndarray:
     """(seconds,) the base rate between its half-hourly knots, scaled a little differently every day."""
     slots = -(-seconds // _SLOT)
@@ -160,8 +147,15 @@ def main(
     seconds: Annotated[int, typer.Option(help="Length of the trace.")] = SECONDS,
     seed: Annotated[int, typer.Option(help="Seed of the random generator.")] = SEED,
 ) -> None:
-    """Write the bundled synthetic trace."""
-    write_synthetic_trace(output, seconds, seed)
+    """Write a generated trace as a Parquet file with the single column ``count``."""
+    pd.DataFrame({"count": generate_counts(seconds, seed)}).to_parquet(
+        output,
+        index=False,
+        compression="zstd",
+        compression_level=19,
+        use_dictionary=False,
+        column_encoding={"count": "DELTA_BINARY_PACKED"},
+    )
     print(f"wrote {output} ({output.stat().st_size / 1e6:.2f} MB)")
 
 

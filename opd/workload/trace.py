@@ -146,7 +146,7 @@ def load_trace(source: str | Path, damping: int = 1) -> Trace:
 
 
 class Windows(NamedTuple):
-    """Where N forecasts are made in a trace, and the load that they should have predicted.
+    """Positions of N forecasts in a trace, and the load that they should have predicted.
 
     Attributes:
         ends: (N,) positions of the first second that a forecast does not know.
@@ -262,7 +262,7 @@ def evaluation_cycles(trace: Trace, extra: int = 9) -> list[Cycle]:
     """The paper's three workloads, then ``extra`` more cycles spread evenly over the test split.
 
     The three are known for the Twitter trace; :func:`characteristic_cycles` chooses them for any other. No two cycles
-    overlap, and no further cycle or its history touches a recording gap. The damping makes no difference.
+    overlap, and no further cycle or its history touches a recording gap. Damping does not matter.
 
     Raises:
         TraceError: if the test split is too short for so many cycles.
@@ -331,7 +331,7 @@ def _candidate_positions(trace: Trace) -> np.ndarray:
 
 
 def _apart(candidates: np.ndarray, taken: list[int]) -> np.ndarray:
-    """(P,) true for candidate positions whose cycle overlaps none of those that start at ``taken``."""
+    """(P,) true for candidate positions where a cycle overlaps none of those that start at ``taken``."""
     distance = np.abs(candidates[:, None] - np.array(taken, dtype=np.int64)[None, :])
     return np.all(distance >= CYCLE_SECONDS, axis=1)
 

@@ -7,7 +7,7 @@ import pytest
 from small_trainings import SHORT, overloaded_problem, problem_for
 
 from opd.agent.problem import table_policy
-from opd.agent.rollout import tolerated_drops, validate
+from opd.agent.rollout import ipa_drops, validate
 from opd.pipeline import as_array
 
 
@@ -34,4 +34,4 @@ def test_drops_beyond_the_tolerated_cost_a_checkpoint_its_place():
     tolerant = validate(problem, SHORT, only, strict.dropped - 10)
     assert tolerant.selection == pytest.approx(strict.reward - SHORT.drop_penalty * 10)
     assert validate(problem, SHORT, only, 1e6).selection == pytest.approx(strict.reward)
-    assert tolerated_drops(problem, SHORT) == strict.dropped  # there is nothing else to choose for IPA either
+    assert ipa_drops(problem, SHORT) == strict.dropped  # there is nothing else to choose for IPA either

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer
@@ -29,12 +30,12 @@ def test_help_lists_commands_and_exit_codes_and_imports_nothing_heavy():
 
 
 def test_help_lists_flavours_policies_and_pull_policies(capsys):
-    from opd.cluster.settings import FLAVOURS, PULL_POLICIES
+    from opd.cluster.settings import Flavour, PullPolicy
     from opd.control import DEPLOYABLE_POLICIES
 
     assert cli.main(["run", "--help"]) == cli.DONE
     text = "".join(capsys.readouterr().out.split())  # lines are also wrapped at hyphens
-    for word in (*FLAVOURS, *DEPLOYABLE_POLICIES, *PULL_POLICIES):
+    for word in (*get_args(Flavour), *DEPLOYABLE_POLICIES, *get_args(PullPolicy)):
         assert word in text
 
 

@@ -30,7 +30,7 @@ from opd.workload.trace import load_trace
             "there is no file nosuch; train one",
         ),
         (["--policy=greedy"], "--prometheus"),
-        (["--policy=greedy", "--decisions=0"], "not at least 1"),
+        (["--policy=greedy", "--decisions=0"], "Invalid value for '--decisions'"),
     ],
 )
 def test_wrong_options_of_a_run_are_refused(shell, monkeypatch, caplog, options, words):

@@ -284,12 +284,14 @@ import logging, sys
 logging.basicConfig(level=logging.INFO)
 sys.path.append({tests!r})
 from tiny_cluster import OFTEN, TIMES, WANTED, FixedPolicy, settings, tiny_pipeline
-from opd.cluster.controller import ControllerSettings
-from opd.cluster.controller import run_controller
+from opd.cluster.api import Cluster
+from opd.cluster.connection import credentials
+from opd.cluster.controller import ControllerSettings, run_controller
 from opd.serving.monitoring.prometheus import PrometheusUrl
 options = ControllerSettings(interval_seconds=600, lease=OFTEN, times=TIMES, host="127.0.0.1", port=0)
 monitor = PrometheusUrl({prometheus!r})
-sys.exit(run_controller(tiny_pipeline(), settings(), monitor, FixedPolicy(WANTED), lambda h: 5.0, options, {config!r}))
+cluster, policy = Cluster(settings().namespace, lambda: credentials({config!r})), FixedPolicy(WANTED)
+sys.exit(run_controller(cluster, tiny_pipeline(), settings(), monitor, policy, lambda h: 5.0, options))
 """
 
 

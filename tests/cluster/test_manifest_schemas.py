@@ -12,6 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifest_objects import (
+    FLAVOURS,
     FULL,
     KUBERNETES,
     check_schema,
@@ -28,7 +29,6 @@ from small_pipelines import pipelines
 from opd.cluster import names
 from opd.cluster.manifests.pods import cpu
 from opd.cluster.manifests.workloads import replicas_of
-from opd.cluster.settings import FLAVOURS
 from opd.pipeline import used_cores
 from opd.solvers import random_configuration
 

@@ -3,16 +3,14 @@
 import json
 
 import pytest
-from manifest_objects import FULL, PLAIN, changed, find, objects_of, server_of, workloads
+from manifest_objects import FLAVOURS, FULL, PLAIN, changed, find, objects_of, server_of, workloads
 from small_pipelines import ocr_pipeline
 
 from opd.cluster import names
 from opd.cluster.manifests.pipeline import stage_config
-from opd.cluster.manifests.pods import SECURITY_CONTEXT
-from opd.cluster.manifests.servers import DISCOVERING_QUEUE
+from opd.cluster.manifests.pods import DISCOVERING_QUEUE, SECURITY_CONTEXT
 from opd.cluster.manifests.workloads import model_workload, replicas_of, template_of, with_replicas
 from opd.cluster.overlay import Overlay
-from opd.cluster.settings import FLAVOURS
 from opd.pipeline import InfeasibleError, Pipeline, StageConfiguration, Task, Variant
 from opd.profiling.catalogue import load_pipeline
 from opd.serving.settings import ServerSettings, StageSettings

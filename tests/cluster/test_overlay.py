@@ -7,12 +7,13 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from manifest_objects import FLAVOURS
 from small_pipelines import ocr_pipeline
 
 from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.names import COMPONENTS
 from opd.cluster.overlay import MERGE_KEYS, Overlay, OverlayError, read_overlay
-from opd.cluster.settings import FLAVOURS, ClusterSettings
+from opd.cluster.settings import ClusterSettings
 from opd.host.documents import DocumentError, as_model, parse_document
 from opd.pipeline import StageConfiguration
 

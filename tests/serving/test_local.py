@@ -14,7 +14,7 @@ from small_pipelines import stages
 from tiny_local import BROKEN, FAST, INITIAL, PARAMETERS, SLOW, Load, outcomes, queue_status, tiny_pipeline
 
 from opd.control.loop import ApplyError, ObservationError
-from opd.serving import backoff, local_stage, loopback, processes
+from opd.serving import local, local_stage, processes, supervised_server
 from opd.serving.local import AlreadyControlledError, LocalBackend
 
 pytestmark = pytest.mark.processes
@@ -109,7 +109,7 @@ def test_a_malformed_request_gets_its_own_error(backend, tmp_path):
     bad = records[records["payload"] == 1]
     assert outcomes(records[records["payload"] == 0]) == {"completed": 30 - len(bad)}
     assert len(bad) and set(bad["code"]) == {"INVALID_ARGUMENT"}
-    assert bad["detail"].str.contains("which is no text to answer").all()
+    assert bad["detail"].str.contains("which is not a text to answer").all()
 
 
 def test_observing_fails_without_the_monitor_until_it_is_back(backend, tmp_path):
@@ -136,8 +136,8 @@ def test_an_interval_counts_what_was_sent(backend, tmp_path):
     traffic = Load(backend, tmp_path, [10] * 30)
     # The generator takes seconds to start; the interval after the first with requests is the first whole one.
     eventually(lambda: backend.wait().offered[0] > 0, poll=0.0)
-    # A scrape that comes late counts in the next interval, so that only together they are exact; on a machine that is
-    # busy for seconds an interval is not measured at all.
+    # A scrape that comes late counts in the next interval: only the sum is exact. On a machine that is
+    # busy for seconds, an interval is not measured at all.
     intervals = [interval for interval in (backend.wait() for _ in range(6)) if np.isfinite(interval.offered[0])]
     assert len(intervals) >= 3
     assert np.mean([each.offered[0] for each in intervals]) == pytest.approx(10 * PARAMETERS.interval, rel=0.25)
@@ -160,10 +160,10 @@ def test_after_a_pause_an_interval_has_its_full_length(backend):
 
 
 def test_the_environments_proxies_are_not_used(backend, tmp_path, monkeypatch):
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
         for name in ("http_proxy", "HTTP_PROXY", "grpc_proxy"):
-            monkeypatch.setenv(name, f"http://127.0.0.1:{nobody.getsockname()[1]}")
+            monkeypatch.setenv(name, f"http://127.0.0.1:{unused.getsockname()[1]}")
         for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
             monkeypatch.delenv(name, raising=False)
         backend.apply(stages((SLOW, 1, 1), (FAST, 1, 1)))
@@ -177,18 +177,18 @@ def without_standbys(backend, monkeypatch):
         monkeypatch.setattr(stage, "standbys", 0)
     for stage in backend.stages:
         for standby in list(stage._standby):
-            standby.process.kill()
+            standby.kill()
     eventually(lambda: not any(stage._standby for stage in backend.stages))
 
 
 def test_the_error_for_a_late_server_names_the_limit(backend, without_standbys, monkeypatch):
-    monkeypatch.setattr(backoff, "START_SECONDS", 0.2)
+    monkeypatch.setattr(processes, "START_SECONDS", 0.2)
     with pytest.raises(ApplyError, match="variant 'slow' of 'first' did not start 2 times .* not ready after 0.2 s; "):
         backend.apply(stages((SLOW, 1, 1), (FAST, 1, 1)))
 
 
 def test_an_error_names_what_is_missing_when_the_time_is_over(backend, without_standbys, monkeypatch):
-    monkeypatch.setattr(backend, "_apply_seconds", 0.3)
+    monkeypatch.setattr(local, "APPLY_SECONDS", 0.3)
     with pytest.raises(
         ApplyError, match=r"ready after 0.3 s: 0 of 2 replicas of 'slow' at 'second'.*second-\d+ began 0"
     ):
@@ -213,7 +213,7 @@ def test_the_error_for_a_server_that_cannot_start_gives_the_reason(backend, whic
 @pytest.mark.parametrize("which", ["queue", "router"])
 def test_a_stopped_queue_or_router_is_detected_and_restarted(backend, tmp_path, monkeypatch, which):
     server = {"queue": backend.stages[0].queue, "router": backend.router}[which]
-    monkeypatch.setattr(loopback, "HTTP_TIMEOUT", 0.5)
+    monkeypatch.setattr(processes, "HTTP_TIMEOUT", 0.5)
     stopped = server.pid
     os.kill(stopped, signal.SIGSTOP)
     eventually(lambda: server.pid != stopped and server.answers)
@@ -240,14 +240,14 @@ def test_a_draining_replica_runs_until_the_queue_reports_that_it_has_finished(ba
 def test_a_standby_that_may_have_taken_a_variant_is_killed(backend):
     stage = backend.stages[0]
     standby = ready_standby(stage)
-    os.kill(standby.process.pid, signal.SIGSTOP)
+    os.kill(standby.pid, signal.SIGSTOP)
     backend.apply(stages((SLOW, 1, 1), (FAST, 1, 1)))
     assert standby not in stage._standby
-    eventually(standby.process.ended)
+    eventually(standby.ended)
 
 
 def ready_standby(stage):
-    return eventually(lambda: next((standby for standby in stage._standby if standby.ready), None))
+    return eventually(lambda: next((standby for standby in stage._standby if standby.was_ready), None))
 
 
 def test_standbys_that_die_at_start_are_retried_with_pauses_and_fail_no_reconfiguration(backend, monkeypatch, caplog):
@@ -276,9 +276,9 @@ def test_standbys_that_die_at_start_are_retried_with_pauses_and_fail_no_reconfig
 def test_a_standby_that_hangs_at_start_is_killed_and_logged_with_the_limit(backend, monkeypatch, caplog):
     stage = backend.stages[0]
     standby = ready_standby(stage)
-    monkeypatch.setattr(backoff, "START_SECONDS", 0.2)
-    monkeypatch.setattr(backoff, "LONGEST_PAUSE", 0.1)
-    os.kill(standby.process.pid, signal.SIGKILL)
+    monkeypatch.setattr(processes, "START_SECONDS", 0.2)
+    monkeypatch.setattr(supervised_server, "LONGEST_PAUSE", 0.1)
+    os.kill(standby.pid, signal.SIGKILL)
     eventually(lambda: re.search(r"a standby of 'first' did not start.*: not ready after 0.2 s; ", caplog.text))
     assert stage.settled and not backend._errors()
     monkeypatch.undo()

@@ -12,8 +12,7 @@ from small_pipelines import ocr_pipeline
 from opd.pipeline import StageConfiguration
 from opd.serving import telemetry
 from opd.serving.monitoring.source import MonitoringError, NoDataError, Series
-from opd.serving.telemetry import Telemetry
-from opd.serving.telemetry_backend import TelemetryBackend
+from opd.serving.telemetry import Telemetry, TelemetryBackend
 
 
 class Given:

@@ -310,5 +310,5 @@ def test_the_error_for_a_full_queue_names_the_remedy():
     ],
 )
 def test_parameters_out_of_range_are_refused(parameter, value):
-    with pytest.raises(ValueError, match=f"{parameter} {value!r}"):
+    with pytest.raises(ValueError, match=rf"{parameter}\n.*input_value={value!r}"):
         SimulationParameters(**{parameter: value})

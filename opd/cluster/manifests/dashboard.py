@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from opd.cluster.manifests.objects import Manifest, config_map
 from opd.cluster.names import APPLICATION, labels
+from opd.cluster.resources import Object, manifest
 from opd.serving import metrics
 
 SIDECAR_LABEL = "grafana_dashboard"
@@ -24,9 +24,6 @@ RATE = "[$__rate_interval]"
 COLUMNS, WIDTH, HEIGHT = 24, 12, 8
 """Columns of Grafana's grid, and size of a panel in it."""
 
-Query = tuple[str, str]
-"""Expression and legend of its series."""
-
 
 def dashboard(pipeline: str = "") -> dict[str, Any]:
     """Return the dashboard that Grafana imports.
@@ -34,7 +31,6 @@ def dashboard(pipeline: str = "") -> dict[str, Any]:
     Args:
         pipeline: shown first; any if empty.
     """
-    panels = [_panel(number, *each) for number, each in enumerate(_panels())]
     return {
         "uid": f"{APPLICATION}-{pipeline}" if pipeline else APPLICATION,
         "title": f"Pipeline {pipeline}" if pipeline else "Inference pipelines",
@@ -44,14 +40,15 @@ def dashboard(pipeline: str = "") -> dict[str, Any]:
         "refresh": "10s",
         "time": {"from": "now-30m", "to": "now"},
         "templating": {"list": _variables(pipeline)},
-        "panels": panels,
+        "panels": [_panel(number, *each) for number, each in enumerate(_panels())],
     }
 
 
-def dashboard_config(pipeline: str, namespace: str) -> Manifest:
+def dashboard_config(pipeline: str, namespace: str) -> Object:
     """Return a ConfigMap that Grafana's sidecar loads."""
     data = {f"{APPLICATION}-{pipeline}.json": dashboard_text(pipeline)}
-    return config_map(f"{pipeline}-dashboard", {SIDECAR_LABEL: "1", **labels(pipeline)}, namespace, data)
+    its_labels = {SIDECAR_LABEL: "1", **labels(pipeline)}
+    return manifest("v1", "ConfigMap", f"{pipeline}-dashboard", its_labels, namespace, data=data)
 
 
 def dashboard_text(pipeline: str = "") -> str:
@@ -59,65 +56,38 @@ def dashboard_text(pipeline: str = "") -> str:
     return json.dumps(dashboard(pipeline), indent=2) + "\n"
 
 
-def _panels() -> list[tuple[str, str, Sequence[Query]]]:
-    """Return title, unit and queries of each panel."""
-    stages = [
-        (_mean(metrics.STAGE_LATENCY, "task"), "{{task}}"),
-        (_mean(metrics.STAGE_WAIT, "task"), "{{task}} waiting"),
-    ]
-    whole = [(_quantile(0.5), "median"), (_quantile(0.99), "99th percentile"), (_mean(metrics.LATENCY), "mean")]
-    return [
-        (
-            "Load",
-            "reqps",
-            [
-                (f"sum(rate({metrics.REQUESTS}_total{FILTER}{RATE}))", "arrived"),
-                (f"sum by (outcome) (rate({metrics.ANSWERS}_total{FILTER}{RATE}))", "{{outcome}}"),
-                (f"max(opd_controller_forecast{FILTER})", "forecast maximum"),
-            ],
-        ),
-        ("Latency, end to end", "s", whole),
-        ("Replicas in service", "short", [(_sum(metrics.STAGE_REPLICAS, "task, variant"), "{{task}} {{variant}}")]),
-        ("Batch size", "short", [(_mean(metrics.STAGE_BATCH, "task"), "{{task}}")]),
-        ("Latency of each stage", "s", stages),
-        ("Requests waiting", "short", [(_sum(metrics.STAGE_QUEUE, "task"), "{{task}}")]),
-        (
-            "Duration of an inference call",
-            "s",
-            [(_mean(metrics.MODEL_SECONDS, "task, variant"), "{{task}} {{variant}}")],
-        ),
-        (
-            "Retries after a replica failed",
-            "reqps",
-            [(f"sum by (task) (rate({metrics.STAGE_RETRIES}_total{FILTER}{RATE}))", "{{task}}")],
-        ),
-        (
-            "Decisions",
-            "short",
-            [(f"sum by (outcome) (increase(opd_decisions_total{FILTER}[1m]))", "{{outcome}} per minute")],
-        ),
-        (
-            "Reward, QoS and cost",
-            "short",
-            [(f"max(opd_controller_{name}{FILTER})", name) for name in ("reward", "qos", "cost")],
-        ),
-    ]
+def _panels() -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Yield title and unit of each panel, and the expressions of its series by their legends."""
+    arrived = f"sum(rate({metrics.REQUESTS}_total{FILTER}{RATE}))"
+    answered, forecast = _rate(f"{metrics.ANSWERS}_total", "outcome"), f"max(opd_controller_forecast{FILTER})"
+    yield "Load", "reqps", {"arrived": arrived, "{{outcome}}": answered, "forecast maximum": forecast}
+    median, late = (f"histogram_quantile({share}, {_rate(f'{metrics.LATENCY}_bucket', 'le')})" for share in (0.5, 0.99))
+    mean = _mean(metrics.LATENCY)
+    yield "Latency, end to end", "s", {"median": median, "99th percentile": late, "mean": mean}
+    replicas = f"sum by (task, variant) ({metrics.STAGE_REPLICAS}{FILTER})"
+    yield "Replicas in service", "short", {"{{task}} {{variant}}": replicas}
+    yield "Batch size", "short", {"{{task}}": _mean(metrics.STAGE_BATCH, "task")}
+    latency, wait = _mean(metrics.STAGE_LATENCY, "task"), _mean(metrics.STAGE_WAIT, "task")
+    yield "Latency of each stage", "s", {"{{task}}": latency, "{{task}} waiting": wait}
+    yield "Requests waiting", "short", {"{{task}}": f"sum by (task) ({metrics.STAGE_QUEUE}{FILTER})"}
+    calls = _mean(metrics.MODEL_SECONDS, "task, variant")
+    yield "Duration of an inference call", "s", {"{{task}} {{variant}}": calls}
+    yield "Retries after a replica failed", "reqps", {"{{task}}": _rate(f"{metrics.STAGE_RETRIES}_total", "task")}
+    decisions = f"sum by (outcome) (increase(opd_decisions_total{FILTER}[1m]))"
+    yield "Decisions", "short", {"{{outcome}} per minute": decisions}
+    scores = {name: f"max(opd_controller_{name}{FILTER})" for name in ("reward", "qos", "cost")}
+    yield "Reward, QoS and cost", "short", scores
 
 
-def _sum(metric: str, by: str) -> str:
-    return f"sum by ({by}) ({metric}{FILTER})"
-
-
-def _quantile(share: float) -> str:
-    return f"histogram_quantile({share}, sum by (le) (rate({metrics.LATENCY}_bucket{FILTER}{RATE})))"
+def _rate(series: str, by: str) -> str:
+    return f"sum by ({by}) (rate({series}{FILTER}{RATE}))"
 
 
 def _mean(histogram: str, by: str = "") -> str:
-    total, count = (f"sum by ({by}) (rate({histogram}_{part}{FILTER}{RATE}))" for part in ("sum", "count"))
-    return f"{total} / {count}"
+    return f"{_rate(f'{histogram}_sum', by)} / {_rate(f'{histogram}_count', by)}"
 
 
-def _panel(number: int, title: str, unit: str, queries: Sequence[Query]) -> dict[str, Any]:
+def _panel(number: int, title: str, unit: str, series: dict[str, str]) -> dict[str, Any]:
     column, row = number * WIDTH % COLUMNS, number * WIDTH // COLUMNS
     return {
         "id": number + 1,
@@ -128,24 +98,26 @@ def _panel(number: int, title: str, unit: str, queries: Sequence[Query]) -> dict
         "fieldConfig": {"defaults": {"unit": unit}, "overrides": []},
         "targets": [
             {"refId": chr(ord("A") + place), "datasource": SOURCE, "expr": expression, "legendFormat": legend}
-            for place, (expression, legend) in enumerate(queries)
+            for place, (legend, expression) in enumerate(series.items())
         ],
     }
 
 
 def _variables(pipeline: str) -> list[dict[str, Any]]:
-    requests = f"{metrics.REQUESTS}_total"
     chosen = {"current": {"text": pipeline, "value": pipeline}} if pipeline else {}
     everything = {"includeAll": True, "allValue": ".*", "current": {"text": "All", "value": "$__all"}}
-    return [
-        {"name": "source", "label": "Prometheus", "type": "datasource", "query": "prometheus"},
-        _variable("namespace", f"label_values({requests}, namespace)", everything),
-        _variable("pipeline", f"label_values({requests}, pipeline)", chosen),
+    queried = [
+        {
+            "name": name,
+            "type": "query",
+            "datasource": SOURCE,
+            "query": f"label_values({metrics.REQUESTS}_total, {name})",
+            "refresh": 2,
+            **more,
+        }
+        for name, more in (("namespace", everything), ("pipeline", chosen))
     ]
-
-
-def _variable(name: str, query: str, more: dict[str, Any]) -> dict[str, Any]:
-    return {"name": name, "type": "query", "datasource": SOURCE, "query": query, "refresh": 2, **more}
+    return [{"name": "source", "label": "Prometheus", "type": "datasource", "query": "prometheus"}, *queried]
 
 
 if __name__ == "__main__":

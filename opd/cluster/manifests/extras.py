@@ -6,20 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opd.cluster.manifests.dashboard import dashboard_config
-from opd.cluster.manifests.objects import Manifest, manifest, pod_selector
-from opd.cluster.manifests.pods import METRICS
-from opd.cluster.names import MODEL, QUEUE, ROUTER, labels, models_name, queue_name, router_name
-from opd.cluster.settings import ClusterSettings
+from opd.cluster.names import MODEL, QUEUE, ROUTER, labels, models_name, pod_selector, queue_name, router_name
+from opd.cluster.resources import Object, manifest
+from opd.cluster.settings import METRICS, ClusterSettings
 from opd.pipeline import Pipeline
 from opd.serving.monitoring.source import SCRAPE_SECONDS, SCRAPE_TIMEOUT
 
 GRPC_SERVICE = "/inference.GRPCInferenceService/"
 """Path of the Open Inference Protocol over gRPC."""
 
-DNS_PORT = 53
 
-
-def extra_objects(pipeline: Pipeline, settings: ClusterSettings) -> list[Manifest]:
+def extra_objects(pipeline: Pipeline, settings: ClusterSettings) -> list[Object]:
     """Return the disruption budgets, and whatever else the settings ask for."""
     objects = [_disruption_budget(pipeline, task.name, settings) for task in pipeline.tasks]
     if settings.network_policy:
@@ -33,7 +30,7 @@ def extra_objects(pipeline: Pipeline, settings: ClusterSettings) -> list[Manifes
     return objects
 
 
-def _disruption_budget(pipeline: Pipeline, task: str, settings: ClusterSettings) -> Manifest:
+def _disruption_budget(pipeline: Pipeline, task: str, settings: ClusterSettings) -> Object:
     """Let a node drain evict the replicas of a task one by one; router and queues have only one pod each anyway."""
     spec = {"maxUnavailable": 1, "selector": pod_selector(pipeline.name, MODEL, task)}
     name, its_labels = models_name(pipeline.name, task), labels(pipeline.name, MODEL, task)
@@ -43,7 +40,7 @@ def _disruption_budget(pipeline: Pipeline, task: str, settings: ClusterSettings)
 # --------------------------------------------------------------------------------------------------- network
 
 
-def _network_policies(pipeline: Pipeline, settings: ClusterSettings) -> list[Manifest]:
+def _network_policies(pipeline: Pipeline, settings: ClusterSettings) -> list[Object]:
     """Let clients reach the router, the router the queues, each queue its task's replicas, and monitoring all pods."""
     name, grpc = pipeline.name, [settings.grpc_port]
     router, queues = {"podSelector": pod_selector(name, ROUTER)}, {"podSelector": pod_selector(name, QUEUE)}
@@ -63,11 +60,11 @@ def _network_policies(pipeline: Pipeline, settings: ClusterSettings) -> list[Man
 
 def _network_policy(
     pipeline: str, component: str, task: str, settings: ClusterSettings, ingress: list[Any], egress: list[Any]
-) -> Manifest:
+) -> Object:
     """Return a policy that also allows scraping metrics and resolving names."""
     names = {ROUTER: router_name(pipeline), QUEUE: queue_name(pipeline, task), MODEL: models_name(pipeline, task)}
     monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.monitoring_namespace}}}
-    dns = {"ports": [{"protocol": protocol, "port": DNS_PORT} for protocol in ("UDP", "TCP")]}
+    dns = {"ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]}
     spec = {
         "podSelector": pod_selector(pipeline, component, task),
         "policyTypes": ["Ingress", "Egress"],
@@ -89,7 +86,7 @@ def _allow(direction: str, ports: Sequence[int], peers: Sequence[Mapping[str, An
 # ----------------------------------------------------------------------------------------------------- Istio
 
 
-def _virtual_service(pipeline: Pipeline, settings: ClusterSettings) -> Manifest:
+def _virtual_service(pipeline: Pipeline, settings: ClusterSettings) -> Object:
     """Send requests for this pipeline from the gateway to the router; Istio does not retry, the queues do."""
     paths = {GRPC_SERVICE: settings.grpc_port, f"/v2/models/{pipeline.name}/": settings.http_port}
     routes = [
@@ -105,13 +102,13 @@ def _virtual_service(pipeline: Pipeline, settings: ClusterSettings) -> Manifest:
     return _istio_object("VirtualService", pipeline.name, spec, settings)
 
 
-def _destination_rule(pipeline: Pipeline, settings: ClusterSettings) -> Manifest:
+def _destination_rule(pipeline: Pipeline, settings: ClusterSettings) -> Object:
     policy = {"connectionPool": {"tcp": {"connectTimeout": "2s"}}, "loadBalancer": {"simple": "LEAST_REQUEST"}}
     spec = {"host": router_name(pipeline.name), "trafficPolicy": policy}
     return _istio_object("DestinationRule", pipeline.name, spec, settings)
 
 
-def _istio_object(kind: str, pipeline: str, spec: dict[str, Any], settings: ClusterSettings) -> Manifest:
+def _istio_object(kind: str, pipeline: str, spec: dict[str, Any], settings: ClusterSettings) -> Object:
     name, its_labels = router_name(pipeline), labels(pipeline, ROUTER)
     return manifest("networking.istio.io/v1", kind, name, its_labels, settings.namespace, spec=spec)
 
@@ -119,7 +116,7 @@ def _istio_object(kind: str, pipeline: str, spec: dict[str, Any], settings: Clus
 # ------------------------------------------------------------------------------------------------ monitoring
 
 
-def _pod_monitor(pipeline: Pipeline, settings: ClusterSettings) -> Manifest:
+def _pod_monitor(pipeline: Pipeline, settings: ClusterSettings) -> Object:
     """Scrape every pod of the pipeline as often as the control loop counts requests."""
     endpoint = {
         "port": METRICS,

@@ -7,11 +7,10 @@ replicas, and the content of the stages' ConfigMaps.
 from __future__ import annotations
 
 from opd.cluster.manifests.extras import extra_objects
-from opd.cluster.manifests.objects import Manifest, config_map, manifest
-from opd.cluster.manifests.pods import GRPC, HTTP, METRICS, SETTINGS_FILE, Pod
-from opd.cluster.manifests.servers import model_pod, queue_pod, router_pod
+from opd.cluster.manifests.pods import SETTINGS_FILE, Pod, model_pod, queue_pod, router_pod
 from opd.cluster.manifests.workloads import RECREATE, SURGE, deployment, model_workload, renewed_by_surge
 from opd.cluster.names import QUEUE, check_names, labels, match_labels, queue_account_name, stage_name
+from opd.cluster.resources import Object, manifest
 from opd.cluster.settings import ClusterSettings
 from opd.pipeline import Configuration, Pipeline, StageConfiguration, Task, check_feasible
 
@@ -21,7 +20,7 @@ STAGE_VARIANT, STAGE_REPLICAS, STAGE_BATCH_SIZE = "variant", "replicas", "batch_
 RBAC = "rbac.authorization.k8s.io"
 
 
-def pipeline_objects(pipeline: Pipeline, configuration: Configuration, settings: ClusterSettings) -> list[Manifest]:
+def pipeline_objects(pipeline: Pipeline, configuration: Configuration, settings: ClusterSettings) -> list[Object]:
     """Return everything a pipeline needs, in an order in which it can be created.
 
     Raises:
@@ -51,7 +50,7 @@ def pipeline_objects(pipeline: Pipeline, configuration: Configuration, settings:
     ]
 
 
-def stage_config(pipeline: Pipeline, task: Task, stage: StageConfiguration, settings: ClusterSettings) -> Manifest:
+def stage_config(pipeline: Pipeline, task: Task, stage: StageConfiguration, settings: ClusterSettings) -> Object:
     """Return the ConfigMap that holds the configuration of a stage."""
     data = {
         STAGE_VARIANT: task.variants[stage.variant].name,
@@ -59,24 +58,23 @@ def stage_config(pipeline: Pipeline, task: Task, stage: StageConfiguration, sett
         STAGE_BATCH_SIZE: str(stage.batch_size),
     }
     name = stage_name(pipeline.name, task.name)
-    return config_map(name, labels(pipeline.name, QUEUE, task.name), settings.namespace, data)
+    return manifest("v1", "ConfigMap", name, labels(pipeline.name, QUEUE, task.name), settings.namespace, data=data)
 
 
-def _settings_config(pod: Pod, settings: ClusterSettings) -> Manifest:
-    return config_map(pod.name, pod.labels, settings.namespace, {SETTINGS_FILE: pod.server.document})
+def _settings_config(pod: Pod, settings: ClusterSettings) -> Object:
+    data = {SETTINGS_FILE: pod.server.document}
+    return manifest("v1", "ConfigMap", pod.name, pod.labels, settings.namespace, data=data)
 
 
-def _service(pod: Pod, settings: ClusterSettings) -> Manifest:
-    ports = {HTTP: settings.http_port, GRPC: settings.grpc_port, METRICS: settings.metrics_port}
-    spec = {
-        "type": "ClusterIP",
-        "selector": match_labels(pod.labels),
-        "ports": [{"name": name, "port": port, "targetPort": name, "protocol": "TCP"} for name, port in ports.items()],
-    }
+def _service(pod: Pod, settings: ClusterSettings) -> Object:
+    ports = [
+        {"name": name, "port": port, "targetPort": name, "protocol": "TCP"} for name, port in settings.ports.items()
+    ]
+    spec = {"type": "ClusterIP", "selector": match_labels(pod.labels), "ports": ports}
     return manifest("v1", "Service", pod.name, pod.labels, settings.namespace, spec=spec)
 
 
-def _queue_account(pipeline: Pipeline, settings: ClusterSettings) -> list[Manifest]:
+def _queue_account(pipeline: Pipeline, settings: ClusterSettings) -> list[Object]:
     """Return the account of the queues, which may only look at pods and at the configuration of their stage."""
     name, its_labels, namespace = queue_account_name(pipeline.name), labels(pipeline.name, QUEUE), settings.namespace
     rule = {"apiGroups": [""], "resources": ["configmaps", "pods"], "verbs": ["get", "list", "watch"]}

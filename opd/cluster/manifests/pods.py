@@ -1,4 +1,6 @@
-"""The pods of a pipeline: one container each, a server of :mod:`opd.serving.server` with its settings mounted.
+"""The pods of a pipeline: its router, a queue for each task, and the replicas of each variant.
+
+Each has one container, a server of :mod:`opd.serving.server` with its settings mounted.
 
 The security context is that of the container, because Seldon Core replaces the pod's by its own.
 """
@@ -12,8 +14,23 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from opd.cluster.names import COMPONENT_LABEL, CONTAINER
-from opd.cluster.settings import ClusterSettings
+from opd.cluster.names import (
+    COMPONENT_LABEL,
+    CONTAINER,
+    MODEL,
+    QUEUE,
+    ROUTER,
+    labels,
+    model_name,
+    queue_account_name,
+    queue_name,
+    router_name,
+    selector,
+    service_host,
+    stage_name,
+)
+from opd.cluster.settings import HTTP, ClusterSettings
+from opd.pipeline import Pipeline, Task, Variant
 from opd.serving.settings import ServerSettings
 from opd.serving.store import CACHE_VARIABLE
 
@@ -29,8 +46,8 @@ CACHE_FOLDER = "/cache"
 SETTINGS_ANNOTATION = "opd.io/settings"
 """Hash of the settings and the pod template: a change replaces the pods, and identifies the current ones."""
 
-HTTP, GRPC, METRICS = "http", "grpc", "metrics"
-"""Names of the ports."""
+DISCOVERING_QUEUE = "opd.cluster.discovering_queue.DiscoveringQueueRuntime"
+"""Import path of the queues' runtime."""
 
 SECURITY_CONTEXT: Mapping[str, Any] = {
     "runAsNonRoot": True,
@@ -80,8 +97,10 @@ def pod_template(pod: Pod, settings: ClusterSettings) -> dict[str, Any]:
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": settings.grace_seconds,
         "containers": [_container(pod, settings)],
-        "volumes": _volumes(pod),
+        "volumes": [{"name": "settings", "configMap": {"name": pod.name}}, {"name": "tmp", "emptyDir": {}}],
     }
+    if pod.caches_models:
+        spec["volumes"].append({"name": "cache", "emptyDir": {}})
     if pod.account:
         spec["serviceAccountName"] = pod.account
     metadata = {"labels": dict(pod.labels), "annotations": {SETTINGS_ANNOTATION: ""}}
@@ -93,25 +112,34 @@ def pod_template(pod: Pod, settings: ClusterSettings) -> dict[str, Any]:
 
 def _container(pod: Pod, settings: ClusterSettings) -> dict[str, Any]:
     resources = {"cpu": cpu(pod.millicores), "memory": pod.memory}
+    live, ready = "/v2/health/live", f"/v2/models/{pod.server.name}/ready"
     container: dict[str, Any] = {
         "name": CONTAINER,
         "image": settings.image,
         "imagePullPolicy": settings.pull_policy,
         "command": ["python", "-m", "opd.serving.server"],
         "args": [f"{SETTINGS_FOLDER}/{SETTINGS_FILE}"],
-        "env": _environment(pod),
-        "ports": [
-            {"name": HTTP, "containerPort": settings.http_port, "protocol": "TCP"},
-            {"name": GRPC, "containerPort": settings.grpc_port, "protocol": "TCP"},
-            {"name": METRICS, "containerPort": settings.metrics_port, "protocol": "TCP"},
+        "env": [
+            {"name": "HOME", "value": "/tmp"},
+            {"name": "OMP_NUM_THREADS", "value": str(max(pod.millicores // 1000, 1))},
         ],
+        "ports": [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in settings.ports.items()],
         "resources": {"requests": dict(resources), "limits": dict(resources)},
-        **_probes(pod.server.name, settings.startup_seconds),
+        # A busy server answers slowly and must not be restarted for that.
+        "startupProbe": _probe(live, period=1, timeout=2, failures=settings.startup_seconds),
+        "readinessProbe": _probe(ready, period=2, timeout=2, failures=3),
+        "livenessProbe": _probe(live, period=10, timeout=5, failures=6),
         "securityContext": deepcopy(dict(SECURITY_CONTEXT)),
-        "volumeMounts": _mounts(pod),
+        "volumeMounts": [
+            {"name": "settings", "mountPath": SETTINGS_FOLDER, "readOnly": True},
+            {"name": "tmp", "mountPath": "/tmp"},
+        ],
     }
-    if pod.caches_models and settings.storage_secret:
-        container["envFrom"] = [{"secretRef": {"name": settings.storage_secret}}]
+    if pod.caches_models:
+        container["env"].append({"name": CACHE_VARIABLE, "value": CACHE_FOLDER})
+        container["volumeMounts"].append({"name": "cache", "mountPath": CACHE_FOLDER})
+        if settings.storage_secret:
+            container["envFrom"] = [{"secretRef": {"name": settings.storage_secret}}]
     if pod.drains and settings.drain_seconds:
         # The handler `sleep` needs no program, but older clusters and the schema of SeldonDeployment lack it.
         container["lifecycle"] = {"preStop": {"exec": {"command": ["sleep", str(settings.drain_seconds)]}}}
@@ -123,37 +151,68 @@ def cpu(millicores: int) -> str:
     return f"{millicores}m" if millicores % 1000 else str(millicores // 1000)
 
 
-def _environment(pod: Pod) -> list[dict[str, str]]:
-    variables = {"HOME": "/tmp", "OMP_NUM_THREADS": str(max(pod.millicores // 1000, 1))}
-    if pod.caches_models:
-        variables[CACHE_VARIABLE] = CACHE_FOLDER
-    return [{"name": name, "value": value} for name, value in variables.items()]
-
-
-def _probes(model: str, startup_seconds: int) -> dict[str, Any]:
-    """Return the probes; a busy server answers slowly and must not be restarted for that."""
-    live, ready = "/v2/health/live", f"/v2/models/{model}/ready"
-    return {
-        "startupProbe": _probe(live, period=1, timeout=2, failures=startup_seconds),
-        "readinessProbe": _probe(ready, period=2, timeout=2, failures=3),
-        "livenessProbe": _probe(live, period=10, timeout=5, failures=6),
-    }
-
-
 def _probe(path: str, period: int, timeout: int, failures: int) -> dict[str, Any]:
     get = {"path": path, "port": HTTP}
     return {"httpGet": get, "periodSeconds": period, "timeoutSeconds": timeout, "failureThreshold": failures}
 
 
-def _volumes(pod: Pod) -> list[dict[str, Any]]:
-    cache = [{"name": "cache", "emptyDir": {}}] if pod.caches_models else []
-    return [{"name": "settings", "configMap": {"name": pod.name}}, {"name": "tmp", "emptyDir": {}}, *cache]
+def router_pod(pipeline: Pipeline, settings: ClusterSettings) -> Pod:
+    """Return the router's pod, which knows the Services of the queues in the order of the tasks."""
+    hosts = {
+        task.name: service_host(queue_name(pipeline.name, task.name), settings.namespace) for task in pipeline.tasks
+    }
+    parameters = {
+        "pipeline": pipeline.name,
+        "stages": [{"task": task, "address": f"{host}:{settings.grpc_port}"} for task, host in hosts.items()],
+        "drop_after": settings.stage.drop_after,
+        "call_timeout": settings.stage.call_timeout,
+    }
+    return Pod(
+        name=router_name(pipeline.name),
+        server=_server(ROUTER, pipeline.name, parameters, settings),
+        labels=labels(pipeline.name, ROUTER),
+        millicores=settings.router_millicores,
+        memory=settings.router_memory,
+    )
 
 
-def _mounts(pod: Pod) -> list[dict[str, Any]]:
-    cache = [{"name": "cache", "mountPath": CACHE_FOLDER}] if pod.caches_models else []
-    return [
-        {"name": "settings", "mountPath": SETTINGS_FOLDER, "readOnly": True},
-        {"name": "tmp", "mountPath": "/tmp"},
-        *cache,
-    ]
+def queue_pod(pipeline: Pipeline, task: Task, settings: ClusterSettings) -> Pod:
+    """Return the pod of a task's queue, which discovers the task's replicas by their labels."""
+    parameters = {
+        "pipeline": pipeline.name,
+        "task": task.name,
+        "settings": settings.stage.model_dump(),
+        "discover": {
+            "namespace": settings.namespace,
+            "selector": selector(pipeline.name, MODEL, task.name),
+            "stage": stage_name(pipeline.name, task.name),
+            "port": settings.grpc_port,
+        },
+    }
+    return Pod(
+        name=queue_name(pipeline.name, task.name),
+        server=_server(DISCOVERING_QUEUE, task.name, parameters, settings),
+        labels=labels(pipeline.name, QUEUE, task.name),
+        millicores=settings.queue_millicores,
+        memory=settings.queue_memory,
+        account=queue_account_name(pipeline.name),
+        drains=False,  # the router has no other queue to send to, so the next one should start at once
+    )
+
+
+def model_pod(pipeline: Pipeline, task: Task, variant: Variant, settings: ClusterSettings) -> Pod:
+    """Return the pod of one replica of a variant."""
+    parameters = {"pipeline": pipeline.name, "task": task.name, "variant": variant.name, "store": settings.store}
+    return Pod(
+        name=model_name(pipeline.name, task.name, variant.name),
+        server=_server(MODEL, task.name, parameters, settings),
+        labels=labels(pipeline.name, MODEL, task.name, variant.name),
+        millicores=1000 * variant.cores,
+        memory=settings.model_memory,
+        caches_models=True,
+    )
+
+
+def _server(kind: str, name: str, parameters: dict[str, Any], settings: ClusterSettings) -> ServerSettings:
+    ports: dict[str, Any] = {f"{each}_port": port for each, port in settings.ports.items()}
+    return ServerSettings(kind=kind, name=name, parameters=parameters, host="0.0.0.0", **ports)

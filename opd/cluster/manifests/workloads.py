@@ -1,4 +1,8 @@
-"""Workloads: Deployments of router and queues, and one workload per variant in the chosen flavour."""
+"""Workloads: Deployments of router and queues, and one workload per variant in the chosen flavour.
+
+Router and queues are plain Deployments in both flavours: they are not models, and Seldon Core 1 neither supports the
+strategy ``Recreate`` nor leaves a pod's Service to others.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,9 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
-from opd.cluster.manifests.objects import Manifest, manifest
-from opd.cluster.manifests.pods import Pod, pod_template
-from opd.cluster.manifests.seldon import KIND, seldon_workload
-from opd.cluster.manifests.servers import model_pod
-from opd.cluster.names import match_labels
+from opd.cluster.manifests.pods import Pod, model_pod, pod_template
+from opd.cluster.names import CONTAINER, match_labels
+from opd.cluster.resources import SELDON_DEPLOYMENT, Object, manifest
 from opd.cluster.settings import ClusterSettings
 from opd.pipeline import Configuration, Pipeline, Task, Variant, used_cores
 
@@ -31,7 +33,7 @@ def renewed_by_surge(pipeline: Pipeline, configuration: Configuration) -> bool:
 
 def model_workload(
     pipeline: Pipeline, task: Task, variant: Variant, replicas: int, settings: ClusterSettings, surge: bool = False
-) -> Manifest:
+) -> Object:
     """Return the workload of one variant: a Deployment or a SeldonDeployment, depending on the flavour.
 
     Args:
@@ -50,11 +52,11 @@ def model_workload(
         raise ValueError(f"task {task.name!r}: {replicas} replicas are not within 0..{pipeline.max_replicas}")
     pod = model_pod(pipeline, task, variant, settings)
     if settings.flavour == "seldon":
-        return seldon_workload(pod.name, pod.labels, settings.namespace, replicas, pod_template(pod, settings))
+        return _seldon_deployment(pod, replicas, settings)
     return deployment(pod, replicas, SURGE if surge else IN_PLACE, settings)
 
 
-def deployment(pod: Pod, replicas: int, strategy: Mapping[str, Any], settings: ClusterSettings) -> Manifest:
+def deployment(pod: Pod, replicas: int, strategy: Mapping[str, Any], settings: ClusterSettings) -> Object:
     """Return a Deployment of a pod."""
     spec = {
         "replicas": replicas,
@@ -66,6 +68,24 @@ def deployment(pod: Pod, replicas: int, strategy: Mapping[str, Any], settings: C
     return manifest("apps/v1", "Deployment", pod.name, pod.labels, settings.namespace, spec=spec)
 
 
+def _seldon_deployment(pod: Pod, replicas: int, settings: ClusterSettings) -> Object:
+    """Return a SeldonDeployment of a pod.
+
+    Seldon's operator turns it into a Deployment, named by a hash or a composition, and two unused Services. The pods
+    carry our labels, so selectors find them as in the other flavour.
+    """
+    predictor = {
+        "name": "main",
+        "annotations": {"seldon.io/no-engine": "true"},  # keeps Seldon's orchestrator out of the pod
+        "replicas": replicas,
+        "graph": {"name": CONTAINER, "type": "MODEL"},
+        "componentSpecs": [pod_template(pod, settings)],
+    }
+    spec = {"protocol": "v2", "predictors": [predictor]}
+    api_version, kind, _ = SELDON_DEPLOYMENT
+    return manifest(api_version, kind, pod.name, pod.labels, settings.namespace, spec=spec)
+
+
 def replicas_of(workload: Mapping[str, Any]) -> int:
     """Return the number of replicas that a workload specifies."""
     return int(_scaled_part(workload).get("replicas", 1))
@@ -74,11 +94,13 @@ def replicas_of(workload: Mapping[str, Any]) -> int:
 def template_of(workload: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the pod template of a workload."""
     scaled = _scaled_part(workload)
-    template: Mapping[str, Any] = scaled["componentSpecs"][0] if workload["kind"] == KIND else scaled["template"]
+    template: Mapping[str, Any] = (
+        scaled["componentSpecs"][0] if workload["kind"] == SELDON_DEPLOYMENT.kind else scaled["template"]
+    )
     return template
 
 
-def with_replicas(workload: Mapping[str, Any], replicas: int) -> Manifest:
+def with_replicas(workload: Mapping[str, Any], replicas: int) -> Object:
     """Return a copy of a workload that differs only in its number of replicas."""
     changed = deepcopy(dict(workload))
     _scaled_part(changed)["replicas"] = replicas
@@ -88,4 +110,4 @@ def with_replicas(workload: Mapping[str, Any], replicas: int) -> Manifest:
 def _scaled_part(workload: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a workload that holds its number of replicas."""
     spec = workload["spec"]
-    return spec["predictors"][0] if workload["kind"] == KIND else spec
+    return spec["predictors"][0] if workload["kind"] == SELDON_DEPLOYMENT.kind else spec

@@ -1,18 +1,35 @@
-"""A Prometheus server that is already running."""
+"""Prometheus as a source of metrics: a running server, or one that is started here."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import requests
+import yaml
 from prometheus_api_client import PrometheusConnect
 from prometheus_api_client.exceptions import PrometheusApiClientException
 from urllib3.util.retry import Retry
 
-from opd.serving.monitoring.source import SCRAPE_SECONDS, UP, MonitoringError, NoDataError, Series
+from opd.host.waiting import wait_until
+from opd.serving import supervisor
+from opd.serving.monitoring.scraper import Scraper
+from opd.serving.monitoring.source import (
+    SCRAPE_SECONDS,
+    SCRAPE_TIMEOUT,
+    UP,
+    Monitor,
+    MonitoringError,
+    NoDataError,
+    Series,
+)
+from opd.serving.processes import direct_session, hold_port, last_words, responds
 
 PROMETHEUS_URL_VARIABLE = "OPD_PROMETHEUS_URL"
 """Environment variable with the URL of a running Prometheus server."""
@@ -22,6 +39,18 @@ QUERY_TIMEOUT = 3.0
 
 SEEN_SECONDS = 30.0
 """A server without a single scrape of our targets in this time does not know them."""
+
+TARGETS = "targets.json"
+"""Name of the file of targets in a monitor's folder."""
+
+READY_SECONDS = 30.0
+"""Seconds the server has to start."""
+
+STOP_SECONDS = 5.0
+"""Seconds it has to terminate before it is killed."""
+
+SUPERVISOR_SECONDS = 0.5
+"""Seconds within which its supervisor ends after the server has died."""
 
 
 class PrometheusUrl:
@@ -81,7 +110,7 @@ class PrometheusUrl:
 
     def _select(self, metric: str, seconds: float, labels: Mapping[str, str]) -> list[Series]:
         matchers = ",".join(f"{name}={json.dumps(value)}" for name, value in {**self._labels, **labels}.items())
-        found = self._query(f"{metric}{{{matchers}}}[{max(round(1000 * seconds), 1)}ms]")
+        found = self._query(f"{metric}{{{matchers}}}[{_duration(seconds)}]")
         return [_series(entry) for entry in found]
 
     def _query(self, query: str) -> list[dict]:
@@ -102,6 +131,10 @@ def _series(entry: Mapping) -> Series:
     return Series(labels, times, values)
 
 
+def _duration(seconds: float) -> str:
+    return f"{max(round(1000 * seconds), 1)}ms"  # Prometheus reads no fractions
+
+
 def write_targets(path: Path, targets: Mapping[str, str], labels: Mapping[str, str]) -> None:
     """Write a file for the ``file_sd_configs`` of Prometheus.
 
@@ -116,3 +149,105 @@ def write_targets(path: Path, targets: Mapping[str, str], labels: Mapping[str, s
     draft = path.with_suffix(".draft")
     draft.write_text(json.dumps(entries))
     draft.replace(path)
+
+
+class PrometheusServer(PrometheusUrl):
+    """Runs a Prometheus server on a free port of the loopback interface; it ends with this process.
+
+    If the server dies, the next call reports it and the one after that restarts it, with all samples it had stored.
+    Prometheus checks for changed targets every five seconds, so new ones are first scraped up to seven seconds later.
+
+    Args:
+        folder: folder for its configuration, its log and its storage.
+        binary: name or path of the program.
+
+    Raises:
+        MonitoringError: if it does not start.
+    """
+
+    def __init__(self, folder: Path, binary: str = "prometheus") -> None:
+        self._address = f"127.0.0.1:{hold_port(self)}"
+        super().__init__(f"http://{self._address}", direct_session())
+        self.description = f"own Prometheus server ({Path(binary).name})"
+        self._folder, self._binary = folder.resolve(), binary
+        self._log = self._folder / "prometheus.log"
+        self._process: subprocess.Popen[str] | None = None
+        self.set_targets({})
+        self._start()
+
+    def set_targets(self, targets: Mapping[str, str]) -> None:
+        """Implements :meth:`Monitor.set_targets`."""
+        write_targets(self._folder / TARGETS, targets, {})
+
+    def samples(self, metric: str, seconds: float, **labels: str) -> list[Series]:
+        """Implements :meth:`Monitor.samples`."""
+        process = self._process or self._start()
+        try:
+            if process.poll() is None:
+                return super().samples(metric, seconds, **labels)
+        except MonitoringError:
+            if not wait_until(lambda: process.poll() is not None, SUPERVISOR_SECONDS):
+                raise
+        self._stop()
+        raise MonitoringError(f"{self.description} has died: {last_words(self._log)}; the next call restarts it")
+
+    def close(self) -> None:
+        """Stop the server."""
+        super().close()
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            supervisor.stop(self._process, STOP_SECONDS)
+            self._process = None
+
+    def _start(self) -> subprocess.Popen[str]:
+        with self._log.open("wb") as log:
+            self._process = process = supervisor.start(self._command(), stdout=log, stderr=subprocess.STDOUT)
+        try:
+            settled = wait_until(lambda: process.poll() is not None or responds(f"{self.url}/-/ready"), READY_SECONDS)
+            if not settled or process.poll() is not None:
+                reason = f"{last_words(self._log)}; its log is {self._log}"
+                raise MonitoringError(f"{self.description} did not start: {reason}")
+        except BaseException:
+            self._stop()
+            raise
+        return process
+
+    def _command(self) -> list[str]:
+        job = {
+            "job_name": "opd",
+            "file_sd_configs": [{"files": [str(self._folder / TARGETS)], "refresh_interval": "1s"}],
+        }
+        times = {"scrape_interval": _duration(SCRAPE_SECONDS), "scrape_timeout": _duration(SCRAPE_TIMEOUT)}
+        configuration = self._folder / "prometheus.yml"
+        configuration.write_text(yaml.safe_dump({"global": times, "scrape_configs": [job]}))
+        return [
+            self._binary,
+            f"--config.file={configuration}",
+            f"--storage.tsdb.path={self._folder / 'storage'}",
+            "--storage.tsdb.retention.time=6h",
+            f"--web.listen-address={self._address}",
+            "--log.level=warn",
+        ]
+
+
+def open_monitor(folder: Path, url: str | None = None) -> Monitor:
+    """Open the best source available: a running server, else one of our own, else the embedded scraper.
+
+    Each call labels its targets with an identifier of its own and reads only series that have it: the same server may
+    scrape the same pipeline in another run or in a cluster.
+
+    Args:
+        folder: folder for the file of targets, and for the files of a server of our own.
+        url: URL of a running server that reads that file; by default the value of ``OPD_PROMETHEUS_URL``.
+
+    Raises:
+        MonitoringError: if the server at the URL, or one of our own, cannot be used.
+    """
+    url = url or os.environ.get(PROMETHEUS_URL_VARIABLE)
+    if url:
+        server = PrometheusUrl(url, labels={"run": uuid.uuid4().hex}, targets=folder / TARGETS)
+        server.check()
+        return server
+    return PrometheusServer(folder) if shutil.which("prometheus") else Scraper()

@@ -12,8 +12,8 @@ import numpy as np
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from opd.serving.loopback import direct_session
 from opd.serving.monitoring.source import SCRAPE_SECONDS, SCRAPE_TIMEOUT, UP, MonitoringError, Series
+from opd.serving.processes import direct_session
 
 KEEP_SAMPLES = 300
 """Newest samples of a series that are kept."""

@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from opd.agent.network import ActorCritic
 from opd.agent.ppo import PPOTrainer, train
 from opd.agent.problem import Configure, ExpertMode, Problem, TrainingParameters, expert_table
-from opd.agent.rollout import Validation, tolerated_drops, validate
+from opd.agent.rollout import Validation, ipa_drops, validate
 
 Observe = Callable[[int, Callable[[], Configure]], Validation]
 """Called with the number of steps so far and a function that copies the greedy policy; returns the validation."""
@@ -39,7 +39,7 @@ class TrainingObserver:
         self._problem = problem
         self._parameters = parameters
         # As in our training: dropping no more requests than IPA costs nothing when checkpoints are compared.
-        self._tolerated_drops = tolerated_drops(problem, parameters)
+        self._tolerated_drops = ipa_drops(problem, parameters)
         self._begin = process_time()
         self._paused = 0.0
         self._gradient_steps = 0
