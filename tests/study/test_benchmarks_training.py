@@ -41,7 +41,7 @@ from opd.study.benchmarks.training import (
     summarise_training,
     with_test_days,
 )
-from opd.study.benchmarks.training_observer import TrainingObserver, greedy_agent, train_agent
+from opd.study.benchmarks.training_observer import TrainingObserver, train_agent
 
 
 def small_environment() -> PipelineEnv:
@@ -219,7 +219,7 @@ def test_observing_our_training_changes_nothing_of_it(tmp_path):
     network = train(problem, own, 3, tmp_path)
     best = max(observer.rows[1:], key=lambda row: row["selection"])
     assert observer.best is not None
-    alone = validate(problem, own, greedy_agent(network))
+    alone = validate(problem, own, network.configure)
     assert alone.reward == pytest.approx(best["reward"], abs=1e-9)
     assert validate(problem, own, observer.best).reward == alone.reward
     assert [row["steps"] for row in observer.rows] == [0, 32, 64]

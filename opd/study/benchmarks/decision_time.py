@@ -7,22 +7,20 @@ Every decision follows the same forecast, which is timed separately. Times are w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
 from opd.control import AGENT
-from opd.control.policies import MyopicPolicy
-from opd.measurement import Observation, SimulationParameters
+from opd.control.policies import IpaPolicy, MyopicPolicy
+from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import Pipeline
 from opd.profiling.synthetic import synthetic_pipeline
 from opd.solvers import IpaParameters, ipa_objective
 from opd.study.benchmarks import DisagreementError
 from opd.study.benchmarks.budgets import FULL, DecisionBudget
-from opd.study.benchmarks.peer_gurobi import GurobiPolicy, GurobiUnavailable
+from opd.study.benchmarks.peer_gurobi import GurobiUnavailable, ipa_gurobi
 from opd.study.evaluation.decision_time import (
     Decided,
     observations,
@@ -47,7 +45,6 @@ def compare_decision_times(
     forecaster: Forecaster,
     budget: DecisionBudget = FULL.decision_time,
     counts: np.ndarray | None = None,
-    ipa: IpaParameters | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Time agent and solvers on synthetic pipelines of several sizes, on the decisions of one workload.
@@ -57,7 +54,6 @@ def compare_decision_times(
         budget: how much is measured.
         counts: (T,) requests per second, T at least 120, and 10 more for every decision after the first; by default
             the most varied stretch of the bundled trace's test split.
-        ipa: weights of the objective that the solvers maximise.
         seed: of pipelines and networks.
 
     Returns:
@@ -77,12 +73,9 @@ def compare_decision_times(
         counts = varied_stretch(decisions)
     if len(counts) < HISTORY_SECONDS + 10 * (decisions - 1):
         raise ValueError(f"{len(counts)} s of counts are too few for {decisions} decisions, one every 10 s")
-    ipa = ipa or IpaParameters()
     tables = []
     for stages, variants in tqdm(budget.sizes, unit="size"):
-        pipeline = synthetic_pipeline(stages, variants, seed)
-        seen = observations(pipeline, counts, decisions)
-        table = _measure_pipeline(pipeline, seen, forecaster, ipa, budget.repetitions, seed)
+        table = _measure_pipeline(synthetic_pipeline(stages, variants, seed), counts, forecaster, budget, seed)
         table.insert(0, "stages", stages)
         table.insert(1, "variants", variants)
         tables.append(table)
@@ -98,24 +91,20 @@ def varied_stretch(decisions: int) -> np.ndarray:
 
 
 def _measure_pipeline(
-    pipeline: Pipeline,
-    seen: Sequence[Observation],
-    forecaster: Forecaster,
-    ipa: IpaParameters,
-    repetitions: int,
-    seed: int,
+    pipeline: Pipeline, counts: np.ndarray, forecaster: Forecaster, budget: DecisionBudget, seed: int
 ) -> pd.DataFrame:
     """The rows of one size, without its stages and variants."""
+    ipa, seen = IpaParameters(), observations(pipeline, counts, budget.decisions)
     deciders = policies(pipeline, ipa, seed)
     deciders[EXPERT] = MyopicPolicy(pipeline, Weights(), SimulationParameters.batch_timeout)
     skipped = ""
     try:
-        gurobi = GurobiPolicy(pipeline, ipa)
+        gurobi = IpaPolicy(pipeline, ipa, ipa_gurobi)
         time_cycle(gurobi, seen, forecaster)  # programmes differ with the load; the licence must permit all of them
         deciders[GUROBI] = gurobi
     except GurobiUnavailable as error:
         skipped = str(error)
-    cycles = take_turns(deciders, seen, forecaster, repetitions)
+    cycles = take_turns(deciders, seen, forecaster, budget.repetitions)
     table = pd.DataFrame(
         {
             "policy": name,

@@ -162,10 +162,9 @@ def _timed(parts: dict[str, float]) -> Iterator[None]:
     def wrap(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any) -> Any:
             begin = process_time()
-            try:
-                return function(*args)
-            finally:
-                parts[name] = parts.get(name, 0.0) + process_time() - begin
+            result = function(*args)
+            parts[name] = parts.get(name, 0.0) + process_time() - begin
+            return result
 
         return timed
 

@@ -206,7 +206,7 @@ class Trunk(BaseFeaturesExtractor):
 class _Schedule(BaseCallback):
     """Decrease the entropy coefficient, and have the policy observed between updates."""
 
-    def __init__(self, parameters: TrainingParameters, observe: Callable[[int], None]) -> None:
+    def __init__(self, parameters: TrainingParameters, observe: Callable[[int], object]) -> None:
         super().__init__()
         self._parameters = parameters
         self._observe = observe
@@ -293,9 +293,5 @@ def train_peer(peer: str, problem: Problem, parameters: TrainingParameters, seed
         copies = _copy_of(model.policy), deepcopy(cast(RunningMeanStd, vectorised.obs_rms))
         return GreedyPeer(problem.pipeline, *copies, vectorised.clip_obs, stages)
 
-    def look(steps: int) -> None:
-        observe(steps, greedy)
-
-    steps = parameters.total_timesteps
-    model.learn(steps, callback=_Schedule(parameters, look))
-    look(steps)
+    model.learn(parameters.total_timesteps, callback=_Schedule(parameters, lambda steps: observe(steps, greedy)))
+    observe(parameters.total_timesteps, greedy)

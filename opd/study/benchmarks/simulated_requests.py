@@ -276,14 +276,11 @@ def largest_difference(answer: Answer, expected: Answer, name: str, other: str) 
 # ------------------------------------------------------------------------------------------------- measurement
 
 
-def measure_requests(
-    budget: SimulatorBudget = FULL.simulator, pipelines: Sequence[str] = PIPELINES, seed: int = 0
-) -> pd.DataFrame:
+def measure_requests(budget: SimulatorBudget = FULL.simulator, seed: int = 0) -> pd.DataFrame:
     """Measure requests simulated per CPU-second by opd, simpy and ciw, with the same arrivals and answers.
 
     Args:
         budget: how much is measured.
-        pipelines: names in the catalogue.
         seed: of the arrivals.
 
     Returns:
@@ -295,7 +292,7 @@ def measure_requests(
     Raises:
         DisagreementError: if the simulators do not agree.
     """
-    cases = tqdm(list(product(pipelines, (QUEUES, WHOLE_MODEL))), unit="case")
+    cases = tqdm(list(product(PIPELINES, (QUEUES, WHOLE_MODEL))), unit="case")
     tables = [_measure_case(scenario(name, case, budget, seed), budget.repetitions) for name, case in cases]
     return pd.concat(tables, ignore_index=True)
 

@@ -52,7 +52,7 @@ from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.profiling.catalogue import load_pipeline
 from opd.study.analysis.estimates import spread
-from opd.study.benchmarks.budgets import TrainingBudget
+from opd.study.benchmarks.budgets import SMOKE_TRAINING, TrainingBudget
 from opd.study.benchmarks.peer_stable_baselines import BATCHED, PEERS, train_peer
 from opd.study.benchmarks.training_observer import MODES, TrainingObserver, train_agent
 from opd.workload.forecast import Forecaster
@@ -148,7 +148,8 @@ def train_and_test(benchmark: TrainingBenchmark, task: tuple[str, int]) -> Train
     """Train one method with one seed in this process, on one thread."""
     method, seed = task
     torch.set_num_threads(1)
-    _train(method, benchmark.problem, _warm_up(benchmark.parameters), seed)
+    # A short training first, so that nothing is compiled or imported while time counts.
+    _train(method, benchmark.problem, replace(benchmark.parameters, **SMOKE_TRAINING), seed)
     observer = _train(method, benchmark.problem, benchmark.parameters, seed)
     assert observer.best is not None
     curve = pd.DataFrame(observer.rows).drop(columns="selection")
@@ -162,21 +163,6 @@ def _train(method: str, problem: Problem, parameters: TrainingParameters, seed: 
     with observer.training():
         (train_agent if method in MODES else train_peer)(method, problem, parameters, seed, observer.observe)
     return observer
-
-
-def _warm_up(parameters: TrainingParameters) -> TrainingParameters:
-    """The shortest training that calls everything once, so that nothing is compiled or imported while time counts."""
-    return replace(
-        parameters,
-        updates=1,
-        num_envs=2,
-        rollout_steps=4,
-        minibatch_size=4,
-        cloning_steps=2,
-        validate_every=1,
-        validation_episodes=2,
-        validation_decisions=2,
-    )
 
 
 def myopic_validation(benchmark: TrainingBenchmark) -> tuple[Validation, Validation]:
