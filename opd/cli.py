@@ -44,10 +44,9 @@ def _reading_input() -> Iterator[None]:
     """Turn the errors of reading names and files into :class:`InputError`."""
     try:
         yield
-    except KeyError as error:
-        raise InputError(error.args[0] if error.args else "") from error
-    except (ClusterError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(str(error)) from error
+    except (ClusterError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        # str() of a KeyError puts quotes around its message.
+        raise InputError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
 
 
 def _command(example: str) -> Callable[[Callable[..., int]], Callable[..., None]]:

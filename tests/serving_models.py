@@ -18,7 +18,7 @@ class Upper:
         time.sleep(self.seconds)
         for place, payload in enumerate(payloads):
             if payload == b"bad":
-                raise PayloadError(f"element {place} is {payload!r}, which is no text to answer")
+                raise PayloadError(f"element {place} is {payload!r}, which is not a text to answer")
         return [payload.upper() for payload in payloads]
 
 

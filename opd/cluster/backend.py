@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Set
 from dataclasses import dataclass
-from typing import Any
 
 from opd.cluster.api import Cluster
 from opd.cluster.deployed_state import Key, StageStateError, StageStates, VariantWorkloads, targets
@@ -27,10 +26,11 @@ from opd.cluster.errors import (
     UnreadyError,
 )
 from opd.cluster.manifests.workloads import replicas_of
-from opd.cluster.names import MODEL, QUEUE, selector
+from opd.cluster.names import MODEL
 from opd.cluster.pods import failure_reason, free_cores, is_ready, is_terminating, refusal_reason, unschedulable_reason
 from opd.cluster.resources import NODE, POD, Object, ObjectChange
 from opd.cluster.settings import ClusterSettings
+from opd.cluster.status import ask_queue
 from opd.cluster.transition import Move, describe, plan
 from opd.control.loop import ApplyError, ObservationError
 from opd.host.waiting import wait_while
@@ -46,7 +46,7 @@ PASSING = (ConflictError, ServerFailedError, TooManyRequestsError, NoAnswerError
 
 @dataclass(frozen=True)
 class ChangeTimes:
-    """How long parts of a change may take.
+    """Time limits of the parts of a change.
 
     Attributes:
         poll_seconds: between two looks at the pods.
@@ -347,7 +347,7 @@ class KubernetesBackend(TelemetryBackend):
 
         def missing() -> str:
             try:
-                status = self._ask_queue(task.name)
+                status = ask_queue(self._cluster, self.pipeline.name, task.name)
             except ClusterError as error:
                 return str(error)
             if status is None:
@@ -365,9 +365,3 @@ class KubernetesBackend(TelemetryBackend):
                 f"{move.new.batch_size}, after {seconds:g} s: {problem}; look at its log, and whether the API server "
                 "may connect to it"
             )
-
-    def _ask_queue(self, task: str) -> dict[str, Any] | None:
-        pods, _ = self._cluster.list(POD, selector(self.pipeline.name, QUEUE, task))
-        for pod in filter(is_ready, pods):
-            return dict(self._cluster.ask_pod(pod["metadata"]["name"], self._settings.http_port, "/stage"))
-        return None

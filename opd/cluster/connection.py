@@ -202,8 +202,7 @@ def _named_error(description: str, error: ApiException) -> ClusterError:
         reason = str(error.reason or "")
     named = error_of(int(error.status), description, reason)
     if isinstance(named, TooManyRequestsError):
-        headers = {name.lower(): value for name, value in dict(error.headers or {}).items()}
-        given = headers.get("retry-after", "")
+        given = (error.headers or {}).get("Retry-After", "")  # the mapping ignores case
         named.retry_after = float(given) if given.isdigit() else None
     return named
 

@@ -136,13 +136,13 @@ class Controller:
 
     @property
     def healthy(self) -> bool:
-        """Whether the loop advances; if not, only a restart helps."""
+        """True while the loop advances; if it does not, only a restart helps."""
         limit = self._settings.apply_seconds * 2 + self._options.interval_seconds + self._options.stuck_seconds
         return time.monotonic() - self._beat < limit
 
     @property
     def ready(self) -> bool:
-        """Whether it controls the pipeline, or stands by to."""
+        """True if the controller leads or stands by to take over."""
         return self.state in ("leading", "standing by")
 
     def run(self) -> None:
@@ -154,7 +154,7 @@ class Controller:
         """
         try:
             with nullcontext() if self._options.dry_run else self._lease:
-                while not self._stop.is_set() and not self._finished:
+                while not self._stop.is_set() and self._done != self._options.decisions:
                     self._beat = time.monotonic()
                     self.metrics.set("leader", float(self._lease.held))
                     if self._leads:
@@ -169,12 +169,8 @@ class Controller:
 
     @property
     def _leads(self) -> bool:
-        """Whether this controller may go on; a dry run need not lead."""
+        """True if this controller may continue; a dry run need not lead."""
         return self._options.dry_run or self._lease.held
-
-    @property
-    def _finished(self) -> bool:
-        return self._options.decisions is not None and self._done >= self._options.decisions
 
     def _stand_by(self) -> None:
         """Wait for leadership: a moment, or as long as a run with a number of decisions may."""
@@ -187,48 +183,41 @@ class Controller:
     def _lead(self) -> None:
         """Decide until another controller leads; after a failure the loop begins again from the cluster's state."""
         try:
-            backend = self._backend = self._open_deployed()
+            backend = self._backend = self._open()
             if self._stop.is_set():  # stopped before there was a backend to close
                 return
             backend.apply(backend.configuration)  # completes or clears away what a predecessor left
             self._decide(backend)
         except NotDeployedError:
             raise
-        except (ClusterError, ApplyError) as error:
-            self._fail(error)
         except Exception as error:  # the pipeline must not be left without a controller
-            logger.exception("the control loop failed unexpectedly")
-            self._fail(error)
+            if not isinstance(error, ClusterError | ApplyError):
+                logger.exception("the control loop failed unexpectedly")
+            if not self._stop.is_set():
+                self.state = f"failing: {error}"
+                logger.error("the control loop failed and begins again in %g s: %s", RETRY_SECONDS, error)
+                self._stop.wait(RETRY_SECONDS)
         finally:
             self._backend = None
 
-    def _fail(self, error: Exception) -> None:
-        if not self._stop.is_set():
-            self.state = f"failing: {error}"
-            logger.error("the control loop failed and begins again in %g s: %s", RETRY_SECONDS, error)
-            self._stop.wait(RETRY_SECONDS)
-
-    def _open_deployed(self) -> KubernetesBackend:
-        try:
-            return self._open()
-        except NotFoundError as error:
-            if self._options.decisions is None:  # the service waits for its pipeline
-                raise
-            raise NotDeployedError(f"pipeline {self._pipeline.name!r} is not deployed: {error}") from error
-
     def _open(self) -> KubernetesBackend:
         options = self._options
-        return (PreviewBackend if options.dry_run else KubernetesBackend)(
-            self._cluster,
-            self._pipeline,
-            self._settings,
-            self._monitor,
-            options.interval_seconds,
-            options.read_nodes,
-            options.times,
-            self._recorder.event,
-            lambda: self._leads,
-        )
+        try:
+            return (PreviewBackend if options.dry_run else KubernetesBackend)(
+                self._cluster,
+                self._pipeline,
+                self._settings,
+                self._monitor,
+                options.interval_seconds,
+                options.read_nodes,
+                options.times,
+                self._recorder.event,
+                lambda: self._leads,
+            )
+        except NotFoundError as error:
+            if options.decisions is None:  # the service waits for its pipeline
+                raise
+            raise NotDeployedError(f"pipeline {self._pipeline.name!r} is not deployed: {error}") from error
 
     def _decide(self, backend: KubernetesBackend) -> None:
         self.state = "leading"
@@ -264,17 +253,14 @@ def health_server(controller: Controller, host: str, port: int) -> Iterator[int]
             path = self.path.partition("?")[0]
             if path == "/metrics":
                 self._answer(200, generate_latest(controller.metrics.registry), CONTENT_TYPE_LATEST)
-            elif path == "/healthz":
-                self._answer_state(controller.healthy)
-            elif path == "/readyz":
-                self._answer_state(controller.ready)
+            elif path in ("/healthz", "/readyz"):
+                good = controller.healthy if path == "/healthz" else controller.ready
+                state = json.dumps({"state": controller.state}).encode()
+                self._answer(200 if good else 503, state, "application/json")
             else:
-                self._answer(404, b"there are /healthz, /readyz and /metrics\n")
+                self._answer(404, b"there are /healthz, /readyz and /metrics\n", "text/plain")
 
-        def _answer_state(self, good: bool) -> None:
-            self._answer(200 if good else 503, json.dumps({"state": controller.state}).encode(), "application/json")
-
-        def _answer(self, code: int, content: bytes, kind: str = "text/plain") -> None:
+        def _answer(self, code: int, content: bytes, kind: str) -> None:
             self.send_response(code)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(content)))

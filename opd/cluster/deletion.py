@@ -1,4 +1,4 @@
-"""Deletes a pipeline in an order that loses no request that it has."""
+"""Deletes a pipeline in an order that loses no accepted request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from opd.cluster.manifests.pipeline import STAGE_VARIANT
 from opd.cluster.names import CONTROLLER, MODEL, QUEUE, ROUTER, labels, lease_name, selector
 from opd.cluster.owned_objects import WORKLOADS, delete_objects, find_owned, role_of
 from opd.cluster.pods import has_ended
-from opd.cluster.resources import CONFIG_MAP, LEASE, POD, Object, ObjectChange, Resource
+from opd.cluster.resources import CONFIG_MAP, LEASE, POD, Object, ObjectChange, resource_of
 from opd.host.waiting import wait_until, wait_while
 
 POLL_SECONDS = 0.5
@@ -22,15 +22,15 @@ RENEWED_SECONDS = 1.5 * LeaseTimes().retry
 """A running controller renews its Lease within this time."""
 
 _STEPS = ("", ROUTER, QUEUE, MODEL, "")
-"""Order of deletion: state of the stages, components whose pods have to end, and everything else."""
+"""Order of deletion: state of the stages, components, one after another as their pods end, and everything else."""
 
 
 def delete_pipeline(cluster: Cluster, pipeline: str, seconds: float, dry_run: bool = False) -> Iterator[ObjectChange]:
-    """Delete a pipeline without losing a request that it has, until nothing is left.
+    """Delete a pipeline completely without losing a request that it has received.
 
-    The state of the stages goes first, because without it no controller can create anything again; then the router,
-    which finishes what it began, then queues and replicas, then everything else. Events stay until the cluster forgets
-    them.
+    The state of the stages is deleted first, because no controller can create anything again without it; then the
+    router, which finishes its open requests, then queues and replicas, then everything else. Events stay until the
+    cluster forgets them.
 
     Args:
         cluster: the namespace.
@@ -48,22 +48,22 @@ def delete_pipeline(cluster: Cluster, pipeline: str, seconds: float, dry_run: bo
     if not find_owned(cluster, pipeline)[0] and not _lease(cluster, pipeline):
         return
     for step, component in enumerate(_STEPS):
-        found = [each for resource, each in find_owned(cluster, pipeline)[0] if _step(resource, each) == step]
+        found = [each for each in find_owned(cluster, pipeline)[0] if _step(each) == step]
         yield from delete_objects(cluster, found, dry_run)
         if component and not dry_run:
             _wait_until_gone(partial(_pods, cluster, pipeline, component), seconds)
     if not dry_run:
-        _wait_until_nobody_leads(cluster, pipeline, seconds)
+        _wait_until_leaderless(cluster, pipeline, seconds)
     if lease := _lease(cluster, pipeline):
         yield from delete_objects(cluster, [lease], dry_run)
     if not dry_run:
-        _wait_until_gone(lambda: [_name(*each) for each in find_owned(cluster, pipeline)[0]], seconds)
+        _wait_until_gone(lambda: list(map(_name, find_owned(cluster, pipeline)[0])), seconds)
 
 
-def _step(resource: Resource, found: Object) -> int:
+def _step(found: Object) -> int:
+    resource, component = resource_of(found), role_of(found)[0]
     if resource == CONFIG_MAP and STAGE_VARIANT in (found.get("data") or {}):
         return 0
-    component = role_of(found)[0]
     return _STEPS.index(component) if resource in WORKLOADS and component in _STEPS else len(_STEPS) - 1
 
 
@@ -80,22 +80,22 @@ def _lease(cluster: Cluster, pipeline: str) -> Object:
     return found if ours else {}
 
 
-def _wait_until_nobody_leads(cluster: Cluster, pipeline: str, seconds: float) -> None:
-    """Wait until the Lease is returned, or no longer renewed: a running controller would create it again.
+def _wait_until_leaderless(cluster: Cluster, pipeline: str, seconds: float) -> None:
+    """Wait until the Lease is returned or no longer renewed; a running controller would create it again.
 
     Raises:
         LeftoverError: naming the Lease and its holder.
     """
     seen, changed = _lease(cluster, pipeline), time.monotonic()
 
-    def nobody_leads() -> bool:
+    def is_leaderless() -> bool:
         nonlocal seen, changed
         lease = _lease(cluster, pipeline)
         if lease != seen:
             seen, changed = lease, time.monotonic()
         return not _holder(seen) or time.monotonic() - changed > RENEWED_SECONDS
 
-    if not wait_until(nobody_leads, max(seconds, RENEWED_SECONDS + POLL_SECONDS), POLL_SECONDS):
+    if not wait_until(is_leaderless, max(seconds, RENEWED_SECONDS + POLL_SECONDS), POLL_SECONDS):
         raise LeftoverError(
             f"still there after {seconds:g} s: Lease {lease_name(pipeline)}, which {_holder(seen)} holds and renews: a "
             "controller still runs; stop it, and delete again"
@@ -107,7 +107,7 @@ def _holder(lease: Object) -> str:
 
 
 def _pods(cluster: Cluster, pipeline: str, component: str) -> list[str]:
-    return [_name(POD, pod) for pod in cluster.list(POD, selector(pipeline, component))[0] if not has_ended(pod)]
+    return [_name(pod) for pod in cluster.list(POD, selector(pipeline, component))[0] if not has_ended(pod)]
 
 
 def _wait_until_gone(left: Callable[[], list[str]], seconds: float) -> None:
@@ -118,5 +118,5 @@ def _wait_until_gone(left: Callable[[], list[str]], seconds: float) -> None:
         )
 
 
-def _name(resource: Resource, found: Object) -> str:
-    return f"{resource.kind} {found['metadata']['name']}"
+def _name(found: Object) -> str:
+    return f"{found['kind']} {found['metadata']['name']}"

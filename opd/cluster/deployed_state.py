@@ -5,7 +5,6 @@ The ConfigMaps are the only lasting record of what a pipeline runs.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -14,8 +13,8 @@ from opd.cluster.api import Cluster
 from opd.cluster.errors import ClusterError, NotFoundError
 from opd.cluster.manifests.pipeline import STAGE_BATCH_SIZE, STAGE_REPLICAS, STAGE_VARIANT, stage_config
 from opd.cluster.manifests.workloads import model_workload, with_replicas
-from opd.cluster.names import INSTANCE_LABEL, MODEL, TASK_LABEL, VARIANT_LABEL, model_name, selector, stage_name
-from opd.cluster.owned_objects import apply_object, check_ours
+from opd.cluster.names import INSTANCE_LABEL, MODEL, model_name, selector, stage_name
+from opd.cluster.owned_objects import apply_object, check_ours, role_of
 from opd.cluster.pods import has_ended
 from opd.cluster.resources import CONFIG_MAP, DEPLOYMENT, POD, SELDON_DEPLOYMENT, Object
 from opd.cluster.settings import ClusterSettings
@@ -79,20 +78,16 @@ def read_stage(pipeline: Pipeline, task: Task, config_map: Mapping[str, Any]) ->
         stage = StageConfiguration(
             task.variant_index(data[STAGE_VARIANT]), int(data[STAGE_REPLICAS]), int(data[STAGE_BATCH_SIZE])
         )
+        if not 1 <= stage.replicas <= pipeline.max_replicas or stage.batch_size not in pipeline.batch_sizes:
+            limits = f"1..{pipeline.max_replicas} replicas, batch sizes {pipeline.batch_sizes}"
+            raise ValueError(f"outside the pipeline's limits ({limits})")
     except (KeyError, ValueError) as error:
-        raise _malformed(config_map, f"has {data}: {error}") from error
-    if not 1 <= stage.replicas <= pipeline.max_replicas or stage.batch_size not in pipeline.batch_sizes:
-        limits = f"1..{pipeline.max_replicas} replicas, batch sizes {pipeline.batch_sizes}"
-        raise _malformed(config_map, f"has {data}, outside the pipeline's limits ({limits})")
+        name = config_map["metadata"]["name"]
+        raise StageStateError(
+            f"ConfigMap {name!r} has {data}: {error}; correct it, or deploy the pipeline again"
+        ) from error
     return stage
 
-
-def _malformed(config_map: Mapping[str, Any], what: str) -> StageStateError:
-    name = config_map["metadata"]["name"]
-    return StageStateError(f"ConfigMap {name!r} {what}; correct it, or deploy the pipeline again")
-
-
-logger = logging.getLogger(__name__)
 
 Key = tuple[int, int]
 """A workload: the positions of its task and of its variant."""
@@ -110,16 +105,12 @@ class VariantWorkloads:
     def __init__(self, cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings) -> None:
         self._cluster, self._pipeline, self._settings = cluster, pipeline, settings
         self._kind = SELDON_DEPLOYMENT if settings.flavour == "seldon" else DEPLOYMENT
+        self._keys = {(t.name, v.name): (n, z) for n, t in enumerate(pipeline.tasks) for z, v in enumerate(t.variants)}
 
     def name(self, key: Key) -> str:
         """Return the name of a workload."""
         task = self._pipeline.tasks[key[0]]
         return model_name(self._pipeline.name, task.name, task.variants[key[1]].name)
-
-    def manifest(self, key: Key, replicas: int) -> Object:
-        """Return the manifest of a workload."""
-        task = self._pipeline.tasks[key[0]]
-        return model_workload(self._pipeline, task, task.variants[key[1]], replicas, self._settings)
 
     def cores(self, replicas: Mapping[Key, int]) -> float:
         """Return the cores of so many replicas."""
@@ -134,10 +125,11 @@ class VariantWorkloads:
         """Bring a workload to a number of replicas, and create it if there is none.
 
         Raises:
-            NotOursError: if an object of this name belongs to somebody else.
+            NotOursError: if an object of this name does not belong to the pipeline.
             ClusterError: as every call.
         """
-        manifest = self.manifest(key, replicas)
+        task = self._pipeline.tasks[key[0]]
+        manifest = model_workload(self._pipeline, task, task.variants[key[1]], replicas, self._settings)
 
         def change(workload: Object) -> None:
             check_ours(workload, manifest)
@@ -160,8 +152,8 @@ class VariantWorkloads:
         found, _ = self._cluster.list(POD, selector(self._pipeline.name, MODEL))
         return [(key, pod) for pod in found if (key := self._key(pod)) is not None and not has_ended(pod)]
 
-    def owns(self, pod: Mapping[str, Any]) -> bool:
-        """Return whether a pod, of whatever namespace, is a replica of this pipeline."""
+    def owns(self, pod: Object) -> bool:
+        """Return whether a pod of any namespace is a replica of this pipeline."""
         its_labels = pod["metadata"].get("labels") or {}
         ours = its_labels.get(INSTANCE_LABEL) == self._pipeline.name and self._key(pod) is not None
         return ours and pod["metadata"].get("namespace") == self._cluster.namespace
@@ -170,15 +162,9 @@ class VariantWorkloads:
         found, _ = self._cluster.list(self._kind, selector(self._pipeline.name, MODEL))
         return [(self._key(workload), workload) for workload in found]
 
-    def _key(self, labelled: Mapping[str, Any]) -> Key | None:
+    def _key(self, labelled: Object) -> Key | None:
         """Return task and variant of a workload or pod; None if the pipeline's definition does not have them."""
-        its_labels = labelled["metadata"].get("labels") or {}
-        for n, task in enumerate(self._pipeline.tasks):
-            if task.name == its_labels.get(TASK_LABEL):
-                names = [variant.name for variant in task.variants]
-                variant = its_labels.get(VARIANT_LABEL)
-                return (n, names.index(variant)) if variant in names else None
-        return None
+        return self._keys.get(role_of(labelled)[1:])
 
 
 def targets(configuration: Configuration) -> dict[Key, int]:

@@ -66,37 +66,27 @@ class Discovery:
         self._serving: tuple[int, list[ReplicaEndpoint]] = (0, [])
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        fields = f"metadata.name={settings.stage}"
-        self._start(CONFIG_MAP, "", fields, self._see_stage)
-        self._start(POD, settings.selector, "", self._see_pods)
+        for followed in ((CONFIG_MAP, "", f"metadata.name={settings.stage}"), (POD, settings.selector, "")):
+            name = f"follow {followed[0].plural}"
+            threading.Thread(target=self._follow, args=followed, daemon=True, name=name).start()
 
     def close(self) -> None:
         """Stop following."""
         self._closing.set()
 
-    def _start(self, resource: Resource, labels: str, fields: str, see: Callable[[dict[str, Object]], object]) -> None:
-        def follow_resource() -> None:
-            for objects in follow(self._cluster, resource, labels, fields, self._closing):
-                with self._lock:
-                    see(objects)
-                    self._update()
-
-        def follow_always() -> None:
-            while not self._closing.is_set():
-                try:
-                    follow_resource()
-                except Exception:  # the queue must not go blind for ever
-                    logger.exception("following %s failed; starting again", resource.plural)
-                    self._closing.wait(RESTART_SECONDS)
-
-        threading.Thread(target=follow_always, daemon=True, name=f"follow {resource.plural}").start()
-
-    def _see_stage(self, objects: dict[str, Object]) -> None:
-        # A stage whose ConfigMap was deleted goes on as it is.
-        self._stage = objects.get(self._settings.stage, self._stage)
-
-    def _see_pods(self, objects: dict[str, Object]) -> None:
-        self._pods = objects
+    def _follow(self, resource: Resource, labels: str, fields: str) -> None:
+        while not self._closing.is_set():
+            try:
+                for objects in follow(self._cluster, resource, labels, fields, self._closing):
+                    with self._lock:
+                        if resource == POD:
+                            self._pods = objects
+                        else:  # a stage with a deleted ConfigMap goes on as it is
+                            self._stage = objects.get(self._settings.stage, self._stage)
+                        self._update()
+            except Exception:  # the queue must keep discovering
+                logger.exception("following %s failed; starting again", resource.plural)
+                self._closing.wait(RESTART_SECONDS)
 
     def _update(self) -> None:
         if self._stage is None or self._pods is None:
@@ -104,8 +94,7 @@ class Discovery:
         desired = desired_endpoints(self._stage, self._pods, self._settings.port, self._serving)
         if desired is None:
             logger.warning("ConfigMap %s has %s; serving on as before", self._settings.stage, self._stage.get("data"))
-            return
-        if desired != self._serving:
+        elif desired != self._serving:
             self._serving = desired
             self._configure(*desired)
 
@@ -148,13 +137,12 @@ class DiscoveringQueueRuntime(QueueRuntime):
     async def load(self) -> bool:
         """Open the queue and start following the cluster."""
         await super().load()
-        loop = asyncio.get_running_loop()
-        settings = DiscoverySettings(**self._parameters["discover"])
-
-        def configure(batch_size: int, endpoints: list[ReplicaEndpoint]) -> None:
-            loop.call_soon_threadsafe(self._queue.configure, batch_size, endpoints)
-
-        self._discovery = Discovery(Cluster(settings.namespace), settings, configure)
+        loop, settings = asyncio.get_running_loop(), DiscoverySettings(**self._parameters["discover"])
+        self._discovery = Discovery(
+            Cluster(settings.namespace),
+            settings,
+            lambda *desired: loop.call_soon_threadsafe(self._queue.configure, *desired),
+        )
         return True
 
     @custom_handler(rest_path="/stage", rest_method="PUT")

@@ -27,7 +27,7 @@ class NotDeployedError(ClusterError):
 
 
 class NotOursError(ClusterError):
-    """An object that the pipeline needs belongs to somebody else."""
+    """An object that the pipeline needs does not belong to it."""
 
 
 class LedByAnotherError(ClusterError):

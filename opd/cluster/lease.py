@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Any, Self
 
 from opd.cluster.api import Cluster
@@ -30,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LeaseTimes:
-    """How long a Lease holds.
+    """Times of a Lease.
 
     Attributes:
         duration: seconds after which others may take a Lease that is not renewed.
@@ -59,17 +58,12 @@ class LeaseTimes:
         return RetryPolicy(connect_seconds=seconds, read_seconds=seconds, attempts=1)
 
 
-def process_identity() -> str:
-    """Return a name for this process that no other process has."""
-    return f"{os.environ.get('OPD_POD') or os.uname().nodename}-{uuid.uuid4().hex[:8]}"
-
-
 class Lease:
     """Takes the Lease when it is free and renews it, in a thread of its own, within a ``with`` block.
 
     Args:
         cluster: namespace of the Lease; calls use the retry policy of ``times``.
-        pipeline: whose controller it is for.
+        pipeline: name of the controlled pipeline.
         holder: name of this controller, different for every process; made up if not given.
         times: how long it holds.
         clock: monotonic seconds.
@@ -83,7 +77,8 @@ class Lease:
         times: LeaseTimes | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.name, self.holder, self._pipeline = lease_name(pipeline), holder or process_identity(), pipeline
+        own_name = f"{os.environ.get('OPD_POD') or os.uname().nodename}-{uuid.uuid4().hex[:8]}"
+        self.name, self.holder, self._pipeline = lease_name(pipeline), holder or own_name, pipeline
         self._labels = labels(pipeline, CONTROLLER)
         self._times, self._clock = times or LeaseTimes(), clock
         self._cluster = cluster.with_retry_policy(self._times.retry_policy)
@@ -97,9 +92,7 @@ class Lease:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @contextmanager
@@ -149,7 +142,7 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """Whether this controller may act now."""
+        """True if this controller may act now."""
         return self._clock() < self._until
 
     def close(self) -> None:

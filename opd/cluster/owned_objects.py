@@ -45,21 +45,18 @@ INSTALLED = (
 
 WORKLOADS = (DEPLOYMENT, SELDON_DEPLOYMENT)
 
-OwnedObjects = list[tuple[Resource, Object]]
-"""Objects with their kinds."""
-
 
 def find_owned(
     cluster: Cluster, pipeline: str, kinds: Iterable[Resource] = (*BUILT_IN, *INSTALLED)
-) -> tuple[OwnedObjects, list[Resource]]:
-    """Return all objects of a pipeline by their kinds, and the kinds that this account may not list.
+) -> tuple[list[Object], list[Resource]]:
+    """Return all objects of a pipeline, and the kinds that this account may not list.
 
     Raises:
         ForbiddenError: if it may not list a kind that every cluster has.
         ClusterError: as every call.
     """
     chosen = ",".join(f"{key}={value}" for key, value in labels(pipeline).items())
-    found: OwnedObjects = []
+    found: list[Object] = []
     unseen: list[Resource] = []
     for resource in kinds:
         try:
@@ -71,7 +68,7 @@ def find_owned(
                 raise
             unseen.append(resource)
             continue
-        found += [(resource, each) for each in objects if not each["metadata"].get("ownerReferences")]
+        found += [each for each in objects if not each["metadata"].get("ownerReferences")]
     return found, unseen
 
 
@@ -102,10 +99,6 @@ def role_of(labelled: Object) -> tuple[str, str, str]:
 def identity_of(found: Object) -> tuple[Resource, str]:
     """Return kind and name of an object."""
     return resource_of(found), found["metadata"]["name"]
-
-
-_ASSIGNED_BY_CLUSTER = "Service"
-"""The cluster assigns addresses in its specification, which must stay."""
 
 
 def apply_objects(cluster: Cluster, manifests: Sequence[Object], dry_run: bool = False) -> Iterator[ObjectChange]:
@@ -164,7 +157,7 @@ def _bring(found: Object, manifest: Object) -> None:
         if entries:
             found["metadata"][name] = entries
     for name in manifest.keys() - {"apiVersion", "kind", "metadata"}:
-        kept = found[name] if found["kind"] == _ASSIGNED_BY_CLUSTER else {}
+        kept = found[name] if found["kind"] == "Service" else {}  # the cluster assigned its addresses
         found[name] = {**kept, **deepcopy(manifest[name])} if isinstance(manifest[name], Mapping) else manifest[name]
 
 
@@ -177,16 +170,15 @@ def prune_objects(
         ClusterError: as every call.
     """
     wanted = set(map(identity_of, manifests))
-    found = [each for _, each in find_owned(cluster, pipeline)[0]]
-    yield from delete_objects(
-        cluster, (each for each in found if identity_of(each) not in wanted and not _is_model(each)), dry_run
-    )
+    found, _ = find_owned(cluster, pipeline)
+    lacking = [each for each in found if identity_of(each) not in wanted and not _is_model(each)]
+    yield from delete_objects(cluster, lacking, dry_run)
 
 
 def superseded_workloads(cluster: Cluster, pipeline: str, manifests: Iterable[Object]) -> list[Object]:
     """Return replicas' workloads that these manifests lack: of variants that no longer run, or of former tasks."""
     wanted = set(map(identity_of, manifests))
-    found = [each for _, each in find_owned(cluster, pipeline, WORKLOADS)[0]]
+    found, _ = find_owned(cluster, pipeline, WORKLOADS)
     return [each for each in found if _is_model(each) and identity_of(each) not in wanted]
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kubernetes.utils import parse_quantity
 
-Pod = Mapping[str, Any]
+from opd.cluster.resources import Object
 
 TERMINAL_REASONS = frozenset(
     {
@@ -20,30 +20,29 @@ TERMINAL_REASONS = frozenset(
         "RunContainerError",
     }
 )
-"""Reasons of a waiting container that do not pass by themselves."""
-
-UNSCHEDULABLE = "Unschedulable"
+"""Reasons of a waiting container that do not pass without intervention."""
 
 
-def is_terminating(pod: Pod) -> bool:
+def is_terminating(pod: Object) -> bool:
     """Return whether a pod is being deleted; it may serve a little longer, but gets no new requests."""
     return bool(pod["metadata"].get("deletionTimestamp"))
 
 
-def has_ended(pod: Pod) -> bool:
+def has_ended(pod: Object) -> bool:
     """Return whether all containers of a pod have ended for good, so it holds no cores."""
     return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
 
 
-def is_ready(pod: Pod) -> bool:
+def is_ready(pod: Object) -> bool:
     """Return whether a pod serves and is not being deleted."""
     ready = _condition(pod, "Ready").get("status") == "True"
     return ready and not is_terminating(pod) and bool(pod["status"].get("podIP"))
 
 
-def failure_reason(pod: Pod) -> str:
+def failure_reason(pod: Object) -> str:
     """Return why a pod cannot become ready without intervention; empty while it may."""
-    for container in _containers(pod):
+    status = pod.get("status", {})
+    for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
         waiting = container.get("state", {}).get("waiting") or {}
         if waiting.get("reason") in TERMINAL_REASONS:
             ended = container.get("lastState", {}).get("terminated") or {}
@@ -52,15 +51,15 @@ def failure_reason(pod: Pod) -> str:
     return ""
 
 
-def unschedulable_reason(pod: Pod) -> str:
+def unschedulable_reason(pod: Object) -> str:
     """Return why no node takes a pod now; empty if one does. This may pass, because other pods may make room."""
     condition = _condition(pod, "PodScheduled")
-    if condition.get("status") != "False" or condition.get("reason") != UNSCHEDULABLE:
+    if condition.get("status") != "False" or condition.get("reason") != "Unschedulable":
         return ""
-    return f"pod {pod['metadata']['name']!r}: {UNSCHEDULABLE}: {condition.get('message', 'no node takes it')}"
+    return f"pod {pod['metadata']['name']!r}: Unschedulable: {condition.get('message', 'no node takes it')}"
 
 
-def refusal_reason(workload: Mapping[str, Any]) -> str:
+def refusal_reason(workload: Object) -> str:
     """Return why the cluster creates no pods of a workload, such as a quota; empty if it does."""
     status, generation = workload.get("status") or {}, workload["metadata"].get("generation", 0)
     if status.get("observedGeneration", generation) < generation:  # the status is of an earlier specification
@@ -73,18 +72,12 @@ def refusal_reason(workload: Mapping[str, Any]) -> str:
     return ""
 
 
-def _condition(pod: Pod, kind: str) -> Mapping[str, Any]:
+def _condition(pod: Object, kind: str) -> Object:
     found = pod.get("status", {}).get("conditions") or []
     return next((condition for condition in found if condition["type"] == kind), {})
 
 
-def _containers(pod: Pod) -> Iterator[Mapping[str, Any]]:
-    status = pod.get("status", {})
-    for kind in ("initContainerStatuses", "containerStatuses"):
-        yield from status.get(kind) or []
-
-
-def _describe_end(terminated: Mapping[str, Any]) -> str:
+def _describe_end(terminated: Object) -> str:
     if not terminated:
         return ""
     words = str(terminated.get("message") or terminated.get("reason") or "").strip()
@@ -93,15 +86,15 @@ def _describe_end(terminated: Mapping[str, Any]) -> str:
 
 _REPELLING = ("NoSchedule", "NoExecute")
 
-_CORDONED: Mapping[str, Any] = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
+_CORDONED: Object = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
 """Taint of a cordoned node, which may not have it yet."""
 
 
 def free_cores(
-    nodes: Iterable[Mapping[str, Any]],
-    pods: Iterable[Mapping[str, Any]],
-    is_ours: Callable[[Mapping[str, Any]], bool],
-    pod_spec: Mapping[str, Any] | None = None,
+    nodes: Iterable[Object],
+    pods: Iterable[Object],
+    is_ours: Callable[[Object], bool],
+    pod_spec: Object | None = None,
 ) -> float:
     """Return the cores of all nodes that accept the pipeline's replicas, minus what other pods request there.
 
@@ -112,10 +105,7 @@ def free_cores(
         is_ours: whether a pod is a replica of the pipeline, so its cores can be used again.
         pod_spec: of the replicas; ``tolerations`` and ``nodeSelector`` matter, none if not given.
     """
-    spec = pod_spec or {}
-    accepting = (
-        node for node in nodes if _accepts(node, spec.get("tolerations") or [], spec.get("nodeSelector") or {})
-    )
+    accepting = [node for node in nodes if _accepts(node, pod_spec or {})]
     usable = {node["metadata"]["name"]: _cores(node["status"].get("allocatable", {})) for node in accepting}
     taken = sum(
         requested_cores(pod)
@@ -144,26 +134,26 @@ def requested_cores(pod: Mapping[str, Any]) -> float:
     return max(together, largest) + _cores(spec.get("overhead") or {})
 
 
-def _requested(container: Mapping[str, Any]) -> float:
+def _requested(container: Object) -> float:
     return _cores((container.get("resources") or {}).get("requests") or {})
 
 
-def _cores(quantities: Mapping[str, Any]) -> float:
+def _cores(quantities: Object) -> float:
     return float(parse_quantity(quantities.get("cpu", 0)))
 
 
-def _accepts(node: Mapping[str, Any], tolerations: Sequence[Mapping[str, Any]], selector: Mapping[str, str]) -> bool:
-    spec = node.get("spec", {})
+def _accepts(node: Object, pod_spec: Object) -> bool:
+    spec, tolerations = node.get("spec", {}), pod_spec.get("tolerations") or []
     conditions = {each["type"]: each["status"] for each in node["status"].get("conditions") or []}
     taints = [*(spec.get("taints") or []), *([_CORDONED] if spec.get("unschedulable") else [])]
     return (
         conditions.get("Ready") == "True"
-        and selector.items() <= (node["metadata"].get("labels") or {}).items()
+        and (pod_spec.get("nodeSelector") or {}).items() <= (node["metadata"].get("labels") or {}).items()
         and all(any(_tolerates(t, taint) for t in tolerations) for taint in taints if taint["effect"] in _REPELLING)
     )
 
 
-def _tolerates(toleration: Mapping[str, Any], taint: Mapping[str, Any]) -> bool:
+def _tolerates(toleration: Object, taint: Object) -> bool:
     """Return whether a toleration matches a taint, as the scheduler does: only an omitted value means an empty one."""
     exists = toleration.get("operator") == "Exists"
     equal = toleration.get("operator", "Equal") == "Equal" and toleration.get("value", "") == taint.get("value", "")

@@ -20,13 +20,15 @@ from opd.cluster.errors import ClusterError
 from opd.cluster.names import labels, router_name
 from opd.cluster.resources import DEPLOYMENT, Object
 from opd.control.loop import Step
-from opd.measurement import Observation
 from opd.pipeline import Configuration, Pipeline
 
 logger = logging.getLogger(__name__)
 
 APPLIED, KEPT, REFUSED = OUTCOMES = ("applied", "kept", "refused")
 """Outcomes of a decision: another configuration runs, the same one goes on, or the decision was not carried out."""
+
+STATE = ("available_cores", "incoming_load", "task_latency", "ready_throughput", "queue")
+"""Fields of an observation that a log entry has."""
 
 MAX_NOTE = 1000
 """Characters that an Event may have."""
@@ -125,14 +127,14 @@ class Recorder:
             "pipeline": self._pipeline.name,
             "outcome": outcome,
             "reason": step.refused,
-            "state": {} if step.observation is None else _state(step.observation),
-            "forecast": _number(step.predicted_load),
+            "state": {name: _plain(getattr(step.observation, name)) for name in STATE if step.observation},
+            "forecast": _plain(step.predicted_load),
             "forecast_failure": step.forecast_failure,
             "wanted": None if step.decided is None else self._stages(step.decided),
             "configuration": self._stages(step.configuration),
             "by_expert": step.fallback,
             "decision_seconds": step.decision_seconds,
-            "score": {name: _number(float(value[0])) for name, value in step.score._asdict().items()},
+            "score": {name: _plain(value[0]) for name, value in step.score._asdict().items()},
         }
 
     def event(self, reason: str, note: str, kind: str = "Normal") -> None:
@@ -198,21 +200,10 @@ class Recorder:
         return ", ".join(f"{task} {s['replicas']} x {s['variant']} batch {s['batch_size']}" for task, s in stages)
 
 
-def _state(observation: Observation) -> dict[str, Any]:
-    return {
-        "available_cores": _number(observation.available_cores),
-        "incoming_load": _number(observation.incoming_load),
-        "task_latency": _numbers(observation.task_latency),
-        "ready_throughput": _numbers(observation.ready_throughput),
-        "queue": _numbers(observation.queue),
-    }
-
-
-def _numbers(values: np.ndarray) -> list[float | None]:
-    return [_number(float(value)) for value in values]
-
-
-def _number(value: float) -> float | None:
+def _plain(value: float | np.ndarray) -> Any:
+    """Return a number, or the numbers of a vector, as JSON has them; null if not finite."""
+    if np.ndim(value):
+        return [_plain(each) for each in np.asarray(value)]
     return round(float(value), 6) if np.isfinite(value) else None
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from opd.cluster.api import Cluster
 from opd.cluster.errors import ClusterError, ForbiddenError, NotFoundError, NotServingError
 from opd.cluster.manifests.pipeline import STAGE_VARIANT
 from opd.cluster.manifests.pods import SETTINGS_ANNOTATION
 from opd.cluster.manifests.workloads import replicas_of, template_of
-from opd.cluster.names import QUEUE, TASK_LABEL, lease_name, selector
+from opd.cluster.names import QUEUE, lease_name, selector
 from opd.cluster.owned_objects import WORKLOADS, find_owned, identity_of, role_of
 from opd.cluster.pods import failure_reason, has_ended, is_ready, refusal_reason, unschedulable_reason
 from opd.cluster.resources import CONFIG_MAP, DEPLOYMENT, LEASE, POD, SELDON_DEPLOYMENT, Object, resource_of
@@ -46,7 +46,7 @@ class WorkloadStatus(NamedTuple):
 
     @property
     def serves(self) -> bool:
-        """Whether all pods are ready."""
+        """True if all pods are ready."""
         return self.ready >= self.wanted
 
 
@@ -63,7 +63,7 @@ def workload_statuses(
     Raises:
         ClusterError: as every call.
     """
-    found = [each for _, each in find_owned(cluster, pipeline, WORKLOADS)[0] if included(each)]
+    found = filter(included, find_owned(cluster, pipeline, WORKLOADS)[0])
     pods = [pod for pod in cluster.list(POD, selector(pipeline))[0] if not has_ended(pod)]
     return sorted(workload_status(each, [pod for pod in pods if role_of(pod) == role_of(each)]) for each in found)
 
@@ -88,7 +88,7 @@ def workload_status(workload: Object, pods: Sequence[Object]) -> WorkloadStatus:
 
 
 def _is_of_current_template(pod: Object, workload: Object) -> bool:
-    """Return whether a pod is of the current template; a Deployment tells that itself, see :func:`_is_up_to_date`."""
+    """Return whether a pod is of the current template; a Deployment reports that itself, see :func:`_is_up_to_date`."""
     if resource_of(workload) != SELDON_DEPLOYMENT:
         return True
     its_hash, wanted = (
@@ -151,18 +151,28 @@ def wait_until_serving(
 def stage_config_maps(cluster: Cluster, pipeline: str) -> dict[str, Object]:
     """Return the ConfigMaps that hold the configuration of stages, by task."""
     found, _ = cluster.list(CONFIG_MAP, selector(pipeline, QUEUE))
-    named = ((each["metadata"]["labels"].get(TASK_LABEL, ""), each) for each in found)
-    return {task: each for task, each in named if STAGE_VARIANT in (each.get("data") or {})}
+    return {role_of(each)[1]: each for each in found if STAGE_VARIANT in (each.get("data") or {})}
+
+
+def ask_queue(cluster: Cluster, pipeline: str, task: str) -> dict[str, Any] | None:
+    """Return what a task's queue reports about itself; None if none of its pods is ready.
+
+    Raises:
+        ClusterError: as every call.
+    """
+    for pod in filter(is_ready, cluster.list(POD, selector(pipeline, QUEUE, task))[0]):
+        ports = {each.get("name"): each["containerPort"] for each in pod["spec"]["containers"][0].get("ports", [])}
+        if HTTP in ports:
+            return dict(cluster.ask_pod(pod["metadata"]["name"], ports[HTTP], "/stage"))
+    return None
 
 
 def queued_requests(cluster: Cluster, pipeline: str, task: str) -> str:
     """Return the number of requests in a task's queue, as it reports; ``?`` if it cannot be asked."""
     try:
-        for pod in cluster.list(POD, selector(pipeline, QUEUE, task))[0]:
-            ports = {each.get("name"): each["containerPort"] for each in pod["spec"]["containers"][0].get("ports", [])}
-            if is_ready(pod) and HTTP in ports:
-                return str(cluster.ask_pod(pod["metadata"]["name"], ports[HTTP], "/stage")["waiting"])
-    except (ClusterError, KeyError, TypeError) as error:
+        if report := ask_queue(cluster, pipeline, task):
+            return str(report["waiting"])
+    except (ClusterError, KeyError, TypeError, ValueError) as error:
         logger.info("the queue of %s does not report how many requests wait: %s", task, error)
     return "?"
 

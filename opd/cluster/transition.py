@@ -2,7 +2,7 @@
 
 If there are cores for it, all stages change at once and every new variant starts next to the old one. Otherwise the
 stages change one after another, beginning with those that give cores back, so the limit holds after each step; a stage
-whose old and new replicas do not fit together is replaced in place.
+with old and new replicas that do not fit together is replaced in place.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Move(NamedTuple):
 
     @property
     def in_place(self) -> bool:
-        """Whether fewer replicas than before serve until the new ones do."""
+        """True if fewer replicas than before serve until the new ones do."""
         return self.kept < self.old.replicas and self.old.variant != self.new.variant
 
 

@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import urllib3
 from kubernetes.watch.watch import iter_resp_lines
@@ -22,13 +21,6 @@ WATCH_SECONDS = 20.0
 """A watch is opened again after this long, so a connection that died silently is noticed."""
 
 
-class WatchEvent(NamedTuple):
-    """A report of a watch: ``ADDED``, ``MODIFIED``, ``DELETED`` or ``BOOKMARK``, and the object as it is then."""
-
-    type: str
-    object: Object
-
-
 def watch(
     cluster: Cluster,
     resource: Resource,
@@ -36,8 +28,11 @@ def watch(
     labels: str = "",
     fields: str = "",
     seconds: float = WATCH_SECONDS,
-) -> Iterator[WatchEvent]:
-    """Yield what happens to objects from ``version`` on, until ``seconds`` have passed or the cluster ends the watch.
+) -> Iterator[tuple[str, Object]]:
+    """Yield changes of objects from ``version`` on, until ``seconds`` have passed or the cluster ends the watch.
+
+    Yields:
+        ``ADDED``, ``MODIFIED``, ``DELETED`` or ``BOOKMARK``, and the object after the change.
 
     Raises:
         GoneError: if ``version`` is too old; list again.
@@ -61,7 +56,7 @@ def watch(
             if event["type"] == "ERROR":
                 status = event["object"]
                 raise error_of(int(status.get("code", 500)), description, status.get("message", ""))
-            yield WatchEvent(event["type"], event["object"])
+            yield event["type"], event["object"]
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise NoAnswerError(f"{description}: the connection broke: {error}") from error
     finally:

@@ -59,7 +59,7 @@ def measure_fidelity(
     folder: Path,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Run every configuration under every load, and simulate exactly the same arrivals.
+    """Run every configuration under every load, and simulate the same arrivals.
 
     Two predictions precede the load: ``profiled`` from the pipeline's profiles, and ``predicted`` from calibrated ones
     (:func:`opd.live.calibration.measure_served_latencies`), plus the latency of router and queues.
@@ -92,16 +92,20 @@ def measure_fidelity(
                 arrivals = arrival_times(counts, draw)
                 profiled = predict(pipeline, parameters, configuration, arrivals)
                 predicted = predict(calibrated, parameters, configuration, arrivals, overhead)
-                process = start_load(
-                    backend.address, pipeline.name, counts, payloads, draw, folder / "fidelity.parquet"
-                )
-                records = process.finish(seconds + ANSWER_SECONDS)
+                records = _send(backend, counts, payloads, draw, folder)
                 row = {"configuration": label, "load": load, "offered": len(records)}
                 row |= profiled.columns("profiled") | predicted.columns("predicted")
                 row["completed"] = int((records["outcome"] == COMPLETED).sum())
                 rows.append(row | measured_performance(records).columns("measured"))
                 progress.update()
     return pd.DataFrame(rows)
+
+
+def _send(backend: LocalBackend, counts: np.ndarray, payloads: Path, seed: int, folder: Path) -> pd.DataFrame:
+    """Send one load to the pipeline and wait for its answers; returns a row per request."""
+    output = folder / "fidelity.parquet"
+    generator = start_load(backend.address, backend.pipeline.name, counts, payloads, seed, output)
+    return generator.finish(len(counts) + ANSWER_SECONDS)
 
 
 def predict(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -38,8 +38,7 @@ ANSWER_SECONDS = 30.0
 STRIDE_SECONDS = 5
 """Distance between two candidate stretches of a trace."""
 
-BackendName = Literal["simulated", "local", "kubernetes"]
-BACKENDS = get_args(BackendName)
+BACKENDS = ("simulated", "local", "kubernetes")
 
 LiveBackend: TypeAlias = "LocalBackend | DeployedPipeline"
 """A backend that accepts real requests."""
@@ -60,7 +59,7 @@ class LiveSite:
         ValueError: if there is no such backend, or a setting of ``kubernetes`` is missing.
     """
 
-    backend: BackendName
+    backend: str
     folder: Path
     standbys: int = 0
     cluster_settings: str = ""

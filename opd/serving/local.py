@@ -21,7 +21,6 @@ from opd.measurement import SimulationParameters
 from opd.pipeline import Configuration, Pipeline, check_feasible
 from opd.serving.local_stage import LocalStage
 from opd.serving.monitoring.prometheus import open_monitor
-from opd.serving.monitoring.source import Monitor
 from opd.serving.processes import STOP_SECONDS, ServerProcess, StartError, stop_all
 from opd.serving.settings import ServerSettings, StageSettings
 from opd.serving.store import store_url
@@ -50,7 +49,6 @@ class LocalBackend(TelemetryBackend):
         configuration: first configuration.
         folder: folder for settings, logs and metrics of this run; only one controller at a time may use it.
         store: URL of the model store; by default :func:`opd.serving.store.store_url`.
-        monitor: source of metrics; by default that of :func:`opd.serving.monitoring.prometheus.open_monitor`.
         standbys: processes without a variant that each stage keeps running.
         max_queue: requests that may wait at a stage.
 
@@ -67,7 +65,6 @@ class LocalBackend(TelemetryBackend):
         configuration: Configuration,
         folder: Path,
         store: str | None = None,
-        monitor: Monitor | None = None,
         standbys: int = 0,
         max_queue: int = 1000,
     ) -> None:
@@ -83,9 +80,9 @@ class LocalBackend(TelemetryBackend):
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as acquired:
             acquired.enter_context(_lock(folder, pipeline.name))
-            source = monitor if monitor is not None else open_monitor(folder / "monitor")
-            acquired.callback(source.close)
-            super().__init__(pipeline, configuration, source, parameters.interval)
+            monitor = open_monitor(folder / "monitor")
+            acquired.callback(monitor.close)
+            super().__init__(pipeline, configuration, monitor, parameters.interval)
             acquired.callback(self._stop_stages)
             for task, stage in zip(pipeline.tasks, configuration, strict=True):
                 self.stages.append(
@@ -150,7 +147,7 @@ class LocalBackend(TelemetryBackend):
         """Wait until every stage runs its part of ``configuration`` and the router answers."""
         with self._changed:
             self._set_targets(configuration)
-            self._changed.wait_for(lambda: self._errors() or self._settled(), APPLY_SECONDS)
+            self._changed.wait_for(lambda: self._errors() or self._is_settled(), APPLY_SECONDS)
             errors, missing = self._errors(), self._missing()
         if errors:
             raise ApplyError("; ".join(errors))
@@ -162,7 +159,7 @@ class LocalBackend(TelemetryBackend):
         stages = [backoff for stage in self.stages for backoff in (stage.queue.backoff, stage.backoff)]
         return [backoff.error for backoff in (self.router.backoff, *stages) if backoff.error]
 
-    def _settled(self) -> bool:
+    def _is_settled(self) -> bool:
         """Check whether the targets are running."""
         return self.router.answers and all(stage.settled for stage in self.stages)
 

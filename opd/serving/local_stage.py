@@ -86,9 +86,7 @@ class LocalStage:
         self.backoff.error = ""  # only failures from now on end the wait for the target
 
     def missing(self) -> str:
-        """Describe what the stage lacks to run its target; empty if nothing."""
-        if self.settled:
-            return ""
+        """Describe what the stage lacks to run its target."""
         if not self.queue.answers:
             return f"{self.queue.name} does not answer ({self.queue.last_words()})"
         replicas = self._of_target()

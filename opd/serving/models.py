@@ -52,7 +52,7 @@ def load_model(folder: Path) -> Model:
     """Load the variant in ``folder``.
 
     Raises:
-        FileNotFoundError: if it is no variant.
+        FileNotFoundError: if it is not a variant.
         ValueError: if the manifest is broken or names no class.
     """
     manifest = read_manifest(folder)

@@ -44,19 +44,12 @@ class StartError(RuntimeError):
     """A server did not start; the message ends with its last words."""
 
 
-def hold_port() -> socket.socket:
-    """Reserve a free port while the returned socket is open: until its server listens, seconds may pass.
-
-    The socket does not listen itself, so that the server can.
-    """
+def hold_port(owner: object) -> int:
+    """Reserve a free port until ``owner`` is gone; a server can listen on it at any time, and again after a restart."""
     holder = socket.socket()
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    holder.bind(("127.0.0.1", 0))
-    return holder
-
-
-def port_of(holder: socket.socket) -> int:
-    """Port that a socket of :func:`hold_port` reserves."""
+    holder.bind(("127.0.0.1", 0))  # without listening, which is left to the server
+    weakref.finalize(owner, holder.close)
     return int(holder.getsockname()[1])
 
 
@@ -96,11 +89,7 @@ class ServerProcess:
     """
 
     def __init__(self, name: str, settings: ServerSettings, folder: Path) -> None:
-        holders = [hold_port() for _ in range(3)]
-        for holder in holders:  # held until this object is gone: the server may be restarted
-            weakref.finalize(self, holder.close)
-        http, grpc, metrics = map(port_of, holders)
-        ports = {"http_port": http, "grpc_port": grpc, "metrics_port": metrics}
+        ports = {name: hold_port(self) for name in ("http_port", "grpc_port", "metrics_port")}
         self.name, self.folder = name, folder
         self.settings = settings.model_copy(update={**ports, "end_with_parent": True})
         self._log = folder / f"{name}.log"

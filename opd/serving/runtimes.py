@@ -172,9 +172,9 @@ class QueueRuntime(Runtime):
 class RouterRuntime(Runtime):
     """The pipeline behind one endpoint.
 
-    Parameters: ``pipeline``; ``stages``, a list of ``task`` and ``address`` in the order in which
-    a request visits them; ``drop_after``, age in seconds at which a waiting request is dropped; ``call_timeout``,
-    seconds beyond that age for a replica to finish a request it has begun.
+    Parameters: ``pipeline``; ``stages``, a list of ``task`` and ``address`` in the order in which a request visits
+    them; ``drop_after``, age in seconds at which a waiting request is dropped; ``call_timeout``, seconds beyond that
+    age for a replica to finish a request it has begun.
     """
 
     async def load(self) -> bool:
@@ -197,7 +197,9 @@ class RouterRuntime(Runtime):
         outcome = FAILED
         metrics.requests.labels(pipeline).inc()
         try:
-            answers = await self._pass_through(payloads_of(payload), arrived - age_of(payload))
+            answers, born = payloads_of(payload), arrived - age_of(payload)
+            for stage in self._stages:
+                answers = await self._ask(stage, answers, born)
             outcome = COMPLETED
         except grpc.aio.AioRpcError as error:
             outcome = outcome_of(error.code())
@@ -206,12 +208,6 @@ class RouterRuntime(Runtime):
             metrics.answers.labels(pipeline, outcome).inc()
         metrics.latency.labels(pipeline).observe(loop.time() - arrived)
         return infer_response(self.name, answers)
-
-    async def _pass_through(self, payloads: Sequence[bytes], born: float) -> list[bytes]:
-        answers = list(payloads)
-        for stage in self._stages:
-            answers = await self._ask(stage, answers, born)
-        return answers
 
     async def _ask(self, stage: Client, payloads: Sequence[bytes], born: float) -> list[bytes]:
         """Return the stage's answers; an unavailable stage is retried until the request reaches its maximum age."""

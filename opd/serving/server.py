@@ -74,11 +74,10 @@ async def serve(settings: ServerSettings) -> None:
         metrics_server.shutdown()
 
 
-def main() -> int:
+def main() -> None:
     """Run the server described by the file that the command line names."""
     if len(sys.argv) != 2:
-        print(__doc__, file=sys.stderr)
-        return 2
+        sys.exit(__doc__)
     settings = ServerSettings.model_validate_json(Path(sys.argv[1]).read_text())
     if settings.end_with_parent:
         end_with_parent()
@@ -87,8 +86,7 @@ def main() -> int:
     logging.getLogger("mlserver.grpc").setLevel(logging.CRITICAL)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(settings))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -209,7 +209,7 @@ def plain(name: str) -> str:
         ValueError: if it is not.
     """
     if not name or name.startswith(".") or any(sign in name for sign in "/\\:*?[]") or not name.isprintable():
-        raise ValueError(f"{name!r} is no name for a task, variant or file; use letters, digits, '-', '_' and '.'")
+        raise ValueError(f"{name!r} is not a valid name; use letters, digits, '-', '_' and '.'")
     return name
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from opd.examples.ocr.accuracy import text_accuracy
-from opd.examples.ocr.pages import load_pages, write_pages
+from opd.examples.ocr.pages import write_pages
 from opd.live.calibration import WARM_UP_CALLS, calibrate_pipeline, measure_overhead, measure_served_latencies
 from opd.live.fidelity import measure_fidelity, replay
 from opd.live.load import read_payloads
@@ -60,7 +61,7 @@ def test_reconfiguration_under_load_loses_no_request(backend, pages, tmp_path):
         "failed": 0,
         "lost": 0,
     }
-    truth = [page.text for page in load_pages(pages)]
+    truth = pd.read_parquet(pages)["truth"]
     read = run.records["answer"].tolist()
     assert text_accuracy(read, [truth[page] for page in run.records["payload"]]) > 0.5
     table = replay({"profiled": OCR}, SimulationParameters(interval=6), run, [0])
@@ -69,7 +70,7 @@ def test_reconfiguration_under_load_loses_no_request(backend, pages, tmp_path):
 
 def test_overhead_and_served_latencies_are_measured(backend, pages):
     backend.apply(FIRST)
-    payloads = [page.payload for page in load_pages(pages)]
+    payloads = read_payloads(pages)
     overhead = measure_overhead(backend, payloads[:12], warm_up=4, idle_seconds=1.0)
     assert overhead["requests"] == 8 and overhead["direct_ms"]["p50"] > 1.0
     direct, routed, added = (overhead[way]["mean"] for way in ("direct_ms", "routed_ms", "added_ms"))

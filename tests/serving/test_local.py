@@ -109,7 +109,7 @@ def test_a_malformed_request_gets_its_own_error(backend, tmp_path):
     bad = records[records["payload"] == 1]
     assert outcomes(records[records["payload"] == 0]) == {"completed": 30 - len(bad)}
     assert len(bad) and set(bad["code"]) == {"INVALID_ARGUMENT"}
-    assert bad["detail"].str.contains("which is no text to answer").all()
+    assert bad["detail"].str.contains("which is not a text to answer").all()
 
 
 def test_observing_fails_without_the_monitor_until_it_is_back(backend, tmp_path):
@@ -136,8 +136,8 @@ def test_an_interval_counts_what_was_sent(backend, tmp_path):
     traffic = Load(backend, tmp_path, [10] * 30)
     # The generator takes seconds to start; the interval after the first with requests is the first whole one.
     eventually(lambda: backend.wait().offered[0] > 0, poll=0.0)
-    # A scrape that comes late counts in the next interval, so that only together they are exact; on a machine that is
-    # busy for seconds an interval is not measured at all.
+    # A scrape that comes late counts in the next interval: only the sum is exact. On a machine that is
+    # busy for seconds, an interval is not measured at all.
     intervals = [interval for interval in (backend.wait() for _ in range(6)) if np.isfinite(interval.offered[0])]
     assert len(intervals) >= 3
     assert np.mean([each.offered[0] for each in intervals]) == pytest.approx(10 * PARAMETERS.interval, rel=0.25)
@@ -160,10 +160,10 @@ def test_after_a_pause_an_interval_has_its_full_length(backend):
 
 
 def test_the_environments_proxies_are_not_used(backend, tmp_path, monkeypatch):
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
         for name in ("http_proxy", "HTTP_PROXY", "grpc_proxy"):
-            monkeypatch.setenv(name, f"http://127.0.0.1:{nobody.getsockname()[1]}")
+            monkeypatch.setenv(name, f"http://127.0.0.1:{unused.getsockname()[1]}")
         for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
             monkeypatch.delenv(name, raising=False)
         backend.apply(stages((SLOW, 1, 1), (FAST, 1, 1)))

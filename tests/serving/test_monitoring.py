@@ -25,7 +25,7 @@ from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, Prometheu
 from opd.serving.monitoring.scraper import Scraper
 from opd.serving.monitoring.source import MonitoringError, NoDataError
 from opd.serving.monitoring.statistics import increase
-from opd.serving.processes import hold_port, port_of, responds
+from opd.serving.processes import hold_port, responds
 
 without_prometheus = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="no prometheus on the path: install Debian's package of that name"
@@ -102,7 +102,7 @@ def scrapes(monitor, metric, count=1, seconds=60.0, **labels):
     return series
 
 
-# What is read
+# Samples
 
 
 def test_samples_have_the_names_labels_and_times_of_their_scrapes(monitor, targets):
@@ -114,7 +114,7 @@ def test_samples_have_the_names_labels_and_times_of_their_scrapes(monitor, targe
     assert monitor.samples("opd_unheard_of", 60.0) == []
     up = scrapes(monitor, "up", 3)
     assert up.labels["instance"] == "router" and (up.values == 1).all()
-    assert set(series.times) <= set(up.times) | {series.times[-1]}, "a scrape and what it read share one time"
+    assert set(series.times) <= set(up.times) | {series.times[-1]}, "a scrape and its samples share one time"
     assert np.isnan(scrapes(monitor, "opd_broken").values).all()
 
 
@@ -151,9 +151,9 @@ def test_both_count_the_same_increase(scraper, prometheus, targets):
 
 
 def test_targets_come_go_and_fail(monitor, targets):
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        silent = f"127.0.0.1:{nobody.getsockname()[1]}"
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        silent = f"127.0.0.1:{unused.getsockname()[1]}"
         monitor.set_targets({"queue": targets[1].address, "silent": silent})
         assert scrapes(monitor, "opd_requests_total", instance="queue").values[0] == 3
         assert scrapes(monitor, "up", instance="silent").values[-1] == 0
@@ -170,14 +170,14 @@ def test_a_killed_prometheus_is_reported_and_restarted(prometheus, targets):
     with pytest.raises(MonitoringError, match="own Prometheus server.* has died: .*the next call restarts it"):
         eventually(lambda: prometheus.samples("up", 60.0) is None)
     kept = prometheus.samples("up", 60.0, instance="queue")
-    assert kept[0].times[0] <= known.times[-1], "what it had stored is still there"
+    assert kept[0].times[0] <= known.times[-1], "its stored samples are still there"
     (again,) = psutil.Process(prometheus._process.pid).children()
     assert again.pid != child.pid
     eventually(lambda: prometheus.samples("up", 60.0, instance="queue")[0].times[-1] > kept[0].times[-1])
 
 
 @pytest.fixture
-def foreign(tmp_path):
+def foreign(tmp_path, request):
     """URL of a Prometheus that somebody else has configured to read the targets of two runs in ``tmp_path``."""
     configuration = tmp_path / "prometheus.yml"
     configuration.write_text(
@@ -186,14 +186,13 @@ def foreign(tmp_path):
         "refresh_interval: 1s}]\n"
     )
     options = [f"--config.file={configuration}", f"--storage.tsdb.path={tmp_path / 'storage'}"]
-    with hold_port() as holder:
-        address = f"127.0.0.1:{port_of(holder)}"
-        process = supervisor.start(["prometheus", *options, f"--web.listen-address={address}", "--log.level=warn"])
-        try:
-            eventually(lambda: responds(f"http://{address}/-/ready"))
-            yield f"http://{address}"
-        finally:
-            supervisor.stop(process, 5.0)
+    address = f"127.0.0.1:{hold_port(request)}"
+    process = supervisor.start(["prometheus", *options, f"--web.listen-address={address}", "--log.level=warn"])
+    try:
+        eventually(lambda: responds(f"http://{address}/-/ready"))
+        yield f"http://{address}"
+    finally:
+        supervisor.stop(process, 5.0)
 
 
 @needs_prometheus
@@ -238,13 +237,13 @@ def test_only_series_with_our_labels_are_read_from_a_server_that_others_use(prom
     ours.close()
 
 
-# What goes wrong
+# Errors
 
 
 def test_the_error_for_a_url_where_nothing_listens_names_the_remedy(tmp_path):
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
         with pytest.raises(
             MonitoringError, match=f"{url} cannot be read.*check that it runs.*{PROMETHEUS_URL_VARIABLE}"
         ):

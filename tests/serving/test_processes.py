@@ -5,7 +5,7 @@ import socket
 import pytest
 from deadlines import eventually
 
-from opd.serving.processes import ServerProcess, hold_port, port_of
+from opd.serving.processes import ServerProcess, hold_port
 from opd.serving.settings import ServerSettings
 
 pytestmark = pytest.mark.processes
@@ -21,11 +21,10 @@ def test_the_ports_of_a_starting_server_are_reserved(tmp_path):
     eventually(process.ended)
 
 
-def test_a_server_can_listen_on_a_held_port():
-    with hold_port() as holder:
-        place = ("127.0.0.1", port_of(holder))
-        with socket.create_server(place), socket.create_connection(place, 1):
-            pass
+def test_a_server_can_listen_on_a_held_port(request):
+    place = ("127.0.0.1", hold_port(request))
+    with socket.create_server(place), socket.create_connection(place, 1):
+        pass
 
 
 def test_the_last_words_of_a_server_are_its_own(tmp_path):

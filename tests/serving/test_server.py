@@ -1,4 +1,4 @@
-"""A server process that is told to end."""
+"""A server process that is asked to end."""
 
 import asyncio
 import os

@@ -164,9 +164,9 @@ def test_concurrent_pulls_get_the_same_complete_variant(store: ModelStore, varia
 def test_names_are_plain(name: str, variant: Path, tmp_path: Path):
     store = ModelStore(str(tmp_path / "store"))
     for task, other in ((name, "small"), ("detection", name)):
-        with pytest.raises(ValueError, match="is no name"):
+        with pytest.raises(ValueError, match="is not a valid name"):
             store.push(variant, task, other)
-        with pytest.raises(ValueError, match="is no name"):
+        with pytest.raises(ValueError, match="is not a valid name"):
             store.pull(task, other)
 
 
@@ -175,7 +175,7 @@ def test_a_manifest_cannot_write_outside_its_folder(variant: Path, tmp_path: Pat
     manifest.write_text(manifest.read_text().replace("characters.txt", "../characters.txt"))
     store = ModelStore("memory://outside", tmp_path / "cache")
     store._files.put(str(variant), f"{store._root}/detection/small", recursive=True)
-    with pytest.raises(ValueError, match="is no name"):
+    with pytest.raises(ValueError, match="is not a valid name"):
         store.pull("detection", "small")
 
 

@@ -16,8 +16,8 @@ from opd.study.benchmarks import DisagreementError, decision_time, peer_gurobi
 from opd.study.benchmarks.budgets import DecisionBudget
 from opd.study.benchmarks.criteria import decision_criteria
 from opd.study.benchmarks.decision_time import GUROBI, growth
-from opd.study.benchmarks.peer_gurobi import GurobiPolicy, GurobiUnavailable, ipa_gurobi
-from opd.study.benchmarks.plots_decision_time import plot_decision_times
+from opd.study.benchmarks.peer_gurobi import GurobiUnavailable, ipa_gurobi
+from opd.study.benchmarks.plots import plot_decision_times
 from opd.study.evaluation.decision_time import Decided
 from opd.workload.forecast import RecentMaximum
 
@@ -111,7 +111,7 @@ def test_without_gurobi_the_others_are_measured(monkeypatch):
     def unavailable(*_):
         raise GurobiUnavailable("no licence today")
 
-    monkeypatch.setattr(decision_time, "GurobiPolicy", unavailable)
+    monkeypatch.setattr(decision_time, "ipa_gurobi", unavailable)
     table = measure(ONE_SIZE, np.full(150, 5))
     row = table[table["policy"] == GUROBI].iloc[0]
     assert row["skipped"] == "no licence today" and np.isnan(row["median_ms"])
@@ -121,12 +121,16 @@ def test_without_gurobi_the_others_are_measured(monkeypatch):
     plt.close(figure)
 
 
-def test_a_licence_that_does_not_reach_leaves_a_row_that_says_so(monkeypatch):
-    def too_large(*_):
-        raise GurobiUnavailable("too large")
+def test_a_licence_that_reaches_for_some_loads_only_leaves_a_row_that_says_so(monkeypatch):
+    solved = []
 
-    monkeypatch.setattr(peer_gurobi, "_environment", lambda: None)
-    monkeypatch.setattr(GurobiPolicy, "decide", too_large)
+    def too_large_at_last(*problem):
+        if len(solved) == 2:
+            raise GurobiUnavailable("too large")
+        solved.append(ipa_dynamic_program(*problem))
+        return solved[-1]
+
+    monkeypatch.setattr(decision_time, "ipa_gurobi", too_large_at_last)
     table = measure(ONE_SIZE, np.full(150, 5))
     assert table.set_index("policy")["skipped"].to_dict()[GUROBI] == "too large"
 

@@ -14,8 +14,7 @@ from opd.host.machine import hardware
 from opd.study import notebook as stage
 from opd.study.benchmarks import criteria
 from opd.study.benchmarks.criteria import PACKAGES
-from opd.study.benchmarks.training import METHODS
-from opd.study.benchmarks.training_summary import MYOPIC
+from opd.study.benchmarks.training import METHODS, MYOPIC
 from opd.workload.forecast import ForecastParameters
 from opd.workload.forecast_training import train_forecaster
 from opd.workload.trace import load_trace

@@ -14,11 +14,10 @@ from opd.pipeline import Pipeline, StageConfiguration, Task, Variant, as_array
 from opd.simulator.simulator import Simulator
 from opd.study.benchmarks import DisagreementError, criteria, environment_steps, simulated_requests
 from opd.study.benchmarks.budgets import SMOKE, SimulatorBudget
-from opd.study.benchmarks.peer_ciw import ciw_latencies, ciw_simulation
-from opd.study.benchmarks.peer_simpy import ReferenceSimulator, simulate_queues
-from opd.study.benchmarks.plots_simulator import plot_simulator
-from opd.study.benchmarks.scenarios import QUEUES, WHOLE_MODEL
-from opd.study.benchmarks.simulated_requests import BATCHED, REFERENCE, Answer
+from opd.study.benchmarks.peer_queues import ciw_latencies, ciw_simulation, simulate_queues
+from opd.study.benchmarks.peer_simpy import ReferenceSimulator
+from opd.study.benchmarks.plots import plot_simulator
+from opd.study.benchmarks.simulated_requests import BATCHED, QUEUES, REFERENCE, WHOLE_MODEL, Answer
 
 TINY = SimulatorBudget(intervals=5, copies=3, batches=(1, 4), steps=32, single_steps=8, repetitions=2)
 

@@ -21,20 +21,27 @@ from opd.pipeline import as_array, as_configuration, from_choices
 from opd.simulator.environment import PipelineEnv, PipelineVectorEnv
 from opd.study.benchmarks.budgets import SMOKE
 from opd.study.benchmarks.criteria import training_criteria
-from opd.study.benchmarks.peer_environments import EPISODE_LENGTH, StageActions
 from opd.study.benchmarks.peer_stable_baselines import (
     BATCHED,
     PEERS,
     GreedyPeer,
+    StageActions,
     applied_configurations,
     build_model,
     environments,
     train_peer,
 )
-from opd.study.benchmarks.plots_training import STYLES, plot_training_speed
-from opd.study.benchmarks.training import METHODS, run_benchmark, with_test_days
-from opd.study.benchmarks.training_observer import TrainingObserver, greedy_agent, train_agent
-from opd.study.benchmarks.training_summary import TrainingResult, above_for_good, first_above, summarise_training
+from opd.study.benchmarks.plots import STYLES, plot_training_speed
+from opd.study.benchmarks.training import (
+    METHODS,
+    TrainingResult,
+    above_for_good,
+    first_above,
+    measure_training,
+    summarise_training,
+    with_test_days,
+)
+from opd.study.benchmarks.training_observer import TrainingObserver, train_agent
 
 
 def small_environment() -> PipelineEnv:
@@ -146,8 +153,8 @@ def test_environments_stepped_together_are_those_of_gymnasium(peer):
     states, number = together.reset(), together.num_envs
     alone = deepcopy(together.together)
     running = np.tile(as_array(problem.pipeline.smallest_configuration()), (number, 1, 1))
-    refused = 0
-    for step in range(EPISODE_LENGTH):
+    refused, episode_length = 0, 120
+    for step in range(episode_length):
         np.testing.assert_array_equal(states, alone.state())
         actions = np.stack([together.action_space.sample() for _ in range(number)])
         for place, (single, action) in enumerate(zip(together.envs, actions, strict=True)):
@@ -163,7 +170,7 @@ def test_environments_stepped_together_are_those_of_gymnasium(peer):
         score, _ = alone.run_interval(running)
         states, rewards, ends, more = together.step(actions)
         np.testing.assert_allclose(rewards, score.reward, rtol=1e-6)
-        assert ends.all() == ends.any() == (step == EPISODE_LENGTH - 1)
+        assert ends.all() == ends.any() == (step == episode_length - 1)
     assert refused
     np.testing.assert_array_equal([each["terminal_observation"] for each in more], alone.state())
     assert all(each["TimeLimit.truncated"] for each in more)
@@ -212,7 +219,7 @@ def test_observing_our_training_changes_nothing_of_it(tmp_path):
     network = train(problem, own, 3, tmp_path)
     best = max(observer.rows[1:], key=lambda row: row["selection"])
     assert observer.best is not None
-    alone = validate(problem, own, greedy_agent(network))
+    alone = validate(problem, own, network.configure)
     assert alone.reward == pytest.approx(best["reward"], abs=1e-9)
     assert validate(problem, own, observer.best).reward == alone.reward
     assert [row["steps"] for row in observer.rows] == [0, 32, 64]
@@ -278,7 +285,7 @@ def test_the_criteria_are_those_of_the_worst_seed():
 def test_everything_is_trained_measured_and_drawn():
     problem = small_problem()
     benchmark = with_test_days(problem, varying_workload(seed=6), np.array([50]), PARAMETERS, SMOKE.training)
-    summary, curves = run_benchmark(benchmark, SMOKE.training)
+    summary, curves = measure_training(benchmark, SMOKE.training)
     assert list(summary["method"]) == [*METHODS, "myopic"]
     spent = ["steps", "cpu_seconds", "gradient_steps"]
     assert list(curves.columns) == ["method", "seed", *spent, "reward", "qos", "cost", "dropped"]
@@ -294,9 +301,3 @@ def test_everything_is_trained_measured_and_drawn():
     figure = plot_training_speed(summary, curves)
     labels = figure.axes[0].get_legend_handles_labels()[1]
     assert labels == [*(STYLES[name].label for name in METHODS), "myopic (exact) solver"]
-
-
-def test_an_unknown_method_is_refused():
-    benchmark = with_test_days(small_problem(), varying_workload(), np.array([50]), PARAMETERS, SMOKE.training)
-    with pytest.raises(ValueError, match="unknown methods \\['a2c'\\]"):
-        run_benchmark(benchmark, SMOKE.training, ("agent", "a2c"))

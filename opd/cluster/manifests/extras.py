@@ -15,8 +15,6 @@ from opd.serving.monitoring.source import SCRAPE_SECONDS, SCRAPE_TIMEOUT
 GRPC_SERVICE = "/inference.GRPCInferenceService/"
 """Path of the Open Inference Protocol over gRPC."""
 
-DNS_PORT = 53
-
 
 def extra_objects(pipeline: Pipeline, settings: ClusterSettings) -> list[Object]:
     """Return the disruption budgets, and whatever else the settings ask for."""
@@ -66,7 +64,7 @@ def _network_policy(
     """Return a policy that also allows scraping metrics and resolving names."""
     names = {ROUTER: router_name(pipeline), QUEUE: queue_name(pipeline, task), MODEL: models_name(pipeline, task)}
     monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.monitoring_namespace}}}
-    dns = {"ports": [{"protocol": protocol, "port": DNS_PORT} for protocol in ("UDP", "TCP")]}
+    dns = {"ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]}
     spec = {
         "podSelector": pod_selector(pipeline, component, task),
         "policyTypes": ["Ingress", "Egress"],

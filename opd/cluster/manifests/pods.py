@@ -49,9 +49,6 @@ SETTINGS_ANNOTATION = "opd.io/settings"
 DISCOVERING_QUEUE = "opd.cluster.discovering_queue.DiscoveringQueueRuntime"
 """Import path of the queues' runtime."""
 
-ADDRESS = "0.0.0.0"
-"""Servers listen on every address of their pod."""
-
 SECURITY_CONTEXT: Mapping[str, Any] = {
     "runAsNonRoot": True,
     "runAsUser": USER,
@@ -218,4 +215,4 @@ def model_pod(pipeline: Pipeline, task: Task, variant: Variant, settings: Cluste
 
 def _server(kind: str, name: str, parameters: dict[str, Any], settings: ClusterSettings) -> ServerSettings:
     ports: dict[str, Any] = {f"{each}_port": port for each, port in settings.ports.items()}
-    return ServerSettings(kind=kind, name=name, parameters=parameters, host=ADDRESS, **ports)
+    return ServerSettings(kind=kind, name=name, parameters=parameters, host="0.0.0.0", **ports)

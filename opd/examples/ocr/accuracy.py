@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,9 +39,6 @@ PAGES = 300
 
 LEAST_OVERLAP = 0.5
 """Intersection over union from which a line counts as found."""
-
-PAIRS = ["detection", "recognition", "accuracy", "pages_right"]
-"""Columns of :func:`measure_pairs`."""
 
 
 def overlaps(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -91,9 +89,7 @@ def variant_latency(model: TextDetector | TextRecogniser, pages: Sequence[Page])
     return 1e3 * float(np.sort(seconds)[: len(seconds) // 2].mean())
 
 
-def measure_variants(
-    task: str, names: Sequence[str], split: str, count: int = PAGES, progress: Any = None
-) -> pd.DataFrame:
+def measure_variants(task: str, names: Sequence[str], split: str, count: int = PAGES) -> pd.DataFrame:
     """Measure accuracy and latency of candidates of ``recipes.yaml``.
 
     Args:
@@ -101,7 +97,6 @@ def measure_variants(
         names: of the candidates.
         split: a key of :data:`opd.examples.ocr.pages.SPLIT_SEEDS`.
         count: number of pages.
-        progress: a tqdm bar that advances by one per candidate.
 
     Returns:
         Columns ``task, variant, split, accuracy, latency_ms, chosen``.
@@ -109,46 +104,42 @@ def measure_variants(
     chosen = load_recipes().tasks[task].chosen
     pages = list(render_pages(count, SPLIT_SEEDS[split]))
     rows = []
-    for name in names:
-        with tempfile.TemporaryDirectory() as folder:
-            build_variant(task, name, Path(folder))
-            model: Any = load_model(Path(folder))
+    for name in tqdm(names, unit="variant", desc=f"{task}, split {split}"):
+        model = _built_model(task, name)
         rows.append((task, name, split, variant_accuracy(model, pages), variant_latency(model, pages), name in chosen))
-        if progress is not None:
-            progress.update()
     return pd.DataFrame(rows, columns=["task", "variant", "split", "accuracy", "latency_ms", "chosen"])
 
 
-def measure_pairs(count: int = PAGES, progress: Any = None) -> pd.DataFrame:
+def measure_pairs(count: int = PAGES) -> pd.DataFrame:
     """Measure what every pair of chosen variants reads in whole pages of split ``report``.
 
     Args:
         count: number of pages.
-        progress: a tqdm bar that advances by one per pair.
 
     Returns:
-        Columns :data:`PAIRS`: the variants, 1 - character error rate, and the fraction of pages without any error.
+        Columns ``detection, recognition, accuracy, pages_right``: the variants, 1 - character error rate, and the
+        fraction of pages without any error.
     """
-    tasks = load_recipes().tasks
+    detection, recognition = (load_recipes().tasks[task].chosen for task in ("text-detection", "text-recognition"))
     pages = list(render_pages(count, SPLIT_SEEDS["report"]))
     truth = [page.text for page in pages]
-    payloads = [page.payload for page in pages]
-    sheets = {name: _answers("text-detection", name, payloads) for name in tasks["text-detection"].chosen}
+    sheets = {name: _answers("text-detection", name, [page.payload for page in pages]) for name in detection}
     rows = []
-    for recognition in tasks["text-recognition"].chosen:
-        for detection, lines in sheets.items():
-            read = [answer.decode() for answer in _answers("text-recognition", recognition, lines)]
-            right = float(np.mean([text == true for text, true in zip(read, truth, strict=True)]))
-            rows.append((detection, recognition, text_accuracy(read, truth), right))
-            if progress is not None:
-                progress.update()
-    return pd.DataFrame(rows, columns=PAIRS)
+    for reader, (finder, lines) in tqdm(list(product(recognition, sheets.items())), unit="pair", desc="whole pages"):
+        read = [answer.decode() for answer in _answers("text-recognition", reader, lines)]
+        right = float(np.mean([text == true for text, true in zip(read, truth, strict=True)]))
+        rows.append((finder, reader, text_accuracy(read, truth), right))
+    return pd.DataFrame(rows, columns=["detection", "recognition", "accuracy", "pages_right"])
+
+
+def _built_model(task: str, name: str) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        build_variant(task, name, Path(folder))
+        return load_model(Path(folder))
 
 
 def _answers(task: str, name: str, payloads: Sequence[bytes]) -> list[bytes]:
-    with tempfile.TemporaryDirectory() as folder:
-        build_variant(task, name, Path(folder))
-        model = load_model(Path(folder))
+    model = _built_model(task, name)
     return [model([payload])[0] for payload in payloads]
 
 
@@ -160,16 +151,13 @@ def plot_accuracy(table: pd.DataFrame, path: Path) -> Figure:
         rows = table[table["task"] == task]
         candidates = rows[rows["split"] == "choose"]
         others, chosen = candidates[~candidates["chosen"]], candidates[candidates["chosen"]].sort_values("latency_ms")
-        reported = chosen[["variant", "latency_ms"]].merge(rows.loc[rows["split"] == "report", ["variant", "accuracy"]])
         axes.plot(others["latency_ms"], others["accuracy"], ".", color=PALETTE[7], label="candidates, split choose")
         axes.plot(chosen["latency_ms"], chosen["accuracy"], "o-", color=PALETTE[0], label="chosen, split choose")
-        style: Any = dict(marker="D", linestyle="", markerfacecolor="none", color=PALETTE[1])
-        axes.plot(reported["latency_ms"], reported["accuracy"], label="chosen, split report", **style)
-        for row in chosen.itertuples():
-            where = (row.latency_ms, row.accuracy)
-            axes.annotate(
-                row.variant, where, (-7, 3), textcoords="offset points", ha="right", fontsize=7, color=PALETTE[0]
-            )
+        reported = chosen[["variant", "latency_ms"]].merge(rows.loc[rows["split"] == "report", ["variant", "accuracy"]])
+        x, y = reported["latency_ms"], reported["accuracy"]
+        axes.plot(x, y, "D", markerfacecolor="none", color=PALETTE[1], label="chosen, split report")
+        for name, *place in chosen[["variant", "latency_ms", "accuracy"]].itertuples(index=False):
+            axes.annotate(name, place, (-7, 3), textcoords="offset points", ha="right", fontsize=7, color=PALETTE[0])
         axes.set(title=task, xlabel="latency of one request (ms)", xlim=(0, 1.15 * candidates["latency_ms"].max()))
         axes.margins(y=0.1)
         axes.set_ylabel("F1" if task == "text-detection" else "1 - character error rate")
@@ -187,11 +175,8 @@ def main(
     tasks = load_recipes().tasks
     jobs = [] if report_only else [(task, list(recipes.candidates), "choose") for task, recipes in tasks.items()]
     jobs += [(task, recipes.chosen, "report") for task, recipes in tasks.items()]
-    pairs = len(tasks["text-detection"].chosen) * len(tasks["text-recognition"].chosen)
-    total = sum(len(names) for _, names, _ in jobs) + pairs
-    with tqdm(total=total, unit="variant", desc="accuracy on rendered pages") as progress:
-        tables = [measure_variants(*job, pages, progress) for job in jobs]
-        measure_pairs(pages, progress).to_csv(folder / "pairs.csv", index=False, float_format="%.4f")
+    tables = [measure_variants(*job, pages) for job in jobs]
+    measure_pairs(pages).to_csv(folder / "pairs.csv", index=False, float_format="%.4f")
     if report_only:
         before = pd.read_csv(folder / "accuracy.csv").query("split == 'choose'")
         is_chosen = [row.variant in tasks[str(row.task)].chosen for row in before.itertuples()]

@@ -210,7 +210,8 @@ class TextRecogniser:
             PayloadError: naming the first element that is not a line sheet.
         """
         sheets = [decode_sheet(payload, f"element {index}") for index, payload in enumerate(payloads)]
-        texts = self.read([line for sheet in sheets for line in rows_of(sheet)])
+        rows = [(sheet, top) for sheet in sheets for top in range(0, sheet.height, LINE_HEIGHT)]
+        texts = self.read([sheet.crop((0, top, sheet.width, top + LINE_HEIGHT)) for sheet, top in rows])
         ends = np.cumsum([sheet.height // LINE_HEIGHT for sheet in sheets])
         starts = [0, *ends[:-1].tolist()]
         return ["\n".join(texts[start:end]).encode() for start, end in zip(starts, ends, strict=True)]
@@ -237,11 +238,6 @@ def decode_sheet(payload: bytes, name: str) -> Image.Image:
             f"{LINE_HEIGHT} high for each of 1 to {MAX_LINES} lines"
         )
     return sheet
-
-
-def rows_of(sheet: Image.Image) -> list[Image.Image]:
-    """Cut a line sheet into its rows, top to bottom."""
-    return [sheet.crop((0, top, sheet.width, top + LINE_HEIGHT)) for top in range(0, sheet.height, LINE_HEIGHT)]
 
 
 def decode_text(classes: np.ndarray, characters: Sequence[str]) -> str:

@@ -178,28 +178,9 @@ def _worn(image: Image.Image, rng: np.random.Generator, wear: float) -> Image.Im
 
 def write_pages(path: Path, count: int, seed: int) -> None:
     """Write rendered pages to Parquet: ``payload`` (bytes), ``truth`` (lines joined by newlines), ``boxes``."""
-    pages = list(render_pages(count, seed))
-    table = pd.DataFrame(
-        {
-            "payload": [page.payload for page in pages],
-            "truth": [page.text for page in pages],
-            "boxes": [[list(box) for box in page.boxes] for page in pages],
-        }
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table.to_parquet(path, index=False)
-
-
-def load_pages(path: Path) -> list[Page]:
-    """Load pages written by :func:`write_pages`.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no rendered pages at {path}; make them with opd.examples.ocr.pages.write_pages")
-    rows = pd.read_parquet(path).to_dict("records")
-    return [
-        Page(row["payload"], tuple(row["truth"].split("\n")), tuple(tuple(box.tolist()) for box in row["boxes"]))
-        for row in rows
+    rows = [
+        {"payload": page.payload, "truth": page.text, "boxes": [list(box) for box in page.boxes]}
+        for page in render_pages(count, seed)
     ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_parquet(path, index=False)

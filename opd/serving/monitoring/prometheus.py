@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import uuid
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from opd.serving.monitoring.source import (
     NoDataError,
     Series,
 )
-from opd.serving.processes import direct_session, hold_port, last_words, port_of, responds
+from opd.serving.processes import direct_session, hold_port, last_words, responds
 
 PROMETHEUS_URL_VARIABLE = "OPD_PROMETHEUS_URL"
 """Environment variable with the URL of a running Prometheus server."""
@@ -167,9 +166,7 @@ class PrometheusServer(PrometheusUrl):
     """
 
     def __init__(self, folder: Path, binary: str = "prometheus") -> None:
-        holder = hold_port()  # held until this object is gone: the server may be restarted
-        weakref.finalize(self, holder.close)
-        self._address = f"127.0.0.1:{port_of(holder)}"
+        self._address = f"127.0.0.1:{hold_port(self)}"
         super().__init__(f"http://{self._address}", direct_session())
         self.description = f"own Prometheus server ({Path(binary).name})"
         self._folder, self._binary = folder.resolve(), binary

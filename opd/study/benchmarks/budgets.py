@@ -8,7 +8,7 @@ from typing import Any
 
 from opd.study.evaluation.decision_time import SIZES
 
-SMOKE_TRAINING = {
+SMOKE_TRAINING: dict[str, Any] = {
     "updates": 2,
     "num_envs": 4,
     "rollout_steps": 8,

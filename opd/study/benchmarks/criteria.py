@@ -22,10 +22,7 @@ TIMES_PEER_SPEED = 2
 """Minimum speed of our training, in steps per CPU-second, relative to a peer's."""
 
 Row = tuple[str, float, bool]
-
-
-def _table(rows: list[Row]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["bar", "measured", "met"])
+COLUMNS = ["bar", "measured", "met"]
 
 
 def simulator_criteria(requests: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
@@ -47,7 +44,7 @@ def simulator_criteria(requests: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFr
         rows.append((text, ratio, ratio >= TIMES_SIMPY))
     best = float(steps.loc[steps["layer"] == EPISODES, "steps_per_cpu_second"].max())
     text = f"environment steps, batched: at least {STEPS_PER_CPU_SECOND:,} per CPU-second"
-    return _table([*rows, (text, best, best >= STEPS_PER_CPU_SECOND)])
+    return pd.DataFrame([*rows, (text, best, best >= STEPS_PER_CPU_SECOND)], columns=COLUMNS)
 
 
 def training_criteria(summary: pd.DataFrame) -> pd.DataFrame:
@@ -64,7 +61,7 @@ def training_criteria(summary: pd.DataFrame) -> pd.DataFrame:
         speed, reward = float(row["agent_times_speed_min"]), float(row["agent_more_reward_min"])
         rows.append((f"speed: at least {TIMES_PEER_SPEED} × {peer}", speed, speed >= TIMES_PEER_SPEED))
         rows.append((f"reward on the test days, less that of {peer}: at least 0", reward, reward >= 0.0))
-    return _table(rows)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def decision_criteria(times: pd.DataFrame) -> pd.DataFrame:
@@ -82,4 +79,4 @@ def decision_criteria(times: pd.DataFrame) -> pd.DataFrame:
     for solver, each in times[times["policy"] != AGENT].groupby("policy", sort=False):
         ratio = float(each[["decision_ratio", "median_ratio"]].min().min())
         rows.append((f"time of {solver} at every size: more than 1 × the agent's", ratio, ratio > 1.0))
-    return _table(rows)
+    return pd.DataFrame(rows, columns=COLUMNS)

@@ -7,21 +7,20 @@ Every decision follows the same forecast, which is timed separately. Times are w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from opd.control.policies import MyopicPolicy
-from opd.measurement import Observation, SimulationParameters
+from opd.control import AGENT
+from opd.control.policies import IpaPolicy, MyopicPolicy
+from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import Pipeline
 from opd.profiling.synthetic import synthetic_pipeline
 from opd.solvers import IpaParameters, ipa_objective
 from opd.study.benchmarks import DisagreementError
 from opd.study.benchmarks.budgets import FULL, DecisionBudget
-from opd.study.benchmarks.peer_gurobi import GurobiPolicy, GurobiUnavailable
+from opd.study.benchmarks.peer_gurobi import GurobiUnavailable, ipa_gurobi
 from opd.study.evaluation.decision_time import (
     Decided,
     observations,
@@ -33,7 +32,6 @@ from opd.study.evaluation.decision_time import (
 from opd.workload.forecast import HISTORY_SECONDS, Forecaster
 from opd.workload.trace import load_trace
 
-AGENT = "agent"
 REFERENCE = "ipa-highs"
 GUROBI = "ipa-gurobi"
 EXPERT = "myopic"
@@ -47,7 +45,6 @@ def compare_decision_times(
     forecaster: Forecaster,
     budget: DecisionBudget = FULL.decision_time,
     counts: np.ndarray | None = None,
-    ipa: IpaParameters | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Time agent and solvers on synthetic pipelines of several sizes, on the decisions of one workload.
@@ -57,7 +54,6 @@ def compare_decision_times(
         budget: how much is measured.
         counts: (T,) requests per second, T at least 120, and 10 more for every decision after the first; by default
             the most varied stretch of the bundled trace's test split.
-        ipa: weights of the objective that the solvers maximise.
         seed: of pipelines and networks.
 
     Returns:
@@ -77,15 +73,13 @@ def compare_decision_times(
         counts = varied_stretch(decisions)
     if len(counts) < HISTORY_SECONDS + 10 * (decisions - 1):
         raise ValueError(f"{len(counts)} s of counts are too few for {decisions} decisions, one every 10 s")
-    ipa = ipa or IpaParameters()
     tables = []
     for stages, variants in tqdm(budget.sizes, unit="size"):
-        pipeline = synthetic_pipeline(stages, variants, seed)
-        seen = observations(pipeline, counts, decisions)
-        rows = _measure_pipeline(pipeline, seen, forecaster, ipa, budget.repetitions, seed)
-        tables.append(rows.assign(stages=stages, variants=variants))
-    table = pd.concat(tables, ignore_index=True)
-    return table[["stages", "variants", *table.columns.drop(["stages", "variants"])]]
+        table = _measure_pipeline(synthetic_pipeline(stages, variants, seed), counts, forecaster, budget, seed)
+        table.insert(0, "stages", stages)
+        table.insert(1, "variants", variants)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
 
 
 def varied_stretch(decisions: int) -> np.ndarray:
@@ -97,25 +91,29 @@ def varied_stretch(decisions: int) -> np.ndarray:
 
 
 def _measure_pipeline(
-    pipeline: Pipeline,
-    seen: Sequence[Observation],
-    forecaster: Forecaster,
-    ipa: IpaParameters,
-    repetitions: int,
-    seed: int,
+    pipeline: Pipeline, counts: np.ndarray, forecaster: Forecaster, budget: DecisionBudget, seed: int
 ) -> pd.DataFrame:
     """The rows of one size, without its stages and variants."""
+    ipa, seen = IpaParameters(), observations(pipeline, counts, budget.decisions)
     deciders = policies(pipeline, ipa, seed)
     deciders[EXPERT] = MyopicPolicy(pipeline, Weights(), SimulationParameters.batch_timeout)
     skipped = ""
     try:
-        gurobi = GurobiPolicy(pipeline, ipa)
+        gurobi = IpaPolicy(pipeline, ipa, ipa_gurobi)
         time_cycle(gurobi, seen, forecaster)  # programmes differ with the load; the licence must permit all of them
         deciders[GUROBI] = gurobi
     except GurobiUnavailable as error:
         skipped = str(error)
-    cycles = take_turns(deciders, seen, forecaster, repetitions)
-    table = pd.DataFrame([_row(name, each) for name, each in cycles.items()])
+    cycles = take_turns(deciders, seen, forecaster, budget.repetitions)
+    table = pd.DataFrame(
+        {
+            "policy": name,
+            "forecast_ms": np.median([cycle.forecast_ms for cycle in each]),
+            "decision_ms": np.median([cycle.decision_ms for cycle in each]),
+            **time_summary(each),
+        }
+        for name, each in cycles.items()
+    )
     agent = table.set_index("policy").loc[AGENT]
     for column in ("median", "p99", "total", "decision"):
         table[f"{column}_ratio"] = table[f"{column}_ms"] / agent[f"{column}_ms"]
@@ -129,24 +127,13 @@ def _measure_pipeline(
     return table
 
 
-def _row(name: str, cycles: Sequence[Decided]) -> dict[str, str | float]:
-    alone = {
-        "forecast_ms": float(np.median([cycle.forecast_ms for cycle in cycles])),
-        "decision_ms": float(np.median([cycle.decision_ms for cycle in cycles])),
-    }
-    return {"policy": name} | alone | time_summary(cycles)
-
-
 def _largest_gap(pipeline: Pipeline, ipa: IpaParameters, one: Decided, reference: Decided, name: str) -> float:
     """Compute the largest difference in IPA's objective between the decisions of two solvers.
 
     Raises:
         DisagreementError: if it is more than rounding.
     """
-    objectives = [
-        np.array([ipa_objective(pipeline, configuration, ipa) for configuration in each.chosen])
-        for each in (one, reference)
-    ]
+    objectives = np.array([[ipa_objective(pipeline, each, ipa) for each in by.chosen] for by in (one, reference)])
     gaps = np.abs(objectives[0] - objectives[1])
     worst = int(gaps.argmax())
     if gaps[worst] > TOLERANCE:

@@ -1,15 +1,13 @@
 """Simulator benchmark: environment steps per CPU-second, single and batched, and the parts of a step.
 
-A step is an interval of 10 s at :data:`~opd.study.benchmarks.scenarios.LOAD` requests/s. Time is CPU time on one
-thread, after everything is compiled. There is no peer; the speed itself is the result.
+A step is an interval of 10 s at :data:`LOAD` requests/s. Time is CPU time on one thread, after everything is compiled.
+There is no peer; the speed itself is the result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from functools import partial
 from time import process_time
 from typing import Any
 from unittest import mock
@@ -25,9 +23,12 @@ from opd.simulator import environment, kernel
 from opd.simulator.environment import PipelineEnv, PipelineVectorEnv
 from opd.simulator.simulator import Simulator
 from opd.study.benchmarks.budgets import FULL, SimulatorBudget
-from opd.study.benchmarks.scenarios import LOAD, varied_configurations
+from opd.study.benchmarks.simulated_requests import LOAD, varied_configurations
 from opd.workload.forecast import RecentMaximum
 from opd.workload.trace import Workload
+
+Prepare = Callable[..., Callable[[], None]]
+"""Builds what is timed, for a pipeline, a number of environments, a number of steps in each, and a seed."""
 
 GYMNASIUM = "Gymnasium environment"
 EPISODES = "episodes"
@@ -52,20 +53,16 @@ def measure_steps(budget: SimulatorBudget = FULL.simulator, name: str = "video",
         environment's).
     """
     pipeline = load_pipeline(name)
-    measured: list[tuple[str, int, int]] = [(GYMNASIUM, 1, budget.single_steps)]
-    prepared: list[Callable[[], Callable[[], None]]] = [partial(_gymnasium_steps, pipeline, budget.single_steps, seed)]
+    layers: list[tuple[str, Prepare, int, int]] = [(GYMNASIUM, _gymnasium_steps, 1, budget.single_steps)]
     for environments in budget.batches:
         steps = max((budget.steps if environments > 1 else budget.single_steps) // environments, 1)
-        for layer, prepare in ((EPISODES, _episode_steps), (SIMULATOR, _simulator_steps)):
-            measured.append((layer, environments, steps * environments))
-            prepared.append(partial(prepare, pipeline, environments, steps, seed))
+        layers += [(EPISODES, _episode_steps, environments, steps), (SIMULATOR, _simulator_steps, environments, steps)]
     # The first round compiles and warms up. Rounds, so that a slow moment of the machine affects all alike.
     rounds = tqdm(range(budget.repetitions + 1), unit="round")
-    seconds = np.array([[_cpu_seconds(prepare()) for prepare in prepared] for _ in rounds])[1:]
-    table = pd.DataFrame(measured, columns=["layer", "environments", "steps"])
-    table.insert(0, "pipeline", name)
-    table.insert(1, "stages", len(pipeline.tasks))
-    table["microseconds"] = 1e6 * np.median(seconds, axis=0) / table["steps"]
+    seconds = [[_cpu_seconds(prepare(pipeline, *sizes, seed)) for _, prepare, *sizes in layers] for _ in rounds]
+    rows = [(name, len(pipeline.tasks), layer, count, count * steps) for layer, _, count, steps in layers]
+    table = pd.DataFrame(rows, columns=["pipeline", "stages", "layer", "environments", "steps"])
+    table["microseconds"] = 1e6 * np.median(seconds[1:], axis=0) / table["steps"]
     table["steps_per_cpu_second"] = 1e6 / table["microseconds"]
     table["ratio"] = table["steps_per_cpu_second"] / table["steps_per_cpu_second"].iloc[0]
     return table
@@ -89,10 +86,10 @@ def steady_workload(decisions: int, load: float, seed: int) -> Workload:
     return Workload(counts, RecentMaximum().predict_many(counts, np.arange(0, len(counts) + 1, 10)), 10)
 
 
-def _gymnasium_steps(pipeline: Pipeline, steps: int, seed: int) -> Callable[[], None]:
+def _gymnasium_steps(pipeline: Pipeline, _: int, steps: int, seed: int) -> Callable[[], None]:
     environment = PipelineEnv(pipeline, steady_workload(steps + 2, LOAD, seed), episode_length=steps)
     environment.reset(seed=seed)
-    choices = to_choices(np.stack([as_array(choice) for choice in varied_configurations(pipeline)]))
+    choices = to_choices(_batches(pipeline, 1)[:, 0])
     actions = [choices[step % len(choices)].ravel() for step in range(steps)]
 
     def run() -> None:
@@ -108,13 +105,15 @@ def _batches(pipeline: Pipeline, environments: int) -> np.ndarray:
     return np.stack([varied[(phase + np.arange(environments)) % len(varied)] for phase in range(len(varied))])
 
 
-def _episodes(
-    pipeline: Pipeline, environments: int, steps: int, seed: int, load: float = LOAD, noise: float | None = None
-) -> tuple[PipelineVectorEnv, np.ndarray]:
-    """Episodes that have begun at different decisions, and the configurations to run in turn."""
-    usual = SimulationParameters()
-    parameters = usual if noise is None else replace(usual, service_noise=noise)
-    # More decisions, so that the episodes see different loads.
+def _episode_steps(
+    pipeline: Pipeline,
+    environments: int,
+    steps: int,
+    seed: int,
+    load: float = LOAD,
+    parameters: SimulationParameters | None = None,
+) -> Callable[[], None]:
+    # Episodes begin at different decisions, so that they see different loads.
     spread = 500
     work = steady_workload(steps + spread + 2, load, seed)
     episodes = PipelineVectorEnv(
@@ -122,11 +121,6 @@ def _episodes(
     )
     batches = _batches(pipeline, environments)
     episodes.begin(np.arange(environments), 1 + np.arange(environments) % spread, batches[-1])
-    return episodes, batches
-
-
-def _episode_steps(pipeline: Pipeline, environments: int, steps: int, seed: int, **settings: Any) -> Callable[[], None]:
-    episodes, batches = _episodes(pipeline, environments, steps, seed, **settings)
 
     def run() -> None:
         for step in range(steps):
@@ -168,10 +162,9 @@ def _timed(parts: dict[str, float]) -> Iterator[None]:
     def wrap(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any) -> Any:
             begin = process_time()
-            try:
-                return function(*args)
-            finally:
-                parts[name] = parts.get(name, 0.0) + process_time() - begin
+            result = function(*args)
+            parts[name] = parts.get(name, 0.0) + process_time() - begin
+            return result
 
         return timed
 
@@ -199,26 +192,27 @@ def profile(
         Columns part, microseconds (CPU time of one step of one environment, median) and share (of the step).
     """
     pipeline = load_pipeline(name)
+    noiseless = SimulationParameters(service_noise=0.0)
     settings: dict[str, dict[str, Any]] = {
         "usual": {},
-        "no noise": {"noise": 0.0},
+        "no noise": {"parameters": noiseless},
         # Too small to ever draw a request, but not zero: queues need room for one request.
-        "silent": {"noise": 0.0, "load": 1e-3},
+        "silent": {"parameters": noiseless, "load": 1e-3},
     }
     # The first round warms up. Settings take turns, so that a slow moment of the machine affects all alike.
     rounds = [
-        {which: _profiled_step(pipeline, environments, budget, seed, given) for which, given in settings.items()}
+        {"setting": which} | _profiled_step(pipeline, environments, budget, seed, given)
         for _ in tqdm(range(budget.repetitions + 1), unit="round")
-    ][1:]
-    medians = {which: pd.DataFrame([each[which] for each in rounds]).median() for which in settings}
-    usual, kernel = medians["usual"].copy(), {which: float(each["kernel"]) for which, each in medians.items()}
-    del usual["kernel"]
+        for which, given in settings.items()
+    ][len(settings) :]
+    medians = pd.DataFrame(rounds).groupby("setting").median()
+    kernel = medians.pop("kernel")
     parts = {
         "kernel: queues, batches and latencies of requests": kernel["no noise"] - kernel["silent"],
         "kernel: noise of service times": kernel["usual"] - kernel["no noise"],
         "kernel: replicas, and the interval without requests": kernel["silent"],
-    } | usual.to_dict()
-    table = pd.DataFrame({"part": list(parts), "microseconds": list(parts.values())})
+    } | medians.loc["usual"].to_dict()
+    table = pd.Series(parts, name="microseconds").rename_axis("part").reset_index()
     table["share"] = table["microseconds"] / table["microseconds"].sum()
     return table.sort_values("microseconds", ascending=False, ignore_index=True)
 

@@ -13,8 +13,6 @@ import highspy
 import numpy as np
 from scipy import sparse
 
-from opd.control.policies import Policy
-from opd.measurement import Observation
 from opd.pipeline import Configuration, Pipeline
 from opd.solvers import IpaParameters
 from opd.solvers.ipa import LATENCY_TOLERANCE, ipa_by_mip
@@ -111,23 +109,3 @@ def _solve(programme: highspy.HighsLp, time_limit: float, what: str) -> np.ndarr
         if model.Status != gurobipy.GRB.OPTIMAL:
             raise RuntimeError(f"Gurobi stopped with status {model.Status} on {what}")
         return np.asarray(taken.X)
-
-
-class GurobiPolicy(Policy):
-    """IPA with the capacity limit added, solved by Gurobi.
-
-    Args:
-        pipeline: the pipeline, with all of its capacity available.
-        parameters: the weights of the objective.
-
-    Raises:
-        GurobiUnavailable: if package or licence is missing.
-    """
-
-    def __init__(self, pipeline: Pipeline, parameters: IpaParameters) -> None:
-        _environment()
-        self._pipeline, self._parameters = pipeline, parameters
-
-    def decide(self, observation: Observation) -> Configuration:
-        """The optimum of IPA's objective for the forecast load."""
-        return ipa_gurobi(self._pipeline, observation.predicted_load, self._parameters)

@@ -4,16 +4,15 @@
 start-up is an event on one clock, and all stages run at the same time. Service times are the profiled ones, without
 noise. It is written to be fast, with few events per request: a batch is one timeout, a queue is checked only when
 something may have changed, and one process watches the age of all requests.
-
-:func:`simulate_queues` is the textbook model of the simplest case, with a ``simpy.Resource`` per stage.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import simpy
@@ -54,7 +53,10 @@ class SimulatedReplica:
 
 @dataclass
 class StageRecord:
-    """Counts of one stage in one interval; ``overtaken`` requests joined after a younger one."""
+    """Measurements of one stage in one interval; ``overtaken`` requests joined after a younger one.
+
+    ``seconds`` is the sum over the requests that ``left``. The last four are known at the end of the interval.
+    """
 
     left: int = 0
     seconds: float = 0.0
@@ -62,19 +64,18 @@ class StageRecord:
     partial_batches: int = 0
     overtaken: int = 0
     served_by_previous_variant: int = 0
+    queue: int = 0
+    in_service: int = 0
+    latency: float = 0.0
+    ready_throughput: float = 0.0
 
 
-@dataclass
-class IntervalRecord:
-    """Measurements of the pipeline in one interval; ``inside`` are accepted requests without an answer."""
+class IntervalRecord(NamedTuple):
+    """Measurements of the pipeline in one interval: requests offered, latencies in seconds, and every stage."""
 
     offered: int
-    latencies: list[float] = field(default_factory=list)
-    stages: list[StageRecord] = field(default_factory=list)
-    queue: list[int] = field(default_factory=list)
-    ready_throughput: list[float] = field(default_factory=list)
-    task_latency: list[float] = field(default_factory=list)
-    inside: int = 0
+    latencies: list[float]
+    stages: list[StageRecord]
 
     @property
     def dropped(self) -> int:
@@ -86,32 +87,16 @@ class IntervalRecord:
         """Mean seconds from arrival to completion, 0 if nothing completed."""
         return float(np.mean(self.latencies)) if self.latencies else 0.0
 
-    @property
-    def latency_p99(self) -> float:
-        """The smallest latency that at least 99 % of the requests do not exceed; 0 if nothing completed."""
-        ordered = sorted(self.latencies)
-        enough = (place for place in range(1, len(ordered) + 1) if 100 * place >= 99 * len(ordered))
-        return ordered[next(enough) - 1] if ordered else 0.0
-
-
-class LastOfInstant(simpy.Event):
-    """An event at this instant, after all others of it."""
-
-    def __init__(self, clock: simpy.Environment, action: Callable[[simpy.Event], None]) -> None:
-        super().__init__(clock)
-        self.callbacks = [action]
-        self._ok, self._value = True, None
-        clock.schedule(self, AFTER_ALL_ELSE)
-
 
 class Stage:
-    """One task: a queue, its replicas, and the dispatch of batches to them."""
+    """One task: a queue, its replicas, which are all ready at the start, and the dispatch of batches to them."""
 
     def __init__(
         self,
         clock: simpy.Environment,
         task: Task,
         max_batch_size: int,
+        configuration: StageConfiguration,
         parameters: SimulationParameters,
         deliver: Callable[[list[Request]], None],
     ) -> None:
@@ -120,7 +105,6 @@ class Stage:
         self.parameters = parameters
         self.deliver = deliver
         self.waiting: deque[Request] = deque()
-        self.replicas: list[SimulatedReplica] = []
         self.in_service = 0
         self.record = StageRecord()
         sizes = range(1, max_batch_size + 1)
@@ -129,9 +113,6 @@ class Stage:
         self._check_pending = False
         self._next_check = -np.inf
         self._youngest = -np.inf
-
-    def start(self, configuration: StageConfiguration) -> None:
-        """Begin with all replicas ready."""
         self._select(configuration)
         self.replicas = self._new_replicas(configuration.replicas, 0.0)
 
@@ -141,9 +122,8 @@ class Stage:
         self._select(configuration)
         present = [replica for replica in self.replicas if replica.leaves > now + ROUNDING]
         started = [replica for replica in present if replica.ready <= now + ROUNDING]
-        wanted = [replica for replica in started if replica.variant is self.variant]
-        wanted += [replica for replica in present if replica.variant is self.variant and replica not in started]
-        kept = wanted[: configuration.replicas]
+        started_first = started + [replica for replica in present if replica not in started]
+        kept = [replica for replica in started_first if replica.variant is self.variant][: configuration.replicas]
         new = self._new_replicas(configuration.replicas - len(kept), now + self.variant.startup_time)
         complete = max([now] + [replica.ready for replica in kept + new])
         for replica in kept:
@@ -188,16 +168,23 @@ class Stage:
         """Schedule a check of the queue after all other events of this instant."""
         if self.waiting and not self._check_pending:
             self._check_pending = True
-            LastOfInstant(self.clock, self._dispatch)
+            last = simpy.Event(self.clock)
+            last.callbacks = [self._dispatch]
+            last._ok, last._value = True, None
+            self.clock.schedule(last, AFTER_ALL_ELSE)
 
-    def ready_throughput(self, start: float, end: float) -> float:
-        """Requests/s of the replicas, each for the share of the interval in which it was ready."""
-        return sum(
+    def complete_record(self, start: float, end: float) -> StageRecord:
+        """Complete the record of an interval; a replica's throughput counts for the share in which it was ready."""
+        record = self.record
+        record.queue, record.in_service = len(self.waiting), self.in_service
+        record.latency = record.seconds / record.left if record.left else self.seconds[1]
+        record.ready_throughput = sum(
             max(0.0, min(replica.leaves, end) - max(replica.ready, start))
             / (end - start)
             * (self.batch_size / replica.seconds[self.batch_size])
             for replica in self.replicas
         )
+        return record
 
     def _select(self, configuration: StageConfiguration) -> None:
         self.variant = self.task.variants[configuration.variant]
@@ -227,15 +214,11 @@ class Stage:
             if len(self.waiting) < self.batch_size:
                 due = self.waiting[0].joined + self.parameters.batch_timeout
                 if self.clock.now + ROUNDING < due:
-                    self._check_at(due)
+                    if due != self._next_check:  # one timer is enough per instant
+                        self._next_check = due
+                        self._after(due - self.clock.now, self.check)
                     return
             self._serve(replica, min(self.batch_size, len(self.waiting)))
-
-    def _check_at(self, due: float) -> None:
-        """Check the queue when its oldest request is due; one timer is enough per instant."""
-        if due != self._next_check:
-            self._next_check = due
-            self._after(due - self.clock.now, self.check)
 
     def _serve(self, replica: SimulatedReplica, size: int) -> None:
         now, record = self.clock.now, self.record
@@ -274,13 +257,10 @@ class ReferenceSimulator:
         self.unfinished: deque[Request] = deque()
         self._arrival = self.clock.event()
         deliver: Callable[[list[Request]], None] = self._finish
-        stages: list[Stage] = []
-        for task in reversed(pipeline.tasks):
-            stages.append(Stage(self.clock, task, pipeline.max_batch_size, parameters, deliver))
-            deliver = stages[-1].join
-        self.stages = stages[::-1]
-        for stage, choice in zip(self.stages, configuration, strict=True):
-            stage.start(choice)
+        self.stages: list[Stage] = []
+        for task, choice in zip(pipeline.tasks[::-1], configuration[::-1], strict=True):
+            self.stages.insert(0, Stage(self.clock, task, pipeline.max_batch_size, choice, parameters, deliver))
+            deliver = self.stages[0].join
         self.clock.process(self._watch_age())
 
     def step(self, configuration: Configuration, times: np.ndarray) -> IntervalRecord:
@@ -298,15 +278,7 @@ class ReferenceSimulator:
             stage.reconfigure(choice)
         self.clock.process(self._arrive(times.tolist()))
         self.clock.run(until=end)
-        record = IntervalRecord(len(times), self.finished)
-        for stage in self.stages:
-            done = stage.record
-            record.stages.append(done)
-            record.queue.append(len(stage.waiting))
-            record.ready_throughput.append(stage.ready_throughput(start, end))
-            record.task_latency.append(done.seconds / done.left if done.left else stage.seconds[1])
-            record.inside += len(stage.waiting) + stage.in_service
-        return record
+        return IntervalRecord(len(times), self.finished, [stage.complete_record(start, end) for stage in self.stages])
 
     def _arrive(self, times: list[float]) -> Process:
         first = self.stages[0]
@@ -322,7 +294,8 @@ class ReferenceSimulator:
         """Drop waiting requests at the age limit; requests in service are checked when they join the next queue."""
         limit = self.parameters.drop_after
         while True:
-            while self.unfinished and self._needs_no_watch(self.unfinished[0]):
+            now = self.clock.now + ROUNDING
+            while self.unfinished and (self.unfinished[0].finished or self.unfinished[0].birth + limit <= now):
                 request = self.unfinished.popleft()
                 if request.queue:
                     request.queue.drop(request)
@@ -332,47 +305,8 @@ class ReferenceSimulator:
                 self._arrival = self.clock.event()
                 yield self._arrival
 
-    def _needs_no_watch(self, request: Request) -> bool:
-        return request.finished or request.birth + self.parameters.drop_after <= self.clock.now + ROUNDING
-
     def _finish(self, requests: list[Request]) -> None:
         now = self.clock.now
         for request in requests:
             request.finished = True
             self.finished.append(now - request.birth)
-
-
-def simulate_queues(pipeline: Pipeline, configuration: Configuration, times: np.ndarray, end: float) -> np.ndarray:
-    """Simulate the textbook model: a ``simpy.Resource`` per stage, a process per request, a fixed configuration.
-
-    Args:
-        pipeline: the pipeline to simulate.
-        configuration: fixed, with all replicas ready; batch sizes count as 1.
-        times: (M,) arrivals in seconds, ascending.
-        end: seconds at which the simulation stops.
-
-    Returns:
-        (M,) seconds from arrival to completion, NaN for requests that are not completed at the end.
-    """
-    clock = simpy.Environment()
-    stages = [
-        (simpy.Resource(clock, stage.replicas), variant.service_time(1))
-        for variant, stage in pipeline.selected(configuration)
-    ]
-    latencies = [np.nan] * len(times)
-
-    def visit(number: int, birth: float) -> Process:
-        for replicas, seconds in stages:
-            with replicas.request() as turn:
-                yield turn
-                yield clock.timeout(seconds)
-        latencies[number] = clock.now - birth
-
-    def arrive() -> Process:
-        for number, time in enumerate(times.tolist()):
-            yield clock.timeout(time - clock.now)
-            clock.process(visit(number, time))
-
-    clock.process(arrive())
-    clock.run(until=end)
-    return np.array(latencies)

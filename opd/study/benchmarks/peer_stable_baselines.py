@@ -3,9 +3,9 @@
 Both learn on :class:`opd.simulator.environment.PipelineEnv`, as their users would: 32 copies in a ``DummyVecEnv`` (one
 process, because a step takes less time than its transfer to another process), observations and rewards normalised by
 ``VecNormalize``, and a learning rate that decreases to zero. The environments of :data:`BATCHED` are stepped together
-instead. Parameters with the same meaning have the values of :class:`opd.agent.problem.TrainingParameters`, including
-the decreasing entropy coefficient, which is constant in these libraries. Monitor wrappers and progress bars are left
-out, which favours the peers' speed.
+instead, which shows how much of the difference is the cost of stepping them one by one. Parameters with the same
+meaning have the values of :class:`opd.agent.problem.TrainingParameters`, including the decreasing entropy coefficient,
+which is constant in these libraries. Monitor wrappers and progress bars are left out, which favours the peers' speed.
 
 The network has the trunk of ours without the standardisation, which ``VecNormalize`` does: one layer and the same
 residual blocks, shared by policy and value, then one hidden layer of the same width each. The heads differ: theirs
@@ -23,7 +23,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from io import BytesIO
-from typing import cast
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -43,8 +43,7 @@ from opd.agent.network import FeaturesExtractor
 from opd.agent.problem import Configure, Problem, TrainingParameters
 from opd.measurement import running_configurations
 from opd.pipeline import Pipeline, from_choices
-from opd.simulator.environment import PipelineEnv, admit
-from opd.study.benchmarks.peer_environments import BatchedEnvironments, StageActions
+from opd.simulator.environment import PipelineEnv, PipelineVectorEnv, admit
 from opd.study.benchmarks.training_observer import Observe
 
 PEERS = ("ppo", "maskable-ppo")
@@ -54,7 +53,88 @@ BATCHED = ("ppo-batched", "maskable-ppo-batched")
 """With environments that are stepped together, as ours are."""
 
 
-# ---------------------------------------------------------------------------------------------------- actions
+# ---------------------------------------------------------------------------------------------------- environments
+
+
+class StageActions(gymnasium.ActionWrapper):
+    """The same environment with one entry a stage, the index of its (variant, replicas, batch size).
+
+    Args:
+        environment: the environment to wrap.
+    """
+
+    def __init__(self, environment: PipelineEnv) -> None:
+        super().__init__(environment)
+        pipeline = environment.pipeline
+        cores = pipeline.tables.cores
+        cheapest = cores.min(axis=1)
+        self._entries, masks = [], []
+        for n, task in enumerate(pipeline.tasks):
+            shape = (len(task.variants), pipeline.max_replicas, len(pipeline.batch_sizes))
+            entries = np.stack(np.unravel_index(np.arange(np.prod(shape)), shape), axis=1)
+            variant, replicas, _ = entries.T
+            self._entries.append(entries)
+            others = np.delete(cheapest, n).sum()
+            masks.append((replicas + 1) * cores[n, variant] <= pipeline.capacity - others)
+        self.action_space = gymnasium.spaces.MultiDiscrete([len(mask) for mask in masks])
+        self._masks = np.concatenate(masks)
+
+    def action(self, action: np.ndarray) -> np.ndarray:
+        """(3 N,) the environment's action for one of this wrapper, (N,)."""
+        return self.flat(np.asarray(action)[None])[0]
+
+    def flat(self, actions: np.ndarray) -> np.ndarray:
+        """(E, 3 N) actions of the environment for actions (E, N) of this wrapper."""
+        return np.concatenate([entries[actions[:, n]] for n, entries in enumerate(self._entries)], axis=1)
+
+    def action_masks(self) -> np.ndarray:
+        """Flat booleans, stage after stage: what fits next to the cheapest choices of all other stages."""
+        return self._masks
+
+
+class BatchedEnvironments(DummyVecEnv):
+    """E environments on a problem's training days, stepped together.
+
+    Args:
+        problem: pipeline, load, reward and simulation.
+        copies: E functions that make an environment, for its spaces and masks; it is never stepped.
+    """
+
+    def __init__(self, problem: Problem, copies: list[Callable[[], gymnasium.Env]]) -> None:
+        super().__init__(copies)
+        p = problem
+        self.together = PipelineVectorEnv(p.pipeline, p.training, p.weights, p.simulation, num_envs=self.num_envs)
+
+    def reset(self) -> np.ndarray:
+        """(E, S) states at random decisions, with empty queues and one replica of every smallest variant."""
+        states, _ = self.together.reset(seed=self._seeds[0])
+        self._reset_seeds()  # each is used once, as in the library's own environments
+        return states
+
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """States (E, S), rewards (E,), ends (E,) and infos; where episodes end, the next have begun."""
+        single = self.envs[0]
+        actions = single.flat(self.actions) if isinstance(single, StageActions) else self.actions
+        states, rewards, _, over, infos = self.together.step(actions)
+        more: list[dict[str, Any]] = [{} for _ in states]
+        for ended in np.flatnonzero(over):
+            more[ended] = {"terminal_observation": infos["final_obs"][ended], "TimeLimit.truncated": True}
+        return states, rewards.astype(np.float32), over, more
+
+
+def environments(peer: str, problem: Problem, parameters: TrainingParameters) -> VecNormalize:
+    """Make normalised copies of the environment for a peer, stepped together if it is a batched one."""
+
+    def one() -> gymnasium.Env:
+        made = PipelineEnv(problem.pipeline, problem.training, problem.weights, problem.simulation)
+        return StageActions(made) if peer.startswith("maskable") else made
+
+    copies = [one] * parameters.num_envs
+    several = BatchedEnvironments(problem, copies) if peer in BATCHED else DummyVecEnv(copies)
+    return VecNormalize(several, gamma=parameters.discount)
+
+
+# -------------------------------------------------------------------------------------------- the greedy policy
 
 
 def applied_configurations(pipeline: Pipeline, actions: np.ndarray, states: np.ndarray) -> np.ndarray:
@@ -70,9 +150,6 @@ def applied_configurations(pipeline: Pipeline, actions: np.ndarray, states: np.n
     """
     wanted = from_choices(actions.reshape(len(actions), -1, 3))
     return admit(pipeline, running_configurations(pipeline, states), wanted)[0]
-
-
-# -------------------------------------------------------------------------------------------- the greedy policy
 
 
 @dataclass(frozen=True)
@@ -129,7 +206,7 @@ class Trunk(BaseFeaturesExtractor):
 class _Schedule(BaseCallback):
     """Decrease the entropy coefficient, and have the policy observed between updates."""
 
-    def __init__(self, parameters: TrainingParameters, observe: Callable[[int], None]) -> None:
+    def __init__(self, parameters: TrainingParameters, observe: Callable[[int], object]) -> None:
         super().__init__()
         self._parameters = parameters
         self._observe = observe
@@ -144,18 +221,6 @@ class _Schedule(BaseCallback):
 
     def _on_step(self) -> bool:
         return True
-
-
-def environments(peer: str, problem: Problem, parameters: TrainingParameters) -> VecNormalize:
-    """Make normalised copies of the environment for a peer, stepped together if it is a batched one."""
-
-    def one() -> gymnasium.Env:
-        made = PipelineEnv(problem.pipeline, problem.training, problem.weights, problem.simulation)
-        return StageActions(made) if peer.startswith("maskable") else made
-
-    copies = [one] * parameters.num_envs
-    several = BatchedEnvironments(problem, copies) if peer in BATCHED else DummyVecEnv(copies)
-    return VecNormalize(several, gamma=parameters.discount)
 
 
 def build_model(peer: str, vectorised: VecNormalize, parameters: TrainingParameters, seed: int) -> PPO | MaskablePPO:
@@ -228,9 +293,5 @@ def train_peer(peer: str, problem: Problem, parameters: TrainingParameters, seed
         copies = _copy_of(model.policy), deepcopy(cast(RunningMeanStd, vectorised.obs_rms))
         return GreedyPeer(problem.pipeline, *copies, vectorised.clip_obs, stages)
 
-    def look(steps: int) -> None:
-        observe(steps, greedy)
-
-    steps = parameters.total_timesteps
-    model.learn(steps, callback=_Schedule(parameters, look))
-    look(steps)
+    model.learn(parameters.total_timesteps, callback=_Schedule(parameters, lambda steps: observe(steps, greedy)))
+    observe(parameters.total_timesteps, greedy)

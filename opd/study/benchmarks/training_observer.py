@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from opd.agent.network import ActorCritic
 from opd.agent.ppo import PPOTrainer, train
 from opd.agent.problem import Configure, ExpertMode, Problem, TrainingParameters, expert_table
 from opd.agent.rollout import Validation, ipa_drops, validate
@@ -40,9 +39,6 @@ class TrainingObserver:
         self._parameters = parameters
         # As in our training: dropping no more requests than IPA costs nothing when checkpoints are compared.
         self._tolerated_drops = ipa_drops(problem, parameters)
-        self._begin = process_time()
-        self._paused = 0.0
-        self._gradient_steps = 0
         self.rows: list[dict[str, float]] = []
         self.best: Configure | None = None
         self._best = -np.inf
@@ -76,11 +72,6 @@ class TrainingObserver:
         return result
 
 
-def greedy_agent(network: ActorCritic) -> Configure:
-    """The decisions of a copy of our network without exploration."""
-    return deepcopy(network).configure
-
-
 class ObservedTrainer(PPOTrainer):
     """Our training, with an observer that evaluates the policy."""
 
@@ -96,7 +87,7 @@ class ObservedTrainer(PPOTrainer):
     def validate(self, updates_done: int) -> Validation:
         """Validate as usual, outside of the CPU-seconds."""
         steps = updates_done * self.parameters.num_envs * self.parameters.rollout_steps
-        return self._observe(steps, lambda: greedy_agent(self.network))
+        return self._observe(steps, lambda: deepcopy(self.network).configure)
 
 
 def train_agent(method: str, problem: Problem, parameters: TrainingParameters, seed: int, observe: Observe) -> None:

@@ -1,21 +1,22 @@
-"""Pipelines in ciw, as far as ciw can express them: a network of queues in a row.
+"""Pipelines as plain queues in a row, in ciw and in simpy: the simplest case, which all simulators support.
 
 Ciw's nodes serve customers one by one. They do not form batches, their servers have no start-up time, and a customer
-reneges by the time in a node, not in the network. The comparison is therefore limited to the case that all simulators
-support: batch size 1, a fixed configuration, and no request old enough to be dropped. There the answers agree for every
-request.
+reneges by the time in a node, not in the network. The comparison is therefore limited to batch size 1, a fixed
+configuration, and no request old enough to be dropped. There the answers agree for every request.
 """
 
 from __future__ import annotations
 
 import ciw
 import numpy as np
+import simpy
 
 from opd.pipeline import Configuration, Pipeline
+from opd.study.benchmarks.peer_simpy import Process
 
 
 def ciw_simulation(pipeline: Pipeline, configuration: Configuration, times: np.ndarray) -> ciw.Simulation:
-    """Make a simulation that is ready to run.
+    """Make a simulation in ciw that is ready to run.
 
     Args:
         pipeline: the pipeline to simulate.
@@ -42,7 +43,7 @@ def ciw_simulation(pipeline: Pipeline, configuration: Configuration, times: np.n
 
 
 def ciw_latencies(simulation: ciw.Simulation, stages: int, end: float) -> tuple[np.ndarray, np.ndarray]:
-    """Run a simulation and read its records.
+    """Run a simulation of ciw and read its records.
 
     Args:
         simulation: one of :func:`ciw_simulation`.
@@ -50,7 +51,7 @@ def ciw_latencies(simulation: ciw.Simulation, stages: int, end: float) -> tuple[
         end: seconds at which it stops.
 
     Returns:
-        (K,) time of completion and (K,) seconds since the arrival, of every request that is through, by completion.
+        (K,) time of completion and (K,) seconds since the arrival, of every completed request, by completion.
     """
     simulation.simulate_until_max_time(end)
     records = simulation.get_all_records()
@@ -58,3 +59,39 @@ def ciw_latencies(simulation: ciw.Simulation, stages: int, end: float) -> tuple[
     through = sorted((record.exit_date, record.id_number) for record in records if record.node == stages)
     exits = np.array([exit_date for exit_date, _ in through])
     return exits, exits - np.array([births[number] for _, number in through])
+
+
+def simulate_queues(pipeline: Pipeline, configuration: Configuration, times: np.ndarray, end: float) -> np.ndarray:
+    """Simulate the textbook model in simpy: a ``simpy.Resource`` per stage, a process per request.
+
+    Args:
+        pipeline: the pipeline to simulate.
+        configuration: fixed, with all replicas ready; batch sizes count as 1.
+        times: (M,) arrivals in seconds, ascending.
+        end: seconds at which the simulation stops.
+
+    Returns:
+        (M,) seconds from arrival to completion, NaN for requests that are not completed at the end.
+    """
+    clock = simpy.Environment()
+    stages = [
+        (simpy.Resource(clock, stage.replicas), variant.service_time(1))
+        for variant, stage in pipeline.selected(configuration)
+    ]
+    latencies = [np.nan] * len(times)
+
+    def visit(number: int, birth: float) -> Process:
+        for replicas, seconds in stages:
+            with replicas.request() as turn:
+                yield turn
+                yield clock.timeout(seconds)
+        latencies[number] = clock.now - birth
+
+    def arrive() -> Process:
+        for number, time in enumerate(times.tolist()):
+            yield clock.timeout(time - clock.now)
+            clock.process(visit(number, time))
+
+    clock.process(arrive())
+    clock.run(until=end)
+    return np.array(latencies)
