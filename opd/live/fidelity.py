@@ -82,22 +82,20 @@ def measure_fidelity(
     rows = []
     rng = np.random.default_rng(seed)
     contents, pipeline = read_payloads(payloads), backend.pipeline
-    with tqdm(total=len(configurations) * len(loads), unit="run", desc="fidelity") as progress:
-        for configuration in configurations:
-            backend.apply(configuration)
-            calibrated = with_served_latencies(pipeline, configuration, measure_served_latencies(backend, contents))
-            label = configuration_label(pipeline, configuration)
-            for load in loads:
-                counts, draw = rng.poisson(load, seconds), int(rng.integers(1 << 31))
-                arrivals = arrival_times(counts, draw)
-                profiled = predict(pipeline, parameters, configuration, arrivals)
-                predicted = predict(calibrated, parameters, configuration, arrivals, overhead)
-                records = _send(backend, counts, payloads, draw, folder)
-                row = {"configuration": label, "load": load, "offered": len(records)}
-                row |= profiled.columns("profiled") | predicted.columns("predicted")
-                row["completed"] = int((records["outcome"] == COMPLETED).sum())
-                rows.append(row | measured_performance(records).columns("measured"))
-                progress.update()
+    for configuration in tqdm(configurations, unit="configuration", desc="fidelity"):
+        backend.apply(configuration)
+        calibrated = with_served_latencies(pipeline, configuration, measure_served_latencies(backend, contents))
+        label = configuration_label(pipeline, configuration)
+        for load in loads:
+            counts, draw = rng.poisson(load, seconds), int(rng.integers(1 << 31))
+            arrivals = arrival_times(counts, draw)
+            profiled = predict(pipeline, parameters, configuration, arrivals)
+            predicted = predict(calibrated, parameters, configuration, arrivals, overhead)
+            records = _send(backend, counts, payloads, draw, folder)
+            row = {"configuration": label, "load": load, "offered": len(records)}
+            row |= profiled.columns("profiled") | predicted.columns("predicted")
+            row["completed"] = int((records["outcome"] == COMPLETED).sum())
+            rows.append(row | measured_performance(records).columns("measured"))
     return pd.DataFrame(rows)
 
 
