@@ -76,9 +76,8 @@ def test_declares_typed_and_explained_parameters_once(path: Path):
 @every_notebook
 def test_code_is_thin(path: Path):
     for cell in code_cells(path):
-        # Imports are as many lines as there are modules, and parameters as many as there are parameters.
-        imports_only = all(isinstance(node, ast.Import | ast.ImportFrom) for node in parsed(cell).body)
-        exempt = imports_only or "parameters" in cell.metadata.get("tags", [])
+        # Parameters are as many lines as there are parameters.
+        exempt = "parameters" in cell.metadata.get("tags", [])
         assert exempt or len(cell.source.splitlines()) <= 15, cell.source
         for node in ast.walk(parsed(cell)):
             assert not isinstance(node, ast.ClassDef), cell.source

@@ -114,7 +114,7 @@ def test_figures_in_sentences():
     assert [listed(texts) for texts in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
     ends = [(-0.2, -0.1), (0.1, 0.2), (-0.1, 0.1)]
     assert [ablation_verdict({"difference_low": low, "difference_high": high}) for low, high in ends] == [
-        *("worse", "better", "open")
+        *("worse", "better", "no measurable effect")
     ]
 
 

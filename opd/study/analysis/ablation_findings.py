@@ -66,14 +66,15 @@ def _rewards(rows: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
 
 # -------------------------------------------------------------------------------------------------- paragraphs
 
-_VERDICTS = {"worse": "worse", "better": "better", "open": "no measurable effect"}
+_VERDICTS = ("worse", "better", "no measurable effect")
 
 
 def ablation_verdict(row: Row) -> str:
-    """``worse`` or ``better`` where the whole interval of the difference is on one side of zero, else ``open``."""
+    """One of the verdicts: ``worse`` or ``better`` where the whole interval of the difference is beyond zero."""
+    worse, better, neither = _VERDICTS
     if row["difference_high"] < 0.0:
-        return "worse"
-    return "better" if row["difference_low"] > 0.0 else "open"
+        return worse
+    return better if row["difference_low"] > 0.0 else neither
 
 
 def listed(texts: Iterable[str]) -> str:
@@ -100,8 +101,8 @@ def part_paragraph(summary: pd.DataFrame, part: str) -> str:
 
 
 def _difference_sentences(name: str, rows: Sequence[Row], full: Sequence[Row]) -> str:
-    found = {key: [row["pipeline"] for row in rows if ablation_verdict(row) == key] for key in _VERDICTS}
-    verdicts = [f"{_VERDICTS[key]} on {listed(pipelines)}" for key, pipelines in found.items() if pipelines]
+    found = {verdict: [row["pipeline"] for row in rows if ablation_verdict(row) == verdict] for verdict in _VERDICTS}
+    verdicts = [f"{verdict} on {listed(pipelines)}" for verdict, pipelines in found.items() if pipelines]
     changes = [
         f"{signed(row['cost'] - of_full['cost'], 2)} and {signed(row['dropped'] - of_full['dropped'], 1)}"
         f" ({row['pipeline']})"
