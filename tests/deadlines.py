@@ -1,4 +1,4 @@
-"""Deadlines of tests: they are there for what hangs, not for what is slow, so that no busy machine fails a test."""
+"""Deadlines of tests. They catch tests that hang; no slow or busy machine should reach them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-PATIENCE = 60.0
-"""Seconds. What tests wait for takes a few on an idle machine."""
+PATIENCE = 240.0
+"""Seconds. On an idle machine, what tests wait for takes a few."""
 
 Found = TypeVar("Found")
 
 
 def eventually(condition: Callable[[], Found], seconds: float = PATIENCE, poll: float = 0.02) -> Found:
-    """What ``condition`` gives once that is true; fails after ``seconds`` without."""
+    """Poll until ``condition`` returns something true, and return it; fail after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"it did not happen in {seconds:g} s"
@@ -25,7 +25,7 @@ def eventually(condition: Callable[[], Found], seconds: float = PATIENCE, poll: 
 
 @contextmanager
 def within(seconds: float = PATIENCE) -> Iterator[None]:
-    """Fails when what is inside takes longer."""
+    """Fail if the block takes longer."""
     begin = time.monotonic()
     yield
     assert time.monotonic() - begin < seconds
@@ -33,9 +33,9 @@ def within(seconds: float = PATIENCE) -> Iterator[None]:
 
 @contextmanager
 def terminating(process: subprocess.Popen[Any], seconds: float = PATIENCE) -> Iterator[subprocess.Popen[Any]]:
-    """Ends a process when the block ends, however it ends: asks it to, and kills it after a grace period.
+    """End a process when the block ends, however that ends: terminate it, and kill it after a grace period.
 
-    Unlike :meth:`subprocess.Popen.__exit__`, which waits for ever, so that a failed assertion hangs.
+    :meth:`subprocess.Popen.__exit__` waits for ever instead, so a failed assertion would hang.
 
     Args:
         process: to end.

@@ -10,6 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from deadlines import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "opd").rglob("*.py"))
@@ -23,7 +24,7 @@ def relative(path: Path) -> str:
 def test_imports_keep_to_the_layers():
     """The contracts are in pyproject.toml, drawn in docs/architecture.md."""
     command = [sys.executable, "-c", "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports())"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from deadlines import PATIENCE
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -135,11 +136,11 @@ def test_versions_and_licences_agree():
 
 def test_pre_commit_configuration_is_valid():
     command = [sys.executable, "-m", "pre_commit", "validate-config", str(ROOT / ".pre-commit-config.yaml")]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=PATIENCE)
 
 
 def test_make_lists_its_commands():
-    listed = subprocess.run(["make", "-C", ROOT], check=True, timeout=60, capture_output=True, text=True).stdout
+    listed = subprocess.run(["make", "-C", ROOT], check=True, timeout=PATIENCE, capture_output=True, text=True).stdout
     for command in ("repro", "study", "live", "test", "lint", "lab", "clean"):
         assert f"make {command} " in listed
 
@@ -149,7 +150,7 @@ def test_make_names_the_python_it_needs(tmp_path: Path):
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     command = ["make", "-C", str(tmp_path), "lint", "PYTHON=python3.0-absent"]
-    result = subprocess.run(command, timeout=60, capture_output=True, text=True)
+    result = subprocess.run(command, timeout=PATIENCE, capture_output=True, text=True)
     assert result.returncode != 0
     assert "none of [python3.0-absent] is a Python 3.11, 3.12 or 3.13" in result.stdout
     assert not (tmp_path / ".venv").exists()

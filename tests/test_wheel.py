@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from deadlines import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 HANGING_SECONDS = 1800
@@ -46,7 +47,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "README.md",
         "LICENSE",
     ]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=True)
     for name in listed.stdout.splitlines():
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -131,14 +132,14 @@ def test_the_command_line_works_in_an_empty_folder(installed: Path, tmp_path: Pa
 
 
 def test_notebooks_run_in_an_empty_folder(installed: Path, tmp_path: Path):
-    parameters = nbformat.v4.new_code_cell("load: float = 5.0  # requests/s", metadata={"tags": ["parameters"]})
+    parameters = nbformat.v4.new_code_cell("rate: float = 5.0  # requests/s", metadata={"tags": ["parameters"]})
     imports = "from opd.profiling.catalogue import load_pipeline\nfrom opd.solvers import greedy\n"
-    code = nbformat.v4.new_code_cell(imports + "greedy(load_pipeline('video'), load)")
+    code = nbformat.v4.new_code_cell(imports + "greedy(load_pipeline('video'), rate)")
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_markdown_cell("# Small"), parameters, code], metadata=metadata
     )
     nbformat.write(notebook, tmp_path / "small.ipynb")
-    run([installed / "python", "-m", "opd.study.notebook", "small.ipynb", "load=7.0"], tmp_path)
+    run([installed / "python", "-m", "opd.study.notebook", "small.ipynb", "rate=7.0"], tmp_path)
     executed = nbformat.read(tmp_path / "reports" / "notebooks" / "small.ipynb", as_version=4)
     assert "StageConfiguration" in executed.cells[-1].outputs[0]["data"]["text/plain"]

@@ -16,7 +16,6 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 20
@@ -189,7 +188,7 @@ def describe_problems(error: ValidationError, source: str, model: Any = None, do
     return "\n- ".join([f"{source} has {len(details)} problems:", *problems])
 
 
-def _describe(problem: ErrorDetails, model: Any, root: yaml.Node | None) -> str:
+def _describe(problem: Mapping[str, Any], model: Any, root: yaml.Node | None) -> str:
     """Describe one problem: place, line, value, and what should be there."""
     location = [part for part in problem["loc"] if part != "[key]"]
     keys, field = _declaration(model, location)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from deadlines import PATIENCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_agents import PARAMETERS, agent_for, opinionated, random_states
@@ -20,6 +21,8 @@ from opd.agent.network import export
 from opd.host.archive import load_archive, save_archive
 from opd.pipeline import InfeasibleError, Pipeline, from_choices
 from opd.profiling.synthetic import synthetic_pipeline
+
+TESTS = Path(__file__).parents[1]
 
 # --- decisions -------------------------------------------------------------------------------------------------------
 
@@ -221,10 +224,11 @@ def test_an_agent_is_loaded_and_decides_without_torch(saved):
     state = random_states(ocr_pipeline(), 5, 1).numpy()[0]
     expected = agent_for(ocr_pipeline()).decide(state)
     code = (
-        "import sys; from pathlib import Path; import numpy as np; from opd.agent.deployed import Agent; "
+        f"import sys; sys.path.append({str(TESTS)!r}); from pathlib import Path; import numpy as np; "
+        "from opd.agent.deployed import Agent; "
         f"from small_pipelines import ocr_pipeline; agent = Agent.load(Path({str(saved)!r}), ocr_pipeline()); "
         f"print(agent.decide(np.array({state.tolist()}, dtype=np.float32)) == {tuple(map(tuple, expected))!r}, "
         "'torch' in sys.modules)"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert found.stdout.split() == ["True", "False"]

@@ -10,6 +10,7 @@ from typing import get_args
 import pytest
 import typer
 from cli_shell import PIPELINE, ROOT
+from deadlines import PATIENCE
 
 from opd import cli
 from opd.host.documents import DocumentError
@@ -23,7 +24,7 @@ def test_help_lists_commands_and_exit_codes_and_imports_nothing_heavy():
         "heavy = {'torch', 'numpy', 'numba', 'kubernetes', 'pandas', 'mlserver', 'pydantic', 'yaml'}\n"
         "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     for word in ("deploy", "status", "run", "delete", "exit codes: 0 done; 1 failed; 2"):
         assert word in done.stdout
@@ -40,7 +41,7 @@ def test_help_lists_flavours_policies_and_pull_policies(capsys):
 
 
 def test_opd_runs_as_a_module():
-    done = subprocess.run([sys.executable, "-m", "opd"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "opd"], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 2 and "{deploy,status,run,delete}" in done.stderr
 
 

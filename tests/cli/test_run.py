@@ -121,7 +121,7 @@ def test_every_line_of_the_log_of_a_run_is_a_json_object(shell, controlled):
     def log(*options):
         place = [f"--pipeline={shell.file}", f"--kubeconfig={shell.config}", "--namespace=space"]
         command = [sys.executable, "-m", "opd", "run", *place, *controlled, *options]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
         return done.returncode, [json.loads(line) for line in done.stderr.splitlines()]
 
     code, lines = log("--decisions=2", "--port=0")

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import yaml
+from deadlines import PATIENCE
 from manifest_objects import KUBERNETES, ROOT, check_schema, find, identity, server_of
 
 from opd.cluster.manifests.pods import SECURITY_CONTEXT
@@ -40,7 +41,7 @@ def rendered(folder):
     """The objects that kustomize makes of a folder."""
     command = ["kubectl", "kustomize", str(folder)]
     return list(
-        yaml.safe_load_all(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
+        yaml.safe_load_all(subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout)
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from deadlines import PATIENCE
 from small_agents import agent_for, trained_with
 from small_pipelines import every_configuration, ocr_pipeline
 
@@ -91,4 +92,4 @@ def test_an_agent_without_a_largest_load_has_no_fallback(largest_load):
 
 def test_the_names_of_policies_load_nothing_else():
     code = "import sys, opd.control; assert not {'numpy', 'torch', 'pandas'} & sys.modules.keys(), sorted(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)

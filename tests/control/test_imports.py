@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from deadlines import PATIENCE
 
 pytestmark = pytest.mark.processes
 
@@ -15,7 +16,7 @@ HEAVY = {"torch", "pytorch_lightning", "matplotlib", "seaborn", "gymnasium"}
 def loaded_by(modules: str) -> set[str]:
     """Top-level modules in a fresh process after importing ``modules``."""
     program = f"import sys, {modules}; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE, check=True)
     return {name.partition(".")[0] for name in done.stdout.split()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 import pytest
+from deadlines import PATIENCE
 from filelock import FileLock
 
 from opd.host.paths import project_path
@@ -22,6 +23,6 @@ def ocr_store():
     folder = project_path(".cache", "ocr_store")
     folder.mkdir(parents=True, exist_ok=True)
     store = ModelStore(str(folder))
-    with FileLock(folder.with_suffix(".lock"), timeout=300):  # test processes may build it at the same time
+    with FileLock(folder.with_suffix(".lock"), timeout=PATIENCE):  # test processes may build it at the same time
         build_store(store)
     return store

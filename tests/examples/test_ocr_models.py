@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from deadlines import PATIENCE
 from hypothesis import given
 from hypothesis import strategies as st
 from ocr_pages import CLEAN, DETECTION, RECOGNITION, WORN
@@ -157,5 +158,5 @@ def test_settings_that_do_not_fit_the_network_are_refused(tmp_path: Path):
 
 def test_models_import_neither_torch_nor_the_renderer():
     code = "import sys, opd.examples.ocr.models; print({'torch', 'pandas', 'matplotlib', 'onnx'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert done.stdout.strip() == "set()"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from deadlines import PATIENCE
 
 from opd.serving.models import MANIFEST
 from opd.serving.store import (
@@ -154,7 +155,7 @@ def test_leftovers_of_a_killed_replica_are_removed_but_a_running_pull_is_not(sto
 def test_concurrent_pulls_get_the_same_complete_variant(store: ModelStore, variant: Path):
     store.push(variant, "detection", "small")
     with ThreadPoolExecutor(8) as pool:
-        folders = set(pool.map(lambda _: store.pull("detection", "small"), range(24), timeout=60))
+        folders = set(pool.map(lambda _: store.pull("detection", "small"), range(24), timeout=PATIENCE))
     (folder,) = folders
     assert contents(folder) == contents(variant)
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]

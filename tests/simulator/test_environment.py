@@ -10,6 +10,7 @@ from dataclasses import replace
 import gymnasium
 import numpy as np
 import pytest
+from deadlines import PATIENCE
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,7 +40,9 @@ def test_the_environment_is_registered_and_passes_the_checks_of_gymnasium():
 @pytest.mark.processes
 def test_gymnasium_finds_the_environment_by_the_name_of_its_package(tmp_path):
     program = 'import gymnasium; print(gymnasium.make("opd.simulator:opd/Pipeline-v0", pipeline="video").reset(seed=0))'
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert done.returncode == 0, done.stderr
     assert "decision" in done.stdout
 

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from deadlines import PATIENCE
 
 from opd.workload import synthetic
 from opd.workload.trace import DAY_SECONDS, MIN_SECONDS, burst_starts, load_trace
@@ -32,7 +33,7 @@ def test_the_command_line_writes_a_readable_trace(tmp_path):
         "--seed",
         "5",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert str(path) in done.stdout
     np.testing.assert_array_equal(load_trace(path).counts, synthetic.generate_counts(MIN_SECONDS, seed=5))
 
