@@ -59,13 +59,13 @@ class Job:
 
     @cached_property
     def folder(self) -> Path:
-        """Where the run is kept: one folder for each combination of all that matters, so no run resumes another."""
+        """Folder of the run; each combination of pipeline, weights, parameters and data has its own."""
         identity = json.dumps([self.about, asdict(self.problem.pipeline)], sort_keys=True)
         return self.path.parent / "runs" / f"{self.policy}-{self.seed}-{zlib.crc32(identity.encode()):08x}"
 
     @property
     def done(self) -> bool:
-        """Whether the agent at :attr:`path` is the one this job would train."""
+        """True if the agent at :attr:`path` is the one that this job would train."""
         try:
             return Agent.load(self.path, self.problem.pipeline).parameters == self.about
         except CheckpointError:

@@ -1,4 +1,4 @@
-"""What an agent is trained on: a pipeline with objective, workloads and expert, and the parameters of training."""
+"""The training problem: a pipeline with objective, workloads and expert, and the parameters of training."""
 
 from __future__ import annotations
 

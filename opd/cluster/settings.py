@@ -61,7 +61,7 @@ Millicores = Annotated[int, Field(ge=1, le=64_000)]
 
 
 class ClusterSettings(DocumentModel):
-    """Where and how the objects of a pipeline are made."""
+    """Settings of the objects that are created for a pipeline."""
 
     namespace: DnsLabel
     """namespace of every object; without a default, so nothing lands in the wrong one"""

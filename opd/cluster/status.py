@@ -121,7 +121,7 @@ def wait_until_serving(
         pipeline: its name.
         seconds: to wait at most.
         report: receives what is still missing whenever that changes.
-        leaving: workloads that are to be deleted; their pods are not waited for.
+        leaving: workloads being deleted; their pods are ignored.
 
     Raises:
         NotServingError: naming what is missing, and why if that is known.

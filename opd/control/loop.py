@@ -29,7 +29,7 @@ class ApplyError(RuntimeError):
 
 
 class Backend(Protocol):
-    """Where a pipeline runs."""
+    """A place where a pipeline runs."""
 
     configuration: Configuration
     """The running configuration."""

@@ -22,7 +22,7 @@ class Policy(Protocol):
     """Anything that configures a pipeline."""
 
     fallback: bool = False
-    """Whether the fallback policy made the last decision, not the agent."""
+    """True if the last decision was the fallback policy's, not the agent's."""
 
     def decide(self, observation: Observation) -> Configuration:
         """Choose the configuration to run until the next decision.
@@ -178,6 +178,6 @@ class AgentPolicy(Policy):
 
 
 def _backlogged(observation: Observation) -> bool:
-    """Whether more requests wait than a second of load and one forming batch at every stage."""
+    """True if more requests wait than a second of load and one forming batch per stage."""
     forming = sum(stage.batch_size for stage in observation.configuration)
     return float(observation.queue.sum()) > BACKLOG_LIMIT_SECONDS * planned_load(observation) + forming

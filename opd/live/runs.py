@@ -46,7 +46,7 @@ LiveBackend: TypeAlias = "LocalBackend | DeployedPipeline"
 
 @dataclass(frozen=True)
 class LiveSite:
-    """Where the pipeline of a live evaluation runs.
+    """Location of the pipeline of a live evaluation.
 
     Attributes:
         backend: ``simulated``, ``local`` or ``kubernetes``.

@@ -1,1 +1,1 @@
-"""How sure the results are, and what each part of the agent contributes."""
+"""Analysis of the results: confidence, frontier, ablations, robustness."""

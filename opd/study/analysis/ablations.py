@@ -223,7 +223,7 @@ class AblationTraining(Job):
 
     @property
     def done(self) -> bool:
-        """Whether the network at the path is the one this would train."""
+        """True if the network at the path is the one that this would train."""
         return self._stored() is not None
 
     def run(self) -> ActorCritic:

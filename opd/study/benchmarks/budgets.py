@@ -1,4 +1,4 @@
-"""How much the benchmarks measure: everything (:data:`FULL`), or only that everything runs (:data:`SMOKE`)."""
+"""Budgets of the benchmarks: the full measurement (:data:`FULL`), or a smoke test (:data:`SMOKE`)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMOKE_TRAINING: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class SimulatorBudget:
-    """How much of the simulator is measured.
+    """Budget of the simulator benchmark.
 
     Attributes:
         intervals: decisions of 10 s that every simulator of requests runs.
@@ -47,7 +47,7 @@ class SimulatorBudget:
 
 @dataclass(frozen=True)
 class TrainingBudget:
-    """How much is trained; 163,840 steps a run by default.
+    """Budget of the training benchmark; 163,840 steps per run by default.
 
     Attributes:
         seeds: one training run of every method each.
@@ -66,7 +66,7 @@ class TrainingBudget:
 
 @dataclass(frozen=True)
 class DecisionBudget:
-    """How many decisions are timed.
+    """Budget of the decision-time benchmark.
 
     Attributes:
         sizes: stages and variants of each pipeline.
@@ -81,7 +81,7 @@ class DecisionBudget:
 
 @dataclass(frozen=True)
 class Budget:
-    """How much all benchmarks measure."""
+    """Budgets of all benchmarks."""
 
     simulator: SimulatorBudget = SimulatorBudget()
     training: TrainingBudget = TrainingBudget()

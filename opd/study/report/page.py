@@ -30,7 +30,7 @@ class Criterion(NamedTuple):
 
     @property
     def met(self) -> bool:
-        """Whether the criterion is met, exactly, without a tolerance."""
+        """True if the criterion is met exactly, without a tolerance."""
         return self.value >= self.bound if self.relation == "≥" else self.value <= self.bound
 
 
