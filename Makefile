@@ -45,7 +45,7 @@ bench: $(READY) ## compare simulator, training and decisions with their peers: a
 	dvc repro benchmarks/dvc.yaml
 
 test: lint ## check style and types, then run the tests
-	pytest -n 2 --dist loadscope --no-loadscope-reorder
+	pytest -n 3 --dist loadscope --no-loadscope-reorder
 
 lint: $(READY) ## check style and types
 	ruff check .
