@@ -59,6 +59,7 @@ class DesiredVariant(BaseModel):
     """The variant that a standby replica should load."""
 
     variant: str
+    cores: int = Field(default=1, ge=1)
 
 
 class ModelRuntime(Runtime):
@@ -97,6 +98,7 @@ class ModelRuntime(Runtime):
         """
         if self._loading is not None or self._model is not None:
             raise MalformedRequestError("this replica already has a variant; start another replica")
+        os.environ["OMP_NUM_THREADS"] = str(desired.cores)  # read by numerical libraries when they are loaded
         self._loading = asyncio.create_task(self._load_or_end(desired.variant))
         return {"loading": desired.variant}
 
