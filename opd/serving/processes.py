@@ -82,15 +82,16 @@ class ServerProcess:
         name: name of its files in ``folder``.
         settings: what it runs; its ports are chosen here.
         folder: folder for its settings and its log.
+        threads: threads that numerical libraries of the process use by default.
 
     Attributes:
         started: monotonic time at which it was started.
         was_ready: whether it has been ready since then; the owner sets it.
     """
 
-    def __init__(self, name: str, settings: ServerSettings, folder: Path) -> None:
+    def __init__(self, name: str, settings: ServerSettings, folder: Path, threads: int = 1) -> None:
         ports = {name: hold_port(self) for name in ("http_port", "grpc_port", "metrics_port")}
-        self.name, self.folder = name, folder
+        self.name, self.folder, self._threads = name, folder, threads
         self.settings = settings.model_copy(update={**ports, "end_with_parent": True})
         self._log = folder / f"{name}.log"
         self._stop_by: float | None = None
@@ -108,7 +109,7 @@ class ServerProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": str(self._threads)},
             )
 
     @property
@@ -192,10 +193,22 @@ class ServerProcess:
         return True
 
 
-def model_process(name: str, pipeline: str, task: str, variant: str | None, store: str, folder: Path) -> ServerProcess:
-    """Start a replica of a variant, or a standby if ``variant`` is None; ``store`` is the URL of the model store."""
+def model_process(
+    name: str, pipeline: str, task: str, variant: str | None, store: str, folder: Path, cores: int = 1
+) -> ServerProcess:
+    """Start a replica.
+
+    Args:
+        name: name of its files in ``folder``.
+        pipeline: name of the pipeline, for the metrics.
+        task: name of the task in the store.
+        variant: name of the variant in the store; None starts a standby.
+        store: URL of the model store.
+        folder: folder for its settings and its log.
+        cores: threads of the model; a standby gets them with its variant.
+    """
     parameters = {"pipeline": pipeline, "task": task, "variant": variant, "store": store}
-    return ServerProcess(name, ServerSettings(kind="model", name=task, parameters=parameters), folder)
+    return ServerProcess(name, ServerSettings(kind="model", name=task, parameters=parameters), folder, cores)
 
 
 def stop_all(processes: Iterable[ServerProcess], drain_seconds: float = 0.0) -> None:
