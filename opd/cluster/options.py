@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer import Option
+from typer import Argument, Option
 
 from opd.control import DEPLOYABLE_POLICIES
 
@@ -44,8 +44,11 @@ Stage = Annotated[
 class Place:
     """A pipeline and where it is."""
 
-    pipeline: Annotated[str, Option(metavar="NAME|FILE", help="Of the catalogue, or a YAML file that describes one.")]
-    namespace: Annotated[str, Option(help="Of all objects; there is no default.")]
+    pipeline: Annotated[
+        str,
+        Argument(metavar="PIPELINE", help="A project folder, a pipeline file, or the name of a shipped pipeline."),
+    ]
+    namespace: Annotated[str, Option("--namespace", "-n", help="Of all objects; there is no default.")]
     context: Annotated[Text, Option(help="Of the kubeconfig (default: its current one).")] = None
     kubeconfig: Annotated[Text, Option(metavar="FILE", help="Default: as kubectl, or the pod's own account.")] = None
 
