@@ -36,7 +36,7 @@ SCORES = ("reward", "qos", "cost", "accuracy", "throughput")
 """Scores that are averaged over the decisions of a cycle."""
 
 _CELL = ("pipeline", "cycle", "policy", "seed")
-COLUMNS = [*_CELL, *SCORES, "latency_mean", "latency_p99", "dropped", "by_expert", "decision_ms_mean"]
+COLUMNS = [*_CELL, *SCORES, "latency_mean", "latency_p99", "dropped", "refused", "by_expert", "decision_ms_mean"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def run_cycle(
 def cycle_summary(steps: Sequence[Step]) -> dict[str, float]:
     """Summarise the steps of a cycle as one row of the evaluation; latencies are over all completed requests.
 
-    ``by_expert`` counts the decisions of an agent's fallback policy.
+    ``refused`` counts the decisions that were not made or not applied, ``by_expert`` those of a fallback policy.
     """
     latencies = np.concatenate([step.interval.latencies[0, : step.interval.completed[0]] for step in steps])
     some = len(latencies) > 0
@@ -111,6 +111,7 @@ def cycle_summary(steps: Sequence[Step]) -> dict[str, float]:
         "latency_mean": float(latencies.mean()) if some else float("nan"),
         "latency_p99": float(np.quantile(latencies, 0.99)) if some else float("nan"),
         "dropped": int(sum(step.interval.dropped[0] for step in steps)),
+        "refused": sum(bool(step.refused) for step in steps),
         "by_expert": sum(step.fallback for step in steps),
         "decision_ms_mean": 1e3 * float(np.mean([step.decision_seconds for step in steps])),
     }
