@@ -132,6 +132,9 @@ class KubernetesBackend(TelemetryBackend):
         except ClusterError as error:
             outcome = self._roll_back(str(error))
             raise ApplyError(f"{error} ({outcome})") from error
+        finally:
+            if configuration != self.configuration:
+                self.note_change()
         self.configuration = configuration
 
     def preview(self, configuration: Configuration) -> list[ObjectChange]:

@@ -350,7 +350,7 @@ def test_metrics_are_observed(world):
 @pytest.mark.parametrize("state", ["empty", "stale", "nan", "late", "failing", "absent"])
 def test_without_metrics_the_last_good_configuration_goes_on(world, state):
     wanted = stages((SMALL, 1, 2), (SMALL, 1, 1))
-    steps = run(world.backend(), world.pipeline, FixedPolicy(wanted), lambda history: 5.0, Weights(), 3, 0.2)
+    steps = run(world.backend(), world.pipeline, FixedPolicy(wanted), lambda history: 5.0, Weights(), 3)
     world.prometheus.state = state
     if state == "absent":
         world.prometheus.close()
@@ -368,6 +368,6 @@ def test_an_action_above_the_capacity_is_refused_before_any_call(world):
     backend = world.backend()
     world.api.requests.clear()
     wanted = stages((LARGE, 3, 1), (LARGE, 3, 1))
-    step = next(run(backend, world.pipeline, FixedPolicy(wanted), lambda history: 5.0, Weights(), 1, 0.2))
+    step = next(run(backend, world.pipeline, FixedPolicy(wanted), lambda history: 5.0, Weights(), 1))
     assert "12 cores, the device has 6" in step.refused
     assert {method for method, *_ in world.api.requests} <= {"GET"}

@@ -135,10 +135,10 @@ def test_an_interval_counts_what_was_sent(backend, tmp_path):
     backend.wait()
     traffic = Load(backend, tmp_path, [10] * 30)
     # The generator takes seconds to start; the interval after the first with requests is the first whole one.
-    eventually(lambda: backend.wait().offered[0] > 0, poll=0.0)
+    eventually(lambda: backend.wait()[1].offered[0] > 0, poll=0.0)
     # A scrape that comes late counts in the next interval: only the sum is exact. On a machine that is
     # busy for seconds, an interval is not measured at all.
-    intervals = [interval for interval in (backend.wait() for _ in range(6)) if np.isfinite(interval.offered[0])]
+    intervals = [interval for _, interval in (backend.wait() for _ in range(6)) if np.isfinite(interval.offered[0])]
     assert len(intervals) >= 3
     assert np.mean([each.offered[0] for each in intervals]) == pytest.approx(10 * PARAMETERS.interval, rel=0.25)
     assert sum(each.dropped[0] for each in intervals) == 0
