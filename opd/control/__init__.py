@@ -15,6 +15,9 @@ SIMULATED_POLICIES = ("clairvoyant",)
 DEPLOYABLE_POLICIES = tuple(name for name in POLICIES if name not in SIMULATED_POLICIES)
 """Policies that run on every backend."""
 
+DECISION_SHARE = 0.5
+"""Share of the interval that a decision of a user's policy may take by default."""
+
 
 def is_user_policy(name: str) -> bool:
     """Return whether a policy is a class of a user, ``module:Class``."""

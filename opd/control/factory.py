@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from opd.agent.deployed import Agent
-from opd.control import AGENT, DEPLOYABLE_POLICIES, POLICIES, is_user_policy, policy_label
+from opd.control import AGENT, DECISION_SHARE, DEPLOYABLE_POLICIES, POLICIES, is_user_policy, policy_label
 from opd.control.policies import (
     AgentPolicy,
     BacklogPolicy,
@@ -19,7 +19,7 @@ from opd.control.policies import (
     Policy,
     RandomPolicy,
 )
-from opd.control.user_policy import DECISION_SHARE, UserPolicy, load_user_policy
+from opd.control.user_policy import UserPolicy, load_user_policy
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import Pipeline
@@ -60,9 +60,7 @@ def build_policy(
     if is_user_policy(name):
         seconds = DECISION_SHARE * simulation.interval if decision_seconds is None else decision_seconds
         fallback = BacklogPolicy(myopic, simulation.interval)
-        return UserPolicy(
-            policy_label(name), load_user_policy(name, pipeline, weights), pipeline, fallback, seconds
-        )
+        return UserPolicy(policy_label(name), load_user_policy(name, pipeline, weights), pipeline, fallback, seconds)
     known = POLICIES if simulated else DEPLOYABLE_POLICIES
     if name not in known:
         reason = "; outside the simulator nothing knows the coming load" if name in POLICIES else ""

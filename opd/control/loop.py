@@ -148,9 +148,7 @@ class Decision(NamedTuple):
     refused: str = ""
 
 
-def decide(
-    backend: Backend, pipeline: Pipeline, policy: Policy, forecast: Callable[[np.ndarray], float]
-) -> Decision:
+def decide(backend: Backend, pipeline: Pipeline, policy: Policy, forecast: Callable[[np.ndarray], float]) -> Decision:
     """Observe the pipeline, forecast its load and let the policy decide, or state why there is no decision."""
     try:
         observation = backend.observe()

@@ -29,6 +29,7 @@ class Policy(Protocol):
 
     def warm_up(self, observation: Observation) -> None:
         """Compile what a decision needs, without deciding: later decisions are as if this had not been called."""
+        return
 
     def decide(self, observation: Observation) -> Configuration:
         """Choose the configuration to run until the next decision.
