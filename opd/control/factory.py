@@ -21,7 +21,7 @@ from opd.control.policies import (
 )
 from opd.control.user_policy import UserPolicy, load_user_policy
 from opd.measurement import SimulationParameters
-from opd.objective import Weights
+from opd.objective import Objective, Weights, objective_from
 from opd.pipeline import Pipeline
 from opd.solvers import IpaParameters, ipa_dynamic_program, ipa_highs
 
@@ -29,7 +29,7 @@ from opd.solvers import IpaParameters, ipa_dynamic_program, ipa_highs
 def build_policy(
     name: str,
     pipeline: Pipeline,
-    weights: Weights,
+    objective: Objective,
     simulation: SimulationParameters,
     ipa: IpaParameters,
     seed: int = 0,
@@ -43,7 +43,7 @@ def build_policy(
         name: one of :data:`opd.control.DEPLOYABLE_POLICIES`, in the simulator of :data:`opd.control.POLICIES`; or
             ``module:Class``, see :mod:`opd.control.user_policy`, where ``myopic-backlog`` is the fallback.
         pipeline: the pipeline to control.
-        weights: of the reward that the myopic policies maximise.
+        objective: of the reward that the myopic policies maximise.
         simulation: its batch timeout and interval are those the myopic policies plan with.
         ipa: weights of IPA's own objective.
         seed: of ``random``.
@@ -56,11 +56,12 @@ def build_policy(
         PolicyError: if a user's policy cannot be used.
         CheckpointError: if the checkpoint cannot be read or was trained for another pipeline.
     """
-    myopic = MyopicPolicy(pipeline, weights, simulation.batch_timeout)
+    assert isinstance(objective, Weights)
+    myopic = MyopicPolicy(pipeline, objective, simulation.batch_timeout)
     if is_user_policy(name):
         seconds = DECISION_SHARE * simulation.interval if decision_seconds is None else decision_seconds
         fallback = BacklogPolicy(myopic, simulation.interval)
-        return UserPolicy(policy_label(name), load_user_policy(name, pipeline, weights), pipeline, fallback, seconds)
+        return UserPolicy(policy_label(name), load_user_policy(name, pipeline, objective), pipeline, fallback, seconds)
     known = POLICIES if simulated else DEPLOYABLE_POLICIES
     if name not in known:
         reason = "; outside the simulator nothing knows the coming load" if name in POLICIES else ""
@@ -72,7 +73,7 @@ def build_policy(
         "dynamic-program": lambda: IpaPolicy(pipeline, ipa, ipa_dynamic_program),
         "myopic": lambda: myopic,
         "myopic-backlog": lambda: BacklogPolicy(myopic, simulation.interval),
-        "clairvoyant": lambda: ClairvoyantPolicy(pipeline, weights, simulation.batch_timeout),
+        "clairvoyant": lambda: ClairvoyantPolicy(pipeline, objective, simulation.batch_timeout),
         AGENT: lambda: agent_policy(_load(agent, pipeline)),
     }
     return makers[name]()
@@ -86,7 +87,8 @@ def agent_policy(agent: Agent) -> AgentPolicy:
     parameters, pipeline = agent.parameters, agent.pipeline
     if not np.isfinite(parameters.get("largest_load", np.inf)):
         return AgentPolicy(agent)
-    weights, simulation = Weights(**parameters["weights"]), parameters["simulation"]
+    weights, simulation = objective_from(parameters), parameters["simulation"]
+    assert isinstance(weights, Weights)
     expert: Policy = MyopicPolicy(pipeline, weights, simulation["batch_timeout"])
     if parameters["training"]["expert"] == "ipa":
         expert = IpaPolicy(pipeline, IpaParameters.from_weights(weights), ipa_dynamic_program)

@@ -28,7 +28,7 @@ from opd.control.decisions import as_decision, reason_of
 from opd.control.policies import Policy, on_available_cores
 from opd.host.paths import project_path
 from opd.measurement import Observation
-from opd.objective import Weights
+from opd.objective import Objective
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, check_feasible
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class PolicyError(ValueError):
     """A policy of a user cannot be built; the message names the policy, the reason and the contract."""
 
 
-def load_user_policy(text: str, pipeline: Pipeline, objective: Weights) -> Any:
+def load_user_policy(text: str, pipeline: Pipeline, objective: Objective) -> Any:
     """Import a class and construct a policy of it.
 
     Args:

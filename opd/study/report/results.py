@@ -103,7 +103,7 @@ def policy_summary(evaluation: pd.DataFrame) -> pd.DataFrame:
     """
     groups = evaluation.groupby(["pipeline", "policy"], sort=False)
     refused = ["refused"] if evaluation["refused"].any() else []
-    summary = groups[[*SCORES, "latency_mean", "latency_p99", "decision_ms_mean", "dropped", *refused]].mean()
+    summary = groups[[*SCORES, "latency_mean", "latency_p99", "within", "decision_ms_mean", "dropped", *refused]].mean()
     summary["reward_worst"], summary["qos_worst"] = groups["reward"].min(), groups["qos"].min()
     summary["dropped_worst"] = groups["dropped"].max()
     summary["cycle_worst"] = evaluation.loc[groups["reward"].idxmin(), "cycle"].to_numpy()
