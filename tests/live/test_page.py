@@ -37,7 +37,7 @@ def summary_of(records):
 
 def replay_table(**figures):
     figures = {"measured": [0.1, 0.2], "profiled": [0.2, 0.2]} | figures
-    return pd.DataFrame({"time": [0, 10], "policy": "agent", **figures})
+    return pd.DataFrame({"time": [0, 13], "seconds": [10, 7], "policy": "agent", **figures})
 
 
 def test_errors_are_relative_to_the_prediction():
@@ -76,7 +76,7 @@ def test_the_page_shows_a_run_without_completed_requests(tmp_path):
 
 def test_figures_show_every_run_and_configuration(tmp_path):
     run = run_of([SMALL, LARGE], requests([1.0, 12.0], 0.2))
-    timelines = live_timeline(ocr_pipeline(), run, 10).assign(policy="agent")
+    timelines = live_timeline(ocr_pipeline(), run).assign(policy="agent")
     drawn = [
         plots.plot_live_timelines(timelines, ["detection", "recognition"], "a title", tmp_path / "course.png"),
         plots.plot_replay(replay_table(calibrated=[0.1, 0.2]), tmp_path / "replay.png"),
