@@ -36,11 +36,10 @@ def count_failures(records: pd.DataFrame) -> dict[str, Any]:
     counted = {"requests": len(failed), "share": len(failed) / len(records) if len(records) else 0.0}
     if failed.empty:
         return {**counted, "most_frequent": None}
-    reasons = failed[["outcome", "code"]].assign(stage=failed["detail"].map(_stage_of))
-    group, number = next(iter(reasons.value_counts().items()))
-    same = (reasons == pd.Series(group, index=reasons.columns)).all(axis=1)
-    message = failed.loc[same, "detail"].value_counts().index[0]
-    most = {"requests": int(number), **dict(zip(reasons.columns, group, strict=True)), "message": message}
+    by_reason = failed.groupby(["outcome", "code", failed["detail"].map(_stage_of)])["detail"]
+    outcome, code, stage = reason = by_reason.size().idxmax()
+    same = by_reason.get_group(reason)
+    most = {"requests": len(same), "outcome": outcome, "code": code, "stage": stage, "message": same.mode()[0]}
     return {**counted, "most_frequent": most}
 
 
@@ -63,9 +62,8 @@ def describe_failures(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
         offered, share = result["requests"]["offered"], failures["share"]
         text = f"{name}: {failures['requests']} of {offered} requests ({share:.1%}) got no answer."
         if most := failures["most_frequent"]:
-            place = f" at stage {most['stage']!r}" if most["stage"] else ""
             text += (
-                f" Most frequent reason ({most['requests']} requests): {most['outcome']}, {most['code']}{place}: "
+                f" Most frequent reason ({most['requests']} requests): {most['outcome']}, {most['code']}: "
                 f"{most['message']}"
             )
         sentences.append(text)

@@ -76,7 +76,7 @@ def test_a_run_in_which_most_requests_failed_is_an_error_with_the_reason():
         require_useful(results)
     text = str(caught.value)
     assert text.startswith("agent: 5 of 8 requests failed, more than 50%; the results written so far are kept.")
-    assert "failed, INVALID_ARGUMENT at stage 'features': stage 'features': 2 tensors; send 1" in text
+    assert "failed, INVALID_ARGUMENT: stage 'features': 2 tensors; send 1" in text
     assert "greedy" not in text
 
 
