@@ -37,8 +37,7 @@ def count_failures(records: pd.DataFrame) -> dict[str, Any]:
     if failed.empty:
         return {**counted, "most_frequent": None}
     by_reason = failed.groupby(["outcome", "code", failed["detail"].map(_stage_of)])["detail"]
-    outcome, code, stage = reason = by_reason.size().idxmax()
-    same = by_reason.get_group(reason)
+    (outcome, code, stage), same = max(by_reason, key=lambda group: len(group[1]))
     most = {"requests": len(same), "outcome": outcome, "code": code, "stage": stage, "message": same.mode()[0]}
     return {**counted, "most_frequent": most}
 
