@@ -259,7 +259,7 @@ def trained_agents(
     jobs = []
     for pipeline in pipelines:
         problem = build_problem(
-            pipeline, setting.trace, setting.forecaster, setting.weights, setting.simulation, parameters
+            pipeline, setting.trace, setting.forecaster, setting.objective, setting.simulation, parameters
         )
         for seed in seeds:
             name = f"{pipeline.name}/{AGENT}-{seed}.npz"
@@ -316,7 +316,6 @@ def run_cell(conditions: Sequence[Condition], cell: RobustnessCell) -> dict[str,
     return {
         **{"world": condition.name, "variant": condition.variant, "trace": condition.setting.trace.name},
         **{"pipeline": pipeline.name, "cycle": cycle.name, "policy": cell.policy, "seed": seed, "factor": factor},
-        "refused": sum(bool(step.refused) for step in steps),
         "fallbacks": sum(bool(step.forecast_failure) for step in steps),
         **cycle_summary(steps),
     }
