@@ -1,0 +1,189 @@
+"""The folder of a project: created from the template or an example, found, and read."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from opd.host.paths import package_path
+from opd.pipeline import Pipeline
+from opd.profiling.catalogue import load_pipeline
+from opd.profiling.pipeline_file import PipelineFile, read_pipeline_file
+
+NOTEBOOKS = ("01_profiling", "02_load_forecast", "03_ppo_training", "04_evaluation")
+"""Notebooks of a project; those of the study that have a stage in its ``dvc.yaml``."""
+
+PIPELINE_FILE = "pipeline.yaml"
+PARAMETERS_FILE = "params.yaml"
+
+COMMAND_SECONDS = 60.0
+"""Time limit of a short command, such as ``dvc init``."""
+
+
+class ProjectError(ValueError):
+    """A folder is no project, or cannot become one."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project folder.
+
+    Attributes:
+        root: the folder, absolute.
+    """
+
+    root: Path
+
+    @classmethod
+    def at(cls, folder: Path) -> Project:
+        """Open the project in ``folder``.
+
+        Raises:
+            ProjectError: if it has no pipeline file or no parameters.
+        """
+        for name in (PIPELINE_FILE, PARAMETERS_FILE):
+            if not (folder / name).is_file():
+                raise ProjectError(f"{folder} is no project: it has no {name}; make one with `opd init {folder}`")
+        return cls(folder.resolve())
+
+    @property
+    def pipeline_path(self) -> Path:
+        """The pipeline file."""
+        return self.root / PIPELINE_FILE
+
+    @cached_property
+    def file(self) -> PipelineFile:
+        """Content of the pipeline file."""
+        return read_pipeline_file(self.pipeline_path)
+
+    def pipeline(self) -> Pipeline:
+        """The pipeline with its measured profile."""
+        return load_pipeline(self.root)
+
+    def parameters(self) -> dict[str, Any]:
+        """Content of ``params.yaml``.
+
+        Raises:
+            ProjectError: if it is not a mapping.
+        """
+        path = self.root / PARAMETERS_FILE
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ProjectError(f"{path} is not valid YAML: {error}") from error
+        if not isinstance(content, dict):
+            raise ProjectError(f"{path} must map names to values")
+        return content
+
+    def set_parameter(self, name: str, value: str | int) -> None:
+        """Change one top-level value of ``params.yaml`` and leave everything else, comments included, as it is.
+
+        Raises:
+            ProjectError: if the file has no such line.
+        """
+        path = self.root / PARAMETERS_FILE
+        text = path.read_text(encoding="utf-8")
+        written = yaml.safe_dump(value, default_flow_style=True).split("\n")[0]
+        line = re.compile(rf"^{re.escape(name)}:[ \t]*(?:\"[^\"]*\"|'[^']*'|[^#\n]*?)(?=[ \t]*(?:#.*)?$)", re.MULTILINE)
+        changed, count = line.subn(lambda _: f"{name}: {written}", text, count=1)
+        if not count:
+            raise ProjectError(f"{path} has no line that begins with {name!r}; add `{name}: {written}`")
+        scratch = path.with_suffix(".yaml.part")
+        scratch.write_text(changed, encoding="utf-8")
+        os.replace(scratch, path)
+
+    def run(self, command: list[str], seconds: float | None = None) -> int:
+        """Run a command in the folder, its output shown; return its exit code.
+
+        Args:
+            command: program and arguments; ``python`` is this interpreter.
+            seconds: after which it is killed; by default it may take as long as it likes.
+        """
+        bin_folder = str(Path(sys.executable).parent)
+        environment = os.environ | {
+            "PATH": os.pathsep.join([bin_folder, os.environ.get("PATH", "")]),
+            "DVC_NO_ANALYTICS": "1",
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+            "NUMBA_CACHE_DIR": os.environ.get("NUMBA_CACHE_DIR", str(self.root / ".cache" / "numba")),
+        }
+        return subprocess.run(command, cwd=self.root, env=environment, timeout=seconds, check=False).returncode
+
+
+def examples() -> list[str]:
+    """Names of the examples that a project can begin with."""
+    return sorted(path.parent.name for path in package_path("examples").glob("*/samples"))
+
+
+def create(folder: Path, example: str | None = None) -> Project:
+    """Create a project folder from the template, or with the pipeline of an example.
+
+    Args:
+        folder: a new folder, or an empty one.
+        example: one of :func:`examples`.
+
+    Raises:
+        ProjectError: if the folder is not empty, or there is no such example.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ProjectError(f"{folder} exists and is not empty; name a new folder")
+    if example is not None and example not in examples():
+        raise ProjectError(f"there is no example {example!r}; there are {', '.join(examples())}")
+    template = package_path("project", "template")
+    shutil.copytree(template, folder, dirs_exist_ok=True)
+    (folder / "gitignore").rename(folder / ".gitignore")
+    for name in ("variants", "models", "models/agents", "notebooks"):
+        (folder / name).mkdir(exist_ok=True)
+    for name in NOTEBOOKS:
+        shutil.copy(package_path("project", "notebooks", f"{name}.ipynb"), folder / "notebooks")
+    shutil.copy(package_path("profiling", "pipeline.schema.json"), folder)
+    if example is None:
+        pipeline = folder / PIPELINE_FILE
+        pipeline.write_text(pipeline.read_text().replace("name: NAME", f"name: {_plain_name(folder.resolve().name)}"))
+    else:
+        _fill(folder, example)
+    _init_dvc(folder)
+    return Project.at(folder)
+
+
+def _plain_name(text: str) -> str:
+    """A DNS label made of ``text``: lower-case letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "pipeline"
+
+
+def _fill(folder: Path, example: str) -> None:
+    """Copy the files of an example, and build its models where it has a module for that."""
+    source = package_path("examples", example)
+    shutil.rmtree(folder / "samples")
+    ignored = shutil.ignore_patterns("*.py", "__pycache__", "profile.*")
+    shutil.copytree(source, folder, dirs_exist_ok=True, ignore=ignored)
+    if (source / "build.py").is_file():
+        importlib.import_module(f"opd.examples.{example}.build").build(folder)
+
+
+def _init_dvc(folder: Path) -> None:
+    """Make the folder a DVC project, on its own or inside the Git repository that it is in."""
+
+    def output(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False
+        )
+
+    top = output("git", "rev-parse", "--show-toplevel") if shutil.which("git") else None
+    if top is None or top.returncode:
+        option = ["--no-scm"]
+    else:
+        option = [] if Path(top.stdout.strip()) == folder.resolve() else ["--subdir"]
+    done = output(sys.executable, "-m", "dvc", "init", "-q", *option)
+    if done.returncode:
+        raise ProjectError(f"`dvc init` failed in {folder}: {done.stderr.strip()}")
+    output(sys.executable, "-m", "dvc", "config", "core.analytics", "false")
