@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from opd.control.loop import Step, run
 from opd.control.policies import Policy
+from opd.host.progress import progress_bar
 from opd.live.load import start_load, summary
 from opd.measurement import Observation, SimulationParameters
 from opd.objective import Weights
@@ -227,7 +227,7 @@ def run_live(
         time.sleep(traffic.lead)
         begin = time.time()
         loop = run(backend, backend.pipeline, policy, forecast, weights, decisions, interval)
-        steps = list(tqdm(loop, total=decisions, unit="decision", leave=False))
+        steps = list(progress_bar(loop, total=decisions, unit="decision", leave=False))
         records = generator.finish(ANSWER_SECONDS + interval)
     except BaseException:
         generator.interrupt()
@@ -255,7 +255,7 @@ def run_policies(
             runs[name] = run_simulated(pipeline, parameters, initial, policy, forecast, weights, traffic)
         return runs, "the simulator itself"
     with site.open_backend(pipeline, parameters, initial) as backend:
-        for name, policy in tqdm(policies.items(), unit="run", desc="policies"):
+        for name, policy in progress_bar(policies.items(), unit="run", desc="policies"):
             backend.apply(initial)
             runs[name] = run_live(backend, policy, forecast, weights, parameters.interval, traffic, site.folder)
         return runs, backend.monitor.description
