@@ -42,6 +42,18 @@ class SimulationParameters:
     service_distribution: Literal["lognormal", "exponential"] = "lognormal"
 
 
+class Span(NamedTuple):
+    """A stretch of time in seconds: Unix time in a live pipeline, time since the first decision in the simulator."""
+
+    begin: float
+    end: float
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return self.end - self.begin
+
+
 class Interval(NamedTuple):
     """Measurements of one interval; E environments, N tasks.
 

@@ -223,15 +223,7 @@ class Controller:
         self.state = "leading"
         before = backend.configuration
         decisions = sys.maxsize if self._options.decisions is None else self._options.decisions - self._done
-        loop = run(
-            backend,
-            self._pipeline,
-            self._policy,
-            self._forecast,
-            self._options.weights,
-            decisions,
-            self._options.interval_seconds,
-        )
+        loop = run(backend, self._pipeline, self._policy, self._forecast, self._options.weights, decisions)
         for step in loop:
             self._beat = time.monotonic()
             self._recorder.decision(step, before)

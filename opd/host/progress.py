@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -15,7 +15,7 @@ STYLE_VARIABLE = "OPD_PROGRESS"
 
 SECONDS_BETWEEN_LINES = 20.0
 
-_LINE = "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed}, {remaining} left{postfix}"
+_LINE = "{desc}: {n_fmt} of {total_fmt}, {elapsed} so far, {remaining} left{postfix}"
 
 
 class ProgressLines:
@@ -28,14 +28,14 @@ class ProgressLines:
         items: what is iterated over.
         total: number of items; by default the length of ``items``.
         desc: what is done.
-        unit: name of an item.
     """
 
-    def __init__(self, items: Iterable[Any] = (), total: int | None = None, desc: str = "", unit: str = "item") -> None:
-        self.items, self.desc, self.unit, self.postfix = items, desc or "progress", unit, ""
-        self.total = len(items) if total is None and hasattr(items, "__len__") else total
-        self.done = 0
-        self.begin = self.shown = time.monotonic()
+    def __init__(self, items: Iterable[Any] | None = None, total: int | None = None, desc: str = "") -> None:
+        self.items: Iterable[Any] = () if items is None else items
+        self.total = len(items) if total is None and isinstance(items, Sized) else total
+        self.desc, self.postfix = desc or "progress", ""
+        self.done, self.shown = 0, -1
+        self.begin = self.last = time.monotonic()
 
     def __iter__(self) -> Iterator[Any]:
         with self:
@@ -52,7 +52,7 @@ class ProgressLines:
     def update(self, count: int = 1) -> None:
         """Count items that are done."""
         self.done += count
-        if time.monotonic() - self.shown >= SECONDS_BETWEEN_LINES:
+        if time.monotonic() - self.last >= SECONDS_BETWEEN_LINES:
             self._print()
 
     def set_postfix_str(self, text: str) -> None:
@@ -60,20 +60,20 @@ class ProgressLines:
         self.postfix = text
 
     def close(self) -> None:
-        """Print the last line."""
-        self.postfix = ""
-        self._print()
+        """Print how far it came, if that has not been printed."""
+        if self.done > self.shown:
+            self.postfix = ""
+            self._print()
 
     def _print(self) -> None:
-        self.shown = time.monotonic()
-        look = dict(unit=self.unit, prefix=self.desc, postfix=self.postfix, bar_format=_LINE)
-        print(
-            tqdm.format_meter(self.done, self.total, self.shown - self.begin, **look), file=sys.__stderr__, flush=True
-        )
+        self.shown, self.last = self.done, time.monotonic()
+        look = dict(prefix=self.desc, postfix=self.postfix, bar_format=_LINE)
+        line = tqdm.format_meter(self.done, self.total, self.last - self.begin, **look)
+        print(line, file=sys.__stderr__, flush=True)
 
 
 def progress_bar(
-    items: Iterable[Any] = (), total: int | None = None, desc: str = "", unit: str = "item", **look: Any
+    items: Iterable[Any] | None = None, total: int | None = None, desc: str = "", unit: str = "item", **look: Any
 ) -> Any:
     """Make a bar of tqdm on a terminal and in Jupyter, and :class:`ProgressLines` elsewhere.
 
@@ -86,5 +86,5 @@ def progress_bar(
     """
     interactive = sys.stderr.isatty() or "ipykernel" in sys.modules
     if interactive and os.environ.get(STYLE_VARIABLE) != "lines":
-        return tqdm(items or None, total=total, desc=desc, unit=unit, **look)
-    return ProgressLines(items, total, desc, unit)
+        return tqdm(items, total=total, desc=desc, unit=unit, **look)
+    return ProgressLines(items, total, desc)

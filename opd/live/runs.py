@@ -194,7 +194,7 @@ def run_simulated(
     history, counts = traffic.counts[: traffic.lead], traffic.counts[traffic.lead :]
     backend = SimulatedBackend(pipeline, parameters, history, counts, initial, traffic.seed)
     decisions = len(counts) // parameters.interval
-    steps = list(run(backend, pipeline, policy, forecast, weights, decisions, parameters.interval))
+    steps = list(run(backend, pipeline, policy, forecast, weights, decisions))
     return LiveRun(steps, initial, 0.0, None)
 
 
@@ -226,7 +226,7 @@ def run_live(
     try:
         time.sleep(traffic.lead)
         begin = time.time()
-        loop = run(backend, backend.pipeline, policy, forecast, weights, decisions, interval)
+        loop = run(backend, backend.pipeline, policy, forecast, weights, decisions)
         steps = list(progress_bar(loop, total=decisions, unit="decision", leave=False))
         records = generator.finish(ANSWER_SECONDS + interval)
     except BaseException:

@@ -3,7 +3,7 @@
 .. code-block:: python
 
     with LocalBackend(pipeline, parameters, configuration, folder) as backend:
-        for step in run(backend, pipeline, policy, forecast, weights, decisions=18, interval_seconds=10): ...
+        for step in run(backend, pipeline, policy, forecast, weights, decisions=18): ...
 """
 
 from __future__ import annotations
@@ -121,6 +121,8 @@ class LocalBackend(TelemetryBackend):
             with self._changed:
                 self._set_targets(self.configuration)
             raise
+        finally:
+            self.note_change()
         self.configuration = configuration
 
     # ----------------------------------------------------------------------------------------------- processes

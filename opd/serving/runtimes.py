@@ -1,4 +1,4 @@
-"""The runtimes of replicas, stages and routers, which are MLServer models.
+"""The runtimes of stages and routers, which are MLServer models.
 
 Parameters come from :class:`opd.serving.settings.ServerSettings`.
 """
@@ -6,13 +6,8 @@ Parameters come from :class:`opd.serving.settings.ServerSettings`.
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-import signal
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from time import perf_counter
 from typing import Any
 
 import grpc
@@ -24,13 +19,11 @@ from pydantic import BaseModel, Field
 
 from opd.serving import metrics
 from opd.serving.client import Client
-from opd.serving.models import Model, PayloadError, load_model
 from opd.serving.protocol import (
     COMPLETED,
     ERRORS,
     FAILED,
     OUTCOMES,
-    MalformedRequestError,
     ServingError,
     age_of,
     infer_response,
@@ -39,9 +32,6 @@ from opd.serving.protocol import (
 )
 from opd.serving.settings import StageSettings
 from opd.serving.stage_queue import ReplicaEndpoint, StageQueue
-from opd.serving.store import ModelStore
-
-logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.2
 """Pause between two attempts of the router to reach a stage that is unavailable."""
@@ -53,82 +43,6 @@ class Runtime(MLModel):
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__(settings)
         self._parameters: dict[str, Any] = dict(settings.parameters.extra or {})  # type: ignore[union-attr]
-
-
-class DesiredVariant(BaseModel):
-    """The variant that a standby replica should load."""
-
-    variant: str
-
-
-class ModelRuntime(Runtime):
-    """Pulls a variant from the model store and answers batches with it.
-
-    Parameters: ``pipeline``, ``task``, ``variant`` and ``store``, the URL of the model store.
-    Without a variant it is a standby, which has imported everything and loads a variant later.
-    """
-
-    def __init__(self, settings: ModelSettings) -> None:
-        super().__init__(settings)
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="inference")
-        self._model: Model | None = None
-        self._loading: asyncio.Task[None] | None = None
-
-    async def load(self) -> bool:
-        """Load the variant, if one is set."""
-        variant = self._parameters.get("variant")
-        if variant:
-            await self._load(str(variant))
-        return self._model is not None
-
-    async def _load(self, variant: str) -> None:
-        def pull() -> Model:
-            return load_model(ModelStore(self._parameters["store"]).pull(self._parameters["task"], variant))
-
-        self._model = await asyncio.get_running_loop().run_in_executor(self._executor, pull)
-        self._seconds = metrics.model_seconds.labels(self._parameters["pipeline"], self._parameters["task"], variant)
-
-    @custom_handler(rest_path="/variant", rest_method="PUT")
-    async def assign(self, desired: DesiredVariant) -> dict[str, str]:
-        """Start loading a variant; the replica is ready once it is loaded, and ends if that fails.
-
-        Raises:
-            MalformedRequestError: if the replica has a variant already.
-        """
-        if self._loading is not None or self._model is not None:
-            raise MalformedRequestError("this replica already has a variant; start another replica")
-        self._loading = asyncio.create_task(self._load_or_end(desired.variant))
-        return {"loading": desired.variant}
-
-    async def _load_or_end(self, variant: str) -> None:
-        try:
-            await self._load(variant)
-        except Exception:
-            logger.exception("loading variant %s failed", variant)
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
-        self.ready = True
-
-    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """Return one answer for each payload of a batch.
-
-        Raises:
-            MalformedRequestError: if the model refuses a payload.
-        """
-        assert self._model is not None  # MLServer calls only models that are ready
-        payloads = payloads_of(payload)
-        try:
-            answers = await asyncio.get_running_loop().run_in_executor(self._executor, self._infer, payloads)
-        except PayloadError as error:
-            raise MalformedRequestError(str(error)) from error
-        return infer_response(self.name, answers)
-
-    def _infer(self, payloads: list[bytes]) -> list[bytes]:
-        assert self._model is not None
-        begin = perf_counter()
-        answers = self._model(payloads)
-        self._seconds.observe(perf_counter() - begin)
-        return answers
 
 
 class DesiredStage(BaseModel):

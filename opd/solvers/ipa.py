@@ -97,7 +97,7 @@ def _configure(pipeline: Pipeline, load: float, parameters: IpaParameters, choos
     cores = np.where(replicas > 0, np.minimum(replicas * options.cores, capacity + 1), capacity + 1)
     latency = options.service_time + forming_time(options.batch_size, load)
     score = parameters.alpha * options.accuracy - parameters.beta * cores - parameters.gamma * options.batch_size
-    target = pipeline.latency_sla + LATENCY_TOLERANCE
+    target = pipeline.service_level.seconds + LATENCY_TOLERANCE
     shortest = -best_by_cores(cores, -latency, capacity)[0][0, capacity]
     selected = choose(cores, latency, score, capacity, np.inf if shortest > target else target)
     return as_configuration(options.configuration(selected, replicas[np.arange(len(selected)), selected]))

@@ -19,7 +19,7 @@ from small_pipelines import ocr_pipeline, pipelines, within_limits
 from opd.agent.deployed import FORMAT, Agent, CheckpointError
 from opd.agent.network import export
 from opd.host.archive import load_archive, save_archive
-from opd.pipeline import InfeasibleError, Pipeline, from_choices
+from opd.pipeline import InfeasibleError, Pipeline, ServiceLevel, from_choices
 from opd.profiling.synthetic import synthetic_pipeline
 
 TESTS = Path(__file__).parents[1]
@@ -131,7 +131,10 @@ def fewer_variants() -> Pipeline:
         (replace(ocr_pipeline(), capacity=9), r"pipeline\.capacity is 8 in the checkpoint, 9 in the pipeline given"),
         (replace(ocr_pipeline(), max_replicas=4), r"pipeline\.max_replicas is 3 in the checkpoint, 4 in"),
         (replace(ocr_pipeline(), max_batch_size=1), r"pipeline\.max_batch_size is 2 in the checkpoint, 1 in"),
-        (replace(ocr_pipeline(), latency_sla=2.0), r"pipeline\.latency_sla is 1\.0 in the checkpoint, 2\.0 in"),
+        (
+            replace(ocr_pipeline(), service_level=ServiceLevel(2.0)),
+            r"pipeline\.service_level\.seconds is 1\.0 in the checkpoint, 2\.0 in",
+        ),
         (replace(ocr_pipeline(), tasks=ocr_pipeline().tasks[:1]), r"pipeline\.tasks has 2 entries .*, 1 in"),
         (renamed_task(), r"pipeline\.tasks\[1\]\.name is 'recognition' in the checkpoint, 'reading' in"),
         (fewer_variants(), r"pipeline\.tasks\[1\]\.variants has 3 entries in the checkpoint, 2 in"),

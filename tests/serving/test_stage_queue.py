@@ -12,6 +12,7 @@ from virtual_time import run
 from opd.measurement import SimulationParameters
 from opd.pipeline import (
     Pipeline,
+    ServiceLevel,
     StageConfiguration,
     Task,
     Variant,
@@ -203,7 +204,9 @@ def test_a_request_that_a_replica_failed_with_is_dropped_at_its_age_limit():
 
 def stage_pipeline():
     variant = Variant("v", 0.5, 1, SERVICE, 1.0)
-    return Pipeline("p", (Task("t", (variant,)),), capacity=4, max_replicas=4, max_batch_size=4, latency_sla=1.0)
+    return Pipeline(
+        "p", (Task("t", (variant,)),), capacity=4, max_replicas=4, max_batch_size=4, service_level=ServiceLevel(1.0)
+    )
 
 
 # Multiples of irrational numbers of seconds never tie with a timer, the end of a service or one another.

@@ -95,9 +95,8 @@ def run_cycle(
     initial = greedy(pipeline, setting.forecaster.predict(history))
     window = counts[start : start + CYCLE_SECONDS]
     backend = SimulatedBackend(device or pipeline, setting.simulation, history, window, initial, seed)
-    seconds = setting.simulation.interval
-    decisions = len(window) // seconds
-    return list(run(backend, pipeline, policy, setting.forecaster.predict, setting.weights, decisions, seconds))
+    decisions = len(window) // setting.simulation.interval
+    return list(run(backend, pipeline, policy, setting.forecaster.predict, setting.weights, decisions))
 
 
 def cycle_summary(steps: Sequence[Step]) -> dict[str, float]:
