@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -75,13 +76,13 @@ def _draw_cycle(column: Sequence[Axes], rows: pd.DataFrame, policies: Sequence[s
     load.step(
         first["time"], first["predicted_load"], where="post", color="0.2", linewidth=0.9, label="forecast maximum"
     )
-    figure = load.get_figure(root=True)
+    inches = column[0].get_figure(root=True).dpi_scale_trans  # type: ignore[union-attr]
     for number, policy in enumerate(policies):
         style, run = policy_style(policy), rows[rows["policy"] == policy]
         aside = _LINE_DISTANCE / 72.0 * (number - (len(policies) - 1) / 2)
         for axes, quantity in ((cost, "cost"), (qos, "qos")):
-            apart = axes.transData + ScaledTranslation(aside, aside, figure.dpi_scale_trans)
-            look = dict(color=style.colour, linewidth=_LINE_WIDTH, transform=apart, label=style.label)
+            apart = axes.transData + ScaledTranslation(aside, aside, inches)
+            look: dict[str, Any] = dict(color=style.colour, linewidth=_LINE_WIDTH, transform=apart, label=style.label)
             axes.step(run["time"], run[quantity], where="post", **look)
     qos.set(xlabel="time in the cycle (s)", xlim=padded_limits(first["time"], 0.03))
 

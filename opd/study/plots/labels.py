@@ -39,16 +39,16 @@ def draw_named_points(axes: Axes, places: np.ndarray, styles: Sequence[Style], n
     true = axes.transData.transform(places)
     shown = set_apart(true, 1.6 * _RADIUS * pixels)
     for place, moved, style in zip(places, (shown - true) / pixels, styles, strict=True):
-        transform = axes.transData + ScaledTranslation(*(moved / 72.0), figure.dpi_scale_trans)
+        transform = axes.transData + ScaledTranslation(moved[0] / 72.0, moved[1] / 72.0, figure.dpi_scale_trans)
         size = 150 if style.marker == "*" else 60
         look: dict[str, Any] = dict(color=style.colour, marker=style.marker, s=size, label=style.label, zorder=3)
         look |= {} if style.marker == "x" else dict(edgecolors="white", linewidths=0.5)
         axes.scatter(*place, transform=transform, **look)
         if moved.any():
-            _lead(axes, place, moved, style)
+            _lead(axes, tuple(place), moved, style)
     boxes = place_names(axes, shown, names, _RADIUS * pixels)
     for marker, box, style, name in zip(shown, boxes, styles, names, strict=True):
-        place = axes.transData.inverted().transform(marker)
+        place = tuple(axes.transData.inverted().transform(marker))
         look = dict(fontsize=8, color=style.colour, textcoords="offset points", va="bottom", annotation_clip=False)
         axes.annotate(name, place, tuple((box.min - marker) / pixels), **look)
         nearest = np.clip(marker, box.min, box.max)
@@ -56,7 +56,7 @@ def draw_named_points(axes: Axes, places: np.ndarray, styles: Sequence[Style], n
             _lead(axes, place, (nearest - marker) / pixels, style)
 
 
-def _lead(axes: Axes, place: np.ndarray, moved: np.ndarray, style: Style) -> None:
+def _lead(axes: Axes, place: tuple[float, float], moved: np.ndarray, style: Style) -> None:
     """Draw a thin line from a place to one that is ``moved`` points away."""
     look = dict(arrowstyle="-", color=style.colour, linewidth=0.6, shrinkA=0, shrinkB=0, alpha=0.8)
     axes.annotate("", place, tuple(moved), textcoords="offset points", arrowprops=look, zorder=2)
@@ -98,7 +98,7 @@ def place_names(axes: Axes, shown: np.ndarray, names: Sequence[str], radius: flo
     boxes: dict[int, Bbox] = {}
     for number in sorted(range(len(names)), key=lambda number: -len(names[number])):  # long names need more space
         text = axes.text(0.5, 0.5, names[number], fontsize=8, transform=axes.transAxes)
-        size, place = text.get_window_extent().size, shown[number]
+        size, place = np.array(text.get_window_extent().size), shown[number]
         text.remove()
         corners = (
             np.clip(place + way * (distance * radius + size / 2) - size / 2, frame.min, frame.max - size)
