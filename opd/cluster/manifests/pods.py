@@ -168,6 +168,7 @@ def router_pod(pipeline: Pipeline, settings: ClusterSettings) -> Pod:
         "stages": [{"task": task, "address": f"{host}:{settings.grpc_port}"} for task, host in hosts.items()],
         "drop_after": settings.stage.drop_after,
         "call_timeout": settings.stage.call_timeout,
+        "objective": pipeline.service_level.seconds,
     }
     return Pod(
         name=router_name(pipeline.name),
