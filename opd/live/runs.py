@@ -240,7 +240,7 @@ def run_live(
             time.sleep(traffic.lead)
             begin = time.time()
             loop = run(backend, backend.pipeline, policy, forecast, objective, decisions)
-            steps = list(progress_bar(loop, total=decisions, unit="decision", leave=False))
+            steps = list(progress_bar(loop, total=decisions, unit="decision", desc="decisions", leave=False))
             records = generator.finish(ANSWER_SECONDS + interval)
     except BaseException:
         generator.interrupt()

@@ -366,5 +366,7 @@ def measure_ablations(study: AblationStudy, workers: int = 1, variants: Sequence
     if unknown:
         raise ValueError(f"unknown variants {sorted(unknown)}; there are {', '.join(VARIANTS)}")
     runs = [AblationRun(*each) for each in product(study.problems, variants, study.seeds)]
-    progress = progress_bar(run_tasks(run_ablation, study, runs, workers), total=len(runs), unit="run")
+    progress = progress_bar(
+        run_tasks(run_ablation, study, runs, workers), total=len(runs), desc="ablations", unit="run"
+    )
     return pd.DataFrame([row for rows in progress for row in rows])[COLUMNS]

@@ -301,7 +301,9 @@ def evaluate_robustness(
         for condition, runs in enumerate(conditions)
         for pipeline, cycle, policy, seed in product(pipelines, runs.cycles, POLICIES, seeds)
     ]
-    rows = list(progress_bar(run_tasks(run_cell, conditions, cells, workers), total=len(cells), unit="cycle"))
+    rows = list(
+        progress_bar(run_tasks(run_cell, conditions, cells, workers), total=len(cells), desc="robustness", unit="cycle")
+    )
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

@@ -74,7 +74,7 @@ def compare_decision_times(
     if len(counts) < HISTORY_SECONDS + 10 * (decisions - 1):
         raise ValueError(f"{len(counts)} s of counts are too few for {decisions} decisions, one every 10 s")
     tables = []
-    for stages, variants in progress_bar(budget.sizes, unit="size"):
+    for stages, variants in progress_bar(budget.sizes, desc="decision times", unit="size"):
         table = _measure_pipeline(synthetic_pipeline(stages, variants, seed), counts, forecaster, budget, seed)
         table.insert(0, "stages", stages)
         table.insert(1, "variants", variants)

@@ -127,7 +127,7 @@ def measure_training(benchmark: TrainingBenchmark, budget: TrainingBudget) -> tu
     tasks = [(method, seed) for seed in budget.seeds for method in reversed(METHODS)]
     results = []
     for result in progress_bar(
-        run_tasks(train_and_test, benchmark, tasks, budget.workers), total=len(tasks), unit="run"
+        run_tasks(train_and_test, benchmark, tasks, budget.workers), total=len(tasks), desc="training", unit="run"
     ):
         spent, reward = result.curve["cpu_seconds"].iloc[-1], result.test.reward
         print(f"{result.method}, seed {result.seed}: {spent:.0f} CPU-seconds, test reward {reward:.2f}", flush=True)

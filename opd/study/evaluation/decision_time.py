@@ -127,7 +127,7 @@ def measure_decision_times(
         columns stages, variants, policy, median_ms, p99_ms and total_ms (H of Alg. 1, median of the repetitions).
     """
     rows = []
-    for stages, variants in progress_bar(sizes, unit="pipeline"):
+    for stages, variants in progress_bar(sizes, desc="decision times", unit="pipeline"):
         pipeline = synthetic_pipeline(stages, variants, seed)
         seen = observations(pipeline, counts, decisions)
         size = {"stages": stages, "variants": variants}
