@@ -339,8 +339,7 @@ def run_ablation(study: AblationStudy, run: AblationRun) -> list[dict[str, Any]]
     rows = []
     for cycle in study.cycles:
         steps = run_cycle(pipeline, policy, cycle, run.seed, study.setting)
-        refused = sum(bool(step.refused) for step in steps)
-        rows.append(run._asdict() | {"cycle": cycle.name, "refused": refused} | cycle_summary(steps))
+        rows.append(run._asdict() | {"cycle": cycle.name} | cycle_summary(steps))
     return rows
 
 

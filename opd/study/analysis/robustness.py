@@ -318,7 +318,6 @@ def run_cell(conditions: Sequence[Condition], cell: RobustnessCell) -> dict[str,
     return {
         **{"world": condition.name, "variant": condition.variant, "trace": condition.setting.trace.name},
         **{"pipeline": pipeline.name, "cycle": cycle.name, "policy": cell.policy, "seed": seed, "factor": factor},
-        "refused": sum(bool(step.refused) for step in steps),
         "fallbacks": sum(bool(step.forecast_failure) for step in steps),
         **cycle_summary(steps),
     }
