@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from opd.control.loop import Step, run
 from opd.control.policies import Policy
+from opd.host.progress import progress_bar
 from opd.live.failures import count_failures, useless_reason
 from opd.live.load import start_load, summary
 from opd.live.run_log import collected_warnings
@@ -240,7 +240,7 @@ def run_live(
             time.sleep(traffic.lead)
             begin = time.time()
             loop = run(backend, backend.pipeline, policy, forecast, objective, decisions)
-            steps = list(tqdm(loop, total=decisions, unit="decision", leave=False))
+            steps = list(progress_bar(loop, total=decisions, unit="decision", desc="decisions", leave=False))
             records = generator.finish(ANSWER_SECONDS + interval)
     except BaseException:
         generator.interrupt()
@@ -268,7 +268,7 @@ def run_policies(
             runs[name] = run_simulated(pipeline, parameters, initial, policy, forecast, objective, traffic)
         return runs, "the simulator itself"
     with site.open_backend(pipeline, parameters, initial) as backend:
-        for name, policy in tqdm(policies.items(), unit="run", desc="policies"):
+        for name, policy in progress_bar(policies.items(), unit="run", desc="policies"):
             backend.apply(initial)
             runs[name] = run_live(backend, policy, forecast, objective, parameters.interval, traffic, site.folder)
         return runs, backend.monitor.description
