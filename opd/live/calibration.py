@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import psutil
-from tqdm.auto import tqdm
 
+from opd.host.progress import progress_bar
 from opd.pipeline import Configuration, Pipeline, StageConfiguration
 from opd.serving.client import Client, complete
 from opd.serving.local import LocalBackend
@@ -69,7 +69,9 @@ def calibrate_pipeline(
         payloads: for the first stage.
     """
     pipeline = backend.pipeline
-    for configuration in tqdm(covering_configurations(configurations), unit="configuration", desc="calibration"):
+    for configuration in progress_bar(
+        covering_configurations(configurations), unit="configuration", desc="calibration"
+    ):
         backend.apply(configuration)
         pipeline = with_served_latencies(pipeline, configuration, measure_served_latencies(backend, payloads))
     return pipeline

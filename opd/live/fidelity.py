@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
+from opd.host.progress import progress_bar
 from opd.live.calibration import measure_served_latencies, with_served_latencies
 from opd.live.load import arrival_times, read_payloads, start_load
 from opd.live.runs import ANSWER_SECONDS, LiveRun
@@ -82,7 +82,7 @@ def measure_fidelity(
     rows = []
     rng = np.random.default_rng(seed)
     contents, pipeline = read_payloads(payloads), backend.pipeline
-    for configuration in tqdm(configurations, unit="configuration", desc="fidelity"):
+    for configuration in progress_bar(configurations, unit="configuration", desc="fidelity"):
         backend.apply(configuration)
         calibrated = with_served_latencies(pipeline, configuration, measure_served_latencies(backend, contents))
         label = configuration_label(pipeline, configuration)
