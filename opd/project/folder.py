@@ -17,13 +17,13 @@ import yaml
 
 from opd.host.paths import package_path
 from opd.pipeline import Pipeline
-from opd.profiling.catalogue import load_pipeline
-from opd.profiling.pipeline_file import PipelineFile, read_pipeline_file
+from opd.objective import Objective
+from opd.profiling.pipeline_file import FILE_NAME, PipelineFile, read_pipeline_file
+from opd.profiling.pipelines import load_pipeline
 
 NOTEBOOKS = ("01_profiling", "02_load_forecast", "03_ppo_training", "04_evaluation")
 """Notebooks of a project; those of the study that have a stage in its ``dvc.yaml``."""
 
-PIPELINE_FILE = "pipeline.yaml"
 PARAMETERS_FILE = "params.yaml"
 
 COMMAND_SECONDS = 60.0
@@ -51,7 +51,7 @@ class Project:
         Raises:
             ProjectError: if it has no pipeline file or no parameters.
         """
-        for name in (PIPELINE_FILE, PARAMETERS_FILE):
+        for name in (FILE_NAME, PARAMETERS_FILE):
             if not (folder / name).is_file():
                 raise ProjectError(f"{folder} is no project: it has no {name}; make one with `opd init {folder}`")
         return cls(folder.resolve())
@@ -59,7 +59,7 @@ class Project:
     @property
     def pipeline_path(self) -> Path:
         """The pipeline file."""
-        return self.root / PIPELINE_FILE
+        return self.root / FILE_NAME
 
     @cached_property
     def file(self) -> PipelineFile:
@@ -69,6 +69,11 @@ class Project:
     def pipeline(self) -> Pipeline:
         """The pipeline with its measured profile."""
         return load_pipeline(self.root)
+
+    @property
+    def objective(self) -> Objective:
+        """What decisions maximise: the paper's reward if the file gives weights, else its service level."""
+        return self.file.weights or self.file.service_level
 
     def parameters(self) -> dict[str, Any]:
         """Content of ``params.yaml``.
@@ -102,21 +107,17 @@ class Project:
         scratch.write_text(changed, encoding="utf-8")
         os.replace(scratch, path)
 
-    def run(self, command: list[str], seconds: float | None = None) -> int:
-        """Run a command in the folder, its output shown; return its exit code.
 
-        Args:
-            command: program and arguments; ``python`` is this interpreter.
-            seconds: after which it is killed; by default it may take as long as it likes.
-        """
-        bin_folder = str(Path(sys.executable).parent)
-        environment = os.environ | {
-            "PATH": os.pathsep.join([bin_folder, os.environ.get("PATH", "")]),
-            "DVC_NO_ANALYTICS": "1",
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-            "NUMBA_CACHE_DIR": os.environ.get("NUMBA_CACHE_DIR", str(self.root / ".cache" / "numba")),
-        }
-        return subprocess.run(command, cwd=self.root, env=environment, timeout=seconds, check=False).returncode
+def environment(project: Project) -> dict[str, str]:
+    """Environment variables of the stages: this interpreter first, one thread a process, compiled code cached."""
+    given = os.environ
+    return {
+        "OMP_NUM_THREADS": "1",
+        "NUMBA_CACHE_DIR": str(project.root / ".cache" / "numba"),
+        **given,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), given.get("PATH", "")]),
+        "DVC_NO_ANALYTICS": "1",
+    }
 
 
 def examples() -> list[str]:
@@ -147,7 +148,7 @@ def create(folder: Path, example: str | None = None) -> Project:
         shutil.copy(package_path("project", "notebooks", f"{name}.ipynb"), folder / "notebooks")
     shutil.copy(package_path("profiling", "pipeline.schema.json"), folder)
     if example is None:
-        pipeline = folder / PIPELINE_FILE
+        pipeline = folder / FILE_NAME
         pipeline.write_text(pipeline.read_text().replace("name: NAME", f"name: {_plain_name(folder.resolve().name)}"))
     else:
         _fill(folder, example)
