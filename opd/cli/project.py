@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opd.cli.command import DONE, FAILED, REFUSED, CommandError, Json, command, print_json, print_table, reading_input, say
-from opd.control import AGENT
+from opd.cli.command import (
+    DONE,
+    FAILED,
+    REFUSED,
+    CommandError,
+    Json,
+    command,
+    print_json,
+    print_table,
+    reading_input,
+    say,
+)
 
 if TYPE_CHECKING:
     from opd.project.folder import Project
@@ -18,7 +27,9 @@ Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The project.", s
 Again = Annotated[bool, typer.Option("--again", help="Run although nothing changed.")]
 Trace = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="Load: a CSV or Parquet file, synthetic or twitter; becomes that of the project."),
+    typer.Option(
+        metavar="FILE", help="Load: a CSV or Parquet file, synthetic or twitter; becomes that of the project."
+    ),
 ]
 Policy = Annotated[str, typer.Option(help="Name of a policy, or module:Class of your own.")]
 

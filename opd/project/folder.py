@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from opd.host.paths import package_path
-from opd.pipeline import Pipeline
 from opd.objective import Objective
+from opd.pipeline import Pipeline
 from opd.profiling.pipeline_file import FILE_NAME, PipelineFile, read_pipeline_file
 from opd.profiling.pipelines import load_pipeline
 
@@ -175,9 +175,7 @@ def _init_dvc(folder: Path) -> None:
     """Make the folder a DVC project, on its own or inside the Git repository that it is in."""
 
     def output(*command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False
-        )
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
 
     top = output("git", "rev-parse", "--show-toplevel") if shutil.which("git") else None
     if top is None or top.returncode:
