@@ -28,7 +28,7 @@ Again = Annotated[bool, typer.Option("--again", help="Run although nothing chang
 Trace = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE", help="Load: a CSV or Parquet file, synthetic or twitter; becomes that of the project."
+        metavar="FILE", help="Load: a CSV or Parquet file, or synthetic; becomes that of the project."
     ),
 ]
 Policy = Annotated[str, typer.Option(help="Name of a policy, or module:Class of your own.")]
