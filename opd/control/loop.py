@@ -15,7 +15,7 @@ import numpy as np
 
 from opd.control.policies import Policy
 from opd.measurement import Interval, Observation, Score, Span, score
-from opd.objective import Weights
+from opd.objective import Objective, check_objective
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, as_array, check_feasible
 from opd.workload.forecast import RecentMaximum
 
@@ -73,7 +73,7 @@ class Step:
         decision_seconds: d_t of Alg. 1, forecast and features included.
         span: the time that was measured.
         interval: the measurements; NaN where there are none.
-        score: the measurements in terms of Eqs. 1-3 and 7.
+        score: the measurements in terms of the objective.
     """
 
     observation: Observation | None
@@ -179,7 +179,7 @@ def run(
     pipeline: Pipeline,
     policy: Policy,
     forecast: Callable[[np.ndarray], float],
-    weights: Weights,
+    objective: Objective,
     decisions: int,
 ) -> Iterator[Step]:
     """Run Alg. 1: observe, forecast, decide, apply, wait, score; yields each step when it ends.
@@ -192,9 +192,10 @@ def run(
         pipeline: its definition.
         policy: decides.
         forecast: predicted maximum load (requests/s) for a history of per-second counts.
-        weights: of the reward.
+        objective: of the reward: the weights of Eq. 7, or a service level.
         decisions: number of steps.
     """
+    check_objective(pipeline, objective)
     guard = Guard(pipeline, backend.configuration)
     for _ in range(decisions):
         decision = decide(backend, policy, forecast)
@@ -205,5 +206,5 @@ def run(
             configuration=guard.configuration,
             span=span,
             interval=interval,
-            score=score(pipeline, weights, as_array(guard.configuration)[None], interval, span.seconds),
+            score=score(pipeline, objective, as_array(guard.configuration)[None], interval, span.seconds),
         )

@@ -137,6 +137,7 @@ class LocalBackend(TelemetryBackend):
             "stages": [{"task": stage.task.name, "address": stage.queue.grpc_address} for stage in self.stages],
             "drop_after": settings.drop_after,
             "call_timeout": settings.call_timeout,
+            "objective": self.pipeline.service_level.seconds,
         }
         server = ServerSettings(kind="router", name=self.pipeline.name, parameters=parameters)
         return SupervisedServer("router", server, folder)

@@ -80,7 +80,7 @@ class RouterRuntime(MessageRuntime):
     Parameters: ``pipeline``; ``stages``, a list of ``task``, ``address`` and, where needed, ``adapter``
     (:mod:`opd.serving.adapters`) in the order in which a request visits them; ``drop_after``, age in seconds at which a
     waiting request is dropped; ``call_timeout``, seconds beyond that age for a replica to finish a request that it has
-    begun.
+    begun; ``objective``, seconds of the service level: requests that are completed within them are counted.
     """
 
     async def load(self) -> bool:
@@ -91,9 +91,11 @@ class RouterRuntime(MessageRuntime):
         ]
         self._drop_after = float(self._parameters.get("drop_after", 10.0))
         self._call_timeout = float(self._parameters.get("call_timeout", 10.0))
+        self._objective = float(self._parameters["objective"])
         # Without a first value a series is absent, and an absent series does not mean zero load.
         metrics.requests.labels(self._parameters["pipeline"])
         metrics.latency.labels(self._parameters["pipeline"])
+        metrics.within.labels(self._parameters["pipeline"])
         for outcome in OUTCOMES:
             metrics.answers.labels(self._parameters["pipeline"], outcome)
         return True
@@ -114,7 +116,10 @@ class RouterRuntime(MessageRuntime):
             raise ERRORS.get(error.code(), ServingError)(error.details() or error.code().name) from error
         finally:
             metrics.answers.labels(pipeline, outcome).inc()
-        metrics.latency.labels(pipeline).observe(loop.time() - arrived)
+        seconds = loop.time() - arrived
+        metrics.latency.labels(pipeline).observe(seconds)
+        if seconds <= self._objective:
+            metrics.within.labels(pipeline).inc()
         return answer
 
     async def _walk(self, request: ModelInferRequest, born: float) -> ModelInferResponse:

@@ -127,8 +127,8 @@ class Telemetry:
 
         Every event belongs to the interval in which it was counted, so an answer may belong to a later one than its
         request. Latencies are those of the requests that left in the interval, the p99 from histogram buckets.
-        ``dropped`` includes every outcome except completion: dropped for age, rejected, and failed. Counts are
-        interpolated between scrapes and need not be whole numbers.
+        ``dropped`` and ``failed`` include every outcome except completion: dropped for age, rejected, and failed.
+        Counts are interpolated between scrapes and need not be whole numbers.
 
         Args:
             begin: Unix seconds.
@@ -149,12 +149,15 @@ class Telemetry:
         answers = self._counters(f"{metrics.ANSWERS}_total", since)
         completed = [series for series in answers if series.labels["outcome"] == COMPLETED]
         others = [series for series in answers if series.labels["outcome"] != COMPLETED]
+        lost = np.array([total_increase(others, begin, end)])
         buckets = self._counters(f"{metrics.LATENCY}_bucket", since)
         latency = self._mean(metrics.LATENCY, begin, end)
         return Interval(
             offered=np.array([total_increase(requests, begin, end)]),
             completed=np.array([total_increase(completed, begin, end)]),
-            dropped=np.array([total_increase(others, begin, end)]),
+            within=np.array([total_increase(self._counters(f"{metrics.WITHIN}_total", since), begin, end)]),
+            dropped=lost,
+            failed=lost,
             latency_mean=np.array([latency or 0.0]),
             latency_p99=np.array([quantile(buckets, begin, end, 0.99)]),
             task_latency=self._task_latency(begin, end, configuration)[None],

@@ -200,7 +200,9 @@ class Simulator:
         return Interval(
             offered=np.zeros(environments, dtype=np.int64),
             completed=np.zeros(environments, dtype=np.int64),
+            within=np.zeros(environments, dtype=np.int64),
             dropped=np.zeros(environments, dtype=np.int64),
+            failed=np.zeros(environments, dtype=np.int64),
             latency_mean=np.zeros(environments),
             latency_p99=np.zeros(environments),
             task_latency=np.zeros((environments, tasks)),
@@ -218,6 +220,7 @@ class Simulator:
             float(p.interval),
             p.batch_timeout,
             p.drop_after,
+            self.pipeline.service_level.seconds,
             self._factors,
             interval,
             self._service,

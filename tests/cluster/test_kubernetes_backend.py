@@ -114,10 +114,11 @@ def test_replicas_that_cannot_start_are_rolled_back_early(world, reason):
     assert world.state("second")["replicas"] == "1"
 
 
-def test_replicas_that_never_become_ready_are_rolled_back_at_the_deadline(world):
-    world.kubelet.behave("tiny-first-large", broken="silent")
+@pytest.mark.parametrize(("broken", "reason"), [("silent", ";"), ("ended", ", pod .* exit code 1: ValueError: the we")])
+def test_replicas_that_never_become_ready_are_rolled_back_at_the_deadline(world, broken, reason):
+    world.kubelet.behave("tiny-first-large", broken=broken)
     backend = world.backend(settings=settings(apply_seconds=1))
-    with within(), pytest.raises(ApplyError, match="tiny-first-large has 0 of 1"):
+    with within(), pytest.raises(ApplyError, match=f"tiny-first-large has 0 of 1{reason}"):
         backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
     assert world.workloads() == {"tiny-first-small", "tiny-second-small"}
 

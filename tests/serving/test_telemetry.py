@@ -142,6 +142,7 @@ def scraped(end):
             # A label that appears in the middle, five seconds before the end, one second after the last scrape.
             ramp(times, end - 4.4, 1, outcome="dropped"),
         ],
+        opd_answers_within_objective_total=[steady(12)],
         opd_latency_seconds_sum=[steady(6)],
         opd_latency_seconds_count=[steady(15)],
         opd_latency_seconds_bucket=[steady(12, le="0.5"), steady(15, le="1.0"), steady(15, le="+Inf")],
@@ -167,7 +168,9 @@ def test_an_interval_contains_all_measurements():
     measured = Telemetry(scraped(end), ocr_pipeline()).interval(end - 10, end, CONFIGURATION)
     assert measured.offered == pytest.approx([200])
     assert measured.completed == pytest.approx([150])
+    assert measured.within == pytest.approx([120])
     assert measured.dropped == pytest.approx([20 + 10 + 4.4])
+    assert measured.failed == measured.dropped
     assert measured.latency_mean == pytest.approx([0.4])
     assert measured.latency_p99 == pytest.approx([0.5 + 0.5 * (14.85 - 12) / 3])
     # Recognition has measured nothing: one request takes its tiny variant 50 ms.
@@ -183,10 +186,11 @@ def test_an_interval_without_completions_has_no_latency():
     end = time.time() - 1.0
     monitor = scraped(end)
     for name in list(monitor.known):
-        if name.startswith("opd_latency") or name == "opd_answers_total":
+        if name.startswith(("opd_latency", "opd_answers")):
             del monitor.known[name]
     measured = Telemetry(monitor, ocr_pipeline()).interval(end - 10, end, CONFIGURATION)
     assert (measured.completed, measured.latency_mean, measured.latency_p99) == ([0], [0], [0])
+    assert (measured.within, measured.failed) == ([0], [0])
     assert measured.offered == pytest.approx([200])
 
 
