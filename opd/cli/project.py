@@ -35,9 +35,17 @@ Policy = Annotated[str, typer.Option(help="Name of a policy, or module:Class of 
 
 
 def _open(folder: Path) -> Project:
+    """Open a project and work in its folder, as its notebooks do."""
     from opd.project.folder import Project
 
-    return Project.at(folder)
+    project = Project.at(folder)
+    os.chdir(project.root)
+    return project
+
+
+def _resolved(trace: str | None) -> str | None:
+    """A trace file as an absolute path, before the working directory changes."""
+    return str(Path(trace).resolve()) if trace and Path(trace).is_file() else trace
 
 
 @command("opd init shop --example tabular")
@@ -123,11 +131,12 @@ def recommend(
 def train(folder: Folder, trace: Trace = None, again: Again = False, as_json: Json = False) -> int:
     """Train an agent for the pipeline, and the load forecast that it needs. Resumable."""
     with reading_input():
+        given = _resolved(trace)
         project = _open(folder)
         project.pipeline()
         from opd.project import stages
 
-        _set_trace(project, trace)
+        _set_trace(project, given)
     _reproduce(stages, project, ["trace", "forecast", "train"], again)
     summary = project.report("training", project.file.name, "summary.json")
     if as_json:
@@ -141,11 +150,12 @@ def train(folder: Folder, trace: Trace = None, again: Again = False, as_json: Js
 def evaluate(folder: Folder, trace: Trace = None, again: Again = False, as_json: Json = False) -> int:
     """Run every policy on the load, in simulation, and write one HTML report."""
     with reading_input():
+        given = _resolved(trace)
         project = _open(folder)
         project.pipeline()
         from opd.project import stages
 
-        _set_trace(project, trace)
+        _set_trace(project, given)
     _reproduce(stages, project, ["trace", "forecast", "evaluate"], again)
     import pandas as pd
 
@@ -185,3 +195,79 @@ def _print_frame(frame: Any, as_json: bool) -> None:
         return
     shown = [[f"{each:.4g}" if isinstance(each, float) else str(each) for each in row] for row in frame.values.tolist()]
     print_table([[*map(str, frame.columns)], *shown])
+
+
+@command("opd serve shop --policy myopic-backlog")
+def serve(
+    folder: Folder,
+    policy: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A policy, or module:Class (default: the agent if trained).")
+    ] = None,
+    standbys: Annotated[int, typer.Option(min=0, help="Processes that each stage keeps warm.")] = 0,
+    as_json: Json = False,
+) -> int:
+    """Serve the pipeline on this machine, decided every interval, with a live status; Ctrl-C drains and stops it."""
+    with reading_input():
+        project = _open(folder)
+        pipeline = project.pipeline()
+        from opd.project.storing import store_models
+
+        store_models(project, say)
+        from opd.live.serve import show, show_json
+        from opd.project.running import decider, serve_project
+
+        chosen = decider(project, pipeline, policy)
+    for note in chosen.notes:
+        say(f"note: {note}")
+    statuses = serve_project(project, pipeline, chosen, standbys)
+    show_json(statuses) if as_json else show(statuses)
+    return DONE
+
+
+@command("opd load shop --trace load.csv --seconds 300")
+def load(
+    folder: Folder,
+    trace: Annotated[str | None, typer.Option(metavar="FILE", help="Default: the trace of the project.")] = None,
+    address: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Default: where `opd serve` serves.")] = None,
+    start: Annotated[int, typer.Option(help="First second of the trace (default: its test split).")] = -1,
+    seconds: Annotated[int, typer.Option(min=1, help="Length of the load.")] = 300,
+    rate: Annotated[float | None, typer.Option(min=0.0, help="Requests/s, steady, in place of a trace.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the times and of the samples.")] = 0,
+    as_json: Json = False,
+) -> int:
+    """Send open-loop load to the pipeline, here or on a cluster, and report what became of the requests."""
+    with reading_input():
+        given = _resolved(trace)
+        project = _open(folder)
+        from opd.project import running
+
+        where = address or running.served_address(project)
+        if rate is None:
+            counts = running.load_counts(project, given, start, seconds)
+        else:
+            counts = running.steady_counts(rate, seconds)
+    from opd.live.failures import useless_reason
+    from opd.live.load import LoadError, summary
+
+    try:
+        records = running.send_load(project, where, counts, project.root / "reports" / "load.parquet", seed)
+    except LoadError as error:
+        raise CommandError(str(error)) from error
+    found = summary(records)
+    if as_json:
+        print_json(found)
+    else:
+        _print_load(found)
+    return FAILED if useless_reason(found) else DONE
+
+
+def _print_load(found: dict[str, Any]) -> None:
+    """Print failures first, then counts and latencies."""
+    if failure := found["most_frequent_failure"]:
+        print(f"{found['offered'] - found['completed']} of {found['offered']} requests got no answer; most frequent")
+        print(f"reason ({failure['requests']} requests): {failure['code']}: {failure['detail']}\n")
+    print_table([(name, "" if value is None else f"{value:.4g}") for name, value in found.items() if _is_number(value)])
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, int | float)
