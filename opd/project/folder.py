@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import shutil
@@ -16,9 +17,10 @@ from typing import Any
 import yaml
 
 from opd.host.paths import package_path
+from opd.measurement import SimulationParameters
 from opd.objective import Objective
 from opd.pipeline import Pipeline
-from opd.profiling.pipeline_file import FILE_NAME, PipelineFile, read_pipeline_file
+from opd.profiling.pipeline_file import FILE_NAME, PipelineFile, read_pipeline_file, shipped_pipelines
 from opd.profiling.pipelines import load_pipeline
 
 NOTEBOOKS = ("01_profiling", "02_load_forecast", "03_ppo_training", "04_evaluation")
@@ -90,22 +92,17 @@ class Project:
             raise ProjectError(f"{path} must map names to values")
         return content
 
-    def set_parameter(self, name: str, value: str | int) -> None:
-        """Change one top-level value of ``params.yaml`` and leave everything else, comments included, as it is.
+    def simulation(self) -> SimulationParameters:
+        """Behaviour of the device, from ``params.yaml``.
 
         Raises:
-            ProjectError: if the file has no such line.
+            ValueError: if a parameter is unknown or out of its range.
         """
-        path = self.root / PARAMETERS_FILE
-        text = path.read_text(encoding="utf-8")
-        written = yaml.safe_dump(value, default_flow_style=True).split("\n")[0]
-        line = re.compile(rf"^{re.escape(name)}:[ \t]*(?:\"[^\"]*\"|'[^']*'|[^#\n]*?)(?=[ \t]*(?:#.*)?$)", re.MULTILINE)
-        changed, count = line.subn(lambda _: f"{name}: {written}", text, count=1)
-        if not count:
-            raise ProjectError(f"{path} has no line that begins with {name!r}; add `{name}: {written}`")
-        scratch = path.with_suffix(".yaml.part")
-        scratch.write_text(changed, encoding="utf-8")
-        os.replace(scratch, path)
+        return SimulationParameters(**self.parameters().get("simulation", {}))
+
+    def report(self, *parts: str) -> Any:
+        """Content of a JSON file below ``reports/``."""
+        return json.loads(self.root.joinpath("reports", *parts).read_text(encoding="utf-8"))
 
 
 def environment(project: Project) -> dict[str, str]:
@@ -121,8 +118,8 @@ def environment(project: Project) -> dict[str, str]:
 
 
 def examples() -> list[str]:
-    """Names of the examples that a project can begin with."""
-    return sorted(path.parent.name for path in package_path("examples").glob("*/samples"))
+    """Names of the pipelines that ship with sample requests, so that a project can begin with one."""
+    return [name for name in shipped_pipelines() if read_pipeline_file(name).samples is not None]
 
 
 def create(folder: Path, example: str | None = None) -> Project:
@@ -165,7 +162,7 @@ def _fill(folder: Path, example: str) -> None:
     """Copy the files of an example, and build its models where it has a module for that."""
     source = package_path("examples", example)
     shutil.rmtree(folder / "samples")
-    ignored = shutil.ignore_patterns("*.py", "__pycache__", "profile.*")
+    ignored = shutil.ignore_patterns("__init__.py", "build.py", "__pycache__", "profile.*")
     shutil.copytree(source, folder, dirs_exist_ok=True, ignore=ignored)
     if (source / "build.py").is_file():
         importlib.import_module(f"opd.examples.{example}.build").build(folder)
