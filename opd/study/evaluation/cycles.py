@@ -119,12 +119,12 @@ def cycle_summary(steps: Sequence[Step]) -> dict[str, float]:
     }
 
 
-def timeline(steps: Sequence[Step], seconds: float) -> pd.DataFrame:
-    """Tabulate the steps of a cycle, one row an interval, for Fig. 4."""
+def timeline(steps: Sequence[Step], start: float = 0.0) -> pd.DataFrame:
+    """Tabulate the steps of a cycle, one row an interval, for Fig. 4; ``time`` counts from ``start``."""
     return pd.DataFrame(
         {
-            "time": seconds * np.arange(len(steps)),
-            "load": [step.interval.offered[0] / seconds for step in steps],
+            "time": [step.span.begin - start for step in steps],
+            "load": [step.interval.offered[0] / step.span.seconds for step in steps],
             "predicted_load": [step.predicted_load for step in steps],
             "dropped": [float(step.interval.dropped[0]) for step in steps],
             "by_expert": [step.fallback for step in steps],
@@ -152,7 +152,7 @@ def evaluate_cell(setting: Setting, cell: EvaluationCell) -> tuple[dict[str, obj
     policy = setting.policy(cell.policy, cell.pipeline, cell.seed)
     steps = run_cycle(cell.pipeline, policy, cell.cycle, cell.seed, setting)
     key = dict(zip(_CELL, (cell.pipeline.name, cell.cycle.name, cell.policy, cell.seed), strict=True))
-    return key | cycle_summary(steps), timeline(steps, setting.simulation.interval).assign(**key)  # type: ignore[arg-type]
+    return key | cycle_summary(steps), timeline(steps).assign(**key)  # type: ignore[arg-type]
 
 
 def evaluate(cells: Iterable[EvaluationCell], setting: Setting, workers: int = 1) -> tuple[pd.DataFrame, pd.DataFrame]:
