@@ -215,7 +215,9 @@ def best_within_latency(cores, latency, score, capacity, limit):
 
 @njit(cache=True)
 def pareto_front(cores, latency, accuracy, capacity, limit):
-    """Choices of one option for each stage that no other choice dominates in total cores, latency and accuracy.
+    """Choices of one option for each stage that no other one dominates in total cores, latency and accuracy.
+
+    Of choices with the very same latency, dominated ones may remain.
 
     Args:
         cores: (N, M) cores of each option; one above ``capacity`` is never taken.
