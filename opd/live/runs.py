@@ -107,13 +107,13 @@ class Traffic:
     Attributes:
         counts: (T,) requests in each second, including those before the first decision.
         lead: seconds of load before the first decision; the first forecast is based on them.
-        payloads: Parquet file of payloads to draw from.
-        seed: of arrival times and payloads.
+        samples: file of requests to draw from, see :mod:`opd.serving.samples`.
+        seed: of arrival times and of the draw.
     """
 
     counts: np.ndarray
     lead: int
-    payloads: Path
+    samples: Path
     seed: int
 
 
@@ -233,7 +233,7 @@ def run_live(
     initial = backend.configuration
     decisions = (len(traffic.counts) - traffic.lead) // interval
     backend.begin_run()
-    sent = traffic.counts, traffic.payloads, traffic.seed
+    sent = traffic.counts, traffic.samples, traffic.seed
     generator = start_load(backend.address, backend.pipeline.name, *sent, folder / "requests.parquet")
     try:
         with collected_warnings() as warnings:
