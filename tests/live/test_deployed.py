@@ -12,8 +12,9 @@ from opd.cluster.overlay import read_overlay
 from opd.cluster.resources import POD
 from opd.cluster.settings import ClusterSettings
 from opd.live import deployed as evaluation
+from opd.live.configurations import SchedulePolicy, configurations_from
 from opd.live.fidelity import replay
-from opd.live.runs import LiveSite, SchedulePolicy, Traffic, configurations_from, run_live, summarise_run
+from opd.live.runs import LiveSite, Traffic, run_live, summarise_run
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.serving.monitoring.scraper import Scraper
