@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from opd.control import AGENT, BASELINES, DECISION_SHARE, is_user_policy, policy_label
 from opd.control.factory import build_policy
@@ -22,6 +21,7 @@ from opd.control.loop import Step, run
 from opd.control.policies import Policy
 from opd.host.machine import hardware
 from opd.host.parallel import run_tasks
+from opd.host.progress import progress_bar
 from opd.measurement import SimulationParameters
 from opd.objective import Objective, objective_fields, share_within
 from opd.pipeline import Pipeline
@@ -181,7 +181,8 @@ def evaluate(cells: Iterable[EvaluationCell], setting: Setting, workers: int = 1
     """
     todo = list(cells)
     _check_labels({cell.policy for cell in todo})
-    results = list(tqdm(run_tasks(evaluate_cell, setting, todo, workers), total=len(todo), unit="cycle"))
+    finished = run_tasks(evaluate_cell, setting, todo, workers)
+    results = list(progress_bar(finished, total=len(todo), desc="evaluation", unit="cycles"))
     rows = pd.DataFrame([row for row, _ in results], columns=COLUMNS)
     return rows, pd.concat([steps for _, steps in results], ignore_index=True)
 
