@@ -63,10 +63,7 @@ def build_policy(
         policy = load_user_policy(name, pipeline, objective)
         seconds = decision_seconds or DECISION_SHARE * simulation.interval
         return UserPolicy(policy_label(name), policy, pipeline, backlog, seconds)
-    known = POLICIES if simulated else DEPLOYABLE_POLICIES
-    if name not in known:
-        reason = "; outside the simulator nothing knows the coming load" if name in POLICIES else ""
-        raise ValueError(f"policy {name!r} is not one of {', '.join(known)}, or module:Class{reason}")
+    _check_known(name, simulated)
     makers: dict[str, Callable[[], Policy]] = {
         "random": lambda: RandomPolicy(pipeline, seed),
         "greedy": lambda: GreedyPolicy(pipeline),
@@ -78,6 +75,13 @@ def build_policy(
         AGENT: lambda: agent_policy(_load(agent, pipeline)),
     }
     return makers[name]()
+
+
+def _check_known(name: str, simulated: bool) -> None:
+    known = POLICIES if simulated else DEPLOYABLE_POLICIES
+    if name not in known:
+        reason = "; outside the simulator nothing knows the coming load" if name in POLICIES else ""
+        raise ValueError(f"policy {name!r} is not one of {', '.join(known)}, or module:Class{reason}")
 
 
 def agent_policy(agent: Agent) -> AgentPolicy:
