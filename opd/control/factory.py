@@ -43,8 +43,8 @@ def build_policy(
     """Build the policy called ``name``; every run needs its own, because some remember what they decided.
 
     Args:
-        name: one of :data:`opd.control.DEPLOYABLE_POLICIES`, in the simulator of :data:`opd.control.POLICIES`; or
-            ``module:Class``, see :mod:`opd.control.user_policy`, where ``myopic-backlog`` is the fallback.
+        name: of :data:`opd.control.DEPLOYABLE_POLICIES`, in the simulator of :data:`opd.control.POLICIES`; or
+            ``module:Class``, see :mod:`opd.control.user_policy`, with ``myopic-backlog`` as the fallback.
         pipeline: the pipeline to control.
         objective: of the reward that the myopic policies maximise; greedy and IPA keep the latency of a service level.
         simulation: its batch timeout, interval and noise are those that policies plan with.
@@ -60,18 +60,16 @@ def build_policy(
         CheckpointError: if the checkpoint cannot be read or was trained for another pipeline.
     """
     planners = _planners(pipeline, objective, simulation, ipa)
+    backlog = BacklogPolicy(planners["myopic"](), simulation.interval)
     if is_user_policy(name):
-        seconds = DECISION_SHARE * simulation.interval if decision_seconds is None else decision_seconds
-        fallback = BacklogPolicy(planners["myopic"](), simulation.interval)
-        return UserPolicy(policy_label(name), load_user_policy(name, pipeline, objective), pipeline, fallback, seconds)
-    known = POLICIES if simulated else DEPLOYABLE_POLICIES
-    if name not in known:
-        reason = "; outside the simulator nothing knows the coming load" if name in POLICIES else ""
-        raise ValueError(f"policy {name!r} is not one of {', '.join(known)}, or module:Class{reason}")
+        policy = load_user_policy(name, pipeline, objective)
+        seconds = decision_seconds or DECISION_SHARE * simulation.interval
+        return UserPolicy(policy_label(name), policy, pipeline, backlog, seconds)
+    _check_known(name, simulated)
     makers: dict[str, Callable[[], Policy]] = {
         **planners,
         "random": lambda: RandomPolicy(pipeline, seed),
-        "myopic-backlog": lambda: BacklogPolicy(planners["myopic"](), simulation.interval),
+        "myopic-backlog": lambda: backlog,
         "clairvoyant": lambda: ClairvoyantPolicy(planners["myopic"]()),
         AGENT: lambda: agent_policy(_load(agent, pipeline)),
     }
@@ -97,6 +95,13 @@ def _planners(
         "dynamic-program": partial(IpaPolicy, pipeline, ipa, ipa_dynamic_program),
         "myopic": partial(MyopicPolicy, pipeline, objective, simulation.batch_timeout),
     }
+
+
+def _check_known(name: str, simulated: bool) -> None:
+    known = POLICIES if simulated else DEPLOYABLE_POLICIES
+    if name not in known:
+        reason = "; outside the simulator nothing knows the coming load" if name in POLICIES else ""
+        raise ValueError(f"policy {name!r} is not one of {', '.join(known)}, or module:Class{reason}")
 
 
 def agent_policy(agent: Agent) -> AgentPolicy:
