@@ -123,7 +123,7 @@ class Agent:
         if difference:
             raise CheckpointError(
                 f"{path} was trained for another pipeline: {difference}. "
-                "Train again, or use the catalogue and profiles it was trained with"
+                "Train again, or use the pipeline file and profile it was trained with"
             )
         weights = PolicyWeights(**{name: arrays[name] for name in PolicyWeights._fields})
         return cls(pipeline, weights, metadata["parameters"])

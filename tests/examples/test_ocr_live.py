@@ -17,7 +17,7 @@ from opd.live.runs import SchedulePolicy, Traffic, configurations_from, count_ch
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import StageConfiguration
-from opd.profiling.catalogue import load_pipeline
+from opd.profiling.pipelines import load_pipeline
 from opd.serving.local import LocalBackend
 
 pytestmark = pytest.mark.processes
