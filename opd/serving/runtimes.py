@@ -88,7 +88,8 @@ class RouterRuntime(Runtime):
 
     Parameters: ``pipeline``; ``stages``, a list of ``task`` and ``address`` in the order in which a request visits
     them; ``drop_after``, age in seconds at which a waiting request is dropped; ``call_timeout``, seconds beyond that
-    age for a replica to finish a request it has begun.
+    age for a replica to finish a request it has begun; ``objective``, seconds of the service level: requests that are
+    completed within them are counted.
     """
 
     async def load(self) -> bool:
@@ -96,9 +97,11 @@ class RouterRuntime(Runtime):
         self._stages = [Client(stage["address"], stage["task"]) for stage in self._parameters["stages"]]
         self._drop_after = float(self._parameters.get("drop_after", 10.0))
         self._call_timeout = float(self._parameters.get("call_timeout", 10.0))
+        self._objective = float(self._parameters["objective"])
         # Without a first value a series is absent, and an absent series does not mean zero load.
         metrics.requests.labels(self._parameters["pipeline"])
         metrics.latency.labels(self._parameters["pipeline"])
+        metrics.within.labels(self._parameters["pipeline"])
         for outcome in OUTCOMES:
             metrics.answers.labels(self._parameters["pipeline"], outcome)
         return True
@@ -120,7 +123,10 @@ class RouterRuntime(Runtime):
             raise ERRORS.get(error.code(), ServingError)(error.details() or error.code().name) from error
         finally:
             metrics.answers.labels(pipeline, outcome).inc()
-        metrics.latency.labels(pipeline).observe(loop.time() - arrived)
+        seconds = loop.time() - arrived
+        metrics.latency.labels(pipeline).observe(seconds)
+        if seconds <= self._objective:
+            metrics.within.labels(pipeline).inc()
         return infer_response(self.name, answers)
 
     async def _ask(self, stage: Client, payloads: Sequence[bytes], born: float) -> list[bytes]:

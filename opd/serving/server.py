@@ -27,10 +27,17 @@ period; a second limit here could only shorten that."""
 
 
 class DrainingServer(MLServer):
-    """MLServer that answers every running call before it stops, however long that takes."""
+    """MLServer that answers every running call before it stops, however long that takes.
+
+    Attributes:
+        failed: whether it stopped because its model did not load.
+    """
+
+    failed = False
 
     async def stop(self, sig: int | None = None) -> None:
         """Refuse new calls, finish those that are running, then stop."""
+        self.failed = self.failed or sig is None  # MLServer stops without a signal only when loading failed
         # MLServer cancels running gRPC calls after five seconds; by the time it stops gRPC, none is left.
         await self._grpc_server._server.stop(GRACE_SECONDS)
         await super().stop(sig)
@@ -48,7 +55,11 @@ def end_with_parent() -> None:
 
 
 async def serve(settings: ServerSettings) -> None:
-    """Serve until SIGTERM, which lets running requests finish, or until the model fails to load."""
+    """Serve until SIGTERM, which lets running requests finish.
+
+    Raises:
+        SystemExit: with code 1 if the model fails to load, so whoever started this process knows that it failed.
+    """
     server_settings = Settings(
         debug=False,
         parallel_workers=0,
@@ -72,6 +83,8 @@ async def serve(settings: ServerSettings) -> None:
         await server.start([model])
     finally:
         metrics_server.shutdown()
+    if server.failed:
+        raise SystemExit(1)
 
 
 def main() -> None:

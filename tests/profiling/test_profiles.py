@@ -131,14 +131,14 @@ def test_the_error_for_a_missing_profile_names_the_remedy(tmp_path: Path):
         (
             "large,2,1,0.06,",
             "large,2,1,6ms,",
-            r"latency_mean \(line 5\) must be a number, not '6ms' \(seconds of a call",
+            r"latency_mean \(line 5\) must be a number, not '6ms' \(seconds of",
         ),
         ("large,2,1,0.06,", "large,2,1,,", r"latency_mean \(line 5\) is missing \(seconds of a call"),
         ("large,2,1,0.06,", "large,2.5,1,0.06,", r"cores \(line 5\) must be a whole number, not 2.5"),
         (
             "large,2,1,0.06,",
             "large,2,2,0.06,",
-            r"rows\[4\] \(line 6\): variant large .* batch size 2 stands in rows\[3\]",
+            r"rows\[4\] \(line 6\): variant large .* size 2 stands in rows\[3\]",
         ),
         (",,,assumed,2.5,", ",,,guessed,2.5,", r"3 problems:\n- rows\[3\].kind \(line 5\) must be 'measured', 'extra"),
         (",,,assumed,2.5,", ",,,assumed,2500,", r"startup_seconds \(line 5\): 2500 s .* milliseconds\? Then write 2.5"),

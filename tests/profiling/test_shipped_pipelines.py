@@ -120,7 +120,7 @@ def test_pipelines_with_the_same_task_have_the_same_profile_of_it():
     pd.testing.assert_frame_equal(as_table(REFERENCE.values.tolist()), REFERENCE)
 
 
-# -------------------------------------------------------------------------------------- the rules of docs/pipeline-file.md
+# ------------------------------------------------------------------------------- the rules of docs/pipeline-file.md
 
 THRESHOLDS = {"video": 1.5, "audio-qa": 0.8, "audio-sentiment": 0.8, "summarisation-qa": 0.6, "nlp": 0.6, "ocr": 0.5}
 """Requests/s that one replica should carry."""
