@@ -179,7 +179,8 @@ def latency_by_batch_size(rows: pd.DataFrame) -> dict[int, float]:
         rows: rows of one variant at one number of cores.
     """
     rows = rows.sort_values("batch_size")
-    fitted = isotonic_regression(rows["latency_mean"].to_numpy()).x
+    mean = rows["latency_mean"].to_numpy()
+    fitted = mean if (np.diff(mean) >= 0).all() else isotonic_regression(mean).x
     return dict(zip(rows["batch_size"].astype(int).tolist(), fitted.tolist(), strict=True))
 
 

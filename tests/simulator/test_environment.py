@@ -66,7 +66,7 @@ def test_a_shipped_pipeline_and_the_bundled_workload_are_the_default():
     state, _ = made.reset(seed=0)
     assert made.pipeline.name == "video"
     assert made.observation_space.contains(state)
-    with pytest.raises(KeyError, match="radio"):
+    with pytest.raises(FileNotFoundError, match="no pipeline .radio."):
         PipelineEnv("radio", varying_workload())
 
 
