@@ -14,7 +14,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from opd.study.plots.style import PALETTE, Style, label_decades, legend_below, ordered, policy_style, save_figure
+from opd.study.plots.style import (
+    PALETTE,
+    Style,
+    label_decades,
+    legend_below,
+    ordered,
+    policy_style,
+    save_figure,
+    variant_colours,
+)
 
 
 def _style(policy: str) -> Style:
@@ -87,7 +96,7 @@ def plot_live_timelines(timelines: pd.DataFrame, tasks: Sequence[str], title: st
 
 def _draw_stage(axes: Axes, run: pd.DataFrame, task: str, variants: Sequence[str]) -> None:
     """Draw replicas as steps, coloured by variant and labelled with the batch size at every change."""
-    for variant, colour in zip(variants, PALETTE, strict=False):
+    for variant, colour in zip(variants, variant_colours(len(variants)), strict=True):
         replicas = run[f"{task}.replicas"].where(run[f"{task}.variant"] == variant, 0)
         if replicas.any():
             _draw(axes, run, replicas, fill=True, baseline=0, color=colour, lw=0, label=variant)

@@ -5,23 +5,23 @@ A run takes place in the simulator, on processes of this machine, or on a Kubern
 
 from __future__ import annotations
 
-import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from opd.control.loop import Step, run
 from opd.control.policies import Policy
+from opd.host.progress import progress_bar
 from opd.live.failures import count_failures, useless_reason
 from opd.live.load import start_load, summary
+from opd.live.run_log import collected_warnings
 from opd.measurement import Observation, SimulationParameters, Span
 from opd.objective import Objective
 from opd.pipeline import Configuration, Pipeline, StageConfiguration
@@ -107,13 +107,13 @@ class Traffic:
     Attributes:
         counts: (T,) requests in each second, including those before the first decision.
         lead: seconds of load before the first decision; the first forecast is based on them.
-        payloads: Parquet file of payloads to draw from.
-        seed: of arrival times and payloads.
+        samples: file of requests to draw from, see :mod:`opd.serving.samples`.
+        seed: of arrival times and of the draw.
     """
 
     counts: np.ndarray
     lead: int
-    payloads: Path
+    samples: Path
     seed: int
 
 
@@ -233,36 +233,19 @@ def run_live(
     initial = backend.configuration
     decisions = (len(traffic.counts) - traffic.lead) // interval
     backend.begin_run()
-    sent = traffic.counts, traffic.payloads, traffic.seed
+    sent = traffic.counts, traffic.samples, traffic.seed
     generator = start_load(backend.address, backend.pipeline.name, *sent, folder / "requests.parquet")
     try:
-        with logged_warnings() as warnings:
+        with collected_warnings() as warnings:
             time.sleep(traffic.lead)
             begin = time.time()
             loop = run(backend, backend.pipeline, policy, forecast, objective, decisions)
-            steps = list(tqdm(loop, total=decisions, unit="decision", leave=False))
+            steps = list(progress_bar(loop, total=decisions, unit="decision", desc="decisions", leave=False))
             records = generator.finish(ANSWER_SECONDS + interval)
     except BaseException:
         generator.interrupt()
         raise
     return LiveRun(steps, initial, begin, records, warnings)
-
-
-@contextmanager
-def logged_warnings() -> Iterator[list[str]]:
-    """Show warnings of the package on stderr as they come, with the time, and collect them in the yielded list."""
-    found: list[str] = []
-    shown, kept = logging.StreamHandler(), logging.Handler(logging.WARNING)
-    shown.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    kept.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
-    package = logging.getLogger("opd")
-    for handler in (shown, kept):
-        package.addHandler(handler)
-    try:
-        yield found
-    finally:
-        for handler in (shown, kept):
-            package.removeHandler(handler)
 
 
 def run_policies(
@@ -285,7 +268,7 @@ def run_policies(
             runs[name] = run_simulated(pipeline, parameters, initial, policy, forecast, objective, traffic)
         return runs, "the simulator itself"
     with site.open_backend(pipeline, parameters, initial) as backend:
-        for name, policy in tqdm(policies.items(), unit="run", desc="policies"):
+        for name, policy in progress_bar(policies.items(), unit="run", desc="policies"):
             backend.apply(initial)
             runs[name] = run_live(backend, policy, forecast, objective, parameters.interval, traffic, site.folder)
         return runs, backend.monitor.description

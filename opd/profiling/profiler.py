@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from opd.host.machine import hardware
+from opd.host.progress import progress_bar
 from opd.pipeline import batch_sizes_up_to
 from opd.profiling.measuring import Effort, Measurable, as_table, measured_rows
 from opd.profiling.pipeline_file import PipelineFile, VariantSection, read_pipeline_file
@@ -171,7 +171,7 @@ def _measure(jobs: Sequence[Measurement], record: ProfileRecord, options: Profil
     deadline = time.perf_counter() + (options.seconds or math.inf)
     elapsed: dict[str, list[float]] = defaultdict(list)
     left_out = []
-    with tqdm(total=sum(len(job.cells) for job in jobs), unit="cell", desc=title) as progress:
+    with progress_bar(total=sum(len(job.cells) for job in jobs), unit="cell", desc=title) as progress:
         for job in jobs:
             progress.set_postfix_str("/".join(job.key))
             cells, start = record.begin(job), time.perf_counter()

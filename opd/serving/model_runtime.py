@@ -11,17 +11,17 @@ import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
-from typing import Any
 
-from mlserver import MLModel
+from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
 from mlserver.handlers import custom_handler
 from mlserver.settings import ModelSettings
-from mlserver.types import InferenceRequest, InferenceResponse
 from pydantic import BaseModel, Field
 
 from opd.serving import metrics
+from opd.serving.contents import TensorError, payload_answer, payloads_of
+from opd.serving.message_server import MessageRuntime
 from opd.serving.models import Model, PayloadError, load_model
-from opd.serving.protocol import MalformedRequestError, infer_response, payloads_of
+from opd.serving.protocol import MalformedRequestError
 from opd.serving.store import ModelStore
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class DesiredVariant(BaseModel):
     cores: int = Field(default=1, ge=1)
 
 
-class ModelRuntime(MLModel):
+class ModelRuntime(MessageRuntime):
     """Pulls a variant from the model store and answers batches with it.
 
     Parameters: ``pipeline``, ``task``, ``variant`` and ``store``, the URL of the model store.
@@ -43,7 +43,6 @@ class ModelRuntime(MLModel):
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__(settings)
-        self._parameters: dict[str, Any] = dict(settings.parameters.extra or {})  # type: ignore[union-attr]
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._model: Model | None = None
         self._loading: asyncio.Task[None] | None = None
@@ -84,19 +83,21 @@ class ModelRuntime(MLModel):
             return
         self.ready = True
 
-    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+    async def infer(self, request: ModelInferRequest) -> ModelInferResponse:
         """Return one answer for each payload of a batch.
 
         Raises:
             MalformedRequestError: if the model refuses a payload.
         """
-        assert self._model is not None  # MLServer calls only models that are ready
-        payloads = payloads_of(payload)
+        assert self._model is not None  # only models that are ready are called
         try:
+            payloads = payloads_of(request)
             answers = await asyncio.get_running_loop().run_in_executor(self._executor, self._infer, payloads)
-        except PayloadError as error:
+        except (PayloadError, TensorError) as error:
             raise MalformedRequestError(str(error)) from error
-        return infer_response(self.name, answers)
+        answer = payload_answer(answers)
+        answer.model_name, answer.id = self.name, request.id
+        return answer
 
     def _infer(self, payloads: list[bytes]) -> list[bytes]:
         assert self._model is not None

@@ -17,6 +17,7 @@ from typing import ClassVar, NamedTuple
 import psutil
 
 from opd.serving.client import Client
+from opd.serving.contents import payload_request, payloads_of
 from opd.serving.models import MANIFEST
 from opd.serving.processes import START_SECONDS, model_process, running
 from opd.serving.store import ModelStore, store_url
@@ -87,8 +88,10 @@ class ServedVariant(ABC):
                 seconds = time.perf_counter() - start
                 client = runner.run(self._connect(process.grpc_address))
                 try:
-                    infer = lambda payloads: runner.run(client.infer(payloads, 0.0, CALL_SECONDS))  # noqa: E731
-                    yield MeasuredReplica(infer, process.pid), seconds
+                    yield (
+                        MeasuredReplica(lambda payloads: runner.run(self._infer(client, payloads)), process.pid),
+                        seconds,
+                    )
                 finally:
                     runner.run(client.close())
 
@@ -96,6 +99,9 @@ class ServedVariant(ABC):
     def memory_mb(model: MeasuredReplica) -> float:
         """Memory of the replica's process, resident set size."""
         return psutil.Process(model.pid).memory_info().rss / 1e6
+
+    async def _infer(self, client: Client, payloads: Sequence[bytes]) -> list[bytes]:
+        return payloads_of(await client.infer(payload_request(payloads), 0.0, CALL_SECONDS))
 
     async def _connect(self, address: str) -> Client:
         return Client(address, self.task)  # its channel belongs to the event loop that runs now

@@ -18,7 +18,8 @@ from mlserver import MLServer
 from mlserver.settings import ModelParameters, ModelSettings, Settings
 from prometheus_client import start_http_server
 
-from opd.serving.protocol import MAX_MESSAGE_BYTES
+from opd.serving.message_server import MessageServer
+from opd.serving.protocol import GRPC_MESSAGE_BYTES
 from opd.serving.settings import ServerSettings
 
 GRACE_SECONDS = 3600.0
@@ -34,6 +35,10 @@ class DrainingServer(MLServer):
     """
 
     failed = False
+
+    def _create_servers(self) -> None:
+        super()._create_servers()
+        self._grpc_server = MessageServer(self._settings, self._data_plane, self._model_repository_handlers)
 
     async def stop(self, sig: int | None = None) -> None:
         """Refuse new calls, finish those that are running, then stop."""
@@ -66,7 +71,7 @@ async def serve(settings: ServerSettings) -> None:
         host=settings.host,
         http_port=settings.http_port,
         grpc_port=settings.grpc_port,
-        grpc_max_message_length=MAX_MESSAGE_BYTES,
+        grpc_max_message_length=GRPC_MESSAGE_BYTES,
         metrics_endpoint=None,
         gzip_enabled=False,
     )

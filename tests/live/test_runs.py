@@ -14,12 +14,12 @@ from small_pipelines import ocr_pipeline
 
 from opd.live.calibration import with_served_latencies
 from opd.live.fidelity import replay
+from opd.live.run_log import collected_warnings
 from opd.live.runs import (
     LiveSite,
     SchedulePolicy,
     count_changes,
     live_timeline,
-    logged_warnings,
     most_varied_window,
     summarise_run,
 )
@@ -136,7 +136,7 @@ def test_mean_scores_are_weighted_by_the_time_under_load():
 
 
 def test_warnings_during_a_run_are_shown_and_kept(capsys):
-    with logged_warnings() as found:
+    with collected_warnings() as found:
         logging.getLogger("opd.serving.local_stage").warning("replica %s died", "first-1")
         logging.getLogger("elsewhere").warning("not ours")
     logging.getLogger("opd").warning("too late")
