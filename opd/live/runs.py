@@ -18,6 +18,7 @@ import pandas as pd
 
 from opd.control.loop import Step, run
 from opd.control.policies import Policy
+from opd.control.warm_up import warm_up
 from opd.host.progress import progress_bar
 from opd.live.failures import count_failures, useless_reason
 from opd.live.load import start_load, summary
@@ -163,6 +164,7 @@ def run_live(
     """
     initial = backend.configuration
     decisions = (len(traffic.counts) - traffic.lead) // interval
+    warm_up(backend.pipeline, policy, forecast)
     backend.begin_run()
     sent = traffic.counts, traffic.samples, traffic.seed
     generator = start_load(backend.address, backend.pipeline.name, *sent, folder / "requests.parquet")
