@@ -1,7 +1,4 @@
-"""The runtime of replicas, an MLServer model.
-
-Parameters come from :class:`opd.serving.settings.ServerSettings`.
-"""
+"""The runtime of replicas: an MLServer model that runs a variant of the model store by the variant's own runtime."""
 
 from __future__ import annotations
 
@@ -9,32 +6,30 @@ import asyncio
 import logging
 import os
 import signal
-from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
-from typing import Any
 
-from mlserver import MLModel
+from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
 from mlserver.handlers import custom_handler
 from mlserver.settings import ModelSettings
-from mlserver.types import InferenceRequest, InferenceResponse
 from pydantic import BaseModel, Field
 
 from opd.serving import metrics
-from opd.serving.models import Model, PayloadError, load_model
-from opd.serving.protocol import MalformedRequestError, infer_response, payloads_of
+from opd.serving.loaded_model import LoadedModel
+from opd.serving.message_server import MessageRuntime
+from opd.serving.protocol import MalformedRequestError
 from opd.serving.store import ModelStore
 
 logger = logging.getLogger(__name__)
 
 
 class DesiredVariant(BaseModel):
-    """The variant that a standby replica should load."""
+    """The variant that a standby replica should load, and the threads it may use."""
 
     variant: str
     cores: int = Field(default=1, ge=1)
 
 
-class ModelRuntime(MLModel):
+class ModelRuntime(MessageRuntime):
     """Pulls a variant from the model store and answers batches with it.
 
     Parameters: ``pipeline``, ``task``, ``variant`` and ``store``, the URL of the model store.
@@ -43,9 +38,7 @@ class ModelRuntime(MLModel):
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__(settings)
-        self._parameters: dict[str, Any] = dict(settings.parameters.extra or {})  # type: ignore[union-attr]
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="inference")
-        self._model: Model | None = None
+        self._model: LoadedModel | None = None
         self._loading: asyncio.Task[None] | None = None
 
     async def load(self) -> bool:
@@ -56,10 +49,11 @@ class ModelRuntime(MLModel):
         return self._model is not None
 
     async def _load(self, variant: str) -> None:
-        def pull() -> Model:
-            return load_model(ModelStore(self._parameters["store"]).pull(self._parameters["task"], variant))
+        def pull() -> LoadedModel:
+            folder = ModelStore(self._parameters["store"]).pull(self._parameters["task"], variant)
+            return LoadedModel(folder, self.name)
 
-        self._model = await asyncio.get_running_loop().run_in_executor(self._executor, pull)
+        self._model = await asyncio.to_thread(pull)
         self._seconds = metrics.model_seconds.labels(self._parameters["pipeline"], self._parameters["task"], variant)
 
     @custom_handler(rest_path="/variant", rest_method="PUT")
@@ -84,23 +78,15 @@ class ModelRuntime(MLModel):
             return
         self.ready = True
 
-    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """Return one answer for each payload of a batch.
+    async def infer(self, request: ModelInferRequest) -> ModelInferResponse:
+        """Answer a batch.
 
         Raises:
-            MalformedRequestError: if the model refuses a payload.
+            MalformedRequestError: if the model refuses the batch.
+            ServingError: if the model fails.
         """
         assert self._model is not None  # MLServer calls only models that are ready
-        payloads = payloads_of(payload)
-        try:
-            answers = await asyncio.get_running_loop().run_in_executor(self._executor, self._infer, payloads)
-        except PayloadError as error:
-            raise MalformedRequestError(str(error)) from error
-        return infer_response(self.name, answers)
-
-    def _infer(self, payloads: list[bytes]) -> list[bytes]:
-        assert self._model is not None
         begin = perf_counter()
-        answers = self._model(payloads)
+        answer = await asyncio.wrap_future(self._model.submit(request))
         self._seconds.observe(perf_counter() - begin)
-        return answers
+        return answer
