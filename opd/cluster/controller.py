@@ -26,7 +26,7 @@ from opd.cluster.record import ControllerMetrics, Recorder
 from opd.cluster.settings import ClusterSettings
 from opd.control.loop import ApplyError, run
 from opd.control.policies import Policy
-from opd.objective import Weights
+from opd.objective import Objective, Weights
 from opd.pipeline import Configuration, Pipeline
 from opd.serving.monitoring.source import Monitor
 
@@ -45,7 +45,7 @@ class ControllerSettings:
 
     Attributes:
         interval_seconds: between two decisions.
-        weights: of the reported reward.
+        objective: of the reported reward.
         port: of ``/healthz``, ``/readyz`` and ``/metrics``; any free one if 0.
         host: address to listen on.
         read_nodes: look at the nodes for free cores.
@@ -59,7 +59,7 @@ class ControllerSettings:
     """
 
     interval_seconds: float = 10.0
-    weights: Weights = Weights()
+    objective: Objective = Weights()
     port: int = 8080
     host: str = "0.0.0.0"
     read_nodes: bool = False
@@ -223,15 +223,7 @@ class Controller:
         self.state = "leading"
         before = backend.configuration
         decisions = sys.maxsize if self._options.decisions is None else self._options.decisions - self._done
-        loop = run(
-            backend,
-            self._pipeline,
-            self._policy,
-            self._forecast,
-            self._options.weights,
-            decisions,
-            self._options.interval_seconds,
-        )
+        loop = run(backend, self._pipeline, self._policy, self._forecast, self._options.objective, decisions)
         for step in loop:
             self._beat = time.monotonic()
             self._recorder.decision(step, before)

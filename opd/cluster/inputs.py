@@ -133,7 +133,7 @@ def controller_of(
     forecaster = Forecaster.load(file, parameters["damping"])
     controller_settings = ControllerSettings(
         interval_seconds=options.interval or simulation.interval,
-        weights=weights,
+        objective=weights,
         port=options.port,
         read_nodes=options.read_nodes,
         dry_run=options.dry_run,

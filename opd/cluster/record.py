@@ -54,8 +54,9 @@ class ControllerMetrics:
             "opd_decision_seconds", "forecast and decision", names, buckets=_SECONDS, registry=self.registry
         )
         gauges = {
-            "reward": "Eq. 7, last interval",
-            "qos": "Eq. 3, last interval",
+            "reward": "reward of the objective, last interval",
+            "qos": "quality of service, last interval",
+            "within": "share of the requests that ended in the last interval within the latency of the service level",
             "cost": "cores of the configuration",
             "forecast": "predicted load, requests/s",
             "leader": "1 if this controller acts",
@@ -77,7 +78,7 @@ class ControllerMetrics:
         """Count one decision and set the gauges of its interval."""
         self.decisions.labels(self._pipeline, outcome).inc()
         self.seconds.labels(self._pipeline).observe(step.decision_seconds)
-        values = {name: float(getattr(step.score, name)[0]) for name in ("reward", "qos", "cost")}
+        values = {name: float(getattr(step.score, name)[0]) for name in ("reward", "qos", "within", "cost")}
         for name, value in {**values, "forecast": step.predicted_load}.items():
             self.set(name, value)
 

@@ -20,7 +20,7 @@ from opd.control.policies import (
     RandomPolicy,
 )
 from opd.measurement import SimulationParameters, idle_observation
-from opd.objective import Weights
+from opd.objective import Objective, Weights, objective_from
 from opd.pipeline import Pipeline
 from opd.solvers import IpaParameters, ipa_dynamic_program, ipa_highs
 
@@ -28,7 +28,7 @@ from opd.solvers import IpaParameters, ipa_dynamic_program, ipa_highs
 def build_policy(
     name: str,
     pipeline: Pipeline,
-    weights: Weights,
+    objective: Objective,
     simulation: SimulationParameters,
     ipa: IpaParameters,
     seed: int = 0,
@@ -40,7 +40,7 @@ def build_policy(
     Args:
         name: one of :data:`opd.control.DEPLOYABLE_POLICIES`, in the simulator of :data:`opd.control.POLICIES`.
         pipeline: the pipeline to control.
-        weights: of the reward that the myopic policies maximise.
+        objective: of the reward that the myopic policies maximise.
         simulation: its batch timeout and interval are those the myopic policies plan with.
         ipa: weights of IPA's own objective.
         seed: of ``random``.
@@ -55,7 +55,8 @@ def build_policy(
     if name not in known:
         reason = "" if name not in POLICIES else " outside the simulator, which alone knows the coming load"
         raise ValueError(f"policy {name!r} is not one of {', '.join(known)}{reason}")
-    myopic = MyopicPolicy(pipeline, weights, simulation.batch_timeout)
+    assert isinstance(objective, Weights)
+    myopic = MyopicPolicy(pipeline, objective, simulation.batch_timeout)
     makers: dict[str, Callable[[], Policy]] = {
         "random": lambda: RandomPolicy(pipeline, seed),
         "greedy": lambda: GreedyPolicy(pipeline),
@@ -63,7 +64,7 @@ def build_policy(
         "dynamic-program": lambda: IpaPolicy(pipeline, ipa, ipa_dynamic_program),
         "myopic": lambda: myopic,
         "myopic-backlog": lambda: BacklogPolicy(myopic, simulation.interval),
-        "clairvoyant": lambda: ClairvoyantPolicy(pipeline, weights, simulation.batch_timeout),
+        "clairvoyant": lambda: ClairvoyantPolicy(pipeline, objective, simulation.batch_timeout),
         AGENT: lambda: agent_policy(_load(agent, pipeline)),
     }
     return makers[name]()
@@ -77,7 +78,8 @@ def agent_policy(agent: Agent) -> AgentPolicy:
     parameters, pipeline = agent.parameters, agent.pipeline
     if not np.isfinite(parameters.get("largest_load", np.inf)):
         return AgentPolicy(agent)
-    weights, simulation = Weights(**parameters["weights"]), parameters["simulation"]
+    weights, simulation = objective_from(parameters), parameters["simulation"]
+    assert isinstance(weights, Weights)
     expert: Policy = MyopicPolicy(pipeline, weights, simulation["batch_timeout"])
     if parameters["training"]["expert"] == "ipa":
         expert = IpaPolicy(pipeline, IpaParameters.from_weights(weights), ipa_dynamic_program)

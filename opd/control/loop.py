@@ -14,8 +14,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from opd.control.policies import Policy
-from opd.measurement import Interval, Observation, Score, score
-from opd.objective import Weights
+from opd.measurement import Interval, Observation, Score, Span, score
+from opd.objective import Objective, check_objective
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, as_array, check_feasible
 from opd.workload.forecast import RecentMaximum
 
@@ -50,8 +50,11 @@ class Backend(Protocol):
         """
         ...
 
-    def wait(self) -> Interval:
-        """Let one interval pass and return its measurements, as a batch of one."""
+    def wait(self) -> tuple[Span, Interval]:
+        """Let one interval pass; return the time that was measured, and its measurements as a batch of one.
+
+        The time begins when the last change was complete, so the interval shows the running configuration.
+        """
         ...
 
 
@@ -68,8 +71,9 @@ class Step:
         refused: why the policy did not decide, or its decision was not applied; else empty.
         fallback: whether an agent's fallback policy decided.
         decision_seconds: d_t of Alg. 1, forecast and features included.
+        span: the time that was measured.
         interval: the measurements; NaN where there are none.
-        score: the measurements in terms of Eqs. 1-3 and 7.
+        score: the measurements in terms of the objective.
     """
 
     observation: Observation | None
@@ -80,6 +84,7 @@ class Step:
     refused: str
     fallback: bool
     decision_seconds: float
+    span: Span
     interval: Interval
     score: Score
 
@@ -174,9 +179,8 @@ def run(
     pipeline: Pipeline,
     policy: Policy,
     forecast: Callable[[np.ndarray], float],
-    weights: Weights,
+    objective: Objective,
     decisions: int,
-    interval_seconds: float,
 ) -> Iterator[Step]:
     """Run Alg. 1: observe, forecast, decide, apply, wait, score; yields each step when it ends.
 
@@ -188,18 +192,19 @@ def run(
         pipeline: its definition.
         policy: decides.
         forecast: predicted maximum load (requests/s) for a history of per-second counts.
-        weights: of the reward.
+        objective: of the reward: the weights of Eq. 7, or a service level.
         decisions: number of steps.
-        interval_seconds: time between two decisions.
     """
+    check_objective(pipeline, objective)
     guard = Guard(pipeline, backend.configuration)
     for _ in range(decisions):
         decision = decide(backend, policy, forecast)
         refused = apply(backend, guard, decision)
-        interval = backend.wait()
+        span, interval = backend.wait()
         yield Step(
             **decision._replace(refused=refused)._asdict(),
             configuration=guard.configuration,
+            span=span,
             interval=interval,
-            score=score(pipeline, weights, as_array(guard.configuration)[None], interval, interval_seconds),
+            score=score(pipeline, objective, as_array(guard.configuration)[None], interval, span.seconds),
         )

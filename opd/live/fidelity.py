@@ -12,12 +12,13 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from opd.live.calibration import measure_served_latencies, with_served_latencies
-from opd.live.load import arrival_times, read_payloads, start_load
+from opd.live.load import arrival_times, start_load
 from opd.live.runs import ANSWER_SECONDS, LiveRun
 from opd.measurement import SimulationParameters
 from opd.pipeline import Configuration, Pipeline, as_array
 from opd.serving.local import LocalBackend
 from opd.serving.protocol import COMPLETED
+from opd.serving.samples import read_samples
 from opd.simulator.simulator import Simulator
 
 SEEDS = range(20)
@@ -54,7 +55,7 @@ def measure_fidelity(
     configurations: Sequence[Configuration],
     loads: Sequence[float],
     seconds: int,
-    payloads: Path,
+    samples: Path,
     overhead: float,
     folder: Path,
     seed: int = 0,
@@ -70,10 +71,10 @@ def measure_fidelity(
         configurations: to apply one after the other.
         loads: mean requests/s; the count of each second is drawn from a Poisson distribution.
         seconds: duration of each load.
-        payloads: Parquet file of payloads.
+        samples: file of requests, see :mod:`opd.serving.samples`.
         overhead: seconds that router and queues add, see :func:`opd.live.calibration.measure_overhead`.
         folder: for the load generator's files.
-        seed: of counts, arrival times and payloads.
+        seed: of counts, arrival times and requests.
 
     Returns:
         One row per configuration and load: requests offered and completed, and :class:`Performance` profiled,
@@ -81,17 +82,17 @@ def measure_fidelity(
     """
     rows = []
     rng = np.random.default_rng(seed)
-    contents, pipeline = read_payloads(payloads), backend.pipeline
+    requests, pipeline = read_samples(samples), backend.pipeline
     for configuration in tqdm(configurations, unit="configuration", desc="fidelity"):
         backend.apply(configuration)
-        calibrated = with_served_latencies(pipeline, configuration, measure_served_latencies(backend, contents))
+        calibrated = with_served_latencies(pipeline, configuration, measure_served_latencies(backend, requests))
         label = configuration_label(pipeline, configuration)
         for load in loads:
             counts, draw = rng.poisson(load, seconds), int(rng.integers(1 << 31))
             arrivals = arrival_times(counts, draw)
             profiled = predict(pipeline, parameters, configuration, arrivals)
             predicted = predict(calibrated, parameters, configuration, arrivals, overhead)
-            records = _send(backend, counts, payloads, draw, folder)
+            records = _send(backend, counts, samples, draw, folder)
             row = {"configuration": label, "load": load, "offered": len(records)}
             row |= profiled.columns("profiled") | predicted.columns("predicted")
             row["completed"] = int((records["outcome"] == COMPLETED).sum())
@@ -99,10 +100,10 @@ def measure_fidelity(
     return pd.DataFrame(rows)
 
 
-def _send(backend: LocalBackend, counts: np.ndarray, payloads: Path, seed: int, folder: Path) -> pd.DataFrame:
+def _send(backend: LocalBackend, counts: np.ndarray, samples: Path, seed: int, folder: Path) -> pd.DataFrame:
     """Send one load to the pipeline and wait for its answers; returns a row per request."""
     output = folder / "fidelity.parquet"
-    generator = start_load(backend.address, backend.pipeline.name, counts, payloads, seed, output)
+    generator = start_load(backend.address, backend.pipeline.name, counts, samples, seed, output)
     return generator.finish(len(counts) + ANSWER_SECONDS)
 
 

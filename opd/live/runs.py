@@ -21,7 +21,7 @@ from opd.control.loop import Step, run
 from opd.control.policies import Policy
 from opd.live.load import start_load, summary
 from opd.measurement import Observation, SimulationParameters
-from opd.objective import Weights
+from opd.objective import Objective
 from opd.pipeline import Configuration, Pipeline, StageConfiguration
 from opd.serving.local import LocalBackend
 from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
@@ -105,13 +105,13 @@ class Traffic:
     Attributes:
         counts: (T,) requests in each second, including those before the first decision.
         lead: seconds of load before the first decision; the first forecast is based on them.
-        payloads: Parquet file of payloads to draw from.
-        seed: of arrival times and payloads.
+        samples: file of requests to draw from, see :mod:`opd.serving.samples`.
+        seed: of arrival times and of the draw.
     """
 
     counts: np.ndarray
     lead: int
-    payloads: Path
+    samples: Path
     seed: int
 
 
@@ -187,14 +187,14 @@ def run_simulated(
     initial: Configuration,
     policy: Policy,
     forecast: Callable[[np.ndarray], float],
-    weights: Weights,
+    objective: Objective,
     traffic: Traffic,
 ) -> LiveRun:
     """Run ``policy`` in the simulator under the counts of ``traffic``; otherwise like :func:`run_live`."""
     history, counts = traffic.counts[: traffic.lead], traffic.counts[traffic.lead :]
     backend = SimulatedBackend(pipeline, parameters, history, counts, initial, traffic.seed)
     decisions = len(counts) // parameters.interval
-    steps = list(run(backend, pipeline, policy, forecast, weights, decisions, parameters.interval))
+    steps = list(run(backend, pipeline, policy, forecast, objective, decisions))
     return LiveRun(steps, initial, 0.0, None)
 
 
@@ -202,7 +202,7 @@ def run_live(
     backend: LiveBackend,
     policy: Policy,
     forecast: Callable[[np.ndarray], float],
-    weights: Weights,
+    objective: Objective,
     interval: int,
     traffic: Traffic,
     folder: Path,
@@ -213,7 +213,7 @@ def run_live(
         backend: the pipeline, up and idle.
         policy: makes the decisions.
         forecast: predicts the maximum load (requests/s) from a history of per-second counts.
-        weights: of the reward.
+        objective: of the reward.
         interval: seconds between two decisions.
         traffic: requests to send.
         folder: for the load generator's files.
@@ -221,12 +221,12 @@ def run_live(
     initial = backend.configuration
     decisions = (len(traffic.counts) - traffic.lead) // interval
     backend.begin_run()
-    sent = traffic.counts, traffic.payloads, traffic.seed
+    sent = traffic.counts, traffic.samples, traffic.seed
     generator = start_load(backend.address, backend.pipeline.name, *sent, folder / "requests.parquet")
     try:
         time.sleep(traffic.lead)
         begin = time.time()
-        loop = run(backend, backend.pipeline, policy, forecast, weights, decisions, interval)
+        loop = run(backend, backend.pipeline, policy, forecast, objective, decisions)
         steps = list(tqdm(loop, total=decisions, unit="decision", leave=False))
         records = generator.finish(ANSWER_SECONDS + interval)
     except BaseException:
@@ -248,16 +248,16 @@ def run_policies(
     Returns:
         The runs by policy, and a description of the monitoring.
     """
-    parameters, forecast, weights = setting.simulation, setting.forecaster.predict, setting.weights
+    parameters, forecast, objective = setting.simulation, setting.forecaster.predict, setting.objective
     runs: dict[str, LiveRun] = {}
     if site.backend == "simulated":
         for name, policy in policies.items():
-            runs[name] = run_simulated(pipeline, parameters, initial, policy, forecast, weights, traffic)
+            runs[name] = run_simulated(pipeline, parameters, initial, policy, forecast, objective, traffic)
         return runs, "the simulator itself"
     with site.open_backend(pipeline, parameters, initial) as backend:
         for name, policy in tqdm(policies.items(), unit="run", desc="policies"):
             backend.apply(initial)
-            runs[name] = run_live(backend, policy, forecast, weights, parameters.interval, traffic, site.folder)
+            runs[name] = run_live(backend, policy, forecast, objective, parameters.interval, traffic, site.folder)
         return runs, backend.monitor.description
 
 

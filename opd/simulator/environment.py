@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from opd.measurement import Interval, Score, SimulationParameters, score, state_names, state_vector
-from opd.objective import Weights, profiled_service_time, profiled_throughput
+from opd.objective import Objective, Weights, check_objective, profiled_service_time, profiled_throughput
 from opd.pipeline import (
     InfeasibleError,
     Pipeline,
@@ -52,7 +52,7 @@ class PipelineEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     ``info["refused"]`` gives the reason. :meth:`action_masks` rules out, entry by entry, what no feasible action
     contains.
 
-    **Reward**: Eq. 7 for the interval that begins with the action.
+    **Reward**: Eq. 7, or the reward of the service level, for the interval that begins with the action.
 
     **Start**: a random decision of the workload (or ``options={"decision": j}``), empty queues, one replica of the
     smallest variant of every task.
@@ -65,7 +65,7 @@ class PipelineEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         pipeline: a pipeline, or the name of one in the catalogue.
         workload: counts and forecasts; by default the training split of the bundled synthetic trace at damping 8,
             with the maximum of the last 20 s as the forecast.
-        weights: of the reward.
+        objective: of the reward, the weights of Eq. 7 or a service level; by default the paper's weights.
         parameters: of the simulation.
         episode_length: decisions in an episode; 120 are the 1200 s of the paper.
 
@@ -84,11 +84,11 @@ class PipelineEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self,
         pipeline: Pipeline | str = "video",
         workload: Workload | None = None,
-        weights: Weights | None = None,
+        objective: Objective | None = None,
         parameters: SimulationParameters | None = None,
         episode_length: int = 120,
     ) -> None:
-        self._episode = PipelineVectorEnv(pipeline, workload, weights, parameters, episode_length)
+        self._episode = PipelineVectorEnv(pipeline, workload, objective, parameters, episode_length)
         self.pipeline = self._episode.pipeline
         self.observation_space = self._episode.single_observation_space
         self.action_space = self._episode.single_action_space
@@ -146,7 +146,7 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     Args:
         pipeline: a pipeline of N tasks, or the name of one in the catalogue.
         workload: counts and forecasts; by default :meth:`Workload.bundled`.
-        weights: of the reward.
+        objective: of the reward, the weights of Eq. 7 or a service level; by default the paper's weights.
         parameters: of the simulation.
         episode_length: decisions in an episode.
         num_envs: number of episodes, E.
@@ -158,7 +158,8 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         configurations: (E, N, 3) variant, replicas and batch size of every task.
 
     Raises:
-        ValueError: if the workload is shorter than an episode or has another interval than the simulation.
+        ValueError: if the workload is shorter than an episode or has another interval than the simulation, or the
+            objective asks for another latency than the pipeline's service level.
 
     Example:
         >>> import gymnasium, opd.simulator
@@ -175,7 +176,7 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self,
         pipeline: Pipeline | str = "video",
         workload: Workload | None = None,
-        weights: Weights | None = None,
+        objective: Objective | None = None,
         parameters: SimulationParameters | None = None,
         episode_length: int = 120,
         *,
@@ -183,7 +184,8 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         seed: int = 0,
     ) -> None:
         self.pipeline = load_pipeline(pipeline) if isinstance(pipeline, str) else pipeline
-        self.weights = weights or Weights()
+        self.objective = objective or Weights()
+        check_objective(self.pipeline, self.objective)
         parameters = parameters or SimulationParameters()
         self.workload = workload or Workload.bundled(parameters.interval)
         self.num_envs = num_envs
@@ -281,7 +283,7 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._queue = interval.queue
         self.decision = self.decision + 1
         self.decisions_left = self.decisions_left - 1
-        return score(self.pipeline, self.weights, configurations, interval, self.workload.interval), interval
+        return score(self.pipeline, self.objective, configurations, interval, self.workload.interval), interval
 
     def _restart(self, chosen: np.ndarray, decisions: Any = None) -> None:
         """Begin the ``chosen`` (E,) episodes with the smallest configuration, at random decisions by default."""

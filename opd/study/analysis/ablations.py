@@ -44,6 +44,7 @@ from opd.control.policies import MyopicPolicy, Policy
 from opd.host.archive import written_whole
 from opd.host.parallel import run_tasks
 from opd.measurement import Observation, observed_state
+from opd.objective import Weights
 from opd.pipeline import Configuration, Pipeline, as_configuration
 from opd.study.analysis.ablation_networks import AblatedTrainer, IndependentNetwork, PlainNetwork, QueuelessNetwork
 from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle
@@ -332,7 +333,8 @@ def run_ablation(study: AblationStudy, run: AblationRun) -> list[dict[str, Any]]
     else:
         known = study.problems[run.pipeline].pipeline
         pipeline = known if environment.startup else without_startup(known)
-        policy = MyopicPolicy(pipeline, study.setting.weights, study.setting.simulation.batch_timeout)
+        assert isinstance(study.setting.objective, Weights)
+        policy = MyopicPolicy(pipeline, study.setting.objective, study.setting.simulation.batch_timeout)
     policy = ForecastOverride(policy, environment.forecast)
     rows = []
     for cycle in study.cycles:

@@ -259,7 +259,7 @@ def trained_agents(
     jobs = []
     for pipeline in pipelines:
         problem = build_problem(
-            pipeline, setting.trace, setting.forecaster, setting.weights, setting.simulation, parameters
+            pipeline, setting.trace, setting.forecaster, setting.objective, setting.simulation, parameters
         )
         for seed in seeds:
             name = f"{pipeline.name}/{AGENT}-{seed}.npz"

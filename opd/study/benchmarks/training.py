@@ -168,7 +168,7 @@ def _train(method: str, problem: Problem, parameters: TrainingParameters, seed: 
 def myopic_validation(benchmark: TrainingBenchmark) -> tuple[Validation, Validation]:
     """Evaluate the myopic solver on the validation episodes and on the test episodes."""
     p = benchmark.problem
-    myopic = table_policy(expert_table(p.pipeline, p.weights, p.simulation, "myopic", len(p.reference) - 1))
+    myopic = table_policy(expert_table(p.pipeline, p.objective, p.simulation, "myopic", len(p.reference) - 1))
     return validate(p, benchmark.parameters, myopic), validate(benchmark.test, benchmark.test_parameters, myopic)
 
 

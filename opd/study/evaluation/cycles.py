@@ -22,7 +22,7 @@ from opd.control.policies import Policy
 from opd.host.machine import hardware
 from opd.host.parallel import run_tasks
 from opd.measurement import SimulationParameters
-from opd.objective import Weights
+from opd.objective import Objective, objective_fields, share_within
 from opd.pipeline import Pipeline
 from opd.simulator.simulator import SimulatedBackend
 from opd.solvers import IpaParameters, greedy
@@ -36,7 +36,7 @@ SCORES = ("reward", "qos", "cost", "accuracy", "throughput")
 """Scores that are averaged over the decisions of a cycle."""
 
 _CELL = ("pipeline", "cycle", "policy", "seed")
-COLUMNS = [*_CELL, *SCORES, "latency_mean", "latency_p99", "dropped", "by_expert", "decision_ms_mean"]
+COLUMNS = [*_CELL, *SCORES, "latency_mean", "latency_p99", "within", "dropped", "by_expert", "decision_ms_mean"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Setting:
     Attributes:
         trace: the workload.
         forecaster: predicts the load for every policy.
-        weights: of QoS and reward; the agent may have been trained with others.
+        objective: of QoS and reward; the agent may have been trained with another.
         simulation: behaviour of the device.
         ipa: weights of IPA's own objective.
         agents: path of every trained agent by (pipeline, policy, seed).
@@ -54,7 +54,7 @@ class Setting:
 
     trace: Trace
     forecaster: Forecaster
-    weights: Weights
+    objective: Objective
     simulation: SimulationParameters
     ipa: IpaParameters
     agents: Mapping[tuple[str, str, int], Path]
@@ -73,7 +73,7 @@ class Setting:
                 f"{', '.join((*BASELINES, *trained))}"
             )
         kind = name if path is None else AGENT
-        return build_policy(kind, pipeline, self.weights, self.simulation, self.ipa, seed, path, simulated=True)
+        return build_policy(kind, pipeline, self.objective, self.simulation, self.ipa, seed, path, simulated=True)
 
 
 def run_cycle(
@@ -95,21 +95,24 @@ def run_cycle(
     initial = greedy(pipeline, setting.forecaster.predict(history))
     window = counts[start : start + CYCLE_SECONDS]
     backend = SimulatedBackend(device or pipeline, setting.simulation, history, window, initial, seed)
-    seconds = setting.simulation.interval
-    decisions = len(window) // seconds
-    return list(run(backend, pipeline, policy, setting.forecaster.predict, setting.weights, decisions, seconds))
+    decisions = len(window) // setting.simulation.interval
+    return list(run(backend, pipeline, policy, setting.forecaster.predict, setting.objective, decisions))
 
 
 def cycle_summary(steps: Sequence[Step]) -> dict[str, float]:
     """Summarise the steps of a cycle as one row of the evaluation; latencies are over all completed requests.
 
-    ``by_expert`` counts the decisions of an agent's fallback policy.
+    ``within`` is the share of all requests that were completed within the latency of the service level, ``by_expert``
+    counts the decisions of an agent's fallback policy.
     """
+    within = float(sum(step.interval.within[0] for step in steps))
+    ended = float(sum(step.interval.completed[0] + step.interval.dropped[0] for step in steps))
     latencies = np.concatenate([step.interval.latencies[0, : step.interval.completed[0]] for step in steps])
     some = len(latencies) > 0
     return {name: float(np.mean([getattr(step.score, name)[0] for step in steps])) for name in SCORES} | {
         "latency_mean": float(latencies.mean()) if some else float("nan"),
         "latency_p99": float(np.quantile(latencies, 0.99)) if some else float("nan"),
+        "within": float(share_within(within, ended)),
         "dropped": int(sum(step.interval.dropped[0] for step in steps)),
         "by_expert": sum(step.fallback for step in steps),
         "decision_ms_mean": 1e3 * float(np.mean([step.decision_seconds for step in steps])),
@@ -128,7 +131,7 @@ def timeline(steps: Sequence[Step], seconds: float) -> pd.DataFrame:
             "decision_ms": [1e3 * step.decision_seconds for step in steps],
             **{
                 name: [float(getattr(step.score, name)[0]) for step in steps]
-                for name in (*SCORES, "latency", "excess_load")
+                for name in (*SCORES, "latency", "excess_load", "within")
             },
         }
     )
@@ -180,7 +183,7 @@ def describe_run(
             }
             for pipeline in pipelines
         },
-        "weights": asdict(setting.weights),
+        **objective_fields(setting.objective),
         "simulation": asdict(setting.simulation),
         "ipa": asdict(setting.ipa),
         "hardware": hardware(),

@@ -27,7 +27,7 @@ _CURVES = {
 def validation_references(problem: Problem, parameters: TrainingParameters) -> dict[str, Validation]:
     """Evaluate the myopic solver and IPA on the episodes that select checkpoints."""
     largest = len(problem.reference) - 1
-    myopic = expert_table(problem.pipeline, problem.weights, problem.simulation, "myopic", largest)
+    myopic = expert_table(problem.pipeline, problem.objective, problem.simulation, "myopic", largest)
     return {
         name: validate(problem, parameters, table_policy(table))
         for name, table in (("myopic", myopic), ("ipa", problem.reference))

@@ -101,7 +101,7 @@ def policy_summary(evaluation: pd.DataFrame) -> pd.DataFrame:
         ``qos_worst`` (lowest), ``dropped_worst`` (highest) and ``cycle_worst``, the cycle of the lowest reward.
     """
     groups = evaluation.groupby(["pipeline", "policy"], sort=False)
-    summary = groups[[*SCORES, "latency_mean", "latency_p99", "decision_ms_mean", "dropped"]].mean()
+    summary = groups[[*SCORES, "latency_mean", "latency_p99", "within", "decision_ms_mean", "dropped"]].mean()
     summary["reward_worst"], summary["qos_worst"] = groups["reward"].min(), groups["qos"].min()
     summary["dropped_worst"] = groups["dropped"].max()
     summary["cycle_worst"] = evaluation.loc[groups["reward"].idxmin(), "cycle"].to_numpy()
