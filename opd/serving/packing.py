@@ -42,7 +42,7 @@ def store_variant(
         variant: name of the variant.
         model: file or folder relative to ``folder``, ``module:Class``, or :data:`STORED`.
         folder: folder of the pipeline file. Python modules in it go with classes and pickles, which may need them.
-        runtime: name of a kind of model, or the import path of an MLServer runtime; inferred if not given.
+        runtime: one of :data:`opd.serving.model_kinds.KINDS`; inferred if not given.
         settings: settings of the runtime or keyword arguments of the class.
 
     Returns:
@@ -77,11 +77,9 @@ def _kind(model: str, folder: Path, runtime: str | None) -> ModelKind:
     if not is_class(model) and not (folder / model).exists():
         raise FileNotFoundError(f"there is no file or folder {folder / model}; write module:Class for a class")
     runtime = runtime or infer_kind(folder / model if not is_class(model) else model)
-    if runtime in KINDS:
-        return KINDS[runtime]
-    if all(part.isidentifier() for part in runtime.split(".")) and "." in runtime:
-        return ModelKind(runtime, "")
-    raise ValueError(f"runtime {runtime!r} is not known; use {', '.join(KINDS)}, or the import path of a runtime")
+    if runtime not in KINDS:
+        raise ValueError(f"runtime {runtime!r} is not known; use {', '.join(KINDS)}")
+    return KINDS[runtime]
 
 
 def _files_of(model: str, folder: Path, kind: ModelKind) -> tuple[dict[str, Path], str]:

@@ -15,9 +15,8 @@ from typing import ClassVar
 
 from opd.serving.client import Client
 from opd.serving.contents import payload_request, payloads_of
-from opd.serving.models import load_model
 from opd.serving.processes import START_SECONDS, model_process, running
-from opd.serving.store import ModelStore, store_url
+from opd.serving.store import store_url
 
 CALL_SECONDS = 10.0
 """Time limit of one call to a replica."""
@@ -59,16 +58,17 @@ class ServedVariant(ABC):
             seed: not used; the weights are real.
 
         Yields:
-            The replica, and the CPU seconds it takes to pull and load the variant and to answer once.
+            The replica, and the seconds from its start until it is ready.
 
         Raises:
             KeyError: if the store has no such variant.
             StartError: if the replica does not become ready.
         """
-        seconds = self._load_seconds()
         with TemporaryDirectory() as folder, asyncio.Runner() as runner:
+            start = time.perf_counter()
             process = model_process("replica", "profiling", self.task, self.variant, store_url(), Path(folder))
             with running(process, START_SECONDS):
+                seconds = time.perf_counter() - start
                 client = runner.run(self._connect(process.grpc_address))
                 try:
                     yield lambda payloads: runner.run(self._infer(client, payloads)), seconds
@@ -77,12 +77,6 @@ class ServedVariant(ABC):
 
     async def _infer(self, client: Client, payloads: Sequence[bytes]) -> list[bytes]:
         return payloads_of(await client.infer(payload_request(payloads), 0.0, CALL_SECONDS))
-
-    def _load_seconds(self) -> float:
-        payload = self.payloads()[0]
-        start = time.thread_time()
-        load_model(ModelStore().pull(self.task, self.variant))([payload])
-        return time.thread_time() - start
 
     async def _connect(self, address: str) -> Client:
         return Client(address, self.task)  # its channel belongs to the event loop that runs now

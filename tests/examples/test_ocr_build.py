@@ -11,8 +11,8 @@ import yaml
 from ocr_pages import CLEAN, DETECTION, RECIPES
 
 from opd.examples.ocr import build
-from opd.examples.ocr.recipes import Recipes
 from opd.examples.ocr.accuracy import true_sheet
+from opd.examples.ocr.recipes import Recipes
 from opd.host.documents import DocumentError, as_model
 from opd.host.paths import project_path
 from opd.serving.python_model import open_object

@@ -13,7 +13,7 @@ from serving_models import push_variant, write_network
 from opd.serving.loaded_model import LoadedModel, ModelError
 from opd.serving.packing import store_variant
 from opd.serving.protocol import MalformedRequestError, ServingError
-from opd.serving.store import ModelStore
+from opd.serving.store import ModelStore, write_manifest
 from opd.serving.tensors import message_of, tensors_of
 
 
@@ -172,13 +172,25 @@ def test_a_class_that_misbehaves_fails_the_request_and_serves_on(tmp_path, text,
         ("bad.onnx", {}, "cannot be loaded: InvalidProtobuf: "),
         ("bad.onnx", {"runtime": "sklearn"}, "cannot be loaded: "),
         ("bad.onnx", {"runtime": "mlflow"}, "No module named 'mlserver_mlflow'; install it with: pip .*'opd.mlflow.'"),
-        ("bad.onnx", {"runtime": "json.JSONDecoder"}, "runtime json.JSONDecoder is not a subclass of mlserver.MLModel"),
     ],
 )
 def test_what_cannot_be_loaded_is_named(load, tmp_path, model, arguments, problem):
     (tmp_path / "bad.onnx").write_text("no network")
     with pytest.raises(ModelError, match=problem):
         load(model, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "problem"),
+    [
+        ("json.JSONDecoder", "runtime json.JSONDecoder is not a subclass of mlserver.MLModel"),
+        ("nowhere.Model", "runtime nowhere.Model cannot be imported: No module named 'nowhere'$"),
+    ],
+)
+def test_a_manifest_that_names_no_runtime_is_refused(tmp_path, runtime, problem):
+    write_manifest(tmp_path, runtime, {})
+    with pytest.raises(ModelError, match=problem):
+        LoadedModel(tmp_path, "task")
 
 
 def test_a_model_is_loaded_and_called_within_a_running_event_loop(load):
