@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 from time import perf_counter
 
 from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
@@ -74,8 +73,8 @@ class ModelRuntime(MessageRuntime):
             await self._load(variant)
         except Exception:
             logger.exception("loading variant %s failed", variant)
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
+            logging.shutdown()
+            os._exit(1)  # there is no request to finish; after a signal the exit code would be 0
         self.ready = True
 
     async def infer(self, request: ModelInferRequest) -> ModelInferResponse:
