@@ -20,12 +20,12 @@ from opd.cluster.errors import ClusterError
 from opd.cluster.names import labels, router_name
 from opd.cluster.resources import DEPLOYMENT, Object
 from opd.control.loop import Step
-from opd.pipeline import Configuration, Pipeline
+from opd.pipeline import Configuration, Pipeline, Task
 
 logger = logging.getLogger(__name__)
 
 APPLIED, KEPT, REFUSED = OUTCOMES = ("applied", "kept", "refused")
-"""Outcomes of a decision: another configuration runs, the same one goes on, or the decision was not carried out."""
+"""Outcomes of a decision: another configuration runs, the same one goes on, or the policy's decision was refused."""
 
 STATE = ("available_cores", "incoming_load", "task_latency", "ready_throughput", "queue")
 """Fields of an observation that a log entry has."""
@@ -108,17 +108,20 @@ class Recorder:
             step: the step.
             before: what ran before it.
         """
-        outcome = REFUSED if step.refused else KEPT if step.configuration == before else APPLIED
+        changed = step.configuration != before
+        outcome = REFUSED if step.refused else APPLIED if changed else KEPT
         self._metrics.count(step, outcome)
         words = self._describe(step.configuration)
         logger.info("%s: %s", outcome, words, extra={FIELDS: self.entry(step, outcome)})
         if step.forecast_failure:
             instead = f"the largest load of the last 20 s, {step.predicted_load:g} requests/s, replaces it"
             self.event("ForecastFailed", f"{step.forecast_failure}; {instead}", "Warning")
-        if outcome == APPLIED:
+        if step.refused:
+            replaced = step.fallback and step.decided == step.configuration
+            source = "is the decision of the fallback policy" if replaced else "goes on"
+            self.event("Refused", f"{step.refused}; {words} {source}", "Warning")
+        if changed:
             self.event("Reconfigured", f"{words}; forecast {step.predicted_load:g} requests/s")
-        elif outcome == REFUSED:
-            self.event("Refused", f"{step.refused}; {words} goes on", "Warning")
 
     def entry(self, step: Step, outcome: str) -> dict[str, Any]:
         """Return a step as plain data; unknown figures are null."""
@@ -190,15 +193,23 @@ class Recorder:
         return {"uid": self._router_uid} if self._router_uid else {}
 
     def _stages(self, configuration: Configuration) -> dict[str, Any]:
-        chosen = self._pipeline.selected(configuration)
+        """The stages by task; a variant that the task does not have, which a policy may want, as a number."""
         return {
-            task.name: {"variant": variant.name, "replicas": int(stage.replicas), "batch_size": int(stage.batch_size)}
-            for task, (variant, stage) in zip(self._pipeline.tasks, chosen, strict=True)
+            task.name: {
+                "variant": _variant_name(task, stage.variant),
+                "replicas": int(stage.replicas),
+                "batch_size": int(stage.batch_size),
+            }
+            for task, stage in zip(self._pipeline.tasks, configuration, strict=True)
         }
 
     def _describe(self, configuration: Configuration) -> str:
         stages = self._stages(configuration).items()
         return ", ".join(f"{task} {s['replicas']} x {s['variant']} batch {s['batch_size']}" for task, s in stages)
+
+
+def _variant_name(task: Task, index: int) -> str | int:
+    return task.variants[index].name if 0 <= index < len(task.variants) else int(index)
 
 
 def _plain(value: float | np.ndarray) -> Any:

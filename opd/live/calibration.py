@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import psutil
 from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
-from tqdm.auto import tqdm
 
+from opd.host.progress import progress_bar
 from opd.pipeline import Configuration, Pipeline, StageConfiguration
 from opd.serving.adapters import next_request
 from opd.serving.batching import join, joinable, rows, split
@@ -74,7 +74,9 @@ def calibrate_pipeline(
         samples: requests for the first stage.
     """
     pipeline = backend.pipeline
-    for configuration in tqdm(covering_configurations(configurations), unit="configuration", desc="calibration"):
+    for configuration in progress_bar(
+        covering_configurations(configurations), unit="configuration", desc="calibration"
+    ):
         backend.apply(configuration)
         pipeline = with_served_latencies(pipeline, configuration, measure_served_latencies(backend, samples))
     return pipeline

@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import cycle
 from pathlib import Path
@@ -115,7 +115,9 @@ class ServedVariant:
         return self._replica.infer(next(inputs))
 
 
-def served_variants(pipeline: PipelineFile, samples: Sequence[ModelInferRequest], store: ModelStore, cache: Path) -> Serve:
+def served_variants(
+    pipeline: PipelineFile, samples: Sequence[ModelInferRequest], store: ModelStore, cache: Path
+) -> Serve:
     """Return what gives the variants of a pipeline as they are served, for :mod:`opd.profiling.profiler`.
 
     Args:

@@ -269,7 +269,7 @@ class TelemetryBackend:
 
     def begin_run(self) -> None:
         """Discard all measurements so far: a policy sees only the run in which it decides."""
-        self._begin = time.time()
+        self._begin, self._tick = time.time(), None
         self._assume_profiles(self.configuration)
 
     def observe(self) -> Observation:

@@ -52,7 +52,8 @@ class PipelineEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     ``info["refused"]`` gives the reason. :meth:`action_masks` rules out, entry by entry, what no feasible action
     contains.
 
-    **Reward**: Eq. 7, or the reward of the service level, for the interval that begins with the action.
+    **Reward**: Eq. 7, or the reward of the service level, for the interval that begins with the action, minus
+    ``refused_penalty`` if the action was refused.
 
     **Start**: a random decision of the workload (or ``options={"decision": j}``), empty queues, one replica of the
     smallest variant of every task.
@@ -68,6 +69,7 @@ class PipelineEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         objective: of the reward, the weights of Eq. 7 or a service level; by default the paper's weights.
         parameters: of the simulation.
         episode_length: decisions in an episode; 120 are the 1200 s of the paper.
+        refused_penalty: reward lost by a refused action, at least 0. ``info["reward"]`` is without it.
 
     Example:
         >>> import gymnasium, opd.simulator
@@ -87,8 +89,9 @@ class PipelineEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         objective: Objective | None = None,
         parameters: SimulationParameters | None = None,
         episode_length: int = 120,
+        refused_penalty: float = 0.0,
     ) -> None:
-        self._episode = PipelineVectorEnv(pipeline, workload, objective, parameters, episode_length)
+        self._episode = PipelineVectorEnv(pipeline, workload, objective, parameters, episode_length, refused_penalty)
         self.pipeline = self._episode.pipeline
         self.observation_space = self._episode.single_observation_space
         self.action_space = self._episode.single_action_space
@@ -121,7 +124,8 @@ class PipelineEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         info: dict[str, Any] = {name: float(value[0]) for name, value in result._asdict().items()}
         info |= {"refused": refused, "dropped": int(interval.dropped[0]), "offered": int(interval.offered[0])}
         truncated = bool(self._episode.decisions_left[0] == 0)
-        return self._episode.state()[0], float(result.reward[0]), False, truncated, info
+        reward = float(result.reward[0]) - self._episode.refused_penalty * bool(refused)
+        return self._episode.state()[0], reward, False, truncated, info
 
     def action_masks(self) -> np.ndarray:
         """Flat booleans, entry after entry of the action space: true for what some feasible action contains."""
@@ -149,6 +153,7 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         objective: of the reward, the weights of Eq. 7 or a service level; by default the paper's weights.
         parameters: of the simulation.
         episode_length: decisions in an episode.
+        refused_penalty: reward lost by a refused action, at least 0. ``infos["reward"]`` is without it.
         num_envs: number of episodes, E.
         seed: of arrivals and service noise until the first :meth:`reset`, which draws another one.
 
@@ -158,8 +163,9 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         configurations: (E, N, 3) variant, replicas and batch size of every task.
 
     Raises:
-        ValueError: if the workload is shorter than an episode or has another interval than the simulation, or the
-            objective asks for another latency than the pipeline's service level.
+        ValueError: if the workload is shorter than an episode or has another interval than the simulation, the
+            objective asks for another latency than the pipeline's service level, or the penalty is not a finite number
+            of at least 0.
 
     Example:
         >>> import gymnasium, opd.simulator
@@ -179,6 +185,7 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         objective: Objective | None = None,
         parameters: SimulationParameters | None = None,
         episode_length: int = 120,
+        refused_penalty: float = 0.0,
         *,
         num_envs: int = 1,
         seed: int = 0,
@@ -190,6 +197,9 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.workload = workload or Workload.bundled(parameters.interval)
         self.num_envs = num_envs
         self._episode_length = episode_length
+        if not 0.0 <= refused_penalty < np.inf:
+            raise ValueError(f"refused_penalty {refused_penalty} must be a finite number of at least 0")
+        self.refused_penalty = refused_penalty
         _check_workload(self.workload, parameters, episode_length)
         self._simulator = Simulator(self.pipeline, parameters, num_envs, int(self.workload.counts.max()), seed)
         shape = (num_envs, len(self.pipeline.tasks))
@@ -235,7 +245,8 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self._restart(truncated)
             infos |= _masked({"decision": self.decision.copy()}, truncated)
             states = self.state()
-        return states, result.reward, np.zeros(self.num_envs, dtype=bool), truncated, infos
+        rewards = result.reward - self.refused_penalty * refused
+        return states, rewards, np.zeros(self.num_envs, dtype=bool), truncated, infos
 
     def action_masks(self) -> np.ndarray:
         """(E, A) booleans, entry after entry of the action space: true for what some feasible action contains."""

@@ -15,8 +15,10 @@ carried; a latency target that cannot be met at that load is dropped.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import highspy
@@ -188,7 +190,25 @@ def ipa_highs(pipeline: Pipeline, load: float, parameters: IpaParameters, time_l
     return ipa_by_mip(pipeline, load, parameters, lambda programme: _solve_by_highs(programme, time_limit, subject))
 
 
+@cache
+def _print_banner_nowhere() -> None:
+    """Construct a first solver without standard output: HiGHS greets once a process, before it takes options."""
+    try:
+        output = os.dup(1)
+    except OSError:  # closed, so that nobody reads the banner
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        highspy.Highs()
+    finally:
+        os.dup2(output, 1)
+        os.close(output)
+        os.close(nowhere)
+
+
 def _solve_by_highs(programme: highspy.HighsLp, time_limit: float, subject: str) -> np.ndarray:
+    _print_banner_nowhere()
     solver = highspy.Highs()
     for option, value in (_HIGHS_OPTIONS | {"time_limit": time_limit}).items():
         solver.setOptionValue(option, value)

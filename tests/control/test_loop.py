@@ -268,25 +268,27 @@ def test_where_the_forecast_fails_the_largest_recent_load_takes_its_place(said):
     assert first.forecast_failure == last.forecast_failure == ""
 
 
-def test_a_policy_that_fails_stops_the_loop_before_anything_is_applied():
-    applied = []
-
-    class Recording(SimulatedBackend):
-        def apply(self, configuration):
-            applied.append(configuration)
-            super().apply(configuration)
-
+def test_a_policy_that_fails_changes_nothing_and_is_asked_again():
     class Failing(Scripted):
         def decide(self, observation):
-            if not self.script:
+            if super().decide(observation) is None:
                 raise ZeroDivisionError("no idea")
-            return super().decide(observation)
+            return GOOD
 
-    steps = run(backend_for(kind=Recording), ocr_pipeline(), Failing(GOOD), last_count, WEIGHTS, 2)
-    assert next(steps).configuration == GOOD
-    with pytest.raises(ZeroDivisionError, match="no idea"):
-        next(steps)
-    assert applied == [GOOD]
+    steps = loop(backend_for(), Failing(GOOD, None, GOOD), 3)
+    assert [step.configuration for step in steps] == [GOOD, GOOD, GOOD]
+    assert [step.refused for step in steps] == ["", "no decision: ZeroDivisionError: no idea", ""]
+    assert steps[1].decided is None
+
+
+def test_a_policy_needs_no_base_class_and_no_types():
+    class Plain:
+        def decide(self, observation):
+            return [list(stage) for stage in GOOD]
+
+    (step,) = loop(backend_for(), Plain(), 1)
+    assert step.decided == step.configuration == GOOD
+    assert (step.refused, step.fallback) == ("", False)
 
 
 # --- the simulated backend -------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 import dataclasses
 import itertools
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -340,3 +342,14 @@ class TestDegradeAndRefuse:
 def test_a_batch_that_never_fills_takes_for_ever_to_form(load):
     assert forming_time(np.array([1, 8]), load).tolist() == [0.0, np.inf]
     assert forming_time(np.array([1, 8]), 2.0).tolist() == [0.0, 3.5]
+
+
+@pytest.mark.processes
+def test_the_solver_of_ipa_prints_nothing_not_even_its_name():
+    code = """
+from opd.profiling.synthetic import synthetic_pipeline
+from opd.solvers import IpaParameters, ipa_highs
+print(len(ipa_highs(synthetic_pipeline(2, 3, 0), 5.0, IpaParameters())))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (run.stdout, run.stderr) == ("2\n", "")

@@ -22,13 +22,13 @@ import typer
 from matplotlib.figure import Figure
 from scipy.optimize import linear_sum_assignment
 from torchmetrics.functional.text import char_error_rate
-from tqdm.auto import tqdm
 
 from opd.examples.ocr.build import build_variant
 from opd.examples.ocr.models import TextDetector, TextRecogniser, decode_image, encode_image, line_sheet
 from opd.examples.ocr.pages import SPLIT_SEEDS, Page, render_pages
 from opd.examples.ocr.recipes import load_recipes
 from opd.host.paths import project_path
+from opd.host.progress import progress_bar
 from opd.profiling.measuring import Effort, time_calls
 from opd.serving.python_model import open_object
 from opd.study.plots.style import PALETTE, save_figure
@@ -111,7 +111,7 @@ def measure_variants(task: str, names: Sequence[str], split: str, count: int = P
     chosen = load_recipes().tasks[task].chosen
     pages = list(render_pages(count, SPLIT_SEEDS[split]))
     rows = []
-    for name in tqdm(names, unit="variant", desc=f"{task}, split {split}"):
+    for name in progress_bar(names, unit="variant", desc=f"{task}, split {split}"):
         model = _built_model(task, name)
         rows.append((task, name, split, variant_accuracy(model, pages), variant_latency(model, pages), name in chosen))
     return pd.DataFrame(rows, columns=["task", "variant", "split", "accuracy", "latency_ms", "chosen"])
@@ -133,7 +133,9 @@ def measure_pairs(count: int = PAGES) -> pd.DataFrame:
     finders = {name: _built_model("text-detection", name) for name in detection}
     sheets = {name: [finder.sheets([page.payload])[0] for page in pages] for name, finder in finders.items()}
     rows = []
-    for name, (finder, pictures) in tqdm(list(product(recognition, sheets.items())), unit="pair", desc="whole pages"):
+    for name, (finder, pictures) in progress_bar(
+        list(product(recognition, sheets.items())), unit="pair", desc="whole pages"
+    ):
         reader = _built_model("text-recognition", name)
         read = [reader.texts([sheet])[0].decode() for sheet in pictures]
         right = float(np.mean([text == true for text, true in zip(read, truth, strict=True)]))

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
+from opd.host.progress import progress_bar
 from opd.measurement import Interval, SimulationParameters
 from opd.pipeline import Configuration, Pipeline, ServiceLevel, as_array
 from opd.profiling.catalogue import load_pipeline
@@ -292,7 +292,7 @@ def measure_requests(budget: SimulatorBudget = FULL.simulator, seed: int = 0) ->
     Raises:
         DisagreementError: if the simulators do not agree.
     """
-    cases = tqdm(list(product(PIPELINES, (QUEUES, WHOLE_MODEL))), unit="case")
+    cases = progress_bar(list(product(PIPELINES, (QUEUES, WHOLE_MODEL))), desc="simulated requests", unit="case")
     tables = [_measure_case(scenario(name, case, budget, seed), budget.repetitions) for name, case in cases]
     return pd.concat(tables, ignore_index=True)
 
