@@ -1,131 +1,103 @@
-"""Measure the variants of a pipeline file as they are served: each call goes to a replica in another process."""
+"""Measure variants of the model store as they are served: each call goes to a replica in another process."""
 
 from __future__ import annotations
 
-import hashlib
-import os
+import asyncio
 import time
-from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import ClassVar
 
-import numpy as np
-from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
+from opd.serving.client import Client
+from opd.serving.contents import payload_request, payloads_of
+from opd.serving.processes import START_SECONDS, model_process, running
+from opd.serving.store import store_url
 
-from opd.profiling.pipeline_file import PipelineFile
-from opd.serving.batching import join, signature
-from opd.serving.manifest import read_manifest
-from opd.serving.measured_replica import MeasuredReplica, measured_replica
-from opd.serving.stage_samples import StageSamples
-from opd.serving.store import ModelStore
+CALL_SECONDS = 10.0
+"""Time limit of one call to a replica."""
 
-STARTS = 3
-"""Starts of a replica, of whose times the median counts."""
+InferBatch = Callable[[Sequence[bytes]], list[bytes]]
+"""Sends a batch to a replica and returns its answers."""
 
 
-class ServedVariant:
-    """A variant as :class:`opd.profiling.measuring.Measurable`.
+@dataclass(frozen=True)
+class ServedVariant(ABC):
+    """A variant as :class:`opd.profiling.measuring.Measurable`; subclasses provide the payloads.
 
-    The time of a call is what a stage's queue waits for: in addition to the model's own time, it includes gRPC,
-    MLServer and waking up a process that slept. Other load on the machine counts as well.
-
-    Args:
-        task: name of the task in the store.
-        variant: name of the variant in the store.
-        cores: cores of a replica.
-        samples: requests of all stages.
+    The catalogue refers to a subclass as ``architecture: module:Class``. The time of a call is what a stage's queue
+    waits for: in addition to the model's own time, it includes gRPC, MLServer and waking up a process that slept. Other
+    load on the machine counts as well.
 
     Attributes:
-        max_cores: cores of this machine; whether the model can use them is up to the model.
+        task: name in the store.
+        variant: name in the store.
         pause: seconds before each call, as under light load.
+        max_cores: replicas run their models on one thread.
     """
 
-    pause = 0.1
+    task: str
+    variant: str
+    pause: ClassVar[float] = 0.1
+    max_cores: ClassVar[int] = 1
     clock = staticmethod(time.perf_counter)
 
-    def __init__(self, task: str, variant: str, cores: int, samples: StageSamples) -> None:
-        self.task, self.variant, self.max_cores = task, variant, os.cpu_count() or 1
-        self.cores = min(cores, self.max_cores)
-        self._samples, self._stack, self._threads = samples, ExitStack(), 0
-        self._replica: MeasuredReplica
-
-    def fingerprint(self) -> str:
-        """Hash of the variant's files and of the requests."""
-        manifest = read_manifest(self._samples.store.pull(self.task, self.variant)).document
-        return hashlib.sha256(f"{manifest}{self._samples.fingerprint(self.task)}".encode()).hexdigest()
+    @abstractmethod
+    def payloads(self) -> Sequence[bytes]:
+        """Valid payloads of the task, which calls use in turn."""
 
     @contextmanager
-    def loaded(self, seed: int) -> Iterator[tuple[ServedVariant, float]]:
-        """Start a replica of the variant, with its own cores.
+    def loaded(self, seed: int) -> Iterator[tuple[InferBatch, float]]:
+        """Start a replica of the variant.
 
         Args:
             seed: not used; the weights are real.
 
         Yields:
-            This object, and the median of the seconds from the start of a replica until it is ready.
+            The replica, and the seconds from its start until it is ready.
 
         Raises:
             KeyError: if the store has no such variant.
-            StartError: if a replica does not become ready.
+            StartError: if the replica does not become ready.
         """
-        self._samples.store.pull(self.task, self.variant)
-        seconds = []
-        with self._stack:
-            for _ in range(STARTS):
-                self._start(self.cores)
-                seconds.append(self._replica.startup_seconds)
-            yield self, float(np.median(seconds))
+        with TemporaryDirectory() as folder, asyncio.Runner() as runner:
+            start = time.perf_counter()
+            process = model_process("replica", "profiling", self.task, self.variant, store_url(), Path(folder))
+            with running(process, START_SECONDS):
+                seconds = time.perf_counter() - start
+                client = runner.run(self._connect(process.grpc_address))
+                try:
+                    yield lambda payloads: runner.run(self._infer(client, payloads)), seconds
+                finally:
+                    runner.run(client.close())
 
-    def _start(self, cores: int) -> None:
-        """Replace the replica by one that runs its model on ``cores`` threads."""
-        self._stack.close()
-        url = self._samples.store.url
-        self._replica = self._stack.enter_context(measured_replica(url, self.task, self.variant, cores))
-        self._threads = cores
+    async def _infer(self, client: Client, payloads: Sequence[bytes]) -> list[bytes]:
+        return payloads_of(await client.infer(payload_request(payloads), 0.0, CALL_SECONDS))
+
+    async def _connect(self, address: str) -> Client:
+        return Client(address, self.task)  # its channel belongs to the event loop that runs now
 
     @contextmanager
     def threads(self, count: int) -> Iterator[None]:
-        """Run the model on ``count`` threads; a replica with another number is replaced."""
-        if count != self._threads:
-            self._start(count)
-        yield
-
-    def memory_mb(self, model: ServedVariant) -> float:
-        """Resident memory of the replica."""
-        return self._replica.memory_mb
-
-    def inputs(self, batch_size: int) -> Iterator[ModelInferRequest]:
-        """Endless batches of the samples in turn; only requests that a queue would join are in one batch."""
-        groups: dict[Hashable, list[ModelInferRequest]] = defaultdict(list)
-        for request in self._samples.of(self.task):
-            groups[signature(request)].append(request)
-        turns = [cycle(requests) for requests in groups.values()]
-        while True:
-            for requests in turns:
-                yield join([next(requests) for _ in range(batch_size)])
-
-    def infer(self, model: ServedVariant, inputs: Iterator[ModelInferRequest]) -> ModelInferResponse:
-        """Send the next batch to the replica.
+        """Accept one thread, which is what replicas use.
 
         Raises:
-            grpc.RpcError: if the call fails.
+            ValueError: if ``count`` is larger.
         """
-        return self._replica.infer(next(inputs))
+        if count != 1:
+            raise ValueError(f"{self.task}/{self.variant} runs on one thread and cannot be measured on {count} cores")
+        yield
 
+    def inputs(self, batch_size: int) -> Iterator[list[bytes]]:
+        """Endless batches of the payloads in turn."""
+        payloads = cycle(self.payloads())
+        while True:
+            yield [next(payloads) for _ in range(batch_size)]
 
-def served_variants(
-    pipeline: PipelineFile, samples: Sequence[ModelInferRequest], store: ModelStore, cache: Path
-) -> Serve:
-    """Return what gives the variants of a pipeline as they are served, for :mod:`opd.profiling.profiler`.
-
-    Args:
-        pipeline: the pipeline file; its models are in the store.
-        samples: requests to the pipeline.
-        store: the model store.
-        cache: folder where the requests of later stages are kept.
-    """
-    stages = StageSamples(pipeline, samples, store, cache)
-    cores = {(task.name, variant.name): variant.cores for task in pipeline.tasks for variant in task.variants}
-    return lambda task, variant: ServedVariant(task, variant, cores[task, variant], stages)
+    def infer(self, model: InferBatch, inputs: Iterator[list[bytes]]) -> list[bytes]:
+        """Send the next batch to the replica."""
+        return model(next(inputs))
