@@ -38,7 +38,7 @@ def load_adapter(specification: Mapping[str, Any] | None, task: str) -> Adapter:
         task: its name, for errors.
 
     Returns:
-        A function that raises :class:`opd.serving.protocol.ServingError`, naming task, adapter and tensor.
+        A function that raises :class:`opd.serving.protocol.ServingError`, naming stage, adapter and tensor.
 
     Raises:
         AdapterError: if there is no such kind of adapter, or the function cannot be imported.
@@ -60,7 +60,7 @@ def load_adapter(specification: Mapping[str, Any] | None, task: str) -> Adapter:
                 check_tensors(request)
             except Exception as error:  # a function of the user may raise anything
                 reason = "" if isinstance(error, AdapterError | TensorError) else f"{type(error).__name__}: "
-                raise ServingError(f"adapter {label} of task {task!r}: {reason}{error}") from error
+                raise ServingError(f"stage {task!r}, adapter {label}: {reason}{error}") from error
         return request
 
     return adapt

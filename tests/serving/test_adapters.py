@@ -65,17 +65,17 @@ def test_the_tensors_that_an_adapter_gives(specification, expected, raw):
 @pytest.mark.parametrize(
     ("specification", "error"),
     [
-        ({"pick": ["z"]}, "adapter pick of task 't': there is no tensor 'z'; it gets 'x', 'y'"),
-        ({"rename": {"z": "x"}}, "adapter rename of task 't': there is no tensor 'z'; it gets 'x', 'y'"),
-        ({"rename": {"x": "y"}}, "adapter rename of task 't': 2 tensors are named 'y'"),
+        ({"pick": ["z"]}, "stage 't', adapter pick: there is no tensor 'z'; it gets 'x', 'y'"),
+        ({"rename": {"z": "x"}}, "stage 't', adapter rename: there is no tensor 'z'; it gets 'x', 'y'"),
+        ({"rename": {"x": "y"}}, "stage 't', adapter rename: 2 tensors are named 'y'"),
         (
             {"function": f"{HERE}:forgetful"},
-            f"{HERE}:forgetful of task 't': the function returned NoneType, not a dict",
+            f"{HERE}:forgetful: the function returned NoneType, not a dict",
         ),
-        ({"function": f"{HERE}:wrong"}, f"adapter {HERE}:wrong of task 't': KeyError: 'z'"),
+        ({"function": f"{HERE}:wrong"}, f"stage 't', adapter {HERE}:wrong: KeyError: 'z'"),
     ],
 )
-def test_an_adapter_that_fails_names_task_adapter_and_tensor(specification, error):
+def test_an_adapter_that_fails_names_stage_adapter_and_tensor(specification, error):
     with pytest.raises(ServingError, match=error):
         load_adapter(specification, "t")(request_of())
 

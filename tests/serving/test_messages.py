@@ -109,7 +109,7 @@ def with_shape(*shape):
         (
             message_of({"x": [[1.0]]}),
             "INVALID_ARGUMENT",
-            "adapter rename of task 'affine': there is no tensor 'offset'",
+            "stage 'affine', adapter rename: there is no tensor 'offset'",
         ),
         (message_of({"x": [[1.0]], "offset": [[1.0]], "z": [1]}), "INVALID_ARGUMENT", "the model takes x and shift"),
     ],
