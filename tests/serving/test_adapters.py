@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pipeline_folders import SHOP, write_pipeline
 
+from opd.profiling.pipelines import load_pipeline
 from opd.serving.adapters import AdapterError, load_adapter, next_request
 from opd.serving.protocol import ServingError, set_age
 from opd.serving.tensors import answer_of, message_of, tensors_of
@@ -93,6 +95,19 @@ def test_an_adapter_that_fails_names_stage_adapter_and_tensor(specification, err
 def test_an_adapter_that_cannot_be_built_is_refused(specification, error):
     with pytest.raises(AdapterError, match=error):
         load_adapter(specification, "t")
+
+
+@pytest.mark.parametrize(
+    ("written", "given"),
+    [
+        ("{rename: {scores: x}, pick: [scores]}", {"pick": ["scores"], "rename": {"scores": "x"}}),
+        ("module:function", {"function": "module:function"}),
+        ("null", None),
+    ],
+)
+def test_the_adapter_of_a_pipeline_file_comes_with_its_task(tmp_path, written, given):
+    write_pipeline(tmp_path, SHOP.replace("{rename: {scores: features}}", written))
+    assert [task.adapter for task in load_pipeline(tmp_path).tasks] == [None, given]
 
 
 @given(st.booleans(), st.dictionaries(st.text("abc", min_size=1), st.lists(st.integers(0, 9), min_size=2, max_size=2)))
