@@ -27,9 +27,7 @@ Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The project.", s
 Again = Annotated[bool, typer.Option("--again", help="Run although nothing changed.")]
 Trace = Annotated[
     str | None,
-    typer.Option(
-        metavar="FILE", help="Load: a CSV or Parquet file, or synthetic; becomes that of the project."
-    ),
+    typer.Option(metavar="FILE", help="Load: a CSV or Parquet file, or synthetic; becomes that of the project."),
 ]
 Policy = Annotated[str, typer.Option(help="Name of a policy, or module:Class of your own.")]
 

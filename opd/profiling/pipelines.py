@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -70,6 +70,27 @@ def load_objective(source: str | Path, weights: Mapping[str, float] | None = Non
         return Weights(**weights)
     content = read_pipeline_file(source)
     return content.weights or content.service_level
+
+
+def common_objective(sources: Sequence[str | Path], weights: Mapping[str, float] | None = None) -> Objective:
+    """Load the objective that several pipelines share, because their results are compared by it.
+
+    Args:
+        sources: as for :func:`load_pipeline`.
+        weights: as for :func:`load_objective`.
+
+    Raises:
+        ValueError: if two of them have different objectives.
+    """
+    objectives = {str(source): load_objective(source, weights) for source in sources}
+    (first, common), *others = objectives.items()
+    for name, objective in others:
+        if objective != common:
+            raise ValueError(
+                f"pipelines {first} and {name} have different objectives; evaluate them in separate runs, or give both "
+                "the same weights"
+            )
+    return common
 
 
 def _profile_path(file: Path, profile: str | Path | None) -> Path:

@@ -38,5 +38,3 @@ def store_models(project: Project, say: Callable[[str], None], url: str | None =
                     say(f"stored {task.name}/{variant.name}")
     if problems:
         raise DocumentError("\n- ".join(["models that cannot be stored:", *problems]))
-
-

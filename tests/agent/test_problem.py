@@ -9,7 +9,7 @@ import pytest
 from small_pipelines import steady_workload
 from small_trainings import problem_for
 
-from opd.agent.problem import agent_weights, look_up, table_policy
+from opd.agent.problem import agent_objective, look_up, table_policy
 from opd.agent.rollout import begin_episodes
 from opd.objective import Weights
 
@@ -25,14 +25,14 @@ def test_a_table_is_looked_up_by_the_load_rounded_up():
 
 def test_an_agent_may_have_weights_of_its_own_for_each_pipeline():
     base = Weights()
-    assert agent_weights(base, {}, "video") == base
-    assert agent_weights(base, {"cost_weight": 0.4}, "nlp").cost_weight == 0.4
+    assert agent_objective(base, {}, "video") == base
+    assert agent_objective(base, {"cost_weight": 0.4}, "nlp").cost_weight == 0.4
     own = {"cost_weight": {"video": 0.2, "nlp": 0.5}}
-    assert agent_weights(base, own, "nlp") == replace(base, cost_weight=0.5)
+    assert agent_objective(base, own, "nlp") == replace(base, cost_weight=0.5)
     with pytest.raises(ValueError, match="no value for pipeline 'audio-qa'"):
-        agent_weights(base, own, "audio-qa")
+        agent_objective(base, own, "audio-qa")
     with pytest.raises(ValueError, match="unknown weight 'price'"):
-        agent_weights(base, {"price": 1.0}, "video")
+        agent_objective(base, {"price": 1.0}, "video")
 
 
 # --- episodes --------------------------------------------------------------------------------------------------------
