@@ -40,8 +40,8 @@ def build_policy(
     """Build the policy called ``name``; every run needs its own, because some remember what they decided.
 
     Args:
-        name: one of :data:`opd.control.DEPLOYABLE_POLICIES`, in the simulator of :data:`opd.control.POLICIES`; or
-            ``module:Class``, see :mod:`opd.control.user_policy`, where ``myopic-backlog`` is the fallback.
+        name: of :data:`opd.control.DEPLOYABLE_POLICIES`, in the simulator of :data:`opd.control.POLICIES`; or
+            ``module:Class``, see :mod:`opd.control.user_policy`, with ``myopic-backlog`` as the fallback.
         pipeline: the pipeline to control.
         objective: of the reward that the myopic policies maximise.
         simulation: its batch timeout and interval are those the myopic policies plan with.
@@ -58,25 +58,30 @@ def build_policy(
     """
     assert isinstance(objective, Weights)
     myopic = MyopicPolicy(pipeline, objective, simulation.batch_timeout)
+    backlog = BacklogPolicy(myopic, simulation.interval)
     if is_user_policy(name):
-        seconds = DECISION_SHARE * simulation.interval if decision_seconds is None else decision_seconds
-        fallback = BacklogPolicy(myopic, simulation.interval)
-        return UserPolicy(policy_label(name), load_user_policy(name, pipeline, objective), pipeline, fallback, seconds)
-    known = POLICIES if simulated else DEPLOYABLE_POLICIES
-    if name not in known:
-        reason = "; outside the simulator nothing knows the coming load" if name in POLICIES else ""
-        raise ValueError(f"policy {name!r} is not one of {', '.join(known)}, or module:Class{reason}")
+        policy = load_user_policy(name, pipeline, objective)
+        seconds = decision_seconds or DECISION_SHARE * simulation.interval
+        return UserPolicy(policy_label(name), policy, pipeline, backlog, seconds)
+    _check_known(name, simulated)
     makers: dict[str, Callable[[], Policy]] = {
         "random": lambda: RandomPolicy(pipeline, seed),
         "greedy": lambda: GreedyPolicy(pipeline),
         "ipa": lambda: IpaPolicy(pipeline, ipa, ipa_highs),
         "dynamic-program": lambda: IpaPolicy(pipeline, ipa, ipa_dynamic_program),
         "myopic": lambda: myopic,
-        "myopic-backlog": lambda: BacklogPolicy(myopic, simulation.interval),
+        "myopic-backlog": lambda: backlog,
         "clairvoyant": lambda: ClairvoyantPolicy(pipeline, objective, simulation.batch_timeout),
         AGENT: lambda: agent_policy(_load(agent, pipeline)),
     }
     return makers[name]()
+
+
+def _check_known(name: str, simulated: bool) -> None:
+    known = POLICIES if simulated else DEPLOYABLE_POLICIES
+    if name not in known:
+        reason = "; outside the simulator nothing knows the coming load" if name in POLICIES else ""
+        raise ValueError(f"policy {name!r} is not one of {', '.join(known)}, or module:Class{reason}")
 
 
 def agent_policy(agent: Agent) -> AgentPolicy:

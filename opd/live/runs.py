@@ -18,13 +18,14 @@ import pandas as pd
 
 from opd.control.loop import Step, run
 from opd.control.policies import Policy
+from opd.control.warm_up import warm_up
 from opd.host.progress import progress_bar
 from opd.live.failures import count_failures, useless_reason
 from opd.live.load import start_load, summary
 from opd.live.run_log import collected_warnings
-from opd.measurement import Observation, SimulationParameters, Span
+from opd.measurement import SimulationParameters, Span
 from opd.objective import Objective
-from opd.pipeline import Configuration, Pipeline, StageConfiguration
+from opd.pipeline import Configuration, Pipeline
 from opd.serving.local import LocalBackend
 from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
 from opd.serving.monitoring.source import MonitoringError
@@ -171,28 +172,6 @@ class LiveRun(NamedTuple):
         return np.array([max(min(span.end, load.end) - max(span.begin, load.begin), 0.0) for span in spans])
 
 
-class SchedulePolicy(Policy):
-    """A fixed sequence of configurations, which exercises every kind of change.
-
-    Args:
-        configurations: in order, each held for the same number of decisions.
-        decisions: number of decisions in total.
-    """
-
-    def __init__(self, configurations: Sequence[Configuration], decisions: int) -> None:
-        held = -(-decisions // len(configurations))
-        self._remaining = (configuration for configuration in configurations for _ in range(held))
-
-    def decide(self, observation: Observation) -> Configuration:
-        """Return the next configuration of the sequence; after its end, the running one."""
-        return next(self._remaining, observation.configuration)
-
-
-def configurations_from(nested: Sequence[Sequence[Sequence[int]]]) -> list[Configuration]:
-    """Convert nested lists to configurations: for each stage variant, replicas and batch size."""
-    return [tuple(StageConfiguration(*stage) for stage in configuration) for configuration in nested]
-
-
 def run_simulated(
     pipeline: Pipeline,
     parameters: SimulationParameters,
@@ -232,6 +211,7 @@ def run_live(
     """
     initial = backend.configuration
     decisions = (len(traffic.counts) - traffic.lead) // interval
+    warm_up(backend.pipeline, policy, forecast)
     backend.begin_run()
     sent = traffic.counts, traffic.samples, traffic.seed
     generator = start_load(backend.address, backend.pipeline.name, *sent, folder / "requests.parquet")
