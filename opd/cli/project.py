@@ -73,9 +73,10 @@ def check(
 ) -> int:
     """Report everything that is wrong with a project, by place, value and remedy."""
     with reading_input():
+        project = _open(folder)
         from opd.project.checking import check_project
 
-        found = check_project(folder, run_models)
+        found = check_project(project.root, run_models, say)
     if as_json:
         print_json({"problems": [each._asdict() for each in found.problems], "notes": found.notes})
     else:
@@ -169,9 +170,9 @@ def evaluate(folder: Folder, trace: Trace = None, again: Again = False, as_json:
 def _set_trace(project: Project, trace: str | None) -> None:
     """Check a trace, and make it that of the project."""
     if trace is not None:
-        from opd.workload.check_trace import check_and_write
+        from opd.workload.check_trace import adopt_trace
 
-        say(check_and_write(trace, project.root / "params.yaml"))
+        adopt_trace(trace, project.root / "params.yaml")
 
 
 def _reproduce(stages: Any, project: Project, names: list[str], again: bool) -> None:
