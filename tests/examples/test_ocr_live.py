@@ -18,7 +18,7 @@ from opd.live.runs import Traffic, count_changes, run_live, summarise_run
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import StageConfiguration
-from opd.profiling.catalogue import load_pipeline
+from opd.profiling.pipelines import load_pipeline
 from opd.serving.local import LocalBackend
 from opd.serving.samples import read_samples
 

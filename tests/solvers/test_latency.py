@@ -1,4 +1,4 @@
-"""The latency prediction: known answers of queueing theory, then the simulator on the catalogue's pipelines."""
+"""The latency prediction: known answers of queueing theory, then the simulator on the shipped pipelines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from small_pipelines import ocr_pipeline, stages
 
 from opd.measurement import SimulationParameters
 from opd.pipeline import ServiceLevel, as_array
-from opd.profiling.catalogue import load_pipeline
+from opd.profiling.pipelines import load_pipeline
 from opd.simulator.simulator import Simulator
 from opd.solvers.latency import LEAST_LOAD, erlang_c, predicted_latency, stage_latencies, stage_latency
 from opd.solvers.service_level import best_for_level, level_options, shortest_latency
