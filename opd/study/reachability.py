@@ -140,7 +140,10 @@ def _accuracy_limit(case: _Case) -> Limit | None:
         usable = np.where(case.options.cores <= case.all_cores, accuracy, -np.inf)
         n = int(np.argmin(usable.max(axis=1)))
         stage, variant = pipeline.tasks[n].name, case.variant(n, int(np.argmax(usable[n])))
-        reason = f"cannot be reached: stage {stage} has {usable[n].max():.3g} at most, with variant {variant}"
+        reason = (
+            f"cannot be reached at {case.load:g} requests/s: stage {stage} has {usable[n].max():.3g} at most, with "
+            f"variant {variant}"
+        )
     else:
         stage, least = case.most_cores()
         reason = (

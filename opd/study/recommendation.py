@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -109,7 +109,8 @@ class Recommendation:
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for :func:`json.dump`; a latency that nothing has is null."""
-        table = self.as_table().astype(object)
+        table = self.as_table().replace(np.inf, np.nan).astype(object)
+        rows = table.where(table.notna(), None).to_dict("records")
         return {
             "pipeline": self.pipeline,
             "load": self.load,
@@ -118,9 +119,7 @@ class Recommendation:
             "limits": [asdict(limit) for limit in self.limits],
             "configurations": [
                 row | {"stages": [stage._asdict() for stage in each.configuration]}
-                for row, each in zip(
-                    table.where(table.notna(), None).to_dict("records"), self.configurations, strict=True
-                )
+                for row, each in zip(rows, self.configurations, strict=True)
             ],
         }
 
@@ -146,33 +145,30 @@ def recommend(
         seed: of arrivals and service times; all configurations meet the same requests.
 
     Raises:
-        ValueError: if the load is not a positive number, or the trace is too short.
+        ValueError: if the load or ``top`` is not a positive number, or the trace is too short.
     """
     check_load(load)
     if load == 0.0:
         raise ValueError("a load of 0 requests/s needs no recommendation; name the requests/s to plan for")
+    if top < 1:
+        raise ValueError(f"top {top} recommends nothing; ask for at least 1 configuration")
     level, simulation = level or pipeline.service_level, simulation or SimulationParameters()
     counts = _steady_counts(load, simulation.interval, seed) if trace is None else _repeated(trace, simulation.interval)
     candidates = candidate_configurations(pipeline, load, level, simulation, SIMULATED_PER_SHOWN * top)
     judged = [_judge(pipeline, each, level, simulation, counts, seed) for each in candidates]
-    ranked = sorted(judged, key=lambda each: (-each.reward, -each.accuracy, each.latency_at_level))
-    limits: list[Limit] = []
-    if not any(each.keeps_level for each in judged):
-        limits = binding_limits(pipeline, load, level, simulation, _nearest(judged, level))
+    by_reward = sorted(judged, key=lambda each: (-each.reward, -each.accuracy, each.latency_at_level))
+    if any(each.keeps_level for each in judged):
+        return Recommendation(pipeline.name, load, level, tuple(by_reward[:top]), ())
+    # Where nothing is in time, rewards say little; the fastest configurations are the nearest ones.
+    by_latency = sorted(judged, key=lambda each: (each.accuracy < level.accuracy_floor, each.latency_at_level))
+    in_time = any(each.within >= level.percentile / 100.0 for each in judged)
+    nearest = Nearest(by_latency[0].latency_at_level, by_latency[0].configuration) if judged else None
+    limits = binding_limits(pipeline, load, level, simulation, nearest)
+    ranked = by_reward if in_time else by_latency
     return Recommendation(pipeline.name, load, level, tuple(ranked[:top]), tuple(limits))
 
 
-def _nearest(judged: Iterable[RecommendedConfiguration], level: ServiceLevel) -> Nearest | None:
-    ordered = sorted(judged, key=lambda each: (each.accuracy < level.accuracy_floor, each.latency_at_level))
-    return Nearest(ordered[0].latency_at_level, ordered[0].configuration) if ordered else None
-
-
 # ----------------------------------------------------------------------------------------------- candidates
-
-
-class _Candidate(NamedTuple):
-    rank: tuple[float, ...]
-    configuration: Configuration
 
 
 def candidate_configurations(
@@ -198,13 +194,13 @@ def candidate_configurations(
     found = {tuple(fastest)}
     for _, _, _, selected in fronts(options, capacity, level.percentile, reach):
         found |= set(map(tuple, selected))
-    return [each.configuration for each in sorted(_ranked(options, capacity, level, found))[:count]]
+    return _ranked(options, capacity, level, found)[:count]
 
 
 def _ranked(
     options: LevelOptions, capacity: int, level: ServiceLevel, selections: Iterable[tuple[int, ...]]
-) -> list[_Candidate]:
-    """Candidates ordered by how far they miss the latency, in steps of a tenth, then by reward, then by latency."""
+) -> list[Configuration]:
+    """Configurations ordered by how far they miss the latency, in steps of a tenth, then by reward, then by latency."""
     selected = np.array(sorted(selections))
     stages = np.arange(selected.shape[1])
     cores, mean_accuracy, mean, variance = (
@@ -214,10 +210,7 @@ def _ranked(
     latency = mean + deviations(level.percentile) * np.sqrt(variance)
     reward = service_reward(service_quality(level, capacity, mean_accuracy, np.ones(len(selected))), cores)
     missed = np.ceil(10.0 * np.maximum(latency / level.seconds - 1.0, 0.0))
-    return [
-        _Candidate((missed[row], -reward[row], latency[row]), options.configuration(selected[row]))
-        for row in range(len(selected))
-    ]
+    return [options.configuration(selected[row]) for row in np.lexsort((latency, -reward, missed))]
 
 
 # ----------------------------------------------------------------------------------------------- simulation
@@ -261,6 +254,7 @@ def _judge(
     everyone = np.concatenate([latencies, np.full(int(dropped), np.inf)])
     percentiles = (50.0, 95.0, 99.0, level.percentile)
     figures = np.percentile(everyone, percentiles, method="higher") if len(everyone) else np.full(4, np.nan)
+    p50, p95, p99, at_level = map(float, figures)
     mean_accuracy = float(accuracy(pipeline, configuration)) / len(configuration)
     cores = int(used_cores(pipeline, configuration))
     return RecommendedConfiguration(
@@ -269,7 +263,10 @@ def _judge(
         within >= level.percentile / 100.0 and mean_accuracy >= level.accuracy_floor - 1e-9,
         cores,
         mean_accuracy,
-        *(float(figure) for figure in figures),
+        p50,
+        p95,
+        p99,
+        at_level,
         within,
         dropped / ended if ended else 0.0,
         float(service_reward(service_quality(level, pipeline.capacity, mean_accuracy, within), float(cores))),
