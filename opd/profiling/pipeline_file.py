@@ -255,7 +255,7 @@ class PipelineFile(DocumentModel):
     objective: ObjectiveSection
     """what users want of the pipeline"""
     samples: Inside | None = None
-    """JSON file of requests to measure, check and load with, beside the pipeline file"""
+    """file of requests to measure, check and load with, beside the pipeline file: JSON, or Parquet with bytes"""
     labels: Inside | None = None
     """JSON file of one label a request, to measure accuracy with metric"""
     metric: Reference | None = None

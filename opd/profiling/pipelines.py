@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from opd.host.documents import DocumentError
 from opd.host.paths import project_path
+from opd.objective import Objective, Weights
 from opd.pipeline import Pipeline, Task, Variant, batch_sizes_up_to
 from opd.profiling import profiles
 from opd.profiling.pipeline_file import PipelineFile, TaskSection, VariantSection, pipeline_path, read_pipeline_file
@@ -38,7 +40,11 @@ def load_pipeline(source: str | Path, profile: str | Path | None = None) -> Pipe
     return Pipeline(
         name=content.name,
         tasks=tuple(
-            Task(task.name, tuple(_variant(entry, rows[task.name, entry.name]) for entry in task.variants))
+            Task(
+                task.name,
+                tuple(_variant(entry, rows[task.name, entry.name]) for entry in task.variants),
+                task.adapter.model_dump(exclude_none=True) if task.adapter else None,
+            )
             for task in content.tasks
         ),
         capacity=content.capacity,
@@ -46,6 +52,24 @@ def load_pipeline(source: str | Path, profile: str | Path | None = None) -> Pipe
         max_batch_size=content.limits.batch_size,
         service_level=content.service_level,
     )
+
+
+def load_objective(source: str | Path, weights: Mapping[str, float] | None = None) -> Objective:
+    """Load the objective of a pipeline: its service level, or the weights in its file.
+
+    Args:
+        source: as for :func:`load_pipeline`.
+        weights: of the paper's objective, to use instead; those left out have their defaults. None or empty for the
+            objective in the file.
+
+    Raises:
+        FileNotFoundError: if there is no such pipeline.
+        DocumentError: if the file is malformed.
+    """
+    if weights:
+        return Weights(**weights)
+    content = read_pipeline_file(source)
+    return content.weights or content.service_level
 
 
 def _profile_path(file: Path, profile: str | Path | None) -> Path:
