@@ -281,22 +281,35 @@ TASK = """
 """
 
 
+def _store_of_upper_case(store, pipeline):
+    """Model store of a pipeline whose variants take as long as their profiles say."""
+    store.mkdir()
+    for task in pipeline.tasks:
+        for variant in task.variants:
+            push_variant(store, task.name, variant.name, seconds=variant.service_time(1))
+    return str(store)
+
+
 @contextmanager
 def emulated_site(folder):
-    """Emulated cluster in this process, whose pods are servers with tiny models."""
+    """Emulated cluster in this process, whose pods are real servers.
+
+    They serve the pipeline of OPD_CLUSTER_PIPELINE_FILE with the models of OPD_CLUSTER_STORE; by default a tiny
+    pipeline, with models that make text upper case in the time of the profile.
+    """
+    tiny = folder / "tiny.yaml"
+    tiny.write_text(TINY + TASK.format("first") + TASK.format("second"))
+    pipeline = os.environ.get("OPD_CLUSTER_PIPELINE_FILE", str(tiny))
+    described = read_pipeline(Path(pipeline))
     api = ForwardingApiServer()
-    config, store, pods = kubeconfig(api, folder), folder / "store", folder / "pods"
+    config, pods = kubeconfig(api, folder), folder / "pods"
     pods.mkdir()
-    store.mkdir()
-    for task in ("first", "second"):
-        for variant, seconds in (("fast", 0.005), ("slow", 0.03)):
-            push_variant(store, task, variant, seconds=seconds)
+    store = os.environ.get("OPD_CLUSTER_STORE") or _store_of_upper_case(folder / "store", described)
     environment = {"KUBECONFIG": str(config), "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
     server = {"name": "server", "env": [{"name": name, "value": value} for name, value in environment.items()]}
-    overlay, pipeline = folder / "overlay.yaml", folder / "tiny.yaml"
+    overlay = folder / "overlay.yaml"
     overlay.write_text(yaml.safe_dump({"all": {"spec": {"containers": [server]}}}))
-    pipeline.write_text(TINY + TASK.format("first") + TASK.format("second"))
-    kubelet, prometheus = Kubelet(api, pods), Prometheus(read_pipeline(pipeline), load=20.0)
+    kubelet, prometheus = Kubelet(api, pods), Prometheus(described, load=20.0)
 
     def restart():
         api.stop()
@@ -308,9 +321,9 @@ def emulated_site(folder):
         str(config),
         "space",
         overlay,
-        str(pipeline),
-        str(store),
-        [b"hello"],
+        pipeline,
+        store,
+        payloads(pipeline),
         restart,
         prometheus.url,
         os.environ.get("OPD_CLUSTER_FLAVOUR", "deployment"),
