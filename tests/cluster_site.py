@@ -29,8 +29,7 @@ from opd.cluster.names import ROUTER, selector
 from opd.cluster.pods import is_ready
 from opd.cluster.resources import POD
 from opd.live.load import start_load
-from opd.profiling.catalogue import load_pipeline
-from opd.profiling.pipeline_file import read_pipeline
+from opd.profiling.pipelines import load_pipeline
 
 TESTS = Path(__file__).parent
 GRPC_PORT = 8081
@@ -90,7 +89,7 @@ class Site:
         kubeconfig: kubeconfig of the cluster.
         namespace: namespace of all objects.
         overlay: overlay file.
-        pipeline: name in the catalogue, or file.
+        pipeline: name, folder or file.
         store: URL of the model store as pods see it.
         payloads: payloads of requests.
         restart: command or function that restarts the API server, None if there is none.
@@ -101,8 +100,7 @@ class Site:
     def __init__(self, folder, kubeconfig, namespace, overlay, pipeline, store, payloads, restart, prometheus, flavour):
         self.folder, self.kubeconfig, self.restart, self.prometheus = folder, kubeconfig, restart, prometheus
         self.chosen = pipeline
-        is_file = str(pipeline).endswith((".yaml", ".yml"))
-        self.pipeline = read_pipeline(Path(pipeline)) if is_file else load_pipeline(pipeline)
+        self.pipeline = load_pipeline(pipeline)
         self.cluster = Cluster(namespace, lambda: credentials(kubeconfig))
         self._settings = [f"--image={IMAGE}", f"--store={store}", f"--overlay={overlay}", f"--flavour={flavour}"]
         self._payloads, self._runs = folder / "payloads.parquet", 0
@@ -266,19 +264,35 @@ class ForwardingApiServer(ApiServer):
 
 
 TINY = """
-name: tiny
-capacity: 6
-max_replicas: 3
-max_batch_size: 4
-latency_sla: 1.0
+name: {}
+device: {{cores: 6}}
+limits: {{replicas: 3, batch_size: 4}}
+objective: {{latency: {{seconds: 1.0}}}}
 tasks:
 """
 TASK = """
   - name: {}
     variants:
-      - {{name: fast, accuracy: 0.5, cores: 1, latency: {{1: 0.01, 4: 0.02}}, startup_time: 2}}
-      - {{name: slow, accuracy: 0.6, cores: 1, latency: {{1: 0.03, 4: 0.04}}, startup_time: 2}}
+      - {{name: fast, model: store, accuracy: 0.5, cores: 1}}
+      - {{name: slow, model: store, accuracy: 0.6, cores: 1}}
 """
+PROFILE = """task,variant,cores,batch_size,latency_mean,kind,startup_seconds
+{0},fast,1,1,0.01,assumed,2
+{0},fast,1,2,0.015,assumed,2
+{0},fast,1,4,0.02,assumed,2
+{0},slow,1,1,0.03,assumed,2
+{0},slow,1,2,0.035,assumed,2
+{0},slow,1,4,0.04,assumed,2
+"""
+
+
+def write_pipeline(folder, name, *tasks):
+    """Write a pipeline file with two variants of every task, and its profile, into a folder."""
+    header, rows = PROFILE.split("\n", 1)
+    (folder / "profile.csv").write_text(header + "\n" + "".join(map(rows.format, tasks)))
+    file = folder / f"{name}.yaml"
+    file.write_text(TINY.format(name) + "".join(map(TASK.format, tasks)))
+    return file
 
 
 def _store_of_upper_case(store, pipeline):
@@ -297,10 +311,8 @@ def emulated_site(folder):
     They serve the pipeline of OPD_CLUSTER_PIPELINE_FILE with the models of OPD_CLUSTER_STORE; by default a tiny
     pipeline, with models that make text upper case in the time of the profile.
     """
-    tiny = folder / "tiny.yaml"
-    tiny.write_text(TINY + TASK.format("first") + TASK.format("second"))
-    pipeline = os.environ.get("OPD_CLUSTER_PIPELINE_FILE", str(tiny))
-    described = read_pipeline(Path(pipeline))
+    pipeline = os.environ.get("OPD_CLUSTER_PIPELINE_FILE") or str(write_pipeline(folder, "tiny", "first", "second"))
+    described = load_pipeline(Path(pipeline))
     api = ForwardingApiServer()
     config, pods = kubeconfig(api, folder), folder / "pods"
     pods.mkdir()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cluster_site import TASK, TINY, emulated_site
+from cluster_site import emulated_site, write_pipeline
 
 from opd import cli
 
@@ -29,8 +29,7 @@ def test_without_a_file_the_pipeline_is_tiny(tmp_path):
 
 
 def test_the_given_file_is_the_pipeline_that_is_deployed(tmp_path, monkeypatch):
-    file = tmp_path / "shop.yaml"
-    file.write_text(TINY.replace("tiny", "shop") + TASK.format("only"))
+    file = write_pipeline(tmp_path, "shop", "only")
     monkeypatch.setenv("OPD_CLUSTER_PIPELINE_FILE", str(file))
     with emulated_site(tmp_path) as site:
         assert site.pipeline.name == "shop"

@@ -12,7 +12,7 @@ from opd.cluster.manifests.pods import DISCOVERING_QUEUE, SECURITY_CONTEXT
 from opd.cluster.manifests.workloads import model_workload, replicas_of, template_of, with_replicas
 from opd.cluster.overlay import Overlay
 from opd.pipeline import InfeasibleError, Pipeline, ServiceLevel, StageConfiguration, Task, Variant
-from opd.profiling.catalogue import load_pipeline
+from opd.profiling.pipelines import load_pipeline
 from opd.serving.settings import ServerSettings, StageSettings
 
 

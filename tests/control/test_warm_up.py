@@ -88,7 +88,7 @@ from opd.control.factory import build_policy
 from opd.control.warm_up import warm_up
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
-from opd.profiling.catalogue import load_pipeline
+from opd.profiling.pipelines import load_pipeline
 from opd.solvers import IpaParameters
 from opd.workload.forecast import Forecaster
 folder, pipeline = Path(sys.argv[1]), load_pipeline("nlp")
@@ -102,7 +102,7 @@ warm_up(pipeline, policy, Forecaster.load(folder / "forecaster.npz").predict)
 def test_what_an_image_ships_is_all_that_a_controller_needs(tmp_path):
     """Code that was compiled for a small pipeline serves a larger one from another folder; nothing is added."""
     from opd.control.warm_up import _untrained_agent, _untrained_forecaster
-    from opd.profiling.catalogue import load_pipeline
+    from opd.profiling.pipelines import load_pipeline
 
     _untrained_agent(load_pipeline("nlp"), SimulationParameters()).save(tmp_path / "agent.npz")
     _untrained_forecaster().save(tmp_path / "forecaster.npz")

@@ -1,7 +1,7 @@
 """Measure accuracy and latency of the OCR variants on rendered pages: ``python -m opd.examples.ocr.accuracy``.
 
 All candidates of ``recipes.yaml`` are measured on the pages of split ``choose``. The variants chosen from these figures
-are measured again on split ``report``, which gives the accuracies of the catalogue. Detection is scored by the boxes it
+are measured again on split ``report``, which gives the accuracies of the pipeline. Detection is scored by the boxes it
 finds, recognition by the text it reads in the true boxes, and every pair of chosen variants by the text it reads in
 whole pages.
 """
