@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -78,7 +78,13 @@ class Variant:
 
 @dataclass(frozen=True)
 class Task:
-    """One stage n of a pipeline, with the variants that can serve it in the order of the pipeline file.
+    """One stage n of a pipeline.
+
+    Attributes:
+        name: identifier, unique within the pipeline.
+        variants: that can serve it, in the order of the pipeline file.
+        adapter: how served outputs of the task before become its inputs, see :mod:`opd.serving.adapters`; nothing else
+            depends on it.
 
     Raises:
         ValueError: if there is no variant, or two have the same name.
@@ -86,6 +92,7 @@ class Task:
 
     name: str
     variants: tuple[Variant, ...]
+    adapter: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.variants:

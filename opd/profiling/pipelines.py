@@ -40,7 +40,11 @@ def load_pipeline(source: str | Path, profile: str | Path | None = None) -> Pipe
     return Pipeline(
         name=content.name,
         tasks=tuple(
-            Task(task.name, tuple(_variant(entry, rows[task.name, entry.name]) for entry in task.variants))
+            Task(
+                task.name,
+                tuple(_variant(entry, rows[task.name, entry.name]) for entry in task.variants),
+                task.adapter.model_dump(exclude_none=True) if task.adapter else None,
+            )
             for task in content.tasks
         ),
         capacity=content.capacity,

@@ -18,7 +18,7 @@ import psutil
 
 from opd.serving.client import Client
 from opd.serving.contents import payload_request, payloads_of
-from opd.serving.models import MANIFEST
+from opd.serving.manifest import MANIFEST
 from opd.serving.processes import START_SECONDS, model_process, running
 from opd.serving.store import ModelStore, store_url
 

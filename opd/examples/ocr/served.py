@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-import numpy as np
 import typer
 
-from opd.examples.ocr.models import decode_image, encode_image, line_sheet
-from opd.examples.ocr.pages import Page, render_pages
+from opd.examples.ocr.accuracy import true_sheet
+from opd.examples.ocr.pages import render_pages
 from opd.host.paths import package_path
 from opd.profiling.profiler import ProfilingOptions, profile_pipeline
 from opd.serving.served_variant import ServedVariant
@@ -22,11 +21,6 @@ PAYLOAD_SEED = 0
 
 PAGES = 32
 """Number of different pages that latencies are measured on."""
-
-
-def true_sheet(page: Page) -> bytes:
-    """Render the line sheet that a perfect detector would make of a page."""
-    return encode_image(line_sheet(decode_image(page.payload, "rendered page"), np.array(page.boxes)))
 
 
 class OcrVariant(ServedVariant):
