@@ -21,7 +21,11 @@ EXPECTED = Pipeline(
                 Variant("large", 0.6, 2, {1: 0.06, 2: 0.08, 4: 0.12}, 2.5, assumed=True),
             ),
         ),
-        Task("second", (Variant("small", 0.5, 1, {1: 0.05, 2: 0.05, 4: 0.05}, 2.0),)),
+        Task(
+            "second",
+            (Variant("small", 0.5, 1, {1: 0.05, 2: 0.05, 4: 0.05}, 2.0),),
+            adapter={"rename": {"scores": "features"}},
+        ),
     ),
     capacity=6,
     max_replicas=3,
