@@ -115,16 +115,28 @@ def recommend(
     """Rank the configurations that carry a load, with predicted latency percentiles, cost and accuracy."""
     with reading_input():
         project = _open(folder)
-        pipeline, objective = project.pipeline(), project.objective
-        simulation = project.simulation()
-    from opd.study.recommendation import recommend as ranked
+        from opd.study.recommendation import recommend as ranked
 
-    answer = ranked(pipeline, load, objective, simulation, top=top)
+        answer = ranked(project.pipeline(), load, top, simulation=project.simulation())
     if as_json:
         print_json(answer.as_json())
     else:
-        print(answer.as_text())
-    return DONE if answer.reachable else FAILED
+        for limit in answer.limits:
+            print(f"{limit.text}\n")
+        if answer.configurations:
+            _print_frame(_shown(answer.as_table()), as_json=False)
+    return DONE if answer.reached else FAILED
+
+
+def _shown(table: Any) -> Any:
+    """The columns of recommendations that people read first, in their units."""
+    shown = table[["configuration", "cores", "accuracy", "within"]].copy()
+    for name in ("latency_p50", "latency_p95", "latency_p99"):
+        shown[f"{name.removeprefix('latency_')} (ms)"] = 1e3 * table[name]
+    shown["within"] = table["within"].map("{:.1%}".format)
+    shown["keeps the level"] = table["keeps_level"].map({True: "yes", False: "no"})
+    shown.loc[table["assumed"], "configuration"] += " (assumed profile)"
+    return shown
 
 
 @command("opd train shop")
@@ -204,7 +216,6 @@ def serve(
         str | None, typer.Option(metavar="NAME", help="A policy, or module:Class (default: the agent if trained).")
     ] = None,
     standbys: Annotated[int, typer.Option(min=0, help="Processes that each stage keeps warm.")] = 0,
-    as_json: Json = False,
 ) -> int:
     """Serve the pipeline on this machine, decided every interval, with a live status; Ctrl-C drains and stops it."""
     with reading_input():
@@ -213,14 +224,13 @@ def serve(
         from opd.project.storing import store_models
 
         store_models(project, say)
-        from opd.live.serve import show, show_json
+        from opd.live.serve import show
         from opd.project.running import decider, serve_project
 
         chosen = decider(project, pipeline, policy)
     for note in chosen.notes:
         say(f"note: {note}")
-    statuses = serve_project(project, pipeline, chosen, standbys)
-    show_json(statuses) if as_json else show(statuses)
+    show(serve_project(project, pipeline, chosen, standbys))
     return DONE
 
 
