@@ -13,9 +13,9 @@ import numpy as np
 import pydantic.dataclasses
 from pydantic import Field
 
-from opd import objective
-from opd.objective import Weights, profiled_service_time, profiled_throughput
-from opd.pipeline import Configuration, Pipeline, as_array, stage_cores, used_cores
+from opd import objective as formulas
+from opd.objective import Objective, profiled_service_time, profiled_throughput
+from opd.pipeline import Configuration, Pipeline, ServiceLevel, as_array, stage_cores, used_cores
 
 _Seconds = Annotated[float, Field(ge=0.0)]
 
@@ -42,13 +42,28 @@ class SimulationParameters:
     service_distribution: Literal["lognormal", "exponential"] = "lognormal"
 
 
+class Span(NamedTuple):
+    """A stretch of time in seconds: Unix time in a live pipeline, time since the first decision in the simulator."""
+
+    begin: float
+    end: float
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return self.end - self.begin
+
+
 class Interval(NamedTuple):
     """Measurements of one interval; E environments, N tasks.
 
     Attributes:
         offered: (E,) requests that arrived.
         completed: (E,) requests that left the last task.
-        dropped: (E,) requests dropped because of their age.
+        within: (E,) those of them that did within the latency of the pipeline's service level.
+        dropped: (E,) requests that came to nothing; in the simulator those dropped because of their age.
+        failed: (E,) requests that came to nothing and that the throughput does not account for: in a live pipeline
+            all that failed, were rejected or dropped, in the simulator none.
         latency_mean: (E,) seconds from arrival to completion; 0 where nothing completed.
         latency_p99: (E,) the 99th percentile of the same, seconds; 0 where nothing completed.
         task_latency: (E, N) l_n, mean seconds in a stage (waiting and service) of the requests that left its queue; the
@@ -62,7 +77,9 @@ class Interval(NamedTuple):
 
     offered: np.ndarray
     completed: np.ndarray
+    within: np.ndarray
     dropped: np.ndarray
+    failed: np.ndarray
     latency_mean: np.ndarray
     latency_p99: np.ndarray
     task_latency: np.ndarray
@@ -74,7 +91,7 @@ class Interval(NamedTuple):
 def unmeasured(pipeline: Pipeline) -> Interval:
     """Create the interval of a backend that measured nothing: NaN throughout."""
     one, tasks = np.full(1, np.nan), np.full((1, len(pipeline.tasks)), np.nan)
-    return Interval(one, one, one, one, one, tasks, tasks, tasks, np.zeros((1, 0)))
+    return Interval(one, one, one, one, one, one, one, tasks, tasks, tasks, np.zeros((1, 0)))
 
 
 @dataclass(frozen=True)
@@ -184,34 +201,52 @@ def observed_state(pipeline: Pipeline, observation: Observation) -> np.ndarray:
 
 
 class Score(NamedTuple):
-    """Figures of the paper for one interval, each (E,): V (Eq. 1), C (Eq. 2), T, L, E, Q (Eq. 3) and r (Eq. 7)."""
+    """Figures of one interval, each (E,).
+
+    Attributes:
+        accuracy: V (Eq. 1).
+        cost: C, cores (Eq. 2).
+        throughput: T, requests/s.
+        latency: L, seconds.
+        excess_load: E, requests/s.
+        within: share of the requests that ended in the interval which were answered within the latency of the service
+            level; 1 where none ended.
+        qos: Q (Eq. 3), or the quality of the service level in cores.
+        reward: r (Eq. 7), or the reward of the service level in cores.
+    """
 
     accuracy: np.ndarray
     cost: np.ndarray
     throughput: np.ndarray
     latency: np.ndarray
     excess_load: np.ndarray
+    within: np.ndarray
     qos: np.ndarray
     reward: np.ndarray
 
 
 def score(
-    pipeline: Pipeline, weights: Weights, configurations: np.ndarray, interval: Interval, seconds: float
+    pipeline: Pipeline, objective: Objective, configurations: np.ndarray, interval: Interval, seconds: float
 ) -> Score:
     """Score the measurements of an interval.
 
     Args:
         pipeline: the pipeline, N tasks.
-        weights: weights of Eqs. 3 and 7.
+        objective: weights of Eqs. 3 and 7, or a service level.
         configurations: (E, N, 3) what ran in the interval.
         interval: the measurements.
         seconds: length of the interval.
     """
-    accuracy = objective.accuracy(pipeline, configurations)
+    accuracy = formulas.accuracy(pipeline, configurations)
     cost = used_cores(pipeline, configurations)
     throughput = interval.ready_throughput.min(axis=-1)
     latency = interval.task_latency.sum(axis=-1)
-    excess_load = interval.offered / seconds - throughput
-    qos = objective.qos(weights, accuracy, throughput, latency, excess_load)
-    reward = objective.reward(weights, qos, cost, configurations[..., 2].max(axis=-1))
-    return Score(accuracy, cost, throughput, latency, excess_load, qos, reward)
+    excess_load = formulas.excess_load(interval.offered / seconds, throughput, interval.failed / seconds)
+    within = formulas.share_within(interval.within, interval.completed + interval.dropped)
+    if isinstance(objective, ServiceLevel):
+        qos = formulas.service_quality(objective, pipeline.capacity, accuracy / len(pipeline.tasks), within)
+        reward = formulas.service_reward(qos, cost)
+    else:
+        qos = formulas.qos(objective, accuracy, throughput, latency, excess_load)
+        reward = formulas.reward(objective, qos, cost, configurations[..., 2].max(axis=-1))
+    return Score(accuracy, cost, throughput, latency, excess_load, within, qos, reward)

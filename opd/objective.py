@@ -1,19 +1,25 @@
-"""The value of a configuration: Eqs. 1-4 and 7, one function an equation.
+"""The value of a configuration: Eqs. 1-4 and 7 of the paper and the reward of a service level, one function a formula.
 
-The cost of Eq. 2 is :func:`opd.pipeline.used_cores`. Functions take plain numbers or arrays of one shape: the same line
-of code scores one interval of a live cluster and a batch of simulated ones.
+An :data:`Objective` is either: the weights of Eq. 7, or a service level, whose reward is in cores. The cost of Eq. 2 is
+:func:`opd.pipeline.used_cores`. Functions take plain numbers or arrays of one shape: the same line of code scores one
+interval of a live cluster and a batch of simulated ones.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
 import numpy as np
 
-from opd.pipeline import Configuration, Pipeline
+from opd.pipeline import Configuration, Pipeline, ServiceLevel
 
 Number = TypeVar("Number", float, np.ndarray)
+
+SHORTFALL_PENALTY = 100.0
+"""Devices, counted in all their cores, that a shortfall of 1.00 costs. So one percentage point costs one whole device:
+no saving of cores is worth a missed point, and the reward tells by how many points a level was missed."""
 
 
 def check_weights(weights: Any) -> None:
@@ -53,6 +59,40 @@ class Weights:
 
     def __post_init__(self) -> None:
         check_weights(self)
+
+
+Objective = Weights | ServiceLevel
+"""What a reward is computed from: the paper's weights (Eq. 7), or a service level."""
+
+
+def objective_fields(objective: Objective) -> dict[str, dict[str, float]]:
+    """An objective as plain data: its fields under the key ``weights`` or ``service_level``."""
+    return {"weights" if isinstance(objective, Weights) else "service_level": asdict(objective)}
+
+
+def objective_from(document: Mapping[str, Any]) -> Objective:
+    """The objective in a document that holds :func:`objective_fields` among other things.
+
+    Raises:
+        KeyError: if it holds neither ``weights`` nor ``service_level``.
+        ValueError: if a value is out of its range.
+    """
+    if "service_level" in document:
+        return ServiceLevel(**document["service_level"])
+    return Weights(**document["weights"])
+
+
+def check_objective(pipeline: Pipeline, objective: Objective) -> None:
+    """Check that a service level asks for the latency by which the pipeline's requests are counted.
+
+    Raises:
+        ValueError: naming both latencies.
+    """
+    if isinstance(objective, ServiceLevel) and objective.seconds != pipeline.service_level.seconds:
+        raise ValueError(
+            f"the objective's latency is {objective.seconds:g} s, that of pipeline {pipeline.name!r} "
+            f"{pipeline.service_level.seconds:g} s; requests are counted by the pipeline's, so they must be the same"
+        )
 
 
 def accuracy(pipeline: Pipeline, configurations: Configuration | np.ndarray) -> np.ndarray:
@@ -102,6 +142,18 @@ def throughput(pipeline: Pipeline, configuration: Configuration) -> float:
     return float(profiled_throughput(pipeline, np.asarray(configuration)).min())
 
 
+def excess_load(offered: Number, throughput: Number, failed: Number) -> Number:
+    """E, requests/s: offered load minus T, or what failed if that is more; positive is unmet demand.
+
+    Args:
+        offered: requests/s that arrived.
+        throughput: T, requests/s.
+        failed: requests/s that came to nothing although the throughput says otherwise; 0 in the simulator.
+    """
+    excess = offered - throughput
+    return np.where(failed > 0.0, np.maximum(excess, failed), excess)  # type: ignore[return-value]
+
+
 def qos(weights: Weights, accuracy: Number, throughput: Number, latency: Number, excess_load: Number) -> Number:
     """Eq. 3: Q, the quality of service.
 
@@ -126,3 +178,39 @@ def objective(weights: Weights, qos: Number, cost: Number) -> Number:
 def reward(weights: Weights, qos: Number, cost: Number, max_batch: Number) -> Number:
     """Eq. 7: the reward of one interval, where ``max_batch`` is the largest batch size of any task."""
     return objective(weights, qos, cost) - weights.batch_weight * max_batch
+
+
+def share_within(within: Number, ended: Number) -> Number:
+    """Share of the requests that ended which were answered in time; 1 where none ended.
+
+    Args:
+        within: requests completed within the latency of the service level.
+        ended: requests that were completed or came to nothing.
+    """
+    # Counts of a live pipeline are interpolated between scrapes, so a part can come out larger than the whole.
+    share = np.minimum(within / np.where(ended > 0.0, ended, 1.0), 1.0)
+    return np.where(ended == 0.0, 1.0, share)  # type: ignore[return-value]
+
+
+def shortfall_cost(capacity: float, shortfall: Number) -> Number:
+    """Cores that a shortfall (a fraction; negative where there is none) costs on a device of ``capacity`` cores."""
+    return capacity * SHORTFALL_PENALTY * np.maximum(shortfall, 0.0)
+
+
+def service_quality(level: ServiceLevel, capacity: float, mean_accuracy: Number, within: Number) -> Number:
+    """Quality of service in cores: what the accuracy is worth, less the cost of what falls short of the level.
+
+    Args:
+        level: the service level.
+        capacity: W_max, cores of the device.
+        mean_accuracy: mean accuracy of the tasks, V / N.
+        within: share of the requests answered within ``level.seconds``.
+    """
+    late = shortfall_cost(capacity, level.percentile / 100.0 - within)
+    inaccurate = shortfall_cost(capacity, level.accuracy_floor - mean_accuracy)
+    return level.accuracy_weight * mean_accuracy - late - inaccurate
+
+
+def service_reward(quality: Number, cost: Number) -> Number:
+    """Reward of one interval under a service level, in cores: its quality less the cores it takes."""
+    return quality - cost

@@ -175,6 +175,36 @@ class Tables(NamedTuple):
 
 
 @dataclass(frozen=True)
+class ServiceLevel:
+    """What the users of a pipeline ask of it: a latency that a share of the requests keeps, and accurate answers.
+
+    Attributes:
+        seconds: end-to-end latency target.
+        percentile: percent of the requests that must be answered within ``seconds``, above 0 and below 100.
+        accuracy_floor: smallest accuracy, mean over the tasks, as a fraction 0..1; 0 for none.
+        accuracy_weight: cores that +1.00 of mean accuracy is worth; 0 if only the floor counts.
+
+    Raises:
+        ValueError: if a figure is out of range.
+    """
+
+    seconds: float
+    percentile: float = 95.0
+    accuracy_floor: float = 0.0
+    accuracy_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.seconds < np.inf:
+            raise ValueError(f"service level: latency {self.seconds} s must be finite, above 0")
+        if not 0.0 < self.percentile < 100.0:
+            raise ValueError(f"service level: percentile {self.percentile} must be above 0 and below 100, such as 95")
+        if not 0.0 <= self.accuracy_floor <= 1.0:
+            raise ValueError(f"service level: accuracy floor {self.accuracy_floor} is not a fraction between 0 and 1")
+        if not 0.0 <= self.accuracy_weight < np.inf:
+            raise ValueError(f"service level: accuracy weight {self.accuracy_weight} must be finite, at least 0")
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """A linear chain of tasks on a device, with the limits of Eq. 4.
 
@@ -184,7 +214,7 @@ class Pipeline:
         capacity: W_max, CPU cores of the device.
         max_replicas: F_max, replicas that each task may have.
         max_batch_size: B_max, a power of two; batch sizes are the powers of two up to it.
-        latency_sla: end-to-end latency target in seconds, a constraint of the IPA policy.
+        service_level: latency and accuracy asked of it; IPA's latency constraint is its ``seconds``.
 
     Raises:
         InfeasibleError: if not even the smallest configuration fits ``capacity``.
@@ -196,7 +226,7 @@ class Pipeline:
     capacity: int
     max_replicas: int
     max_batch_size: int
-    latency_sla: float
+    service_level: ServiceLevel
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -210,8 +240,6 @@ class Pipeline:
             raise ValueError(
                 f"pipeline {self.name!r}: max_batch_size {self.max_batch_size} is not a power of two of at least 1"
             )
-        if not self.latency_sla > 0.0:
-            raise ValueError(f"pipeline {self.name!r}: latency_sla {self.latency_sla} s must be positive")
         for task in self.tasks:
             for variant in task.variants:
                 for batch_size in self.batch_sizes:

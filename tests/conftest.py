@@ -25,6 +25,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "opd")
 LONGEST = (
     "test_reproduction",
     "test_local",
+    "test_local_faults",
     "test_local_lifecycle",
     "test_ocr_live",
     "test_discovery",

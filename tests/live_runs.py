@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 from small_pipelines import ocr_pipeline
 
 from opd.live.runs import SchedulePolicy, Traffic, configurations_from, run_simulated
-from opd.measurement import SimulationParameters
+from opd.measurement import SimulationParameters, Span
 from opd.objective import Weights
 
 SMALL, LARGE = configurations_from([[[0, 1, 1], [0, 1, 1]], [[1, 2, 2], [2, 1, 1]]])
@@ -23,10 +25,11 @@ def requests(scheduled, latency):
 
 
 def run_of(configurations, records=None, begin=1000.0):
-    """Run that applies ``configurations`` one after the other, in the simulator."""
+    """Run that applies ``configurations`` one after the other, simulated as if it had begun at Unix time ``begin``."""
     traffic = Traffic(np.full(10 + 10 * len(configurations), 4), 10, None, 0)
     schedule = SchedulePolicy(configurations, len(configurations))
     simulated = run_simulated(
         ocr_pipeline(), SimulationParameters(), SMALL, schedule, lambda history: 4.0, Weights(), traffic
     )
-    return simulated._replace(records=records, begin=begin)
+    shifted = [replace(step, span=Span(step.span.begin + begin, step.span.end + begin)) for step in simulated.steps]
+    return simulated._replace(steps=shifted, records=records, begin=begin)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
-from opd.pipeline import Configuration, Pipeline, StageConfiguration, Task, Variant, as_array
+from opd.pipeline import Configuration, Pipeline, ServiceLevel, StageConfiguration, Task, Variant, as_array
 from opd.simulator.simulator import Simulator
 from opd.workload.trace import Workload
 
@@ -36,7 +36,9 @@ def ocr_pipeline(capacity: int = 8, max_replicas: int = 3) -> Pipeline:
             Variant("large", 0.875, 4, {1: 0.25, 2: 0.4}, 4.0),
         ),
     )
-    return Pipeline("ocr", (detection, recognition), capacity, max_replicas, max_batch_size=2, latency_sla=1.0)
+    return Pipeline(
+        "ocr", (detection, recognition), capacity, max_replicas, max_batch_size=2, service_level=ServiceLevel(1.0)
+    )
 
 
 @st.composite
@@ -61,7 +63,7 @@ def pipelines(draw, max_tasks=3, max_replicas=4):
         capacity=smallest + draw(st.one_of(st.just(0), st.integers(0, 15))),
         max_replicas=draw(st.integers(1, max_replicas)),
         max_batch_size=draw(st.sampled_from([1, 2, 8])),
-        latency_sla=1.0,
+        service_level=ServiceLevel(1.0),
     )
 
 

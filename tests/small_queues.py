@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from opd.pipeline import Pipeline, Task, Variant
+from opd.pipeline import Pipeline, ServiceLevel, Task, Variant
 from opd.simulator.simulator import Simulator
 
 
@@ -21,7 +21,7 @@ def make_task(*service_times: float, name: str = "task", startup_time: float = 0
 
 def make_pipeline(*tasks: Task, max_replicas: int = 4, max_batch_size: int = 1) -> Pipeline:
     capacity = len(tasks) * max_replicas
-    return Pipeline("test", tasks, capacity, max_replicas, max_batch_size, latency_sla=1.0)
+    return Pipeline("test", tasks, capacity, max_replicas, max_batch_size, service_level=ServiceLevel(1.0))
 
 
 def assert_equal(actual: npt.ArrayLike, expected: npt.ArrayLike, tolerance: float = 1e-9, message: str = "") -> None:

@@ -12,7 +12,7 @@ from opd.agent.ppo import PPOTrainer
 from opd.agent.problem import Problem, TrainingParameters, expert_table
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
-from opd.pipeline import Pipeline, Task, Variant
+from opd.pipeline import Pipeline, ServiceLevel, Task, Variant
 
 WEIGHTS = Weights()
 QUIET = SimulationParameters(service_noise=0.0)
@@ -41,7 +41,7 @@ def problem_for(pipeline=None, workload=None, expert="myopic", bursts=(30, 90)) 
 
 def overloaded_problem() -> Problem:
     """Five requests/s for a single variant and replica that serves one."""
-    slow = Pipeline("slow", (Task("only", (Variant("slow", 0.5, 1, {1: 1.0}, 1.0),)),), 1, 1, 1, 1.0)
+    slow = Pipeline("slow", (Task("only", (Variant("slow", 0.5, 1, {1: 1.0}, 1.0),)),), 1, 1, 1, ServiceLevel(1.0))
     return problem_for(slow, steady_workload(5), bursts=())
 
 

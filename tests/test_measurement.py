@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from small_pipelines import ocr_pipeline
 
-from opd.measurement import Interval, score, state_names, state_vector
+from opd.measurement import Interval, score, state_names, state_vector, unmeasured
 from opd.objective import Weights
+from opd.pipeline import ServiceLevel
 
 WEIGHTS = Weights(alpha=10.0, beta=0.5, gamma=0.25, delta=0.125, cost_weight=0.75, batch_weight=0.0625)
 
@@ -53,3 +54,36 @@ def test_every_term_of_the_score_by_hand():
     assert result.excess_load.tolist() == [2.0, -2.0]
     assert result.qos.tolist() == [13.75 + 5.0 - 0.75 - 0.25 * 2, 11.25 + 4.0 - 0.375 - 0.125 * 2]
     assert result.reward.tolist() == [17.5 - 0.75 * 5 - 0.0625 * 2, 14.625 - 0.75 * 2 - 0.0625 * 1]
+
+
+def measured(**figures) -> Interval:
+    """Two copies that measured nothing but ``figures``."""
+    blank = dict.fromkeys(Interval._fields, np.zeros(2)) | {"task_latency": np.zeros((2, 2))}
+    return Interval(**(blank | {name: np.array(values) for name, values in figures.items()}))
+
+
+BOTH = np.stack([np.array([(1, 2, 2), (0, 1, 1)]), np.array([(0, 1, 1), (0, 1, 1)])])
+THROUGHPUT = [[10.0, 20.0], [10.0, 8.0]]
+
+
+def test_a_service_level_is_scored_in_cores_by_hand():
+    # 90 of 100 requests within the level where 95 % are asked for; 100 of 100, but an accuracy of .5625 for .6.
+    level = ServiceLevel(1.0, percentile=95.0, accuracy_floor=0.6, accuracy_weight=8.0)
+    interval = measured(completed=[95, 100], within=[90, 100], dropped=[5, 0], ready_throughput=THROUGHPUT)
+    result = score(ocr_pipeline(), level, BOTH, interval, 10.0)
+    assert result.within.tolist() == [0.9, 1.0]
+    np.testing.assert_allclose(result.qos, [8 * 0.6875 - 8 * 100 * 0.05, 8 * 0.5625 - 8 * 100 * 0.0375])
+    np.testing.assert_array_equal(result.reward, result.qos - [5.0, 2.0])
+
+
+def test_requests_that_fail_are_unmet_demand():
+    # 60 offered in 10 s; 12 failed of one, of whose throughput of 10 the load of 6 would be covered.
+    interval = measured(offered=[60, 60], failed=[12, 0], dropped=[12, 0], ready_throughput=THROUGHPUT)
+    result = score(ocr_pipeline(), WEIGHTS, BOTH, interval, 10.0)
+    assert result.excess_load.tolist() == [1.2, -2.0]
+    assert result.within.tolist() == [0.0, 1.0]
+
+
+def test_an_interval_that_was_not_measured_has_no_score():
+    result = score(ocr_pipeline(), ServiceLevel(1.0), BOTH[:1], unmeasured(ocr_pipeline()), 10.0)
+    assert np.isnan([result.within[0], result.qos[0], result.reward[0], result.excess_load[0]]).all()

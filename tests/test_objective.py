@@ -10,8 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_pipelines import every_configuration, ocr_pipeline, pipelines
 
-from opd.objective import Weights, accuracy, objective, qos, reward, throughput
-from opd.pipeline import StageConfiguration, as_array, used_cores
+from opd.objective import (
+    Weights,
+    accuracy,
+    check_objective,
+    excess_load,
+    objective,
+    objective_fields,
+    objective_from,
+    qos,
+    reward,
+    service_quality,
+    service_reward,
+    share_within,
+    shortfall_cost,
+    throughput,
+)
+from opd.pipeline import ServiceLevel, StageConfiguration, as_array, used_cores
 
 WEIGHTS = Weights(alpha=10.0, beta=0.5, gamma=0.25, delta=0.125, cost_weight=0.75, batch_weight=0.0625)
 CONFIGURATION = (StageConfiguration(1, 2, 2), StageConfiguration(0, 1, 1))
@@ -91,3 +106,60 @@ def test_the_error_for_a_wrong_weight_names_it(name, value):
     with pytest.raises(ValueError, match=f"weight {name} is {value}, but must be a finite number of at least 0"):
         Weights(**{name: value})
     assert getattr(Weights(**{name: 0.0}), name) == 0.0
+
+
+# --- service levels --------------------------------------------------------------------------------------------------
+
+LEVEL = ServiceLevel(0.5, percentile=95.0, accuracy_floor=0.75, accuracy_weight=20.0)
+
+
+def test_one_percentage_point_short_costs_the_whole_device():
+    assert shortfall_cost(8, 0.01) == pytest.approx(8.0)
+    assert shortfall_cost(8, -0.5) == 0.0
+
+
+def test_a_service_level_that_is_kept_by_hand():
+    # 20 cores for 1.00 of accuracy, 6 cores taken.
+    quality = service_quality(LEVEL, 8, 0.875, 0.96)
+    assert quality == 17.5
+    assert service_reward(quality, 6.0) == 11.5
+
+
+def test_a_service_level_that_is_missed_by_hand():
+    # 5 points of requests and 12.5 of accuracy short, at 8 cores a point.
+    assert service_quality(LEVEL, 8, 0.625, 0.90) == pytest.approx(12.5 - 40.0 - 100.0)
+
+
+def test_the_share_within_a_level_counts_the_requests_that_ended():
+    assert share_within(np.array([9.0, 0.0, 7.0, 0.0]), np.array([10.0, 3.0, 6.9, 0.0])).tolist() == [
+        0.9,
+        0.0,
+        1.0,
+        1.0,
+    ]
+
+
+def test_failures_are_unmet_demand_only_where_there_are_some():
+    assert excess_load(np.array([6.0, 6.0, 6.0]), np.array([10.0, 10.0, 2.0]), np.array([0.0, 1.5, 1.5])).tolist() == [
+        -4.0,
+        1.5,
+        4.0,
+    ]
+
+
+@given(st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_more_requests_in_time_and_more_accuracy_are_never_worse(accuracy, within, better):
+    quality = service_quality(LEVEL, 8, accuracy, within)
+    assert service_quality(LEVEL, 8, accuracy, max(within, better)) >= quality
+    assert service_quality(LEVEL, 8, max(accuracy, better), within) >= quality
+
+
+@pytest.mark.parametrize("given_objective", [WEIGHTS, LEVEL], ids=lambda each: type(each).__name__)
+def test_an_objective_survives_as_plain_data(given_objective):
+    assert objective_from({"other": 1} | objective_fields(given_objective)) == given_objective
+
+
+def test_the_objective_asks_for_the_latency_by_which_requests_are_counted():
+    check_objective(ocr_pipeline(), ServiceLevel(1.0, percentile=50.0))
+    with pytest.raises(ValueError, match=r"latency is 0\.5 s, that of pipeline 'ocr' 1 s"):
+        check_objective(ocr_pipeline(), LEVEL)

@@ -14,6 +14,7 @@ from small_pipelines import every_configuration, ocr_pipeline, pipelines, stages
 from opd.pipeline import (
     InfeasibleError,
     Pipeline,
+    ServiceLevel,
     Task,
     Variant,
     as_array,
@@ -92,8 +93,6 @@ def test_a_task_needs_variants_with_unique_names():
         ({"max_replicas": 0}, "max_replicas is 0, but must be at least 1"),
         ({"max_batch_size": 0}, "max_batch_size 0 is not a power of two"),
         ({"max_batch_size": 3}, "max_batch_size 3 is not a power of two"),
-        ({"latency_sla": 0.0}, "latency_sla 0.0 s must be positive"),
-        ({"latency_sla": math.nan}, "latency_sla nan s must be positive"),
     ],
 )
 def test_the_error_for_a_wrong_pipeline_names_it(wrong, message):
@@ -112,8 +111,25 @@ def test_the_error_for_too_small_a_capacity_names_the_cores_needed():
         ocr_pipeline(capacity=1)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"seconds": 0.0}, "latency 0.0 s must be finite, above 0"),
+        ({"seconds": math.nan}, "latency nan s must be finite"),
+        ({"seconds": math.inf}, "latency inf s must be finite"),
+        ({"percentile": 0.0}, "percentile 0.0 must be above 0 and below 100"),
+        ({"percentile": 100.0}, "percentile 100.0 must be above 0 and below 100"),
+        ({"accuracy_floor": 90.0}, "accuracy floor 90.0 is not a fraction between 0 and 1"),
+        ({"accuracy_weight": -1.0}, "accuracy weight -1.0 must be finite, at least 0"),
+    ],
+)
+def test_the_error_for_a_wrong_service_level_names_it(wrong, message):
+    with pytest.raises(ValueError, match=f"service level: {message}"):
+        replace(ServiceLevel(0.5), **wrong)
+
+
 def test_every_limit_of_a_pipeline_is_required():
-    with pytest.raises(TypeError, match="latency_sla"):
+    with pytest.raises(TypeError, match="service_level"):
         Pipeline("ocr", ocr_pipeline().tasks, 8, 3, 2)  # type: ignore[call-arg]
 
 

@@ -25,7 +25,7 @@ from opd.cluster.settings import ClusterSettings
 from opd.cluster.status import wait_until_serving
 from opd.control.policies import Policy
 from opd.measurement import Observation
-from opd.pipeline import Configuration, Pipeline, Task, Variant
+from opd.pipeline import Configuration, Pipeline, ServiceLevel, Task, Variant
 from opd.serving.monitoring.prometheus import PrometheusUrl
 
 QUICK = RetryPolicy(connect_seconds=0.5, read_seconds=1.0, attempts=4, first_pause=0.02, longest_pause=1.0)
@@ -41,7 +41,7 @@ def tiny_pipeline(capacity: int = 6) -> Pipeline:
     profile = dict.fromkeys((1, 2, 4), 0.05)
     variants = tuple(Variant(name, 0.5, cores, profile, 2.0) for name, cores in (("small", 1), ("large", 2), ("x", 2)))
     tasks = (Task("first", variants), Task("second", variants))
-    return Pipeline("tiny", tasks, capacity=capacity, max_replicas=3, max_batch_size=4, latency_sla=1.0)
+    return Pipeline("tiny", tasks, capacity=capacity, max_replicas=3, max_batch_size=4, service_level=ServiceLevel(1.0))
 
 
 INITIAL = stages((SMALL, 1, 1), (SMALL, 1, 1))

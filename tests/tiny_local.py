@@ -6,7 +6,7 @@ from small_pipelines import stages
 
 from opd.live.load import start_load
 from opd.measurement import SimulationParameters
-from opd.pipeline import Pipeline, Task, Variant
+from opd.pipeline import Pipeline, ServiceLevel, Task, Variant
 
 PARAMETERS = SimulationParameters(interval=2)
 FAST, SLOW, BROKEN = 0, 1, 2
@@ -17,7 +17,7 @@ def tiny_pipeline():
     profile = dict.fromkeys((1, 2, 4), 0.05)
     variants = tuple(Variant(name, 0.5, 1, profile, 2.0) for name in ("fast", "slow", "broken"))
     tasks = (Task("first", variants), Task("second", variants))
-    return Pipeline("tiny", tasks, capacity=6, max_replicas=3, max_batch_size=4, latency_sla=1.0)
+    return Pipeline("tiny", tasks, capacity=6, max_replicas=3, max_batch_size=4, service_level=ServiceLevel(1.0))
 
 
 def fill_store(store):

@@ -2,7 +2,8 @@
 
     python tools/same_results.py OLD NEW
 
-Values must be equal as they are written, to the last digit. Exit code: 0 when everything agrees, 1 otherwise.
+Values must be equal as they are written, to the last digit. Columns and keys that only the new file has are listed, but
+are no difference. Exit code: 0 when everything agrees, 1 otherwise.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def values(path: Path) -> Iterator[tuple[str, str]]:
     else:
         with path.open(encoding="utf-8", newline="") as lines:
             rows = list(csv.DictReader(lines))
-        found = ((f"row {number}, {column}", str(row[column])) for number, row in enumerate(rows, 1) for column in row)
+        found = ((f"row {number}: {column}", str(row[column])) for number, row in enumerate(rows, 1) for column in row)
     yield from ((place, value) for place, value in found if not TIMES.search(place))
 
 
@@ -54,10 +55,21 @@ def leaves(content: object, place: str) -> Iterator[tuple[str, str]]:
         yield place, repr(content)
 
 
+def column_of(place: str) -> str:
+    """Column of a value in a CSV file, or its key in a JSON file without the numbers of list entries."""
+    return re.sub(r"^row \d+: |\[\d+\]", "", place)
+
+
+def added(old: Path, new: Path) -> list[str]:
+    """Columns or keys that only the new file has."""
+    before, after = ({column_of(place): None for place, _ in values(path)} for path in (old, new))
+    return [column for column in after if column not in before]
+
+
 def differences(old: Path, new: Path) -> list[str]:
-    """One line for every value that differs, appeared or disappeared."""
-    before, after = dict(values(old)), dict(values(new))
-    places = list(dict.fromkeys([*before, *after]))
+    """One line for every value that differs or disappeared, or appeared without being one of the :func:`added`."""
+    before, after, new_ones = dict(values(old)), dict(values(new)), added(old, new)
+    places = [place for place in dict.fromkeys([*before, *after]) if column_of(place) not in new_ones]
     return [
         f"{place}: {before.get(place, 'missing')} became {after.get(place, 'missing')}"
         for place in places
@@ -82,6 +94,8 @@ def main(arguments: list[str]) -> int:
     for path in sorted(in_old & in_new):
         found = differences(old / path, new / path)
         different += bool(found)
+        if columns := added(old / path, new / path):
+            print(f"{path}: added {', '.join(columns)}")
         for line in found[:SHOWN]:
             print(f"{path}: {line}")
         if len(found) > SHOWN:

@@ -7,6 +7,7 @@ chosen in one call of compiled code, without torch: for a single state the overh
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,9 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
+from opd.agent.compatibility import PROFILE_TOLERANCE, pipeline_differences
 from opd.agent.heads import Heads, choose, limits_of
 from opd.host.archive import ArchiveError, load_archive, save_archive
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, as_configuration, from_choices
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "opd agent 2"
 
@@ -103,11 +107,11 @@ class Agent:
 
     @classmethod
     def load(cls, path: Path, pipeline: Pipeline) -> Agent:
-        """Read an agent for ``pipeline``.
+        """Read an agent for ``pipeline``; profiles that differ a little are accepted, with a warning in the log.
 
         Raises:
             CheckpointError: if the file is missing, damaged or of another format, or if the agent was trained for a
-                different pipeline; the message names the first difference.
+                different pipeline; the message names all differences.
         """
         if not path.is_file():
             raise CheckpointError(f"no agent at {path}; train one with notebook 03_ppo_training or `dvc repro train`")
@@ -118,30 +122,22 @@ class Agent:
         missing = {"pipeline", "parameters", *PolicyWeights._fields} - {*metadata, *arrays}
         if missing:
             raise CheckpointError(f"{path} is no agent, it lacks {', '.join(sorted(missing))}; train the agent again")
-        # The pipeline given passes through JSON as well, which turns tuples to lists and keys to text.
-        difference = first_difference(metadata["pipeline"], json.loads(json.dumps(asdict(pipeline))))
-        if difference:
-            raise CheckpointError(
-                f"{path} was trained for another pipeline: {difference}. "
-                "Train again, or use the catalogue and profiles it was trained with"
-            )
+        _check_pipeline(path, metadata["pipeline"], pipeline)
         weights = PolicyWeights(**{name: arrays[name] for name in PolicyWeights._fields})
         return cls(pipeline, weights, metadata["parameters"])
 
 
-def first_difference(stored: Any, given: Any, where: str = "pipeline") -> str:
-    """The first place where two JSON values differ, with both values; empty if they are equal."""
-    if isinstance(stored, dict) and isinstance(given, dict):
-        for key in stored | given:
-            inner = f"{where}.{key}"
-            if key not in given or key not in stored:
-                return f"{inner} is only in {'the checkpoint' if key in stored else 'the pipeline given'}"
-            if found := first_difference(stored[key], given[key], inner):
-                return found
-        return ""
-    if isinstance(stored, list) and isinstance(given, list):
-        if len(stored) != len(given):
-            return f"{where} has {len(stored)} entries in the checkpoint, {len(given)} in the pipeline given"
-        pairs = enumerate(zip(stored, given, strict=True))
-        return next((found for i, (a, b) in pairs if (found := first_difference(a, b, f"{where}[{i}]"))), "")
-    return "" if stored == given else f"{where} is {stored!r} in the checkpoint, {given!r} in the pipeline given"
+def _check_pipeline(path: Path, stored: Mapping[str, Any], pipeline: Pipeline) -> None:
+    """Raise :class:`CheckpointError` if an agent was trained for another pipeline; log small differences."""
+    # The pipeline given passes through JSON as well, which turns tuples to lists and keys to text.
+    differences = list(pipeline_differences(stored, json.loads(json.dumps(asdict(pipeline)))))
+    if not differences:
+        return
+    texts = "; ".join(each.text for each in differences)
+    if not all(each.small for each in differences):
+        raise CheckpointError(
+            f"{path} was trained for another pipeline: {texts}. Latencies and start-up times may differ by "
+            f"{PROFILE_TOLERANCE:.0%}, all else must agree. Train again, or use the pipeline and profile it was "
+            "trained with"
+        )
+    logger.warning("%s was trained with a slightly different profile: %s", path, texts)

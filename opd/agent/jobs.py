@@ -17,6 +17,7 @@ from opd.agent.network import export
 from opd.agent.ppo import train
 from opd.agent.problem import Problem, TrainingParameters
 from opd.host.parallel import run_tasks
+from opd.objective import objective_fields
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Job:
     """One agent to train.
 
     Attributes:
-        policy: name of the agent; agents of one name share their reward weights.
+        policy: name of the agent; agents of one name share their objective.
         seed: of the training.
         problem: what to train on.
         parameters: of the training.
@@ -45,7 +46,7 @@ class Job:
         return {
             "policy": self.policy,
             "seed": self.seed,
-            "weights": asdict(self.problem.weights),
+            **objective_fields(self.problem.objective),
             "training": asdict(self.parameters),
             "simulation": asdict(self.problem.simulation),
             "data": data,
@@ -59,7 +60,7 @@ class Job:
 
     @cached_property
     def folder(self) -> Path:
-        """Folder of the run; each combination of pipeline, weights, parameters and data has its own."""
+        """Folder of the run; each combination of pipeline, objective, parameters and data has its own."""
         identity = json.dumps([self.about, asdict(self.problem.pipeline)], sort_keys=True)
         return self.path.parent / "runs" / f"{self.policy}-{self.seed}-{zlib.crc32(identity.encode()):08x}"
 

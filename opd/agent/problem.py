@@ -11,7 +11,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from opd.measurement import SimulationParameters
-from opd.objective import Weights
+from opd.objective import Objective, Weights
 from opd.pipeline import Pipeline
 from opd.solvers import IpaParameters, ipa_table, myopic_table
 from opd.workload.forecast import Forecaster
@@ -50,7 +50,7 @@ class TrainingParameters:
         perturbation_share: share of demonstrated decisions that are replaced by another one when they are executed.
         demonstration_weight: of the imitation loss at the start, in mode ``pretrain``; falls linearly to zero half-way.
         burst_share: share of training episodes that begin shortly before a burst of load.
-        drop_penalty: training reward lost per dropped request; reported rewards are Eq. 7 alone.
+        drop_penalty: training reward lost per dropped request; reported rewards are without it.
         validate_every: updates between two validations, each of which compares the network with the best so far.
         validation_episodes: episodes of a validation, half of them begun before bursts.
         validation_decisions: decisions in each of them.
@@ -105,7 +105,7 @@ class Problem(NamedTuple):
 
     Attributes:
         pipeline: the pipeline to configure, N tasks.
-        weights: of the reward.
+        objective: of the reward.
         simulation: parameters of the simulator.
         training: workload of the training days.
         validation: workload of the validation days.
@@ -116,7 +116,7 @@ class Problem(NamedTuple):
     """
 
     pipeline: Pipeline
-    weights: Weights
+    objective: Objective
     simulation: SimulationParameters
     training: Workload
     validation: Workload
@@ -145,22 +145,23 @@ def agent_weights(weights: Weights, changes: Mapping[str, float | Mapping[str, f
 
 
 def expert_table(
-    pipeline: Pipeline, weights: Weights, simulation: SimulationParameters, expert: Expert, max_load: int
+    pipeline: Pipeline, objective: Objective, simulation: SimulationParameters, expert: Expert, max_load: int
 ) -> np.ndarray:
     """(max_load + 1, N, 3) an expert's configuration for every whole load.
 
     The clairvoyant expert has the table of the myopic one and looks up the true load instead of the forecast.
     """
+    assert isinstance(objective, Weights)
     if expert in ("myopic", "clairvoyant"):
-        return myopic_table(pipeline, weights, max_load, simulation.batch_timeout)
-    return ipa_table(pipeline, IpaParameters.from_weights(weights), max_load)
+        return myopic_table(pipeline, objective, max_load, simulation.batch_timeout)
+    return ipa_table(pipeline, IpaParameters.from_weights(objective), max_load)
 
 
 def build_problem(
     pipeline: Pipeline,
     trace: Trace,
     forecaster: Forecaster,
-    weights: Weights,
+    objective: Objective,
     simulation: SimulationParameters,
     parameters: TrainingParameters,
 ) -> Problem:
@@ -173,10 +174,10 @@ def build_problem(
         for split in ("train", "validation")
     )
     max_load = int(max(training.forecasts.max(), validation.forecasts.max(), trace.counts.max()))
-    expert = expert_table(pipeline, weights, simulation, parameters.expert, max_load)
+    expert = expert_table(pipeline, objective, simulation, parameters.expert, max_load)
     reference = ipa_table(pipeline, IpaParameters(), max_load)
     return Problem(
-        pipeline, weights, simulation, training, validation, training_bursts, validation_bursts, expert, reference
+        pipeline, objective, simulation, training, validation, training_bursts, validation_bursts, expert, reference
     )
 
 

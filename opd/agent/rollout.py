@@ -48,7 +48,13 @@ def begin_episodes(
         lead = generator.integers(1, max(length // 2, 1), size=burst_episodes, endpoint=True)
         decisions[:burst_episodes] = np.maximum(generator.choice(usable, size=burst_episodes) - lead, 1)
     envs = PipelineVectorEnv(
-        problem.pipeline, workload, problem.weights, problem.simulation, length, num_envs=num_envs, seed=simulation_seed
+        problem.pipeline,
+        workload,
+        problem.objective,
+        problem.simulation,
+        length,
+        num_envs=num_envs,
+        seed=simulation_seed,
     )
     load = workload.windows(decisions - 1).mean(axis=1)
     envs.begin(np.arange(num_envs), decisions, look_up(problem.expert, load))
@@ -56,7 +62,7 @@ def begin_episodes(
 
 
 def training_reward(score: Score, interval: Interval, drop_penalty: float) -> np.ndarray:
-    """(E,) Eq. 7 less a penalty for every dropped request."""
+    """(E,) The reward less a penalty for every dropped request."""
     return score.reward - drop_penalty * interval.dropped
 
 

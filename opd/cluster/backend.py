@@ -27,7 +27,15 @@ from opd.cluster.errors import (
 )
 from opd.cluster.manifests.workloads import replicas_of
 from opd.cluster.names import MODEL
-from opd.cluster.pods import failure_reason, free_cores, is_ready, is_terminating, refusal_reason, unschedulable_reason
+from opd.cluster.pods import (
+    failure_reason,
+    free_cores,
+    is_ready,
+    is_terminating,
+    last_end,
+    refusal_reason,
+    unschedulable_reason,
+)
 from opd.cluster.resources import NODE, POD, Object, ObjectChange
 from opd.cluster.settings import ClusterSettings
 from opd.cluster.status import ask_queue
@@ -132,6 +140,9 @@ class KubernetesBackend(TelemetryBackend):
         except ClusterError as error:
             outcome = self._roll_back(str(error))
             raise ApplyError(f"{error} ({outcome})") from error
+        finally:
+            if configuration != self.configuration:
+                self.note_change()
         self.configuration = configuration
 
     def preview(self, configuration: Configuration) -> list[ObjectChange]:
@@ -310,7 +321,10 @@ class KubernetesBackend(TelemetryBackend):
             self._check_can_become_ready(wanted, pods, unschedulable_since)
             ready = Counter(key for key, pod in pods if is_ready(pod))
             late = {key: n for key, n in wanted.items() if ready[key] < n}
-            return ", ".join(f"{self._workloads.name(key)} has {ready[key]} of {n}" for key, n in late.items())
+            ends = [end for key, pod in pods if key in late and (end := last_end(pod))]
+            return ", ".join(
+                [*(f"{self._workloads.name(key)} has {ready[key]} of {n}" for key, n in late.items()), *ends]
+            )
 
         if problem := self._wait_while(missing, deadline):
             raise UnreadyError(

@@ -26,7 +26,8 @@ from opd.cluster.record import ControllerMetrics, Recorder
 from opd.cluster.settings import ClusterSettings
 from opd.control.loop import ApplyError, run
 from opd.control.policies import Policy
-from opd.objective import Weights
+from opd.control.warm_up import warm_up
+from opd.objective import Objective, Weights
 from opd.pipeline import Configuration, Pipeline
 from opd.serving.monitoring.source import Monitor
 
@@ -45,7 +46,7 @@ class ControllerSettings:
 
     Attributes:
         interval_seconds: between two decisions.
-        weights: of the reported reward.
+        objective: of the reported reward.
         port: of ``/healthz``, ``/readyz`` and ``/metrics``; any free one if 0.
         host: address to listen on.
         read_nodes: look at the nodes for free cores.
@@ -59,7 +60,7 @@ class ControllerSettings:
     """
 
     interval_seconds: float = 10.0
-    weights: Weights = Weights()
+    objective: Objective = Weights()
     port: int = 8080
     host: str = "0.0.0.0"
     read_nodes: bool = False
@@ -142,7 +143,7 @@ class Controller:
 
     @property
     def ready(self) -> bool:
-        """True if the controller leads or stands by to take over."""
+        """True if the controller leads or stands by to take over; false while it warms up."""
         return self.state in ("leading", "standing by")
 
     def run(self) -> None:
@@ -153,6 +154,7 @@ class Controller:
             LedByAnotherError: if another controller leads all the time and the number of decisions is limited.
         """
         try:
+            self._warm_up()
             with nullcontext() if self._options.dry_run else self._lease:
                 while not self._stop.is_set() and self._done != self._options.decisions:
                     self._beat = time.monotonic()
@@ -164,6 +166,17 @@ class Controller:
         finally:
             self.state = "ended"
             self.metrics.set("leader", 0.0)
+
+    def _warm_up(self) -> None:
+        """Compile what decisions need before this controller may lead; a failure only makes the first one slow."""
+        self.state = "warming up"
+        begin = time.monotonic()
+        logger.info("warming up: decisions are compiled")
+        try:
+            warm_up(self._pipeline, self._policy, self._forecast)
+        except Exception:
+            logger.warning("the warm-up failed", exc_info=True)
+        logger.info("warmed up in %.1f s", time.monotonic() - begin)
 
     # ---------------------------------------------------------------------------------------------- leading
 
@@ -223,15 +236,7 @@ class Controller:
         self.state = "leading"
         before = backend.configuration
         decisions = sys.maxsize if self._options.decisions is None else self._options.decisions - self._done
-        loop = run(
-            backend,
-            self._pipeline,
-            self._policy,
-            self._forecast,
-            self._options.weights,
-            decisions,
-            self._options.interval_seconds,
-        )
+        loop = run(backend, self._pipeline, self._policy, self._forecast, self._options.objective, decisions)
         for step in loop:
             self._beat = time.monotonic()
             self._recorder.decision(step, before)

@@ -128,12 +128,16 @@ def controller_of(
     simulation = SimulationParameters(**parameters["simulation"])
     weights, ipa = Weights(**parameters["weights"]), IpaParameters(**parameters["ipa"])
     agent = options.agent or _default_agent(pipeline.name)
-    policy = build_policy(options.policy, pipeline, weights, simulation, ipa, options.seed, agent)
+    interval = options.interval or simulation.interval
+    seconds = options.decision_share * interval
+    policy = build_policy(
+        options.policy, pipeline, weights, simulation, ipa, options.seed, agent, decision_seconds=seconds
+    )
     file = options.forecaster or project_path("models", "forecaster.npz")
     forecaster = Forecaster.load(file, parameters["damping"])
     controller_settings = ControllerSettings(
-        interval_seconds=options.interval or simulation.interval,
-        weights=weights,
+        interval_seconds=interval,
+        objective=weights,
         port=options.port,
         read_nodes=options.read_nodes,
         dry_run=options.dry_run,

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from opd.control import DEPLOYABLE_POLICIES
+from opd.control import DECISION_SHARE, DEPLOYABLE_POLICIES
 
 
 def _seconds(text: str) -> float:
@@ -75,7 +75,12 @@ class SettingsOptions:
 class RunOptions:
     """Options of a controller's run; a path that is None means a file of the project."""
 
-    policy: Annotated[str, Option(help=f"{', '.join(DEPLOYABLE_POLICIES)}.")] = "agent"
+    policy: Annotated[
+        str, Option(metavar="NAME", help=f"{', '.join(DEPLOYABLE_POLICIES)}, or a class of yours, module:Class.")
+    ] = "agent"
+    decision_share: Annotated[
+        float, Option(min=0.001, max=1.0, help="Of the interval that a decision of module:Class may take.")
+    ] = DECISION_SHARE
     agent: Annotated[
         File, Option(metavar="FILE", help="Trained agent (default: models/agents/PIPELINE/agent-0.npz).")
     ] = None

@@ -8,6 +8,7 @@ from typing import Any
 from kubernetes.utils import parse_quantity
 
 from opd.cluster.resources import Object
+from opd.serving.processes import last_error
 
 TERMINAL_REASONS = frozenset(
     {
@@ -51,6 +52,15 @@ def failure_reason(pod: Object) -> str:
     return ""
 
 
+def last_end(pod: Object) -> str:
+    """Describe how a container of a pod last ended: its exit code and last words; empty if none has ended."""
+    for container in pod.get("status", {}).get("containerStatuses") or []:
+        for state in (container.get("state"), container.get("lastState")):
+            if ended := (state or {}).get("terminated"):
+                return f"pod {pod['metadata']['name']!r}: {_describe_end(ended)}"
+    return ""
+
+
 def unschedulable_reason(pod: Object) -> str:
     """Return why no node takes a pod now; empty if one does. This may pass, because other pods may make room."""
     condition = _condition(pod, "PodScheduled")
@@ -80,8 +90,8 @@ def _condition(pod: Object, kind: str) -> Object:
 def _describe_end(terminated: Object) -> str:
     if not terminated:
         return ""
-    words = str(terminated.get("message") or terminated.get("reason") or "").strip()
-    return f"its last run ended with {terminated.get('exitCode')} {words}".strip()
+    words = last_error(str(terminated.get("message") or terminated.get("reason") or "no reason given"))
+    return f"its last run ended with exit code {terminated.get('exitCode')}: {words}"
 
 
 _REPELLING = ("NoSchedule", "NoExecute")

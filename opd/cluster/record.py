@@ -20,12 +20,12 @@ from opd.cluster.errors import ClusterError
 from opd.cluster.names import labels, router_name
 from opd.cluster.resources import DEPLOYMENT, Object
 from opd.control.loop import Step
-from opd.pipeline import Configuration, Pipeline
+from opd.pipeline import Configuration, Pipeline, Task
 
 logger = logging.getLogger(__name__)
 
 APPLIED, KEPT, REFUSED = OUTCOMES = ("applied", "kept", "refused")
-"""Outcomes of a decision: another configuration runs, the same one goes on, or the decision was not carried out."""
+"""Outcomes of a decision: another configuration runs, the same one goes on, or the policy's decision was refused."""
 
 STATE = ("available_cores", "incoming_load", "task_latency", "ready_throughput", "queue")
 """Fields of an observation that a log entry has."""
@@ -54,8 +54,9 @@ class ControllerMetrics:
             "opd_decision_seconds", "forecast and decision", names, buckets=_SECONDS, registry=self.registry
         )
         gauges = {
-            "reward": "Eq. 7, last interval",
-            "qos": "Eq. 3, last interval",
+            "reward": "reward of the objective, last interval",
+            "qos": "quality of service, last interval",
+            "within": "share of the requests that ended in the last interval within the latency of the service level",
             "cost": "cores of the configuration",
             "forecast": "predicted load, requests/s",
             "leader": "1 if this controller acts",
@@ -77,7 +78,7 @@ class ControllerMetrics:
         """Count one decision and set the gauges of its interval."""
         self.decisions.labels(self._pipeline, outcome).inc()
         self.seconds.labels(self._pipeline).observe(step.decision_seconds)
-        values = {name: float(getattr(step.score, name)[0]) for name in ("reward", "qos", "cost")}
+        values = {name: float(getattr(step.score, name)[0]) for name in ("reward", "qos", "within", "cost")}
         for name, value in {**values, "forecast": step.predicted_load}.items():
             self.set(name, value)
 
@@ -107,17 +108,20 @@ class Recorder:
             step: the step.
             before: what ran before it.
         """
-        outcome = REFUSED if step.refused else KEPT if step.configuration == before else APPLIED
+        changed = step.configuration != before
+        outcome = REFUSED if step.refused else APPLIED if changed else KEPT
         self._metrics.count(step, outcome)
         words = self._describe(step.configuration)
         logger.info("%s: %s", outcome, words, extra={FIELDS: self.entry(step, outcome)})
         if step.forecast_failure:
             instead = f"the largest load of the last 20 s, {step.predicted_load:g} requests/s, replaces it"
             self.event("ForecastFailed", f"{step.forecast_failure}; {instead}", "Warning")
-        if outcome == APPLIED:
+        if step.refused:
+            replaced = step.fallback and step.decided == step.configuration
+            source = "is the decision of the fallback policy" if replaced else "goes on"
+            self.event("Refused", f"{step.refused}; {words} {source}", "Warning")
+        if changed:
             self.event("Reconfigured", f"{words}; forecast {step.predicted_load:g} requests/s")
-        elif outcome == REFUSED:
-            self.event("Refused", f"{step.refused}; {words} goes on", "Warning")
 
     def entry(self, step: Step, outcome: str) -> dict[str, Any]:
         """Return a step as plain data; unknown figures are null."""
@@ -189,15 +193,23 @@ class Recorder:
         return {"uid": self._router_uid} if self._router_uid else {}
 
     def _stages(self, configuration: Configuration) -> dict[str, Any]:
-        chosen = self._pipeline.selected(configuration)
+        """The stages by task; a variant that the task does not have, which a policy may want, as a number."""
         return {
-            task.name: {"variant": variant.name, "replicas": int(stage.replicas), "batch_size": int(stage.batch_size)}
-            for task, (variant, stage) in zip(self._pipeline.tasks, chosen, strict=True)
+            task.name: {
+                "variant": _variant_name(task, stage.variant),
+                "replicas": int(stage.replicas),
+                "batch_size": int(stage.batch_size),
+            }
+            for task, stage in zip(self._pipeline.tasks, configuration, strict=True)
         }
 
     def _describe(self, configuration: Configuration) -> str:
         stages = self._stages(configuration).items()
         return ", ".join(f"{task} {s['replicas']} x {s['variant']} batch {s['batch_size']}" for task, s in stages)
+
+
+def _variant_name(task: Task, index: int) -> str | int:
+    return task.variants[index].name if 0 <= index < len(task.variants) else int(index)
 
 
 def _plain(value: float | np.ndarray) -> Any:

@@ -1,6 +1,7 @@
 """Policies, built by name, and the control loop.
 
-The names of the policies stand here, because importing this package loads nothing else.
+The names of the policies stand here, because importing this package loads nothing else. A policy of a user is named
+``module:Class``, see :mod:`opd.control.user_policy`.
 """
 
 AGENT = "agent"
@@ -13,3 +14,16 @@ SIMULATED_POLICIES = ("clairvoyant",)
 
 DEPLOYABLE_POLICIES = tuple(name for name in POLICIES if name not in SIMULATED_POLICIES)
 """Policies that run on every backend."""
+
+DECISION_SHARE = 0.5
+"""Share of the interval that a decision of a user's policy may take by default."""
+
+
+def is_user_policy(name: str) -> bool:
+    """Return whether a policy is a class of a user, ``module:Class``."""
+    return ":" in name
+
+
+def policy_label(name: str) -> str:
+    """Return the name of a policy in tables and figures: of a user's policy the name of its class."""
+    return name.rpartition(":")[2].rpartition(".")[2] if is_user_policy(name) else name

@@ -6,6 +6,7 @@ configuration and lets an interval pass.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -13,11 +14,14 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from opd.control.decisions import as_decision, reason_of
 from opd.control.policies import Policy
-from opd.measurement import Interval, Observation, Score, score
-from opd.objective import Weights
+from opd.measurement import Interval, Observation, Score, Span, score
+from opd.objective import Objective, check_objective
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, as_array, check_feasible
 from opd.workload.forecast import RecentMaximum
+
+logger = logging.getLogger(__name__)
 
 
 class ObservationError(RuntimeError):
@@ -50,8 +54,11 @@ class Backend(Protocol):
         """
         ...
 
-    def wait(self) -> Interval:
-        """Let one interval pass and return its measurements, as a batch of one."""
+    def wait(self) -> tuple[Span, Interval]:
+        """Let one interval pass; return the time that was measured, and its measurements as a batch of one.
+
+        The time begins when the last change was complete, so the interval shows the running configuration.
+        """
         ...
 
 
@@ -61,15 +68,16 @@ class Step:
 
     Attributes:
         observation: with the forecast, as the policy got it; None if nothing was observed.
-        decided: the configuration that the policy chose; None if it did not decide.
+        decided: the configuration that the policy or its fallback chose; None if neither did.
         predicted_load: p, requests/s; NaN if nothing was observed.
         forecast_failure: why ``predicted_load`` is the largest load of the last 20 s instead of a forecast; else empty.
         configuration: what ran in the interval.
         refused: why the policy did not decide, or its decision was not applied; else empty.
-        fallback: whether an agent's fallback policy decided.
+        fallback: whether the fallback policy of an agent or of a user's policy decided.
         decision_seconds: d_t of Alg. 1, forecast and features included.
+        span: the time that was measured.
         interval: the measurements; NaN where there are none.
-        score: the measurements in terms of Eqs. 1-3 and 7.
+        score: the measurements in terms of the objective.
     """
 
     observation: Observation | None
@@ -80,6 +88,7 @@ class Step:
     refused: str
     fallback: bool
     decision_seconds: float
+    span: Span
     interval: Interval
     score: Score
 
@@ -139,7 +148,7 @@ class Decision(NamedTuple):
     refused: str = ""
 
 
-def decide(backend: Backend, policy: Policy, forecast: Callable[[np.ndarray], float]) -> Decision:
+def decide(backend: Backend, pipeline: Pipeline, policy: Policy, forecast: Callable[[np.ndarray], float]) -> Decision:
     """Observe the pipeline, forecast its load and let the policy decide, or state why there is no decision."""
     try:
         observation = backend.observe()
@@ -148,15 +157,29 @@ def decide(backend: Backend, policy: Policy, forecast: Callable[[np.ndarray], fl
     begin = perf_counter()
     predicted_load, failure = expected_load(forecast, observation.history)
     observation = replace(observation, predicted_load=predicted_load)
+    decided, reasons = None, []
     try:
-        decided = policy.decide(observation)
+        decided = as_decision(pipeline, policy.decide(observation))
     except InfeasibleError as error:
-        return Decision(observation, None, predicted_load, failure, refused=f"no decision: {error}")
-    return Decision(observation, decided, predicted_load, failure, policy.fallback, perf_counter() - begin)
+        reasons = [f"no decision: {error}"]
+    except Exception as error:  # a broken policy must not stop the pipeline
+        logger.warning("the policy failed", exc_info=True)
+        reasons = [f"no decision: {reason_of(error)}"]
+    seconds = perf_counter() - begin
+    # A policy need not have the attributes of Policy.
+    refused, fallback = getattr(policy, "refused", ""), getattr(policy, "fallback", False)
+    return Decision(
+        observation, decided, predicted_load, failure, fallback, seconds, "; ".join(filter(None, [refused, *reasons]))
+    )
 
 
 def apply(backend: Backend, guard: Guard, decision: Decision) -> str:
-    """Apply a decision that the guard admits; return the reason if the previous configuration keeps running."""
+    """Apply a decision that the guard admits.
+
+    Returns:
+        Why the decision of the policy is not what runs: it was refused, and a fallback decided or the previous
+        configuration keeps running. Empty if it is.
+    """
     if decision.observation is None or decision.decided is None:
         return decision.refused
     running = guard.configuration
@@ -165,8 +188,8 @@ def apply(backend: Backend, guard: Guard, decision: Decision) -> str:
         backend.apply(guard.configuration)
     except ApplyError as error:
         guard.configuration = running
-        return str(error)
-    return refused
+        refused = str(error)
+    return "; ".join(filter(None, [decision.refused, refused]))
 
 
 def run(
@@ -174,9 +197,8 @@ def run(
     pipeline: Pipeline,
     policy: Policy,
     forecast: Callable[[np.ndarray], float],
-    weights: Weights,
+    objective: Objective,
     decisions: int,
-    interval_seconds: float,
 ) -> Iterator[Step]:
     """Run Alg. 1: observe, forecast, decide, apply, wait, score; yields each step when it ends.
 
@@ -188,18 +210,19 @@ def run(
         pipeline: its definition.
         policy: decides.
         forecast: predicted maximum load (requests/s) for a history of per-second counts.
-        weights: of the reward.
+        objective: of the reward: the weights of Eq. 7, or a service level.
         decisions: number of steps.
-        interval_seconds: time between two decisions.
     """
+    check_objective(pipeline, objective)
     guard = Guard(pipeline, backend.configuration)
     for _ in range(decisions):
-        decision = decide(backend, policy, forecast)
+        decision = decide(backend, pipeline, policy, forecast)
         refused = apply(backend, guard, decision)
-        interval = backend.wait()
+        span, interval = backend.wait()
         yield Step(
             **decision._replace(refused=refused)._asdict(),
             configuration=guard.configuration,
+            span=span,
             interval=interval,
-            score=score(pipeline, weights, as_array(guard.configuration)[None], interval, interval_seconds),
+            score=score(pipeline, objective, as_array(guard.configuration)[None], interval, span.seconds),
         )

@@ -22,7 +22,14 @@ class Policy(Protocol):
     """Anything that configures a pipeline."""
 
     fallback: bool = False
-    """True if the last decision was the fallback policy's, not the agent's."""
+    """True if the last decision was the fallback policy's."""
+
+    refused: str = ""
+    """Why the policy's own last decision was refused and the fallback policy decided; else empty."""
+
+    def warm_up(self, observation: Observation) -> None:
+        """Compile what a decision needs, without deciding: later decisions are as if this had not been called."""
+        return
 
     def decide(self, observation: Observation) -> Configuration:
         """Choose the configuration to run until the next decision.
@@ -33,7 +40,7 @@ class Policy(Protocol):
         ...
 
 
-def _on_available_cores(pipeline: Pipeline, observation: Observation) -> Pipeline:
+def on_available_cores(pipeline: Pipeline, observation: Observation) -> Pipeline:
     """The pipeline on the cores of its device that nothing else uses."""
     if not observation.available_cores < pipeline.capacity:
         return pipeline
@@ -49,10 +56,18 @@ class RandomPolicy(Policy):
 
     def decide(self, observation: Observation) -> Configuration:
         """A random feasible configuration."""
-        return random_configuration(_on_available_cores(self._pipeline, observation), self._generator)
+        return random_configuration(on_available_cores(self._pipeline, observation), self._generator)
 
 
-class GreedyPolicy(Policy):
+class _StatelessPolicy(Policy):
+    """A policy that remembers nothing, so that a decision nobody uses compiles what the others need."""
+
+    def warm_up(self, observation: Observation) -> None:
+        """Decide once."""
+        self.decide(observation)
+
+
+class GreedyPolicy(_StatelessPolicy):
     """The cheapest configuration that carries the forecast."""
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -60,10 +75,10 @@ class GreedyPolicy(Policy):
 
     def decide(self, observation: Observation) -> Configuration:
         """Fewest cores for the forecast load."""
-        return greedy(_on_available_cores(self._pipeline, observation), observation.predicted_load)
+        return greedy(on_available_cores(self._pipeline, observation), observation.predicted_load)
 
 
-class IpaPolicy(Policy):
+class IpaPolicy(_StatelessPolicy):
     """IPA with the capacity limit added, solved exactly.
 
     Args:
@@ -83,11 +98,11 @@ class IpaPolicy(Policy):
     def decide(self, observation: Observation) -> Configuration:
         """The optimum of IPA's objective for the forecast load."""
         return self._solve(
-            _on_available_cores(self._pipeline, observation), observation.predicted_load, self._parameters
+            on_available_cores(self._pipeline, observation), observation.predicted_load, self._parameters
         )
 
 
-class MyopicPolicy(Policy):
+class MyopicPolicy(_StatelessPolicy):
     """The exact maximiser of Eq. 7 for the forecast load; ignores start-up times and later intervals."""
 
     def __init__(self, pipeline: Pipeline, weights: Weights, batch_timeout: float) -> None:
@@ -95,7 +110,7 @@ class MyopicPolicy(Policy):
 
     def decide(self, observation: Observation) -> Configuration:
         """The best configuration for a single interval if the forecast is right."""
-        pipeline = _on_available_cores(self._pipeline, observation)
+        pipeline = on_available_cores(self._pipeline, observation)
         return myopic(pipeline, observation.predicted_load, self._weights, self._batch_timeout)
 
 
@@ -111,6 +126,10 @@ class ClairvoyantPolicy(MyopicPolicy):
         if observation.coming_load is None:
             raise ValueError("the clairvoyant policy needs the coming load, which only the simulated backend knows")
         return super().decide(replace(observation, predicted_load=observation.coming_load))
+
+    def warm_up(self, observation: Observation) -> None:
+        """Decide once, for the forecast."""
+        super().decide(observation)
 
 
 def planned_load(observation: Observation) -> float:
@@ -128,6 +147,10 @@ class BacklogPolicy(Policy):
 
     def __init__(self, policy: Policy, interval: float) -> None:
         self._policy, self._interval = policy, interval
+
+    def warm_up(self, observation: Observation) -> None:
+        """Warm up the policy."""
+        self._policy.warm_up(observation)
 
     def decide(self, observation: Observation) -> Configuration:
         """The decision of the policy if all waiting requests arrived in the next interval, in addition to the load."""
@@ -166,6 +189,12 @@ class AgentPolicy(Policy):
         self._agent, self._fallback_policy = agent, fallback
         self._trained_load = TRAINED_LOAD_SHARE * agent.parameters.get("largest_load", np.inf)
         self._recovery = 0
+
+    def warm_up(self, observation: Observation) -> None:
+        """Compile the forward pass, and what the fallback policy needs."""
+        self._agent.decide(observed_state(self._agent.pipeline, observation)[0])
+        if self._fallback_policy is not None:
+            self._fallback_policy.warm_up(observation)
 
     def decide(self, observation: Observation) -> Configuration:
         """One forward pass on the state of Eq. 5, or the decision of the fallback policy."""

@@ -11,10 +11,14 @@ from typing import Any
 
 import numpy as np
 import psutil
-from tqdm.auto import tqdm
+from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
 
+from opd.host.progress import progress_bar
 from opd.pipeline import Configuration, Pipeline, StageConfiguration
+from opd.serving.adapters import next_request
+from opd.serving.batching import join, joinable, rows, split
 from opd.serving.client import Client, complete
+from opd.serving.contents import contents_of
 from opd.serving.local import LocalBackend
 
 WARM_UP_CALLS = 5
@@ -38,40 +42,43 @@ async def connect(backend: LocalBackend) -> AsyncIterator[tuple[list[Client], Cl
             await client.close()
 
 
-async def timed_calls(chain: Sequence[Client], payloads: Sequence[bytes]) -> tuple[Sequence[bytes], float]:
-    """Pause, then call servers one after the other, each with the answers of the one before.
+async def timed_calls(chain: Sequence[Client], request: ModelInferRequest) -> tuple[ModelInferResponse, float]:
+    """Pause, then call servers one after the other, each with the outputs of the one before.
 
     Args:
         chain: the servers.
-        payloads: one batch for the first server.
+        request: one batch for the first server.
 
     Returns:
-        The answers of the last server, and the seconds that all calls took together.
+        The answer of the last server, and the seconds that all calls took together.
     """
     await asyncio.sleep(PAUSE_SECONDS)
     begin = time.perf_counter()
     for server in chain:
-        payloads = await server.infer(payloads, 0.0, CALL_TIMEOUT)
-    return payloads, time.perf_counter() - begin
+        answer = await server.infer(request, 0.0, CALL_TIMEOUT)
+        request = next_request(answer, request)
+    return answer, time.perf_counter() - begin
 
 
 # ---------------------------------------------------------------------------------------- served latencies
 
 
 def calibrate_pipeline(
-    backend: LocalBackend, configurations: Sequence[Configuration], payloads: Sequence[bytes]
+    backend: LocalBackend, configurations: Sequence[Configuration], samples: Sequence[ModelInferRequest]
 ) -> Pipeline:
     """Measure every variant that occurs in some configurations, and put the latencies into the pipeline's profiles.
 
     Args:
         backend: the pipeline, up and idle; nothing else should run on the machine.
         configurations: determine the variants and the largest batch size.
-        payloads: for the first stage.
+        samples: requests for the first stage.
     """
     pipeline = backend.pipeline
-    for configuration in tqdm(covering_configurations(configurations), unit="configuration", desc="calibration"):
+    for configuration in progress_bar(
+        covering_configurations(configurations), unit="configuration", desc="calibration"
+    ):
         backend.apply(configuration)
-        pipeline = with_served_latencies(pipeline, configuration, measure_served_latencies(backend, payloads))
+        pipeline = with_served_latencies(pipeline, configuration, measure_served_latencies(backend, samples))
     return pipeline
 
 
@@ -108,7 +115,7 @@ def with_served_latencies(
 
 
 def measure_served_latencies(
-    backend: LocalBackend, payloads: Sequence[bytes], calls: int = 30 + WARM_UP_CALLS
+    backend: LocalBackend, samples: Sequence[ModelInferRequest], calls: int = 30 + WARM_UP_CALLS
 ) -> list[dict[int, float]]:
     """Measure how long a queue waits for a replica of each stage: one call at a time with pauses, as under light load.
 
@@ -117,31 +124,35 @@ def measure_served_latencies(
 
     Args:
         backend: the pipeline, up and idle.
-        payloads: for the first stage; each further stage gets the answers of the one before.
+        samples: requests for the first stage; each further stage gets the outputs of the one before. Only those of
+            the most frequent signature are used, because others cannot be joined with them.
         calls: of each batch size up to the largest of the configuration, including :data:`WARM_UP_CALLS`.
 
     Returns:
         Mean seconds by batch size, for every stage.
     """
-    return complete(_call_stages(backend, payloads, calls))
+    return complete(_call_stages(backend, joinable(samples), calls))
 
 
-async def _call_stages(backend: LocalBackend, payloads: Sequence[bytes], calls: int) -> list[dict[int, float]]:
+async def _call_stages(
+    backend: LocalBackend, samples: Sequence[ModelInferRequest], calls: int
+) -> list[dict[int, float]]:
     largest = max(stage.batch_size for stage in backend.configuration)
     results: list[dict[int, float]] = []
     async with connect(backend) as (replicas, _):
         for replica in replicas:
             means: dict[int, float] = {}
-            answers: list[bytes] = []
+            outputs: list[ModelInferRequest] = []
             for size in (size for size in backend.pipeline.batch_sizes if size <= largest):
                 seconds = np.zeros(calls)
                 for call in range(calls):
-                    batch = [payloads[(call + position) % len(payloads)] for position in range(size)]
-                    answered, seconds[call] = await timed_calls([replica], batch)
-                    answers += answered
+                    batch = [samples[(call + position) % len(samples)] for position in range(size)]
+                    answer, seconds[call] = await timed_calls([replica], join(batch))
+                    parts = split(answer, [rows(request) for request in batch], replica.model)
+                    outputs += [next_request(part, request) for part, request in zip(parts, batch, strict=True)]
                 means[size] = float(np.mean(seconds[WARM_UP_CALLS:]))
             results.append(means)
-            payloads = answers
+            samples = joinable(outputs)
     return results
 
 
@@ -149,14 +160,14 @@ async def _call_stages(backend: LocalBackend, payloads: Sequence[bytes], calls: 
 
 
 def measure_overhead(
-    backend: LocalBackend, payloads: Sequence[bytes], warm_up: int = 20, idle_seconds: float = 10.0
+    backend: LocalBackend, samples: Sequence[ModelInferRequest], warm_up: int = 20, idle_seconds: float = 10.0
 ) -> dict[str, Any]:
-    """Send every payload twice, one request at a time: directly to one replica of each stage, and to the router.
+    """Send every request twice, one at a time: directly to one replica of each stage, and to the router.
 
     Args:
         backend: the pipeline, up and idle, with batch size 1 in all stages.
-        payloads: to send.
-        warm_up: number of payloads at the start that are not counted.
+        samples: requests to send.
+        warm_up: number of requests at the start that are not counted.
         idle_seconds: time without requests, to measure the CPU time that the processes take when idle.
 
     Returns:
@@ -167,7 +178,7 @@ def measure_overhead(
     Raises:
         RuntimeError: if router and replicas give different answers.
     """
-    direct, routed, cpu_seconds = complete(_call_both(backend, payloads[:warm_up], payloads[warm_up:], idle_seconds))
+    direct, routed, cpu_seconds = complete(_call_both(backend, samples[:warm_up], samples[warm_up:], idle_seconds))
     latencies = {"direct_ms": direct, "routed_ms": routed, "added_ms": routed - direct}
     return {
         "requests": len(routed),
@@ -184,7 +195,10 @@ def measure_overhead(
 
 
 async def _call_both(
-    backend: LocalBackend, warm_up: Sequence[bytes], payloads: Sequence[bytes], idle_seconds: float
+    backend: LocalBackend,
+    warm_up: Sequence[ModelInferRequest],
+    samples: Sequence[ModelInferRequest],
+    idle_seconds: float,
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Seconds of every direct and every routed request, and CPU seconds of all routed ones."""
     async with connect(backend) as (replicas, router):
@@ -193,22 +207,22 @@ async def _call_both(
         await asyncio.sleep(idle_seconds)
         idle_rate = (_cpu_seconds(backend) - idle_before) / idle_seconds  # mostly for answering scrapes
         before, begin = _cpu_seconds(backend), time.perf_counter()
-        direct, routed = await _alternate(replicas, router, payloads)
+        direct, routed = await _alternate(replicas, router, samples)
         idle = idle_rate * (time.perf_counter() - begin)
         return direct, routed, _cpu_seconds(backend) - before - idle
 
 
 async def _alternate(
-    replicas: Sequence[Client], router: Client, payloads: Sequence[bytes]
+    replicas: Sequence[Client], router: Client, samples: Sequence[ModelInferRequest]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds of every payload through the replicas called one after the other, and through the router."""
-    direct, routed = np.zeros(len(payloads)), np.zeros(len(payloads))
-    for number, payload in enumerate(payloads):
-        expected, direct[number] = await timed_calls(replicas, [payload])
-        answers, routed[number] = await timed_calls([router], [payload])
-        if answers != expected:
+    """Seconds of every request through the replicas called one after the other, and through the router."""
+    direct, routed = np.zeros(len(samples)), np.zeros(len(samples))
+    for number, request in enumerate(samples):
+        expected, direct[number] = await timed_calls(replicas, request)
+        answer, routed[number] = await timed_calls([router], request)
+        if contents_of(answer) != contents_of(expected):
             raise RuntimeError(
-                f"payload {number}: the router's answer differs from that of the replicas called directly"
+                f"request {number}: the router's answer differs from that of the replicas called directly"
             )
     return direct, routed
 

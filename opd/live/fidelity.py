@@ -9,15 +9,16 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
+from opd.host.progress import progress_bar
 from opd.live.calibration import measure_served_latencies, with_served_latencies
-from opd.live.load import arrival_times, read_payloads, start_load
+from opd.live.load import arrival_times, start_load
 from opd.live.runs import ANSWER_SECONDS, LiveRun
 from opd.measurement import SimulationParameters
 from opd.pipeline import Configuration, Pipeline, as_array
 from opd.serving.local import LocalBackend
 from opd.serving.protocol import COMPLETED
+from opd.serving.samples import read_samples
 from opd.simulator.simulator import Simulator
 
 SEEDS = range(20)
@@ -54,7 +55,7 @@ def measure_fidelity(
     configurations: Sequence[Configuration],
     loads: Sequence[float],
     seconds: int,
-    payloads: Path,
+    samples: Path,
     overhead: float,
     folder: Path,
     seed: int = 0,
@@ -70,10 +71,10 @@ def measure_fidelity(
         configurations: to apply one after the other.
         loads: mean requests/s; the count of each second is drawn from a Poisson distribution.
         seconds: duration of each load.
-        payloads: Parquet file of payloads.
+        samples: file of requests, see :mod:`opd.serving.samples`.
         overhead: seconds that router and queues add, see :func:`opd.live.calibration.measure_overhead`.
         folder: for the load generator's files.
-        seed: of counts, arrival times and payloads.
+        seed: of counts, arrival times and requests.
 
     Returns:
         One row per configuration and load: requests offered and completed, and :class:`Performance` profiled,
@@ -81,17 +82,17 @@ def measure_fidelity(
     """
     rows = []
     rng = np.random.default_rng(seed)
-    contents, pipeline = read_payloads(payloads), backend.pipeline
-    for configuration in tqdm(configurations, unit="configuration", desc="fidelity"):
+    requests, pipeline = read_samples(samples), backend.pipeline
+    for configuration in progress_bar(configurations, unit="configuration", desc="fidelity"):
         backend.apply(configuration)
-        calibrated = with_served_latencies(pipeline, configuration, measure_served_latencies(backend, contents))
+        calibrated = with_served_latencies(pipeline, configuration, measure_served_latencies(backend, requests))
         label = configuration_label(pipeline, configuration)
         for load in loads:
             counts, draw = rng.poisson(load, seconds), int(rng.integers(1 << 31))
             arrivals = arrival_times(counts, draw)
             profiled = predict(pipeline, parameters, configuration, arrivals)
             predicted = predict(calibrated, parameters, configuration, arrivals, overhead)
-            records = _send(backend, counts, payloads, draw, folder)
+            records = _send(backend, counts, samples, draw, folder)
             row = {"configuration": label, "load": load, "offered": len(records)}
             row |= profiled.columns("profiled") | predicted.columns("predicted")
             row["completed"] = int((records["outcome"] == COMPLETED).sum())
@@ -99,10 +100,10 @@ def measure_fidelity(
     return pd.DataFrame(rows)
 
 
-def _send(backend: LocalBackend, counts: np.ndarray, payloads: Path, seed: int, folder: Path) -> pd.DataFrame:
+def _send(backend: LocalBackend, counts: np.ndarray, samples: Path, seed: int, folder: Path) -> pd.DataFrame:
     """Send one load to the pipeline and wait for its answers; returns a row per request."""
     output = folder / "fidelity.parquet"
-    generator = start_load(backend.address, backend.pipeline.name, counts, payloads, seed, output)
+    generator = start_load(backend.address, backend.pipeline.name, counts, samples, seed, output)
     return generator.finish(len(counts) + ANSWER_SECONDS)
 
 
@@ -173,50 +174,67 @@ def replay(
 ) -> pd.DataFrame:
     """Predict the latency of every interval of a live run from its arrivals and configurations.
 
+    The simulator changes the configuration in the second in which the live pipeline began to, and its latencies are
+    averaged over the seconds that were measured live.
+
     Args:
         pipelines: the pipeline with different latency profiles, by the name of the prediction.
-        parameters: of the simulator, with the interval of the run.
+        parameters: of the simulator.
         run: a live run.
         seeds: of the service noise; predictions are means over them.
 
     Returns:
-        One row for each of the K intervals: ``time`` in seconds, and the mean latency in seconds of the requests
-        answered in that interval, ``measured`` and one column per prediction; NaN where no request was answered.
+        One row for each of the K intervals: ``time`` since the first decision and ``seconds`` measured from then on,
+        and the mean latency in seconds of the requests answered in that time, ``measured`` and one column per
+        prediction; NaN where no request was answered.
 
     Raises:
         ValueError: if the run itself was simulated.
     """
     if run.records is None:
         raise ValueError("a simulated run has no measurements to compare with; choose another backend")
-    length, intervals = parameters.interval, len(run.steps)
+    spans = np.array([step.span for step in run.steps]) - run.begin
     sent = (run.records["scheduled"] + run.records.attrs["started"] - run.begin).to_numpy()
-    within = np.sort(sent[(sent >= 0) & (sent < length * intervals)])
+    within = np.sort(sent[(sent >= 0) & (sent < np.ceil(spans[-1, 1]))])
     predictions = {
         name: np.mean([_predicted_latency(pipeline, parameters, run, within, seed) for seed in seeds], axis=0)
         for name, pipeline in pipelines.items()
     }
-    measured = _measured_latency(run.records, run.begin, length).reindex(range(intervals))
-    times = length * np.arange(intervals)
-    return pd.DataFrame({"time": times, "measured": measured.to_numpy(), **predictions})
+    measured = _measured_latency(run.records, run.begin, spans)
+    seconds = spans[:, 1] - spans[:, 0]
+    return pd.DataFrame({"time": spans[:, 0], "seconds": seconds, "measured": measured, **predictions})
 
 
 def _predicted_latency(
     pipeline: Pipeline, parameters: SimulationParameters, run: LiveRun, arrivals: np.ndarray, seed: int
 ) -> list[float]:
-    """Mean latency in seconds of each simulated interval; NaN where no request was answered."""
-    most = int(np.bincount(arrivals.astype(np.int64), minlength=1).max()) + 1
-    simulator = Simulator(pipeline, parameters, max_rate=most, seed=seed)
+    """Mean latency in seconds of each interval, simulated second by second; NaN where no request was answered."""
+    spans = np.array([step.span for step in run.steps]) - run.begin
+    per_second = np.bincount(arrivals.astype(np.int64), minlength=int(np.ceil(spans[-1, 1])))
+    simulator = Simulator(pipeline, replace(parameters, interval=1), max_rate=int(per_second.max()) + 1, seed=seed)
     simulator.reset(run.initial)
-    means, length = [], parameters.interval
-    for k, step in enumerate(run.steps):
-        times = arrivals[(arrivals >= k * length) & (arrivals < (k + 1) * length)]
-        interval = simulator.step_arrivals(as_array(step.configuration), times)
-        means.append(float(interval.latency_mean[0]) if interval.completed[0] else np.nan)
-    return means
+    ends = np.cumsum(per_second)
+    middles = np.arange(len(per_second)) + 0.5
+    decided = np.searchsorted(spans[:-1, 1], middles)  # a change begins when the last interval ends
+    sums, completed = np.zeros(len(per_second)), np.zeros(len(per_second))
+    for second, (end, count, step) in enumerate(zip(ends, per_second, decided, strict=True)):
+        configuration = as_array(run.steps[step].configuration)
+        interval = simulator.step_arrivals(configuration, arrivals[end - count : end])
+        completed[second] = interval.completed[0]
+        sums[second] = interval.completed[0] * interval.latency_mean[0]
+    return [_mean_within(middles, sums, completed, *span) for span in spans]
 
 
-def _measured_latency(records: pd.DataFrame, begin: float, length: int) -> pd.Series:
-    """Mean latency in seconds by the index of the interval in which a request was answered."""
+def _mean_within(times: np.ndarray, sums: np.ndarray, counts: np.ndarray, begin: float, end: float) -> float:
+    """Mean of ``sums`` over ``counts`` at the times from ``begin`` until ``end``; NaN if nothing was counted."""
+    within = (times >= begin) & (times < end)
+    count = counts[within].sum()
+    return float(sums[within].sum() / count) if count else np.nan
+
+
+def _measured_latency(records: pd.DataFrame, begin: float, spans: np.ndarray) -> list[float]:
+    """Mean latency in seconds of the requests that were answered in each interval."""
     done = records[records["outcome"] == COMPLETED]
-    number = np.floor((done["finished"] + records.attrs["started"] - begin) / length)
-    return (done["finished"] - done["scheduled"]).groupby(number).mean()
+    finished = (done["finished"] + records.attrs["started"] - begin).to_numpy()
+    latency = (done["finished"] - done["scheduled"]).to_numpy()
+    return [_mean_within(finished, latency, np.ones(len(latency)), *span) for span in spans]

@@ -22,11 +22,15 @@ import grpc
 import numpy as np
 import pandas as pd
 import typer
+from mlserver.grpc.dataplane_pb2 import ModelInferRequest
 from tqdm import tqdm
 
 from opd.serving import supervisor
 from opd.serving.client import Client
+from opd.serving.contents import TensorError, check_tensors
 from opd.serving.protocol import COMPLETED, FAILED, OUTCOMES, outcome_of
+from opd.serving.samples import read_samples
+from opd.serving.tensors import text_of
 
 TIMEOUT_SECONDS = 20.0
 """Default timeout of a request."""
@@ -45,8 +49,8 @@ DETAIL_LENGTH = 200
 NO_ANSWER = "NO_ANSWER"
 """Code of a request that got no answer within its timeout, or before the run was interrupted."""
 
-PAYLOAD = "payload"
-"""Column of the payloads in a payload file, and of their index in the records."""
+ANSWER_LENGTH = 10_000
+"""Characters of an answer that are recorded."""
 
 
 @dataclass(kw_only=True)
@@ -60,8 +64,8 @@ class RequestRecord:
         outcome: one of :data:`opd.serving.protocol.OUTCOMES`.
         code: gRPC status or :data:`NO_ANSWER`.
         detail: error message.
-        payload: index.
-        answer: text.
+        payload: index of the sample.
+        answer: texts of a single tensor of BYTES, joined; otherwise the tensors as JSON.
     """
 
     scheduled: float
@@ -104,7 +108,7 @@ async def offer(
     address: str,
     model: str,
     counts: np.ndarray,
-    payloads: Sequence[bytes],
+    samples: Sequence[ModelInferRequest],
     seed: int,
     timeout: float = TIMEOUT_SECONDS,
     stop: asyncio.Event | None = None,
@@ -115,8 +119,8 @@ async def offer(
         address: ``host:port`` of the gRPC endpoint.
         model: name of the model or pipeline there.
         counts: (T,) requests in each second.
-        payloads: each request carries one of these, drawn at random.
-        seed: of times and payloads.
+        samples: each request is one of these, drawn at random.
+        seed: of times and of the draw.
         timeout: seconds until a request counts as unanswered.
         stop: ends the run early when set.
 
@@ -125,18 +129,18 @@ async def offer(
         ``started`` (Unix seconds) and ``seconds``, the time during which load was offered.
 
     Raises:
-        LoadError: if the model is not ready within :data:`READY_SECONDS`, or there are no payloads.
+        LoadError: if the model is not ready within :data:`READY_SECONDS`, or there are no samples.
         ValueError: see :func:`arrival_times`.
     """
     times = arrival_times(counts, seed)
-    if not len(payloads):
-        raise LoadError("there are no payloads to send; give at least one")
-    choices = np.random.default_rng([seed, 1]).integers(len(payloads), size=len(times))
+    if not len(samples):
+        raise LoadError("there are no samples to send; give at least one")
+    choices = np.random.default_rng([seed, 1]).integers(len(samples), size=len(times))
     stop = stop or asyncio.Event()
     client = Client(address, model)
     try:
         await _require_ready(client)
-        run = _OpenLoop(client, payloads, timeout)
+        run = _OpenLoop(client, samples, timeout)
         await run.send(times, choices, stop)
         seconds = run.now() if stop.is_set() else float(len(counts))
         await run.drain(stop)
@@ -160,8 +164,8 @@ async def _require_ready(client: Client) -> None:
 class _OpenLoop:
     """Sends the requests of one run and records their outcome."""
 
-    def __init__(self, client: Client, payloads: Sequence[bytes], timeout: float) -> None:
-        self._client, self._payloads, self._timeout = client, payloads, timeout
+    def __init__(self, client: Client, samples: Sequence[ModelInferRequest], timeout: float) -> None:
+        self._client, self._samples, self._timeout = client, samples, timeout
         self._records: list[RequestRecord] = []
         self._pending: set[asyncio.Task] = set()
         self._loop = asyncio.get_running_loop()
@@ -199,13 +203,14 @@ class _OpenLoop:
 
     async def _request(self, record: RequestRecord) -> None:
         try:
-            answers = await self._client.infer([self._payloads[record.payload]], 0.0, self._timeout)
+            answer = await self._client.infer(self._samples[record.payload], 0.0, self._timeout)
+            check_tensors(answer)
             code, detail = grpc.StatusCode.OK, ""
-            record.answer = b"".join(answers).decode(errors="replace")
+            record.answer = text_of(answer)[:ANSWER_LENGTH]
         except grpc.aio.AioRpcError as error:
             code, detail = error.code(), error.details() or ""
-        except IndexError:
-            code, detail = grpc.StatusCode.UNKNOWN, "the answer contains no tensor"
+        except TensorError as error:
+            code, detail = grpc.StatusCode.UNKNOWN, f"malformed answer: {error}"
         record.finished, record.detail = self.now(), detail[:DETAIL_LENGTH]
         timed_out = code is grpc.StatusCode.DEADLINE_EXCEEDED and record.finished - record.sent >= self._timeout
         if not timed_out:
@@ -230,8 +235,9 @@ def summary(records: pd.DataFrame) -> dict[str, Any]:
 
     Returns:
         Counts of requests: ``offered``, of these ``completed``, ``rejected``, ``dropped`` and ``failed``, and of the
-        failed ``lost``, which got no answer; ``duration`` in seconds and rates in requests/s; latency of completed
-        requests and lateness of sending in seconds, None if there are none.
+        failed ``lost``, which got no answer; ``most_frequent_failure``, the status and message of most requests that
+        were not completed, and their number, or None; ``duration`` in seconds and rates in requests/s; latency of
+        completed requests and lateness of sending in seconds, None if there are none.
     """
     outcomes = records["outcome"].value_counts()
     completed = records[records["outcome"] == COMPLETED]
@@ -242,6 +248,7 @@ def summary(records: pd.DataFrame) -> dict[str, Any]:
         "offered": len(records),
         **{outcome: int(outcomes.get(outcome, 0)) for outcome in OUTCOMES},
         "lost": int((records["code"] == NO_ANSWER).sum()),
+        "most_frequent_failure": _most_frequent_failure(records),
         "duration": duration,
         "offered_rate": len(records) / duration if duration else 0.0,
         "completed_rate": len(completed) / duration if duration else 0.0,
@@ -250,6 +257,14 @@ def summary(records: pd.DataFrame) -> dict[str, Any]:
         "lateness_p99": _percentile(lateness, 99),
         "lateness_max": _percentile(lateness, 100),
     }
+
+
+def _most_frequent_failure(records: pd.DataFrame) -> dict[str, Any] | None:
+    counts = records.loc[records["outcome"] != COMPLETED, ["code", "detail"]].value_counts()
+    if counts.empty:
+        return None
+    code, detail = counts.index[0]
+    return {"code": code, "detail": detail, "requests": int(counts.iloc[0])}
 
 
 def _percentile(values: np.ndarray, percent: int) -> float | None:
@@ -288,28 +303,23 @@ class LoadGenerator(NamedTuple):
         return pd.read_parquet(self.output)
 
 
-def start_load(address: str, model: str, counts: np.ndarray, payloads: Path, seed: int, output: Path) -> LoadGenerator:
+def start_load(address: str, model: str, counts: np.ndarray, samples: Path, seed: int, output: Path) -> LoadGenerator:
     """Start a load generator; it ends when this process does.
 
     Args:
         address: ``host:port`` of the gRPC endpoint.
         model: name of the model or pipeline there.
         counts: (T,) requests in each second; written next to ``output`` for the process to read.
-        payloads: Parquet file with payloads in column ``payload``.
-        seed: of times and payloads.
+        samples: file of requests, see :mod:`opd.serving.samples`.
+        seed: of times and of the draw.
         output: Parquet file for the records; an existing one is removed.
     """
     output.unlink(missing_ok=True)
     table = output.with_suffix(".counts.csv")
     pd.Series(counts, name="requests").to_csv(table, index=False)
-    options = dict(address=address, model=model, counts=table, payloads=payloads, seed=seed, output=output)
+    options = dict(address=address, model=model, counts=table, samples=samples, seed=seed, output=output)
     command = [sys.executable, "-m", "opd.live.load", *(f"--{name}={value}" for name, value in options.items())]
     return LoadGenerator(supervisor.start(command, stdout=subprocess.DEVNULL), output)
-
-
-def read_payloads(path: Path) -> list[bytes]:
-    """Payloads from the column ``payload`` of a Parquet file."""
-    return pd.read_parquet(path, columns=[PAYLOAD])[PAYLOAD].tolist()
 
 
 def read_counts(path: Path) -> np.ndarray:
@@ -332,9 +342,9 @@ def main(
     address: Annotated[str, typer.Option(help="host:port of the gRPC endpoint")],
     model: Annotated[str, typer.Option(help="name of the model or pipeline there")],
     counts: Annotated[Path, typer.Option(help="CSV file with the number of requests in each second")],
-    payloads: Annotated[Path, typer.Option(help=f"Parquet file with payloads in column {PAYLOAD!r}")],
+    samples: Annotated[Path, typer.Option(help="JSON file with requests, or Parquet file with column 'payload'")],
     output: Annotated[Path, typer.Option(help="Parquet file for the records")],
-    seed: Annotated[int, typer.Option(help="seed of times and payloads")] = 0,
+    seed: Annotated[int, typer.Option(help="seed of times and of the draw")] = 0,
     timeout: Annotated[float, typer.Option(help="seconds until a request counts as unanswered")] = TIMEOUT_SECONDS,
 ) -> None:
     """Offer open-loop load, write one record per request, and print a summary as JSON.
@@ -346,7 +356,7 @@ def main(
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        return await offer(address, model, read_counts(counts), read_payloads(payloads), seed, timeout, stop)
+        return await offer(address, model, read_counts(counts), read_samples(samples), seed, timeout, stop)
 
     try:
         records = asyncio.run(run())
@@ -354,7 +364,16 @@ def main(
         print(f"no load was offered: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
     records.to_parquet(output, index=False)
-    print(json.dumps(summary(records), indent=2))
+    summarised = summary(records)
+    print(json.dumps(summarised, indent=2))
+    failure = summarised["most_frequent_failure"]
+    if failure is not None:
+        failed = summarised["offered"] - summarised["completed"]
+        print(
+            f"{failed} of {summarised['offered']} requests were not completed; most often ({failure['requests']}): "
+            f"{failure['code']}: {failure['detail']}",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

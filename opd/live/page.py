@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from opd.live.failures import describe_failures
 from opd.live.fidelity import Performance, relative_errors
 from opd.study.report.files import markdown_table
 
@@ -34,17 +35,33 @@ def write_page(
         summary: content of ``summary.json``.
         overhead: of :func:`opd.live.calibration.measure_overhead`; empty if it was not measured.
         fidelity: of :func:`opd.live.fidelity.measure_fidelity`; likewise.
-        replays: of :func:`opd.live.fidelity.replay`, with column ``policy``.
+        replays: of :func:`opd.live.fidelity.replay`, with column ``policy``; likewise.
     """
-    parts = ["# The live pipeline", _setup(summary), *_runs(summary["policies"])]
+    results = summary["policies"]
+    parts = ["# The live pipeline", *_failures(results), _setup(summary), *_runs(results), *_warnings(results)]
     if overhead:
         parts += _overhead(overhead)
     if len(fidelity):
         parts += _fidelity(fidelity)
-    parts += _closed_loop(replays)
+    if len(replays):
+        parts += _closed_loop(replays)
     page = "\n\n".join(parts) + "\n"
     path.write_text(page, encoding="utf-8")
     return page
+
+
+def _failures(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """State first what went wrong."""
+    useless = [
+        f"- **{name}: this run is useless: {each['useless']}.**" for name, each in results.items() if each["useless"]
+    ]
+    lines = [*useless, *(f"- {sentence}" for sentence in describe_failures(results))]
+    return ["**Requests failed.**", "\n".join(lines)] if lines else ["Every request was answered."]
+
+
+def _warnings(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = [f"- {name}: {warning}" for name, each in results.items() for warning in each["warnings"]]
+    return ["## Warnings during the runs", "\n".join(lines)] if lines else []
 
 
 def _setup(summary: Mapping[str, Any]) -> str:
@@ -63,7 +80,7 @@ def _runs(policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
     latency = 1e3 * sent[[f"latency_{quantile}" for quantile in QUANTILES]].astype(float)
     requests = names.join(sent[[*OUTCOMES]]).join(latency.set_axis([f"{name} (ms)" for name in QUANTILES], axis=1))
     scores = pd.DataFrame([{label: result[key] for key, label in SCORES.items()} for result in policies.values()])
-    decisions = names.join(changes).join(scores)
+    decisions = names.join(changes).join(scores.apply(pd.to_numeric))
     return [
         "## Requests",
         "The load generator is open-loop, and latency counts from the scheduled send time. Lost requests never got an "
@@ -73,7 +90,8 @@ def _runs(policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "The table counts reconfigurations, and those that changed the variant, the replicas or the batch size of a "
         "stage. `fallback` counts decisions that the agent left to its expert, because backlog or load exceeded what "
         "the agent was trained for. The policy `schedule` does not decide: it steps through fixed configurations to "
-        "show that every kind of change works. QoS (Eq. 3) is computed from profiled throughput, which may come from "
+        "show that every kind of change works. Scores are means over the measured time under load; an interval is "
+        "measured from the end of a change. QoS (Eq. 3) is computed from profiled throughput, which may come from "
         "another machine, so it can contain unmet demand that was in fact met here.",
         markdown_table(decisions),
         "![Timelines of the runs](course.png)",

@@ -14,18 +14,36 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from opd.study.plots.style import PALETTE, Style, label_decades, legend_below, ordered, policy_style, save_figure
+from opd.study.plots.style import (
+    PALETTE,
+    Style,
+    label_decades,
+    legend_below,
+    ordered,
+    policy_style,
+    save_figure,
+    variant_colours,
+)
 
 
 def _style(policy: str) -> Style:
     return Style("schedule (fixed)", "0.4", "o") if policy == "schedule" else policy_style(policy)
 
 
+GAP_SECONDS = 0.05
+"""Shortest time between two intervals that is left blank; a configuration was changing in it."""
+
+
 def _draw(axes: Axes, run: pd.DataFrame, values: pd.Series, **look: Any) -> None:
-    """Draw one value per interval as a step that lasts as long as the interval."""
-    times = run["time"].to_numpy()
-    last = times[-1] + (times[1] - times[0] if len(times) > 1 else 1.0)
-    axes.stairs(values, np.append(times, last), **{"baseline": None, "lw": 1.8, **look})
+    """Draw one value per interval as a step that lasts as long as the interval; between intervals there is none."""
+    edges, heights = [float(run["time"].iloc[0])], []
+    for begin, seconds, value in zip(run["time"], run["seconds"], values, strict=True):
+        if begin - edges[-1] > GAP_SECONDS:
+            edges.append(begin)
+            heights.append(np.nan)
+        edges.append(begin + seconds)
+        heights.append(value)
+    axes.stairs(heights, edges, **{"baseline": None, "lw": 1.8, **look})
 
 
 def _columns(table: pd.DataFrame, rows: int, height: float) -> tuple[Figure, np.ndarray, list[str]]:
@@ -78,7 +96,7 @@ def plot_live_timelines(timelines: pd.DataFrame, tasks: Sequence[str], title: st
 
 def _draw_stage(axes: Axes, run: pd.DataFrame, task: str, variants: Sequence[str]) -> None:
     """Draw replicas as steps, coloured by variant and labelled with the batch size at every change."""
-    for variant, colour in zip(variants, PALETTE, strict=False):
+    for variant, colour in zip(variants, variant_colours(len(variants)), strict=True):
         replicas = run[f"{task}.replicas"].where(run[f"{task}.variant"] == variant, 0)
         if replicas.any():
             _draw(axes, run, replicas, fill=True, baseline=0, color=colour, lw=0, label=variant)

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from opd.control.loop import Step, run
 from opd.control.policies import Policy
+from opd.host.progress import progress_bar
+from opd.live.failures import count_failures, useless_reason
 from opd.live.load import start_load, summary
-from opd.measurement import Observation, SimulationParameters
-from opd.objective import Weights
+from opd.live.run_log import collected_warnings
+from opd.measurement import Observation, SimulationParameters, Span
+from opd.objective import Objective
 from opd.pipeline import Configuration, Pipeline, StageConfiguration
 from opd.serving.local import LocalBackend
 from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
@@ -105,13 +107,13 @@ class Traffic:
     Attributes:
         counts: (T,) requests in each second, including those before the first decision.
         lead: seconds of load before the first decision; the first forecast is based on them.
-        payloads: Parquet file of payloads to draw from.
-        seed: of arrival times and payloads.
+        samples: file of requests to draw from, see :mod:`opd.serving.samples`.
+        seed: of arrival times and of the draw.
     """
 
     counts: np.ndarray
     lead: int
-    payloads: Path
+    samples: Path
     seed: int
 
 
@@ -151,12 +153,22 @@ class LiveRun(NamedTuple):
         initial: configuration before the first decision.
         begin: Unix seconds of the first decision; 0 in the simulator.
         records: of the load generator, one row per request; None in the simulator.
+        warnings: that were logged during the run, such as replicas that ended.
     """
 
     steps: list[Step]
     initial: Configuration
     begin: float
     records: pd.DataFrame | None
+    warnings: Sequence[str] = ()
+
+    def seconds_under_load(self) -> np.ndarray:
+        """(K,) seconds of every measured interval in which load was offered; the simulator offers load throughout."""
+        spans = [step.span for step in self.steps]
+        if self.records is None:
+            return np.array([span.seconds for span in spans])
+        load = Span(self.records.attrs["started"], self.records.attrs["started"] + self.records.attrs["seconds"])
+        return np.array([max(min(span.end, load.end) - max(span.begin, load.begin), 0.0) for span in spans])
 
 
 class SchedulePolicy(Policy):
@@ -187,14 +199,14 @@ def run_simulated(
     initial: Configuration,
     policy: Policy,
     forecast: Callable[[np.ndarray], float],
-    weights: Weights,
+    objective: Objective,
     traffic: Traffic,
 ) -> LiveRun:
     """Run ``policy`` in the simulator under the counts of ``traffic``; otherwise like :func:`run_live`."""
     history, counts = traffic.counts[: traffic.lead], traffic.counts[traffic.lead :]
     backend = SimulatedBackend(pipeline, parameters, history, counts, initial, traffic.seed)
     decisions = len(counts) // parameters.interval
-    steps = list(run(backend, pipeline, policy, forecast, weights, decisions, parameters.interval))
+    steps = list(run(backend, pipeline, policy, forecast, objective, decisions))
     return LiveRun(steps, initial, 0.0, None)
 
 
@@ -202,7 +214,7 @@ def run_live(
     backend: LiveBackend,
     policy: Policy,
     forecast: Callable[[np.ndarray], float],
-    weights: Weights,
+    objective: Objective,
     interval: int,
     traffic: Traffic,
     folder: Path,
@@ -213,7 +225,7 @@ def run_live(
         backend: the pipeline, up and idle.
         policy: makes the decisions.
         forecast: predicts the maximum load (requests/s) from a history of per-second counts.
-        weights: of the reward.
+        objective: of the reward.
         interval: seconds between two decisions.
         traffic: requests to send.
         folder: for the load generator's files.
@@ -221,18 +233,19 @@ def run_live(
     initial = backend.configuration
     decisions = (len(traffic.counts) - traffic.lead) // interval
     backend.begin_run()
-    sent = traffic.counts, traffic.payloads, traffic.seed
+    sent = traffic.counts, traffic.samples, traffic.seed
     generator = start_load(backend.address, backend.pipeline.name, *sent, folder / "requests.parquet")
     try:
-        time.sleep(traffic.lead)
-        begin = time.time()
-        loop = run(backend, backend.pipeline, policy, forecast, weights, decisions, interval)
-        steps = list(tqdm(loop, total=decisions, unit="decision", leave=False))
-        records = generator.finish(ANSWER_SECONDS + interval)
+        with collected_warnings() as warnings:
+            time.sleep(traffic.lead)
+            begin = time.time()
+            loop = run(backend, backend.pipeline, policy, forecast, objective, decisions)
+            steps = list(progress_bar(loop, total=decisions, unit="decision", desc="decisions", leave=False))
+            records = generator.finish(ANSWER_SECONDS + interval)
     except BaseException:
         generator.interrupt()
         raise
-    return LiveRun(steps, initial, begin, records)
+    return LiveRun(steps, initial, begin, records, warnings)
 
 
 def run_policies(
@@ -248,16 +261,16 @@ def run_policies(
     Returns:
         The runs by policy, and a description of the monitoring.
     """
-    parameters, forecast, weights = setting.simulation, setting.forecaster.predict, setting.weights
+    parameters, forecast, objective = setting.simulation, setting.forecaster.predict, setting.objective
     runs: dict[str, LiveRun] = {}
     if site.backend == "simulated":
         for name, policy in policies.items():
-            runs[name] = run_simulated(pipeline, parameters, initial, policy, forecast, weights, traffic)
+            runs[name] = run_simulated(pipeline, parameters, initial, policy, forecast, objective, traffic)
         return runs, "the simulator itself"
     with site.open_backend(pipeline, parameters, initial) as backend:
-        for name, policy in tqdm(policies.items(), unit="run", desc="policies"):
+        for name, policy in progress_bar(policies.items(), unit="run", desc="policies"):
             backend.apply(initial)
-            runs[name] = run_live(backend, policy, forecast, weights, parameters.interval, traffic, site.folder)
+            runs[name] = run_live(backend, policy, forecast, objective, parameters.interval, traffic, site.folder)
         return runs, backend.monitor.description
 
 
@@ -273,42 +286,58 @@ def count_changes(run: LiveRun) -> dict[str, int]:
 
 
 def summarise_run(run: LiveRun) -> dict[str, Any]:
-    """Summarise a run: requests by outcome, latencies, reconfigurations, and mean scores."""
+    """Summarise a run: failures, requests by outcome, latencies, reconfigurations, and mean scores.
+
+    Means are over the time under load of the measured intervals; None if nothing was measured under load.
+    """
     if run.records is None:
         requests = {
             name: int(sum(getattr(step.interval, name)[0] for step in run.steps))
             for name in ("offered", "completed", "dropped")
         }
+        share = requests["dropped"] / max(requests["offered"], 1)
+        failures = {"requests": requests["dropped"], "share": share, "most_frequent": None}
     else:
-        requests = summary(run.records)
-    scores = {
-        name: float(np.nanmean([getattr(step.score, name)[0] for step in run.steps]))
-        for name in ("reward", "qos", "cost", "accuracy")
-    }
+        requests, failures = summary(run.records), count_failures(run.records)
+    seconds = run.seconds_under_load()
+    scores = {name: _mean_score(run, name, seconds) for name in ("reward", "qos", "cost", "accuracy")}
     return {
+        "failures": failures,
+        "useless": useless_reason(requests),
         "requests": requests,
         "decisions": len(run.steps),
         "refused": [step.refused for step in run.steps if step.refused],
         "changes": count_changes(run),
+        "warnings": list(run.warnings),
+        "seconds_under_load": float(seconds.sum()),
         "by_expert": sum(step.fallback for step in run.steps),
         "decision_ms_mean": 1e3 * float(np.mean([step.decision_seconds for step in run.steps])),
         **scores,
     }
 
 
-def live_timeline(pipeline: Pipeline, run: LiveRun, interval: int) -> pd.DataFrame:
+def _mean_score(run: LiveRun, name: str, seconds: np.ndarray) -> float | None:
+    """Mean of a score, weighted by the ``seconds`` under load of each interval."""
+    values = np.array([getattr(step.score, name)[0] for step in run.steps], dtype=float)
+    counts = np.isfinite(values) & (seconds > 0.0)
+    return float(np.average(values[counts], weights=seconds[counts])) if counts.any() else None
+
+
+def live_timeline(pipeline: Pipeline, run: LiveRun) -> pd.DataFrame:
     """Tabulate a run: one row per interval with load, scores, measured latencies and the configuration.
 
     Args:
         pipeline: names tasks and variants.
         run: to tabulate.
-        interval: seconds.
 
     Returns:
-        The columns of :func:`opd.study.evaluation.cycles.timeline`, ``latency_mean`` and ``latency_p99`` in seconds,
-        and ``<task>.variant``, ``<task>.replicas`` and ``<task>.batch_size`` of every task.
+        The columns of :func:`opd.study.evaluation.cycles.timeline`, with ``time`` since the first decision; ``seconds``
+        that were measured from then on, ``seconds_under_load``; ``latency_mean`` and ``latency_p99`` in seconds; and
+        ``<task>.variant``, ``<task>.replicas`` and ``<task>.batch_size`` of every task.
     """
-    table = timeline(run.steps, interval)
+    table = timeline(run.steps, run.begin)
+    table["seconds"] = [step.span.seconds for step in run.steps]
+    table["seconds_under_load"] = run.seconds_under_load()
     table["latency_mean"] = [float(step.interval.latency_mean[0]) for step in run.steps]
     table["latency_p99"] = [float(step.interval.latency_p99[0]) for step in run.steps]
     for position, task in enumerate(pipeline.tasks):

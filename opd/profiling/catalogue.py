@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from opd.host.documents import DocumentModel, as_model, read_as
 from opd.host.paths import package_path
-from opd.pipeline import Pipeline, Task, Variant, batch_sizes_up_to
+from opd.pipeline import Pipeline, ServiceLevel, Task, Variant, batch_sizes_up_to
 from opd.profiling.profiles import latency_by_batch_size, load_profiles, variant_rows
 
 SLA_FACTOR = 5.0
@@ -165,13 +165,14 @@ def load_pipeline(name: str, catalogue: Path | None = None, profiles: Path | Non
     content, table = load_catalogue(catalogue), load_profiles(profiles)
     given = {**content.pipeline(name).model_dump(), **overrides}
     settings = as_model(CataloguePipeline, given, f"pipeline {name!r}")
+    seconds = settings.latency_sla or sum(stage_sla(table, task) for task in settings.tasks)
     return Pipeline(
         name=name,
         tasks=tuple(_task(content, table, task, settings.threshold_rps) for task in settings.tasks),
         capacity=settings.capacity,
         max_replicas=settings.max_replicas,
         max_batch_size=settings.max_batch_size,
-        latency_sla=settings.latency_sla or sum(stage_sla(table, task) for task in settings.tasks),
+        service_level=ServiceLevel(seconds),
     )
 
 

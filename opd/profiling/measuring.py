@@ -23,8 +23,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
+from opd.host.progress import progress_bar
 from opd.pipeline import batch_sizes_up_to
 from opd.profiling.catalogue import Catalogue, load_catalogue
 from opd.profiling.profiles import COLUMNS, extrapolate_cores, load_profiles, save_profiles
@@ -179,7 +179,7 @@ def measure_variant(
         cores: threads of the model, at most the machine's cores.
         effort: budget and number of runs of each cell.
         seed: of the random weights and inputs.
-        progress: a tqdm bar that advances by one per cell.
+        progress: a progress bar that advances by one per cell.
 
     Returns:
         One row per cell, in the columns of :data:`COLUMNS`.
@@ -231,7 +231,7 @@ def measure_all_variants(
     ]
     cells = sum(len(catalogue.batch_sizes(task)) * len(measured_cores(measurable)) for task, _, measurable in jobs)
     tables: list[pd.DataFrame] = []
-    with tqdm(total=cells, unit="cell", desc="profiling") as progress:
+    with progress_bar(total=cells, unit="cell", desc="profiling") as progress:
         for task, name, measurable in jobs:
             progress.set_postfix_str(f"{task} {name}")
             where = catalogue.batch_sizes(task), measured_cores(measurable)
@@ -278,7 +278,7 @@ def measure_within_budget(
     tables: list[pd.DataFrame] = []
     left_out: list[str] = []
     deadline = time.perf_counter() + seconds
-    progress = tqdm(_variants_in_turns(content, name), unit="variant", desc=f"profiling {name}")
+    progress = progress_bar(_variants_in_turns(content, name), unit="variant", desc=f"profiling {name}")
     for task, variant in progress:
         progress.set_postfix_str(variant)
         measurable = resolve_architecture(content.tasks[task].variants[variant].architecture, task, variant)

@@ -27,7 +27,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from opd.host.documents import DocumentModel, read_as
-from opd.pipeline import Pipeline, Task, Variant
+from opd.pipeline import Pipeline, ServiceLevel, Task, Variant
 
 
 class _Section(DocumentModel):
@@ -77,13 +77,13 @@ class _PipelineSection(_Section):
     """replicas that each task may have"""
     max_batch_size: int = Field(ge=1, le=1024)
     """requests that a call may serve, a power of two"""
-    latency_sla: float
+    latency_sla: float = Field(gt=0.0, allow_inf_nan=False)
     """end-to-end latency target in seconds"""
     tasks: list[_TaskSection] = Field(min_length=1)
     """stages in the order in which a request visits them"""
 
     def build(self) -> Pipeline:
-        limits = self.capacity, self.max_replicas, self.max_batch_size, self.latency_sla
+        limits = self.capacity, self.max_replicas, self.max_batch_size, ServiceLevel(self.latency_sla)
         return Pipeline(self.name, tuple(section.build() for section in self.tasks), *limits)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from opd.pipeline import Pipeline, Task, Variant, batch_sizes_up_to
+from opd.pipeline import Pipeline, ServiceLevel, Task, Variant, batch_sizes_up_to
 from opd.profiling.catalogue import SLA_FACTOR
 
 CORES_PER_STAGE = 15
@@ -43,7 +43,7 @@ def synthetic_pipeline(stages: int, variants: int, seed: int) -> Pipeline:
         capacity=CORES_PER_STAGE * stages,
         max_replicas=MAX_REPLICAS,
         max_batch_size=MAX_BATCH_SIZE,
-        latency_sla=float(SLA_FACTOR * mean_latency),
+        service_level=ServiceLevel(float(SLA_FACTOR * mean_latency)),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -11,11 +11,11 @@ import grpc
 from mlserver.grpc import dataplane_pb2 as messages
 from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 
-from opd.serving.protocol import MAX_MESSAGE_BYTES, answers_of, infer_request
+from opd.serving.protocol import GRPC_MESSAGE_BYTES, set_age
 
 _CHANNEL_OPTIONS = (
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", GRPC_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", GRPC_MESSAGE_BYTES),
     # Reconnects to a restarted server within a second; the default backs off to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
@@ -48,18 +48,22 @@ class Client:
         self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
         self._stub = GRPCInferenceServiceStub(self._channel)
 
-    async def infer(self, payloads: Sequence[bytes], age: float, timeout: float) -> list[bytes]:
-        """Return one answer for each payload.
+    async def infer(
+        self, request: messages.ModelInferRequest, age: float, timeout: float
+    ) -> messages.ModelInferResponse:
+        """Send a request.
 
         Args:
-            payloads: payloads to send.
+            request: to send; the model's name and the age are set in it, not in a copy.
             age: seconds since the request entered the pipeline.
             timeout: seconds the call may take.
 
         Raises:
             grpc.aio.AioRpcError: with the status of a call that failed.
         """
-        return answers_of(await self._stub.ModelInfer(infer_request(self.model, payloads, age), timeout=timeout))
+        request.model_name = self.model
+        set_age(request, age)
+        return await self._stub.ModelInfer(request, timeout=timeout)
 
     async def ready(self, timeout: float) -> bool:
         """Check whether the server answers within ``timeout`` seconds and has the model loaded."""

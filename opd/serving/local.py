@@ -3,7 +3,7 @@
 .. code-block:: python
 
     with LocalBackend(pipeline, parameters, configuration, folder) as backend:
-        for step in run(backend, pipeline, policy, forecast, weights, decisions=18, interval_seconds=10): ...
+        for step in run(backend, pipeline, policy, forecast, weights, decisions=18): ...
 """
 
 from __future__ import annotations
@@ -121,6 +121,8 @@ class LocalBackend(TelemetryBackend):
             with self._changed:
                 self._set_targets(self.configuration)
             raise
+        finally:
+            self.note_change()
         self.configuration = configuration
 
     # ----------------------------------------------------------------------------------------------- processes
@@ -135,6 +137,7 @@ class LocalBackend(TelemetryBackend):
             "stages": [{"task": stage.task.name, "address": stage.queue.grpc_address} for stage in self.stages],
             "drop_after": settings.drop_after,
             "call_timeout": settings.call_timeout,
+            "objective": self.pipeline.service_level.seconds,
         }
         server = ServerSettings(kind="router", name=self.pipeline.name, parameters=parameters)
         return SupervisedServer("router", server, folder)

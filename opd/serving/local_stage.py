@@ -19,7 +19,7 @@ from typing import Any
 
 import requests
 
-from opd.pipeline import StageConfiguration, Task
+from opd.pipeline import StageConfiguration, Task, Variant
 from opd.serving.processes import ServerProcess, model_process
 from opd.serving.settings import ServerSettings, StageSettings
 from opd.serving.stage_queue import ReplicaEndpoint
@@ -189,7 +189,7 @@ class LocalStage:
     def _start_missing(self) -> None:
         # Assigning a standby may take seconds, in which the backend may close.
         while len(self._of_target()) < self.target.replicas and self.backoff.due and not self.closing.is_set():
-            process = self._assigned_standby() or self._new_process(self._variant_name(self.target.variant))
+            process = self._assigned_standby() or self._new_process(self.task.variants[self.target.variant])
             self.replicas.append(LocalReplica(process, self.target.variant))
 
     def _of_target(self) -> list[LocalReplica]:
@@ -200,9 +200,10 @@ class LocalStage:
 
     def _assigned_standby(self) -> ServerProcess | None:
         """Take a standby and assign it the target's variant; None if there is none that is up."""
+        variant = self.task.variants[self.target.variant]
         for standby in list(self._standby):
             try:
-                standby.http("PUT", "/variant", {"variant": self._variant_name(self.target.variant)})
+                standby.http("PUT", "/variant", {"variant": variant.name, "cores": variant.cores})
             except requests.ReadTimeout:  # it may or may not have taken the variant
                 self._standby.remove(standby)
                 self._kill(standby)
@@ -214,9 +215,11 @@ class LocalStage:
                 return standby
         return None
 
-    def _new_process(self, variant: str | None) -> ServerProcess:
-        name = f"{self.task.name}-{next(self._numbers)}"
-        return model_process(name, self.pipeline, self.task.name, variant, self.store, self.folder)
+    def _new_process(self, variant: Variant | None) -> ServerProcess:
+        """Start a replica of a variant; a standby if that is None."""
+        process = f"{self.task.name}-{next(self._numbers)}"
+        name, cores = (variant.name, variant.cores) if variant else (None, 1)
+        return model_process(process, self.pipeline, self.task.name, name, self.store, self.folder, cores)
 
     def _switch(self) -> None:
         """Point the queue at the target's replicas once all are ready; until then the others keep serving."""

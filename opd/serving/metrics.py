@@ -22,6 +22,7 @@ MODEL = ("pipeline", "task", "variant")
 # The router: a request from end to end.
 REQUESTS = "opd_requests"
 ANSWERS = "opd_answers"
+WITHIN = "opd_answers_within_objective"
 LATENCY = "opd_latency_seconds"
 # A stage and its queue.
 STAGE_REQUESTS = "opd_stage_requests"
@@ -38,6 +39,7 @@ MODEL_SECONDS = "opd_model_seconds"
 
 requests = Counter(REQUESTS, "requests that arrived", PIPELINE)
 answers = Counter(ANSWERS, "requests that ended, by outcome", (*PIPELINE, "outcome"))
+within = Counter(WITHIN, "requests completed within the latency of the service level", PIPELINE)
 latency = Histogram(LATENCY, "seconds from arrival to answer, of completed requests", PIPELINE, buckets=LATENCY_BUCKETS)
 
 stage_requests = Counter(STAGE_REQUESTS, "requests that joined the stage", STAGE)

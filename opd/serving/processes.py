@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -70,9 +71,19 @@ def responds(url: str) -> bool:
 
 
 def last_words(log: Path, begin: int = 0) -> str:
-    """Return the last error in a log, or else its last line, from byte ``begin`` on."""
-    lines = log.read_bytes()[begin:].decode(errors="replace").strip().splitlines() or ["it wrote nothing"]
+    """Return :func:`last_error` of a log from byte ``begin`` on."""
+    return last_error(log.read_bytes()[begin:].decode(errors="replace"))
+
+
+def last_error(text: str) -> str:
+    """Return the last line of a text that begins with the name of an exception, or else its last line."""
+    lines = text.strip().splitlines() or ["it wrote nothing"]
     return next((line for line in reversed(lines) if _EXCEPTION.match(line)), lines[-1])
+
+
+def describe_exit(code: int) -> str:
+    """Name an exit code, or the signal that a negative one stands for."""
+    return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
 
 
 class ServerProcess:
@@ -82,15 +93,16 @@ class ServerProcess:
         name: name of its files in ``folder``.
         settings: what it runs; its ports are chosen here.
         folder: folder for its settings and its log.
+        threads: threads that numerical libraries of the process use by default.
 
     Attributes:
         started: monotonic time at which it was started.
         was_ready: whether it has been ready since then; the owner sets it.
     """
 
-    def __init__(self, name: str, settings: ServerSettings, folder: Path) -> None:
+    def __init__(self, name: str, settings: ServerSettings, folder: Path, threads: int = 1) -> None:
         ports = {name: hold_port(self) for name in ("http_port", "grpc_port", "metrics_port")}
-        self.name, self.folder = name, folder
+        self.name, self.folder, self._threads = name, folder, threads
         self.settings = settings.model_copy(update={**ports, "end_with_parent": True})
         self._log = folder / f"{name}.log"
         self._stop_by: float | None = None
@@ -108,7 +120,7 @@ class ServerProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": str(self._threads)},
             )
 
     @property
@@ -166,9 +178,12 @@ class ServerProcess:
         return not self.was_ready and time.monotonic() - self.started > START_SECONDS
 
     def failure_reason(self) -> str:
-        """Describe why it ended: its last words, and the limit if it was late."""
-        words = self.last_words()
-        return f"not ready after {START_SECONDS:g} s; {words}" if self.late else words
+        """Describe its end: its last words, its exit code or signal, and its age; the limit if it was late."""
+        words, code = self.last_words(), self._process.poll()
+        if self.late:
+            return f"not ready after {START_SECONDS:g} s; {words}"
+        age = time.monotonic() - self.started
+        return f"{words} ({describe_exit(code)} after {age:.1f} s)" if code is not None else words
 
     def stop(self, drain_seconds: float = 0.0) -> None:
         """Ask it to end after its running requests, which have ``drain_seconds``; poll :meth:`ended` afterwards."""
@@ -192,10 +207,22 @@ class ServerProcess:
         return True
 
 
-def model_process(name: str, pipeline: str, task: str, variant: str | None, store: str, folder: Path) -> ServerProcess:
-    """Start a replica of a variant, or a standby if ``variant`` is None; ``store`` is the URL of the model store."""
+def model_process(
+    name: str, pipeline: str, task: str, variant: str | None, store: str, folder: Path, cores: int = 1
+) -> ServerProcess:
+    """Start a replica.
+
+    Args:
+        name: name of its files in ``folder``.
+        pipeline: name of the pipeline, for the metrics.
+        task: name of the task in the store.
+        variant: name of the variant in the store; None starts a standby.
+        store: URL of the model store.
+        folder: folder for its settings and its log.
+        cores: threads of the model; a standby gets them with its variant.
+    """
     parameters = {"pipeline": pipeline, "task": task, "variant": variant, "store": store}
-    return ServerProcess(name, ServerSettings(kind="model", name=task, parameters=parameters), folder)
+    return ServerProcess(name, ServerSettings(kind="model", name=task, parameters=parameters), folder, cores)
 
 
 def stop_all(processes: Iterable[ServerProcess], drain_seconds: float = 0.0) -> None:
@@ -211,11 +238,13 @@ def running(process: ServerProcess, seconds: float) -> Iterator[None]:
     """Wait until a server is ready, and stop it after the block.
 
     Raises:
-        StartError: if it ends, or is not ready after ``seconds``.
+        StartError: at once if it ends; if it is not ready after ``seconds``.
     """
     try:
-        wait_until(lambda: process.ready() or not process.alive, seconds)
-        if not process.ready():
+        ready = wait_until(lambda: not process.alive or process.ready(), seconds)
+        if not process.alive:
+            raise StartError(f"{process.name} ended before it was ready: {process.failure_reason()}")
+        if not ready:
             raise StartError(f"{process.name} is not ready after {seconds:g} s: {process.last_words()}")
         yield
     finally:

@@ -1,30 +1,28 @@
 """The pipeline's use of the Open Inference Protocol, and the outcomes of requests.
 
-A request carries payloads (an encoded image, a text) as one tensor of BYTES with one element per payload: encoded bytes
-cost far less to pack than the numbers they represent. Clients and queues send the protocol's own messages over gRPC;
-runtimes receive them as MLServer's types.
+Requests and answers are the protocol's own messages, whole: any number of named tensors of any datatype, with typed or
+raw contents, an id, parameters, and a selection of outputs. The first axis of every tensor counts the rows of a
+request. Clients, queues and routers pass the messages on over gRPC as they are (:mod:`opd.serving.message_server`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from grpc import StatusCode
 from mlserver.errors import MLServerError
-from mlserver.grpc import dataplane_pb2 as messages
+from mlserver.grpc.dataplane_pb2 import ModelInferRequest
 from mlserver.grpc.utils import STATUS_CODE_MAPPING
-from mlserver.types import InferenceRequest, InferenceResponse, Parameters, RequestInput, ResponseOutput
-
-TENSOR = "payload"
-"""Name of the only tensor of a request and of its answer."""
-
-DATATYPE = "BYTES"
 
 AGE = "age"
 """Request parameter: seconds since the request entered the pipeline, measured by the sender."""
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
-"""Largest message that clients and servers of the pipeline accept."""
+"""Largest request that the pipeline accepts, and largest batch that a queue forms."""
+
+GRPC_MESSAGE_BYTES = 2 * MAX_MESSAGE_BYTES
+"""Largest message that clients and servers receive: the router can still tell the sender of a request that is too large
+what to do about it."""
 
 
 class ServingError(MLServerError):
@@ -87,68 +85,27 @@ def outcome_of(code: StatusCode) -> str:
     return _OUTCOME_OF.get(code, FAILED)
 
 
-def infer_request(model: str, payloads: Sequence[bytes], age: float = 0.0) -> messages.ModelInferRequest:
-    """Build the message that asks for one answer per payload.
-
-    Args:
-        model: name of the model on its server: the task, or the pipeline for the router.
-        payloads: elements of the tensor.
-        age: seconds since the request entered the pipeline.
-    """
-    tensor = messages.ModelInferRequest.InferInputTensor(name=TENSOR, datatype=DATATYPE, shape=[len(payloads)])
-    tensor.contents.bytes_contents.extend(payloads)
-    request = messages.ModelInferRequest(model_name=model, inputs=[tensor])
+def set_age(request: ModelInferRequest, age: float) -> None:
+    """Note in a request that it entered the pipeline ``age`` seconds ago."""
     request.parameters[AGE].string_param = f"{age:.6f}"
-    return request
 
 
-def answers_of(response: messages.ModelInferResponse) -> list[bytes]:
-    """Return the answers in a server's message, one per payload of the request."""
-    return list(response.outputs[0].contents.bytes_contents)
-
-
-def payloads_of(request: InferenceRequest) -> list[bytes]:
-    """Return the payloads of a request as a runtime receives it.
-
-    Raises:
-        MalformedRequestError: if it is not one tensor of BYTES with at least one element.
-    """
-    inputs = request.inputs
-    if len(inputs) != 1:
-        raise MalformedRequestError(f"the request has {len(inputs)} tensors; send one, named {TENSOR!r}")
-    tensor: RequestInput = inputs[0]
-    if str(getattr(tensor.datatype, "value", tensor.datatype)) != DATATYPE:
-        raise MalformedRequestError(f"tensor {tensor.name!r} is of type {tensor.datatype}; send {DATATYPE}")
-    payloads = list(getattr(tensor.data, "root", tensor.data) or ())
-    if not payloads or list(tensor.shape) != [len(payloads)]:
-        raise MalformedRequestError(
-            f"tensor {tensor.name!r} has shape {list(tensor.shape)} and {len(payloads)} elements; send shape [n] "
-            "with n elements, at least one"
-        )
-    return [element.encode() if isinstance(element, str) else bytes(element) for element in payloads]
-
-
-def age_of(request: InferenceRequest) -> float:
+def age_of(request: ModelInferRequest) -> float:
     """Return the seconds that a request had spent in the pipeline when it was sent; 0 if the parameter is missing.
 
     Raises:
         MalformedRequestError: if the parameter is not a finite number of at least 0.
     """
-    text = getattr(request.parameters, AGE, None) if request.parameters else None
-    if text is None:
+    if AGE not in request.parameters:  # looking it up would add it
         return 0.0
+    parameter = request.parameters[AGE]
+    value = getattr(parameter, parameter.WhichOneof("parameter_choice") or "string_param")
     try:
-        age = float(text)
-    except (TypeError, ValueError):
+        age = float(value)
+    except ValueError:
         age = -1.0
-    if not 0.0 <= age < float("inf"):
-        raise MalformedRequestError(f"parameter {AGE!r} is {text!r}; it must be a finite number of seconds, at least 0")
+    if isinstance(value, bool) or not 0.0 <= age < float("inf"):
+        raise MalformedRequestError(
+            f"parameter {AGE!r} is {value!r}; it must be a finite number of seconds, at least 0"
+        )
     return age
-
-
-def infer_response(model: str, answers: Sequence[bytes]) -> InferenceResponse:
-    """Build the response of a runtime: one tensor of BYTES with the answers."""
-    tensor = ResponseOutput.model_construct(name=TENSOR, datatype=DATATYPE, shape=[len(answers)], data=list(answers))
-    return InferenceResponse.model_construct(
-        model_name=model, outputs=[tensor], id=None, model_version=None, parameters=Parameters.model_construct()
-    )

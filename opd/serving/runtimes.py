@@ -1,4 +1,4 @@
-"""The runtimes of replicas, stages and routers, which are MLServer models.
+"""The runtimes of stages and routers, which are MLServer models.
 
 Parameters come from :class:`opd.serving.settings.ServerSettings`.
 """
@@ -6,25 +6,19 @@ Parameters come from :class:`opd.serving.settings.ServerSettings`.
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-import signal
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from time import perf_counter
 from typing import Any
 
 import grpc
-from mlserver import MLModel
+from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
 from mlserver.handlers import custom_handler
-from mlserver.settings import ModelSettings
-from mlserver.types import InferenceRequest, InferenceResponse
 from pydantic import BaseModel, Field
 
 from opd.serving import metrics
+from opd.serving.adapters import load_adapter, next_request
+from opd.serving.batching import check_request
 from opd.serving.client import Client
-from opd.serving.models import Model, PayloadError, load_model
+from opd.serving.message_server import MessageRuntime
 from opd.serving.protocol import (
     COMPLETED,
     ERRORS,
@@ -33,102 +27,13 @@ from opd.serving.protocol import (
     MalformedRequestError,
     ServingError,
     age_of,
-    infer_response,
     outcome_of,
-    payloads_of,
 )
 from opd.serving.settings import StageSettings
 from opd.serving.stage_queue import ReplicaEndpoint, StageQueue
-from opd.serving.store import ModelStore
-
-logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.2
 """Pause between two attempts of the router to reach a stage that is unavailable."""
-
-
-class Runtime(MLModel):
-    """Base of the runtimes."""
-
-    def __init__(self, settings: ModelSettings) -> None:
-        super().__init__(settings)
-        self._parameters: dict[str, Any] = dict(settings.parameters.extra or {})  # type: ignore[union-attr]
-
-
-class DesiredVariant(BaseModel):
-    """The variant that a standby replica should load."""
-
-    variant: str
-
-
-class ModelRuntime(Runtime):
-    """Pulls a variant from the model store and answers batches with it.
-
-    Parameters: ``pipeline``, ``task``, ``variant`` and ``store``, the URL of the model store.
-    Without a variant it is a standby, which has imported everything and loads a variant later.
-    """
-
-    def __init__(self, settings: ModelSettings) -> None:
-        super().__init__(settings)
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="inference")
-        self._model: Model | None = None
-        self._loading: asyncio.Task[None] | None = None
-
-    async def load(self) -> bool:
-        """Load the variant, if one is set."""
-        variant = self._parameters.get("variant")
-        if variant:
-            await self._load(str(variant))
-        return self._model is not None
-
-    async def _load(self, variant: str) -> None:
-        def pull() -> Model:
-            return load_model(ModelStore(self._parameters["store"]).pull(self._parameters["task"], variant))
-
-        self._model = await asyncio.get_running_loop().run_in_executor(self._executor, pull)
-        self._seconds = metrics.model_seconds.labels(self._parameters["pipeline"], self._parameters["task"], variant)
-
-    @custom_handler(rest_path="/variant", rest_method="PUT")
-    async def assign(self, desired: DesiredVariant) -> dict[str, str]:
-        """Start loading a variant; the replica is ready once it is loaded, and ends if that fails.
-
-        Raises:
-            MalformedRequestError: if the replica has a variant already.
-        """
-        if self._loading is not None or self._model is not None:
-            raise MalformedRequestError("this replica already has a variant; start another replica")
-        self._loading = asyncio.create_task(self._load_or_end(desired.variant))
-        return {"loading": desired.variant}
-
-    async def _load_or_end(self, variant: str) -> None:
-        try:
-            await self._load(variant)
-        except Exception:
-            logger.exception("loading variant %s failed", variant)
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
-        self.ready = True
-
-    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """Return one answer for each payload of a batch.
-
-        Raises:
-            MalformedRequestError: if the model refuses a payload.
-        """
-        assert self._model is not None  # MLServer calls only models that are ready
-        payloads = payloads_of(payload)
-        try:
-            answers = await asyncio.get_running_loop().run_in_executor(self._executor, self._infer, payloads)
-        except PayloadError as error:
-            raise MalformedRequestError(str(error)) from error
-        return infer_response(self.name, answers)
-
-    def _infer(self, payloads: list[bytes]) -> list[bytes]:
-        assert self._model is not None
-        begin = perf_counter()
-        answers = self._model(payloads)
-        self._seconds.observe(perf_counter() - begin)
-        return answers
 
 
 class DesiredStage(BaseModel):
@@ -138,7 +43,7 @@ class DesiredStage(BaseModel):
     replicas: list[ReplicaEndpoint]
 
 
-class QueueRuntime(Runtime):
+class QueueRuntime(MessageRuntime):
     """One stage of the pipeline behind one endpoint.
 
     Parameters: ``pipeline``, ``task`` and ``settings``, those of :class:`StageSettings`.
@@ -151,11 +56,11 @@ class QueueRuntime(Runtime):
         self._queue = StageQueue(pipeline, task, settings, partial(Client, model=task))
         return True
 
-    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """Queue the payloads and answer once all of them are served."""
-        age = age_of(payload)
-        requests = [self._queue.submit(element, age) for element in payloads_of(payload)]
-        return infer_response(self.name, await asyncio.gather(*requests))
+    async def infer(self, request: ModelInferRequest) -> ModelInferResponse:
+        """Queue the request and answer once it is served."""
+        answer = await self._queue.submit(request, age_of(request))
+        answer.model_name = self.name
+        return answer
 
     @custom_handler(rest_path="/stage", rest_method="PUT")
     async def configure(self, desired: DesiredStage) -> dict[str, Any]:
@@ -169,55 +74,98 @@ class QueueRuntime(Runtime):
         return self._queue.status()
 
 
-class RouterRuntime(Runtime):
+class RouterRuntime(MessageRuntime):
     """The pipeline behind one endpoint.
 
-    Parameters: ``pipeline``; ``stages``, a list of ``task`` and ``address`` in the order in which a request visits
-    them; ``drop_after``, age in seconds at which a waiting request is dropped; ``call_timeout``, seconds beyond that
-    age for a replica to finish a request it has begun.
+    Parameters: ``pipeline``; ``stages``, a list of ``task``, ``address`` and, where needed, ``adapter``
+    (:mod:`opd.serving.adapters`) in the order in which a request visits them; ``drop_after``, age in seconds at which a
+    waiting request is dropped; ``call_timeout``, seconds beyond that age for a replica to finish a request that it has
+    begun; ``objective``, seconds of the service level: requests that are completed within them are counted.
     """
 
     async def load(self) -> bool:
         """Create the clients of the stages, which need not be up yet."""
-        self._stages = [Client(stage["address"], stage["task"]) for stage in self._parameters["stages"]]
+        self._stages = [
+            (load_adapter(stage.get("adapter"), stage["task"]), Client(stage["address"], stage["task"]))
+            for stage in self._parameters["stages"]
+        ]
         self._drop_after = float(self._parameters.get("drop_after", 10.0))
         self._call_timeout = float(self._parameters.get("call_timeout", 10.0))
+        self._objective = float(self._parameters["objective"])
         # Without a first value a series is absent, and an absent series does not mean zero load.
         metrics.requests.labels(self._parameters["pipeline"])
         metrics.latency.labels(self._parameters["pipeline"])
+        metrics.within.labels(self._parameters["pipeline"])
         for outcome in OUTCOMES:
             metrics.answers.labels(self._parameters["pipeline"], outcome)
         return True
 
-    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """Return the answers of the last stage; every outcome is counted, including cancellation by the caller."""
+    async def infer(self, request: ModelInferRequest) -> ModelInferResponse:
+        """Return the answer of the last stage; every outcome is counted, including cancellation by the caller."""
         loop = asyncio.get_running_loop()
         pipeline = self._parameters["pipeline"]
         arrived = loop.time()
         outcome = FAILED
         metrics.requests.labels(pipeline).inc()
         try:
-            answers, born = payloads_of(payload), arrived - age_of(payload)
-            for stage in self._stages:
-                answers = await self._ask(stage, answers, born)
+            check_request(request)
+            answer = await self._walk(request, arrived - age_of(request))
             outcome = COMPLETED
         except grpc.aio.AioRpcError as error:
             outcome = outcome_of(error.code())
             raise ERRORS.get(error.code(), ServingError)(error.details() or error.code().name) from error
         finally:
             metrics.answers.labels(pipeline, outcome).inc()
-        metrics.latency.labels(pipeline).observe(loop.time() - arrived)
-        return infer_response(self.name, answers)
+        seconds = loop.time() - arrived
+        metrics.latency.labels(pipeline).observe(seconds)
+        if seconds <= self._objective:
+            metrics.within.labels(pipeline).inc()
+        return answer
 
-    async def _ask(self, stage: Client, payloads: Sequence[bytes], born: float) -> list[bytes]:
-        """Return the stage's answers; an unavailable stage is retried until the request reaches its maximum age."""
+    async def _walk(self, request: ModelInferRequest, born: float) -> ModelInferResponse:
+        """Send a request through all stages; the outputs it selects are those of the last."""
+        selected = list(request.outputs)
+        del request.outputs[:]
+        message, answer = request, ModelInferResponse()
+        for number, (adapt, stage) in enumerate(self._stages):
+            message = adapt(next_request(answer, request) if number else request)
+            if number == len(self._stages) - 1:
+                message.outputs.extend(selected)
+            answer = await self._ask(stage, message, born)
+        _select(answer, [output.name for output in selected])
+        answer.model_name, answer.id = self.name, request.id
+        return answer
+
+    async def _ask(self, stage: Client, request: ModelInferRequest, born: float) -> ModelInferResponse:
+        """Return the stage's answer; an unavailable stage is retried until the request reaches its maximum age."""
         loop = asyncio.get_running_loop()
         while True:  # not by tenacity, which would add 0.1 ms to every call that succeeds
             age = max(loop.time() - born, 0.0)
             try:
-                return await stage.infer(payloads, age, max(self._drop_after - age, 0.0) + self._call_timeout)
+                return await stage.infer(request, age, max(self._drop_after - age, 0.0) + self._call_timeout)
             except grpc.aio.AioRpcError as error:
                 is_last = loop.time() - born + RETRY_SECONDS >= self._drop_after
                 if error.code() != grpc.StatusCode.UNAVAILABLE or is_last:
                     raise
             await asyncio.sleep(RETRY_SECONDS)
+
+
+def _select(answer: ModelInferResponse, names: list[str]) -> None:
+    """Leave only the outputs of these names in an answer, in this order; all of them if none is named.
+
+    Raises:
+        MalformedRequestError: if there is no such output.
+    """
+    places = {output.name: place for place, output in enumerate(answer.outputs)}
+    missing = [name for name in names if name not in places]
+    if missing:
+        raise MalformedRequestError(
+            f"the pipeline has no output {missing[0]!r}; select among {', '.join(map(repr, places))}"
+        )
+    if not names or names == list(places):
+        return
+    outputs, raw = list(answer.outputs), list(answer.raw_output_contents)
+    del answer.outputs[:], answer.raw_output_contents[:]
+    answer.outputs.extend(outputs[places[name]] for name in names)
+    if raw:
+        answer.raw_output_contents.extend(raw[places[name]] for name in names)

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import ClassVar
 
 from opd.serving.client import Client
+from opd.serving.contents import payload_request, payloads_of
 from opd.serving.models import load_model
 from opd.serving.processes import START_SECONDS, model_process, running
 from opd.serving.store import ModelStore, store_url
@@ -70,9 +71,12 @@ class ServedVariant(ABC):
             with running(process, START_SECONDS):
                 client = runner.run(self._connect(process.grpc_address))
                 try:
-                    yield lambda payloads: runner.run(client.infer(payloads, 0.0, CALL_SECONDS)), seconds
+                    yield lambda payloads: runner.run(self._infer(client, payloads)), seconds
                 finally:
                     runner.run(client.close())
+
+    async def _infer(self, client: Client, payloads: Sequence[bytes]) -> list[bytes]:
+        return payloads_of(await client.infer(payload_request(payloads), 0.0, CALL_SECONDS))
 
     def _load_seconds(self) -> float:
         payload = self.payloads()[0]

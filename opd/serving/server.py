@@ -18,7 +18,8 @@ from mlserver import MLServer
 from mlserver.settings import ModelParameters, ModelSettings, Settings
 from prometheus_client import start_http_server
 
-from opd.serving.protocol import MAX_MESSAGE_BYTES
+from opd.serving.message_server import MessageServer
+from opd.serving.protocol import GRPC_MESSAGE_BYTES
 from opd.serving.settings import ServerSettings
 
 GRACE_SECONDS = 3600.0
@@ -27,10 +28,21 @@ period; a second limit here could only shorten that."""
 
 
 class DrainingServer(MLServer):
-    """MLServer that answers every running call before it stops, however long that takes."""
+    """MLServer that answers every running call before it stops, however long that takes.
+
+    Attributes:
+        failed: whether it stopped because its model did not load.
+    """
+
+    failed = False
+
+    def _create_servers(self) -> None:
+        super()._create_servers()
+        self._grpc_server = MessageServer(self._settings, self._data_plane, self._model_repository_handlers)
 
     async def stop(self, sig: int | None = None) -> None:
         """Refuse new calls, finish those that are running, then stop."""
+        self.failed = self.failed or sig is None  # MLServer stops without a signal only when loading failed
         # MLServer cancels running gRPC calls after five seconds; by the time it stops gRPC, none is left.
         await self._grpc_server._server.stop(GRACE_SECONDS)
         await super().stop(sig)
@@ -48,14 +60,18 @@ def end_with_parent() -> None:
 
 
 async def serve(settings: ServerSettings) -> None:
-    """Serve until SIGTERM, which lets running requests finish, or until the model fails to load."""
+    """Serve until SIGTERM, which lets running requests finish.
+
+    Raises:
+        SystemExit: with code 1 if the model fails to load, so whoever started this process knows that it failed.
+    """
     server_settings = Settings(
         debug=False,
         parallel_workers=0,
         host=settings.host,
         http_port=settings.http_port,
         grpc_port=settings.grpc_port,
-        grpc_max_message_length=MAX_MESSAGE_BYTES,
+        grpc_max_message_length=GRPC_MESSAGE_BYTES,
         metrics_endpoint=None,
         gzip_enabled=False,
     )
@@ -72,6 +88,8 @@ async def serve(settings: ServerSettings) -> None:
         await server.start([model])
     finally:
         metrics_server.shutdown()
+    if server.failed:
+        raise SystemExit(1)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from opd.host.documents import DocumentModel
 
 RUNTIMES = {
-    "model": "opd.serving.runtimes.ModelRuntime",
+    "model": "opd.serving.model_runtime.ModelRuntime",
     "queue": "opd.serving.runtimes.QueueRuntime",
     "router": "opd.serving.runtimes.RouterRuntime",
 }

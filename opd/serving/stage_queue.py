@@ -1,9 +1,10 @@
 """The queue of one stage: central, first in first out, in front of all replicas of the stage.
 
 The rule is the simulator's: the replica that has been idle longest takes a batch when ``batch_size`` requests wait or
-the oldest has waited ``batch_timeout``; a request older than ``drop_after`` is dropped. Everything is decided in one
-plain function that runs at every event (a request joins, a replica becomes idle, a timer expires). No coroutine forms a
-batch, so cancelling a request cannot take a batch with it.
+the oldest has waited ``batch_timeout``; a request older than ``drop_after`` is dropped. A batch ends before the first
+request that cannot be joined with it, and does not wait for those behind. Everything is decided in one plain function
+that runs at every event (a request joins, a replica becomes idle, a timer expires). No coroutine forms a batch, so
+cancelling a request cannot take a batch with it.
 """
 
 from __future__ import annotations
@@ -12,19 +13,24 @@ import asyncio
 import logging
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 from typing import Annotated, Any, NamedTuple
 
 import grpc
+from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
 from pydantic import Field
 
 from opd.serving import metrics
+from opd.serving.batching import join, rows, signature, split
 from opd.serving.client import Client
 from opd.serving.protocol import (
     COMPLETED,
     DROPPED,
     FAILED,
+    MAX_MESSAGE_BYTES,
     OUTCOMES,
     REJECTED,
     MalformedRequestError,
@@ -76,7 +82,7 @@ class QueuedRequest:
     """A request at the stage; times are those of the event loop's clock.
 
     Attributes:
-        payload: input of the model.
+        message: input of the model.
         born: time at which it entered the pipeline.
         joined: time at which it joined the queue.
         expires: time at which it is dropped if it still waits.
@@ -84,12 +90,17 @@ class QueuedRequest:
         retried: whether a replica has failed with it.
     """
 
-    payload: bytes
+    message: ModelInferRequest = field(repr=False)
     born: float
     joined: float
     expires: float
-    answer: asyncio.Future[bytes] = field(repr=False)
+    answer: asyncio.Future[ModelInferResponse] = field(repr=False)
     retried: bool = False
+
+    @cached_property
+    def signature(self) -> Hashable:
+        """What requests of one batch have in common."""
+        return signature(self.message)
 
 
 class StageQueue:
@@ -120,17 +131,18 @@ class StageQueue:
         for outcome in OUTCOMES:
             metrics.stage_answers.labels(*self._labels, outcome)
 
-    async def submit(self, payload: bytes, age: float = 0.0) -> bytes:
+    async def submit(self, message: ModelInferRequest, age: float = 0.0) -> ModelInferResponse:
         """Queue one request and wait for its answer.
 
         Args:
-            payload: input of the model.
+            message: input of the model, checked (:func:`opd.serving.batching.check_request`); it belongs to the queue
+                from now on.
             age: seconds since the request entered the pipeline.
 
         Raises:
             QueueFullError: if the queue is full.
             TooOldError: if the request was dropped for its age.
-            MalformedRequestError: if the model refused the payload.
+            MalformedRequestError: if the model refused the request.
             ReplicaFailedError: if two replicas failed with the request.
             ServingError: if the model failed on it.
         """
@@ -144,7 +156,7 @@ class StageQueue:
         loop = asyncio.get_running_loop()
         now = loop.time()
         born = now - age
-        request = QueuedRequest(payload, born, now, born + self.settings.drop_after, loop.create_future())
+        request = QueuedRequest(message, born, now, born + self.settings.drop_after, loop.create_future())
         self._waiting.append(request)
         self._note_expiry(request)
         self._dispatch()
@@ -200,10 +212,9 @@ class StageQueue:
         now = loop.time()
         self._drop_expired(now)
         while self._waiting and self._idle:
-            # A request is retried alone: if it caused the failure, no other request fails with it.
-            size = 1 if self._waiting[0].retried else self.settings.batch_size
+            size, may_grow = self._next_batch()
             due = self._waiting[0].joined + self.settings.batch_timeout
-            if len(self._waiting) < size and now < due:
+            if may_grow and now < due:
                 break
             replica, batch = self._idle.popleft(), self._take_batch(size, now)
             replica.serving = len(batch)
@@ -212,6 +223,21 @@ class StageQueue:
         if self._waiting:
             due = self._waiting[0].joined + self.settings.batch_timeout if self._idle else math.inf
             self._timer = loop.call_at(min(due, self._next_expiry), self._dispatch)
+
+    def _next_batch(self) -> tuple[int, bool]:
+        """Return the number of requests that the next batch can have now, and whether later ones could still join."""
+        head = self._waiting[0]
+        # A request is retried alone: if it caused the failure, no other request fails with it.
+        limit = 1 if head.retried else self.settings.batch_size
+        size = 1
+        if limit > 1:
+            total = head.message.ByteSize()
+            for request in islice(self._waiting, 1, limit):
+                total += request.message.ByteSize()
+                if request.signature != head.signature or total > MAX_MESSAGE_BYTES:
+                    return size, False
+                size += 1
+        return size, size < limit
 
     def _note_expiry(self, request: QueuedRequest) -> None:
         self._next_expiry = min(self._next_expiry, request.expires)
@@ -230,7 +256,7 @@ class StageQueue:
                 self._fail(request, TooOldError(f"waited longer than {self.settings.drop_after:g} s in the pipeline"))
 
     def _take_batch(self, size: int, now: float) -> list[QueuedRequest]:
-        batch = [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))]
+        batch = [self._waiting.popleft() for _ in range(size)]
         for request in batch:
             metrics.stage_wait.labels(*self._labels).observe(now - request.joined)
         return batch
@@ -259,23 +285,26 @@ class StageQueue:
     async def _call(self, replica: Replica, batch: list[QueuedRequest]) -> None:
         loop = asyncio.get_running_loop()
         begin = loop.time()
-        payloads = [request.payload for request in batch]
+        request = join([queued.message for queued in batch])
         try:
-            answers = await replica.client.infer(payloads, begin - batch[0].born, self.settings.call_timeout)
+            answer = await replica.client.infer(request, begin - batch[0].born, self.settings.call_timeout)
         except grpc.aio.AioRpcError as error:
             await self._recover(replica, batch, error)
             return
         now = loop.time()
         metrics.stage_service.labels(*self._labels, replica.endpoint.variant).observe(now - begin)
         metrics.stage_batch.labels(*self._labels).observe(len(batch))
-        if len(answers) != len(batch):
-            raise ServingError(
-                f"replica {replica.endpoint.name!r} gave {len(answers)} answers to {len(batch)} requests"
-            )
-        for request, answer in zip(batch, answers, strict=True):
-            if not request.answer.done():
-                request.answer.set_result(answer)
-            metrics.stage_latency.labels(*self._labels).observe(now - request.joined)
+        try:
+            answers = split(answer, [rows(queued.message) for queued in batch], self._labels[1])
+        except ServingError as error:
+            for queued in batch:
+                self._fail(queued, error)
+            return
+        for queued, part in zip(batch, answers, strict=True):
+            part.id = queued.message.id
+            if not queued.answer.done():
+                queued.answer.set_result(part)
+            metrics.stage_latency.labels(*self._labels).observe(now - queued.joined)
             self._count(COMPLETED)
 
     async def _recover(self, replica: Replica, batch: list[QueuedRequest], error: grpc.aio.AioRpcError) -> None:
@@ -283,7 +312,7 @@ class StageQueue:
         if code in _GONE:
             self._retry_elsewhere(replica, batch, details)
         elif len(batch) > 1:
-            # One bad payload must not fail the others.
+            # One bad request must not fail the others.
             for index, request in enumerate(batch):
                 if replica.failed:
                     self._retry_elsewhere(replica, batch[index:], details)

@@ -12,7 +12,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from opd.control.loop import ObservationError
 from opd.host.waiting import wait_until
-from opd.measurement import Interval, Observation, unmeasured
+from opd.measurement import Interval, Observation, Span, unmeasured
 from opd.objective import profiled_service_time, profiled_throughput
 from opd.pipeline import Configuration, Pipeline, as_array
 from opd.serving import metrics
@@ -35,6 +35,10 @@ SCRAPE_WAIT_SECONDS = 2.0
 
 POLL_SECONDS = 0.1
 """Pause between two queries while waiting for samples."""
+
+SHORTEST_SHARE = 0.5
+"""Smallest share of an interval that is measured. A change that takes longer than the rest delays the next decision:
+with scrapes a second apart, less time would not show what the new configuration does."""
 
 
 class Telemetry:
@@ -123,8 +127,8 @@ class Telemetry:
 
         Every event belongs to the interval in which it was counted, so an answer may belong to a later one than its
         request. Latencies are those of the requests that left in the interval, the p99 from histogram buckets.
-        ``dropped`` includes every outcome except completion: dropped for age, rejected, and failed. Counts are
-        interpolated between scrapes and need not be whole numbers.
+        ``dropped`` and ``failed`` include every outcome except completion: dropped for age, rejected, and failed.
+        Counts are interpolated between scrapes and need not be whole numbers.
 
         Args:
             begin: Unix seconds.
@@ -145,12 +149,15 @@ class Telemetry:
         answers = self._counters(f"{metrics.ANSWERS}_total", since)
         completed = [series for series in answers if series.labels["outcome"] == COMPLETED]
         others = [series for series in answers if series.labels["outcome"] != COMPLETED]
+        lost = np.array([total_increase(others, begin, end)])
         buckets = self._counters(f"{metrics.LATENCY}_bucket", since)
         latency = self._mean(metrics.LATENCY, begin, end)
         return Interval(
             offered=np.array([total_increase(requests, begin, end)]),
             completed=np.array([total_increase(completed, begin, end)]),
-            dropped=np.array([total_increase(others, begin, end)]),
+            within=np.array([total_increase(self._counters(f"{metrics.WITHIN}_total", since), begin, end)]),
+            dropped=lost,
+            failed=lost,
             latency_mean=np.array([latency or 0.0]),
             latency_p99=np.array([quantile(buckets, begin, end, 0.99)]),
             task_latency=self._task_latency(begin, end, configuration)[None],
@@ -256,12 +263,13 @@ class TelemetryBackend:
         self._telemetry = Telemetry(monitor, pipeline)
         self._closing = threading.Event()
         self._tick: float | None = None
+        self._change_end = -np.inf
         self._begin = -np.inf
         self._assume_profiles(configuration)
 
     def begin_run(self) -> None:
         """Discard all measurements so far: a policy sees only the run in which it decides."""
-        self._begin = time.time()
+        self._begin, self._tick = time.time(), None
         self._assume_profiles(self.configuration)
 
     def observe(self) -> Observation:
@@ -299,21 +307,33 @@ class TelemetryBackend:
         """
         return float(self.pipeline.capacity)
 
-    def wait(self) -> Interval:
-        """Sleep until the interval or the backend ends, and measure; figures are NaN where that was impossible."""
+    def note_change(self) -> None:
+        """Let the measured time begin now, because the configuration was changed, or a change was rolled back."""
+        self._change_end = time.monotonic()
+
+    def wait(self) -> tuple[Span, Interval]:
+        """Sleep until the interval or the backend ends, and measure; figures are NaN where that was impossible.
+
+        Decisions keep their pace. The measured time begins with the end of the previous interval, or with the end of a
+        change since then, and lasts for at least :data:`SHORTEST_SHARE` of an interval.
+        """
         now = time.monotonic()
-        self._tick = max((self._tick or now) + self._seconds, now)
-        if self._closing.wait(self._tick - now):
-            return unmeasured(self.pipeline)
-        end = time.time()
+        last = self._tick or now
+        begin = max(last, self._change_end)
+        self._tick = max(last + self._seconds, begin + SHORTEST_SHARE * self._seconds, now)
+        closed = self._closing.wait(self._tick - now)
+        to_unix = time.time() - time.monotonic()
+        if closed:
+            return Span(begin + to_unix, max(begin + to_unix, time.time())), unmeasured(self.pipeline)
+        span = Span(begin + to_unix, self._tick + to_unix)
         try:
-            interval = self._telemetry.interval(end - self._seconds, end, self.configuration)
+            interval = self._telemetry.interval(*span, self.configuration)
         except MonitoringError as error:
             logger.warning("the interval could not be measured: %s", error)
             self._assume_profiles(self.configuration)
-            return unmeasured(self.pipeline)
+            return span, unmeasured(self.pipeline)
         self._task_latency, self._ready_throughput = interval.task_latency[0], interval.ready_throughput[0]
-        return interval
+        return span, interval
 
     def _assume_profiles(self, configuration: Configuration) -> None:
         """Take latencies and throughputs from the profiles, until an interval is measured."""

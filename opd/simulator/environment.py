@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from opd.measurement import Interval, Score, SimulationParameters, score, state_names, state_vector
-from opd.objective import Weights, profiled_service_time, profiled_throughput
+from opd.objective import Objective, Weights, check_objective, profiled_service_time, profiled_throughput
 from opd.pipeline import (
     InfeasibleError,
     Pipeline,
@@ -52,7 +52,8 @@ class PipelineEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     ``info["refused"]`` gives the reason. :meth:`action_masks` rules out, entry by entry, what no feasible action
     contains.
 
-    **Reward**: Eq. 7 for the interval that begins with the action.
+    **Reward**: Eq. 7, or the reward of the service level, for the interval that begins with the action, minus
+    ``refused_penalty`` if the action was refused.
 
     **Start**: a random decision of the workload (or ``options={"decision": j}``), empty queues, one replica of the
     smallest variant of every task.
@@ -65,9 +66,10 @@ class PipelineEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         pipeline: a pipeline, or the name of one in the catalogue.
         workload: counts and forecasts; by default the training split of the bundled synthetic trace at damping 8,
             with the maximum of the last 20 s as the forecast.
-        weights: of the reward.
+        objective: of the reward, the weights of Eq. 7 or a service level; by default the paper's weights.
         parameters: of the simulation.
         episode_length: decisions in an episode; 120 are the 1200 s of the paper.
+        refused_penalty: reward lost by a refused action, at least 0. ``info["reward"]`` is without it.
 
     Example:
         >>> import gymnasium, opd.simulator
@@ -84,11 +86,12 @@ class PipelineEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self,
         pipeline: Pipeline | str = "video",
         workload: Workload | None = None,
-        weights: Weights | None = None,
+        objective: Objective | None = None,
         parameters: SimulationParameters | None = None,
         episode_length: int = 120,
+        refused_penalty: float = 0.0,
     ) -> None:
-        self._episode = PipelineVectorEnv(pipeline, workload, weights, parameters, episode_length)
+        self._episode = PipelineVectorEnv(pipeline, workload, objective, parameters, episode_length, refused_penalty)
         self.pipeline = self._episode.pipeline
         self.observation_space = self._episode.single_observation_space
         self.action_space = self._episode.single_action_space
@@ -121,7 +124,8 @@ class PipelineEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         info: dict[str, Any] = {name: float(value[0]) for name, value in result._asdict().items()}
         info |= {"refused": refused, "dropped": int(interval.dropped[0]), "offered": int(interval.offered[0])}
         truncated = bool(self._episode.decisions_left[0] == 0)
-        return self._episode.state()[0], float(result.reward[0]), False, truncated, info
+        reward = float(result.reward[0]) - self._episode.refused_penalty * bool(refused)
+        return self._episode.state()[0], reward, False, truncated, info
 
     def action_masks(self) -> np.ndarray:
         """Flat booleans, entry after entry of the action space: true for what some feasible action contains."""
@@ -146,9 +150,10 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     Args:
         pipeline: a pipeline of N tasks, or the name of one in the catalogue.
         workload: counts and forecasts; by default :meth:`Workload.bundled`.
-        weights: of the reward.
+        objective: of the reward, the weights of Eq. 7 or a service level; by default the paper's weights.
         parameters: of the simulation.
         episode_length: decisions in an episode.
+        refused_penalty: reward lost by a refused action, at least 0. ``infos["reward"]`` is without it.
         num_envs: number of episodes, E.
         seed: of arrivals and service noise until the first :meth:`reset`, which draws another one.
 
@@ -158,7 +163,9 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         configurations: (E, N, 3) variant, replicas and batch size of every task.
 
     Raises:
-        ValueError: if the workload is shorter than an episode or has another interval than the simulation.
+        ValueError: if the workload is shorter than an episode or has another interval than the simulation, the
+            objective asks for another latency than the pipeline's service level, or the penalty is not a finite number
+            of at least 0.
 
     Example:
         >>> import gymnasium, opd.simulator
@@ -175,19 +182,24 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self,
         pipeline: Pipeline | str = "video",
         workload: Workload | None = None,
-        weights: Weights | None = None,
+        objective: Objective | None = None,
         parameters: SimulationParameters | None = None,
         episode_length: int = 120,
+        refused_penalty: float = 0.0,
         *,
         num_envs: int = 1,
         seed: int = 0,
     ) -> None:
         self.pipeline = load_pipeline(pipeline) if isinstance(pipeline, str) else pipeline
-        self.weights = weights or Weights()
+        self.objective = objective or Weights()
+        check_objective(self.pipeline, self.objective)
         parameters = parameters or SimulationParameters()
         self.workload = workload or Workload.bundled(parameters.interval)
         self.num_envs = num_envs
         self._episode_length = episode_length
+        if not 0.0 <= refused_penalty < np.inf:
+            raise ValueError(f"refused_penalty {refused_penalty} must be a finite number of at least 0")
+        self.refused_penalty = refused_penalty
         _check_workload(self.workload, parameters, episode_length)
         self._simulator = Simulator(self.pipeline, parameters, num_envs, int(self.workload.counts.max()), seed)
         shape = (num_envs, len(self.pipeline.tasks))
@@ -233,7 +245,8 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self._restart(truncated)
             infos |= _masked({"decision": self.decision.copy()}, truncated)
             states = self.state()
-        return states, result.reward, np.zeros(self.num_envs, dtype=bool), truncated, infos
+        rewards = result.reward - self.refused_penalty * refused
+        return states, rewards, np.zeros(self.num_envs, dtype=bool), truncated, infos
 
     def action_masks(self) -> np.ndarray:
         """(E, A) booleans, entry after entry of the action space: true for what some feasible action contains."""
@@ -281,7 +294,7 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._queue = interval.queue
         self.decision = self.decision + 1
         self.decisions_left = self.decisions_left - 1
-        return score(self.pipeline, self.weights, configurations, interval, self.workload.interval), interval
+        return score(self.pipeline, self.objective, configurations, interval, self.workload.interval), interval
 
     def _restart(self, chosen: np.ndarray, decisions: Any = None) -> None:
         """Begin the ``chosen`` (E,) episodes with the smallest configuration, at random decisions by default."""

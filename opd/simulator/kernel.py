@@ -341,8 +341,8 @@ def _percentile_99(values):
 
 
 @njit(cache=True)
-def _complete(state, e, end, interval):
-    """Remove the requests that have left the last task by ``end``; record their number and latencies."""
+def _complete(state, e, end, objective, interval):
+    """Remove the requests that left the last task by ``end``; record their number, latencies and those within it."""
     last = state.queue_time.shape[1] - 1
     times, births, length = state.queue_time[e, last], state.queue_birth[e, last], state.queue_length[e, last]
     done = _waiting(state, e, last, end)
@@ -351,9 +351,11 @@ def _complete(state, e, end, interval):
         latencies = times[:done] - births[:done]
         if interval.latencies.shape[1] > 0:
             interval.latencies[e, :done] = latencies
+        interval.within[e] = np.count_nonzero(latencies <= objective)
         interval.latency_mean[e] = latencies.mean()
         interval.latency_p99[e] = _percentile_99(latencies)
     else:
+        interval.within[e] = 0
         interval.latency_mean[e] = 0.0
         interval.latency_p99[e] = 0.0
     for request in range(done, length):
@@ -363,7 +365,7 @@ def _complete(state, e, end, interval):
 
 
 @njit(cache=True)
-def simulate(state, configurations, tables, length, timeout, drop_after, factors, interval, generator):
+def simulate(state, configurations, tables, length, timeout, drop_after, objective, factors, interval, generator):
     """Simulate one interval of every environment, given its arrivals; return whether all queues had room."""
     room = True
     for e in range(state.now.shape[0]):
@@ -380,7 +382,7 @@ def simulate(state, configurations, tables, length, timeout, drop_after, factors
             interval.task_latency[e, n] = seconds / left if left > 0 else tables.service_time[n, variant, 1]
             interval.ready_throughput[e, n] = _ready_throughput(state, e, n, end, batch_size, tables.service_time)
             interval.queue[e, n] = _waiting(state, e, n, end)
-        _complete(state, e, end, interval)
+        _complete(state, e, end, objective, interval)
         state.now[e] = end
     return room
 

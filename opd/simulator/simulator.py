@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtri
 
-from opd.measurement import Interval, Observation, SimulationParameters
+from opd.measurement import Interval, Observation, SimulationParameters, Span
 from opd.objective import profiled_service_time, profiled_throughput
 from opd.pipeline import Configuration, Pipeline, StageConfiguration, as_array, check_feasible
 from opd.simulator import kernel
@@ -200,7 +200,9 @@ class Simulator:
         return Interval(
             offered=np.zeros(environments, dtype=np.int64),
             completed=np.zeros(environments, dtype=np.int64),
+            within=np.zeros(environments, dtype=np.int64),
             dropped=np.zeros(environments, dtype=np.int64),
+            failed=np.zeros(environments, dtype=np.int64),
             latency_mean=np.zeros(environments),
             latency_p99=np.zeros(environments),
             task_latency=np.zeros((environments, tasks)),
@@ -218,6 +220,7 @@ class Simulator:
             float(p.interval),
             p.batch_timeout,
             p.drop_after,
+            self.pipeline.service_level.seconds,
             self._factors,
             interval,
             self._service,
@@ -272,7 +275,7 @@ class SimulatedBackend:
         self._pipeline = pipeline
         self._seconds = parameters.interval
         self._counts = np.concatenate([history, counts]).astype(np.int64)
-        self._now = len(history)
+        self._lead = self._now = len(history)
         self._simulator = Simulator(pipeline, parameters, 1, int(self._counts.max(initial=1)), seed, True)
         self._simulator.reset(configuration)
         self.configuration = configuration
@@ -299,13 +302,14 @@ class SimulatedBackend:
         """Run ``configuration`` from now on."""
         self.configuration = configuration
 
-    def wait(self) -> Interval:
+    def wait(self) -> tuple[Span, Interval]:
         """Simulate one interval."""
+        begin = float(self._now - self._lead)
         interval = self._simulator.step(as_array(self.configuration)[None], self._window()[None])
         self._task_latency, self._ready_throughput = interval.task_latency[0], interval.ready_throughput[0]
         self._queue = interval.queue[0]
         self._now += self._seconds
-        return interval
+        return Span(begin, begin + self._seconds), interval
 
     def _window(self) -> np.ndarray:
         window = self._counts[self._now : self._now + self._seconds]

@@ -15,8 +15,10 @@ carried; a latency target that cannot be met at that load is dropped.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import highspy
@@ -95,7 +97,7 @@ def _configure(pipeline: Pipeline, load: float, parameters: IpaParameters, choos
     cores = np.where(replicas > 0, np.minimum(replicas * options.cores, capacity + 1), capacity + 1)
     latency = options.service_time + forming_time(options.batch_size, load)
     score = parameters.alpha * options.accuracy - parameters.beta * cores - parameters.gamma * options.batch_size
-    target = pipeline.latency_sla + LATENCY_TOLERANCE
+    target = pipeline.service_level.seconds + LATENCY_TOLERANCE
     shortest = -best_by_cores(cores, -latency, capacity)[0][0, capacity]
     selected = choose(cores, latency, score, capacity, np.inf if shortest > target else target)
     return as_configuration(options.configuration(selected, replicas[np.arange(len(selected)), selected]))
@@ -188,7 +190,25 @@ def ipa_highs(pipeline: Pipeline, load: float, parameters: IpaParameters, time_l
     return ipa_by_mip(pipeline, load, parameters, lambda programme: _solve_by_highs(programme, time_limit, subject))
 
 
+@cache
+def _print_banner_nowhere() -> None:
+    """Construct a first solver without standard output: HiGHS greets once a process, before it takes options."""
+    try:
+        output = os.dup(1)
+    except OSError:  # closed, so that nobody reads the banner
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        highspy.Highs()
+    finally:
+        os.dup2(output, 1)
+        os.close(output)
+        os.close(nowhere)
+
+
 def _solve_by_highs(programme: highspy.HighsLp, time_limit: float, subject: str) -> np.ndarray:
+    _print_banner_nowhere()
     solver = highspy.Highs()
     for option, value in (_HIGHS_OPTIONS | {"time_limit": time_limit}).items():
         solver.setOptionValue(option, value)

@@ -2,12 +2,16 @@
 
 ``python -m opd.study.notebook notebooks/03_ppo_training.ipynb --params params.yaml key=value`` is the command of the
 stages in ``dvc.yaml``; it works in any folder. A notebook gets those top-level keys of the parameter files that its
-parameters cell declares, so one ``params.yaml`` serves all stages; its own defaults fill in the rest.
+parameters cell declares, so one ``params.yaml`` serves all stages; its own defaults fill in the rest. The executed copy
+is ``reports/notebooks/<name>.ipynb``, or with overrides ``reports/notebooks/<name>-<key>=<value>.ipynb``: a run by hand
+with other parameters leaves the copy of the stage alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,12 +28,22 @@ from papermill.exceptions import PapermillExecutionError
 from pydantic import TypeAdapter, ValidationError
 
 from opd.host.paths import project_path
+from opd.host.progress import STYLE_VARIABLE
 
 CELL_TIMEOUT = 6 * 3600.0
 """Seconds one cell may take before the stage fails."""
 
+_LONGEST_NAME = 120
+"""Characters of the name of an executed notebook; file systems allow 255 bytes."""
+
 # Strict: a number is not a text, and True is not a number; an integer is a float.
 _TYPES = {kind.__name__: TypeAdapter(kind, config={"strict": True}) for kind in (bool, int, float, str, list, dict)}
+_KERNEL_ARGUMENTS = [
+    # Every kernel would warn that its messages pass through the loopback interface.
+    "--log-level=ERROR",
+    # Worker processes print into the log; the kernel would send that to the notebook as well, and so to the log twice.
+    "--IPKernelApp.capture_fd_output=False",
+]
 _WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
@@ -121,6 +135,17 @@ def _check_type(notebook: Path, key: str, value: Any, declared: str) -> None:
         ) from error
 
 
+def executed_name(notebook: Path, overrides: Sequence[str]) -> str:
+    """Name the executed copy of a notebook; overrides become part of it, so that a stage's copy is not overwritten.
+
+    Args:
+        notebook: file of the notebook.
+        overrides: as written, ``key=value``; unusual characters are replaced, and a long list is cut.
+    """
+    words = [re.sub(r"[^\w.=+-]+", "_", override, flags=re.ASCII).strip("_") for override in overrides]
+    return "-".join([notebook.stem, *words])[:_LONGEST_NAME] + ".ipynb"
+
+
 def strip_run_details(notebook: nbformat.NotebookNode) -> None:
     """Remove, in place, what differs between two runs with equal results: times, paths, random ids, widgets."""
     for name in ("papermill", "widgets"):
@@ -154,7 +179,7 @@ def run(notebook: Path, output: Path, parameters: Mapping[str, Any], timeout: fl
     output.parent.mkdir(parents=True, exist_ok=True)
     output.unlink(missing_ok=True)
     try:
-        with _stage_errors(notebook, output, timeout):
+        with _stage_errors(notebook, output, timeout), _progress_lines():
             papermill.execute_notebook(
                 str(notebook),
                 str(output),
@@ -165,14 +190,27 @@ def run(notebook: Path, output: Path, parameters: Mapping[str, Any], timeout: fl
                 stdout_file=sys.stdout,
                 stderr_file=sys.stderr,
                 execution_timeout=timeout,
-                # Every kernel would warn that its messages pass through the loopback interface.
-                extra_arguments=["--log-level=ERROR"],
+                extra_arguments=_KERNEL_ARGUMENTS,
             )
     finally:
         if output.is_file():
             executed = nbformat.read(output, as_version=4)
             strip_run_details(executed)
             nbformat.write(executed, output)
+
+
+@contextmanager
+def _progress_lines() -> Iterator[None]:
+    """Let the kernel show progress as lines in the log: bars would stay in the executed notebook."""
+    before = os.environ.get(STYLE_VARIABLE)
+    os.environ[STYLE_VARIABLE] = "lines"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[STYLE_VARIABLE]
+        else:
+            os.environ[STYLE_VARIABLE] = before
 
 
 @contextmanager
@@ -210,7 +248,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="YAML files, later ones win (default: params.yaml)",
     )
-    parser.add_argument("--output", type=Path, help="executed copy (default: reports/notebooks/NAME.ipynb)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="executed copy (default: reports/notebooks/NAME.ipynb; with overrides, which make it a run of its own, "
+        "reports/notebooks/NAME-KEY=VALUE.ipynb)",
+    )
     parser.add_argument("--timeout", type=float, default=CELL_TIMEOUT, help="seconds for one cell (default: 6 h)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="parameters for this run, as YAML")
     arguments = parser.parse_intermixed_args(argv)
@@ -228,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not notebook.is_file():
             raise StageError(f"no notebook {notebook} in {Path.cwd()}; give the path of an .ipynb file")
-        output = arguments.output or project_path("reports", "notebooks", notebook.name)
+        output = arguments.output or project_path("reports", "notebooks", executed_name(notebook, arguments.overrides))
         shared = read_parameters(arguments.params or filter(Path.is_file, [project_path("params.yaml")]))
         parameters = select_parameters(notebook, shared, parse_overrides(arguments.overrides))
         print(f"{notebook.stem}: started", flush=True)

@@ -7,16 +7,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
+from opd.host.progress import progress_bar
 from opd.workload.forecast import (
     FEATURES,
     HALF_REQUEST,
@@ -77,7 +79,7 @@ def train_forecaster(
         trace: the load, with the damping of the counts that will be forecast.
         parameters: network and training.
         seed: of the initial weights and the order of the windows; the same seed gives the same forecaster.
-        progress: show a progress bar.
+        progress: show the progress.
         log_folder: folder for the loss of every epoch as CSV and a checkpoint; by default nothing is written.
     """
     parameters = parameters or ForecastParameters()
@@ -115,10 +117,25 @@ def _repeatable(seed: int) -> Iterator[None]:
             lightning.setLevel(level)
 
 
+class _Progress(Callback):
+    """Show the progress of a training in steps of the optimizer."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        steps = int(trainer.estimated_stepping_batches)
+        # A bar that moves more often slows a notebook down.
+        self.bar = progress_bar(total=steps, desc="forecaster", unit="steps", mininterval=0.5)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.bar.update()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.bar.close()
+
+
 def _trainer(parameters: ForecastParameters, progress: bool, log_folder: str | Path | None) -> pl.Trainer:
     callbacks: list[Callback] = []
     if progress:
-        callbacks.append(TQDMProgressBar(refresh_rate=50))  # a faster bar slows a notebook down
+        callbacks.append(_Progress())
     if log_folder is not None:
         callbacks.append(ModelCheckpoint(dirpath=log_folder))
     return pl.Trainer(
@@ -126,7 +143,7 @@ def _trainer(parameters: ForecastParameters, progress: bool, log_folder: str | P
         accelerator="cpu",
         devices=1,
         gradient_clip_val=parameters.gradient_clip,
-        enable_progress_bar=progress,
+        enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=log_folder is not None,
         callbacks=callbacks,

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from small_agents import PARAMETERS, agent_for, opinionated, random_states
 from small_pipelines import ocr_pipeline, pipelines, within_limits
 
+from opd.agent.compatibility import PROFILE_TOLERANCE
 from opd.agent.deployed import FORMAT, Agent, CheckpointError
 from opd.agent.network import export
 from opd.host.archive import load_archive, save_archive
-from opd.pipeline import InfeasibleError, Pipeline, from_choices
+from opd.pipeline import InfeasibleError, Pipeline, ServiceLevel, from_choices
 from opd.profiling.synthetic import synthetic_pipeline
 
 TESTS = Path(__file__).parents[1]
@@ -131,21 +132,23 @@ def fewer_variants() -> Pipeline:
         (replace(ocr_pipeline(), capacity=9), r"pipeline\.capacity is 8 in the checkpoint, 9 in the pipeline given"),
         (replace(ocr_pipeline(), max_replicas=4), r"pipeline\.max_replicas is 3 in the checkpoint, 4 in"),
         (replace(ocr_pipeline(), max_batch_size=1), r"pipeline\.max_batch_size is 2 in the checkpoint, 1 in"),
-        (replace(ocr_pipeline(), latency_sla=2.0), r"pipeline\.latency_sla is 1\.0 in the checkpoint, 2\.0 in"),
-        (replace(ocr_pipeline(), tasks=ocr_pipeline().tasks[:1]), r"pipeline\.tasks has 2 entries .*, 1 in"),
-        (renamed_task(), r"pipeline\.tasks\[1\]\.name is 'recognition' in the checkpoint, 'reading' in"),
-        (fewer_variants(), r"pipeline\.tasks\[1\]\.variants has 3 entries in the checkpoint, 2 in"),
-        (changed_variant(name="nano"), r"tasks\[1\]\.variants\[0\]\.name is 'tiny' in the checkpoint, 'nano' in"),
-        (changed_variant(accuracy=0.6), r"tasks\[1\]\.variants\[0\]\.accuracy is 0\.625 in the checkpoint, 0\.6 in"),
-        (changed_variant(cores=2), r"tasks\[1\]\.variants\[0\]\.cores is 1 in the checkpoint, 2 in"),
-        (changed_variant(startup_time=9.0), r"tasks\[1\]\.variants\[0\]\.startup_time is 1\.0 .*, 9\.0 in"),
         (
-            changed_variant(latency={1: 0.05, 2: 0.09}),
-            r"tasks\[1\]\.variants\[0\]\.latency\.2 is 0\.08 in the checkpoint, 0\.09 in the pipeline given",
+            replace(ocr_pipeline(), service_level=ServiceLevel(2.0)),
+            r"pipeline\.service_level\.seconds is 1\.0 in the checkpoint, 2\.0 in",
         ),
         (
-            changed_variant(latency={1: 0.05, 2: 0.08, 4: 0.2}),
-            r"tasks\[1\]\.variants\[0\]\.latency\.4 is only in the pipeline given",
+            replace(ocr_pipeline(), tasks=ocr_pipeline().tasks[:1]),
+            r"pipeline\.tasks are 'detection', 'recognition' in the checkpoint, 'detection' in the pipeline given",
+        ),
+        (renamed_task(), r"pipeline\.tasks are 'detection', 'recognition' .*, 'detection', 'reading' in"),
+        (fewer_variants(), r"tasks\.recognition\.variants are 'tiny', 'small', 'large' .*, 'tiny', 'small' in"),
+        (changed_variant(name="nano"), r"variants are 'tiny', 'small', 'large' .*, 'nano', 'small', 'large' in"),
+        (changed_variant(accuracy=0.6), r"recognition\.variants\.tiny\.accuracy is 0\.625 in the checkpoint, 0\.6 in"),
+        (changed_variant(cores=2), r"recognition\.variants\.tiny\.cores is 1 in the checkpoint, 2 in"),
+        (changed_variant(startup_time=9.0), r"tiny\.startup_time is 1 s in the checkpoint, 9 s .*\(\+800\.0%\)"),
+        (
+            changed_variant(latency={1: 0.05, 2: 0.09}),
+            r"tiny\.latency\.2 is 0\.08 s in the checkpoint, 0\.09 s in the pipeline given \(\+12\.5%\)",
         ),
     ],
 )
@@ -154,10 +157,43 @@ def test_an_agent_of_another_pipeline_is_refused_by_the_difference(saved, given_
         Agent.load(saved, given_pipeline)
 
 
-def test_a_profile_entry_that_is_gone_is_named(tmp_path):
-    agent_for(changed_variant(latency={1: 0.05, 2: 0.08, 4: 0.2})).save(tmp_path / "ocr.npz")
-    with pytest.raises(CheckpointError, match=r"variants\[0\]\.latency\.4 is only in the checkpoint"):
-        Agent.load(tmp_path / "ocr.npz", ocr_pipeline())
+def test_all_differences_are_named_at_once(saved):
+    other = changed_variant(latency={1: 0.051, 2: 0.04}, cores=2)
+    with pytest.raises(CheckpointError) as refused:
+        Agent.load(saved, replace(other, capacity=9))
+    for words in (
+        "capacity is 8",
+        "tiny.cores is 1 ",
+        "latency.1 is 0.05 s",
+        "(+2.0%)",
+        "latency.2 is 0.08 s",
+        "-50.0%",
+    ):
+        assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("factor", [1.0 - PROFILE_TOLERANCE + 1e-9, 0.999, 1.001, 1.0 + PROFILE_TOLERANCE - 1e-9])
+def test_a_profile_that_differs_a_little_is_accepted_and_told(saved, caplog, factor):
+    measured = changed_variant(latency={1: 0.05 * factor, 2: 0.08 * factor}, startup_time=factor)
+    assert Agent.load(saved, measured).pipeline == measured
+    (record,) = caplog.records
+    assert "slightly different profile" in record.message and "tiny.latency.2 is 0.08 s" in record.message
+
+
+def profiled_as(latency: dict[int, float]) -> Pipeline:
+    """The pipeline with one profile for all variants."""
+    variants = [tuple(replace(each, latency=latency) for each in task.variants) for task in ocr_pipeline().tasks]
+    tasks = tuple(replace(task, variants=own) for task, own in zip(ocr_pipeline().tasks, variants, strict=True))
+    return replace(ocr_pipeline(), tasks=tasks, max_batch_size=4)
+
+
+def test_batch_sizes_that_only_one_profile_has_are_compared_as_interpolated(saved, caplog):
+    agent_for(profiled_as({1: 0.1, 4: 0.4})).save(saved)
+    for same in ({1: 0.1, 2: 0.2, 4: 0.4}, {1: 0.1, 4: 0.4, 8: 2.0}):
+        Agent.load(saved, profiled_as(same))
+    assert not caplog.records
+    with pytest.raises(CheckpointError, match=r"tiny\.latency\.2 is 0\.2 s .* 0\.3 s .*\(\+50\.0%\)"):
+        Agent.load(saved, profiled_as({1: 0.1, 2: 0.3, 4: 0.4}))
 
 
 def test_a_missing_agent_says_how_to_make_one(tmp_path):

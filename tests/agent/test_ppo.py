@@ -18,7 +18,7 @@ from opd.agent.network import export
 from opd.agent.ppo import CHECKPOINT, PPOTrainer, ppo_loss, read_metrics, train
 from opd.agent.problem import ExpertMode, Problem, TrainingParameters
 from opd.agent.rollout import Samples, Validation
-from opd.pipeline import Pipeline, StageConfiguration, Task, Variant, as_array
+from opd.pipeline import Pipeline, ServiceLevel, StageConfiguration, Task, Variant, as_array
 from opd.simulator.environment import PipelineVectorEnv
 
 # --- the loss --------------------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def learn(pipeline, load, folder, **changes):
 
 def test_the_agent_finds_the_variant_that_dominates(tmp_path):
     worse, better = (Variant(name, v, 1, {1: s}, 1.0) for name, v, s in (("worse", 0.4, 0.2), ("better", 0.9, 0.05)))
-    pipeline = Pipeline("dominated", (Task("only", (worse, better)),), 4, 4, 1, 1.0)
+    pipeline = Pipeline("dominated", (Task("only", (worse, better)),), 4, 4, 1, ServiceLevel(1.0))
     best, _ = best_steady(pipeline, WEIGHTS, QUIET, load=8)
     assert best == (StageConfiguration(1, 1, 1),)
     _, configurations = reward_of(learn(pipeline, 8, tmp_path, updates=10), 8)

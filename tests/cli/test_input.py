@@ -128,7 +128,12 @@ def test_a_wrong_pipeline_file_is_refused(shell, old, new, words):
 
 def test_a_pipeline_file_is_read_as_written(shell):
     pipeline = read_pipeline(Path(shell.file))
-    assert (pipeline.name, pipeline.capacity, pipeline.max_replicas, pipeline.latency_sla) == ("tiny", 6, 3, 1.0)
+    assert (pipeline.name, pipeline.capacity, pipeline.max_replicas, pipeline.service_level.seconds) == (
+        "tiny",
+        6,
+        3,
+        1.0,
+    )
     assert [variant.cores for variant in pipeline.tasks[0].variants] == [1, 2]
     assert pipeline.tasks[0].variants[1].service_time(2) == 0.05
     with pytest.raises(DocumentError, match="tasks .* at least 1 entry"):

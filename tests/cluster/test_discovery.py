@@ -24,7 +24,7 @@ from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.resources import POD
 from opd.cluster.settings import ClusterSettings
 from opd.live.load import start_load
-from opd.pipeline import Pipeline, Task, Variant
+from opd.pipeline import Pipeline, ServiceLevel, Task, Variant
 from opd.serving.monitoring.prometheus import PrometheusUrl
 from opd.serving.stage_queue import ReplicaEndpoint
 
@@ -167,7 +167,7 @@ def real_pipeline():
     profile = dict.fromkeys((1, 2, 4), 0.05)
     variants = tuple(Variant(name, 0.5, 1, profile, 2.0) for name in SECONDS)
     tasks = (Task("first", variants), Task("second", variants))
-    return Pipeline("tiny", tasks, capacity=8, max_replicas=3, max_batch_size=4, latency_sla=1.0)
+    return Pipeline("tiny", tasks, capacity=8, max_replicas=3, max_batch_size=4, service_level=ServiceLevel(1.0))
 
 
 @pytest.fixture

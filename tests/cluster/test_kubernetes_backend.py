@@ -114,10 +114,11 @@ def test_replicas_that_cannot_start_are_rolled_back_early(world, reason):
     assert world.state("second")["replicas"] == "1"
 
 
-def test_replicas_that_never_become_ready_are_rolled_back_at_the_deadline(world):
-    world.kubelet.behave("tiny-first-large", broken="silent")
+@pytest.mark.parametrize(("broken", "reason"), [("silent", ";"), ("ended", ", pod .* exit code 1: ValueError: the we")])
+def test_replicas_that_never_become_ready_are_rolled_back_at_the_deadline(world, broken, reason):
+    world.kubelet.behave("tiny-first-large", broken=broken)
     backend = world.backend(settings=settings(apply_seconds=1))
-    with within(), pytest.raises(ApplyError, match="tiny-first-large has 0 of 1"):
+    with within(), pytest.raises(ApplyError, match=f"tiny-first-large has 0 of 1{reason}"):
         backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
     assert world.workloads() == {"tiny-first-small", "tiny-second-small"}
 
@@ -350,7 +351,7 @@ def test_metrics_are_observed(world):
 @pytest.mark.parametrize("state", ["empty", "stale", "nan", "late", "failing", "absent"])
 def test_without_metrics_the_last_good_configuration_goes_on(world, state):
     wanted = stages((SMALL, 1, 2), (SMALL, 1, 1))
-    steps = run(world.backend(), world.pipeline, FixedPolicy(wanted), lambda history: 5.0, Weights(), 3, 0.2)
+    steps = run(world.backend(), world.pipeline, FixedPolicy(wanted), lambda history: 5.0, Weights(), 3)
     world.prometheus.state = state
     if state == "absent":
         world.prometheus.close()
@@ -368,6 +369,6 @@ def test_an_action_above_the_capacity_is_refused_before_any_call(world):
     backend = world.backend()
     world.api.requests.clear()
     wanted = stages((LARGE, 3, 1), (LARGE, 3, 1))
-    step = next(run(backend, world.pipeline, FixedPolicy(wanted), lambda history: 5.0, Weights(), 1, 0.2))
+    step = next(run(backend, world.pipeline, FixedPolicy(wanted), lambda history: 5.0, Weights(), 1))
     assert "12 cores, the device has 6" in step.refused
     assert {method for method, *_ in world.api.requests} <= {"GET"}

@@ -11,7 +11,7 @@ from opd.cluster.manifests.pipeline import stage_config
 from opd.cluster.manifests.pods import DISCOVERING_QUEUE, SECURITY_CONTEXT
 from opd.cluster.manifests.workloads import model_workload, replicas_of, template_of, with_replicas
 from opd.cluster.overlay import Overlay
-from opd.pipeline import InfeasibleError, Pipeline, StageConfiguration, Task, Variant
+from opd.pipeline import InfeasibleError, Pipeline, ServiceLevel, StageConfiguration, Task, Variant
 from opd.profiling.catalogue import load_pipeline
 from opd.serving.settings import ServerSettings, StageSettings
 
@@ -207,7 +207,7 @@ def test_extra_objects_are_made_only_on_request():
 
 def renamed(pipeline="ocr", task="detection", variant="small"):
     variants = (Variant(variant, 0.5, 1, {1: 0.1, 2: 0.2}, 1.0),)
-    return Pipeline(pipeline, (Task(task, variants),), 4, 2, 2, 1.0)
+    return Pipeline(pipeline, (Task(task, variants),), 4, 2, 2, ServiceLevel(1.0))
 
 
 BAD_NAMES = (

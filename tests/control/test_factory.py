@@ -43,7 +43,7 @@ def test_policies_by_name_decide_within_the_limits(name, tmp_path):
     "name, remedy",
     [
         ("agent", "needs the checkpoint"),
-        ("oracle", f"'oracle' is not one of {', '.join(DEPLOYABLE_POLICIES)}$"),
+        ("oracle", f"'oracle' is not one of {', '.join(DEPLOYABLE_POLICIES)}, or module:Class$"),
         ("clairvoyant", "is not one of random, greedy.* outside the simulator"),
     ],
 )

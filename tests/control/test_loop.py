@@ -54,7 +54,7 @@ def last_count(history):
 
 
 def loop(backend, policy, decisions, pipeline=None, forecast=last_count):
-    return list(run(backend, pipeline or ocr_pipeline(), policy, forecast, WEIGHTS, decisions, 10.0))
+    return list(run(backend, pipeline or ocr_pipeline(), policy, forecast, WEIGHTS, decisions))
 
 
 # --- the guard -------------------------------------------------------------------------------------------------------
@@ -135,9 +135,7 @@ def test_the_loop_makes_the_calls_of_alg_1_in_order():
         calls.append("forecast")
         return 7.0
 
-    steps = run(
-        backend_for(kind=Recording), ocr_pipeline(), Deciding(GOOD, TOO_LARGE, SMALLEST), forecast, WEIGHTS, 3, 10.0
-    )
+    steps = run(backend_for(kind=Recording), ocr_pipeline(), Deciding(GOOD, TOO_LARGE, SMALLEST), forecast, WEIGHTS, 3)
     assert calls == []  # nothing happens before the first step is asked for
     list(steps)
     assert calls == [
@@ -270,25 +268,27 @@ def test_where_the_forecast_fails_the_largest_recent_load_takes_its_place(said):
     assert first.forecast_failure == last.forecast_failure == ""
 
 
-def test_a_policy_that_fails_stops_the_loop_before_anything_is_applied():
-    applied = []
-
-    class Recording(SimulatedBackend):
-        def apply(self, configuration):
-            applied.append(configuration)
-            super().apply(configuration)
-
+def test_a_policy_that_fails_changes_nothing_and_is_asked_again():
     class Failing(Scripted):
         def decide(self, observation):
-            if not self.script:
+            if super().decide(observation) is None:
                 raise ZeroDivisionError("no idea")
-            return super().decide(observation)
+            return GOOD
 
-    steps = run(backend_for(kind=Recording), ocr_pipeline(), Failing(GOOD), last_count, WEIGHTS, 2, 10.0)
-    assert next(steps).configuration == GOOD
-    with pytest.raises(ZeroDivisionError, match="no idea"):
-        next(steps)
-    assert applied == [GOOD]
+    steps = loop(backend_for(), Failing(GOOD, None, GOOD), 3)
+    assert [step.configuration for step in steps] == [GOOD, GOOD, GOOD]
+    assert [step.refused for step in steps] == ["", "no decision: ZeroDivisionError: no idea", ""]
+    assert steps[1].decided is None
+
+
+def test_a_policy_needs_no_base_class_and_no_types():
+    class Plain:
+        def decide(self, observation):
+            return [list(stage) for stage in GOOD]
+
+    (step,) = loop(backend_for(), Plain(), 1)
+    assert step.decided == step.configuration == GOOD
+    assert (step.refused, step.fallback) == ("", False)
 
 
 # --- the simulated backend -------------------------------------------------------------------------------------------
@@ -316,9 +316,9 @@ def test_a_workload_without_history_can_be_observed():
 def test_the_second_observation_is_what_the_first_interval_measured():
     backend = backend_for(counts=np.full(20, 14))
     backend.apply(GOOD)
-    interval = backend.wait()
+    span, interval = backend.wait()
     seen = backend.observe()
-    assert interval.offered.tolist() == [140]
+    assert span == (0.0, 10.0) and interval.offered.tolist() == [140]
     assert seen.incoming_load == 14.0
     assert seen.configuration == GOOD
     for name in ("task_latency", "ready_throughput", "queue"):

@@ -175,6 +175,9 @@ class Kubelet:
         if behaviour.broken:
             waiting = {"reason": behaviour.broken, "message": "as the test wants"}
             container = {"name": "server", "state": {"waiting": waiting}}
+            if behaviour.broken == "ended":
+                words = "Traceback (most recent call last):\n  ...\nValueError: the weights are damaged"
+                container["state"] = {"terminated": {"exitCode": 1, "reason": "Error", "message": words}}
             if behaviour.broken != "silent" and not behaviour.broken.startswith("quota"):
                 self._set(life, {"phase": "Pending", "containerStatuses": [container]})
             return

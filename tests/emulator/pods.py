@@ -24,7 +24,7 @@ class Behaviour:
     Attributes:
         start_seconds: until they are ready.
         stop_seconds: until they have ended.
-        broken: why they never become ready: a reason a container waits, ``Unschedulable``, or ``silent``.
+        broken: why they never become ready: a reason a container waits, ``Unschedulable``, ``ended`` or ``silent``.
     """
 
     start_seconds: float = 0.1

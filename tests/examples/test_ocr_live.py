@@ -12,13 +12,13 @@ from opd.examples.ocr.accuracy import text_accuracy
 from opd.examples.ocr.pages import write_pages
 from opd.live.calibration import WARM_UP_CALLS, calibrate_pipeline, measure_overhead, measure_served_latencies
 from opd.live.fidelity import measure_fidelity, replay
-from opd.live.load import read_payloads
 from opd.live.runs import SchedulePolicy, Traffic, configurations_from, count_changes, run_live, summarise_run
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import StageConfiguration
 from opd.profiling.catalogue import load_pipeline
 from opd.serving.local import LocalBackend
+from opd.serving.samples import read_samples
 
 pytestmark = pytest.mark.processes
 
@@ -70,13 +70,13 @@ def test_reconfiguration_under_load_loses_no_request(backend, pages, tmp_path):
 
 def test_overhead_and_served_latencies_are_measured(backend, pages):
     backend.apply(FIRST)
-    payloads = read_payloads(pages)
-    overhead = measure_overhead(backend, payloads[:12], warm_up=4, idle_seconds=1.0)
+    samples = read_samples(pages)
+    overhead = measure_overhead(backend, samples[:12], warm_up=4, idle_seconds=1.0)
     assert overhead["requests"] == 8 and overhead["direct_ms"]["p50"] > 1.0
     direct, routed, added = (overhead[way]["mean"] for way in ("direct_ms", "routed_ms", "added_ms"))
     assert added == pytest.approx(routed - direct)
     begin = time.perf_counter()
-    served = measure_served_latencies(backend, payloads, calls=8)
+    served = measure_served_latencies(backend, samples, calls=8)
     elapsed = time.perf_counter() - begin
     assert [list(latency) for latency in served] == [[1], [1]]
     assert all(latency[1] > 0.001 for latency in served)
@@ -85,7 +85,7 @@ def test_overhead_and_served_latencies_are_measured(backend, pages):
 
 
 def test_only_the_given_variants_are_calibrated(backend, pages):
-    served = calibrate_pipeline(backend, [FIRST], read_payloads(pages))
+    served = calibrate_pipeline(backend, [FIRST], read_samples(pages))
     assert backend.configuration == FIRST
     for task, known, stage in zip(served.tasks, OCR.tasks, FIRST, strict=True):
         for index, (variant, profiled) in enumerate(zip(task.variants, known.variants, strict=True)):

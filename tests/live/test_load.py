@@ -56,7 +56,7 @@ def written(folder, counts, payloads):
 
 
 def command(address, files):
-    names = ("counts", "payloads", "output")
+    names = ("counts", "samples", "output")
     options = [f"--{name}={path}" for name, path in zip(names, files, strict=True)]
     return [sys.executable, "-m", "opd.live.load", f"--address={address}", "--model=pipeline", *options]
 

@@ -14,12 +14,14 @@ from scripted_service import CODES, ScriptedService, serving
 
 from opd.live import load
 from opd.live.load import NO_ANSWER, LoadError, arrival_times, offer, summary
+from opd.serving.contents import payload_request
 
 
 def offered(counts, payloads, service=None, **options):
     async def run():
         async with serving(service or ScriptedService()) as address:
-            return await offer(address, "pipeline", np.array(counts), payloads, 0, **options)
+            samples = [payload_request([payload]) for payload in payloads]
+            return await offer(address, "pipeline", np.array(counts), samples, 0, **options)
 
     return asyncio.run(asyncio.wait_for(run(), PATIENCE))
 
@@ -57,23 +59,25 @@ def test_a_count_that_is_not_a_number_of_requests_is_refused(wrong):
 def test_the_summary_of_known_records():
     rows = [
         # scheduled, sent, finished, outcome, code
-        (0.0, 0.0, 1.0, "completed", "OK"),
-        (1.0, 1.5, 4.0, "completed", "OK"),
-        (2.0, 2.0, 2.1, "rejected", "RESOURCE_EXHAUSTED"),
-        (3.0, 3.0, 3.1, "dropped", "DEADLINE_EXCEEDED"),
-        (4.0, 4.0, 4.1, "failed", "INTERNAL"),
-        (4.0, 4.0, 9.0, "failed", NO_ANSWER),
+        (0.0, 0.0, 1.0, "completed", "OK", ""),
+        (1.0, 1.5, 4.0, "completed", "OK", ""),
+        (2.0, 2.0, 2.1, "rejected", "RESOURCE_EXHAUSTED", "full"),
+        (3.0, 3.0, 3.1, "dropped", "DEADLINE_EXCEEDED", "old"),
+        (4.0, 4.0, 4.1, "failed", "INTERNAL", "broken"),
+        (4.0, 4.0, 4.1, "failed", "INTERNAL", "broken"),
+        (4.0, 4.0, 9.0, "failed", NO_ANSWER, ""),
     ]
-    records = pd.DataFrame(rows, columns=["scheduled", "sent", "finished", "outcome", "code"])
+    records = pd.DataFrame(rows, columns=["scheduled", "sent", "finished", "outcome", "code", "detail"])
     records.attrs = {"started": 1.7e9, "seconds": 4.0}
     counted = summary(records)
     ends = ("offered", "completed", "rejected", "dropped", "failed", "lost")
-    assert [counted[name] for name in ends] == [6, 2, 1, 1, 2, 1]
-    assert (counted["duration"], counted["offered_rate"], counted["completed_rate"]) == (4.0, 1.5, 0.5)
+    assert [counted[name] for name in ends] == [7, 2, 1, 1, 3, 1]
+    assert counted["most_frequent_failure"] == {"code": "INTERNAL", "detail": "broken", "requests": 2}
+    assert (counted["duration"], counted["offered_rate"], counted["completed_rate"]) == (4.0, 1.75, 0.5)
     # Latency counts from the scheduled time, 1 s and 3 s, even though the second request was sent half a second late.
     assert counted["latency_mean"] == 2.0 and counted["latency_p50"] == 2.0
     assert counted["latency_p95"] == pytest.approx(2.9) and counted["latency_p99"] == pytest.approx(2.98)
-    assert counted["lateness_max"] == 0.5 and counted["lateness_p99"] == pytest.approx(0.475)
+    assert counted["lateness_max"] == 0.5 and counted["lateness_p99"] == pytest.approx(0.47)
     json.dumps(counted)
 
 
@@ -81,7 +85,7 @@ def test_the_summary_of_no_requests_has_no_latency():
     records = offered([0], [b"a"])
     counted = summary(records)
     assert counted["offered"] == 0 and counted["latency_mean"] is None and counted["lateness_max"] is None
-    assert counted["duration"] == 1.0
+    assert counted["duration"] == 1.0 and counted["most_frequent_failure"] is None
 
 
 # Sending
@@ -134,12 +138,13 @@ def test_a_request_that_times_out_is_lost():
 def test_a_stopped_run_records_every_request_it_sent(monkeypatch):
     monkeypatch.setattr(load, "GRACE_SECONDS", 0.3)
     service = ScriptedService()
+    samples = [payload_request([payload]) for payload in (b"fine", b"hang")]
 
     async def run():
         stop = asyncio.Event()
         asyncio.get_running_loop().call_later(1.0, stop.set)
         async with serving(service) as address:
-            return await offer(address, "pipeline", np.full(60, 20), [b"fine", b"hang"], 0, stop=stop)
+            return await offer(address, "pipeline", np.full(60, 20), samples, 0, stop=stop)
 
     records = asyncio.run(asyncio.wait_for(run(), PATIENCE))
     assert len(records) == service.asked > 0
@@ -151,7 +156,7 @@ def test_a_server_that_stops_fails_requests_but_not_the_run():
     async def run():
         server = serving(ScriptedService())
         address = await server.__aenter__()
-        ending = asyncio.create_task(offer(address, "pipeline", np.array([20, 20]), [b"a"], 0))
+        ending = asyncio.create_task(offer(address, "pipeline", np.array([20, 20]), [payload_request([b"a"])], 0))
         await asyncio.sleep(1.0)
         await server.__aexit__(None, None, None)
         return await ending
@@ -167,9 +172,9 @@ def test_nothing_is_sent_to_a_model_that_is_not_ready(monkeypatch):
 
     async def run():
         async with serving(ScriptedService()) as address:
-            await offer(address, "other", np.array([5]), [b"a"], 0)
+            await offer(address, "other", np.array([5]), [payload_request([b"a"])], 0)
 
     with pytest.raises(LoadError, match="'other' at 127.0.0.1.*not ready"):
         asyncio.run(run())
-    with pytest.raises(LoadError, match="no payloads"):
+    with pytest.raises(LoadError, match="no samples"):
         offered([5], [])

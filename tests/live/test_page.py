@@ -37,7 +37,7 @@ def summary_of(records):
 
 def replay_table(**figures):
     figures = {"measured": [0.1, 0.2], "profiled": [0.2, 0.2]} | figures
-    return pd.DataFrame({"time": [0, 10], "policy": "agent", **figures})
+    return pd.DataFrame({"time": [0, 13], "seconds": [10, 7], "policy": "agent", **figures})
 
 
 def test_errors_are_relative_to_the_prediction():
@@ -61,7 +61,15 @@ def test_the_page_names_the_worst_errors_and_missed_criteria(tmp_path):
     assert "2.5 ms of CPU time per request" in text
     assert "| policy | calibrated, median | calibrated, worst | profiled, median | profiled, worst |" in text
     assert "| agent | 0.25 | 0.25 | 0.25 | 0.50 |" in text
+    assert text.split("\n\n")[1] == "Every request was answered." and "Warnings" not in text
     assert (tmp_path / "page.md").read_text() == text
+
+
+def test_the_page_of_runs_that_were_cut_short_lists_their_warnings(tmp_path):
+    summary = summary_of(requests([0.5], 0.3))
+    summary["policies"]["agent"]["warnings"] = ["stage first: replica first-1 died: killed by SIGKILL"]
+    text = write_page(tmp_path / "page.md", summary, {}, pd.DataFrame(), pd.DataFrame())
+    assert "- agent: stage first: replica first-1 died: killed by SIGKILL" in text and "closed loop" not in text
 
 
 def test_the_page_shows_a_run_without_completed_requests(tmp_path):
@@ -71,12 +79,18 @@ def test_the_page_shows_a_run_without_completed_requests(tmp_path):
     assert summary["policies"]["agent"]["requests"]["latency_p99"] is None
     text = write_page(tmp_path / "page.md", summary, {}, pd.DataFrame(), replay_table(measured=[np.nan, np.nan]))
     assert "| agent | 1 | 0 | 0 | 1 | 0 | 0 | nan | nan | nan | nan |" in text
+    first, what = text.split("\n\n")[1:3]
+    assert first == "**Requests failed.**"
+    assert what.splitlines() == [
+        "- **agent: this run is useless: none of 1 requests was completed.**",
+        "- agent: 1 of 1 requests (100.0%) got no answer. Most frequent reason (1 requests): dropped, OK: ",
+    ]
     assert "| policy | profiled, median | profiled, worst |" in text
 
 
 def test_figures_show_every_run_and_configuration(tmp_path):
     run = run_of([SMALL, LARGE], requests([1.0, 12.0], 0.2))
-    timelines = live_timeline(ocr_pipeline(), run, 10).assign(policy="agent")
+    timelines = live_timeline(ocr_pipeline(), run).assign(policy="agent")
     drawn = [
         plots.plot_live_timelines(timelines, ["detection", "recognition"], "a title", tmp_path / "course.png"),
         plots.plot_replay(replay_table(calibrated=[0.1, 0.2]), tmp_path / "replay.png"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +14,16 @@ from small_pipelines import ocr_pipeline
 
 from opd.live.calibration import with_served_latencies
 from opd.live.fidelity import replay
-from opd.live.runs import LiveSite, SchedulePolicy, count_changes, live_timeline, most_varied_window, summarise_run
-from opd.measurement import SimulationParameters, unmeasured
+from opd.live.run_log import collected_warnings
+from opd.live.runs import (
+    LiveSite,
+    SchedulePolicy,
+    count_changes,
+    live_timeline,
+    most_varied_window,
+    summarise_run,
+)
+from opd.measurement import SimulationParameters, Span, unmeasured
 
 # Traffic and decisions
 
@@ -94,10 +103,45 @@ def test_a_summary_counts_requests_and_skips_intervals_without_measurements():
 
 
 def test_a_timeline_names_the_configurations():
-    table = live_timeline(ocr_pipeline(), run_of([SMALL, LARGE]), 10)
+    table = live_timeline(ocr_pipeline(), run_of([SMALL, LARGE]))
     assert table["recognition.variant"].tolist() == ["tiny", "large"]
     assert table["detection.replicas"].tolist() == [1, 2] and table["detection.batch_size"].tolist() == [1, 2]
     assert table["load"].tolist() == [4.0, 4.0]
+
+
+def with_spans(run, *spans):
+    """The run, with measured intervals at these seconds since the first decision."""
+    steps = [
+        replace(step, span=Span(*(run.begin + np.array(span)))) for step, span in zip(run.steps, spans, strict=True)
+    ]
+    return run._replace(steps=steps)
+
+
+def test_times_and_rates_of_a_live_run_are_real():
+    """A change of 3 s shortens the first interval; the second is 2 s longer than the load, of which there are 20 s."""
+    run = with_spans(run_of([SMALL, LARGE], requests([0.5], 0.3)), (3, 10), (14, 22))
+    table = live_timeline(ocr_pipeline(), run)
+    assert table["time"].tolist() == [3.0, 14.0]
+    assert table["seconds"].tolist() == [7.0, 8.0] and table["seconds_under_load"].tolist() == [7.0, 6.0]
+    assert table["load"].tolist() == pytest.approx([40 / 7, 40 / 8])
+
+
+def test_mean_scores_are_weighted_by_the_time_under_load():
+    run = with_spans(run_of([SMALL, LARGE, SMALL], requests([0.5], 0.3)), (0, 5), (5, 20), (20, 40))
+    small, large, _ = (float(step.score.cost[0]) for step in run.steps)
+    summary = summarise_run(run)
+    assert small != large and summary["cost"] == pytest.approx((5 * small + 15 * large) / 20)
+    assert summary["seconds_under_load"] == 20.0
+    assert summarise_run(with_spans(run, (30, 31), (31, 32), (32, 33)))["cost"] is None
+
+
+def test_warnings_during_a_run_are_shown_and_kept(capsys):
+    with collected_warnings() as found:
+        logging.getLogger("opd.serving.local_stage").warning("replica %s died", "first-1")
+        logging.getLogger("elsewhere").warning("not ours")
+    logging.getLogger("opd").warning("too late")
+    assert found == ["replica first-1 died"]
+    assert "replica first-1 died" in capsys.readouterr().err
 
 
 # Replay
@@ -109,12 +153,22 @@ def test_a_replay_simulates_the_recorded_arrivals():
     known = ocr_pipeline()
     slower = with_served_latencies(known, SMALL, [{1: 0.3}, {1: 0.05}])
     table = replay({"profiled": known, "slower": slower}, SimulationParameters(service_noise=0.0), run, [0, 1])
-    assert table["time"].tolist() == [0, 10]
+    assert table["time"].tolist() == [0, 10] and table["seconds"].tolist() == [10, 10]
     assert table["profiled"].tolist() == pytest.approx([0.15, 0.15])
     assert table["slower"].tolist() == pytest.approx([0.35, 0.35])
     assert table["measured"].tolist() == pytest.approx([0.2, 0.2])
     with pytest.raises(ValueError, match="no measurements to compare with"):
         replay({"profiled": known}, SimulationParameters(), run_of([SMALL]), [0])
+
+
+def test_a_replay_changes_and_measures_when_the_live_run_did():
+    """The change to larger variants took from 10 s to 14 s; what was answered meanwhile counts in no interval."""
+    run = run_of([SMALL, LARGE], requests([1.0, 11.0, 16.0], 0.2))
+    run = with_spans(run, (0, 10), (14, 20))
+    table = replay({"profiled": ocr_pipeline()}, SimulationParameters(service_noise=0.0, batch_timeout=0.0), run, [0])
+    assert table["measured"].tolist() == pytest.approx([0.2, 0.2])
+    large = sum(variant.service_time(1) for variant, _ in ocr_pipeline().selected(LARGE))
+    assert table["profiled"].tolist() == pytest.approx([0.15, large])
 
 
 def test_an_interval_without_answers_has_no_latency():

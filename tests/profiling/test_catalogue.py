@@ -14,6 +14,7 @@ from profile_tables import CATALOGUE, PIPELINES, REFERENCE, VARIANTS, timed
 
 from opd.host.documents import DocumentError
 from opd.host.paths import package_path, project_path
+from opd.pipeline import ServiceLevel
 from opd.profiling import profiles
 from opd.profiling.architectures import ARCHITECTURES
 from opd.profiling.catalogue import base_cores, load_catalogue, load_pipeline, stage_sla, variant_table
@@ -84,7 +85,7 @@ def test_every_pipeline_loads(name: str):
     pipeline = load_pipeline(name)
     assert pipeline.name == name
     assert [task.name for task in pipeline.tasks] == CATALOGUE.pipeline(name).tasks
-    assert pipeline.latency_sla == pytest.approx(sum(stage_sla(REFERENCE, t.name) for t in pipeline.tasks))
+    assert pipeline.service_level.seconds == pytest.approx(sum(stage_sla(REFERENCE, t.name) for t in pipeline.tasks))
     for task in pipeline.tasks:
         for variant in task.variants:
             latency = [variant.latency[size] for size in pipeline.batch_sizes]
@@ -109,7 +110,7 @@ def test_catalogue_and_profiles_load_from_the_package_in_any_folder(tmp_path: Pa
 def test_overrides_replace_the_catalogue():
     pipeline = load_pipeline("video", capacity=99, max_replicas=3, max_batch_size=2, latency_sla=1.5)
     assert (pipeline.capacity, pipeline.max_replicas, pipeline.max_batch_size) == (99, 3, 2)
-    assert pipeline.latency_sla == 1.5
+    assert pipeline.service_level == ServiceLevel(1.5)
 
 
 def test_the_variant_table_lists_all_variants():

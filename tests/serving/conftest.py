@@ -30,6 +30,27 @@ def store(tmp_path_factory):
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def running(tmp_path_factory, store):
+    """A live pipeline, which all tests of a module share."""
+    from tiny_local import INITIAL, PARAMETERS, tiny_pipeline
+
+    from opd.serving.local import LocalBackend
+
+    folder = tmp_path_factory.mktemp("live")
+    with LocalBackend(tiny_pipeline(), PARAMETERS, INITIAL, folder, store, max_queue=40, standbys=1) as backend:
+        yield backend
+
+
+@pytest.fixture
+def backend(running):
+    """The running pipeline, back in its first configuration."""
+    from tiny_local import INITIAL
+
+    running.apply(INITIAL)
+    return running
+
+
 @pytest.fixture
 def no_new_processes():
     """Waits at the end of the test until every process that it started has ended."""

@@ -17,6 +17,7 @@ from tiny_local import BROKEN, FAST, INITIAL, PARAMETERS, SLOW, queue_status, ti
 from opd.measurement import SimulationParameters
 from opd.serving import local, processes
 from opd.serving.client import Client
+from opd.serving.contents import payload_request, payloads_of
 from opd.serving.local import LocalBackend
 from opd.serving.local_stage import LocalStage
 from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE
@@ -72,7 +73,8 @@ def test_closing_finishes_running_requests_however_long_that_takes(tmp_path, sto
 async def ask(backend, payloads):
     client = Client(backend.address, "tiny")
     try:
-        return await client.infer(payloads, 0.0, PATIENCE)
+        calls = [client.infer(payload_request([payload]), 0.0, PATIENCE) for payload in payloads]
+        return [payload for answer in await asyncio.gather(*calls) for payload in payloads_of(answer)]
     finally:
         await client.close()
 

@@ -3,9 +3,9 @@
 import socket
 
 import pytest
-from deadlines import eventually
+from deadlines import PATIENCE, eventually, within
 
-from opd.serving.processes import ServerProcess, hold_port
+from opd.serving.processes import ServerProcess, StartError, hold_port, running
 from opd.serving.settings import ServerSettings
 
 pytestmark = pytest.mark.processes
@@ -33,3 +33,17 @@ def test_the_last_words_of_a_server_are_its_own(tmp_path):
     assert process.last_words() == "it wrote nothing"
     eventually(process.ended)
     assert process.last_words().startswith("KeyError: 'pipeline'")
+
+
+def test_a_server_that_ends_before_it_is_ready_is_reported_at_once_with_its_exit_code_and_last_words(tmp_path):
+    process = ServerProcess("queue", ServerSettings(kind="queue", name="first"), tmp_path)
+    reason = r"queue ended before it was ready: KeyError: 'pipeline' \(exit code 1 after \d+\.\d s\)"
+    with within(), pytest.raises(StartError, match=reason), running(process, 10 * PATIENCE):
+        pass
+
+
+def test_the_reason_of_a_killed_server_names_the_signal(tmp_path):
+    process = ServerProcess("queue", ServerSettings(kind="queue", name="first"), tmp_path)
+    process.kill()
+    eventually(process.ended)
+    assert "killed by SIGKILL after" in process.failure_reason()

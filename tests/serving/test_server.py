@@ -9,6 +9,7 @@ from deadlines import PATIENCE, eventually
 from serving_models import push_variant
 
 from opd.serving.client import Client
+from opd.serving.contents import payload_request, payloads_of
 from opd.serving.processes import model_process, running
 
 pytestmark = pytest.mark.processes
@@ -28,11 +29,11 @@ def replica(tmp_path):
 def test_a_running_request_is_finished_however_long_it_takes(replica):
     async def stop_meanwhile():
         client = Client(replica.grpc_address, "task")
-        call = asyncio.create_task(client.infer([b"hello"], 0.0, 30.0))
+        call = asyncio.create_task(client.infer(payload_request([b"hello"]), 0.0, 30.0))
         await asyncio.sleep(0.5)
         os.kill(replica.pid, signal.SIGTERM)
         try:
-            return await call
+            return payloads_of(await call)
         finally:
             await client.close()
 

@@ -7,16 +7,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlserver.grpc.dataplane_pb2 import ModelInferResponse
 from virtual_time import run
 
 from opd.measurement import SimulationParameters
 from opd.pipeline import (
     Pipeline,
+    ServiceLevel,
     StageConfiguration,
     Task,
     Variant,
     as_array,
 )
+from opd.serving.contents import payload_answer, payload_request, payloads_of
 from opd.serving.protocol import (
     MalformedRequestError,
     QueueFullError,
@@ -45,7 +48,8 @@ class SlowServer:
     def __init__(self, address):
         self.address, self.up, self.hangs, self.batches, self.closed = address, True, False, [], False
 
-    async def infer(self, payloads, age, timeout):
+    async def infer(self, request, age, timeout):
+        payloads = payloads_of(request)
         self.batches.append((asyncio.get_running_loop().time(), list(payloads)))
         if self.hangs:
             await asyncio.sleep(timeout)
@@ -58,8 +62,8 @@ class SlowServer:
         if b"bug" in payloads:
             raise failure(grpc.StatusCode.INTERNAL, "index out of range")
         if b"short" in payloads:
-            return []
-        return [payload.upper() for payload in payloads]
+            return ModelInferResponse()
+        return payload_answer([payload.upper() for payload in payloads])
 
     async def ready(self, timeout):
         return self.up and not self.hangs
@@ -86,7 +90,7 @@ class Stage:
         """When the request ended, and with what."""
         await asyncio.sleep(delay)
         try:
-            answer = await self.queue.submit(payload, age)
+            (answer,) = payloads_of(await self.queue.submit(payload_request([payload]), age))
         except ServingError as error:
             answer = error
         return asyncio.get_running_loop().time(), answer
@@ -203,7 +207,9 @@ def test_a_request_that_a_replica_failed_with_is_dropped_at_its_age_limit():
 
 def stage_pipeline():
     variant = Variant("v", 0.5, 1, SERVICE, 1.0)
-    return Pipeline("p", (Task("t", (variant,)),), capacity=4, max_replicas=4, max_batch_size=4, latency_sla=1.0)
+    return Pipeline(
+        "p", (Task("t", (variant,)),), capacity=4, max_replicas=4, max_batch_size=4, service_level=ServiceLevel(1.0)
+    )
 
 
 # Multiples of irrational numbers of seconds never tie with a timer, the end of a service or one another.
@@ -320,9 +326,9 @@ def test_a_bad_request_fails_alone(payload, error):
     assert not stage.queue.status()["replicas"][0]["failed"]
 
 
-def test_a_wrong_number_of_answers_is_an_error():
+def test_an_answer_without_tensors_is_an_error():
     _, results = serve([dict(payload=b"short")])
-    assert "0 answers to 1 requests" in str(results[0][1])
+    assert "model 't' gave a malformed answer: the message has no tensor" in str(results[0][1])
 
 
 def test_a_cancelled_request_affects_no_other():

@@ -9,6 +9,7 @@ import pytest
 from sampled import series
 from small_pipelines import ocr_pipeline
 
+from opd.measurement import unmeasured
 from opd.pipeline import StageConfiguration
 from opd.serving import telemetry
 from opd.serving.monitoring.source import MonitoringError, NoDataError, Series
@@ -141,6 +142,7 @@ def scraped(end):
             # A label that appears in the middle, five seconds before the end, one second after the last scrape.
             ramp(times, end - 4.4, 1, outcome="dropped"),
         ],
+        opd_answers_within_objective_total=[steady(12)],
         opd_latency_seconds_sum=[steady(6)],
         opd_latency_seconds_count=[steady(15)],
         opd_latency_seconds_bucket=[steady(12, le="0.5"), steady(15, le="1.0"), steady(15, le="+Inf")],
@@ -166,7 +168,9 @@ def test_an_interval_contains_all_measurements():
     measured = Telemetry(scraped(end), ocr_pipeline()).interval(end - 10, end, CONFIGURATION)
     assert measured.offered == pytest.approx([200])
     assert measured.completed == pytest.approx([150])
+    assert measured.within == pytest.approx([120])
     assert measured.dropped == pytest.approx([20 + 10 + 4.4])
+    assert measured.failed == measured.dropped
     assert measured.latency_mean == pytest.approx([0.4])
     assert measured.latency_p99 == pytest.approx([0.5 + 0.5 * (14.85 - 12) / 3])
     # Recognition has measured nothing: one request takes its tiny variant 50 ms.
@@ -182,10 +186,11 @@ def test_an_interval_without_completions_has_no_latency():
     end = time.time() - 1.0
     monitor = scraped(end)
     for name in list(monitor.known):
-        if name.startswith("opd_latency") or name == "opd_answers_total":
+        if name.startswith(("opd_latency", "opd_answers")):
             del monitor.known[name]
     measured = Telemetry(monitor, ocr_pipeline()).interval(end - 10, end, CONFIGURATION)
     assert (measured.completed, measured.latency_mean, measured.latency_p99) == ([0], [0], [0])
+    assert (measured.within, measured.failed) == ([0], [0])
     assert measured.offered == pytest.approx([200])
 
 
@@ -225,6 +230,65 @@ def test_a_run_sees_no_measurements_of_the_previous_one():
     assert first.history == pytest.approx([20])
     np.testing.assert_array_equal(first.task_latency, expected.task_latency)
     np.testing.assert_array_equal(first.ready_throughput, expected.ready_throughput)
+
+
+class Clock:
+    """Stands still but for waits and what a test adds; doubles as the backend's event of closing."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+    def time(self):
+        return 1000.0 + self.now
+
+    def wait(self, seconds):
+        self.now += max(seconds, 0.0)
+        return False
+
+
+@pytest.fixture
+def paced(monkeypatch):
+    """A backend with intervals of 10 s whose clock and measurements are those of the test."""
+    clock = Clock()
+    monkeypatch.setattr(telemetry, "time", clock)
+    backend = TelemetryBackend(ocr_pipeline(), CONFIGURATION, Given(), 10.0)
+    backend._closing = clock
+    monkeypatch.setattr(backend._telemetry, "interval", lambda *_: unmeasured(ocr_pipeline()))
+    backend._tick = 100.0
+    return clock, backend
+
+
+def spans(clock, backend, *changes):
+    """Relative begin and end of intervals, each after a change of so many seconds, or after none."""
+    found = []
+    for seconds in changes:
+        if seconds:
+            clock.now += seconds
+            backend.note_change()
+        span, _ = backend.wait()
+        found.append((span.begin - 1100.0, span.end - 1100.0))
+    return found
+
+
+def test_intervals_without_changes_are_adjacent(paced):
+    assert spans(*paced, 0, 0, 0) == [(0, 10), (10, 20), (20, 30)]
+
+
+def test_an_interval_is_measured_from_the_end_of_the_change_and_decisions_keep_their_pace(paced):
+    assert spans(*paced, 3, 0, 5) == [(3, 10), (10, 20), (25, 30)]
+
+
+def test_after_a_long_change_half_an_interval_is_measured(paced):
+    assert spans(*paced, 8, 0, 45, 0) == [(8, 13), (13, 23), (68, 73), (73, 83)]
+
+
+def test_a_long_decision_without_a_change_is_measured_as_long_as_it_took(paced):
+    clock, backend = paced
+    clock.now += 45.0
+    assert spans(clock, backend, 0, 0) == [(0, 45), (45, 55)]
 
 
 @pytest.mark.parametrize("metric", ["opd_stage_replicas", "opd_stage_queue_length"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from small_pipelines import stages
 from small_queues import assert_equal, make_pipeline, make_task
 
 from opd.measurement import SimulationParameters
-from opd.pipeline import Configuration, Pipeline, Task, Variant, as_array
+from opd.pipeline import Configuration, Pipeline, ServiceLevel, Task, Variant, as_array
 from opd.simulator.simulator import Simulator
 
 
@@ -32,6 +33,15 @@ def test_a_batch_is_taken_when_full_or_when_the_oldest_has_waited():
     assert_equal(interval.latency_p99, 2.2)
     assert_equal(interval.task_latency, [[np.mean(latencies)]])
     assert_equal(interval.ready_throughput, [[2 * 2 / 1.5]])
+
+
+def test_requests_within_the_latency_of_the_service_level_are_counted():
+    configuration = stages((0, 1, 1))
+    level = ServiceLevel(0.75)
+    simulator = one(replace(make_pipeline(make_task(0.5)), service_level=level), configuration, drop_after=1.0)
+    # 0.5 s and exactly 0.75 s are within; 1.0 s is not, and the request of 0.6 has reneged at 1.6.
+    interval = simulator.step_arrivals(as_array(configuration), np.array([0.0, 0.25, 0.5, 0.5, 0.6]))
+    assert (interval.completed[0], interval.within[0], interval.dropped[0], interval.failed[0]) == (4, 2, 1, 0)
 
 
 def test_an_interval_without_requests_reports_the_service_time_and_no_latency():

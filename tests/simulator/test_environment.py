@@ -26,9 +26,9 @@ WEIGHTS = Weights(alpha=10.0, beta=0.5, gamma=0.25, delta=0.125, cost_weight=0.7
 QUIET = SimulationParameters(service_noise=0.0)
 
 
-def environment(pipeline=None, workload=None, episode_length=5, parameters=QUIET):
+def environment(pipeline=None, workload=None, episode_length=5, parameters=QUIET, **options):
     pipeline, workload = pipeline or ocr_pipeline(), workload or varying_workload()
-    return PipelineEnv(pipeline, workload, WEIGHTS, parameters, episode_length)
+    return PipelineEnv(pipeline, workload, WEIGHTS, parameters, episode_length, **options)
 
 
 def test_the_environment_is_registered_and_passes_the_checks_of_gymnasium():
@@ -156,6 +156,32 @@ def test_a_refused_action_changes_nothing_and_gives_the_reason():
         assert other[4].pop("refused") == ""
         np.testing.assert_array_equal(one[0], other[0])
         assert one[1:] == other[1:]
+
+
+def test_a_refused_action_costs_the_penalty_and_only_that():
+    good, too_large = np.array([1, 1, 0, 0, 1, 1]), np.array([1, 2, 0, 2, 2, 0])
+    free, charged = environment(), environment(refused_penalty=2.5)
+    for action, penalty in ((good, 0.0), (too_large, 2.5), (good, 0.0)):
+        for made in (free, charged):
+            made.reset(seed=5, options={"decision": 20})
+        one, other = free.step(action), charged.step(action)
+        assert other[1] == one[1] - penalty
+        assert other[4] == one[4] and other[4]["reward"] == one[1]
+
+
+def test_episodes_side_by_side_are_charged_one_by_one():
+    options = {"num_envs": 2, "episode_length": 5}
+    made = PipelineVectorEnv(ocr_pipeline(), varying_workload(), WEIGHTS, QUIET, refused_penalty=2.5, **options)
+    made.reset(seed=5)
+    _, rewards, _, _, infos = made.step(np.array([[1, 1, 0, 0, 1, 1], [1, 2, 0, 2, 2, 0]]))
+    assert infos["refused"].tolist() == [False, True]
+    assert rewards.tolist() == [infos["reward"][0], infos["reward"][1] - 2.5]
+
+
+@pytest.mark.parametrize("penalty", [-1.0, np.nan, np.inf])
+def test_a_penalty_that_is_none_is_refused(penalty):
+    with pytest.raises(ValueError, match="refused_penalty .* must be a finite number of at least 0"):
+        environment(refused_penalty=penalty)
 
 
 @pytest.mark.parametrize("action", [[2, 0, 0, 0, 0, 0], [0, 3, 0, 0, 0, 0], [0, 0, 2, 0, 0, 0], [-1, 0, 0, 0, 0, 0]])

@@ -1,6 +1,8 @@
 import dataclasses
 import itertools
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from opd.objective import Weights, accuracy, qos, reward, throughput
-from opd.pipeline import Pipeline, StageConfiguration, Task, Variant, check_feasible, used_cores
+from opd.pipeline import Pipeline, ServiceLevel, StageConfiguration, Task, Variant, check_feasible, used_cores
 from opd.profiling.synthetic import synthetic_pipeline
 from opd.solvers import (
     IpaParameters,
@@ -47,7 +49,7 @@ def one_task():
     """Fast: 10 requests/s a core, or 16 in batches of two; good: 4 requests/s from two cores."""
     fast = Variant("fast", 0.5, 1, {1: 0.1, 2: 0.125}, 1.0)
     good = Variant("good", 0.9, 2, {1: 0.25, 2: 0.5}, 2.0)
-    return Pipeline("one", (Task("only", (fast, good)),), 8, 3, 2, 1.0)
+    return Pipeline("one", (Task("only", (fast, good)),), 8, 3, 2, ServiceLevel(1.0))
 
 
 class Enumeration:
@@ -83,7 +85,7 @@ class Enumeration:
         forming = [[0.0 if b == 1 else (b - 1) / load if load else math.inf for b in row] for row in self.batches]
         latency = (self.service_time + forming).sum(axis=1)
         carrying = self.throughput >= load
-        in_time = carrying & (latency <= self.pipeline.latency_sla)
+        in_time = carrying & (latency <= self.pipeline.service_level.seconds)
         return score[in_time if in_time.any() else carrying].max()
 
 
@@ -100,7 +102,9 @@ def small_pipelines(draw):
         capacity=smallest + draw(st.integers(0, 4 * stages)),
         max_replicas=max_replicas,
         max_batch_size=max_batch_size,
-        latency_sla=pipeline.latency_sla * draw(st.sampled_from([0.01, 0.1, 0.15, 0.2, 0.3, 1.0])),
+        service_level=ServiceLevel(
+            pipeline.service_level.seconds * draw(st.sampled_from([0.01, 0.1, 0.15, 0.2, 0.3, 1.0]))
+        ),
     )
 
 
@@ -120,7 +124,7 @@ class TestKnownAnswers:
 
     def test_greedy_breaks_ties_by_accuracy(self):
         low, high = (Variant(name, value, 1, {1: 0.1}, 1.0) for name, value in (("low", 0.4), ("high", 0.6)))
-        pipeline = Pipeline("tie", (Task("only", (low, high)),), 4, 4, 1, 1.0)
+        pipeline = Pipeline("tie", (Task("only", (low, high)),), 4, 4, 1, ServiceLevel(1.0))
         assert greedy(pipeline, 5.0) == (StageConfiguration(1, 1, 1),)
 
     def test_greedy_breaks_ties_by_latency(self, one_task):
@@ -132,12 +136,14 @@ class TestKnownAnswers:
         # Accuracy .9 for 4 cores beats .5 for 1: 9 - .6 - .02 = 8.38 against 5 - .15 - .02 = 4.83.
         assert solve(one_task, 8.0, PARAMETERS) == (StageConfiguration(1, 2, 1),)
         # With a target of 0.2 s only single requests to the fast variant are in time.
-        hurried = dataclasses.replace(one_task, latency_sla=0.2)
+        hurried = dataclasses.replace(one_task, service_level=ServiceLevel(0.2))
         assert solve(hurried, 8.0, PARAMETERS) == (StageConfiguration(0, 1, 1),)
 
     @pytest.mark.parametrize("solve", [ipa_highs, ipa_dynamic_program])
     def test_ipa_drops_a_target_nothing_meets(self, one_task, solve):
-        assert solve(dataclasses.replace(one_task, latency_sla=0.01), 8.0, PARAMETERS) == (StageConfiguration(1, 2, 1),)
+        assert solve(dataclasses.replace(one_task, service_level=ServiceLevel(0.01)), 8.0, PARAMETERS) == (
+            StageConfiguration(1, 2, 1),
+        )
 
     def test_predicted_reward_by_hand(self, one_task):
         # V .5, T 2 x 16 = 32, L .125 + 1/(2 x 10) = .175, E -22, C 2, B 2.
@@ -155,7 +161,7 @@ class TestKnownAnswers:
     def test_myopic_below_the_peak_when_more_is_too_much(self):
         # Spare capacity costs 2 per request/s: 9.9 of 10 requests/s is better than 100, though more accurate.
         slow, quick = Variant("slow", 0.5, 1, {1: 1 / 9.9}, 1.0), Variant("quick", 0.6, 1, {1: 0.01}, 1.0)
-        pipeline = Pipeline("spare", (Task("only", (slow, quick)),), 1, 1, 1, 1.0)
+        pipeline = Pipeline("spare", (Task("only", (slow, quick)),), 1, 1, 1, ServiceLevel(1.0))
         for delta, expected in ((2.0, StageConfiguration(0, 1, 1)), (0.0, StageConfiguration(1, 1, 1))):
             assert myopic(pipeline, 10.0, dataclasses.replace(WEIGHTS, delta=delta), TIMEOUT) == (expected,)
 
@@ -230,7 +236,7 @@ class TestLargerPipelines:
             pipeline = dataclasses.replace(
                 pipeline,
                 capacity=cores_per_stage * stages,
-                latency_sla=pipeline.latency_sla * tightness,
+                service_level=ServiceLevel(pipeline.service_level.seconds * tightness),
             )
             for load in (1.0, 7.0, 19.5, 90.0):
                 exact, mixed = (solve(pipeline, load, parameters) for solve in (ipa_dynamic_program, ipa_highs))
@@ -277,7 +283,7 @@ class TestRandom:
     def test_varies_the_cost_of_every_stage_alike(self):
         # Stages are drawn in random order: the first does not take all.
         variants = tuple(Variant(f"v{cores}", 0.5, cores, {1: 0.1}, 1.0) for cores in (1, 2))
-        pipeline = Pipeline("alike", tuple(Task(f"t{n}", variants) for n in range(3)), 12, 8, 1, 1.0)
+        pipeline = Pipeline("alike", tuple(Task(f"t{n}", variants) for n in range(3)), 12, 8, 1, ServiceLevel(1.0))
         rng = np.random.default_rng(0)
         replicas = np.array([random_configuration(pipeline, rng) for _ in range(3000)])[..., 1].mean(axis=0)
         assert replicas.max() - replicas.min() < 0.25
@@ -299,7 +305,7 @@ class TestDegradeAndRefuse:
     @SOLVERS
     def test_only_one_configuration_fits(self, solver):
         tight = Variant("tight", 0.5, 2, {1: 0.1}, 1.0)
-        pipeline = Pipeline("tight", (Task("a", (tight,)), Task("b", (tight,))), 4, 8, 1, 0.01)
+        pipeline = Pipeline("tight", (Task("a", (tight,)), Task("b", (tight,))), 4, 8, 1, ServiceLevel(0.01))
         assert planned(solver, pipeline, 500.0) == (StageConfiguration(0, 1, 1),) * 2
 
     @SOLVERS
@@ -336,3 +342,14 @@ class TestDegradeAndRefuse:
 def test_a_batch_that_never_fills_takes_for_ever_to_form(load):
     assert forming_time(np.array([1, 8]), load).tolist() == [0.0, np.inf]
     assert forming_time(np.array([1, 8]), 2.0).tolist() == [0.0, 3.5]
+
+
+@pytest.mark.processes
+def test_the_solver_of_ipa_prints_nothing_not_even_its_name():
+    code = """
+from opd.profiling.synthetic import synthetic_pipeline
+from opd.solvers import IpaParameters, ipa_highs
+print(len(ipa_highs(synthetic_pipeline(2, 3, 0), 5.0, IpaParameters())))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (run.stdout, run.stderr) == ("2\n", "")

@@ -234,7 +234,7 @@ def test_a_second_call_trains_nothing_and_finds_the_same(finished, monkeypatch):
         {"parameters": replace(PARAMETERS, drop_penalty=0.1)},
         {"seeds": [1]},
         {"penalty": 2.0},
-        {"problems": {"ocr": small_problem()._replace(weights=Weights(cost_weight=0.3))}},
+        {"problems": {"ocr": small_problem()._replace(objective=Weights(cost_weight=0.3))}},
         {"problems": {"ocr": small_problem()._replace(pipeline=ocr_pipeline(7))}},
         {"problems": {"ocr": small_problem()._replace(training=varying_workload(seed=6))}},
     ],

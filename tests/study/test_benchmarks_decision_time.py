@@ -46,7 +46,7 @@ def keeps_limits(pipeline, configuration, load):
         if stage.replicas * variant.throughput(stage.batch_size) < load:
             return False
         latency += variant.service_time(stage.batch_size) + (stage.batch_size - 1) / load
-    return latency <= pipeline.latency_sla
+    return latency <= pipeline.service_level.seconds
 
 
 @pytest.mark.parametrize("load", [1.0, 6.0, 11.0])

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from opd.measurement import SimulationParameters
-from opd.pipeline import Pipeline, StageConfiguration, Task, Variant, as_array
+from opd.pipeline import Pipeline, ServiceLevel, StageConfiguration, Task, Variant, as_array
 from opd.simulator.simulator import Simulator
 from opd.study.benchmarks import DisagreementError, criteria, environment_steps, simulated_requests
 from opd.study.benchmarks.budgets import SMOKE, SimulatorBudget
@@ -26,7 +26,7 @@ def two_stages(max_batch_size: int = 1) -> Pipeline:
     """Half a second, then a quarter of a second, whatever the batch."""
     profiles = ({1: seconds, max_batch_size: seconds} for seconds in (0.5, 0.25))
     tasks = tuple(Task(f"task{n}", (Variant("only", 0.5, 1, profile, 1.0),)) for n, profile in enumerate(profiles))
-    return Pipeline("tiny", tasks, 4, 2, max_batch_size, 1.0)
+    return Pipeline("tiny", tasks, 4, 2, max_batch_size, ServiceLevel(1.0))
 
 
 ONE_EACH = (StageConfiguration(0, 1, 1), StageConfiguration(0, 1, 1))

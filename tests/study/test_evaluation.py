@@ -85,7 +85,7 @@ def test_a_row_by_hand(setting):
 
 def test_a_timeline_has_a_row_an_interval(setting):
     steps = cycle_of("myopic", 0, setting)
-    table = timeline(steps, 10.0)
+    table = timeline(steps)
     assert table["time"].tolist() == [10.0 * number for number in range(120)]
     assert (10 * table["load"]).round().tolist() == [step.interval.offered[0] for step in steps]
     np.testing.assert_allclose(table["excess_load"], table["load"] - table["throughput"], atol=1e-9)

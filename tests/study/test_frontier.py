@@ -222,7 +222,7 @@ def test_a_point_is_the_mean_of_the_cycles_of_the_evaluation(setting, finished):
     pipeline = ocr_pipeline()
     agents = {("ocr", 2.0, 1): folder / "ocr" / "2-1.npz"}
     own = priced_setting(setting, 2.0, agents)
-    assert own.ipa == IpaParameters(10.0, 2.0, 0.02) and own.weights == Weights(cost_weight=2.0)
+    assert own.ipa == IpaParameters(10.0, 2.0, 0.02) and own.objective == Weights(cost_weight=2.0)
     for policy in ("ipa", "myopic", "agent"):
         steps = run_cycle(pipeline, own.policy(policy, pipeline, 1), CYCLE, 1, own)
         expected = [np.mean([getattr(step.score, name)[0] for step in steps]) for name in ("cost", "qos")]
@@ -237,7 +237,7 @@ def test_every_agent_has_its_own_price_and_imitates_the_myopic_solver(setting, t
     assert list(jobs) == [("ocr", price, seed) for price in PRICES for seed in SEEDS]
     for (_, price, seed), job in jobs.items():
         problem, weights = job.problem, Weights(cost_weight=price)
-        assert (problem.weights, job.parameters.expert, job.seed) == (weights, "myopic", seed)
+        assert (problem.objective, job.parameters.expert, job.seed) == (weights, "myopic", seed)
         table = expert_table(problem.pipeline, weights, problem.simulation, "myopic", len(problem.expert) - 1)
         assert np.array_equal(problem.expert, table)
     assert len({job.folder for job in jobs.values()}) == len({job.path for job in jobs.values()}) == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -60,7 +61,9 @@ def test_a_notebook_gets_its_parameters_from_files_and_overrides(project: Path, 
         "quick": True,
     }
     assert "training" in capfd.readouterr().out
-    assert (project / "reports" / "notebooks" / "work.ipynb").is_file()
+    assert [path.name for path in (project / "reports" / "notebooks").iterdir()] == [
+        "work-rate=1.0e-4-names=_x_y-quick=true.ipynb"
+    ]
     assert (project / "notebooks" / "work.ipynb").read_bytes() == source
 
 
@@ -80,7 +83,40 @@ def test_a_folder_without_a_parameter_file_is_as_good(project: Path):
     (project / "params.yaml").unlink()
     assert stage.main(["notebooks/work.ipynb", "seed=5"]) == 0
     assert json.loads((project / "values.json").read_text())["seed"] == 5
-    assert (project / "reports" / "notebooks" / "work.ipynb").is_file()
+
+
+def test_a_run_with_overrides_leaves_the_copy_of_the_stage_alone(project: Path):
+    folder = project / "reports" / "notebooks"
+    assert stage.main(["notebooks/work.ipynb"]) == 0
+    copy = (folder / "work.ipynb").read_bytes()
+    assert stage.main(["notebooks/work.ipynb", "seed=8"]) == 0
+    assert (folder / "work.ipynb").read_bytes() == copy
+    assert sorted(path.name for path in folder.iterdir()) == ["work-seed=8.ipynb", "work.ipynb"]
+
+
+@given(st.lists(st.text(min_size=1, max_size=80), max_size=8))
+def test_any_override_gives_a_name_of_a_file(overrides: list[str]):
+    name = stage.executed_name(Path("notebooks/work.ipynb"), overrides)
+    assert re.fullmatch(r"(?a)work[\w.=+-]*\.ipynb", name) and len(name.encode()) < 140
+
+
+def test_worker_output_and_progress_are_in_the_log_once_and_not_in_the_notebook(
+    project: Path, capfd: pytest.CaptureFixture[str]
+):
+    cell = """\
+import subprocess, sys
+from opd.host.progress import progress_bar
+subprocess.run([sys.executable, "-c", "print('from a ' + 'worker')"])
+print("sum", sum(progress_bar([1, 2, 4], desc="add" + "ing")))
+"""
+    write_notebook("notebooks/busy.ipynb", cell)
+    assert stage.main(["notebooks/busy.ipynb"]) == 0
+    captured = capfd.readouterr()
+    log = captured.out + captured.err
+    assert [log.count(text) for text in ("from a worker", "adding: 3 of 3", "sum 7")] == [1, 1, 1]
+    executed = (project / "reports" / "notebooks" / "busy.ipynb").read_text()
+    assert "sum 7" in executed
+    assert "from a worker" not in executed and "adding" not in executed and "widget" not in executed
 
 
 def test_help_works_anywhere(project: Path, capfd: pytest.CaptureFixture[str]):

@@ -17,7 +17,7 @@ from opd.control import BASELINES
 from opd.study.evaluation.cycles import LOADS
 from opd.study.evaluation.training import plot_training
 from opd.study.plots import evaluation as plots
-from opd.study.plots.style import PALETTE, ordered, policy_style, save_figure
+from opd.study.plots.style import PALETTE, ordered, policy_style, save_figure, variant_colours
 
 LABEL = "synthetic trace (generated), damping 8"
 POLICIES = ("random", "greedy", "ipa", "myopic", "agent")
@@ -63,7 +63,20 @@ def test_policies_have_different_styles():
     styles = [policy_style(policy) for policy in (*BASELINES, "agent", "agent-frugal")]
     for looks in zip(*styles, strict=True):
         assert len(set(looks)) == len(styles)
-    assert {style.colour for style in styles} <= set(PALETTE)
+
+
+def test_at_most_five_policies_have_strong_colours():
+    known = [policy_style(policy).colour for policy in (*BASELINES, "agent", "agent-frugal")]
+    assert sum(colour in PALETTE for colour in known) == 5
+
+
+@given(st.text(min_size=1), st.integers(1, 12))
+def test_neither_variants_nor_policies_of_users_have_the_colour_of_a_policy(name: str, variants: int):
+    known = {policy_style(policy).colour for policy in (*BASELINES, "agent", "agent-frugal")} | set(PALETTE)
+    colours = variant_colours(variants)
+    assert len(set(colours)) == variants and not known & set(colours)
+    if policy_style(name).label == name and name not in (*BASELINES, "agent", "agent-frugal"):
+        assert policy_style(name).colour not in known
 
 
 @given(st.text(min_size=1))
@@ -113,7 +126,7 @@ def test_timelines_show_every_policy_in_every_load(tmp_path: Path):
     assert len(figure.axes) == 9
     assert [axes.get_title() for axes in figure.axes[:3]] == list(LOADS)
     cost = figure.axes[3]
-    assert [line.get_label() for line in cost.lines] == ["random", "greedy", "IPA", "agent"]
+    assert [line.get_label() for line in cost.lines] == ["greedy", "IPA", "agent"]
     assert all(line.get_ydata().tolist() == [2.0, 3.0, 4.0] for line in cost.lines)
     assert figure.axes[0].get_ylim()[1] > 7.0
 
@@ -129,13 +142,38 @@ def test_plane_places_policies_and_names_random(tmp_path: Path):
     check_written(tmp_path / "plane.png")
     assert [axes.get_title() for axes in figure.axes] == ["ocr", "other"]
     places = {points.get_label(): points.get_offsets().tolist() for points in figure.axes[0].collections}
+    assert [note.get_text() for note in figure.axes[0].texts] == ["agent", "greedy", "IPA", "myopic"]
     assert places == {
         "greedy": [[3.0, 11.0]],
         "IPA": [[4.0, 12.0]],
         "myopic (exact)": [[5.0, 13.0]],
         "agent": [[6.0, 14.0]],
     }
-    assert "random: 2.0 cores, QoS 10.0 (not shown)" in texts(figure)
+    assert "random, not shown: 2.0 cores, QoS 10.0" in texts(figure)
+
+
+def test_policies_that_coincide_are_all_visible(tmp_path: Path):
+    same = evaluation().query("policy != 'random'").assign(cost=2.0, qos=9.0)
+    plots.plot_plane(same, LABEL, tmp_path / "plane.png")
+    with Image.open(tmp_path / "plane.png") as image:
+        shown = {f"#{r:02x}{g:02x}{b:02x}" for _, (r, g, b) in image.convert("RGB").getcolors(1 << 24)}
+    assert {policy_style(policy).colour for policy in POLICIES[1:]} <= shown
+
+
+def test_timelines_that_coincide_are_all_visible(tmp_path: Path):
+    plots.plot_timelines(timelines(), "ocr", LABEL, tmp_path / "timelines.png")
+    with Image.open(tmp_path / "timelines.png") as image:
+        steps = image.convert("RGB").crop((0, image.height // 4, image.width, int(0.94 * image.height)))  # no legend
+    shown = {f"#{r:02x}{g:02x}{b:02x}" for _, (r, g, b) in steps.getcolors(1 << 24)}
+    assert {policy_style(policy).colour for policy in ("greedy", "ipa", "agent")} <= shown
+
+
+def test_equal_costs_have_plain_numbers_on_their_axis(tmp_path: Path):
+    figure = plots.plot_timelines(timelines().assign(cost=2.0 + 1e-12), "ocr", LABEL, tmp_path / "timelines.png")
+    figure.draw_without_rendering()
+    cost = figure.axes[3]
+    assert cost.yaxis.get_offset_text().get_text() == ""
+    assert cost.get_ylim() == pytest.approx((1.98, 2.02))
 
 
 def test_differences_pair_the_same_cycles_and_seeds(tmp_path: Path):

@@ -15,7 +15,7 @@ from small_pipelines import varying_workload
 from opd.agent.problem import Problem, TrainingParameters
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
-from opd.pipeline import Pipeline, Task, Variant
+from opd.pipeline import Pipeline, ServiceLevel, Task, Variant
 from opd.study.evaluation.cycles import COLUMNS, LOADS, shown_cycles
 from opd.study.evaluation.training import training_summary, validation_references
 from opd.study.report.files import markdown_table, write_json
@@ -282,7 +282,7 @@ def test_training_summary_names_the_checkpoint_that_was_kept():
 
 def test_references_agree_where_there_is_nothing_to_choose():
     task = Task("only", (Variant("one", 0.75, 1, {1: 0.1}, 1.0),))
-    pipeline = Pipeline("fixed", (task,), capacity=1, max_replicas=1, max_batch_size=1, latency_sla=1.0)
+    pipeline = Pipeline("fixed", (task,), capacity=1, max_replicas=1, max_batch_size=1, service_level=ServiceLevel(1.0))
     workload, bursts = varying_workload(), np.array([50, 100])
     only = np.tile([0, 1, 1], (20, 1, 1))
     problem = Problem(

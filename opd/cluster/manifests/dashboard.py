@@ -64,6 +64,8 @@ def _panels() -> Iterator[tuple[str, str, dict[str, str]]]:
     median, late = (f"histogram_quantile({share}, {_rate(f'{metrics.LATENCY}_bucket', 'le')})" for share in (0.5, 0.99))
     mean = _mean(metrics.LATENCY)
     yield "Latency, end to end", "s", {"median": median, "99th percentile": late, "mean": mean}
+    share = f"sum(rate({metrics.WITHIN}_total{FILTER}{RATE})) / sum(rate({metrics.ANSWERS}_total{FILTER}{RATE}))"
+    yield "Share of requests within the objective", "percentunit", {"within": share}
     replicas = f"sum by (task, variant) ({metrics.STAGE_REPLICAS}{FILTER})"
     yield "Replicas in service", "short", {"{{task}} {{variant}}": replicas}
     yield "Batch size", "short", {"{{task}}": _mean(metrics.STAGE_BATCH, "task")}

@@ -129,6 +129,8 @@ def _container(pod: Pod, settings: ClusterSettings) -> dict[str, Any]:
         "startupProbe": _probe(live, period=1, timeout=2, failures=settings.startup_seconds),
         "readinessProbe": _probe(ready, period=2, timeout=2, failures=3),
         "livenessProbe": _probe(live, period=10, timeout=5, failures=6),
+        # The cluster keeps the last lines of a server that failed, and errors can quote them.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": deepcopy(dict(SECURITY_CONTEXT)),
         "volumeMounts": [
             {"name": "settings", "mountPath": SETTINGS_FOLDER, "readOnly": True},
@@ -166,6 +168,7 @@ def router_pod(pipeline: Pipeline, settings: ClusterSettings) -> Pod:
         "stages": [{"task": task, "address": f"{host}:{settings.grpc_port}"} for task, host in hosts.items()],
         "drop_after": settings.stage.drop_after,
         "call_timeout": settings.stage.call_timeout,
+        "objective": pipeline.service_level.seconds,
     }
     return Pod(
         name=router_name(pipeline.name),

@@ -22,7 +22,6 @@ import typer
 from matplotlib.figure import Figure
 from scipy.optimize import linear_sum_assignment
 from torchmetrics.functional.text import char_error_rate
-from tqdm.auto import tqdm
 
 from opd.examples.ocr.build import build_variant
 from opd.examples.ocr.models import TextDetector, TextRecogniser, decode_image
@@ -30,6 +29,7 @@ from opd.examples.ocr.pages import SPLIT_SEEDS, Page, render_pages
 from opd.examples.ocr.recipes import load_recipes
 from opd.examples.ocr.served import true_sheet
 from opd.host.paths import project_path
+from opd.host.progress import progress_bar
 from opd.profiling.measuring import Effort, time_calls
 from opd.serving.models import load_model
 from opd.study.plots.style import PALETTE, save_figure
@@ -104,7 +104,7 @@ def measure_variants(task: str, names: Sequence[str], split: str, count: int = P
     chosen = load_recipes().tasks[task].chosen
     pages = list(render_pages(count, SPLIT_SEEDS[split]))
     rows = []
-    for name in tqdm(names, unit="variant", desc=f"{task}, split {split}"):
+    for name in progress_bar(names, unit="variant", desc=f"{task}, split {split}"):
         model = _built_model(task, name)
         rows.append((task, name, split, variant_accuracy(model, pages), variant_latency(model, pages), name in chosen))
     return pd.DataFrame(rows, columns=["task", "variant", "split", "accuracy", "latency_ms", "chosen"])
@@ -125,7 +125,9 @@ def measure_pairs(count: int = PAGES) -> pd.DataFrame:
     truth = [page.text for page in pages]
     sheets = {name: _answers("text-detection", name, [page.payload for page in pages]) for name in detection}
     rows = []
-    for reader, (finder, lines) in tqdm(list(product(recognition, sheets.items())), unit="pair", desc="whole pages"):
+    for reader, (finder, lines) in progress_bar(
+        list(product(recognition, sheets.items())), unit="pair", desc="whole pages"
+    ):
         read = [answer.decode() for answer in _answers("text-recognition", reader, lines)]
         right = float(np.mean([text == true for text, true in zip(read, truth, strict=True)]))
         rows.append((finder, reader, text_accuracy(read, truth), right))

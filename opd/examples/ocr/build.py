@@ -20,10 +20,10 @@ import onnxruntime as ort
 import typer
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
-from tqdm.auto import tqdm
 
 from opd.examples.ocr.recipes import Package, PackageFile, load_recipes
 from opd.host.paths import project_path
+from opd.host.progress import progress_bar
 from opd.serving.models import read_manifest
 from opd.serving.store import ModelStore, file_hash, store_url, write_manifest
 
@@ -42,7 +42,7 @@ def build_store(store: ModelStore) -> None:
         ValueError: if a downloaded file does not have the hash in ``recipes.yaml``.
     """
     jobs = [(task, name) for task, recipes in load_recipes().tasks.items() for name in recipes.chosen]
-    with tqdm(jobs, unit="variant", desc=f"building {store.url}", delay=1) as progress:
+    with progress_bar(jobs, unit="variant", desc=f"building {store.url}", delay=1) as progress:
         for task, name in progress:
             progress.set_postfix_str(f"{task} {name}")
             if not is_built(store, task, name):

@@ -33,7 +33,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from opd.agent.jobs import Job
 from opd.agent.network import ActorCritic
@@ -43,7 +42,9 @@ from opd.control import AGENT
 from opd.control.policies import MyopicPolicy, Policy
 from opd.host.archive import written_whole
 from opd.host.parallel import run_tasks
+from opd.host.progress import progress_bar
 from opd.measurement import Observation, observed_state
+from opd.objective import Weights
 from opd.pipeline import Configuration, Pipeline, as_configuration
 from opd.study.analysis.ablation_networks import AblatedTrainer, IndependentNetwork, PlainNetwork, QueuelessNetwork
 from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle
@@ -332,13 +333,13 @@ def run_ablation(study: AblationStudy, run: AblationRun) -> list[dict[str, Any]]
     else:
         known = study.problems[run.pipeline].pipeline
         pipeline = known if environment.startup else without_startup(known)
-        policy = MyopicPolicy(pipeline, study.setting.weights, study.setting.simulation.batch_timeout)
+        assert isinstance(study.setting.objective, Weights)
+        policy = MyopicPolicy(pipeline, study.setting.objective, study.setting.simulation.batch_timeout)
     policy = ForecastOverride(policy, environment.forecast)
     rows = []
     for cycle in study.cycles:
         steps = run_cycle(pipeline, policy, cycle, run.seed, study.setting)
-        refused = sum(bool(step.refused) for step in steps)
-        rows.append(run._asdict() | {"cycle": cycle.name, "refused": refused} | cycle_summary(steps))
+        rows.append(run._asdict() | {"cycle": cycle.name} | cycle_summary(steps))
     return rows
 
 
@@ -364,5 +365,7 @@ def measure_ablations(study: AblationStudy, workers: int = 1, variants: Sequence
     if unknown:
         raise ValueError(f"unknown variants {sorted(unknown)}; there are {', '.join(VARIANTS)}")
     runs = [AblationRun(*each) for each in product(study.problems, variants, study.seeds)]
-    progress = tqdm(run_tasks(run_ablation, study, runs, workers), total=len(runs), unit="run")
+    progress = progress_bar(
+        run_tasks(run_ablation, study, runs, workers), total=len(runs), desc="ablations", unit="run"
+    )
     return pd.DataFrame([row for rows in progress for row in rows])[COLUMNS]

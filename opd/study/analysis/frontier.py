@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 from opd.agent.jobs import Job, run_jobs
 from opd.agent.problem import Problem, TrainingParameters, build_problem, expert_table
 from opd.control import AGENT
+from opd.objective import Weights
 from opd.pipeline import Pipeline
 from opd.solvers import IpaParameters
 from opd.study.analysis.estimates import Row, spread
@@ -71,7 +72,7 @@ def frontier_jobs(
     own = replace(parameters, expert=EXPERT)
     jobs = {}
     for pipeline in pipelines:
-        problem = build_problem(pipeline, setting.trace, setting.forecaster, setting.weights, setting.simulation, own)
+        problem = build_problem(pipeline, setting.trace, setting.forecaster, setting.objective, setting.simulation, own)
         for cost_weight in map(float, cost_weights):
             priced = _priced(problem, cost_weight)
             for seed in seeds:
@@ -83,10 +84,11 @@ def frontier_jobs(
 
 def _priced(problem: Problem, cost_weight: float) -> Problem:
     """The same problem at another price per core; the workloads are shared, because their forecasts take long."""
-    weights = replace(problem.weights, cost_weight=cost_weight)
+    assert isinstance(problem.objective, Weights)  # only they have a price per core
+    weights = replace(problem.objective, cost_weight=cost_weight)
     largest = len(problem.expert) - 1
     table = expert_table(problem.pipeline, weights, problem.simulation, EXPERT, largest)
-    return problem._replace(weights=weights, expert=table)
+    return problem._replace(objective=weights, expert=table)
 
 
 def _trained_already(job: Job, setting: Setting) -> Job | None:
@@ -101,9 +103,10 @@ def _trained_already(job: Job, setting: Setting) -> Job | None:
 
 def priced_setting(setting: Setting, cost_weight: float, agents: Mapping[Key, Path]) -> Setting:
     """The setting in which every policy optimises with one price per core."""
-    weights = replace(setting.weights, cost_weight=cost_weight)
+    assert isinstance(setting.objective, Weights)
+    weights = replace(setting.objective, cost_weight=cost_weight)
     here = {(name, AGENT, seed): path for (name, price, seed), path in agents.items() if price == cost_weight}
-    return replace(setting, weights=weights, ipa=IpaParameters.from_weights(weights), agents=here)
+    return replace(setting, objective=weights, ipa=IpaParameters.from_weights(weights), agents=here)
 
 
 def measure_frontier(

@@ -28,12 +28,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from opd.agent.jobs import Job, run_jobs
 from opd.agent.problem import TrainingParameters, build_problem
 from opd.control import AGENT
 from opd.host.parallel import run_tasks
+from opd.host.progress import progress_bar
 from opd.pipeline import Pipeline
 from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle
 from opd.workload.forecast import HISTORY_SECONDS, Forecaster
@@ -260,7 +260,7 @@ def trained_agents(
     jobs = []
     for pipeline in pipelines:
         problem = build_problem(
-            pipeline, setting.trace, setting.forecaster, setting.weights, setting.simulation, parameters
+            pipeline, setting.trace, setting.forecaster, setting.objective, setting.simulation, parameters
         )
         for seed in seeds:
             name = f"{pipeline.name}/{AGENT}-{seed}.npz"
@@ -302,7 +302,9 @@ def evaluate_robustness(
         for condition, runs in enumerate(conditions)
         for pipeline, cycle, policy, seed in product(pipelines, runs.cycles, POLICIES, seeds)
     ]
-    rows = list(tqdm(run_tasks(run_cell, conditions, cells, workers), total=len(cells), unit="cycle"))
+    rows = list(
+        progress_bar(run_tasks(run_cell, conditions, cells, workers), total=len(cells), desc="robustness", unit="cycle")
+    )
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -317,7 +319,6 @@ def run_cell(conditions: Sequence[Condition], cell: RobustnessCell) -> dict[str,
     return {
         **{"world": condition.name, "variant": condition.variant, "trace": condition.setting.trace.name},
         **{"pipeline": pipeline.name, "cycle": cycle.name, "policy": cell.policy, "seed": seed, "factor": factor},
-        "refused": sum(bool(step.refused) for step in steps),
         "fallbacks": sum(bool(step.forecast_failure) for step in steps),
         **cycle_summary(steps),
     }

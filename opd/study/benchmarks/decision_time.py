@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from opd.control import AGENT
 from opd.control.policies import IpaPolicy, MyopicPolicy
+from opd.host.progress import progress_bar
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import Pipeline
@@ -74,7 +74,7 @@ def compare_decision_times(
     if len(counts) < HISTORY_SECONDS + 10 * (decisions - 1):
         raise ValueError(f"{len(counts)} s of counts are too few for {decisions} decisions, one every 10 s")
     tables = []
-    for stages, variants in tqdm(budget.sizes, unit="size"):
+    for stages, variants in progress_bar(budget.sizes, desc="decision times", unit="size"):
         table = _measure_pipeline(synthetic_pipeline(stages, variants, seed), counts, forecaster, budget, seed)
         table.insert(0, "stages", stages)
         table.insert(1, "variants", variants)

@@ -14,8 +14,8 @@ from unittest import mock
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
+from opd.host.progress import progress_bar
 from opd.measurement import SimulationParameters
 from opd.pipeline import Pipeline, as_array, to_choices
 from opd.profiling.catalogue import load_pipeline
@@ -58,7 +58,7 @@ def measure_steps(budget: SimulatorBudget = FULL.simulator, name: str = "video",
         steps = max((budget.steps if environments > 1 else budget.single_steps) // environments, 1)
         layers += [(EPISODES, _episode_steps, environments, steps), (SIMULATOR, _simulator_steps, environments, steps)]
     # The first round compiles and warms up. Rounds, so that a slow moment of the machine affects all alike.
-    rounds = tqdm(range(budget.repetitions + 1), unit="round")
+    rounds = progress_bar(range(budget.repetitions + 1), desc="environment steps", unit="round")
     seconds = [[_cpu_seconds(prepare(pipeline, *sizes, seed)) for _, prepare, *sizes in layers] for _ in rounds]
     rows = [(name, len(pipeline.tasks), layer, count, count * steps) for layer, _, count, steps in layers]
     table = pd.DataFrame(rows, columns=["pipeline", "stages", "layer", "environments", "steps"])
@@ -202,7 +202,7 @@ def profile(
     # The first round warms up. Settings take turns, so that a slow moment of the machine affects all alike.
     rounds = [
         {"setting": which} | _profiled_step(pipeline, environments, budget, seed, given)
-        for _ in tqdm(range(budget.repetitions + 1), unit="round")
+        for _ in progress_bar(range(budget.repetitions + 1), desc="environment steps", unit="round")
         for which, given in settings.items()
     ][len(settings) :]
     medians = pd.DataFrame(rounds).groupby("setting").median()

@@ -103,7 +103,7 @@ class BatchedEnvironments(DummyVecEnv):
     def __init__(self, problem: Problem, copies: list[Callable[[], gymnasium.Env]]) -> None:
         super().__init__(copies)
         p = problem
-        self.together = PipelineVectorEnv(p.pipeline, p.training, p.weights, p.simulation, num_envs=self.num_envs)
+        self.together = PipelineVectorEnv(p.pipeline, p.training, p.objective, p.simulation, num_envs=self.num_envs)
 
     def reset(self) -> np.ndarray:
         """(E, S) states at random decisions, with empty queues and one replica of every smallest variant."""
@@ -126,7 +126,7 @@ def environments(peer: str, problem: Problem, parameters: TrainingParameters) ->
     """Make normalised copies of the environment for a peer, stepped together if it is a batched one."""
 
     def one() -> gymnasium.Env:
-        made = PipelineEnv(problem.pipeline, problem.training, problem.weights, problem.simulation)
+        made = PipelineEnv(problem.pipeline, problem.training, problem.objective, problem.simulation)
         return StageActions(made) if peer.startswith("maskable") else made
 
     copies = [one] * parameters.num_envs

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
+from opd.host.progress import progress_bar
 from opd.measurement import Interval, SimulationParameters
-from opd.pipeline import Configuration, Pipeline, as_array
+from opd.pipeline import Configuration, Pipeline, ServiceLevel, as_array
 from opd.profiling.catalogue import load_pipeline
 from opd.simulator.simulator import Simulator
 from opd.solvers import IpaParameters, greedy, ipa_dynamic_program
@@ -142,7 +142,7 @@ def drawn_arrivals(
     largest = 1 << int(counts.sum(axis=2).max() + 1).bit_length()
     task = pipeline.tasks[0]
     variant = replace(task.variants[0], latency={1: 1.0, largest: 1.0})
-    idle = Pipeline("idle", (replace(task, variants=(variant,)),), variant.cores, 1, largest, 1.0)
+    idle = Pipeline("idle", (replace(task, variants=(variant,)),), variant.cores, 1, largest, ServiceLevel(1.0))
     configuration = as_array(((0, 1, largest),))  # type: ignore[arg-type]
     twin = Simulator(idle, patient, counts.shape[1], int(counts.max()), seed)
     for number, interval_counts in enumerate(counts):
@@ -292,7 +292,7 @@ def measure_requests(budget: SimulatorBudget = FULL.simulator, seed: int = 0) ->
     Raises:
         DisagreementError: if the simulators do not agree.
     """
-    cases = tqdm(list(product(PIPELINES, (QUEUES, WHOLE_MODEL))), unit="case")
+    cases = progress_bar(list(product(PIPELINES, (QUEUES, WHOLE_MODEL))), desc="simulated requests", unit="case")
     tables = [_measure_case(scenario(name, case, budget, seed), budget.repetitions) for name, case in cases]
     return pd.concat(tables, ignore_index=True)
 

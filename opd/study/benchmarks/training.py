@@ -42,12 +42,12 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from tqdm.auto import tqdm
 
 from opd.agent.problem import Problem, TrainingParameters, build_problem, expert_table, table_policy
 from opd.agent.rollout import Validation, validate
 from opd.host.parallel import run_tasks
 from opd.host.paths import project_path
+from opd.host.progress import progress_bar
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.profiling.catalogue import load_pipeline
@@ -126,7 +126,9 @@ def measure_training(benchmark: TrainingBenchmark, budget: TrainingBudget) -> tu
     # left alone with a slow one at the end.
     tasks = [(method, seed) for seed in budget.seeds for method in reversed(METHODS)]
     results = []
-    for result in tqdm(run_tasks(train_and_test, benchmark, tasks, budget.workers), total=len(tasks), unit="run"):
+    for result in progress_bar(
+        run_tasks(train_and_test, benchmark, tasks, budget.workers), total=len(tasks), desc="training", unit="run"
+    ):
         spent, reward = result.curve["cpu_seconds"].iloc[-1], result.test.reward
         print(f"{result.method}, seed {result.seed}: {spent:.0f} CPU-seconds, test reward {reward:.2f}", flush=True)
         results.append(result)
@@ -168,7 +170,7 @@ def _train(method: str, problem: Problem, parameters: TrainingParameters, seed: 
 def myopic_validation(benchmark: TrainingBenchmark) -> tuple[Validation, Validation]:
     """Evaluate the myopic solver on the validation episodes and on the test episodes."""
     p = benchmark.problem
-    myopic = table_policy(expert_table(p.pipeline, p.weights, p.simulation, "myopic", len(p.reference) - 1))
+    myopic = table_policy(expert_table(p.pipeline, p.objective, p.simulation, "myopic", len(p.reference) - 1))
     return validate(p, benchmark.parameters, myopic), validate(benchmark.test, benchmark.test_parameters, myopic)
 
 

@@ -101,7 +101,7 @@ def train_agent(method: str, problem: Problem, parameters: TrainingParameters, s
         observe: called before the first update and after every ``validate_every`` updates.
     """
     expert = expert_table(
-        problem.pipeline, problem.weights, problem.simulation, parameters.expert, len(problem.expert) - 1
+        problem.pipeline, problem.objective, problem.simulation, parameters.expert, len(problem.expert) - 1
     )
     own = replace(parameters, expert_mode=MODES[method])
     with TemporaryDirectory() as folder:

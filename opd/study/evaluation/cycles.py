@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
-from opd.control import AGENT, BASELINES
+from opd.control import AGENT, BASELINES, DECISION_SHARE, is_user_policy, policy_label
 from opd.control.factory import build_policy
 from opd.control.loop import Step, run
 from opd.control.policies import Policy
 from opd.host.machine import hardware
 from opd.host.parallel import run_tasks
+from opd.host.progress import progress_bar
 from opd.measurement import SimulationParameters
-from opd.objective import Weights
+from opd.objective import Objective, objective_fields, share_within
 from opd.pipeline import Pipeline
 from opd.simulator.simulator import SimulatedBackend
 from opd.solvers import IpaParameters, greedy
@@ -36,7 +36,10 @@ SCORES = ("reward", "qos", "cost", "accuracy", "throughput")
 """Scores that are averaged over the decisions of a cycle."""
 
 _CELL = ("pipeline", "cycle", "policy", "seed")
-COLUMNS = [*_CELL, *SCORES, "latency_mean", "latency_p99", "dropped", "by_expert", "decision_ms_mean"]
+COLUMNS = [
+    *(*_CELL, *SCORES, "latency_mean", "latency_p99", "within"),
+    *("dropped", "refused", "by_expert", "decision_ms_mean"),
+]
 
 
 @dataclass(frozen=True)
@@ -46,34 +49,37 @@ class Setting:
     Attributes:
         trace: the workload.
         forecaster: predicts the load for every policy.
-        weights: of QoS and reward; the agent may have been trained with others.
+        objective: of QoS and reward; the agent may have been trained with another.
         simulation: behaviour of the device.
         ipa: weights of IPA's own objective.
         agents: path of every trained agent by (pipeline, policy, seed).
+        decision_share: share of the interval that a decision of a user's policy may take.
     """
 
     trace: Trace
     forecaster: Forecaster
-    weights: Weights
+    objective: Objective
     simulation: SimulationParameters
     ipa: IpaParameters
     agents: Mapping[tuple[str, str, int], Path]
+    decision_share: float = DECISION_SHARE
 
     def policy(self, name: str, pipeline: Pipeline, seed: int) -> Policy:
-        """Build a baseline or one of the trained agents.
+        """Build a baseline, one of the trained agents or a user's policy.
 
         Raises:
-            ValueError: if it is neither.
+            ValueError: if it is none of these.
         """
         path = self.agents.get((pipeline.name, name, seed))
-        if path is None and name not in BASELINES:
+        if path is None and name not in BASELINES and not is_user_policy(name):
             trained = sorted({policy for _, policy, _ in self.agents})
             raise ValueError(
                 f"no policy {name!r} for pipeline {pipeline.name!r} and seed {seed}; there are "
-                f"{', '.join((*BASELINES, *trained))}"
+                f"{', '.join((*BASELINES, *trained))}, or module:Class"
             )
-        kind = name if path is None else AGENT
-        return build_policy(kind, pipeline, self.weights, self.simulation, self.ipa, seed, path, simulated=True)
+        kind, seconds = name if path is None else AGENT, self.decision_share * self.simulation.interval
+        known = pipeline, self.objective, self.simulation, self.ipa, seed, path
+        return build_policy(kind, *known, simulated=True, decision_seconds=seconds)
 
 
 def run_cycle(
@@ -95,40 +101,44 @@ def run_cycle(
     initial = greedy(pipeline, setting.forecaster.predict(history))
     window = counts[start : start + CYCLE_SECONDS]
     backend = SimulatedBackend(device or pipeline, setting.simulation, history, window, initial, seed)
-    seconds = setting.simulation.interval
-    decisions = len(window) // seconds
-    return list(run(backend, pipeline, policy, setting.forecaster.predict, setting.weights, decisions, seconds))
+    decisions = len(window) // setting.simulation.interval
+    return list(run(backend, pipeline, policy, setting.forecaster.predict, setting.objective, decisions))
 
 
 def cycle_summary(steps: Sequence[Step]) -> dict[str, float]:
     """Summarise the steps of a cycle as one row of the evaluation; latencies are over all completed requests.
 
-    ``by_expert`` counts the decisions of an agent's fallback policy.
+    ``within`` is the share of all requests that were completed within the latency of the service level, ``refused``
+    counts the decisions that were not made or not applied, and ``by_expert`` those of a fallback policy.
     """
+    within = float(sum(step.interval.within[0] for step in steps))
+    ended = float(sum(step.interval.completed[0] + step.interval.dropped[0] for step in steps))
     latencies = np.concatenate([step.interval.latencies[0, : step.interval.completed[0]] for step in steps])
     some = len(latencies) > 0
     return {name: float(np.mean([getattr(step.score, name)[0] for step in steps])) for name in SCORES} | {
         "latency_mean": float(latencies.mean()) if some else float("nan"),
         "latency_p99": float(np.quantile(latencies, 0.99)) if some else float("nan"),
+        "within": float(share_within(within, ended)),
         "dropped": int(sum(step.interval.dropped[0] for step in steps)),
+        "refused": sum(bool(step.refused) for step in steps),
         "by_expert": sum(step.fallback for step in steps),
         "decision_ms_mean": 1e3 * float(np.mean([step.decision_seconds for step in steps])),
     }
 
 
-def timeline(steps: Sequence[Step], seconds: float) -> pd.DataFrame:
-    """Tabulate the steps of a cycle, one row an interval, for Fig. 4."""
+def timeline(steps: Sequence[Step], start: float = 0.0) -> pd.DataFrame:
+    """Tabulate the steps of a cycle, one row an interval, for Fig. 4; ``time`` counts from ``start``."""
     return pd.DataFrame(
         {
-            "time": seconds * np.arange(len(steps)),
-            "load": [step.interval.offered[0] / seconds for step in steps],
+            "time": [step.span.begin - start for step in steps],
+            "load": [step.interval.offered[0] / step.span.seconds for step in steps],
             "predicted_load": [step.predicted_load for step in steps],
             "dropped": [float(step.interval.dropped[0]) for step in steps],
             "by_expert": [step.fallback for step in steps],
             "decision_ms": [1e3 * step.decision_seconds for step in steps],
             **{
                 name: [float(getattr(step.score, name)[0]) for step in steps]
-                for name in (*SCORES, "latency", "excess_load")
+                for name in (*SCORES, "latency", "excess_load", "within")
             },
         }
     )
@@ -148,8 +158,9 @@ def evaluate_cell(setting: Setting, cell: EvaluationCell) -> tuple[dict[str, obj
     """Run one cycle; return its row and its timeline."""
     policy = setting.policy(cell.policy, cell.pipeline, cell.seed)
     steps = run_cycle(cell.pipeline, policy, cell.cycle, cell.seed, setting)
-    key = dict(zip(_CELL, (cell.pipeline.name, cell.cycle.name, cell.policy, cell.seed), strict=True))
-    return key | cycle_summary(steps), timeline(steps, setting.simulation.interval).assign(**key)  # type: ignore[arg-type]
+    label = policy_label(cell.policy)
+    key = dict(zip(_CELL, (cell.pipeline.name, cell.cycle.name, label, cell.seed), strict=True))
+    return key | cycle_summary(steps), timeline(steps).assign(**key)  # type: ignore[arg-type]
 
 
 def evaluate(cells: Iterable[EvaluationCell], setting: Setting, workers: int = 1) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -159,7 +170,8 @@ def evaluate(cells: Iterable[EvaluationCell], setting: Setting, workers: int = 1
         One row a cell with the columns of :data:`COLUMNS`, and the timelines of all cells.
     """
     todo = list(cells)
-    results = list(tqdm(run_tasks(evaluate_cell, setting, todo, workers), total=len(todo), unit="cycle"))
+    finished = run_tasks(evaluate_cell, setting, todo, workers)
+    results = list(progress_bar(finished, total=len(todo), desc="evaluation", unit="cycles"))
     rows = pd.DataFrame([row for row, _ in results], columns=COLUMNS)
     return rows, pd.concat([steps for _, steps in results], ignore_index=True)
 
@@ -180,7 +192,7 @@ def describe_run(
             }
             for pipeline in pipelines
         },
-        "weights": asdict(setting.weights),
+        **objective_fields(setting.objective),
         "simulation": asdict(setting.simulation),
         "ipa": asdict(setting.ipa),
         "hardware": hardware(),

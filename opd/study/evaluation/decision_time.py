@@ -15,12 +15,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from opd.agent.deployed import Agent
 from opd.agent.network import ActorCritic, export
 from opd.control.factory import agent_policy
 from opd.control.policies import IpaPolicy, Policy
+from opd.host.progress import progress_bar
 from opd.measurement import Observation, idle_observation
 from opd.pipeline import Configuration, Pipeline
 from opd.profiling.synthetic import synthetic_pipeline
@@ -127,7 +127,7 @@ def measure_decision_times(
         columns stages, variants, policy, median_ms, p99_ms and total_ms (H of Alg. 1, median of the repetitions).
     """
     rows = []
-    for stages, variants in tqdm(sizes, unit="pipeline"):
+    for stages, variants in progress_bar(sizes, desc="decision times", unit="pipeline"):
         pipeline = synthetic_pipeline(stages, variants, seed)
         seen = observations(pipeline, counts, decisions)
         size = {"stages": stages, "variants": variants}

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from opd.agent.problem import Problem, TrainingParameters, expert_table, table_policy
 from opd.agent.rollout import Validation, validate
-from opd.study.plots.style import ordered, policy_style, save_figure
+from opd.study.plots.style import legend_below, ordered, policy_style, save_figure
 
 _CURVES = {
     "train/loss": "training loss (Eq. 11)",
@@ -27,7 +27,7 @@ _CURVES = {
 def validation_references(problem: Problem, parameters: TrainingParameters) -> dict[str, Validation]:
     """Evaluate the myopic solver and IPA on the episodes that select checkpoints."""
     largest = len(problem.reference) - 1
-    myopic = expert_table(problem.pipeline, problem.weights, problem.simulation, "myopic", largest)
+    myopic = expert_table(problem.pipeline, problem.objective, problem.simulation, "myopic", largest)
     return {
         name: validate(problem, parameters, table_policy(table))
         for name, table in (("myopic", myopic), ("ipa", problem.reference))
@@ -80,6 +80,6 @@ def plot_training(
             style = policy_style(baseline)
             for axes, value in ((row[3], values["reward"]), (row[4], values["dropped"])):
                 axes.axhline(value, color=style.colour, linestyle="--", linewidth=1.3, label=style.label)
-        row[3].legend(fontsize=8)
-        row[4].set_ylim(bottom=min(0.0, row[4].get_ylim()[0]))
+        row[4].set_ylim(-0.05 * row[4].get_ylim()[1], max(1.0, row[4].get_ylim()[1]))
+    legend_below(figure, *grid[:, 3])
     return save_figure(figure, path)

@@ -4,23 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
+from opd.control import AGENT
 from opd.study.evaluation.cycles import shown_cycles
-from opd.study.plots.style import legend_below, ordered, panel_grid, policy_style, save_figure
+from opd.study.plots.labels import draw_named_points
+from opd.study.plots.style import (
+    legend_below,
+    ordered,
+    padded_limits,
+    panel_grid,
+    policy_style,
+    save_figure,
+    short_label,
+)
 
 _PAPER_POLICIES = ("random", "greedy", "ipa")
 """Baselines of Figs. 4 and 5."""
 
+_LINE_WIDTH, _LINE_DISTANCE = 1.2, 1.0
+"""Points; lines that coincide are drawn side by side at this distance."""
+
 
 def plot_timelines(
-    timelines: pd.DataFrame, pipeline: str, label: str, path: str | Path, extra: Sequence[str] = ("agent",)
+    timelines: pd.DataFrame, pipeline: str, label: str, path: str | Path, extra: Sequence[str] = (AGENT,)
 ) -> Figure:
     """Draw Fig. 4 of the paper: load, cost and QoS of every policy over a cycle, one column a workload.
+
+    The random policy is left out: its changes in every interval would cover the others.
 
     Args:
         timelines: rows of :func:`opd.study.evaluation.cycles.timeline` with pipeline, cycle and policy.
@@ -31,41 +49,46 @@ def plot_timelines(
     """
     rows = timelines[timelines["pipeline"] == pipeline]
     cycles = list(dict.fromkeys(rows["cycle"]))
-    policies = ordered({*_PAPER_POLICIES, *extra} & set(rows["policy"]))
+    policies = [name for name in ordered({*_PAPER_POLICIES, *extra} & set(rows["policy"])) if name != "random"]
+    policies.sort(key=AGENT.__eq__)  # the agent is drawn last, on top of the others
     figure, grid = plt.subplots(
         3, len(cycles), figsize=(13, 8), sharex=True, sharey="row", layout="constrained", squeeze=False,
         height_ratios=(1, 2, 2),
     )  # fmt: skip
     figure.suptitle(f"Pipeline {pipeline}: cost and QoS over time, {label}")
-    for cycle, (load, cost, qos) in zip(cycles, grid.T, strict=True):
-        here = rows[rows["cycle"] == cycle]
-        load.set_title(cycle)
-        first = here[here["policy"] == here["policy"].iloc[0]]
-        load.fill_between(first["time"], first["load"], step="post", color="0.8", label="offered, mean per interval")
-        load.step(
-            first["time"], first["predicted_load"], where="post", color="0.2", linewidth=0.9, label="forecast maximum"
-        )
-        for number, policy in enumerate(policies):
-            style, run = policy_style(policy), here[here["policy"] == policy]
-            width = 1.0 + 0.5 * (len(policies) - 1 - number)  # so that coinciding lines stay visible
-            look = {"alpha": 0.35, "linewidth": 0.8} if policy == "random" else {"linewidth": width}
-            for axes, column in ((cost, "cost"), (qos, "qos")):
-                axes.step(run["time"], run[column], where="post", color=style.colour, label=style.label, **look)
-        qos.set_xlabel("time in the cycle (s)")
+    for cycle, column in zip(cycles, grid.T, strict=True):
+        column[0].set_title(cycle)
+        _draw_cycle(column, rows[rows["cycle"] == cycle], policies)
     highest = rows[["load", "predicted_load"]].to_numpy().max()
     grid[0, 0].set(ylabel="load\n(requests/s)", ylim=(0, 1.08 * highest))
-    grid[0, 0].legend(fontsize=8, loc="upper left")
-    sensible = rows[rows["policy"].isin(policies) & (rows["policy"] != "random")]  # random is cut off
+    shown = rows[rows["policy"].isin(policies)]
     for axes, column, name in ((grid[1, 0], "cost", "cost (CPU cores)"), (grid[2, 0], "qos", "QoS (Eq. 3)")):
-        low, high = sensible[column].min(), sensible[column].max()
-        space = 0.08 * max(high - low, 1e-9)
-        axes.set(ylabel=name, ylim=(low - space, high + space))
-    legend_below(figure, grid[1, 0], columns=len(policies))
+        axes.set(ylabel=name, ylim=padded_limits(shown[column]))
+    legend_below(figure, grid[1, 0], grid[0, 0])
     return save_figure(figure, path)
 
 
+def _draw_cycle(column: Sequence[Axes], rows: pd.DataFrame, policies: Sequence[str]) -> None:
+    """Draw load, cost and QoS of one cycle; lines that coincide run side by side, a little apart on paper."""
+    load, cost, qos = column
+    first = rows[rows["policy"] == rows["policy"].iloc[0]]
+    load.fill_between(first["time"], first["load"], step="post", color="0.8", label="load, mean per interval")
+    load.step(
+        first["time"], first["predicted_load"], where="post", color="0.2", linewidth=0.9, label="forecast maximum"
+    )
+    inches = column[0].get_figure(root=True).dpi_scale_trans  # type: ignore[union-attr]
+    for number, policy in enumerate(policies):
+        style, run = policy_style(policy), rows[rows["policy"] == policy]
+        aside = _LINE_DISTANCE / 72.0 * (number - (len(policies) - 1) / 2)
+        for axes, quantity in ((cost, "cost"), (qos, "qos")):
+            apart = axes.transData + ScaledTranslation(aside, aside, inches)
+            look: dict[str, Any] = dict(color=style.colour, linewidth=_LINE_WIDTH, transform=apart, label=style.label)
+            axes.step(run["time"], run[quantity], where="post", **look)
+    qos.set(xlabel="time in the cycle (s)", xlim=padded_limits(first["time"], 0.03))
+
+
 def plot_loads(
-    evaluation: pd.DataFrame, pipeline: str, label: str, path: str | Path, extra: Sequence[str] = ("agent",)
+    evaluation: pd.DataFrame, pipeline: str, label: str, path: str | Path, extra: Sequence[str] = (AGENT,)
 ) -> Figure:
     """Draw Fig. 5 of the paper: mean cost and QoS of every policy under the three workloads.
 
@@ -107,32 +130,35 @@ def plot_loads(
 def plot_plane(evaluation: pd.DataFrame, label: str, path: str | Path) -> Figure:
     """Draw mean QoS against mean cost of every policy over all cycles and seeds, one panel a pipeline.
 
-    The random policy is far from the others; its place is given as text.
+    Markers that coincide are set apart. The random policy is far from the others; its place is given as text.
 
     Args:
         evaluation: the results, columns of :data:`opd.study.evaluation.cycles.COLUMNS`.
         label: of the trace, for the title.
         path: image file to write.
     """
-    figure, panels = panel_grid(evaluation["pipeline"], 4.2, 3.3, f"Mean QoS and cost over all cycles\n{label}")
+    figure, panels = panel_grid(evaluation["pipeline"], 4.4, 3.4, f"Mean QoS and cost over all cycles\n{label}")
+    all_means = evaluation.groupby(["pipeline", "policy"])[["cost", "qos"]].mean()
     for pipeline, axes in panels.items():
-        means = evaluation[evaluation["pipeline"] == pipeline].groupby("policy")[["cost", "qos"]].mean()
-        for policy in ordered(set(means.index) - {"random"}):
-            style = policy_style(policy)
-            size = 130 if style.marker == "*" else 60
-            cost, qos = means["cost"][policy], means["qos"][policy]
-            axes.scatter(cost, qos, color=style.colour, marker=style.marker, s=size, label=style.label)
-        axes.set(xlabel="mean cost (CPU cores)", ylabel="mean QoS (Eq. 3)")
-        axes.margins(0.12)
-        if "random" in means.index:
-            where = "random: {cost:.1f} cores, QoS {qos:.1f} (not shown)".format(**means.loc["random"])
-            axes.annotate(where, (0.98, 0.03), xycoords="axes fraction", ha="right", fontsize=8, color="0.35")
-    legend_below(figure, axes, columns=3)
+        means = all_means.loc[pipeline]
+        shown = means.drop(index="random", errors="ignore")
+        axes.set(ylabel="mean QoS (Eq. 3)", xlim=padded_limits(shown["cost"], 0.2))
+        axes.set_ylim(padded_limits(shown["qos"], 0.15, least=1e-3))
+        random = "\nrandom, not shown: {cost:.1f} cores, QoS {qos:.1f}"
+        note = random.format(**means.loc["random"]) if "random" in means.index else ""
+        axes.set_xlabel("mean cost (CPU cores)" + note)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # the names are placed for this layout
+    for pipeline, axes in panels.items():
+        means = all_means.loc[pipeline]
+        policies = sorted(set(means.index) - {"random"}, key=lambda name: (name != AGENT, name))  # it keeps its place
+        styles, names = [policy_style(name) for name in policies], [short_label(name) for name in policies]
+        draw_named_points(axes, means.loc[policies].to_numpy(), styles, names)
     return save_figure(figure, path)
 
 
 def plot_differences(
-    evaluation: pd.DataFrame, label: str, path: str | Path, policy: str = "agent", reference: str = "myopic"
+    evaluation: pd.DataFrame, label: str, path: str | Path, policy: str = AGENT, reference: str = "myopic"
 ) -> Figure:
     """Draw the gain of a policy over another in each cycle: one point a cycle and seed, one row a pipeline.
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from opd.pipeline import Pipeline
 from opd.solvers.knapsack import best_by_cores
 from opd.solvers.options import replicas_needed, stage_options
-from opd.study.plots.style import PALETTE, label_decades, legend_below, save_figure
+from opd.study.plots.style import PALETTE, label_decades, legend_below, save_figure, variant_colours
 
 _MARKERS = "osD^vP"
 
@@ -37,8 +37,9 @@ def plot_latency(table: pd.DataFrame, tasks: Sequence[str], path: str | Path, co
     figure.suptitle(f"One replica on {cores} core{'s' if cores > 1 else ''}")
     for task, (latency, throughput) in zip(tasks, axes.T, strict=True):
         rows = table[(table["task"] == task) & (table["cores"] == cores)]
+        colours = variant_colours(rows["variant"].nunique())
         for index, (variant, group) in enumerate(rows.groupby("variant", sort=False)):
-            style = dict(color=PALETTE[index], marker=_MARKERS[index % len(_MARKERS)], label=variant)
+            style = dict(color=colours[index], marker=_MARKERS[index % len(_MARKERS)], label=variant)
             tail = np.vstack([np.zeros(len(group)), (group["latency_p99"] - group["latency_mean"]).clip(lower=0.0)])
             latency.errorbar(group["batch_size"], group["latency_mean"], yerr=tail, capsize=2, **style)
             throughput.plot(group["batch_size"], group["batch_size"] / group["latency_mean"], **style)
@@ -51,7 +52,7 @@ def plot_latency(table: pd.DataFrame, tasks: Sequence[str], path: str | Path, co
             panel.grid(True, which="major", alpha=0.3)
         latency.set_title(task)
         throughput.set_xlabel("batch size (requests per call)")
-        latency.legend(fontsize=8)
+        throughput.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False)
     axes[0, 0].set_ylabel("latency per call (s), bar to p99")
     axes[1, 0].set_ylabel("throughput (requests/s)")
     return save_figure(figure, path)
@@ -120,14 +121,14 @@ def plot_comparison(comparison: pd.DataFrame, path: str | Path) -> Figure:
     left.set(
         xscale="log", yscale="log", xlabel="latency in the reference table (s)", ylabel="latency measured here (s)"
     )
-    left.legend()
     sns.stripplot(
         comparison.assign(cell=comparison["task"] + "\n" + comparison["cores"].astype(str) + " core(s)"),
         x="cell", y="ratio", hue="task", palette=PALETTE[: len(tasks)], legend=False, ax=right,
     )  # fmt: skip
-    right.axhline(1.0, color="0.4", linestyle=":", label="equal")
-    right.axhline(comparison["ratio"].median(), color=PALETTE[3], label=f"median {comparison['ratio'].median():.2f}")
+    right.axhline(1.0, color="0.4", linestyle=":")
+    median = comparison["ratio"].median()
+    right.axhline(median, color="0.1", label=f"median ratio {median:.2f}")
     highest = max(1.0, comparison["ratio"].max())
     right.set(xlabel="", ylabel="latency here / latency in the reference table", ylim=(0, 1.1 * highest))
-    right.legend()
+    legend_below(figure, left, right)
     return save_figure(figure, path)

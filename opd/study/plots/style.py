@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
 from numpy.typing import ArrayLike
 
 PALETTE = sns.color_palette("colorblind").as_hex()
@@ -35,26 +34,36 @@ class Style(NamedTuple):
 
 
 _STYLES = {
-    "random": Style("random", PALETTE[7], "x"),
+    "random": Style("random", "#b0b0b0", "x"),
     "greedy": Style("greedy", PALETTE[1], "v"),
     "ipa": Style("IPA", PALETTE[2], "s"),
     "ipa-highs": Style("IPA (HiGHS)", PALETTE[2], "s"),
-    "ipa-gurobi": Style("IPA (Gurobi)", PALETTE[1], "D"),
-    "dynamic-program": Style("IPA (exact dynamic program)", PALETTE[9], "^"),
+    "ipa-gurobi": Style("IPA (Gurobi)", PALETTE[8], "D"),
+    "dynamic-program": Style("IPA (exact dynamic program)", "#8cb8ad", "^"),
     "myopic": Style("myopic (exact)", PALETTE[4], "D"),
-    "myopic-backlog": Style("myopic with backlog", PALETTE[6], "d"),
-    "clairvoyant": Style("clairvoyant (knows the load)", PALETTE[5], "P"),
+    "myopic-backlog": Style("myopic with backlog", "#9a86a4", "d"),
+    "clairvoyant": Style("clairvoyant (knows the load)", "#606060", "P"),
     "agent": Style("agent", PALETTE[0], "o"),
     "agent-frugal": Style("agent-frugal", PALETTE[3], "*"),
 }
+"""Policies that ship, from the simplest to the agents. References are muted, so that five strong colours are enough."""
+
+_OTHER_COLOURS = ("#7a3b00", "#004d40", "#4b0082", "#8b1a4b", "#39530f", "#000000", "#1f4e5f", "#5d4d00")
+"""Dark colours for policies of users; no policy above has one of them."""
 
 
 def policy_style(policy: str) -> Style:
     """Look up the style of a policy; an unknown one gets a style derived from its name, always the same."""
     number = zlib.crc32(policy.encode())
-    colours, markers = (PALETTE[8], PALETTE[9], "#000000"), "hp<>"
-    other = Style(policy, colours[number % len(colours)], markers[number % len(markers)])
-    return _STYLES.get(policy, other)
+    markers = "hp<>"
+    # The colour depends on the lower part of the number, the marker on the higher one.
+    colour, marker = number % len(_OTHER_COLOURS), number // len(_OTHER_COLOURS) % len(markers)
+    return _STYLES.get(policy, Style(policy, _OTHER_COLOURS[colour], markers[marker]))
+
+
+def variant_colours(count: int) -> list[str]:
+    """Colours for the variants of a task, from light for the first to dark; none is the colour of a policy."""
+    return list(sns.color_palette("ch:start=2.2,rot=-0.5,light=0.72,dark=0.22", count).as_hex())
 
 
 def short_label(policy: str) -> str:
@@ -119,16 +128,19 @@ def annotate_row(axes: Axes, place: float, text: str) -> None:
 
 
 def legend_below(figure: Figure, *labelled: Axes, columns: int | None = None) -> None:
-    """Put one legend below a figure.
+    """Put one legend below a figure; a label that occurs several times is shown once.
 
     Args:
         figure: of the axes.
         labelled: axes with the labels.
         columns: of the legend; by default a single row.
     """
-    found = [axes.get_legend_handles_labels() for axes in labelled]
-    handles, labels = (list(chain.from_iterable(each)) for each in zip(*found, strict=True))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns or len(handles), frameon=False)
+    found: dict[str, Any] = {}
+    for axes in labelled:
+        handles, labels = axes.get_legend_handles_labels()
+        found |= {label: handle for label, handle in zip(labels, handles, strict=True) if label not in found}
+    columns = columns or len(found)
+    figure.legend([*found.values()], [*found], loc="outside lower center", ncols=columns, frameon=False)
 
 
 def label_decades(axis: Axis) -> None:
@@ -166,8 +178,39 @@ def symmetric_logarithmic(
     return f"(linear up to {'±' if low < -linear else ''}{linear:g}, logarithmic beyond)"
 
 
+def padded_limits(values: ArrayLike, margin: float = 0.08, least: float = 0.02) -> tuple[float, float]:
+    """Compute limits of an axis around values, also where all are equal.
+
+    Args:
+        values: that the axis must show; those that are not finite are left out.
+        margin: free space at both ends, as a share of the range.
+        least: smallest range, as a share of the largest absolute value.
+
+    Returns:
+        Lowest and highest value of the axis; 0 and 1 without a finite value.
+    """
+    finite = np.asarray(values, dtype=float)
+    finite = finite[np.isfinite(finite)]
+    if not len(finite):
+        return 0.0, 1.0
+    low, high = float(finite.min()), float(finite.max())
+    size = max(abs(low), abs(high)) or 1.0
+    space = max(margin * (high - low), (least * size - (high - low)) / 2)
+    return low - space, high + space
+
+
+def plain_numbers(figure: Figure) -> None:
+    """Label all linear axes with plain numbers, never with an offset such as ``1e-10+2``."""
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            formatter = axis.get_major_formatter()
+            if isinstance(formatter, ScalarFormatter):
+                formatter.set_useOffset(False)
+
+
 def save_figure(figure: Figure, path: str | Path) -> Figure:
     """Write a figure to an image file, with its folder, and close it."""
+    plain_numbers(figure)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)

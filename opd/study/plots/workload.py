@@ -10,7 +10,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from opd.study.plots.style import PALETTE, save_figure
+from opd.study.plots.style import PALETTE, legend_below, save_figure
 from opd.workload.forecast import HISTORY_SECONDS, HORIZON_SECONDS
 from opd.workload.forecast_comparison import Comparison, smape
 from opd.workload.trace import CYCLE_SECONDS, Split, Trace, cycle_counts, evaluation_cycles
@@ -56,11 +56,10 @@ def plot_trace(trace: Trace, path: str | Path) -> Figure:
     cycles = {cycle: cycle_counts(trace, cycle) for cycle in evaluation_cycles(trace, extra=0)}
     highest = max(counts.max() for counts in cycles.values())
     for axes, (cycle, counts) in zip(below, cycles.items(), strict=True):
-        axes.plot(counts, color=PALETTE[0], linewidth=0.6, label="one second")
+        axes.plot(counts, color=PALETTE[0], linewidth=0.6)
         title = f"{cycle.name} (from second {cycle.start})"
         axes.set(title=title, xlabel="time in the cycle (s)", ylim=(0, 1.1 * highest))
-    below[0].set_ylabel("load (requests/s)")
-    below[0].legend(loc="upper right")
+    below[0].set_ylabel("load of each second\n(requests/s)")
     whole.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False)
     return save_figure(figure, path)
 
@@ -87,11 +86,10 @@ def plot_forecast(trace: Trace, comparison: Comparison, path: str | Path) -> Fig
     axes.plot(minutes, forecast, color=PALETTE[1], linewidth=1.1, linestyle="--", label="forecast (LSTM)")
     axes.set(ylabel="load (requests/s)", title=f"Forecast for the next {HORIZON_SECONDS} s: {trace.label}")
     axes.set_ylim(bottom=0)
-    axes.legend(loc="upper right")
     below.axhline(0.0, color="0.5", linewidth=0.8)
-    below.plot(minutes, forecast - target[shown], color=PALETTE[2], linewidth=0.9, label="forecast − actual")
-    below.set(xlabel=f"time since second {trace.raw_index[first]} (minutes)", ylabel="error (requests/s)")
-    below.legend(loc="lower left")
+    below.plot(minutes, forecast - target[shown], color="0.35", linewidth=0.9)
+    below.set(xlabel=f"time since second {trace.raw_index[first]} (minutes)", ylabel="forecast − actual\n(requests/s)")
+    legend_below(figure, axes)
     return save_figure(figure, path)
 
 
@@ -121,7 +119,11 @@ def plot_errors(trace: Trace, errors: pd.DataFrame, path: str | Path) -> Figure:
             axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
         axes.set(xlabel=label, ylabel="")
         axes.margins(x=0.1)
-    panels[0].get_legend().remove()
+    handles, labels = panels[0].get_legend_handles_labels()
+    for axes in panels:
+        axes.get_legend().remove()
+    named = [f"damping of the load {label}" for label in labels]
+    figure.legend(handles, named, loc="outside lower center", ncols=len(named), frameon=False)
     return save_figure(figure, path)
 
 
@@ -153,5 +155,5 @@ def plot_error_by_load(trace: Trace, comparison: Comparison, path: str | Path) -
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.set_ylim(bottom=0)
-    axes.legend()
+    legend_below(figure, axes)
     return save_figure(figure, path)

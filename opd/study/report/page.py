@@ -104,7 +104,6 @@ def _what_was_run(results: Results) -> list[str]:
             for name, p in about["pipelines"].items()
         ]
     )
-    weights = ", ".join(f"{name} {value:g}" for name, value in about["weights"].items())
     machine = about["hardware"]
     starts = ", ".join(f"{name} at {start}" for name, start in about["cycles"].items())
     return [
@@ -114,10 +113,22 @@ def _what_was_run(results: Results) -> list[str]:
         "With the same seed all policies meet the same requests. They decide every "
         f"{about['simulation']['interval']} s.",
         markdown_table(pipelines),
-        f"Weights of QoS and reward: {weights}. Decision times were measured on: {machine['processor']}, "
+        f"{_objective(about)} Decision times were measured on: {machine['processor']}, "
         f"{machine['cores']} cores, Python {machine['python']}, torch {machine['torch']}, on one thread.",
         f"Start of the cycles, in seconds of the recording: {starts}.",
     ]
+
+
+def _objective(about: Mapping[str, Any]) -> str:
+    """The sentence about the objective that the runs were scored by."""
+    if level := about.get("service_level"):
+        return (
+            f"Objective: {level['percentile']:g} % of the requests within {level['seconds']:g} s and a mean accuracy "
+            f"of at least {level['accuracy_floor']:g}; +1.00 of it is worth {level['accuracy_weight']:g} cores. "
+            "QoS and reward are in cores."
+        )
+    weights = ", ".join(f"{name} {value:g}" for name, value in about["weights"].items())
+    return f"Weights of QoS and reward: {weights}."
 
 
 def _label(criterion: Criterion) -> str:

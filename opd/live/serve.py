@@ -1,0 +1,195 @@
+"""A pipeline served on this machine for real callers: decided every interval until it is stopped, with a live status.
+
+.. code-block:: python
+
+    show(serve(pipeline, policy, forecast, objective, parameters, folder))
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from opd.control.loop import Step, run
+from opd.control.policies import Policy
+from opd.live.run_log import collected_warnings
+from opd.measurement import SimulationParameters
+from opd.objective import Objective
+from opd.pipeline import Configuration, Pipeline
+from opd.serving.local import LocalBackend
+
+
+@dataclass(frozen=True)
+class ServingStatus:
+    """State of a served pipeline after an interval.
+
+    Attributes:
+        pipeline: its definition.
+        address: ``host:port`` for requests.
+        configuration: that runs.
+        step: the last interval and its decision; None before the first.
+        warnings: since the last status, such as replicas that ended.
+    """
+
+    pipeline: Pipeline
+    address: str
+    configuration: Configuration
+    step: Step | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def serve(
+    pipeline: Pipeline,
+    policy: Policy,
+    forecast: Callable[[np.ndarray], float],
+    objective: Objective,
+    parameters: SimulationParameters,
+    folder: Path,
+    initial: Configuration | None = None,
+    store: str | None = None,
+    standbys: int = 0,
+) -> Generator[ServingStatus, None, None]:
+    """Start a pipeline on this machine and let a policy decide every interval until the iterator is closed.
+
+    Closing it, or Ctrl-C, refuses new requests, answers those that are running, and ends every process.
+
+    Args:
+        pipeline: its variants are in the model store.
+        policy: decides.
+        forecast: predicted maximum load (requests/s) for a history of per-second counts.
+        objective: of the reward.
+        parameters: interval, batch timeout and maximum age of requests.
+        folder: for settings, logs and metrics of the processes.
+        initial: first configuration; by default the smallest.
+        store: URL of the model store; by default that of the project.
+        standbys: processes that each stage keeps warm.
+
+    Yields:
+        The status as soon as the pipeline serves, and after every interval.
+
+    Raises:
+        StartError: if the pipeline does not start; nothing is left running.
+        AlreadyControlledError: if another process controls it in ``folder``.
+    """
+    first = pipeline.smallest_configuration() if initial is None else initial
+    with (
+        collected_warnings(show=False) as warnings,
+        LocalBackend(pipeline, parameters, first, folder, store, standbys) as backend,
+    ):
+        backend.begin_run()
+        yield ServingStatus(pipeline, backend.address, first, None, _taken(warnings))
+        for step in run(backend, pipeline, policy, forecast, objective, sys.maxsize):
+            yield ServingStatus(pipeline, backend.address, step.configuration, step, _taken(warnings))
+
+
+def _taken(messages: list[str]) -> tuple[str, ...]:
+    """Take all messages out of a list that other threads append to."""
+    return tuple(messages.pop(0) for _ in range(len(messages)))
+
+
+def show(statuses: Generator[ServingStatus, None, None], console: Console | None = None) -> None:
+    """Show the status of a served pipeline in the terminal until Ctrl-C or SIGTERM; then drain it and return.
+
+    A second Ctrl-C ends the processes without waiting for running requests.
+
+    Args:
+        statuses: of :func:`serve`.
+        console: where to write; the terminal by default. Without a terminal every status is printed once.
+    """
+    screen = console or Console()
+    live = Live(console=screen, auto_refresh=False, transient=True)
+    with _interruptible(), closing(statuses), suppress(KeyboardInterrupt), live:
+        for status in statuses:
+            for warning in status.warnings:
+                screen.print(Text(warning, style="yellow"))
+            live.update(render(status), refresh=True)
+            if not screen.is_terminal:
+                screen.print(render(status))
+    screen.print("stopped: running requests were answered, and every process has ended")
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM interrupt the block like Ctrl-C, which a shell disables for programs in the background."""
+    if threading.current_thread() is not threading.main_thread():  # signals are for the main thread
+        yield
+        return
+    numbers = signal.SIGINT, signal.SIGTERM
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+# ------------------------------------------------------------------------------------------------------ rendering
+
+
+def render(status: ServingStatus) -> RenderableType:
+    """Draw a status: load, latency against the service level, the last decision, and a table of the stages."""
+    lines = [Text(f"{status.pipeline.name} at {status.address}", style="bold")]
+    if status.step is None:
+        lines.append(Text("serving; the first decision follows"))
+    else:
+        lines += [_load(status.step), _latency(status.pipeline, status.step), _decision(status.step)]
+    return Group(*lines, _stages(status))
+
+
+def _load(step: Step) -> Text:
+    offered, failed = step.interval.offered[0], step.interval.failed[0]
+    rate = _number(offered / step.span.seconds, "requests/s")
+    forecast = _number(step.predicted_load, "requests/s")
+    text = Text(f"load       {rate}, forecast maximum {forecast}")
+    if failed > 0:
+        text.append(f", {failed:.0f} of {offered:.0f} requests got no answer", style="red")
+    return text
+
+
+def _latency(pipeline: Pipeline, step: Step) -> Text:
+    level, within = pipeline.service_level, step.score.within[0]
+    mean, p99 = step.interval.latency_mean[0], step.interval.latency_p99[0]
+    text = Text(f"latency    mean {_number(1e3 * mean, 'ms')}, p99 {_number(1e3 * p99, 'ms')}; ")
+    met = within >= level.percentile / 100
+    share = "unknown share" if np.isnan(within) else f"{within:.1%}"
+    goal = f"{share} within {level.seconds:g} s, objective {level.percentile:g}%"
+    return text.append(goal, style="" if np.isnan(within) else "green" if met else "red")
+
+
+def _decision(step: Step) -> Text:
+    by = " by the fallback policy" if step.fallback else ""
+    text = Text(f"decision   {1e3 * step.decision_seconds:.0f} ms{by}")
+    if step.refused:
+        text.append(f", not applied: {step.refused}", style="red")
+    elif step.observation is not None:
+        changed = step.observation.configuration != step.configuration
+        text.append(", configuration changed" if changed else ", configuration kept")
+    if step.forecast_failure:
+        text.append(f"; {step.forecast_failure}", style="yellow")
+    return text
+
+
+def _stages(status: ServingStatus) -> Table:
+    table = Table("stage", "variant")
+    for column in ("replicas", "batch size", "waiting"):
+        table.add_column(column, justify="right")
+    chosen = list(status.pipeline.selected(status.configuration))
+    queues = status.step.interval.queue[0] if status.step else np.full(len(chosen), np.nan)
+    for task, (variant, stage), waiting in zip(status.pipeline.tasks, chosen, queues, strict=True):
+        table.add_row(task.name, variant.name, str(stage.replicas), str(stage.batch_size), _number(waiting, "").strip())
+    return table
+
+
+def _number(value: float, unit: str) -> str:
+    return "?" if np.isnan(value) else f"{value:.3g} {unit}"

@@ -1,0 +1,110 @@
+"""A pipeline served in the terminal: its status, and its end without a lost request."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from deadlines import PATIENCE, terminating
+from live_runs import LARGE, SMALL, run_of
+from rich.console import Console
+from small_pipelines import ocr_pipeline
+from tiny_local import Load, fill_store, outcomes
+
+from opd.live.serve import ServingStatus, render
+from opd.measurement import unmeasured
+
+# --- the status ------------------------------------------------------------------------------------------------------
+
+
+def drawn(status):
+    console = Console(file=StringIO(), width=120)
+    console.print(render(status))
+    return console.file.getvalue()
+
+
+def status_after(step):
+    return ServingStatus(ocr_pipeline(), "127.0.0.1:9", step.configuration, step)
+
+
+@pytest.fixture
+def step():
+    """4 requests/s that met what was forecast, served by a configuration that has just been chosen."""
+    step = run_of([LARGE]).steps[0]
+    latency = {"latency_mean": np.array([0.25]), "latency_p99": np.array([0.5])}
+    measured = step.interval._replace(**latency, queue=np.array([[3, 0]]))
+    return replace(step, interval=measured, score=step.score._replace(within=np.array([0.975])), decision_seconds=0.012)
+
+
+def test_the_status_shows_load_latency_decision_and_stages(step):
+    text = drawn(status_after(step))
+    assert "ocr at 127.0.0.1:9" in text
+    assert "load       4 requests/s, forecast maximum 4 requests/s\n" in text
+    level = ocr_pipeline().service_level
+    assert f"mean 250 ms, p99 500 ms; 97.5% within {level.seconds:g} s, objective {level.percentile:g}%" in text
+    assert "decision   12 ms, configuration changed" in text
+    rows = [line.split() for line in text.splitlines() if "detection" in line or "recognition" in line]
+    assert [[cell for cell in row if cell != "│"] for row in rows] == [
+        ["detection", "large", "2", "2", "3"],
+        ["recognition", "large", "1", "1", "0"],
+    ]
+
+
+def test_the_status_names_failures_refusals_and_fallbacks(step):
+    failed = step.interval._replace(failed=np.array([7.0]))
+    text = drawn(status_after(replace(step, interval=failed, refused="needs 12 cores", fallback=True)))
+    assert "7 of 40 requests got no answer" in text
+    assert "by the fallback policy, not applied: needs 12 cores" in text
+
+
+def test_before_the_first_decision_and_without_measurements_nothing_is_invented(step):
+    first = drawn(ServingStatus(ocr_pipeline(), "127.0.0.1:9", SMALL))
+    assert "the first decision follows" in first and "?" in first
+    score = step.score._replace(within=np.full(1, np.nan))
+    blind = replace(step, interval=unmeasured(ocr_pipeline()), predicted_load=np.nan, score=score)
+    text = drawn(status_after(blind))
+    assert "load       ?, forecast maximum ?" in text and "unknown share" in text and "nan" not in text
+
+
+# --- the end ---------------------------------------------------------------------------------------------------------
+
+SERVING = """
+import sys
+from pathlib import Path
+from tiny_local import PARAMETERS, tiny_pipeline
+from opd.control.policies import GreedyPolicy
+from opd.live.serve import serve, show
+from opd.objective import Weights
+pipeline = tiny_pipeline()
+statuses = serve(pipeline, GreedyPolicy(pipeline), max, Weights(), PARAMETERS, Path({folder!r}), store={store!r})
+show(statuses)
+"""
+
+
+@pytest.mark.processes
+def test_a_stopped_pipeline_answers_what_it_has_begun_and_leaves_no_process(tmp_path, monkeypatch):
+    """SIGTERM is handled like Ctrl-C."""
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[1]}:{Path(__file__).parents[2]}")
+    store = tmp_path / "store"
+    fill_store(store)
+    script = SERVING.format(folder=str(tmp_path / "live"), store=str(store))
+    serving = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    with terminating(serving):
+        address = next(line for line in serving.stdout if line.startswith("tiny at ")).split()[-1]
+        traffic = Load(type("Served", (), {"address": address}), tmp_path, [5] * 4)
+        decided = next(line for line in serving.stdout if line.startswith("load ") and "load       0 " not in line)
+        assert "requests/s" in decided
+        family = [psutil.Process(serving.pid), *psutil.Process(serving.pid).children(recursive=True)]
+        serving.terminate()
+        assert "running requests were answered" in serving.communicate(timeout=PATIENCE)[0]
+        assert serving.returncode == 0
+        assert psutil.wait_procs(family, timeout=PATIENCE)[1] == []
+    records = traffic.records()
+    assert "completed" in outcomes(records)
+    assert set(records["code"]) <= {"OK", "UNAVAILABLE"}, "later requests are refused; none is left without an answer"
