@@ -26,7 +26,9 @@ from opd.workload.trace_limits import TraceError
 WRONG_INPUT = 2
 """Exit code for a trace that cannot be used."""
 
-_TRACE_LINE = re.compile(r"^trace:[^\n#]*?(?P<comment>[ \t]+#[^\n]*)?$", re.MULTILINE)
+_TRACE_LINE = re.compile(
+    r"""^trace:[ \t]*('([^'\n]|'')*'|"([^"\\\n]|\\.)*"|[^\n]*?)(?P<comment>[ \t]+\#[^\n]*)?[ \t]*$""", re.MULTILINE
+)
 
 
 class TraceUse(DocumentModel):

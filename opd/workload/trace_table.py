@@ -21,7 +21,7 @@ COUNT_NAMES = ("count", "requests")
 
 _MAX_SHOWN = 40
 _ISO_DATE = re.compile(r"\s*\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?\s*$")
-_ZONE = r":\d\d.*(?:[Zz]|[+-]\d\d(?::?\d\d)?)\s*$"
+_ZONE = re.compile(r":\d\d.*(?:[Zz]|[+-]\d\d(?::?\d\d)?)\s*$")
 _UNITS = ((1e11, "milliseconds", 1000), (1e14, "microseconds", 10**6), (1e17, "nanoseconds", 10**9))
 """Smallest times that cannot be seconds (of the year 5138), the unit they seem to have, and its number in a second."""
 
@@ -234,9 +234,10 @@ def _read_dates(column: pd.Series, place: Place) -> tuple[_Times, list[str]]:
     if isinstance(column.dtype, pd.DatetimeTZDtype) or pd.api.types.is_datetime64_any_dtype(column):
         dates, is_local = pd.to_datetime(column, utc=True), not isinstance(column.dtype, pd.DatetimeTZDtype)
     else:
-        text = column.astype(object).map(str)
-        dates = pd.to_datetime(text.where(text.map(is_date)), errors="coerce", utc=True, format="ISO8601")
-        readable, zoned = dates.notna().to_numpy(), text.str.contains(_ZONE, regex=True).to_numpy(dtype=bool)
+        texts = [str(value) for value in column]
+        plausible = pd.Series([text if is_date(text) else None for text in texts], dtype=object)
+        dates = pd.to_datetime(plausible, errors="coerce", utc=True, format="ISO8601")
+        readable, zoned = dates.notna().to_numpy(), np.array([_ZONE.search(text) is not None for text in texts])
         row = int(readable.argmax())
         is_local = not zoned[row]
         problems = _first(
