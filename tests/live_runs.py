@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from small_pipelines import ocr_pipeline
 
-from opd.live.runs import SchedulePolicy, Traffic, configurations_from, run_simulated
+from opd.live.configurations import SchedulePolicy, configurations_from
+from opd.live.runs import Traffic, run_simulated
 from opd.measurement import SimulationParameters, Span
 from opd.objective import Weights
 

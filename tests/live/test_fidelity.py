@@ -8,8 +8,8 @@ from live_runs import LARGE, SMALL, requests
 from small_pipelines import ocr_pipeline
 
 from opd.live.calibration import covering_configurations, with_served_latencies
+from opd.live.configurations import configurations_from
 from opd.live.fidelity import measured_performance, predict
-from opd.live.runs import configurations_from
 from opd.measurement import SimulationParameters
 
 

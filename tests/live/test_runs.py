@@ -13,16 +13,10 @@ from live_runs import LARGE, SMALL, requests, run_of
 from small_pipelines import ocr_pipeline
 
 from opd.live.calibration import with_served_latencies
+from opd.live.configurations import SchedulePolicy
 from opd.live.fidelity import replay
 from opd.live.run_log import collected_warnings
-from opd.live.runs import (
-    LiveSite,
-    SchedulePolicy,
-    count_changes,
-    live_timeline,
-    most_varied_window,
-    summarise_run,
-)
+from opd.live.runs import LiveSite, count_changes, live_timeline, most_varied_window, summarise_run
 from opd.measurement import SimulationParameters, Span, unmeasured
 
 # Traffic and decisions

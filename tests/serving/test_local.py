@@ -63,7 +63,7 @@ def test_a_malformed_request_gets_its_own_error(backend, tmp_path):
     bad = records[records["payload"] == 1]
     assert outcomes(records[records["payload"] == 0]) == {"completed": 30 - len(bad)}
     assert len(bad) and set(bad["code"]) == {"INVALID_ARGUMENT"}
-    assert bad["detail"].str.contains("which is not a text to answer").all()
+    assert bad["detail"].str.fullmatch(r"stage 'first': .*which is not a text to answer").all()
 
 
 def test_the_environments_proxies_are_not_used(backend, tmp_path, monkeypatch):

@@ -1,0 +1,109 @@
+"""What an evaluation found, as sentences computed from its table: trouble first, then the best policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+REFERENCES = ("clairvoyant",)
+"""Policies that cannot run outside a simulator, because they know the load to come; none is called the best."""
+
+_TROUBLE = {
+    "dropped": "requests dropped",
+    "failed": "requests failed",
+    "refused": "decisions refused",
+    "by_expert": "decisions made by the fallback",
+}
+"""Columns of the evaluation that count what went wrong."""
+
+
+class Finding(NamedTuple):
+    """One sentence; ``trouble`` if it is about something that went wrong."""
+
+    text: str
+    trouble: bool = False
+
+
+def evaluation_findings(evaluation: pd.DataFrame, about: Mapping[str, Any]) -> list[Finding]:
+    """State what went wrong, which policy is best, and for a service level which policies reach it.
+
+    Args:
+        evaluation: the results, columns of :data:`opd.study.evaluation.cycles.COLUMNS`; ``within`` and the counts of
+            what went wrong may be missing.
+        about: of :func:`opd.study.evaluation.cycles.describe_run`.
+
+    Returns:
+        The findings of every pipeline, with its name if there are several.
+    """
+    found: list[Finding] = []
+    for pipeline, rows in evaluation.groupby("pipeline", sort=False):
+        own = [*_trouble(rows), *_level(rows, about), _best(rows, about)]
+        prefix = f"{pipeline}: " if evaluation["pipeline"].nunique() > 1 else ""
+        found += [finding._replace(text=prefix + finding.text) for finding in own]
+    return sorted(found, key=lambda finding: not finding.trouble)
+
+
+def _trouble(rows: pd.DataFrame) -> list[Finding]:
+    """Count what went wrong, by policy, over all cycles and seeds; the policy with most comes first."""
+    found = []
+    for column, what in _TROUBLE.items():
+        if column not in rows:
+            continue
+        # The random policy drops requests whenever it happens to choose too few replicas; that is no finding.
+        serious = rows[rows["policy"] != "random"]
+        sums = serious.groupby("policy", sort=False)[column].sum().sort_values(ascending=False, kind="stable")
+        some = ", ".join(f"{policy} {count:,.0f}" for policy, count in sums[sums > 0].items())
+        if some:
+            found.append(Finding(f"{what[0].upper()}{what[1:]}: {some}.", trouble=column != "by_expert"))
+    return found
+
+
+def ranked(rows: pd.DataFrame) -> pd.DataFrame:
+    """Compute the means of every policy of one pipeline, highest reward first, and the cycle of its lowest reward."""
+    groups = rows.groupby("policy", sort=False)
+    means = groups.mean(numeric_only=True).drop(columns="seed")
+    means["reward_worst"] = groups["reward"].min()
+    means["cycle_worst"] = rows.loc[groups["reward"].idxmin(), "cycle"].to_numpy()
+    return means.sort_values("reward", ascending=False, kind="stable").reset_index()
+
+
+def best_policy(summary: pd.DataFrame) -> int | None:
+    """Row of the best policy that can run in practice; None if there is none."""
+    possible = summary.index[~summary["policy"].isin(REFERENCES)]
+    return int(possible[0]) if len(possible) else None
+
+
+def _level(rows: pd.DataFrame, about: Mapping[str, Any]) -> list[Finding]:
+    """Name the policies that reach the service level on average, the cheapest first."""
+    level = about.get("service_level")
+    if not level or "within" not in rows:
+        return []
+    goal = f"{level['percentile']:g} % of the requests within {1e3 * level['seconds']:g} ms"
+    means = rows.groupby("policy", sort=False)[["within", "cost"]].mean()
+    reached = means[means["within"] >= level["percentile"] / 100.0].sort_values("cost", kind="stable")
+    if reached.empty:
+        nearest = means["within"].idxmax()
+        return [Finding(f"No policy reaches {goal}; nearest is {nearest} with {means['within'].max():.2%}.", True)]
+    listed = ", ".join(f"{policy} ({row.within:.2%}, {row.cost:.2f} cores)" for policy, row in reached.iterrows())
+    return [Finding(f"{goal[0].upper()}{goal[1:]} are reached by {listed}.")]
+
+
+def _best(rows: pd.DataFrame, about: Mapping[str, Any]) -> Finding:
+    """Name the policy with the highest mean reward, and its lead over the second."""
+    summary = ranked(rows)
+    first = best_policy(summary)
+    if first is None:
+        return Finding("No policy was run that is possible in practice.", True)
+    best = summary.loc[first]
+    unit = " cores" if "service_level" in about else ""
+    text = f"Best by mean reward: {best['policy']} with {best['reward']:.3f}{unit} at {best['cost']:.2f} cores"
+    others = summary[~summary["policy"].isin((*REFERENCES, best["policy"]))]
+    if len(others):
+        second = others.iloc[0]
+        text += f", {best['reward'] - second['reward']:.3f} above {second['policy']}"
+        wins = rows.pivot_table("reward", ["cycle", "seed"], "policy")
+        lead = (wins[best["policy"]] > wins[second["policy"]]).sum()
+        text += f" and better in {lead} of {len(wins)} runs"
+    return Finding(text + ".")

@@ -1,0 +1,162 @@
+"""An evaluation as one HTML page that needs no other file: findings first, then tables, figures and the setting."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import pandas as pd
+
+from opd.study.report.files import read_json
+from opd.study.report.findings import best_policy, evaluation_findings, ranked
+from opd.study.report.results import require_results
+
+_TITLES = {
+    "reward": "reward",
+    "within": "within the level (%)",
+    "qos": "QoS",
+    "cost": "cost (cores)",
+    "latency_mean": "mean latency (s)",
+    "latency_p99": "p99 latency (s)",
+    "dropped": "dropped",
+    "failed": "failed",
+    "refused": "decisions refused",
+    "decision_ms_mean": "decision (ms)",
+    "reward_worst": "lowest reward",
+    "cycle_worst": "in cycle",
+}
+"""Columns of the table of policies; those that an evaluation lacks are left out."""
+
+_FIGURES = {
+    "plane": "Mean QoS and cost of every policy",
+    "loads": "Mean cost and QoS of each workload",
+    "timeline": "Load, cost and QoS over time",
+    "differences": "Gain of the agent in each cycle",
+    "decision_time": "Time of a decision by size of the pipeline",
+}
+"""Captions of the figures of notebook 04, by the beginning of the file's name, in their order on the page."""
+
+
+class Column(NamedTuple):
+    """Heading of a column; ``number`` if its cells are numbers."""
+
+    title: str
+    number: bool
+
+
+class Table(NamedTuple):
+    """A table as it is shown; ``best`` is the row to stress."""
+
+    columns: list[Column]
+    rows: list[list[str]]
+    best: int | None = None
+
+
+def write_html_report(folder: Path, output: Path | None = None, title: str = "") -> Path:
+    """Write the results of an evaluation as one HTML page.
+
+    Args:
+        folder: of the results of notebook 04: ``evaluation.csv``, ``evaluation.json``, and figures in ``evaluation/``.
+        output: of the page; by default ``report.html`` in the folder.
+        title: of the page; by default the names of the pipelines.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ReportError: if a result is missing; the message names the notebook that writes it.
+    """
+    require_results(folder, "evaluation.csv", "evaluation.json")
+    evaluation, about = pd.read_csv(folder / "evaluation.csv"), read_json(folder / "evaluation.json")
+    output = output or folder / "report.html"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(render_html(evaluation, about, _figures(folder / "evaluation"), title), encoding="utf-8")
+    return output
+
+
+def render_html(
+    evaluation: pd.DataFrame, about: Mapping[str, Any], figures: Iterable[Mapping[str, str]] = (), title: str = ""
+) -> str:
+    """Render the page.
+
+    Args:
+        evaluation: the results, columns of :data:`opd.study.evaluation.cycles.COLUMNS`.
+        about: of :func:`opd.study.evaluation.cycles.describe_run`.
+        figures: each with its ``caption`` and ``data``, a PNG in base64.
+        title: of the page.
+    """
+    groups = [(str(name), rows) for name, rows in evaluation.groupby("pipeline", sort=False)]
+    counts = [evaluation[name].nunique() for name in ("policy", "cycle", "seed")]
+    run = "{} with {} policies, {} cycles and {} seeds".format(about["trace"], *counts)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("opd.study.report", "."), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )  # fmt: skip
+    return environment.get_template("page.html").render(
+        title=title or f"Evaluation of {', '.join(name for name, _ in groups)}",
+        run=f"{run[0].upper()}{run[1:]}. With the same seed all policies meet the same requests.",
+        findings=evaluation_findings(evaluation, about),
+        policies=[(name, _policy_table(rows)) for name, rows in groups],
+        cycles=[(name, _cycle_table(rows)) for name, rows in groups],
+        figures=list(figures),
+        setting=_setting(about),
+    )
+
+
+def _policy_table(rows: pd.DataFrame) -> Table:
+    summary = ranked(rows)
+    if "within" in summary:
+        summary["within"] *= 100.0
+    shown = {name: title for name, title in _TITLES.items() if name in summary}
+    return _as_table(summary[["policy", *shown]].rename(columns=shown), best_policy(summary))
+
+
+def _cycle_table(rows: pd.DataFrame) -> Table:
+    means = rows.pivot_table("reward", "cycle", "policy", sort=False)
+    return _as_table(means[ranked(rows)["policy"]].reset_index())
+
+
+def _setting(about: Mapping[str, Any]) -> list[tuple[str, Table]]:
+    """The objective, the pipelines, the simulated device, the cycles, and the machine with its versions."""
+    pipelines = [
+        {"pipeline": name, "tasks": p["stages"], "variants": ", ".join(map(str, p["variants"])), "cores": p["capacity"]}
+        for name, p in about["pipelines"].items()
+    ]
+    found = [("Pipelines", _as_table(pd.DataFrame(pipelines)))]
+    headings = {
+        "service_level": "Service level",
+        "weights": "Weights of the reward",
+        "simulation": "Simulated device",
+        "cycles": "Start of the cycles (s)",
+        "hardware": "Machine and versions",
+    }
+    return found + [(heading, _facts(about[key])) for key, heading in headings.items() if about.get(key)]
+
+
+def _facts(values: Mapping[str, Any]) -> Table:
+    rows = [[name, "not installed" if value is None else str(value)] for name, value in values.items()]
+    return Table([Column("name", False), Column("value", True)], rows)
+
+
+def _as_table(frame: pd.DataFrame, best: int | None = None) -> Table:
+    """Format the columns of a frame; floats have three decimals, large ones one, and what does not exist is a dash."""
+    columns = [Column(str(name), frame[name].dtype.kind in "fiu") for name in frame]
+    cells = frame.astype(object)
+    for name in frame.select_dtypes("float"):
+        decimals = 3 if frame[name].abs().max() < 1000.0 else 1
+        cells[name] = [f"{value:,.{decimals}f}" if value == value else "–" for value in frame[name]]
+    return Table(columns, cells.astype(str).to_numpy().tolist(), best)
+
+
+def _figures(folder: Path) -> list[dict[str, str]]:
+    """Read the figures of an evaluation, in the order of :data:`_FIGURES`."""
+    found = []
+    for kind, caption in _FIGURES.items():
+        for path in sorted(folder.glob(f"{kind}*.png")):
+            name = path.stem.removeprefix(kind).strip("-")
+            data = base64.b64encode(path.read_bytes()).decode()
+            found.append({"caption": f"{caption}: {name}" if name else caption, "data": data})
+    return found

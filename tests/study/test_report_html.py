@@ -1,0 +1,139 @@
+"""The page of an evaluation in HTML, and its findings; the results are written by hand here."""
+
+from __future__ import annotations
+
+import base64
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from opd.study.report.files import write_json
+from opd.study.report.findings import evaluation_findings
+from opd.study.report.html import write_html_report
+from opd.study.report.results import ReportError
+
+ABOUT = {
+    "trace": "trace of my shop",
+    "pipelines": {"shop": {"stages": 2, "variants": [2, 3], "capacity": 8}},
+    "service_level": {"seconds": 0.5, "percentile": 95.0, "accuracy_floor": 0.8, "accuracy_weight": 0.0},
+    "cycles": {"morning": 0, "evening": 7200},
+    "hardware": {"processor": "two <slow> cores", "python": "3.11", "onnxruntime": None},
+}
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+def evaluation(**policies: dict[str, float]) -> pd.DataFrame:
+    """Two cycles of one pipeline; the second has 1 less reward."""
+    usual = {"reward": 5.0, "qos": 9.0, "cost": 4.0, "within": 0.99, "latency_mean": 0.2, "latency_p99": 0.4}
+    usual |= {"dropped": 0, "refused": 0, "decision_ms_mean": 1.0}
+    return pd.DataFrame(
+        [
+            usual | figures | {"pipeline": "shop", "cycle": cycle, "policy": name.replace("_", "-"), "seed": 0}
+            | {"reward": figures.get("reward", 5.0) - number}
+            for name, figures in policies.items()
+            for number, cycle in enumerate(ABOUT["cycles"])
+        ]
+    )  # fmt: skip
+
+
+class Page(HTMLParser):
+    """The texts of a page by the element that they stand in; every element must be closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: dict[str, list[str]] = {}
+        self.links: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.links += [value for name, value in attributes if name in ("src", "href") and value]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and data.strip():
+            self.texts.setdefault(self.open[-1], []).append(data.strip())
+
+
+def texts(rows: pd.DataFrame, **about: object) -> list[str]:
+    return [finding.text for finding in evaluation_findings(rows, ABOUT | about)]
+
+
+def test_the_best_policy_is_named_with_its_lead():
+    rows = evaluation(greedy={"reward": 4.0}, agent={"reward": 5.5, "cost": 3.0}, clairvoyant={"reward": 9.0})
+    best = "Best by mean reward: agent with 5.000 cores at 3.00 cores, 1.500 above greedy and better in 2 of 2 runs."
+    assert texts(rows)[-1] == best
+
+
+def test_what_went_wrong_comes_first():
+    rows = evaluation(mine={"dropped": 3, "refused": 120}, greedy={"dropped": 1}, random={"dropped": 500})
+    assert texts(rows)[:2] == ["Requests dropped: mine 6, greedy 2.", "Decisions refused: mine 240."]
+    assert [finding.trouble for finding in evaluation_findings(rows, ABOUT)] == [True, True, False, False]
+
+
+def test_policies_that_reach_the_service_level_are_named_from_the_cheapest():
+    rows = evaluation(ipa={"cost": 6.0}, greedy={"cost": 2.0, "within": 0.90}, agent={"cost": 3.0, "within": 0.95})
+    assert texts(rows)[0] == (
+        "95 % of the requests within 500 ms are reached by agent (95.00%, 3.00 cores), ipa (99.00%, 6.00 cores)."
+    )
+
+
+def test_a_service_level_that_nothing_reaches_is_trouble():
+    rows = evaluation(greedy={"within": 0.5}, agent={"within": 0.9})
+    first = evaluation_findings(rows, ABOUT)[0]
+    assert first.trouble
+    assert first.text == "No policy reaches 95 % of the requests within 500 ms; nearest is agent with 90.00%."
+
+
+def test_results_without_the_newer_columns_are_as_good():
+    rows = evaluation(greedy={}, agent={"reward": 6.0}).drop(columns=["within", "refused"])
+    assert texts(rows, service_level=None)[0].startswith("Best by mean reward: agent")
+
+
+def test_several_pipelines_are_told_apart():
+    rows = evaluation(greedy={})
+    both = pd.concat([rows, rows.assign(pipeline="other")])
+    assert [text.split(":")[0] for text in texts(both, service_level=None)] == ["shop", "other"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    evaluation(greedy={"reward": 4.0}, agent={"dropped": 2}).to_csv(tmp_path / "evaluation.csv", index=False)
+    write_json(tmp_path / "evaluation.json", ABOUT)
+    (tmp_path / "evaluation").mkdir()
+    for name in ("timeline-shop", "plane", "unknown"):
+        (tmp_path / "evaluation" / f"{name}.png").write_bytes(PIXEL)
+    return tmp_path
+
+
+def test_the_page_has_findings_tables_figures_and_setting(folder: Path):
+    path = write_html_report(folder)
+    assert path == folder / "report.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.texts["h1"] == ["Evaluation of shop"]
+    assert page.texts["h2"] == ["Findings", "Policies", "Reward of each cycle", "Figures", "Setting"]
+    assert page.texts["li"][0] == "Requests dropped: agent 4."
+    assert page.texts["figcaption"] == ["Mean QoS and cost of every policy", "Load, cost and QoS over time: shop"]
+    cells = page.texts["td"]
+    assert cells[:3] == ["agent", "4.500", "99.000"] and "evening" in cells and "two <slow> cores" in cells
+    assert "not installed" in cells and "Service level" in page.texts["h3"]
+
+
+def test_the_page_needs_no_other_file(folder: Path):
+    page = Page(write_html_report(folder, folder / "deep" / "page.html", "My shop").read_text(encoding="utf-8"))
+    assert page.texts["title"] == ["My shop"]
+    assert len(page.links) == 2 and all(link.startswith("data:image/png;base64,") for link in page.links)
+
+
+def test_a_missing_result_is_named(tmp_path: Path):
+    with pytest.raises(ReportError, match="no evaluation.csv .* notebook 04_evaluation writes it"):
+        write_html_report(tmp_path)
