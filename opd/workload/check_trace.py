@@ -19,7 +19,7 @@ import yaml
 from pydantic import Field
 
 from opd.host.documents import DocumentError, DocumentModel, as_model, read_document
-from opd.workload.trace import Trace, cycle_from_start, evaluation_cycles, load_trace
+from opd.workload.trace import Split, Trace, cycle_from_start, evaluation_cycles, load_trace
 from opd.workload.trace_files import TWITTER_FILE, locate
 from opd.workload.trace_limits import TraceError
 
@@ -56,11 +56,24 @@ def check_trace(source: str | Path, use: TraceUse) -> Trace:
         FileNotFoundError: if the file is missing.
     """
     trace = load_trace(source, use.damping)
+    check_splits(trace)
     for start in use.cycle_starts:
         cycle_from_start(trace, start)
     if use.cycles is not None and not use.cycle_starts:
         evaluation_cycles(trace, use.cycles)
     return trace
+
+
+def check_splits(trace: Trace) -> None:
+    """Raise :class:`TraceError` unless there is load to learn from and load to evaluate on, after damping."""
+    purposes: dict[Split, str] = {"train": "agent and forecaster learn from it", "test": "policies are compared on it"}
+    for split, purpose in purposes.items():
+        positions = trace.split(split)
+        if not trace.counts[positions].any():
+            first, last = trace.raw_index[[positions.start, positions.stop - 1]]
+            problem = f"no request comes in the {split} split, seconds {first} to {last}, but {purpose}"
+            remedy = f"use a recording with load in all its parts, or a damping below {trace.damping}"
+            raise TraceError.of(trace.name, [f"{problem}; {remedy if trace.damping > 1 else remedy.partition(',')[0]}"])
 
 
 def summary(trace: Trace) -> dict[str, Any]:
