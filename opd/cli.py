@@ -114,7 +114,8 @@ def status(place: options.Place) -> int:
         name, cluster = inputs.pipeline_name_of(place.pipeline), inputs.cluster_of(place)
     found = operations.status(cluster, name)
     print(f"pipeline {name} in namespace {place.namespace}: {'serves' if found.serves else 'does not serve fully'}")
-    print(f"controller: {found.leader or 'none leads'}\n")
+    states = "".join(f"; {pod} is {state}" for pod, state in found.controllers.items())
+    print(f"controller: {found.leader or 'none leads'}{states}\n")
     _print_table([operations.COLUMNS, *found.components])
     return DONE if found.serves else FAILED
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class Variant:
             it occupies (Eq. 4).
         latency: mean seconds of one inference call by batch size (requests per call).
         startup_time: seconds from ordering a replica until it serves.
+        assumed: True if somebody typed latency or start-up time instead of measuring them.
 
     Raises:
         ValueError: if a figure is out of range.
@@ -41,6 +42,7 @@ class Variant:
     cores: int
     latency: Mapping[int, float]
     startup_time: float
+    assumed: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.accuracy <= 1.0:
@@ -50,7 +52,7 @@ class Variant:
         if not 0.0 <= self.startup_time < np.inf:
             raise ValueError(f"variant {self.name!r}: start-up time {self.startup_time} s must be finite, at least 0")
         if not self.latency:
-            raise ValueError(f"variant {self.name!r} has no latency profile; measure it with notebook 01_profiling")
+            raise ValueError(f"variant {self.name!r} has no latency profile; measure it with `opd profile`")
         for batch_size, seconds in self.latency.items():
             if not (seconds > 0.0 and np.isfinite(seconds)):
                 raise ValueError(f"variant {self.name!r}: latency {seconds} s at batch {batch_size} must be positive")
@@ -65,7 +67,7 @@ class Variant:
         if not sizes[0] <= batch_size <= sizes[-1]:
             raise ValueError(
                 f"variant {self.name!r} has no profile for batch {batch_size} (profiled: {sizes}); "
-                "re-run notebook 01_profiling with this batch size or lower max_batch_size"
+                "measure this batch size with `opd profile` or lower max_batch_size"
             )
         return float(np.interp(batch_size, sizes, [self.latency[size] for size in sizes]))
 
@@ -76,7 +78,13 @@ class Variant:
 
 @dataclass(frozen=True)
 class Task:
-    """One stage n of a pipeline, with the variants that can serve it in the order of the catalogue.
+    """One stage n of a pipeline.
+
+    Attributes:
+        name: identifier, unique within the pipeline.
+        variants: that can serve it, in the order of the pipeline file.
+        adapter: how served outputs of the task before become its inputs, see :mod:`opd.serving.adapters`; nothing else
+            depends on it.
 
     Raises:
         ValueError: if there is no variant, or two have the same name.
@@ -84,6 +92,7 @@ class Task:
 
     name: str
     variants: tuple[Variant, ...]
+    adapter: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.variants:
@@ -209,7 +218,7 @@ class Pipeline:
     """A linear chain of tasks on a device, with the limits of Eq. 4.
 
     Attributes:
-        name: identifier in the catalogue.
+        name: identifier of the pipeline.
         tasks: the stages, in the order in which a request visits them.
         capacity: W_max, CPU cores of the device.
         max_replicas: F_max, replicas that each task may have.

@@ -14,19 +14,27 @@ ROOT = Path(__file__).parents[1]
 
 PIPELINE = """
 name: tiny
-capacity: 6
-max_replicas: 3
-max_batch_size: 4
-latency_sla: 1.0
+device: {cores: 6}
+limits: {replicas: 3, batch_size: 4}
+objective: {latency: {seconds: 1.0}}
 tasks:
   - name: first
     variants:
-      - {name: small, accuracy: 0.5, cores: 1, latency: {1: 0.05, 4: 0.05}, startup_time: 2.0}
-      - {name: large, accuracy: 0.6, cores: 2, latency: {1: 0.05, 4: 0.05}, startup_time: 2}
+      - {name: small, model: store, accuracy: 0.5, cores: 1}
+      - {name: large, model: store, accuracy: 0.6, cores: 2}
   - name: second
     variants:
-      - {name: small, accuracy: 0.5, cores: 1, latency: {1: 0.05, 4: 0.05}, startup_time: 2.0}
+      - {name: small, model: store, accuracy: 0.5, cores: 1}
 """
+
+PROFILED = ("first,small,1", "first,large,2", "first,queue,2", "second,small,1", "third,small,1")
+"""Task, variant and cores of everything that these tests deploy."""
+
+
+def profile() -> str:
+    """The profile: every call takes 50 ms, every start 2 s."""
+    rows = [f"{variant},{size},0.05,assumed,2" for variant in PROFILED for size in (1, 2, 4)]
+    return "\n".join(["task,variant,cores,batch_size,latency_mean,kind,startup_seconds", *rows])
 
 
 class Shell:
@@ -42,6 +50,7 @@ class Shell:
         self.kubelet = Kubelet(self.api)
         self.config = kubeconfig(self.api, folder)
         self.file = self.write("tiny.yaml", PIPELINE)
+        self.write("profile.csv", profile())
 
     def write(self, name, text):
         path = self.folder / name

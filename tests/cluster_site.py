@@ -29,8 +29,7 @@ from opd.cluster.names import ROUTER, selector
 from opd.cluster.pods import is_ready
 from opd.cluster.resources import POD
 from opd.live.load import start_load
-from opd.profiling.catalogue import load_pipeline
-from opd.profiling.pipeline_file import read_pipeline
+from opd.profiling.pipelines import load_pipeline
 
 TESTS = Path(__file__).parent
 GRPC_PORT = 8081
@@ -90,7 +89,7 @@ class Site:
         kubeconfig: kubeconfig of the cluster.
         namespace: namespace of all objects.
         overlay: overlay file.
-        pipeline: name in the catalogue, or file.
+        pipeline: name, folder or file.
         store: URL of the model store as pods see it.
         payloads: payloads of requests.
         restart: command or function that restarts the API server, None if there is none.
@@ -101,8 +100,7 @@ class Site:
     def __init__(self, folder, kubeconfig, namespace, overlay, pipeline, store, payloads, restart, prometheus, flavour):
         self.folder, self.kubeconfig, self.restart, self.prometheus = folder, kubeconfig, restart, prometheus
         self.chosen = pipeline
-        is_file = str(pipeline).endswith((".yaml", ".yml"))
-        self.pipeline = read_pipeline(Path(pipeline)) if is_file else load_pipeline(pipeline)
+        self.pipeline = load_pipeline(pipeline)
         self.cluster = Cluster(namespace, lambda: credentials(kubeconfig))
         self._settings = [f"--image={IMAGE}", f"--store={store}", f"--overlay={overlay}", f"--flavour={flavour}"]
         self._payloads, self._runs = folder / "payloads.parquet", 0
@@ -267,17 +265,24 @@ class ForwardingApiServer(ApiServer):
 
 TINY = """
 name: tiny
-capacity: 6
-max_replicas: 3
-max_batch_size: 4
-latency_sla: 1.0
+device: {cores: 6}
+limits: {replicas: 3, batch_size: 4}
+objective: {latency: {seconds: 1.0}}
 tasks:
 """
 TASK = """
   - name: {}
     variants:
-      - {{name: fast, accuracy: 0.5, cores: 1, latency: {{1: 0.01, 4: 0.02}}, startup_time: 2}}
-      - {{name: slow, accuracy: 0.6, cores: 1, latency: {{1: 0.03, 4: 0.04}}, startup_time: 2}}
+      - {{name: fast, model: store, accuracy: 0.5, cores: 1}}
+      - {{name: slow, model: store, accuracy: 0.6, cores: 1}}
+"""
+PROFILE = """task,variant,cores,batch_size,latency_mean,kind,startup_seconds
+{0},fast,1,1,0.01,assumed,2
+{0},fast,1,2,0.015,assumed,2
+{0},fast,1,4,0.02,assumed,2
+{0},slow,1,1,0.03,assumed,2
+{0},slow,1,2,0.035,assumed,2
+{0},slow,1,4,0.04,assumed,2
 """
 
 
@@ -296,7 +301,9 @@ def emulated_site(folder):
     overlay, pipeline = folder / "overlay.yaml", folder / "tiny.yaml"
     overlay.write_text(yaml.safe_dump({"all": {"spec": {"containers": [server]}}}))
     pipeline.write_text(TINY + TASK.format("first") + TASK.format("second"))
-    kubelet, prometheus = Kubelet(api, pods), Prometheus(read_pipeline(pipeline), load=20.0)
+    header, rows = PROFILE.split("\n", 1)
+    (folder / "profile.csv").write_text(f"{header}\n{rows.format('first')}{rows.format('second')}")
+    kubelet, prometheus = Kubelet(api, pods), Prometheus(load_pipeline(pipeline), load=20.0)
 
     def restart():
         api.stop()

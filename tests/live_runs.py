@@ -9,7 +9,8 @@ import pandas as pd
 from small_pipelines import ocr_pipeline
 
 from opd.live.configurations import SchedulePolicy, configurations_from
-from opd.live.runs import Traffic, run_simulated
+from opd.live.runs import run_simulated
+from opd.live.traffic import Traffic
 from opd.measurement import SimulationParameters, Span
 from opd.objective import Weights
 

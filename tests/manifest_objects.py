@@ -19,7 +19,7 @@ from opd.cluster.manifests.workloads import template_of
 from opd.cluster.settings import ClusterSettings, Flavour
 from opd.host.documents import as_model
 from opd.pipeline import Configuration, Pipeline, StageConfiguration
-from opd.profiling.catalogue import load_pipeline
+from opd.profiling.pipelines import load_pipeline
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "tests" / "cluster"

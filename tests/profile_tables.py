@@ -1,19 +1,25 @@
-"""The package's catalogue and reference profiles, and small tables to test with."""
+"""The pipelines that ship with the package and their profiles, and small tables to test with."""
 
 from __future__ import annotations
 
 import pandas as pd
 
-from opd.profiling.catalogue import load_catalogue
-from opd.profiling.profiles import COLUMNS, load_profiles
+from opd.profiling.measuring import as_table
+from opd.profiling.pipeline_file import read_pipeline_file
+from opd.profiling.profiles import shipped_profiles
 
-CATALOGUE = load_catalogue()
-REFERENCE = load_profiles()
 PIPELINES = ("video", "audio-qa", "audio-sentiment", "summarisation-qa", "nlp", "ocr")
-VARIANTS = [(task, name) for task, entry in CATALOGUE.tasks.items() for name in entry.variants]
+FILES = {name: read_pipeline_file(name) for name in PIPELINES}
+REFERENCE = shipped_profiles()
+VARIANTS = list(
+    dict.fromkeys(
+        (task.name, variant.name) for file in FILES.values() for task in file.tasks for variant in task.variants
+    )
+)
+SERVED = [task.name for task in FILES["ocr"].tasks]
+"""Tasks whose variants are trained models."""
 
 
 def timed(latency: dict[tuple[int, int], float], task: str = "task", variant: str = "variant") -> pd.DataFrame:
     """A measured table from latencies by (cores, batch size)."""
-    table = [[task, variant, c, b, s, 1.5 * s, 5, "measured", 1.0] for (c, b), s in latency.items()]
-    return pd.DataFrame(table, columns=COLUMNS)
+    return as_table([[task, variant, c, b, s, 1.5 * s, 5, "measured", 1.0, None] for (c, b), s in latency.items()])

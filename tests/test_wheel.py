@@ -87,9 +87,11 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 DATA = (
-    "examples/pipelines.yaml",
-    "examples/profiles.csv",
-    "examples/profiles.json",
+    "examples/video/pipeline.yaml",
+    "examples/audio-qa/pipeline.yaml",
+    "examples/audio-qa/profile.csv",
+    "examples/ocr/profile.json",
+    "profiling/pipeline.schema.json",
     "examples/ocr/recipes.yaml",
     "workload/synthetic_trace.parquet",
 )
@@ -104,7 +106,7 @@ def test_the_wheel_carries_the_data_of_the_package_and_nothing_else(wheel: Path)
 LIBRARY = """
 import gymnasium, numpy as np
 import opd, opd.simulator
-from opd.profiling.catalogue import load_pipeline
+from opd.profiling.pipelines import load_pipeline
 from opd.solvers import greedy
 from opd.workload.trace import load_trace
 
@@ -133,7 +135,7 @@ def test_the_command_line_works_in_an_empty_folder(installed: Path, tmp_path: Pa
 
 def test_notebooks_run_in_an_empty_folder(installed: Path, tmp_path: Path):
     parameters = nbformat.v4.new_code_cell("rate: float = 5.0  # requests/s", metadata={"tags": ["parameters"]})
-    imports = "from opd.profiling.catalogue import load_pipeline\nfrom opd.solvers import greedy\n"
+    imports = "from opd.profiling.pipelines import load_pipeline\nfrom opd.solvers import greedy\n"
     code = nbformat.v4.new_code_cell(imports + "greedy(load_pipeline('video'), rate)")
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook = nbformat.v4.new_notebook(
@@ -141,5 +143,5 @@ def test_notebooks_run_in_an_empty_folder(installed: Path, tmp_path: Path):
     )
     nbformat.write(notebook, tmp_path / "small.ipynb")
     run([installed / "python", "-m", "opd.study.notebook", "small.ipynb", "rate=7.0"], tmp_path)
-    executed = nbformat.read(tmp_path / "reports" / "notebooks" / "small.ipynb", as_version=4)
+    executed = nbformat.read(tmp_path / "reports" / "notebooks" / "small-rate=7.0.ipynb", as_version=4)
     assert "StageConfiguration" in executed.cells[-1].outputs[0]["data"]["text/plain"]

@@ -76,6 +76,7 @@ MODULES = {
 @contextmanager
 def user_project(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Make ``folder`` a project and a folder inside it the working directory; in the end its modules are forgotten."""
+    folder.mkdir(exist_ok=True)
     (folder / "params.yaml").touch()
     for name, text in MODULES.items():
         (folder / f"{name}.py").write_text(text)

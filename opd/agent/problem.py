@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -12,8 +13,9 @@ from pydantic.dataclasses import dataclass
 
 from opd.measurement import SimulationParameters
 from opd.objective import Objective, Weights
-from opd.pipeline import Pipeline
+from opd.pipeline import Pipeline, ServiceLevel
 from opd.solvers import IpaParameters, ipa_table, myopic_table
+from opd.solvers.service_level import best_for_level, ipa_for_level
 from opd.workload.forecast import Forecaster
 from opd.workload.trace import Trace, Workload, burst_starts
 
@@ -151,10 +153,13 @@ def expert_table(
 
     The clairvoyant expert has the table of the myopic one and looks up the true load instead of the forecast.
     """
-    assert isinstance(objective, Weights)
-    if expert in ("myopic", "clairvoyant"):
-        return myopic_table(pipeline, objective, max_load, simulation.batch_timeout)
-    return ipa_table(pipeline, IpaParameters.from_weights(objective), max_load)
+    ipa = IpaParameters.from_objective(objective, len(pipeline.tasks))
+    if isinstance(objective, ServiceLevel):
+        solve = partial(ipa_for_level, parameters=ipa) if expert == "ipa" else best_for_level
+        return np.array([solve(pipeline, float(load), objective, simulation) for load in range(max_load + 1)])
+    if expert == "ipa":
+        return ipa_table(pipeline, ipa, max_load)
+    return myopic_table(pipeline, objective, max_load, simulation.batch_timeout)
 
 
 def build_problem(

@@ -124,7 +124,7 @@ class Controller:
         self._backend: KubernetesBackend | None = None
         self._beat = time.monotonic()
         self._done = 0
-        self.state = "starting"
+        self.pipeline, self.state = pipeline.name, "starting"
 
     # ---------------------------------------------------------------------------------------------- from outside
 
@@ -260,7 +260,7 @@ def health_server(controller: Controller, host: str, port: int) -> Iterator[int]
                 self._answer(200, generate_latest(controller.metrics.registry), CONTENT_TYPE_LATEST)
             elif path in ("/healthz", "/readyz"):
                 good = controller.healthy if path == "/healthz" else controller.ready
-                state = json.dumps({"state": controller.state}).encode()
+                state = json.dumps({"state": controller.state, "pipeline": controller.pipeline}).encode()
                 self._answer(200 if good else 503, state, "application/json")
             else:
                 self._answer(404, b"there are /healthz, /readyz and /metrics\n", "text/plain")

@@ -22,8 +22,8 @@ from opd.host.paths import project_path
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, check_feasible
-from opd.profiling.catalogue import load_pipeline
-from opd.profiling.pipeline_file import read_pipeline
+from opd.profiling.pipeline_file import read_pipeline_file, shipped_pipelines
+from opd.profiling.pipelines import load_pipeline
 from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
 from opd.solvers import IpaParameters
 from opd.workload.forecast import Forecaster
@@ -35,17 +35,19 @@ _STAGE = re.compile(r"(?P<task>[^=:]+)=(?P<variant>[^=:]+):(?P<replicas>[0-9]{1,
 
 
 def pipeline_of(text: str) -> Pipeline:
-    """Read a pipeline: of the catalogue if ``text`` is a name, or from a YAML file."""
-    if not _is_file(text):
-        return load_pipeline(check_name("pipeline", text))
-    pipeline = read_pipeline(Path(text))
+    """Load a pipeline: one that ships with the package if ``text`` is a name, or from a folder or YAML file."""
+    pipeline = load_pipeline(Path(text) if _is_path(text) else check_name("pipeline", text))
     check_names(pipeline)
     return pipeline
 
 
 def pipeline_name_of(text: str) -> str:
-    """Return the name of a pipeline, which need not be in the catalogue any more."""
-    return pipeline_of(text).name if _is_file(text) else check_name("pipeline", text)
+    """Return the name of a pipeline, which needs no profile; a pipeline that is given by its name need not exist."""
+    if not _is_path(text):
+        return check_name("pipeline", text)
+    content = read_pipeline_file(Path(text))
+    check_names(content)
+    return content.name
 
 
 def settings_of(namespace: str, options: SettingsOptions) -> ClusterSettings:
@@ -155,8 +157,10 @@ def _default_agent(name: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _is_file(text: str) -> bool:
-    return text.endswith((".yaml", ".yml"))
+def _is_path(text: str) -> bool:
+    if text in shipped_pipelines():
+        return False
+    return text.endswith((".yaml", ".yml")) or "/" in text or Path(text).is_dir()
 
 
 def _label(text: str) -> tuple[str, str]:

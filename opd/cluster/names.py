@@ -15,6 +15,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from opd.pipeline import Pipeline
+from opd.profiling.pipeline_file import PipelineFile
 
 ROUTER, QUEUE, MODEL = COMPONENTS = ("router", "queue", "model")
 """Component labels of a pipeline's pods."""
@@ -173,7 +174,7 @@ def pod_selector(pipeline: str, component: str = "", task: str = "") -> dict[str
     return {"matchLabels": match_labels(labels(pipeline, component, task))}
 
 
-def check_names(pipeline: Pipeline) -> None:
+def check_names(pipeline: Pipeline | PipelineFile) -> None:
     """Raise unless all objects of ``pipeline`` get valid and unique names.
 
     Raises:

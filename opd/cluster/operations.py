@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,7 +21,14 @@ from opd.cluster.owned_objects import apply_objects, delete_objects, find_owned,
 from opd.cluster.pods import requested_cores
 from opd.cluster.resources import Object, ObjectChange, Resource
 from opd.cluster.settings import ClusterSettings
-from opd.cluster.status import leader, queued_requests, stage_config_maps, wait_until_serving, workload_statuses
+from opd.cluster.status import (
+    controller_states,
+    leader,
+    queued_requests,
+    stage_config_maps,
+    wait_until_serving,
+    workload_statuses,
+)
 from opd.control.loop import ApplyError
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, check_feasible, used_cores
 from opd.serving.monitoring.scraper import Scraper
@@ -39,11 +46,13 @@ class PipelineStatus(NamedTuple):
     Attributes:
         serves: whether all pods are ready.
         leader: holder of the controllers' Lease, empty if there is none.
+        controllers: states of the controllers in the namespace, such as ``warming up``, by pod; only those that answer.
         components: router, queues and models, each with the texts of :data:`COLUMNS`, empty where one does not apply.
     """
 
     serves: bool
     leader: str
+    controllers: Mapping[str, str]
     components: Sequence[tuple[str, ...]]
 
 
@@ -156,7 +165,7 @@ def status(cluster: Cluster, name: str) -> PipelineStatus:
         ready = f"{each.ready}/{each.wanted}"
         components.append((each.component, each.task, each.variant, ready, batch_size, waiting, each.trouble))
     serves = bool(workloads) and all(each.serves for each in workloads)
-    return PipelineStatus(serves, leader(cluster, name), components)
+    return PipelineStatus(serves, leader(cluster, name), controller_states(cluster, name), components)
 
 
 def delete(

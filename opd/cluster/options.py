@@ -44,7 +44,9 @@ Stage = Annotated[
 class Place:
     """A pipeline and where it is."""
 
-    pipeline: Annotated[str, Option(metavar="NAME|FILE", help="Of the catalogue, or a YAML file that describes one.")]
+    pipeline: Annotated[
+        str, Option(metavar="NAME|FOLDER|FILE", help="One that ships with the package, or a folder or YAML file.")
+    ]
     namespace: Annotated[str, Option(help="Of all objects; there is no default.")]
     context: Annotated[Text, Option(help="Of the kubeconfig (default: its current one).")] = None
     kubeconfig: Annotated[Text, Option(metavar="FILE", help="Default: as kubectl, or the pod's own account.")] = None

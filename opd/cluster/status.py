@@ -11,7 +11,7 @@ from opd.cluster.errors import ClusterError, ForbiddenError, NotFoundError, NotS
 from opd.cluster.manifests.pipeline import STAGE_VARIANT
 from opd.cluster.manifests.pods import SETTINGS_ANNOTATION
 from opd.cluster.manifests.workloads import replicas_of, template_of
-from opd.cluster.names import QUEUE, lease_name, selector
+from opd.cluster.names import COMPONENT_LABEL, CONTROLLER, NAME_LABEL, QUEUE, lease_name, selector
 from opd.cluster.owned_objects import WORKLOADS, find_owned, identity_of, role_of
 from opd.cluster.pods import failure_reason, has_ended, is_ready, refusal_reason, unschedulable_reason
 from opd.cluster.resources import CONFIG_MAP, DEPLOYMENT, LEASE, POD, SELDON_DEPLOYMENT, Object, resource_of
@@ -161,10 +161,14 @@ def ask_queue(cluster: Cluster, pipeline: str, task: str) -> dict[str, Any] | No
         ClusterError: as every call.
     """
     for pod in filter(is_ready, cluster.list(POD, selector(pipeline, QUEUE, task))[0]):
-        ports = {each.get("name"): each["containerPort"] for each in pod["spec"]["containers"][0].get("ports", [])}
-        if HTTP in ports:
-            return dict(cluster.ask_pod(pod["metadata"]["name"], ports[HTTP], "/stage"))
+        if port := _http_port(pod):
+            return dict(cluster.ask_pod(pod["metadata"]["name"], port, "/stage"))
     return None
+
+
+def _http_port(pod: Object) -> int | None:
+    ports = {each.get("name"): each["containerPort"] for each in pod["spec"]["containers"][0].get("ports", [])}
+    return ports.get(HTTP)
 
 
 def queued_requests(cluster: Cluster, pipeline: str, task: str) -> str:
@@ -187,3 +191,17 @@ def leader(cluster: Cluster, pipeline: str) -> str:
         return "?"
     holder = spec.get("holderIdentity") or ""
     return f"{holder}, renewed {spec.get('renewTime')}" if holder else ""
+
+
+def controller_states(cluster: Cluster, pipeline: str) -> dict[str, str]:
+    """Return what the controllers of a pipeline do, such as ``warming up``, by pod; only those that answer."""
+    states = {}
+    try:
+        pods = cluster.list(POD, f"{NAME_LABEL}=opd,{COMPONENT_LABEL}={CONTROLLER}")[0]
+        for pod in filter(_http_port, pods):
+            found = cluster.ask_pod(pod["metadata"]["name"], _http_port(pod) or 0, "/healthz")
+            if found["pipeline"] == pipeline:
+                states[pod["metadata"]["name"]] = str(found["state"])
+    except (ClusterError, KeyError, TypeError) as error:
+        logger.info("the controllers do not report their state: %s", error)
+    return states

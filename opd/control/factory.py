@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,14 @@ from opd.control.policies import (
     MyopicPolicy,
     Policy,
     RandomPolicy,
+    ServiceLevelPolicy,
 )
 from opd.control.user_policy import UserPolicy, load_user_policy
 from opd.measurement import SimulationParameters
-from opd.objective import Objective, Weights, objective_from
-from opd.pipeline import Pipeline
+from opd.objective import Objective, objective_from
+from opd.pipeline import Pipeline, ServiceLevel
 from opd.solvers import IpaParameters, ipa_dynamic_program, ipa_highs
+from opd.solvers.service_level import best_for_level, greedy_for_level, ipa_for_level
 
 
 def build_policy(
@@ -40,11 +43,11 @@ def build_policy(
     """Build the policy called ``name``; every run needs its own, because some remember what they decided.
 
     Args:
-        name: one of :data:`opd.control.DEPLOYABLE_POLICIES`, in the simulator of :data:`opd.control.POLICIES`; or
-            ``module:Class``, see :mod:`opd.control.user_policy`, where ``myopic-backlog`` is the fallback.
+        name: of :data:`opd.control.DEPLOYABLE_POLICIES`, in the simulator of :data:`opd.control.POLICIES`; or
+            ``module:Class``, see :mod:`opd.control.user_policy`, with ``myopic-backlog`` as the fallback.
         pipeline: the pipeline to control.
-        objective: of the reward that the myopic policies maximise.
-        simulation: its batch timeout and interval are those the myopic policies plan with.
+        objective: of the reward that the myopic policies maximise; greedy and IPA keep the latency of a service level.
+        simulation: its batch timeout, interval and noise are those that policies plan with.
         ipa: weights of IPA's own objective.
         seed: of ``random``.
         agent: checkpoint of ``agent``.
@@ -56,27 +59,49 @@ def build_policy(
         PolicyError: if a user's policy cannot be used.
         CheckpointError: if the checkpoint cannot be read or was trained for another pipeline.
     """
-    assert isinstance(objective, Weights)
-    myopic = MyopicPolicy(pipeline, objective, simulation.batch_timeout)
+    planners = _planners(pipeline, objective, simulation, ipa)
+    backlog = BacklogPolicy(planners["myopic"](), simulation.interval)
     if is_user_policy(name):
-        seconds = DECISION_SHARE * simulation.interval if decision_seconds is None else decision_seconds
-        fallback = BacklogPolicy(myopic, simulation.interval)
-        return UserPolicy(policy_label(name), load_user_policy(name, pipeline, objective), pipeline, fallback, seconds)
+        policy = load_user_policy(name, pipeline, objective)
+        seconds = decision_seconds or DECISION_SHARE * simulation.interval
+        return UserPolicy(policy_label(name), policy, pipeline, backlog, seconds)
+    _check_known(name, simulated)
+    makers: dict[str, Callable[[], Policy]] = {
+        **planners,
+        "random": lambda: RandomPolicy(pipeline, seed),
+        "myopic-backlog": lambda: backlog,
+        "clairvoyant": lambda: ClairvoyantPolicy(planners["myopic"]()),
+        AGENT: lambda: agent_policy(_load(agent, pipeline)),
+    }
+    return makers[name]()
+
+
+def _planners(
+    pipeline: Pipeline, objective: Objective, simulation: SimulationParameters, ipa: IpaParameters
+) -> dict[str, Callable[[], Policy]]:
+    """The policies that solve for the forecast load; for a service level they plan with the latency's percentile."""
+    if isinstance(objective, ServiceLevel):
+        for_level = partial(ServiceLevelPolicy, pipeline, objective, simulation)
+        constrained = partial(for_level, partial(ipa_for_level, parameters=ipa))
+        return {
+            "greedy": partial(for_level, greedy_for_level),
+            "ipa": constrained,
+            "dynamic-program": constrained,
+            "myopic": partial(for_level, best_for_level),
+        }
+    return {
+        "greedy": partial(GreedyPolicy, pipeline),
+        "ipa": partial(IpaPolicy, pipeline, ipa, ipa_highs),
+        "dynamic-program": partial(IpaPolicy, pipeline, ipa, ipa_dynamic_program),
+        "myopic": partial(MyopicPolicy, pipeline, objective, simulation.batch_timeout),
+    }
+
+
+def _check_known(name: str, simulated: bool) -> None:
     known = POLICIES if simulated else DEPLOYABLE_POLICIES
     if name not in known:
         reason = "; outside the simulator nothing knows the coming load" if name in POLICIES else ""
         raise ValueError(f"policy {name!r} is not one of {', '.join(known)}, or module:Class{reason}")
-    makers: dict[str, Callable[[], Policy]] = {
-        "random": lambda: RandomPolicy(pipeline, seed),
-        "greedy": lambda: GreedyPolicy(pipeline),
-        "ipa": lambda: IpaPolicy(pipeline, ipa, ipa_highs),
-        "dynamic-program": lambda: IpaPolicy(pipeline, ipa, ipa_dynamic_program),
-        "myopic": lambda: myopic,
-        "myopic-backlog": lambda: BacklogPolicy(myopic, simulation.interval),
-        "clairvoyant": lambda: ClairvoyantPolicy(pipeline, objective, simulation.batch_timeout),
-        AGENT: lambda: agent_policy(_load(agent, pipeline)),
-    }
-    return makers[name]()
 
 
 def agent_policy(agent: Agent) -> AgentPolicy:
@@ -87,12 +112,12 @@ def agent_policy(agent: Agent) -> AgentPolicy:
     parameters, pipeline = agent.parameters, agent.pipeline
     if not np.isfinite(parameters.get("largest_load", np.inf)):
         return AgentPolicy(agent)
-    weights, simulation = objective_from(parameters), parameters["simulation"]
-    assert isinstance(weights, Weights)
-    expert: Policy = MyopicPolicy(pipeline, weights, simulation["batch_timeout"])
-    if parameters["training"]["expert"] == "ipa":
-        expert = IpaPolicy(pipeline, IpaParameters.from_weights(weights), ipa_dynamic_program)
-    return AgentPolicy(agent, BacklogPolicy(expert, simulation["interval"]))
+    objective, simulation = objective_from(parameters), SimulationParameters(**parameters["simulation"])
+    ipa = IpaParameters.from_objective(objective, len(pipeline.tasks))
+    expert = "dynamic-program" if parameters["training"]["expert"] == "ipa" else "myopic"
+    return AgentPolicy(
+        agent, BacklogPolicy(_planners(pipeline, objective, simulation, ipa)[expert](), simulation.interval)
+    )
 
 
 def _load(path: Path | None, pipeline: Pipeline) -> Agent:

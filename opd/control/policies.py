@@ -12,9 +12,9 @@ from typing import Protocol
 import numpy as np
 
 from opd.agent.deployed import Agent
-from opd.measurement import Observation, observed_state
+from opd.measurement import Observation, SimulationParameters, observed_state
 from opd.objective import Weights
-from opd.pipeline import Configuration, Pipeline
+from opd.pipeline import Configuration, Pipeline, ServiceLevel
 from opd.solvers import IpaParameters, greedy, ipa_highs, myopic, random_configuration
 
 
@@ -114,22 +114,50 @@ class MyopicPolicy(_StatelessPolicy):
         return myopic(pipeline, observation.predicted_load, self._weights, self._batch_timeout)
 
 
-class ClairvoyantPolicy(MyopicPolicy):
-    """The myopic policy with a perfect forecast: the largest load of the next 20 s, which only the simulator knows."""
+class ServiceLevelPolicy(_StatelessPolicy):
+    """A solver of :mod:`opd.solvers.service_level` for the forecast load.
+
+    Args:
+        pipeline: the pipeline to control.
+        level: the service level.
+        simulation: batch timeout and noise to plan with.
+        solve: the solver.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        level: ServiceLevel,
+        simulation: SimulationParameters,
+        solve: Callable[[Pipeline, float, ServiceLevel, SimulationParameters], Configuration],
+    ) -> None:
+        self._pipeline, self._level, self._simulation, self._solve = pipeline, level, simulation, solve
 
     def decide(self, observation: Observation) -> Configuration:
-        """The best configuration for a single interval under the true load.
+        """The solver's configuration if the forecast is right."""
+        pipeline = on_available_cores(self._pipeline, observation)
+        return self._solve(pipeline, observation.predicted_load, self._level, self._simulation)
+
+
+class ClairvoyantPolicy(Policy):
+    """A policy with a perfect forecast: the largest load of the next 20 s, which only the simulator knows."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+
+    def decide(self, observation: Observation) -> Configuration:
+        """The decision of the policy for the true load.
 
         Raises:
             ValueError: if the backend does not know the future.
         """
         if observation.coming_load is None:
             raise ValueError("the clairvoyant policy needs the coming load, which only the simulated backend knows")
-        return super().decide(replace(observation, predicted_load=observation.coming_load))
+        return self._policy.decide(replace(observation, predicted_load=observation.coming_load))
 
     def warm_up(self, observation: Observation) -> None:
-        """Decide once, for the forecast."""
-        super().decide(observation)
+        """Warm up the policy."""
+        self._policy.warm_up(observation)
 
 
 def planned_load(observation: Observation) -> float:

@@ -7,15 +7,18 @@ problems at once.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 20
@@ -27,6 +30,9 @@ MAX_SHOWN = 80
 """Characters of a wrong key or value that an error quotes."""
 
 Model = TypeVar("Model", bound=BaseModel)
+
+Location = Sequence[int | str]
+"""A place in a document: keys and, for lists, positions from 0."""
 
 
 class DocumentError(ValueError):
@@ -43,6 +49,41 @@ class DocumentModel(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @classmethod
+    def conflicts(cls, content: Mapping[Any, Any]) -> Iterator[tuple[Location, str]]:
+        """Find problems that concern several keys of a mapping, whose values may still be of any type.
+
+        They are reported together with those of the single fields, so models override this instead of validating
+        themselves once their fields are valid.
+
+        Yields:
+            Place below the mapping, and what is wrong there.
+        """
+        yield from ()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _report_together(cls, content: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        found = cls.conflicts(content) if isinstance(content, Mapping) else ()
+        conflicts = [_error("value_error", place, reason, content) for place, reason in found]
+        if not conflicts:
+            return handler(content)
+        try:
+            handler(content)
+            others = []
+        except ValidationError as error:
+            others = [
+                _error(each["type"], each["loc"], each["msg"], each["input"], each.get("ctx"))
+                for each in error.errors(include_url=False)
+            ]
+        raise ValidationError.from_exception_data(cls.__name__, [*others, *conflicts])
+
+
+def _error(
+    kind: Any, place: Location, reason: str, value: Any, context: dict[str, Any] | None = None
+) -> InitErrorDetails:
+    return InitErrorDetails(type=PydanticCustomError(kind, reason, context), loc=tuple(place), input=value)  # type: ignore[arg-type]
 
 
 # -------------------------------------------------------------------------------------------------- plain data
@@ -145,42 +186,41 @@ def read_as(
         content = {}
     if isinstance(content, Mapping):
         content = {**(defaults or {}), **content, **(overrides or {})}
-    return _validated(model, content, str(path), document)
+    root = cache(lambda: yaml.compose(document.decode(), Loader=yaml.SafeLoader))  # needed by errors only
+    return as_model(model, content, str(path), lambda location: _line_of(root(), location))
 
 
-def as_model(model: type[Model], content: Any, source: str) -> Model:
+def as_model(model: type[Model], content: Any, source: str, line_of: Callable[[Location], int] | None = None) -> Model:
     """Check plain data against a pydantic model, and return the instance it describes.
 
     Args:
         model: the model.
         content: the data, as :func:`parse_document` returns them.
         source: name of the document in error messages.
+        line_of: finds the line of a place in the document; without it errors have no lines.
 
     Raises:
         DocumentError: if the data do not match; it lists all problems, each with its place, value and remedy.
     """
-    return _validated(model, content, source)
-
-
-def _validated(model: type[Model], content: Any, source: str, document: bytes = b"") -> Model:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise DocumentError(describe_problems(error, source, model, document)) from error
+        raise DocumentError(describe_problems(error, source, model, line_of)) from error
 
 
-def describe_problems(error: ValidationError, source: str, model: Any = None, document: bytes = b"") -> str:
+def describe_problems(
+    error: ValidationError, source: str, model: Any = None, line_of: Callable[[Location], int] | None = None
+) -> str:
     """Describe a validation error for people: every problem with its place, value, limit and remedy.
 
     Args:
         error: raised by pydantic.
         source: name of what was validated.
         model: the validated model; with it the description names allowed keys and what belongs at a place.
-        document: YAML that was validated; with it the description gives line numbers.
+        line_of: finds the line of a place; with it the description gives line numbers.
     """
     details = error.errors(include_url=False)
-    root = yaml.compose(document.decode(), Loader=yaml.SafeLoader) if document else None
-    problems = [_describe(each, model, root) for each in details[:MAX_PROBLEMS]]
+    problems = [_describe(each, model, line_of) for each in details[:MAX_PROBLEMS]]
     if len(details) == 1:
         return f"{source}: {problems[0]}"
     if len(details) > MAX_PROBLEMS:
@@ -188,11 +228,11 @@ def describe_problems(error: ValidationError, source: str, model: Any = None, do
     return "\n- ".join([f"{source} has {len(details)} problems:", *problems])
 
 
-def _describe(problem: Mapping[str, Any], model: Any, root: yaml.Node | None) -> str:
+def _describe(problem: Mapping[str, Any], model: Any, line_of: Callable[[Location], int] | None) -> str:
     """Describe one problem: place, line, value, and what should be there."""
     location = [part for part in problem["loc"] if part != "[key]"]
     keys, field = _declaration(model, location)
-    line = f" (line {_line_of(root, location)})" if root is not None else ""
+    line = f" (line {line_of(location)})" if line_of is not None else ""
     place, hint = f"{_place(location)}{line}", _hint(field)
     match problem["type"]:
         case "missing":
@@ -206,12 +246,13 @@ def _describe(problem: Mapping[str, Any], model: Any, root: yaml.Node | None) ->
             reason = problem["msg"].removeprefix("Value error, ")
             return f"{place}: {reason}" if location else reason
         case kind:
-            expected = _EXPECTED.get(kind) or problem["msg"].replace("Input should", "must")
+            expected = _EXPECTED.get(kind) or re.sub(r"^(Input|String|Dictionary|Value) should", "must", problem["msg"])
     if kind == "model_type" and keys:
         expected += f" of {', '.join(keys)}"
     for wording, shorter in (("greater than or equal to", "at least"), ("less than or equal to", "at most")):
         expected = expected.replace(wording, shorter)
-    return f"{place} {expected}, not {_shown(problem['input'])}{hint}"
+    join = ":" if kind == "string_pattern_mismatch" else ", not"
+    return f"{place} {expected}{join} {_shown(problem['input'])}{hint}"
 
 
 _EXPECTED = {
@@ -225,12 +266,13 @@ _EXPECTED = {
     "list_type": "must be a list",
     "mapping_type": "must be a mapping",
     "model_type": "must be a mapping",
+    "string_pattern_mismatch": "is not of the right form",
     "string_type": "must be text, in quotes where YAML reads something else",
 }
 """Expectations by pydantic's type of error, where its own wording is for programmers."""
 
 
-def _place(location: Sequence[int | str]) -> str:
+def _place(location: Location) -> str:
     """Write a place as in ``tasks[0].name``."""
     text = ""
     for part in location:
@@ -262,7 +304,7 @@ def _shortened(text: str) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
-def _declaration(model: Any, location: Sequence[int | str]) -> tuple[list[str], FieldInfo | None]:
+def _declaration(model: Any, location: Location) -> tuple[list[str], FieldInfo | None]:
     """Look up what a model declares at a place.
 
     Returns:
@@ -294,8 +336,10 @@ def _fields(model: Any) -> Mapping[Any, FieldInfo]:
     return getattr(model, "model_fields", {})
 
 
-def _line_of(root: yaml.Node, location: Sequence[int | str]) -> int:
+def _line_of(root: yaml.Node | None, location: Location) -> int:
     """Find the line of a place, or of the innermost part of it that the document has."""
+    if root is None:  # an empty document
+        return 1
     node = root
     for part in location:
         children: Mapping[Any, yaml.Node] = {}

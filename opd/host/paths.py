@@ -20,7 +20,7 @@ def project_path(*parts: str) -> Path:
 
 
 def package_path(*parts: str) -> Path:
-    """Path of a file that is installed with the package, such as the catalogue or the bundled trace.
+    """Path of a file that is installed with the package, such as a pipeline or the bundled trace.
 
     Args:
         parts: path components relative to the folder of the package.

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -158,13 +159,18 @@ async def _call_stages(backend: LocalBackend, samples: Sequence[ModelInferReques
 
 
 def measure_overhead(
-    backend: LocalBackend, samples: Sequence[ModelInferRequest], warm_up: int = 20, idle_seconds: float = 10.0
+    backend: LocalBackend,
+    samples: Sequence[ModelInferRequest],
+    count: int,
+    warm_up: int = 20,
+    idle_seconds: float = 10.0,
 ) -> dict[str, Any]:
     """Send every request twice, one at a time: directly to one replica of each stage, and to the router.
 
     Args:
         backend: the pipeline, up and idle, with batch size 1 in all stages.
-        samples: requests to send.
+        samples: requests to send, in turn.
+        count: number of requests to send.
         warm_up: number of requests at the start that are not counted.
         idle_seconds: time without requests, to measure the CPU time that the processes take when idle.
 
@@ -176,7 +182,8 @@ def measure_overhead(
     Raises:
         RuntimeError: if router and replicas give different answers.
     """
-    direct, routed, cpu_seconds = complete(_call_both(backend, samples[:warm_up], samples[warm_up:], idle_seconds))
+    requests = list(islice(cycle(samples), count))
+    direct, routed, cpu_seconds = complete(_call_both(backend, requests[:warm_up], requests[warm_up:], idle_seconds))
     latencies = {"direct_ms": direct, "routed_ms": routed, "added_ms": routed - direct}
     return {
         "requests": len(routed),

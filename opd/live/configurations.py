@@ -31,6 +31,11 @@ def configurations_from(nested: Sequence[Sequence[Sequence[int]]]) -> list[Confi
     return [tuple(StageConfiguration(*stage) for stage in configuration) for configuration in nested]
 
 
+def given_or_varied(nested: Sequence[Sequence[Sequence[int]]], pipeline: Pipeline, count: int) -> list[Configuration]:
+    """Convert the given configurations; if there are none, choose ``count`` varied ones of the pipeline."""
+    return configurations_from(nested) or varied_configurations(pipeline, count)
+
+
 def varied_configurations(pipeline: Pipeline, count: int) -> list[Configuration]:
     """Choose up to ``count`` different configurations of a pipeline, to try every kind of change.
 

@@ -128,7 +128,7 @@ def _fidelity(table: pd.DataFrame) -> list[str]:
         f"{MEDIAN_LATENCY:.0%} for mean latency. The worst errors are {worst}. Median errors, with sign, at each load:",
         markdown_table(errors.groupby("load")[figures].median().reset_index().rename(columns=names)),
         "These predictions use replica latencies that were calibrated just before each load. With the profiled "
-        "latencies of the catalogue, which the policies plan with, the median absolute errors are "
+        "latencies of the profile, which the policies plan with, the median absolute errors are "
         f"{profiled['throughput']:.1%}, {profiled['latency_mean']:.1%} and {profiled['latency_p95']:.1%}. Two effects "
         "are not simulated. Every simulated replica has a core of its own; on a machine with fewer cores than busy "
         "processes, they wait for one another. And a busy replica can be faster than during calibration, when it "
@@ -152,7 +152,7 @@ def _closed_loop(replays: pd.DataFrame) -> list[str]:
     about = (
         "The simulator got the arrivals and configurations of the live runs. The table shows the absolute error of the "
         "mean latency of an interval, measured / predicted - 1. `profiled` predictions use the latencies that the "
-        "policies plan with: those of the catalogue, measured at another time and possibly on another machine."
+        "policies plan with: those of the profile, measured at another time and possibly on another machine."
     )
     if "calibrated" in predictions:
         about += (

@@ -18,10 +18,12 @@ import pandas as pd
 
 from opd.control.loop import Step, run
 from opd.control.policies import Policy
+from opd.control.warm_up import warm_up
 from opd.host.progress import progress_bar
 from opd.live.failures import count_failures, useless_reason
 from opd.live.load import start_load, summary
 from opd.live.run_log import collected_warnings
+from opd.live.traffic import Traffic
 from opd.measurement import SimulationParameters, Span
 from opd.objective import Objective
 from opd.pipeline import Configuration, Pipeline
@@ -36,9 +38,6 @@ if TYPE_CHECKING:
 
 ANSWER_SECONDS = 30.0
 """Time limit for outstanding answers after the last request was sent."""
-
-STRIDE_SECONDS = 5
-"""Distance between two candidate stretches of a trace."""
 
 BACKENDS = ("simulated", "local", "kubernetes")
 
@@ -98,51 +97,6 @@ class LiveSite:
         monitor = PrometheusUrl(url, labels=settings.series_labels)
         monitor.check()
         return DeployedPipeline(pipeline, settings, monitor, parameters.interval, self.router_address)
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Requests that are sent to a pipeline.
-
-    Attributes:
-        counts: (T,) requests in each second, including those before the first decision.
-        lead: seconds of load before the first decision; the first forecast is based on them.
-        samples: file of requests to draw from, see :mod:`opd.serving.samples`.
-        seed: of arrival times and of the draw.
-    """
-
-    counts: np.ndarray
-    lead: int
-    samples: Path
-    seed: int
-
-
-def most_varied_window(counts: np.ndarray, lead: int, seconds: int, least: int, most: int, interval: int) -> int:
-    """Find the stretch of load that varies most (standard deviation over intervals) while staying within bounds.
-
-    Args:
-        counts: (T,) requests in each second.
-        lead: seconds at the start of a stretch, before the first decision; the bounds do not apply to them.
-        seconds: length of the stretch from the first decision on, a multiple of ``interval``.
-        least: lower bound in requests/s of the mean of every interval.
-        most: upper bound, likewise.
-        interval: seconds.
-
-    Returns:
-        Index in ``counts`` of the first second of the stretch.
-
-    Raises:
-        ValueError: if no stretch stays within the bounds.
-    """
-    windows = np.lib.stride_tricks.sliding_window_view(counts[lead:], seconds)[::STRIDE_SECONDS]
-    means = windows.reshape(len(windows), -1, interval).mean(axis=2)
-    within = (means.min(axis=1) >= least) & (means.max(axis=1) <= most)
-    if not within.any():
-        raise ValueError(
-            f"no {seconds} s of the load stay within {least} and {most} requests/s; widen the bounds or change the "
-            "damping"
-        )
-    return STRIDE_SECONDS * int(np.argmax(np.where(within, means.std(axis=1), -1.0)))
 
 
 class LiveRun(NamedTuple):
@@ -210,6 +164,7 @@ def run_live(
     """
     initial = backend.configuration
     decisions = (len(traffic.counts) - traffic.lead) // interval
+    warm_up(backend.pipeline, policy, forecast)
     backend.begin_run()
     sent = traffic.counts, traffic.samples, traffic.seed
     generator = start_load(backend.address, backend.pipeline.name, *sent, folder / "requests.parquet")

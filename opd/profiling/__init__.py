@@ -1,1 +1,1 @@
-"""Pipelines and the figures of their variants: catalogue, pipeline files, latency profiles, measuring."""
+"""Pipelines and the figures of their variants: pipeline files, profiles, measuring."""

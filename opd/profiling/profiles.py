@@ -1,105 +1,186 @@
-"""Latency profiles: a table of call durations by variant, cores and batch size.
+"""Profiles: tables of how long calls and starts of the variants take.
 
-``profiles.csv``, which ships with the package, is the reference. One row is one cell: a variant at one core count and
-batch size.
-
-==============  ============================================================================================
-column          meaning
-==============  ============================================================================================
-task, variant   names in the catalogue
-cores           cores of the replica: torch uses as many threads, a stored model is measured on one
-batch_size      requests in the call
-latency_mean    seconds for one call: mean of the faster half of the runs, warm-up excluded
-latency_p99     99th percentile of all runs, seconds
-runs            runs behind the figures; 0 where extrapolated
-kind            ``measured``, or ``extrapolated`` by Amdahl's law to more cores than the machine has
-load_seconds    from the weights on disk to the first answer; one figure a variant
-==============  ============================================================================================
+A profile is a CSV file beside its pipeline file, ``profile.csv``, with one row a cell: a variant at one number of cores
+and one batch size (:class:`ProfileRow`). ``profile.json`` beside it names hardware and versions. People may write a
+profile by hand where they cannot measure; ``kind`` is ``assumed`` then, and whatever shows the variant says so.
 """
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 from scipy.optimize import isotonic_regression, nnls
 
+from opd.host.documents import DocumentError, DocumentModel, Location, as_model
 from opd.host.machine import hardware
 from opd.host.paths import package_path
+from opd.profiling.figures import Name, Seconds, StartupSeconds
+
+FILE_NAME = "profile.csv"
+"""Name of the profile in the folder of a pipeline."""
+
+MAX_BYTES = 4 * 1024 * 1024
+"""Limit of a profile, some 50,000 rows."""
 
 CORE_COUNTS = (1, 2, 4, 8, 16)
-"""Cores that a replica may be given."""
+"""Numbers of cores to extrapolate to."""
 
 CELL = ["task", "variant", "cores", "batch_size"]
 """Columns that identify a row."""
 
-COLUMNS = [*CELL, "latency_mean", "latency_p99", "runs", "kind", "load_seconds"]
+
+class ProfileRow(DocumentModel):
+    """One row of a profile."""
+
+    task: Name
+    """name of the task in the pipeline file"""
+    variant: Name
+    """name of the variant in the pipeline file"""
+    cores: int = Field(ge=1, le=256)
+    """CPU cores of the replica, a whole number"""
+    batch_size: int = Field(ge=1, le=1024)
+    """requests in the call, a whole number"""
+    latency_mean: Seconds
+    """seconds of a call: mean of the faster half of the runs, warm-up excluded"""
+    latency_p99: Seconds | None = None
+    """99th percentile of all runs in seconds; the mean if left empty"""
+    runs: int = Field(default=0, ge=0)
+    """runs behind the figures, 0 if not measured"""
+    kind: Literal["measured", "extrapolated", "assumed"]
+    """measured; extrapolated from other core counts or another machine; or assumed, typed by hand"""
+    startup_seconds: StartupSeconds
+    """seconds from ordering a replica until it serves; one figure a variant"""
+    memory_mb: Annotated[float, Field(gt=0.0)] | None = None
+    """memory of a serving replica in MB, may be empty"""
 
 
-def load_profiles(profiles: Path | None = None) -> pd.DataFrame:
-    """Read a profile table.
+COLUMNS = list(ProfileRow.model_fields)
+
+OPTIONAL = [name for name, field in ProfileRow.model_fields.items() if not field.is_required()]
+"""Columns that may be left out."""
+
+
+class ProfileRows(DocumentModel):
+    """All rows of a profile."""
+
+    rows: list[ProfileRow] = Field(min_length=1)
+    """one row a variant, number of cores and batch size"""
+
+    @classmethod
+    def conflicts(cls, content: Mapping[Any, Any]) -> Iterator[tuple[Location, str]]:
+        """No cell occurs twice."""
+        first: dict[tuple[Any, ...], int] = {}
+        for number, row in enumerate(content["rows"]):
+            cell = tuple(row.get(column) for column in CELL)
+            if first.setdefault(cell, number) != number:
+                yield ("rows", number), f"{_cell_text(*cell)} stands in rows[{first[cell]}] already; keep one of them"
+
+
+def _cell_text(task: Any, variant: Any, cores: Any, batch_size: Any) -> str:
+    return f"variant {variant} of task {task} at {cores} cores and batch size {batch_size}"[:200]
+
+
+def load_profile(path: Path) -> pd.DataFrame:
+    """Read a profile.
 
     Args:
-        profiles: the CSV file; the package's own if not given.
+        path: the CSV file.
+
+    Returns:
+        Columns :data:`COLUMNS`; ``memory_mb`` is NaN where unknown.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if columns are missing.
+        DocumentError: if it is not a profile; it lists all problems.
     """
-    path = profiles or package_path("examples", "profiles.csv")
     if not path.is_file():
-        raise FileNotFoundError(f"no latency profiles at {path}; measure them with notebook 01_profiling")
-    table = pd.read_csv(path)
-    missing = set(COLUMNS) - set(table.columns)
+        raise FileNotFoundError(f"there is no profile {path}; measure one with `opd profile {path.parent}`")
+    if path.stat().st_size > MAX_BYTES:
+        raise DocumentError(f"{path} is larger than {MAX_BYTES} bytes, the limit of a profile")
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            _check_header(path, reader.fieldnames or ())
+            lines, rows = [], []
+            for row in reader:
+                lines.append(reader.line_num)
+                rows.append(_parsed(row))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DocumentError(f"{path} is not a CSV file: {error}") from error
+    found = as_model(ProfileRows, {"rows": rows}, str(path), lambda place: lines[int(place[1])] if place[1:] else 1)
+    table = pd.DataFrame([dict(row) for row in found.rows], columns=COLUMNS)
+    table["latency_p99"] = table["latency_p99"].fillna(table["latency_mean"])
+    return table.astype({"latency_p99": float, "memory_mb": float})
+
+
+def _check_header(path: Path, names: Sequence[str]) -> None:
+    missing = [name for name in COLUMNS if name not in names and name not in OPTIONAL]
     if missing:
-        raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))}; measure again with 01_profiling")
-    return table[COLUMNS]
+        raise DocumentError(
+            f"{path} line 1 lacks the columns {', '.join(missing)}; write them, or measure again with `opd profile`"
+        )
+    if len(set(names)) < len(names):
+        raise DocumentError(f"{path} line 1 has a column twice: {', '.join(names)}")
 
 
-def save_profiles(table: pd.DataFrame, path: Path) -> None:
-    """Write a profile table as CSV, and next to it the hardware it was measured on as JSON."""
+def _parsed(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """Convert the cells of a row to numbers where they are numbers; empty cells are left out."""
+    parsed: dict[str, Any] = {}
+    for column, text in row.items():
+        if column is None:
+            parsed["cells without a column"] = str(text)
+        elif text and text.strip():
+            parsed[column] = text if column in ("task", "variant") else _number(text.strip())
+    return parsed
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def save_profile(table: pd.DataFrame, path: Path, about: Mapping[str, Any] | None = None) -> None:
+    """Write a profile, and beside it as JSON the hardware it was measured on.
+
+    Args:
+        table: the profile.
+        path: CSV file to write.
+        about: further facts for the JSON file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(path, index=False, float_format="%.5g")
-    path.with_suffix(".json").write_text(json.dumps(hardware(), indent=2) + "\n")
+    path.with_suffix(".json").write_text(json.dumps({**hardware(), **(about or {})}, indent=2) + "\n")
 
 
-def variant_rows(profiles: pd.DataFrame, task: str, variant: str) -> pd.DataFrame:
-    """Select the rows of one variant.
-
-    Raises:
-        ValueError: if this variant was not profiled; it lists those that were.
-    """
-    rows = profiles[(profiles["task"] == task) & (profiles["variant"] == variant)]
-    if rows.empty:
-        known = ", ".join(profiles.loc[profiles["task"] == task, "variant"].unique()) or "no variant of that task"
-        raise ValueError(
-            f"no profile of variant {variant!r} of task {task!r} (profiled: {known}); measure it with 01_profiling"
-        )
-    return rows
+def shipped_profiles() -> pd.DataFrame:
+    """Read the profiles of all pipelines that ship with the package as one table, the reference of measurements."""
+    tables = [load_profile(path) for path in sorted(package_path("examples").glob(f"*/{FILE_NAME}"))]
+    return pd.concat(tables).drop_duplicates(CELL, ignore_index=True)
 
 
-def latency_by_batch_size(profiles: pd.DataFrame, task: str, variant: str, cores: int) -> dict[int, float]:
+def latency_by_batch_size(rows: pd.DataFrame) -> dict[int, float]:
     """Mean latency in seconds by batch size, made non-decreasing.
 
     A larger batch cannot take less time than a smaller one. Where measurements say so, they are noise, and the isotonic
     (least-squares) fit replaces them.
 
-    Raises:
-        ValueError: if the profile lacks the variant or the core count.
+    Args:
+        rows: rows of one variant at one number of cores.
     """
-    rows = variant_rows(profiles, task, variant)
-    known = sorted(rows["cores"].unique().tolist())
-    rows = rows[rows["cores"] == cores].sort_values("batch_size")
-    if rows.empty:
-        raise ValueError(
-            f"variant {variant!r} of task {task!r} has no profile at {cores} cores (profiled: {known}); measure it "
-            "with 01_profiling"
-        )
-    fitted = isotonic_regression(rows["latency_mean"].to_numpy()).x
+    rows = rows.sort_values("batch_size")
+    mean = rows["latency_mean"].to_numpy()
+    fitted = mean if (np.diff(mean) >= 0).all() else isotonic_regression(mean).x
     return dict(zip(rows["batch_size"].astype(int).tolist(), fitted.tolist(), strict=True))
 
 
@@ -134,12 +215,10 @@ def extrapolate_cores(measured: pd.DataFrame, core_counts: Sequence[int] = CORE_
         tail = largest["latency_p99"] / largest["latency_mean"]
         for count in sorted(set(core_counts) - set(group["cores"])):
             mean = serial + parallel / count
-            row = [task, variant, count, batch_size, mean, mean * tail, 0, "extrapolated", largest["load_seconds"]]
-            rows.append(row)
+            startup, memory = largest["startup_seconds"], largest["memory_mb"]
+            rows.append([task, variant, count, batch_size, mean, mean * tail, 0, "extrapolated", startup, memory])
     table = pd.concat([measured, pd.DataFrame(rows, columns=COLUMNS)]) if rows else measured
-    order = {name: index for index, name in enumerate(dict.fromkeys(measured["variant"]))}
-    table = table.assign(order=table["variant"].map(order)).sort_values(["order", "cores", "batch_size"])
-    return table.drop(columns="order").reset_index(drop=True)
+    return _in_order_of(measured, table)
 
 
 # ----------------------------------------------------------------------------------------------- two machines
@@ -188,18 +267,23 @@ def fill_from_reference(measured: pd.DataFrame, reference: pd.DataFrame) -> pd.D
     """
     shared = compare_latencies(measured, reference)
     if shared.empty:
-        raise ValueError("no cell is measured in both tables; measure a variant of the catalogue first")
+        raise ValueError("no cell is measured in both tables; measure a variant that the reference has")
     ratio = float(shared["ratio"].median())
     scaled = reference.assign(
         latency_mean=reference["latency_mean"] * ratio,
         latency_p99=reference["latency_p99"] * ratio,
-        load_seconds=reference["load_seconds"] * ratio,
+        startup_seconds=reference["startup_seconds"] * ratio,
         runs=0,
         kind="extrapolated",
     )
     own = extrapolate_cores(measured).set_index(CELL)
     rest = scaled.set_index(CELL)
     joined = pd.concat([own, rest.loc[rest.index.difference(own.index, sort=False)]]).reset_index()
-    order = {(row.task, row.variant): index for index, row in enumerate(reference.itertuples())}
-    joined["order"] = [order.get((row.task, row.variant), -1) for row in joined.itertuples()]
-    return joined.sort_values(["order", "cores", "batch_size"])[COLUMNS].reset_index(drop=True)
+    return _in_order_of(reference, joined)
+
+
+def _in_order_of(other: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Sort a table by the order of the variants in another one, then by cores and batch size."""
+    order = {variant: index for index, variant in enumerate(zip(other["task"], other["variant"], strict=True))}
+    place = [order.get(variant, -1) for variant in zip(table["task"], table["variant"], strict=True)]
+    return table.assign(place=place).sort_values(["place", "cores", "batch_size"])[COLUMNS].reset_index(drop=True)

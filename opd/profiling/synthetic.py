@@ -10,7 +10,9 @@ from __future__ import annotations
 import numpy as np
 
 from opd.pipeline import Pipeline, ServiceLevel, Task, Variant, batch_sizes_up_to
-from opd.profiling.catalogue import SLA_FACTOR
+
+SLA_FACTOR = 5.0
+"""A stage may take this many times the mean batch-1 latency of its variants (Swayam's heuristic, as in IPA)."""
 
 CORES_PER_STAGE = 15
 """Capacity per stage: it carries some 30 requests/s, but not with the best variant everywhere."""

@@ -1,19 +1,19 @@
 """Adapters between stages: the outputs of one stage become the inputs of the next.
 
-Without an adapter they keep names, datatypes and shapes. An adapter is one of
+Without an adapter they keep names, datatypes and shapes. A task of the pipeline file may have one of these:
 
-* ``{rename: {old: new}}``: tensors that are not named keep their names;
 * ``{pick: [name, ...]}``: only these tensors are passed on, in this order;
-* ``module:function``: a function that turns a dict of numpy arrays by name into another;
+* ``{rename: {old: new}}``: other tensors keep their names; together with ``pick`` it comes second;
+* ``module:function``: a function that turns a dict of numpy arrays by name into another.
 
-or several of them, applied in the order given: ``{pick: [scores], rename: {scores: x}}`` or a list. The adapter of the
-first stage works on the request.
+The adapter of the first task works on the request.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
@@ -21,9 +21,6 @@ from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
 from opd.serving.contents import TensorError, check_tensors
 from opd.serving.protocol import ServingError
 from opd.serving.tensors import message_of, tensors_of
-
-AdapterSpecification: TypeAlias = str | Mapping[str, Any] | Sequence[Any] | None
-"""An adapter as the pipeline file has it."""
 
 Adapter: TypeAlias = Callable[[ModelInferRequest], ModelInferRequest]
 """Turns what the previous stage gave into the input of a stage, in place or as a new message."""
@@ -33,20 +30,28 @@ class AdapterError(ValueError):
     """An adapter is malformed, names a function that does not exist, or a tensor that it does not get."""
 
 
-def load_adapter(specification: AdapterSpecification, stage: str) -> Adapter:
-    """Build the adapter of a stage.
+def load_adapter(specification: Mapping[str, Any] | None, task: str) -> Adapter:
+    """Build the adapter of a task.
 
     Args:
-        specification: as in the module's description; nothing for none.
-        stage: name of the task, for errors.
+        specification: ``pick``, ``rename`` and ``function``, as far as there are any.
+        task: its name, for errors.
 
     Returns:
-        A function that raises :class:`opd.serving.protocol.ServingError`, naming the stage, the adapter and the tensor.
+        A function that raises :class:`opd.serving.protocol.ServingError`, naming stage, adapter and tensor.
 
     Raises:
-        AdapterError: if the specification is malformed or a function cannot be imported.
+        AdapterError: if there is no such kind of adapter, or the function cannot be imported.
     """
-    steps = [(label, _step(kind, value, label)) for kind, value, label in _parts(specification)]
+    given = specification or {}
+    unknown = given.keys() - _STEPS.keys()
+    if unknown:
+        raise AdapterError(f"task {task!r}: {min(unknown)!r} is no adapter; use {', '.join(_STEPS)}")
+    steps: list[tuple[str, Adapter]] = []
+    for kind, step in _STEPS.items():
+        if given.get(kind):
+            value = _imported(given[kind]) if kind == "function" else given[kind]
+            steps.append((given[kind] if kind == "function" else kind, partial(step, value)))
 
     def adapt(request: ModelInferRequest) -> ModelInferRequest:
         for label, step in steps:
@@ -54,40 +59,11 @@ def load_adapter(specification: AdapterSpecification, stage: str) -> Adapter:
                 request = step(request)
                 check_tensors(request)
             except Exception as error:  # a function of the user may raise anything
-                kind = "" if isinstance(error, AdapterError | TensorError) else f"{type(error).__name__}: "
-                raise ServingError(f"stage {stage!r}, adapter {label}: {kind}{error}") from error
+                reason = "" if isinstance(error, AdapterError | TensorError) else f"{type(error).__name__}: "
+                raise ServingError(f"stage {task!r}, adapter {label}: {reason}{error}") from error
         return request
 
     return adapt
-
-
-def _parts(specification: AdapterSpecification) -> list[tuple[str, Any, str]]:
-    """Return kind, value and label of each step."""
-    if not specification:
-        return []
-    if isinstance(specification, str):
-        return [("function", specification, specification)]
-    if isinstance(specification, Mapping):
-        return [(str(kind), value, str(kind)) for kind, value in specification.items()]
-    if isinstance(specification, Sequence):
-        return [part for each in specification for part in _parts(each)]
-    raise AdapterError(f"an adapter is rename, pick or module:function, not {specification!r}")
-
-
-def _step(kind: str, value: Any, label: str) -> Adapter:
-    match kind:
-        case "rename" if isinstance(value, Mapping):
-            return lambda request: _rename(request, value)
-        case "pick" if isinstance(value, Sequence) and not isinstance(value, str) and value:
-            return lambda request: _pick(request, value)
-        case "function":
-            function = _imported(value)
-            return lambda request: _apply(request, function)
-        case "rename":
-            raise AdapterError(f"rename needs a mapping of old to new names, not {value!r}")
-        case "pick":
-            raise AdapterError(f"pick needs a list of at least one name, not {value!r}")
-    raise AdapterError(f"{kind!r} is no adapter; use rename, pick or module:function")
 
 
 def _imported(path: str) -> Callable[..., Any]:
@@ -101,16 +77,9 @@ def _imported(path: str) -> Callable[..., Any]:
     return function
 
 
-def _rename(request: ModelInferRequest, names: Mapping[str, str]) -> ModelInferRequest:
-    _require(request, names)
-    for tensor in request.inputs:
-        tensor.name = names.get(tensor.name, tensor.name)
-    return request
-
-
-def _pick(request: ModelInferRequest, names: Sequence[str]) -> ModelInferRequest:
+def _pick(names: Sequence[str], request: ModelInferRequest) -> ModelInferRequest:
     places = _require(request, names)
-    picked = _with_tensors_of(request, ModelInferRequest())
+    picked = _inherited(ModelInferRequest(), request)
     for name in names:
         picked.inputs.append(request.inputs[places[name]])
         if request.raw_input_contents:
@@ -118,18 +87,23 @@ def _pick(request: ModelInferRequest, names: Sequence[str]) -> ModelInferRequest
     return picked
 
 
-def _apply(request: ModelInferRequest, function: Callable[..., Any]) -> ModelInferRequest:
+def _rename(names: Mapping[str, str], request: ModelInferRequest) -> ModelInferRequest:
+    _require(request, names)
+    for tensor in request.inputs:
+        tensor.name = names.get(tensor.name, tensor.name)
+    return request
+
+
+def _apply(function: Callable[..., Any], request: ModelInferRequest) -> ModelInferRequest:
     tensors = function(tensors_of(request))
     if not isinstance(tensors, Mapping):
         raise AdapterError(f"the function returned {type(tensors).__name__}, not a dict of arrays by name")
-    return _with_tensors_of(request, message_of(tensors, raw=bool(request.raw_input_contents)))
+    return _inherited(message_of(tensors, raw=bool(request.raw_input_contents)), request)
 
 
-def _with_tensors_of(request: ModelInferRequest, message: ModelInferRequest) -> ModelInferRequest:
-    """Give ``message`` the id, parameters and selected outputs of ``request``."""
-    message.id = request.id
-    message.outputs.extend(request.outputs)
-    message.MergeFrom(ModelInferRequest(parameters=request.parameters))
+def _inherited(message: ModelInferRequest, request: ModelInferRequest) -> ModelInferRequest:
+    """Give ``message`` the id and parameters of ``request``."""
+    message.MergeFrom(ModelInferRequest(id=request.id, parameters=request.parameters))
     return message
 
 
@@ -140,6 +114,14 @@ def _require(request: ModelInferRequest, names: Mapping[str, Any] | Sequence[str
     if missing:
         raise AdapterError(f"there is no tensor {missing[0]!r}; it gets {', '.join(map(repr, places))}")
     return places
+
+
+_STEPS: Mapping[str, Callable[[Any, ModelInferRequest], ModelInferRequest]] = {
+    "pick": _pick,
+    "rename": _rename,
+    "function": _apply,
+}
+"""Kinds of adapters in the order in which they are applied."""
 
 
 def next_request(answer: ModelInferResponse, request: ModelInferRequest) -> ModelInferRequest:
@@ -153,6 +135,6 @@ def next_request(answer: ModelInferResponse, request: ModelInferRequest) -> Mode
             datatype=output.datatype,
             shape=output.shape,
             parameters=output.parameters,
-            contents=output.contents,
+            contents=output.contents if output.HasField("contents") else None,
         )
     return message

@@ -13,7 +13,7 @@ from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 
 from opd.serving.protocol import GRPC_MESSAGE_BYTES, set_age
 
-_CHANNEL_OPTIONS = (
+CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", GRPC_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", GRPC_MESSAGE_BYTES),
     # Reconnects to a restarted server within a second; the default backs off to two minutes.
@@ -45,7 +45,7 @@ class Client:
 
     def __init__(self, address: str, model: str) -> None:
         self.address, self.model = address, model
-        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._stub = GRPCInferenceServiceStub(self._channel)
 
     async def infer(

@@ -134,7 +134,10 @@ class LocalBackend(TelemetryBackend):
     def _start_router(self, settings: StageSettings, folder: Path) -> SupervisedServer:
         parameters = {
             "pipeline": self.pipeline.name,
-            "stages": [{"task": stage.task.name, "address": stage.queue.grpc_address} for stage in self.stages],
+            "stages": [
+                {"task": stage.task.name, "address": stage.queue.grpc_address, "adapter": stage.task.adapter}
+                for stage in self.stages
+            ],
             "drop_after": settings.drop_after,
             "call_timeout": settings.call_timeout,
             "objective": self.pipeline.service_level.seconds,

@@ -1,15 +1,10 @@
-"""The runtime of replicas, an MLServer model.
-
-Parameters come from :class:`opd.serving.settings.ServerSettings`.
-"""
+"""The runtime of replicas: an MLServer model that runs a variant of the model store by the variant's own runtime."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-import signal
-from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 
 from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
@@ -18,9 +13,8 @@ from mlserver.settings import ModelSettings
 from pydantic import BaseModel, Field
 
 from opd.serving import metrics
-from opd.serving.contents import TensorError, payload_answer, payloads_of
+from opd.serving.loaded_model import LoadedModel
 from opd.serving.message_server import MessageRuntime
-from opd.serving.models import Model, PayloadError, load_model
 from opd.serving.protocol import MalformedRequestError
 from opd.serving.store import ModelStore
 
@@ -28,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class DesiredVariant(BaseModel):
-    """The variant that a standby replica should load."""
+    """The variant that a standby replica should load, and the threads it may use."""
 
     variant: str
     cores: int = Field(default=1, ge=1)
@@ -43,8 +37,7 @@ class ModelRuntime(MessageRuntime):
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__(settings)
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="inference")
-        self._model: Model | None = None
+        self._model: LoadedModel | None = None
         self._loading: asyncio.Task[None] | None = None
 
     async def load(self) -> bool:
@@ -55,10 +48,11 @@ class ModelRuntime(MessageRuntime):
         return self._model is not None
 
     async def _load(self, variant: str) -> None:
-        def pull() -> Model:
-            return load_model(ModelStore(self._parameters["store"]).pull(self._parameters["task"], variant))
+        def pull() -> LoadedModel:
+            folder = ModelStore(self._parameters["store"]).pull(self._parameters["task"], variant)
+            return LoadedModel(folder, self.name)
 
-        self._model = await asyncio.get_running_loop().run_in_executor(self._executor, pull)
+        self._model = await asyncio.to_thread(pull)
         self._seconds = metrics.model_seconds.labels(self._parameters["pipeline"], self._parameters["task"], variant)
 
     @custom_handler(rest_path="/variant", rest_method="PUT")
@@ -79,29 +73,19 @@ class ModelRuntime(MessageRuntime):
             await self._load(variant)
         except Exception:
             logger.exception("loading variant %s failed", variant)
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
+            logging.shutdown()
+            os._exit(1)  # there is no request to finish; after a signal the exit code would be 0
         self.ready = True
 
     async def infer(self, request: ModelInferRequest) -> ModelInferResponse:
-        """Return one answer for each payload of a batch.
+        """Answer a batch.
 
         Raises:
-            MalformedRequestError: if the model refuses a payload.
+            MalformedRequestError: if the model refuses the batch.
+            ServingError: if the model fails.
         """
-        assert self._model is not None  # only models that are ready are called
-        try:
-            payloads = payloads_of(request)
-            answers = await asyncio.get_running_loop().run_in_executor(self._executor, self._infer, payloads)
-        except (PayloadError, TensorError) as error:
-            raise MalformedRequestError(str(error)) from error
-        answer = payload_answer(answers)
-        answer.model_name, answer.id = self.name, request.id
-        return answer
-
-    def _infer(self, payloads: list[bytes]) -> list[bytes]:
-        assert self._model is not None
+        assert self._model is not None  # MLServer calls only models that are ready
         begin = perf_counter()
-        answers = self._model(payloads)
+        answer = await asyncio.wrap_future(self._model.submit(request))
         self._seconds.observe(perf_counter() - begin)
-        return answers
+        return answer

@@ -1,64 +1,45 @@
-"""Models that replicas run: callables that turn a batch of payloads into a batch of answers.
-
-A variant is a folder with a ``manifest.json`` that names the model's class, as ``module:Class``, and its settings. The
-other files belong to the class.
-"""
+"""What a user's model class looks like to the runtime ``python``, and how any model refuses a request."""
 
 from __future__ import annotations
 
-import importlib
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Protocol
 
-MANIFEST = "manifest.json"
+import numpy as np
+
+if TYPE_CHECKING:
+    from mlserver.grpc.dataplane_pb2 import ModelInferRequest
 
 
 class PayloadError(ValueError):
-    """A payload is not valid input for the model."""
+    """A request is not valid input for the model; sending it again would not help."""
 
 
 class Model(Protocol):
-    """A loaded variant; its class is called with the variant's folder and the settings of its manifest."""
+    """A model of a user; its class is called with the folder of its files and the settings of its variant."""
 
-    def __call__(self, payloads: Sequence[bytes]) -> list[bytes]:
-        """Return one answer for each payload, in their order.
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Answer a batch.
+
+        Args:
+            inputs: tensors by name, all with the same number of rows; BYTES are object arrays of :class:`bytes`.
+
+        Returns:
+            tensors by name, with as many rows; text may be given as :class:`str` or :class:`bytes`.
 
         Raises:
-            PayloadError: if a payload is malformed.
+            PayloadError: if the input is invalid; the message reaches the client.
         """
         ...
 
 
-def read_manifest(folder: Path) -> Mapping[str, Any]:
-    """Read the manifest of the variant in ``folder``: ``class``, ``settings`` and ``files``.
+def selected_outputs(request: ModelInferRequest, outputs: Collection[str]) -> list[str]:
+    """Return the names of the outputs that a request asks for: all that there are, unless it selects some.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if a part is missing.
+        PayloadError: if it selects one that the model does not have.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise FileNotFoundError(f"no variant in {folder}: it has no {MANIFEST}")
-    manifest = json.loads(path.read_text())
-    missing = {"class", "settings", "files"} - set(manifest if isinstance(manifest, dict) else ())
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; push the variant again")
-    return manifest
-
-
-def load_model(folder: Path) -> Model:
-    """Load the variant in ``folder``.
-
-    Raises:
-        FileNotFoundError: if it is not a variant.
-        ValueError: if the manifest is broken or names no class.
-    """
-    manifest = read_manifest(folder)
-    module, _, name = str(manifest["class"]).partition(":")
-    try:
-        model_class = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{folder / MANIFEST}: class {manifest['class']!r} cannot be loaded: {error}") from error
-    return model_class(folder, **manifest["settings"])
+    wanted = [output.name for output in request.outputs] or list(outputs)
+    if unknown := set(wanted) - set(outputs):
+        raise PayloadError(f"the model has no output {sorted(unknown)[0]!r}; it has {', '.join(map(repr, outputs))}")
+    return wanted

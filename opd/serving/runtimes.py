@@ -126,12 +126,16 @@ class RouterRuntime(MessageRuntime):
         """Send a request through all stages; the outputs it selects are those of the last."""
         selected = list(request.outputs)
         del request.outputs[:]
-        message, answer = request, ModelInferResponse()
-        for number, (adapt, stage) in enumerate(self._stages):
-            message = adapt(next_request(answer, request) if number else request)
-            if number == len(self._stages) - 1:
-                message.outputs.extend(selected)
+        adapt, stage = self._stages[0]
+        try:
+            message = adapt(request)
+        except ServingError as error:  # it is the request that is not as the first adapter needs it
+            raise MalformedRequestError(str(error)) from error
+        for adapt, following in self._stages[1:]:
             answer = await self._ask(stage, message, born)
+            message, stage = adapt(next_request(answer, request)), following
+        message.outputs.extend(selected)
+        answer = await self._ask(stage, message, born)
         _select(answer, [output.name for output in selected])
         answer.model_name, answer.id = self.name, request.id
         return answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -11,28 +12,38 @@ from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
+
+import psutil
 
 from opd.serving.client import Client
 from opd.serving.contents import payload_request, payloads_of
-from opd.serving.models import load_model
+from opd.serving.manifest import MANIFEST
 from opd.serving.processes import START_SECONDS, model_process, running
 from opd.serving.store import ModelStore, store_url
 
 CALL_SECONDS = 10.0
 """Time limit of one call to a replica."""
 
-InferBatch = Callable[[Sequence[bytes]], list[bytes]]
-"""Sends a batch to a replica and returns its answers."""
+
+class MeasuredReplica(NamedTuple):
+    """A replica that is measured.
+
+    Attributes:
+        infer: sends a batch to it and returns its answers.
+        pid: its process.
+    """
+
+    infer: Callable[[Sequence[bytes]], list[bytes]]
+    pid: int
 
 
 @dataclass(frozen=True)
 class ServedVariant(ABC):
     """A variant as :class:`opd.profiling.measuring.Measurable`; subclasses provide the payloads.
 
-    The catalogue refers to a subclass as ``architecture: module:Class``. The time of a call is what a stage's queue
-    waits for: in addition to the model's own time, it includes gRPC, MLServer and waking up a process that slept. Other
-    load on the machine counts as well.
+    The time of a call is what a stage's queue waits for: in addition to the model's own time, it includes gRPC,
+    MLServer and waking up a process that slept. Other load on the machine counts as well.
 
     Attributes:
         task: name in the store.
@@ -51,38 +62,46 @@ class ServedVariant(ABC):
     def payloads(self) -> Sequence[bytes]:
         """Valid payloads of the task, which calls use in turn."""
 
+    def fingerprint(self) -> str:
+        """Hashes of the variant's files and of the payloads."""
+        manifest = (ModelStore().pull(self.task, self.variant) / MANIFEST).read_bytes()
+        return hashlib.sha256(b"".join([manifest, *self.payloads()])).hexdigest()
+
     @contextmanager
-    def loaded(self, seed: int) -> Iterator[tuple[InferBatch, float]]:
+    def loaded(self, seed: int) -> Iterator[tuple[MeasuredReplica, float]]:
         """Start a replica of the variant.
 
         Args:
             seed: not used; the weights are real.
 
         Yields:
-            The replica, and the CPU seconds it takes to pull and load the variant and to answer once.
+            The replica, and the seconds from its start until it is ready.
 
         Raises:
             KeyError: if the store has no such variant.
             StartError: if the replica does not become ready.
         """
-        seconds = self._load_seconds()
         with TemporaryDirectory() as folder, asyncio.Runner() as runner:
+            start = time.perf_counter()
             process = model_process("replica", "profiling", self.task, self.variant, store_url(), Path(folder))
             with running(process, START_SECONDS):
+                seconds = time.perf_counter() - start
                 client = runner.run(self._connect(process.grpc_address))
                 try:
-                    yield lambda payloads: runner.run(self._infer(client, payloads)), seconds
+                    yield (
+                        MeasuredReplica(lambda payloads: runner.run(self._infer(client, payloads)), process.pid),
+                        seconds,
+                    )
                 finally:
                     runner.run(client.close())
 
+    @staticmethod
+    def memory_mb(model: MeasuredReplica) -> float:
+        """Memory of the replica's process, resident set size."""
+        return psutil.Process(model.pid).memory_info().rss / 1e6
+
     async def _infer(self, client: Client, payloads: Sequence[bytes]) -> list[bytes]:
         return payloads_of(await client.infer(payload_request(payloads), 0.0, CALL_SECONDS))
-
-    def _load_seconds(self) -> float:
-        payload = self.payloads()[0]
-        start = time.thread_time()
-        load_model(ModelStore().pull(self.task, self.variant))([payload])
-        return time.thread_time() - start
 
     async def _connect(self, address: str) -> Client:
         return Client(address, self.task)  # its channel belongs to the event loop that runs now
@@ -104,6 +123,6 @@ class ServedVariant(ABC):
         while True:
             yield [next(payloads) for _ in range(batch_size)]
 
-    def infer(self, model: InferBatch, inputs: Iterator[list[bytes]]) -> list[bytes]:
+    def infer(self, model: MeasuredReplica, inputs: Iterator[list[bytes]]) -> list[bytes]:
         """Send the next batch to the replica."""
-        return model(next(inputs))
+        return model.infer(next(inputs))

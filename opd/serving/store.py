@@ -1,13 +1,12 @@
 """The model store, a folder or object storage from which replicas pull their variants.
 
-A variant is a folder ``<url>/<task>/<variant>/`` with a manifest (:mod:`opd.serving.models`) that lists the SHA-256 of
-every file. The manifest is uploaded last, so a variant is either complete or absent.
+A variant is a folder ``<url>/<task>/<variant>/`` with a manifest (:mod:`opd.serving.manifest`) that lists the SHA-256
+of every file. The manifest is uploaded last, so a variant is either complete or absent.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -20,8 +19,9 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from opd.host.documents import as_model
 from opd.host.paths import project_path
-from opd.serving.models import MANIFEST, read_manifest
+from opd.serving.manifest import MANIFEST, Manifest, plain, read_manifest
 
 STORE_URL_VARIABLE = "OPD_MODEL_STORE"
 """Environment variable with the URL of the store; by default the folder ``models/store`` of the project."""
@@ -76,22 +76,52 @@ class ModelStore:
         self._root = str(root).rstrip("/")
         self._is_local = isinstance(self._files, LocalFileSystem)
 
-    def push(self, folder: Path, task: str, variant: str) -> None:
-        """Upload the variant in ``folder``, replacing one of the same name.
+    def push(self, folder: Path, task: str, variant: str) -> bool:
+        """Upload the variant in ``folder``, see :meth:`put`.
 
         Raises:
             CorruptVariantError: if the files do not match the manifest.
+        """
+        files = verify(folder)
+        return self.put({name: folder / name for name in files}, read_manifest(folder), task, variant)
+
+    def put(self, files: Mapping[str, Path], manifest: Manifest, task: str, variant: str) -> bool:
+        """Upload a variant, replacing one of the same name unless that is the same.
+
+        Args:
+            files: local files by their name in the manifest.
+            manifest: manifest of the variant.
+            task: name of the task.
+            variant: name of the variant.
+
+        Returns:
+            whether anything was written.
+
+        Raises:
             ValueError: if a name is not plain.
             StoreError: if the store cannot be written.
         """
-        files = verify(folder)
-        target = self._folder(task, variant)
+        target, content = self._folder(task, variant), manifest.document.encode()
         with self._named_errors():
+            if self._has(target, content):
+                return False
             if self._files.exists(target):
                 self._files.rm(target, recursive=True)
+            for name, path in files.items():
+                self._files.makedirs(f"{target}/{name}".rpartition("/")[0], exist_ok=True)
+                self._files.put_file(str(path), f"{target}/{name}")
             self._files.makedirs(target, exist_ok=True)
-            for name in (*files, MANIFEST):
-                self._files.put_file(str(folder / name), f"{target}/{name}")
+            self._files.pipe_file(f"{target}/{MANIFEST}", content)
+        return True
+
+    def _has(self, folder: str, manifest: bytes) -> bool:
+        """Check whether the store has this variant, intact as far as can be told without downloading it."""
+        self._files.invalidate_cache()
+        if not self._files.exists(f"{folder}/{MANIFEST}") or self._files.cat_file(f"{folder}/{MANIFEST}") != manifest:
+            return False
+        if self._is_local:
+            return _is_intact(Path(folder))
+        return all(self._files.exists(f"{folder}/{name}") for name in Manifest.model_validate_json(manifest).files)
 
     def pull(self, task: str, variant: str) -> Path:
         """Return a local folder with the verified variant.
@@ -139,7 +169,8 @@ class ModelStore:
             copy = Path(scratch, "copy")
             copy.mkdir()
             (copy / MANIFEST).write_bytes(manifest)
-            for name in manifest_files(copy):
+            for name in read_manifest(copy).files:
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 with self._named_errors():
                     if self._files.exists(f"{source}/{name}"):
                         self._files.get_file(f"{source}/{name}", str(copy / name))
@@ -202,30 +233,6 @@ def _place(copy: Path, target: Path, aside: Path) -> Path:
     raise StoreError(f"{target} keeps getting damaged; delete the folder and find out what writes to it")
 
 
-def plain(name: str) -> str:
-    """Return ``name`` if it is a single path component that is not hidden.
-
-    Raises:
-        ValueError: if it is not.
-    """
-    if not name or name.startswith(".") or any(sign in name for sign in "/\\:*?[]") or not name.isprintable():
-        raise ValueError(f"{name!r} is not a valid name; use letters, digits, '-', '_' and '.'")
-    return name
-
-
-def manifest_files(folder: Path) -> Mapping[str, str]:
-    """Return name and SHA-256 of each file listed by the manifest in ``folder``.
-
-    Raises:
-        FileNotFoundError: if there is no manifest.
-        ValueError: if it is broken, or a name is not plain.
-    """
-    files = read_manifest(folder)["files"]
-    if not isinstance(files, dict):
-        raise ValueError(f"{folder / MANIFEST}: files must map names to SHA-256 sums")
-    return {plain(name): str(digest) for name, digest in files.items()}
-
-
 def verify(folder: Path, of: str | None = None) -> Mapping[str, str]:
     """Check every file in ``folder`` against the manifest there.
 
@@ -234,14 +241,17 @@ def verify(folder: Path, of: str | None = None) -> Mapping[str, str]:
         of: name of the variant in errors; by default the folder.
 
     Returns:
-        the result of :func:`manifest_files`.
+        SHA-256 by name of the file.
 
     Raises:
         FileNotFoundError: if there is no manifest.
-        CorruptVariantError: if a file is missing or differs; names the first.
+        DocumentError: if the manifest is broken.
+        CorruptVariantError: if a file is missing, differs or is linked from outside; names the first.
     """
-    files = manifest_files(folder)
+    files = read_manifest(folder).files
     for name, expected in files.items():
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise CorruptVariantError(f"{of or folder}: {name} is a link out of the folder; copy the file into it")
         found = file_hash(folder / name) if (folder / name).is_file() else "no file"
         if found != expected:
             raise CorruptVariantError(
@@ -256,15 +266,25 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_manifest(folder: Path, model_class: str, settings: Mapping[str, Any], **notes: Any) -> None:
+def write_manifest(folder: Path, runtime: str, settings: Mapping[str, Any], origin: Any = None) -> None:
     """Turn ``folder`` into a variant by adding a manifest of all its files.
 
     Args:
-        folder: folder with the files.
-        model_class: class of the model, as ``module:Class``.
-        settings: keyword arguments of the class.
-        notes: further entries of the manifest.
+        folder: folder with the files, in subfolders as well.
+        runtime: import path of the MLServer runtime.
+        settings: parameters of the runtime's settings.
+        origin: what the variant was made of.
+
+    Raises:
+        DocumentError: if a name or setting is not valid.
     """
-    files = {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
-    manifest = {"class": model_class, "settings": dict(settings), "files": files, **notes}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    files = {path.relative_to(folder).as_posix(): path for path in paths}
+    (folder / MANIFEST).write_text(manifest_of(files, runtime, settings, origin).document)
+
+
+def manifest_of(files: Mapping[str, Path], runtime: str, settings: Mapping[str, Any], origin: Any = None) -> Manifest:
+    """Make the manifest of some files by their names in the variant; otherwise like :func:`write_manifest`."""
+    hashes = {name: file_hash(path) for name, path in files.items()}
+    content = {"runtime": runtime, "settings": dict(settings), "files": hashes, "origin": origin}
+    return as_model(Manifest, content, MANIFEST)

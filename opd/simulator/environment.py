@@ -21,7 +21,7 @@ from opd.pipeline import (
     from_choices,
     used_cores,
 )
-from opd.profiling.catalogue import load_pipeline
+from opd.profiling.pipelines import load_pipeline
 from opd.simulator.simulator import Simulator
 from opd.workload.trace import Workload
 
@@ -63,7 +63,7 @@ class PipelineEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     **Version history**: v0, first release.
 
     Args:
-        pipeline: a pipeline, or the name of one in the catalogue.
+        pipeline: a pipeline, or the name, folder or file of one.
         workload: counts and forecasts; by default the training split of the bundled synthetic trace at damping 8,
             with the maximum of the last 20 s as the forecast.
         objective: of the reward, the weights of Eq. 7 or a service level; by default the paper's weights.
@@ -148,7 +148,7 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     refusals and without autoreset.
 
     Args:
-        pipeline: a pipeline of N tasks, or the name of one in the catalogue.
+        pipeline: a pipeline of N tasks, or the name, folder or file of one.
         workload: counts and forecasts; by default :meth:`Workload.bundled`.
         objective: of the reward, the weights of Eq. 7 or a service level; by default the paper's weights.
         parameters: of the simulation.

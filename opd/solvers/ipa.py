@@ -24,8 +24,8 @@ from typing import Any
 import highspy
 import numpy as np
 
-from opd.objective import Weights, accuracy, check_weights
-from opd.pipeline import Configuration, Pipeline, as_configuration, used_cores
+from opd.objective import Objective, Weights, accuracy, check_weights
+from opd.pipeline import Configuration, Pipeline, ServiceLevel, as_configuration, used_cores
 from opd.solvers.knapsack import best_by_cores, best_within_latency
 from opd.solvers.options import attainable_load, forming_time, replicas_needed, stage_options
 
@@ -75,6 +75,18 @@ class IpaParameters:
     def from_weights(cls, weights: Weights) -> IpaParameters:
         """The parameters that value accuracy, cores and batch sizes as Eqs. 3 and 7 do."""
         return cls(weights.alpha, weights.cost_weight, weights.batch_weight)
+
+    @classmethod
+    def from_objective(cls, objective: Objective, tasks: int) -> IpaParameters:
+        """The parameters that value accuracy, cores and batch sizes as an objective does.
+
+        Args:
+            objective: the weights of Eqs. 3 and 7, or the service level.
+            tasks: number of tasks; a service level values their mean accuracy, IPA the sum.
+        """
+        if isinstance(objective, ServiceLevel):
+            return cls(objective.accuracy_weight / tasks, 1.0, 0.0)
+        return cls.from_weights(objective)
 
 
 def ipa_objective(pipeline: Pipeline, configuration: Configuration, parameters: IpaParameters) -> float:

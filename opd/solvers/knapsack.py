@@ -211,3 +211,37 @@ def best_within_latency(cores, latency, score, capacity, limit):
         selected[n] = taken[n][label]
         label = parents[n][label]
     return selected
+
+
+@njit(cache=True)
+def pareto_front(cores, latency, accuracy, capacity, limit):
+    """Choices of one option for each stage that no other one dominates in total cores, latency and accuracy.
+
+    Of choices with the very same latency, dominated ones may remain.
+
+    Args:
+        cores: (N, M) cores of each option; one above ``capacity`` is never taken.
+        latency: (N, M) seconds.
+        accuracy: (N, M) fraction.
+        capacity: W, cores.
+        limit: seconds that the stages' latencies may add up to.
+
+    Returns:
+        (L,) cores, latency and accuracy, and (L, N) options of the choices; L is 0 if none keeps both limits.
+    """
+    stages = cores.shape[0]
+    rest_cores, rest_latency = _minima_from(cores), _minima_from(latency)
+    unknown = np.full(capacity + 1, np.inf)
+    labels = (np.zeros(1, dtype=np.int64), np.zeros(1), np.zeros(1))
+    selected = np.zeros((1, stages), dtype=np.int64)
+    for n in range(stages):
+        useful = _undominated(cores[n], latency[n], accuracy[n], capacity)
+        options = (cores[n][useful], latency[n][useful], accuracy[n][useful])
+        rest = (rest_cores[n + 1], rest_latency[n + 1], unknown)
+        used, spent, reached, parent, option = _extend(labels, options, rest, capacity, limit, 0.0, -np.inf)
+        best = _undominated(used, spent, reached, capacity)
+        labels = (used[best], spent[best], reached[best])
+        extended = selected[parent[best]]
+        extended[:, n] = useful[option[best]]
+        selected = extended
+    return labels[0], labels[1], labels[2], selected

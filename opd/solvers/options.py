@@ -40,7 +40,7 @@ class StageOptions(NamedTuple):
 
 
 def stage_options(pipeline: Pipeline) -> StageOptions:
-    """Every pair of variant and batch size, in the order of the catalogue."""
+    """Every pair of variant and batch size, in the order of the pipeline."""
     tables = pipeline.tables
     stages, variants = tables.accuracy.shape
     sizes = len(tables.batch_sizes)

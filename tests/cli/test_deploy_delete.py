@@ -41,7 +41,7 @@ def test_the_namespace_default_can_be_named(shell):
     assert {key[2] for key in shell.api.objects} == {"default"}
 
 
-def test_a_pipeline_of_the_catalogue(shell):
+def test_a_pipeline_that_ships_with_the_package(shell):
     assert shell.deploy("--flavour=seldon", "--pod-monitor", "--network-policy", pipeline="ocr") == cli.DONE, shell.err
     assert shell.names("seldondeployments") and shell.names("podmonitors") == {"ocr"}
     assert shell("status", pipeline="ocr") == cli.DONE and "text-recognition" in shell.out

@@ -4,7 +4,6 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -14,7 +13,7 @@ from deadlines import PATIENCE
 
 from opd import cli
 from opd.host.documents import DocumentError
-from opd.profiling.pipeline_file import read_pipeline
+from opd.profiling.pipelines import load_pipeline
 
 
 def test_help_lists_commands_and_exit_codes_and_imports_nothing_heavy():
@@ -56,9 +55,9 @@ BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nall: {spec: {nodeSelector: *b}}\n"
         ([], {"namespace": "other/secrets"}, "not a DNS label"),
         ([], {"namespace": "../kube-system"}, "not a DNS label"),
         ([], {"pipeline": "Tiny_1"}, "not a DNS label"),
-        ([], {"pipeline": "../../etc/passwd"}, "not a DNS label"),
+        ([], {"pipeline": "../../etc/passwd"}, "no pipeline '../../etc/passwd'"),
         ([], {"pipeline": "nosuch"}, "no pipeline 'nosuch'"),
-        ([], {"pipeline": "nosuch.yaml"}, "no file nosuch.yaml"),
+        ([], {"pipeline": "nosuch.yaml"}, "no pipeline 'nosuch.yaml'"),
         (["--flavour=docker"], {}, "flavour must be 'deployment' or 'seldon', not 'docker'"),
         (["--image=no image"], {}, "image: 'no image' is malformed"),
         (["--store=nowhere"], {}, "store: 'nowhere' is malformed"),
@@ -101,20 +100,20 @@ def test_a_malicious_overlay_is_refused(shell, text, words):
 @pytest.mark.parametrize(
     "old, new, words",
     [
-        ("name: tiny", "name: tiny\nnamespace: kube-system", "(line 3) is not a known key; known are name, cap"),
-        ("name: tiny", "name: kube-system/tiny", "not a DNS label"),
+        ("name: tiny", "name: tiny\nnamespace: kube-system", "(line 3) is not a known key; known are name, des"),
+        ("name: tiny", "name: kube-system/tiny", "name (line 2) is not of the right form: 'kube-system/tiny'"),
+        ("name: tiny", "name: Tiny_1", "not a DNS label"),
         ("name: tiny", "name: 1tiny", "must begin with a letter"),
         ("name: tiny", "name: [tiny]", "name (line 2) must be text"),
-        ("name: first", "name: 'first\\nx'", "not a DNS label"),
+        ("name: first", "name: 'first\\nx'", "tasks[0].name (line 7) is not of the right form"),
         ("name: large", "name: queue", "2 objects"),
-        ("max_replicas: 3", "max_replicas: 1000000000", "max_replicas (line 4) must be at most 1000, not 1000000000"),
-        ("max_replicas: 3", "max_replicas: true", "whole number"),
-        ("max_batch_size: 4", "max_batch_size: 1024000", "must be at most 1024"),
-        ("capacity: 6", "capacity: 1", "too small for any configuration"),
-        ("capacity: 6\n", "", "capacity (line 2) is missing"),
+        ("replicas: 3", "replicas: 1000000000", "limits.replicas (line 4) must be at most 1000, not 1000000000"),
+        ("replicas: 3", "replicas: true", "whole number"),
+        ("batch_size: 4", "batch_size: 1024000", "must be at most 1024"),
+        ("device: {cores: 6}", "device: {cores: 1}", "too small for any configuration"),
+        ("device: {cores: 6}\n", "", "device (line 2) is missing"),
         ("cores: 2", "cores: 2.5", "whole number"),
         ("accuracy: 0.6", "accuracy: .nan", "finite number"),
-        ("{1: 0.05, 4: 0.05}, startup_time: 2}", "[1], startup_time: 2}", "must be a mapping, not a list (seconds"),
         ("tasks:", "other:", "is not a known key"),
     ],
 )
@@ -127,7 +126,7 @@ def test_a_wrong_pipeline_file_is_refused(shell, old, new, words):
 
 
 def test_a_pipeline_file_is_read_as_written(shell):
-    pipeline = read_pipeline(Path(shell.file))
+    pipeline = load_pipeline(shell.file)
     assert (pipeline.name, pipeline.capacity, pipeline.max_replicas, pipeline.service_level.seconds) == (
         "tiny",
         6,
@@ -137,7 +136,20 @@ def test_a_pipeline_file_is_read_as_written(shell):
     assert [variant.cores for variant in pipeline.tasks[0].variants] == [1, 2]
     assert pipeline.tasks[0].variants[1].service_time(2) == 0.05
     with pytest.raises(DocumentError, match="tasks .* at least 1 entry"):
-        read_pipeline(Path(shell.write("none.yaml", PIPELINE.split("tasks:")[0] + "tasks: []")))
+        load_pipeline(shell.write("none.yaml", PIPELINE.split("tasks:")[0] + "tasks: []"))
+
+
+def test_a_pipeline_needs_a_profile_to_be_deployed_but_not_to_be_deleted(shell):
+    assert shell.deploy() == cli.DONE, shell.err
+    (shell.folder / "profile.csv").unlink()
+    assert shell.deploy() == cli.REFUSED and "opd profile" in shell.err
+    assert shell("status") == cli.DONE and shell("delete") == cli.DONE, shell.err
+
+
+def test_a_folder_is_deployed_like_the_file_in_it(shell):
+    (shell.folder / "tiny.yaml").rename(shell.folder / "pipeline.yaml")
+    assert shell.deploy(pipeline=shell.folder) == cli.DONE, shell.err
+    assert shell("delete", pipeline=f"{shell.folder}/pipeline.yaml") == cli.DONE, shell.err
 
 
 def test_settings_of_another_namespace_are_refused(shell):
@@ -152,9 +164,9 @@ def test_the_error_for_missing_image_and_store_names_the_remedy(shell):
 
 
 @pytest.mark.parametrize("command", ["status", "delete"])
-def test_a_name_is_checked_but_need_not_be_in_the_catalogue(shell, command):
+def test_a_name_is_checked_but_need_not_be_known(shell, command):
     assert shell(command, pipeline="a,b=c") == cli.REFUSED and not shell.api.requests
-    assert shell(command, pipeline="gone-from-the-catalogue") == cli.NOT_DEPLOYED
+    assert shell(command, pipeline="gone") == cli.NOT_DEPLOYED
     assert "is not deployed in namespace 'space'" in shell.err
 
 

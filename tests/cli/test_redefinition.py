@@ -8,7 +8,7 @@ from opd import cli
 THIRD = """
   - name: third
     variants:
-      - {name: small, accuracy: 0.5, cores: 1, latency: {1: 0.05, 4: 0.05}, startup_time: 2.0}
+      - {name: small, model: store, accuracy: 0.5, cores: 1}
 """
 SECOND = PIPELINE[PIPELINE.index("  - name: second") :]
 LARGE = PIPELINE[PIPELINE.index("      - {name: large") : PIPELINE.index("  - name: second")]
@@ -18,7 +18,7 @@ LARGE = PIPELINE[PIPELINE.index("      - {name: large") : PIPELINE.index("  - na
 @pytest.mark.parametrize(
     "replicas, old, new, running, words",
     [
-        (2, "capacity: 6", "capacity: 3", {"first-small": 1, "second-small": 1}, "device has 3"),
+        (2, "device: {cores: 6}", "device: {cores: 3}", {"first-small": 1, "second-small": 1}, "device has 3"),
         (1, LARGE, "", {"first-small": 1, "second-small": 2}, "no variant 'large'"),
         (2, LARGE, "", {"first-small": 1, "second-small": 2}, "no variant 'large'"),
         (1, SECOND, SECOND + THIRD, {"first-large": 1, "second-small": 2, "third-small": 1}, "added: third"),
@@ -29,7 +29,7 @@ LARGE = PIPELINE[PIPELINE.index("      - {name: large") : PIPELINE.index("  - na
 def test_after_a_change_of_the_pipeline_only_its_own_workloads_run(shell, flavour, replicas, old, new, running, words):
     stages = f"--stage=first=large:{replicas}:2", "--stage=second=small:2:1"
     assert shell.deploy(f"--flavour={flavour}", *stages) == cli.DONE, shell.err
-    shell.kubelet.cores = 3 if "capacity" in new else 6
+    shell.kubelet.cores = 3 if "device" in new else 6
     redefined = shell.write("redefined.yaml", PIPELINE.replace(old, new, 1))
     assert shell.deploy(f"--flavour={flavour}", pipeline=redefined) == cli.DONE, shell.err
     assert words in shell.err
@@ -79,7 +79,7 @@ def test_another_flavour_replaces_the_former_one_without_room_for_both(shell):
 
 @pytest.mark.parametrize("flavour, said", [("deployment", True), ("seldon", False)])
 def test_only_plain_deployments_are_renewed_in_place(shell, flavour, said):
-    full = shell.write("full.yaml", PIPELINE.replace("capacity: 6", "capacity: 2"))
+    full = shell.write("full.yaml", PIPELINE.replace("{cores: 6}", "{cores: 2}"))
     assert shell.deploy(f"--flavour={flavour}", pipeline=full) == cli.DONE, shell.err
     assert shell.deploy(f"--flavour={flavour}", "--image=opd:2", pipeline=full) == cli.DONE, shell.err
     assert ("renewed in place" in shell.err) == said

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from cli_shell import ROOT
@@ -14,7 +13,7 @@ from emulator.prometheus import Prometheus
 
 from opd import cli
 from opd.host.documents import read_document
-from opd.profiling.pipeline_file import read_pipeline
+from opd.profiling.pipelines import load_pipeline
 from opd.workload.forecast import ForecastParameters
 from opd.workload.forecast_training import train_forecaster
 from opd.workload.trace import load_trace
@@ -52,7 +51,7 @@ def forecaster(tmp_path_factory):
 def controlled(shell, forecaster):
     """Options that control a deployed pipeline."""
     assert shell.deploy() == cli.DONE
-    prometheus = Prometheus(read_pipeline(Path(shell.file)), load=30.0)
+    prometheus = Prometheus(load_pipeline(shell.file), load=30.0)
     yield [
         "--image=opd:1",
         "--store=/models",

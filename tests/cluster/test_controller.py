@@ -19,13 +19,18 @@ from deadlines import PATIENCE, eventually, terminating, within
 from prometheus_client import generate_latest
 from small_pipelines import stages
 from tiny_cluster import INITIAL, LARGE, OFTEN, TIMES, WANTED, FixedPolicy, TinyDeployment, lease_spec
+from user_projects import user_project
 
 from opd.cluster.controller import Controller, ControllerSettings, health_server
 from opd.cluster.errors import LedByAnotherError, NotDeployedError
 from opd.cluster.record import JsonFormatter
 from opd.cluster.resources import ObjectChange
+from opd.control.factory import build_policy
+from opd.measurement import SimulationParameters
+from opd.objective import Weights
 from opd.pipeline import Task, Variant
 from opd.serving.monitoring.prometheus import PrometheusUrl
+from opd.solvers import IpaParameters
 
 ROOT = Path(__file__).parents[2]
 
@@ -139,9 +144,7 @@ def test_a_refusal_is_an_event_and_a_metric(world):
     assert world.state("first")["variant"] == "small"
 
 
-def test_a_failed_policy_is_asked_again(world, monkeypatch):
-    monkeypatch.setattr("opd.cluster.controller.RETRY_SECONDS", 0.1)
-
+def test_a_failed_policy_is_recorded_and_asked_again(world):
     class Failing(FixedPolicy):
         fails = 1
 
@@ -151,7 +154,65 @@ def test_a_failed_policy_is_asked_again(world, monkeypatch):
                 raise ZeroDivisionError("a bug")
             return super().decide(observation)
 
-    controller(world, Failing(WANTED), decisions=1).run()
+    controller(world, Failing(WANTED), decisions=2).run()
+    assert "no decision: ZeroDivisionError: a bug" in events(world)["Refused"]["message"]
+    assert "goes on" in events(world)["Refused"]["message"]
+    assert world.state("first")["variant"] == "large"
+
+
+def test_the_fallback_of_a_policy_of_a_user_is_recorded_with_the_reason(world, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "opd.cluster.record")
+    with user_project(tmp_path / "project", monkeypatch):
+        known = world.pipeline, Weights(), SimulationParameters(), IpaParameters()
+        confused = build_policy("policies_of_the_project:Confused", *known)
+        made = controller(world, confused, decisions=1)
+        made.run()
+    (line,) = [record.fields for record in caplog.records if hasattr(record, "fields")]
+    assert (line["outcome"], line["by_expert"]) == ("refused", True)
+    assert line["reason"].startswith("policy Confused: DecisionError: the decision None is not a configuration")
+    assert line["wanted"] == line["configuration"] and line["score"]["cost"] > 0
+    assert "is the decision of the fallback policy" in events(world)["Refused"]["message"]
+
+
+def test_a_decision_beyond_all_limits_can_be_recorded(world, caplog):
+    caplog.set_level(logging.INFO, "opd.cluster.record")
+    controller(world, FixedPolicy([[99, -1, 10**30], [-1, 1, 1]]), decisions=1).run()
+    (line,) = [record.fields for record in caplog.records if hasattr(record, "fields")]
+    assert line["wanted"]["first"] == {"variant": 99, "replicas": -1, "batch_size": 10**30}
+    assert line["outcome"] == "refused" and json.loads(json.dumps(line)) == line
+
+
+def test_a_controller_warms_up_before_it_is_ready_or_leads(world):
+    class Slow(FixedPolicy):
+        def __init__(self):
+            super().__init__(WANTED)
+            self.warm, self.decided = threading.Event(), False
+
+        def warm_up(self, observation):
+            assert self.warm.wait(PATIENCE) and not self.decided
+
+        def decide(self, observation):
+            self.decided = True
+            return super().decide(observation)
+
+    policy = Slow()
+    with Running(controller(world, policy)) as made, health_server(made, "127.0.0.1", 0) as port:
+        answer = lambda path: requests.get(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE)  # noqa: E731
+        eventually(lambda: made.state == "warming up")
+        assert (answer("/readyz").status_code, answer("/healthz").status_code) == (503, 200)
+        assert answer("/readyz").json() == {"state": "warming up", "pipeline": "tiny"}
+        assert not world.api.all("leases") and not policy.decided
+        policy.warm.set()
+        eventually(lambda: answer("/readyz").status_code == 200)
+        eventually(lambda: policy.decided)
+
+
+def test_a_warm_up_that_fails_delays_nothing(world):
+    class Cold(FixedPolicy):
+        def warm_up(self, observation):
+            raise ZeroDivisionError("a bug")
+
+    controller(world, Cold(WANTED), decisions=1).run()
     assert world.state("first")["variant"] == "large"
 
 

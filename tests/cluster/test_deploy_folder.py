@@ -209,10 +209,11 @@ def test_the_controller_gets_a_pipeline_file_as_documented(tmp_path):
     (block,) = [block for block in documented("yaml") if "opd-pipeline" in block]
     folder = example_with(tmp_path, yaml.safe_load(block))
     (folder / "pipeline.yaml").write_text("name: mine\n")
+    (folder / "profile.csv").write_text("task,variant\n")
     objects = rendered(folder)
     controller = find(objects, "Deployment", "opd-controller")
     (config,) = [each for each in objects if each["metadata"]["name"].startswith("opd-pipeline-")]
-    assert config["data"] == {"pipeline.yaml": "name: mine\n"}
+    assert config["data"] == {"pipeline.yaml": "name: mine\n", "profile.csv": "task,variant\n"}
     volumes = template_of(controller)["spec"]["volumes"]
     (volume,) = [each["name"] for each in volumes if each.get("configMap", {}).get("name") == identity(config)[1]]
     (mount,) = [each["mountPath"] for each in server_of(controller)["volumeMounts"] if each["name"] == volume]

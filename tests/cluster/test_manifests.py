@@ -12,7 +12,7 @@ from opd.cluster.manifests.pods import DISCOVERING_QUEUE, SECURITY_CONTEXT
 from opd.cluster.manifests.workloads import model_workload, replicas_of, template_of, with_replicas
 from opd.cluster.overlay import Overlay
 from opd.pipeline import InfeasibleError, Pipeline, ServiceLevel, StageConfiguration, Task, Variant
-from opd.profiling.catalogue import load_pipeline
+from opd.profiling.pipelines import load_pipeline
 from opd.serving.settings import ServerSettings, StageSettings
 
 
@@ -34,8 +34,8 @@ def test_the_router_knows_the_services_of_the_queues_in_order():
     objects = objects_of()
     router = json.loads(find(objects, "ConfigMap", "ocr-router")["data"]["server.json"])
     assert router["parameters"]["stages"] == [
-        {"task": "text-detection", "address": "ocr-text-detection-queue.pipelines.svc:8081"},
-        {"task": "text-recognition", "address": "ocr-text-recognition-queue.pipelines.svc:8081"},
+        {"task": "text-detection", "address": "ocr-text-detection-queue.pipelines.svc:8081", "adapter": None},
+        {"task": "text-recognition", "address": "ocr-text-recognition-queue.pipelines.svc:8081", "adapter": None},
     ]
     for task in ("text-detection", "text-recognition"):
         service = find(objects, "Service", f"ocr-{task}-queue")["spec"]

@@ -60,7 +60,7 @@ def test_every_policy_decides_within_the_limits_and_the_cores_that_are_left(pipe
         IpaPolicy(pipeline, IpaParameters()),
         IpaPolicy(pipeline, IpaParameters(), ipa_dynamic_program),
         MyopicPolicy(pipeline, WEIGHTS, 0.25),
-        ClairvoyantPolicy(pipeline, WEIGHTS, 0.25),
+        ClairvoyantPolicy(MyopicPolicy(pipeline, WEIGHTS, 0.25)),
         AgentPolicy(agent_for(pipeline, seed)),
     ):
         assert within_limits(pipeline, policy.decide(seen), left), type(policy).__name__
@@ -74,14 +74,14 @@ def test_the_baselines_plan_for_the_forecast_and_only_the_clairvoyant_for_the_tr
     by_program = IpaPolicy(pipeline, IpaParameters(), ipa_dynamic_program).decide(seen)
     assert by_program == ipa_dynamic_program(pipeline, 4.0, IpaParameters())
     assert MyopicPolicy(pipeline, WEIGHTS, 0.25).decide(seen) == myopic(pipeline, 4.0, WEIGHTS, 0.25)
-    clairvoyant = ClairvoyantPolicy(pipeline, WEIGHTS, 0.25).decide(seen)
+    clairvoyant = ClairvoyantPolicy(MyopicPolicy(pipeline, WEIGHTS, 0.25)).decide(seen)
     assert clairvoyant == myopic(pipeline, 25.0, WEIGHTS, 0.25) != myopic(pipeline, 4.0, WEIGHTS, 0.25)
 
 
 def test_the_clairvoyant_policy_says_where_it_cannot_work():
     pipeline = ocr_pipeline()
     with pytest.raises(ValueError, match="needs the coming load, which only the simulated backend knows"):
-        ClairvoyantPolicy(pipeline, WEIGHTS, 0.25).decide(observation(pipeline))
+        ClairvoyantPolicy(MyopicPolicy(pipeline, WEIGHTS, 0.25)).decide(observation(pipeline))
 
 
 def test_random_decisions_repeat_for_a_seed_and_only_then():

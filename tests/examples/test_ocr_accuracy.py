@@ -12,7 +12,7 @@ from PIL import Image
 
 from opd.examples.ocr import accuracy
 from opd.host.paths import project_path
-from opd.serving.models import load_model
+from opd.serving.python_model import open_object
 
 
 def test_overlap_of_known_boxes():
@@ -37,12 +37,12 @@ def test_accuracy_of_known_texts():
 
 @pytest.mark.parametrize("name", DETECTION)
 def test_every_detector_finds_the_lines_of_clean_pages(name: str, ocr_store):
-    assert accuracy.variant_accuracy(load_model(ocr_store.pull("text-detection", name)), CLEAN) >= 0.8
+    assert accuracy.variant_accuracy(open_object(ocr_store.pull("text-detection", name)), CLEAN) >= 0.8
 
 
 @pytest.mark.parametrize("name", RECOGNITION)
 def test_every_recogniser_reads_clean_lines(name: str, ocr_store):
-    assert accuracy.variant_accuracy(load_model(ocr_store.pull("text-recognition", name)), CLEAN) >= 0.9
+    assert accuracy.variant_accuracy(open_object(ocr_store.pull("text-recognition", name)), CLEAN) >= 0.9
 
 
 def test_chosen_variants_are_reported_and_not_clearly_beaten():

@@ -11,11 +11,11 @@ import yaml
 from ocr_pages import CLEAN, DETECTION, RECIPES
 
 from opd.examples.ocr import build
+from opd.examples.ocr.accuracy import true_sheet
 from opd.examples.ocr.recipes import Recipes
-from opd.examples.ocr.served import true_sheet
 from opd.host.documents import DocumentError, as_model
 from opd.host.paths import project_path
-from opd.serving.models import load_model
+from opd.serving.python_model import open_object
 from opd.serving.store import ModelStore
 
 
@@ -50,10 +50,10 @@ def test_an_ascii_head_reads_the_same_text(ocr_store, tmp_path: Path):
     for name, folder in folders.items():
         folder.mkdir()
         build.build_variant("text-recognition", name, folder)
-    whole, cut = (load_model(folder) for folder in folders.values())
+    whole, cut = (open_object(folder) for folder in folders.values())
     assert len(cut.characters) == 95 and len(whole.characters) == 6905
     sheets = [true_sheet(page) for page in CLEAN]
-    assert cut(sheets) == whole(sheets)
+    assert cut.texts(sheets) == whole.texts(sheets)
 
 
 def test_building_is_reproducible(ocr_store, tmp_path: Path):

@@ -14,11 +14,12 @@ from opd.live import calibration
 from opd.live.calibration import calibrate_pipeline, measure_overhead, measure_served_latencies
 from opd.live.configurations import SchedulePolicy, configurations_from
 from opd.live.fidelity import measure_fidelity, replay
-from opd.live.runs import Traffic, count_changes, run_live, summarise_run
+from opd.live.runs import count_changes, run_live, summarise_run
+from opd.live.traffic import Traffic
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import StageConfiguration
-from opd.profiling.catalogue import load_pipeline
+from opd.profiling.pipelines import load_pipeline
 from opd.serving.local import LocalBackend
 from opd.serving.samples import read_samples
 
@@ -79,7 +80,7 @@ def test_reconfiguration_under_load_loses_no_request(backend, pages, tmp_path):
 def test_overhead_and_served_latencies_are_measured(backend, pages):
     backend.apply(FIRST)
     samples = read_samples(pages)
-    overhead = measure_overhead(backend, samples[:12], warm_up=4, idle_seconds=1.0)
+    overhead = measure_overhead(backend, samples, 12, warm_up=4, idle_seconds=1.0)
     assert overhead["requests"] == 8 and overhead["direct_ms"]["p50"] > 1.0
     direct, routed, added = (overhead[way]["mean"] for way in ("direct_ms", "routed_ms", "added_ms"))
     assert added == pytest.approx(routed - direct)

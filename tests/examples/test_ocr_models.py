@@ -18,17 +18,18 @@ from PIL import Image
 
 from opd.examples.ocr import models
 from opd.examples.ocr.pages import PAGE_SIZE, Page
-from opd.serving.models import PayloadError, load_model
+from opd.serving.models import PayloadError
+from opd.serving.python_model import open_object
 
 
 @pytest.fixture(scope="module")
 def detector(ocr_store) -> models.TextDetector:
-    return load_model(ocr_store.pull("text-detection", DETECTION[-1]))
+    return open_object(ocr_store.pull("text-detection", DETECTION[-1]))
 
 
 @pytest.fixture(scope="module")
 def recogniser(ocr_store) -> models.TextRecogniser:
-    return load_model(ocr_store.pull("text-recognition", RECOGNITION[-1]))
+    return open_object(ocr_store.pull("text-recognition", RECOGNITION[-1]))
 
 
 def png(size: tuple[int, int], colour: tuple[int, int, int] = (255, 255, 255)) -> bytes:
@@ -86,27 +87,27 @@ def test_a_line_is_scaled_to_its_row_and_padded_with_grey():
 
 @pytest.mark.parametrize("page", CLEAN, ids=lambda page: page.text.replace("\n", " "))
 def test_a_clean_page_is_read_without_errors(page: Page, detector, recogniser):
-    assert recogniser(detector([page.payload])) == [page.text.encode()]
+    assert recogniser.texts(detector.sheets([page.payload])) == [page.text.encode()]
 
 
 def test_a_batch_answers_like_its_elements(detector, recogniser):
     pages = [page.payload for page in WORN]
-    sheets = detector(pages)
-    assert sheets == [detector([page])[0] for page in pages]
-    assert recogniser(sheets) == [recogniser([sheet])[0] for sheet in sheets]
+    sheets = detector.sheets(pages)
+    assert sheets == [detector.sheets([page])[0] for page in pages]
+    assert recogniser.texts(sheets) == [recogniser.texts([sheet])[0] for sheet in sheets]
     assert len({models.decode_sheet(sheet, "sheet").height for sheet in [*sheets, png((224, 48))]}) > 1
 
 
 def test_a_page_without_text_is_read_as_an_empty_line(detector, recogniser):
-    (sheet,) = detector([png(PAGE_SIZE)])
+    (sheet,) = detector.sheets([png(PAGE_SIZE)])
     assert Image.open(io.BytesIO(sheet)).size == (models.LINE_WIDTH, models.LINE_HEIGHT)
-    assert recogniser([sheet]) == [b""]
+    assert recogniser.texts([sheet]) == [b""]
 
 
 def test_pages_of_another_size_are_read(detector, recogniser):
     image = Image.open(io.BytesIO(CLEAN[0].payload))
     larger = models.encode_image(image.resize((1024, 512)))
-    assert recogniser(detector([larger])) == [CLEAN[0].text.encode()]
+    assert recogniser.texts(detector.sheets([larger])) == [CLEAN[0].text.encode()]
 
 
 # Malformed payloads and settings
@@ -117,9 +118,9 @@ def test_pages_of_another_size_are_read(detector, recogniser):
 )
 def test_a_malformed_payload_is_named(payload: bytes, detector, recogniser):
     with pytest.raises(PayloadError, match="element 1 is not a readable JPEG or PNG"):
-        detector([CLEAN[0].payload, payload])
+        detector.sheets([CLEAN[0].payload, payload])
     with pytest.raises(PayloadError, match="element 1 is not a readable JPEG or PNG"):
-        recogniser([png((models.LINE_WIDTH, models.LINE_HEIGHT)), payload])
+        recogniser.texts([png((models.LINE_WIDTH, models.LINE_HEIGHT)), payload])
 
 
 @pytest.mark.parametrize("size", [(3000, 3000), (20_000, 20_000)])
@@ -127,13 +128,13 @@ def test_an_image_with_too_many_pixels_is_refused(size: tuple[int, int], detecto
     file = io.BytesIO()
     Image.new("1", size).save(file, "PNG")
     with pytest.raises(PayloadError, match="element 0"):
-        detector([file.getvalue()])
+        detector.sheets([file.getvalue()])
 
 
 @pytest.mark.parametrize("size", [(224, 47), (225, 48), (224, 48 * 17)])
 def test_an_image_that_is_not_a_line_sheet_is_refused(size: tuple[int, int], recogniser):
     with pytest.raises(PayloadError, match="element 0 is .* a line sheet is 224 wide"):
-        recogniser([png(size)])
+        recogniser.texts([png(size)])
 
 
 @given(st.integers(0, 2**32 - 1))

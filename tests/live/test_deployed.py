@@ -14,7 +14,8 @@ from opd.cluster.settings import ClusterSettings
 from opd.live import deployed as evaluation
 from opd.live.configurations import SchedulePolicy, configurations_from
 from opd.live.fidelity import replay
-from opd.live.runs import LiveSite, Traffic, run_live, summarise_run
+from opd.live.runs import LiveSite, run_live, summarise_run
+from opd.live.traffic import Traffic
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.serving.monitoring.scraper import Scraper

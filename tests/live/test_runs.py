@@ -7,8 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from live_runs import LARGE, SMALL, requests, run_of
 from small_pipelines import ocr_pipeline
 
@@ -16,34 +14,10 @@ from opd.live.calibration import with_served_latencies
 from opd.live.configurations import SchedulePolicy
 from opd.live.fidelity import replay
 from opd.live.run_log import collected_warnings
-from opd.live.runs import LiveSite, count_changes, live_timeline, most_varied_window, summarise_run
+from opd.live.runs import LiveSite, count_changes, live_timeline, summarise_run
 from opd.measurement import SimulationParameters, Span, unmeasured
 
 # Traffic and decisions
-
-
-def test_the_most_varied_stretch_within_the_bounds_is_found():
-    counts = np.concatenate([np.full(40, 8), np.full(20, 10), np.full(20, 20), np.full(20, 40), np.full(40, 9)])
-    start = most_varied_window(counts, 10, 20, 5, 22, 10)
-    assert start == 40  # its two intervals are at 10 and 20 requests/s
-    with pytest.raises(ValueError, match="no 20 s of the load stay within 41 and 50"):
-        most_varied_window(counts, 10, 20, 41, 50, 10)
-
-
-@given(st.lists(st.integers(0, 30), min_size=60, max_size=200), st.integers(0, 15))
-def test_no_stretch_within_the_bounds_varies_more(counts, least):
-    load_of = np.array(counts)
-    try:
-        start = most_varied_window(load_of, 10, 20, least, 25, 10)
-    except ValueError:
-        start = None
-    spreads = {}
-    for first in range(0, len(load_of) - 29, 5):
-        means = load_of[first + 10 : first + 20].mean(), load_of[first + 20 : first + 30].mean()
-        if min(means) >= least and max(means) <= 25:
-            spreads[first] = np.std(means)
-    assert (start is None) == (not spreads)
-    assert start is None or spreads[start] == pytest.approx(max(spreads.values()))
 
 
 def test_a_schedule_holds_every_configuration_equally_long_and_then_the_last():

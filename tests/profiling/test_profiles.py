@@ -2,44 +2,41 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
-from profile_tables import CATALOGUE, PIPELINES, REFERENCE, VARIANTS, timed
+from pipeline_folders import PROFILE, write_pipeline
+from profile_tables import PIPELINES, REFERENCE, timed
 
-from opd.host.paths import package_path
+from opd.host.documents import DocumentError
 from opd.profiling import profiles
-from opd.profiling.catalogue import load_pipeline
-from opd.profiling.measuring import MEASURED_CORES
+from opd.profiling.pipelines import load_pipeline
 
-# ------------------------------------------------------------------------------------------- the reference table
-
-
-@pytest.mark.parametrize(("task", "name"), VARIANTS)
-def test_the_reference_table_is_complete(task: str, name: str):
-    table = REFERENCE[(REFERENCE["task"] == task) & (REFERENCE["variant"] == name)]
-    stored = task in CATALOGUE.pipeline("ocr").tasks
-    cells = {(c, b) for c in ((1,) if stored else profiles.CORE_COUNTS) for b in CATALOGUE.batch_sizes(task)}
-    assert set(zip(table["cores"], table["batch_size"], strict=True)) == cells
-    assert (table["latency_mean"] > 0).all() and (table["latency_p99"] >= 0.99 * table["latency_mean"]).all()
-    measured = table["kind"] == "measured"
-    assert set(table.loc[measured, "cores"]) == ({1} if stored else set(MEASURED_CORES))
-    assert (table.loc[measured, "runs"] >= 3).all() and (table.loc[~measured, "runs"] == 0).all()
-    assert table["load_seconds"].nunique() == 1
-
-
-def test_the_reference_table_comes_with_the_hardware_it_was_measured_on():
-    hardware = yaml.safe_load(package_path("examples", "profiles.json").read_text())
-    assert {"processor", "cores", "torch", "transformers", "onnxruntime", "python"} <= set(hardware)
+# ----------------------------------------------------------------------------------------------- reading and writing
 
 
 def test_a_saved_table_is_loaded_unchanged(tmp_path: Path):
-    profiles.save_profiles(REFERENCE, tmp_path / "profiles.csv")
-    pd.testing.assert_frame_equal(profiles.load_profiles(tmp_path / "profiles.csv"), REFERENCE)
-    assert yaml.safe_load((tmp_path / "profiles.json").read_text())["cores"] >= 1
+    profiles.save_profile(REFERENCE, tmp_path / "profile.csv", {"models": {}})
+    pd.testing.assert_frame_equal(profiles.load_profile(tmp_path / "profile.csv"), REFERENCE, rtol=1e-4)
+    about = json.loads((tmp_path / "profile.json").read_text())
+    assert about["cores"] >= 1 and about["models"] == {}
+
+
+def test_a_profile_typed_by_hand_needs_no_figures_that_only_a_measurement_has(tmp_path: Path):
+    path = tmp_path / "profile.csv"
+    path.write_text("task,variant,cores,batch_size,latency_mean,kind,startup_seconds\nfirst,small,1,1,0.5,assumed,2\n")
+    (row,) = profiles.load_profile(path).to_dict("records")
+    assert (row["latency_mean"], row["latency_p99"], row["runs"], row["startup_seconds"]) == (0.5, 0.5, 0, 2.0)
+    assert np.isnan(row["memory_mb"])
+
+
+def test_figures_are_read_to_the_last_digit(tmp_path: Path):
+    path = tmp_path / "profile.csv"
+    write_pipeline(tmp_path, profile=PROFILE.replace("0.12,", "0.12300000000000001,"))
+    assert 0.12300000000000001 in set(profiles.load_profile(path)["latency_mean"])
 
 
 # ------------------------------------------------------------------------------------------------ extrapolation
@@ -75,7 +72,7 @@ def test_measurements_at_a_single_core_count_are_not_extrapolated():
 
 def test_noise_cannot_make_a_larger_batch_faster():
     table = timed({(1, 1): 0.1, (1, 2): 0.3, (1, 4): 0.2})
-    assert profiles.latency_by_batch_size(table, "task", "variant", 1) == pytest.approx({1: 0.1, 2: 0.25, 4: 0.25})
+    assert profiles.latency_by_batch_size(table) == pytest.approx({1: 0.1, 2: 0.25, 4: 0.25})
 
 
 # ------------------------------------------------------------------------------------------------- two machines
@@ -94,9 +91,9 @@ def test_every_pipeline_loads_from_measurements_filled_from_the_reference(tmp_pa
     elsewhere = merged[merged["variant"] != "resnet-18"]
     assert np.allclose(elsewhere["latency_mean"], 2.0 * elsewhere["latency_mean_reference"])
     assert (elsewhere["kind"] == "extrapolated").all()
-    profiles.save_profiles(table, tmp_path / "profiles.csv")
+    profiles.save_profile(table, tmp_path / "profiles.csv")
     for name in PIPELINES:
-        load_pipeline(name, profiles=tmp_path / "profiles.csv", capacity=200)
+        load_pipeline(name, tmp_path / "profiles.csv")
 
 
 def test_comparison_metrics_by_hand():
@@ -118,13 +115,55 @@ def test_filling_without_a_common_cell_is_refused():
         profiles.fill_from_reference(timed({(1, 1): 0.1}), REFERENCE)
 
 
-def test_the_error_for_a_missing_table_names_the_remedy(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="nowhere.*01_profiling"):
-        profiles.load_profiles(tmp_path / "nowhere")
+def test_the_error_for_a_missing_profile_names_the_remedy(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="no profile .*nowhere.*`opd profile"):
+        profiles.load_profile(tmp_path / "nowhere")
 
 
-def test_a_table_without_its_columns_is_refused(tmp_path: Path):
-    path = tmp_path / "profiles.csv"
-    REFERENCE.drop(columns="latency_mean").to_csv(path, index=False)
-    with pytest.raises(ValueError, match="lacks the columns latency_mean"):
-        profiles.load_profiles(path)
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("latency_mean", "latency", "line 1 lacks the columns latency_mean; .*measure again with `opd profile`"),
+        (PROFILE.splitlines()[1], "first,small,one,1,0.05,,,measured,2,", r"cores \(line 2\) must be a whole number"),
+        ("large,2,1,0.06,", "large,2,1,60.5,", r"latency_mean \(line 5\): 60.5 s .*milliseconds\? Then write 0.0605"),
+        ("large,2,1,0.06,", "large,2,1,-0.06,", r"rows\[3\].latency_mean \(line 5\) must be greater than 0, not -0.06"),
+        ("large,2,1,0.06,", "large,2,1,nan,", r"latency_mean \(line 5\) must be a finite number, not nan"),
+        (
+            "large,2,1,0.06,",
+            "large,2,1,6ms,",
+            r"latency_mean \(line 5\) must be a number, not '6ms' \(seconds of",
+        ),
+        ("large,2,1,0.06,", "large,2,1,,", r"latency_mean \(line 5\) is missing \(seconds of a call"),
+        ("large,2,1,0.06,", "large,2.5,1,0.06,", r"cores \(line 5\) must be a whole number, not 2.5"),
+        (
+            "large,2,1,0.06,",
+            "large,2,2,0.06,",
+            r"rows\[4\] \(line 6\): variant large .* size 2 stands in rows\[3\]",
+        ),
+        (",,,assumed,2.5,", ",,,guessed,2.5,", r"3 problems:\n- rows\[3\].kind \(line 5\) must be 'measured', 'extra"),
+        (",,,assumed,2.5,", ",,,assumed,2500,", r"startup_seconds \(line 5\): 2500 s .* milliseconds\? Then write 2.5"),
+        ("measured,2.0,120\n", "measured,2.0,120,7\n", r"cells without a column \(line 2\) is not a known key"),
+        ("first,small", "../small,small", r"task \(line 2\) is not of the right form: '../small' \(name of the task"),
+    ],
+)
+def test_the_error_for_a_wrong_profile_names_line_column_value_and_remedy(old: str, new: str, message: str, tmp_path):
+    assert old in PROFILE
+    write_pipeline(tmp_path, profile=PROFILE.replace(old, new))
+    with pytest.raises(DocumentError, match=message):
+        profiles.load_profile(tmp_path / "profile.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "lacks the columns"),
+        (b"\xff\xfe", "not a CSV file"),
+        (PROFILE.splitlines()[0].encode(), "rows .* needs at least 1 entry"),
+        (PROFILE.splitlines()[0].encode() + b",task\n", "a column twice"),
+        (b"#" * (profiles.MAX_BYTES + 1), "larger than"),
+    ],
+)
+def test_a_file_that_is_no_profile_is_refused(content: bytes, message: str, tmp_path: Path):
+    (tmp_path / "profile.csv").write_bytes(content)
+    with pytest.raises(DocumentError, match=message):
+        profiles.load_profile(tmp_path / "profile.csv")

@@ -33,8 +33,8 @@ def test_a_call_goes_to_a_replica_and_takes_as_long_as_its_model(tmp_path, monke
     push_variant(tmp_path, "shout", "slow", seconds=0.2)
     monkeypatch.setenv(STORE_URL_VARIABLE, str(tmp_path))
     variant = ServedText("shout", "slow")
-    with variant.loaded(seed=0) as (replica, load_seconds):
+    with variant.loaded(seed=0) as (replica, startup_seconds):
         assert variant.infer(replica, variant.inputs(3)) == [b"ONE", b"TWO", b"THREE"]
-        assert load_seconds > 0
+        assert startup_seconds > 0 and variant.memory_mb(replica) > 20
     table = measure_variant("shout", "slow", variant, [1, 2], [1], Effort(0.0, min_runs=2))
     assert table["batch_size"].tolist() == [1, 2] and (table["latency_mean"] >= 0.2).all()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
+import tempfile
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +14,11 @@ from pathlib import Path
 import fsspec
 import pytest
 from deadlines import PATIENCE
+from hypothesis import given
+from hypothesis import strategies as st
 
-from opd.serving.models import MANIFEST
+from opd.host.documents import DocumentError
+from opd.serving.manifest import MANIFEST
 from opd.serving.store import (
     CACHE_VARIABLE,
     STORE_URL_VARIABLE,
@@ -23,6 +28,8 @@ from opd.serving.store import (
     write_manifest,
 )
 
+RUNTIME = "opd.serving.python_model.PythonModel"
+
 
 @pytest.fixture
 def variant(tmp_path: Path) -> Path:
@@ -30,7 +37,9 @@ def variant(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "model.onnx").write_bytes(bytes(range(256)) * 1000)
     (folder / "characters.txt").write_text("a\nb\n")
-    write_manifest(folder, "opd.examples.ocr.models:TextDetector", {"size": [64, 32]})
+    (folder / "tokens" / "de").mkdir(parents=True)
+    (folder / "tokens" / "de" / "words.txt").write_text("eins\n")
+    write_manifest(folder, RUNTIME, {"extra": {"size": [64, 32]}})
     return folder
 
 
@@ -62,7 +71,7 @@ def store(request, tmp_path: Path) -> ModelStore:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def damage(store: ModelStore, task: str, variant: str, name: str) -> None:
@@ -76,6 +85,38 @@ def test_what_is_pushed_is_pulled(store: ModelStore, variant: Path):
     store.push(variant, "recognition", "small")
     assert contents(store.pull("detection", "small")) == contents(variant)
     assert store.variants() == {"detection": ["large", "small"], "recognition": ["small"]}
+
+
+def test_what_is_there_already_is_not_written_again(store: ModelStore, variant: Path):
+    assert store.push(variant, "detection", "small")
+    assert not store.push(variant, "detection", "small")
+    (variant / "characters.txt").write_text("c\n")
+    write_manifest(variant, RUNTIME, {})
+    assert store.push(variant, "detection", "small")
+    store._files.rm(f"{store._root}/detection/small/tokens/de/words.txt")
+    assert store.push(variant, "detection", "small")
+    assert contents(store.pull("detection", "small")) == contents(variant)
+
+
+NAMES = st.from_regex(r"[a-zA-Z0-9_é-][a-zA-Z0-9._ -]{0,8}", fullmatch=True)
+
+
+@given(st.dictionaries(st.lists(NAMES, min_size=1, max_size=3).map("/".join), st.binary(max_size=20), max_size=6))
+def test_any_files_in_any_subfolders_come_back(files: dict[str, bytes]):
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "variant")
+        for name, content in files.items():
+            path = folder / name
+            if name == MANIFEST or any(other.startswith(f"{name}/") or name.startswith(f"{other}/") for other in files):
+                continue  # a file cannot be a folder as well
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        folder.mkdir(exist_ok=True)
+        write_manifest(folder, RUNTIME, {})
+        for url in (f"{scratch}/store", f"memory://{uuid.uuid4().hex}"):
+            store = ModelStore(url, Path(scratch, "cache"))
+            store.push(folder, "task", "small")
+            assert contents(store.pull("task", "small")) == contents(folder)
 
 
 def test_the_error_for_a_missing_variant_lists_the_others(store: ModelStore, variant: Path):
@@ -104,7 +145,7 @@ def test_pushing_replaces_a_variant_with_all_its_files(store: ModelStore, varian
     store.push(variant, "detection", "small")
     before = store.pull("detection", "small")
     (variant / "characters.txt").unlink()
-    write_manifest(variant, "opd.examples.ocr.models:TextDetector", {"size": [32, 32]})
+    write_manifest(variant, RUNTIME, {"extra": {"size": [32, 32]}})
     store.push(variant, "detection", "small")
     assert contents(store.pull("detection", "small")) == contents(variant)
     assert store._is_local or (before / "characters.txt").is_file()
@@ -145,7 +186,7 @@ def test_leftovers_of_a_killed_replica_are_removed_but_a_running_pull_is_not(sto
         (folder / "copy").mkdir(parents=True)
     os.utime(left, (0, 0))
     (variant / "characters.txt").write_text("c\n")
-    write_manifest(variant, "opd.examples.ocr.models:TextDetector", {"size": [64, 32]})
+    write_manifest(variant, RUNTIME, {})
     store.push(variant, "detection", "small")
     store.pull("detection", "small")
     assert running.is_dir() and not left.exists()
@@ -171,13 +212,37 @@ def test_names_are_plain(name: str, variant: Path, tmp_path: Path):
             store.pull(task, other)
 
 
-def test_a_manifest_cannot_write_outside_its_folder(variant: Path, tmp_path: Path):
+@pytest.mark.parametrize("name", ["../characters.txt", "/etc/passwd", "a/../../b", "a//b", "./a", "C:\\\\a", "tokens/"])
+def test_a_manifest_cannot_write_outside_its_folder(name: str, variant: Path, tmp_path: Path):
     manifest = variant / MANIFEST
-    manifest.write_text(manifest.read_text().replace("characters.txt", "../characters.txt"))
-    store = ModelStore("memory://outside", tmp_path / "cache")
+    manifest.write_text(manifest.read_text().replace("characters.txt", name))
+    store = ModelStore(f"memory://{uuid.uuid4().hex}", tmp_path / "cache")
     store._files.put(str(variant), f"{store._root}/detection/small", recursive=True)
     with pytest.raises(ValueError, match="is not a valid name"):
         store.pull("detection", "small")
+
+
+def test_a_link_out_of_the_folder_is_refused(variant: Path, tmp_path: Path):
+    (tmp_path / "secret").write_text("a\nb\n")
+    (variant / "characters.txt").unlink()
+    (variant / "characters.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(CorruptVariantError, match="characters.txt is a link out of the folder"):
+        ModelStore(str(tmp_path / "store")).push(variant, "detection", "small")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "must be a mapping"),
+        ('{"class": "a:B", "settings": {}, "files": {}}', "runtime is missing"),
+        ('{"runtime": "a.B", "files": {"a": "no hash"}}', "files.a"),
+    ],
+)
+def test_a_broken_manifest_is_named(content: str, problem: str, variant: Path, tmp_path: Path):
+    (variant / MANIFEST).write_text(content)
+    with pytest.raises(DocumentError, match=f"(?s){MANIFEST}.*{re.escape(problem)}"):
+        ModelStore(str(tmp_path / "store")).push(variant, "detection", "small")
 
 
 def test_a_folder_is_used_in_place(variant: Path, tmp_path: Path):

@@ -61,12 +61,12 @@ def test_the_examples_in_the_documentation_work():
     assert results.failed == 0
 
 
-def test_a_pipeline_of_the_catalogue_and_the_bundled_workload_are_the_default():
+def test_a_shipped_pipeline_and_the_bundled_workload_are_the_default():
     made = PipelineEnv("video", episode_length=3)
     state, _ = made.reset(seed=0)
     assert made.pipeline.name == "video"
     assert made.observation_space.contains(state)
-    with pytest.raises(KeyError, match="radio"):
+    with pytest.raises(FileNotFoundError, match="no pipeline .radio."):
         PipelineEnv("radio", varying_workload())
 
 

@@ -115,7 +115,7 @@ def test_the_myopic_solver_with_a_perfect_forecast_is_the_clairvoyant_one():
     setting = small_setting()
     policies = [
         ForecastOverride(MyopicPolicy(ocr_pipeline(), WEIGHTS, SIMULATION.batch_timeout), "perfect"),
-        ClairvoyantPolicy(ocr_pipeline(), WEIGHTS, SIMULATION.batch_timeout),
+        ClairvoyantPolicy(MyopicPolicy(ocr_pipeline(), WEIGHTS, SIMULATION.batch_timeout)),
     ]
     runs = [run_cycle(ocr_pipeline(), policy, CYCLES[1], 0, setting) for policy in policies]
     assert [step.configuration for step in runs[0]] == [step.configuration for step in runs[1]]

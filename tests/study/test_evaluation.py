@@ -9,11 +9,13 @@ import pytest
 from small_agents import agent_for
 from small_pipelines import ocr_pipeline
 from small_study import CYCLE, setting_on, waves
+from user_projects import user_project
 
 from opd.control import BASELINES
 from opd.solvers import greedy
 from opd.study.evaluation.cycles import (
     COLUMNS,
+    SCORES,
     EvaluationCell,
     cycle_summary,
     evaluate,
@@ -100,6 +102,25 @@ def test_the_table_is_the_same_for_any_number_of_workers(setting):
     assert one_steps.drop(columns="decision_ms").equals(two_steps.drop(columns="decision_ms"))
     assert len(one_steps) == 4 * 120
     assert one["reward"].nunique() == 4
+
+
+def test_a_policy_of_a_user_is_evaluated_under_the_name_of_its_class(setting, tmp_path, monkeypatch):
+    with user_project(tmp_path, monkeypatch):
+        names = [f"policies_of_the_project:{name}" for name in ("Nothing", "Confused")]
+        cells = [EvaluationCell(ocr_pipeline(), name, CYCLE, 0) for name in (*names, "myopic-backlog")]
+        rows, steps = evaluate(cells, setting)
+    rows = rows.set_index("policy")
+    assert list(rows.index) == ["Nothing", "Confused", "myopic-backlog"]
+    assert rows[["refused", "by_expert"]].to_numpy().tolist() == [[0, 0], [120, 120], [0, 0]]
+    assert rows.loc["Nothing", "cost"] == 2.0
+    assert rows.loc["Confused", list(SCORES)].equals(rows.loc["myopic-backlog", list(SCORES)])
+    assert set(steps["policy"]) == set(rows.index)
+
+
+def test_two_policies_of_one_name_are_refused(setting):
+    cells = [EvaluationCell(ocr_pipeline(), name, CYCLE, 0) for name in ("one:Mine", "another:Mine")]
+    with pytest.raises(ValueError, match="2 policies are called 'Mine' in the tables; rename the class of one"):
+        evaluate(cells, setting)
 
 
 @pytest.mark.parametrize(("policy", "seed"), [("oracle", 3), ("agent", 4)])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from profile_tables import PIPELINES, REFERENCE
 
-from opd.profiling.catalogue import load_pipeline
+from opd.profiling.pipelines import load_pipeline
 from opd.profiling.profiles import compare_latencies
 from opd.study.plots.profiles import accuracy_by_cores, plot_accuracy_frontier, plot_comparison, plot_latency
 

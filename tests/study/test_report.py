@@ -34,7 +34,7 @@ def evaluation(**policies: dict[str, list[float]]) -> pd.DataFrame:
     """One pipeline, one seed; for each policy the figures of each of the paper's cycles, 1 where none are given."""
     rows = [
         dict.fromkeys(COLUMNS, 1.0)
-        | {"pipeline": "ocr", "cycle": cycle, "policy": policy.replace("_", "-"), "seed": 0, "dropped": 0}
+        | {"pipeline": "ocr", "cycle": cycle, "policy": policy.replace("_", "-"), "seed": 0, "dropped": 0, "refused": 0}
         | {name: values[number] for name, values in figures.items()}
         for policy, figures in policies.items()
         for number, cycle in enumerate(LOADS)
@@ -105,6 +105,14 @@ def test_summary_has_mean_and_worst_cycle():
     row = policy_summary(GOOD).set_index("policy").loc["agent"]
     assert row[["reward", "qos", "cost", "dropped"]].tolist() == [9.0, 12.0, 19.0 / 3.0, 2.0]
     assert row[["reward_worst", "qos_worst", "dropped_worst", "cycle_worst"]].tolist() == [8.0, 10.0, 6, "fluctuating"]
+
+
+def test_summary_shows_refused_decisions_if_there_are_any():
+    assert "refused" not in policy_summary(GOOD)
+    summary = policy_summary(GOOD.assign(refused=[120 * (policy == "ipa") for policy in GOOD["policy"]]))
+    assert summary.set_index("policy")["refused"].to_dict() == {
+        policy: 120.0 * (policy == "ipa") for policy in GOOD["policy"]
+    }
 
 
 def test_criteria_are_met_at_equality():

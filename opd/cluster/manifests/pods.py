@@ -160,12 +160,13 @@ def _probe(path: str, period: int, timeout: int, failures: int) -> dict[str, Any
 
 def router_pod(pipeline: Pipeline, settings: ClusterSettings) -> Pod:
     """Return the router's pod, which knows the Services of the queues in the order of the tasks."""
-    hosts = {
-        task.name: service_host(queue_name(pipeline.name, task.name), settings.namespace) for task in pipeline.tasks
-    }
+    hosts = [service_host(queue_name(pipeline.name, task.name), settings.namespace) for task in pipeline.tasks]
     parameters = {
         "pipeline": pipeline.name,
-        "stages": [{"task": task, "address": f"{host}:{settings.grpc_port}"} for task, host in hosts.items()],
+        "stages": [
+            {"task": task.name, "address": f"{host}:{settings.grpc_port}", "adapter": task.adapter}
+            for task, host in zip(pipeline.tasks, hosts, strict=True)
+        ],
         "drop_after": settings.stage.drop_after,
         "call_timeout": settings.stage.call_timeout,
         "objective": pipeline.service_level.seconds,

@@ -1,7 +1,7 @@
 """Measure accuracy and latency of the OCR variants on rendered pages: ``python -m opd.examples.ocr.accuracy``.
 
 All candidates of ``recipes.yaml`` are measured on the pages of split ``choose``. The variants chosen from these figures
-are measured again on split ``report``, which gives the accuracies of the catalogue. Detection is scored by the boxes it
+are measured again on split ``report``, which gives the accuracies of the pipeline. Detection is scored by the boxes it
 finds, recognition by the text it reads in the true boxes, and every pair of chosen variants by the text it reads in
 whole pages.
 """
@@ -24,14 +24,13 @@ from scipy.optimize import linear_sum_assignment
 from torchmetrics.functional.text import char_error_rate
 
 from opd.examples.ocr.build import build_variant
-from opd.examples.ocr.models import TextDetector, TextRecogniser, decode_image
+from opd.examples.ocr.models import TextDetector, TextRecogniser, decode_image, encode_image, line_sheet
 from opd.examples.ocr.pages import SPLIT_SEEDS, Page, render_pages
 from opd.examples.ocr.recipes import load_recipes
-from opd.examples.ocr.served import true_sheet
 from opd.host.paths import project_path
 from opd.host.progress import progress_bar
 from opd.profiling.measuring import Effort, time_calls
-from opd.serving.models import load_model
+from opd.serving.python_model import open_object
 from opd.study.plots.style import PALETTE, save_figure
 
 PAGES = 300
@@ -73,19 +72,27 @@ def text_accuracy(read: Sequence[str], truth: Sequence[str]) -> float:
     return 1.0 - float(char_error_rate(list(read), list(truth)))
 
 
+def true_sheet(page: Page) -> bytes:
+    """Render the line sheet that a perfect detector would make of a page."""
+    return encode_image(line_sheet(decode_image(page.payload, "rendered page"), np.array(page.boxes)))
+
+
 def variant_accuracy(model: TextDetector | TextRecogniser, pages: Sequence[Page]) -> float:
     """Compute the accuracy of a loaded variant by the metric of its task."""
     if isinstance(model, TextDetector):
         found = [model.detect([decode_image(page.payload, "rendered page")])[0] for page in pages]
         return detection_f1(found, [np.array(page.boxes) for page in pages])
-    read = [model([true_sheet(page)])[0].decode() for page in pages]
+    read = [model.texts([true_sheet(page)])[0].decode() for page in pages]
     return text_accuracy(read, [page.text for page in pages])
 
 
 def variant_latency(model: TextDetector | TextRecogniser, pages: Sequence[Page]) -> float:
     """Measure the CPU milliseconds of one request: mean of the faster half of runs over different pages."""
-    payloads = [page.payload if isinstance(model, TextDetector) else true_sheet(page) for page in pages[:8]]
-    seconds = np.concatenate([time_calls(partial(model, [payload]), Effort(0.0, 4, 4)) for payload in payloads])
+    if isinstance(model, TextDetector):
+        calls = [partial(model.sheets, [page.payload]) for page in pages[:8]]
+    else:
+        calls = [partial(model.texts, [true_sheet(page)]) for page in pages[:8]]
+    seconds = np.concatenate([time_calls(call, Effort(0.0, 4, 4)) for call in calls])
     return 1e3 * float(np.sort(seconds)[: len(seconds) // 2].mean())
 
 
@@ -123,26 +130,23 @@ def measure_pairs(count: int = PAGES) -> pd.DataFrame:
     detection, recognition = (load_recipes().tasks[task].chosen for task in ("text-detection", "text-recognition"))
     pages = list(render_pages(count, SPLIT_SEEDS["report"]))
     truth = [page.text for page in pages]
-    sheets = {name: _answers("text-detection", name, [page.payload for page in pages]) for name in detection}
+    finders = {name: _built_model("text-detection", name) for name in detection}
+    sheets = {name: [finder.sheets([page.payload])[0] for page in pages] for name, finder in finders.items()}
     rows = []
-    for reader, (finder, lines) in progress_bar(
+    for name, (finder, pictures) in progress_bar(
         list(product(recognition, sheets.items())), unit="pair", desc="whole pages"
     ):
-        read = [answer.decode() for answer in _answers("text-recognition", reader, lines)]
+        reader = _built_model("text-recognition", name)
+        read = [reader.texts([sheet])[0].decode() for sheet in pictures]
         right = float(np.mean([text == true for text, true in zip(read, truth, strict=True)]))
-        rows.append((finder, reader, text_accuracy(read, truth), right))
+        rows.append((finder, name, text_accuracy(read, truth), right))
     return pd.DataFrame(rows, columns=["detection", "recognition", "accuracy", "pages_right"])
 
 
 def _built_model(task: str, name: str) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         build_variant(task, name, Path(folder))
-        return load_model(Path(folder))
-
-
-def _answers(task: str, name: str, payloads: Sequence[bytes]) -> list[bytes]:
-    model = _built_model(task, name)
-    return [model([payload])[0] for payload in payloads]
+        return open_object(Path(folder))
 
 
 def plot_accuracy(table: pd.DataFrame, path: Path) -> Figure:

@@ -24,7 +24,9 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ex
 from opd.examples.ocr.recipes import Package, PackageFile, load_recipes
 from opd.host.paths import project_path
 from opd.host.progress import progress_bar
-from opd.serving.models import read_manifest
+from opd.serving.manifest import read_manifest
+from opd.serving.model_kinds import KINDS
+from opd.serving.python_model import CLASS
 from opd.serving.store import ModelStore, file_hash, store_url, write_manifest
 
 DOWNLOAD_SECONDS = 300
@@ -54,7 +56,7 @@ def build_store(store: ModelStore) -> None:
 def is_built(store: ModelStore, task: str, name: str) -> bool:
     """Check whether ``store`` has an intact variant that was built in the same way."""
     try:
-        return read_manifest(store.pull(task, name)).get("origin") == origin(task, name)
+        return read_manifest(store.pull(task, name)).origin == origin(task, name)
     except (KeyError, FileNotFoundError, ValueError):  # missing, or incomplete because writing was interrupted
         return False
 
@@ -84,7 +86,8 @@ def build_variant(task: str, name: str, folder: Path) -> None:
             characters = keep_ascii(model, characters)
         (folder / "characters.txt").write_text("".join(f"{sign}\n" for sign in characters), encoding="utf-8")
     write_optimised(model, folder / "model.onnx", int8=recipe.int8)
-    write_manifest(folder, recipes.tasks[task].model_class, recipe.settings, origin=origin(task, name))
+    settings = {CLASS: recipes.tasks[task].model_class, **recipe.settings}
+    write_manifest(folder, KINDS["python"].runtime, {"extra": settings}, origin(task, name))
 
 
 def characters_of(model: onnx.ModelProto, wheel: Path, dictionary: PackageFile | None) -> list[str]:

@@ -12,7 +12,7 @@ The networks are those of PP-OCR (PaddlePaddle, Apache-2.0) in ONNX form; both r
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,9 @@ from PIL import Image
 from scipy import ndimage
 
 from opd.serving.models import PayloadError
+
+PAYLOAD = "payload"
+"""Name of the only tensor of requests and answers: BYTES, one element a row."""
 
 LINE_HEIGHT = 48
 """Height in pixels of a row of a line sheet, as PP-OCR's recognisers expect."""
@@ -104,6 +107,30 @@ def normalised(images: Sequence[Image.Image], mean: Sequence[float], deviation: 
     return planes
 
 
+def payloads_of(inputs: Mapping[str, np.ndarray]) -> list[bytes]:
+    """Return the payloads of a batch.
+
+    Raises:
+        PayloadError: if it is anything but one tensor of BYTES with one element a row.
+    """
+    payloads = inputs.get(PAYLOAD)
+    if payloads is None or len(inputs) > 1:
+        raise PayloadError(f"the request has the tensors {', '.join(map(repr, inputs))}; send one, {PAYLOAD!r}")
+    if payloads.dtype != object or payloads.size != len(payloads):
+        raise PayloadError(
+            f"tensor {PAYLOAD!r} has shape {list(payloads.shape)} and elements of type {payloads.dtype}; send BYTES of "
+            "shape [n], one encoded image a row"
+        )
+    return payloads.ravel().tolist()
+
+
+def answers_of(payloads: Sequence[bytes]) -> dict[str, np.ndarray]:
+    """Return the answer to a batch, one element a row."""
+    answers = np.empty(len(payloads), dtype=object)
+    answers[:] = payloads
+    return {PAYLOAD: answers}
+
+
 class TextDetector:
     """Text detection: turns pages into line sheets.
 
@@ -119,8 +146,12 @@ class TextDetector:
         self.session = open_session(folder / "model.onnx")
         self.input = self.session.get_inputs()[0].name
 
-    def __call__(self, payloads: Sequence[bytes]) -> list[bytes]:
-        """Make one line sheet (PNG) of each page (JPEG or PNG), in one run of the network.
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Make one line sheet (PNG) of each page (JPEG or PNG), see :meth:`sheets`."""
+        return answers_of(self.sheets(payloads_of(inputs)))
+
+    def sheets(self, payloads: Sequence[bytes]) -> list[bytes]:
+        """Make one line sheet of each page, in one run of the network.
 
         Raises:
             PayloadError: naming the first element that is not an image.
@@ -203,7 +234,11 @@ class TextRecogniser:
         self.session = open_session(folder / "model.onnx")
         self.input = self.session.get_inputs()[0].name
 
-    def __call__(self, payloads: Sequence[bytes]) -> list[bytes]:
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Read the text of each line sheet, see :meth:`texts`."""
+        return answers_of(self.texts(payloads_of(inputs)))
+
+    def texts(self, payloads: Sequence[bytes]) -> list[bytes]:
         """Read the text of each line sheet, UTF-8 with newlines between lines, in one run of the network.
 
         Raises:

@@ -66,7 +66,7 @@ class TaskRecipes(DocumentModel):
     candidates: dict[str, Recipe]
     """all variants that were measured, by name"""
     chosen: list[str]
-    """names of the variants in the catalogue, by accuracy"""
+    """names of the variants of the pipeline, by accuracy"""
 
     @model_validator(mode="after")
     def _chosen_are_candidates(self) -> TaskRecipes:

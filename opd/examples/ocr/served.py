@@ -1,21 +1,19 @@
 """OCR variants as they are served, measured on rendered payloads.
 
-``python -m opd.examples.ocr.served`` measures all variants of the catalogue and updates ``opd/examples/profiles.csv``.
+``python -m opd.examples.ocr.served`` measures all variants and updates ``opd/examples/ocr/profile.csv``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
-import numpy as np
-import pandas as pd
+import typer
 
-from opd.examples.ocr.models import decode_image, encode_image, line_sheet
-from opd.examples.ocr.pages import Page, render_pages
+from opd.examples.ocr.accuracy import true_sheet
+from opd.examples.ocr.pages import render_pages
 from opd.host.paths import package_path
-from opd.profiling.catalogue import load_catalogue
-from opd.profiling.measuring import Effort, measure_all_variants
-from opd.profiling.profiles import load_profiles, save_profiles
+from opd.profiling.profiler import ProfilingOptions, profile_pipeline
 from opd.serving.served_variant import ServedVariant
 
 PAYLOAD_SEED = 0
@@ -23,11 +21,6 @@ PAYLOAD_SEED = 0
 
 PAGES = 32
 """Number of different pages that latencies are measured on."""
-
-
-def true_sheet(page: Page) -> bytes:
-    """Render the line sheet that a perfect detector would make of a page."""
-    return encode_image(line_sheet(decode_image(page.payload, "rendered page"), np.array(page.boxes)))
 
 
 class OcrVariant(ServedVariant):
@@ -39,14 +32,16 @@ class OcrVariant(ServedVariant):
         return [page.payload if self.task == "text-detection" else true_sheet(page) for page in pages]
 
 
-def main() -> None:
-    """Measure the variants; profiles of other tasks stay as they are."""
-    catalogue = load_catalogue()
-    tasks = catalogue.pipeline("ocr").tasks
-    table = measure_all_variants(tasks, catalogue, Effort(1.0, min_runs=20, max_runs=100))
-    others = load_profiles().query("task not in @tasks")
-    save_profiles(pd.concat([others, table]), package_path("examples", "profiles.csv"))
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    again: Annotated[bool, typer.Option("--again", help="Measure again what was measured before.")] = False,
+) -> None:
+    """Measure the variants of the OCR pipeline as they are served, and update its profile."""
+    profile_pipeline("ocr", package_path("examples", "ocr", "profile.csv"), OcrVariant, ProfilingOptions(again=again))
 
 
 if __name__ == "__main__":
-    main()
+    app()

@@ -18,7 +18,7 @@ import pandas as pd
 from opd.host.progress import progress_bar
 from opd.measurement import SimulationParameters
 from opd.pipeline import Pipeline, as_array, to_choices
-from opd.profiling.catalogue import load_pipeline
+from opd.profiling.pipelines import load_pipeline
 from opd.simulator import environment, kernel
 from opd.simulator.environment import PipelineEnv, PipelineVectorEnv
 from opd.simulator.simulator import Simulator
@@ -44,7 +44,7 @@ def measure_steps(budget: SimulatorBudget = FULL.simulator, name: str = "video",
 
     Args:
         budget: how much is measured.
-        name: of the pipeline in the catalogue.
+        name: of the pipeline.
         seed: of workload and simulation.
 
     Returns:
@@ -185,7 +185,7 @@ def profile(
     Args:
         budget: how much is measured.
         environments: episodes stepped together.
-        name: of the pipeline in the catalogue.
+        name: of the pipeline.
         seed: of workload and simulation.
 
     Returns:

@@ -18,7 +18,7 @@ import pandas as pd
 from opd.host.progress import progress_bar
 from opd.measurement import Interval, SimulationParameters
 from opd.pipeline import Configuration, Pipeline, ServiceLevel, as_array
-from opd.profiling.catalogue import load_pipeline
+from opd.profiling.pipelines import load_pipeline
 from opd.simulator.simulator import Simulator
 from opd.solvers import IpaParameters, greedy, ipa_dynamic_program
 from opd.study.benchmarks import DisagreementError
@@ -27,7 +27,7 @@ from opd.study.benchmarks.peer_queues import ciw_latencies, ciw_simulation, simu
 from opd.study.benchmarks.peer_simpy import ReferenceSimulator
 
 PIPELINES = ("video", "nlp")
-"""Two stages and three, of the catalogue."""
+"""Two stages and three."""
 
 LOAD = 12
 """Mean requests/s of the workload."""
@@ -93,7 +93,7 @@ class Scenario:
 
 
 def scenario(name: str, case: str, budget: SimulatorBudget, seed: int) -> Scenario:
-    """Make a scenario of a pipeline of the catalogue with Poisson arrivals.
+    """Make a scenario of a pipeline that ships with the package, with Poisson arrivals.
 
     Args:
         name: of the pipeline.

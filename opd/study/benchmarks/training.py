@@ -50,7 +50,7 @@ from opd.host.paths import project_path
 from opd.host.progress import progress_bar
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
-from opd.profiling.catalogue import load_pipeline
+from opd.profiling.pipelines import load_pipeline
 from opd.study.analysis.estimates import spread
 from opd.study.benchmarks.budgets import SMOKE_TRAINING, TrainingBudget
 from opd.study.benchmarks.peer_stable_baselines import BATCHED, PEERS, train_peer
@@ -86,14 +86,14 @@ def study_benchmark(budget: TrainingBudget, pipeline: str, forecaster: Forecaste
 
     Args:
         budget: how much is trained.
-        pipeline: name of a pipeline of the catalogue.
+        pipeline: name of a pipeline that ships with the package.
         forecaster: predicts the load.
     """
     given = yaml.safe_load(project_path("params.yaml").read_text(encoding="utf-8"))
     parameters = TrainingParameters(**given["training"] | budget.changes)
     trace = load_trace(given["trace"], given["damping"])
     simulation = SimulationParameters(**given["simulation"])
-    device = load_pipeline(pipeline, profiles=project_path(given["profiles"]))
+    device = load_pipeline(pipeline, given["profiles"])
     problem = build_problem(device, trace, forecaster, Weights(**given["weights"]), simulation, parameters)
     days = Workload.of(trace, "test", simulation.interval, forecaster.predict_many)
     bursts = (burst_starts(trace, "test") - trace.split("test").start) // simulation.interval

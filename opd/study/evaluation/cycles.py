@@ -6,6 +6,7 @@ seed of its training.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -163,13 +164,23 @@ def evaluate_cell(setting: Setting, cell: EvaluationCell) -> tuple[dict[str, obj
     return key | cycle_summary(steps), timeline(steps).assign(**key)  # type: ignore[arg-type]
 
 
+def _check_labels(policies: Iterable[str]) -> None:
+    for label, number in Counter(map(policy_label, policies)).items():
+        if number > 1:
+            raise ValueError(f"{number} policies are called {label!r} in the tables; rename the class of one")
+
+
 def evaluate(cells: Iterable[EvaluationCell], setting: Setting, workers: int = 1) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Run every cell, with progress.
 
     Returns:
         One row a cell with the columns of :data:`COLUMNS`, and the timelines of all cells.
+
+    Raises:
+        ValueError: if two policies have the same name in the tables.
     """
     todo = list(cells)
+    _check_labels({cell.policy for cell in todo})
     finished = run_tasks(evaluate_cell, setting, todo, workers)
     results = list(progress_bar(finished, total=len(todo), desc="evaluation", unit="cycles"))
     rows = pd.DataFrame([row for row, _ in results], columns=COLUMNS)

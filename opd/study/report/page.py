@@ -74,6 +74,7 @@ _COLUMN_NAMES = {
     "qos": "QoS",
     "cost": "cost (cores)",
     "dropped": "dropped per cycle",
+    "refused": "refused per cycle",
     "reward_worst": "worst reward",
     "qos_worst": "worst QoS",
     "dropped_worst": "most dropped",
@@ -194,10 +195,11 @@ def _summary_section(evaluation: pd.DataFrame) -> list[str]:
         "times.",
         "![QoS and cost](evaluation/plane.png)",
     ]
+    shown = [column for column in _COLUMN_NAMES if column in summary]  # refused only if there are any
     for pipeline, rows in summary.groupby("pipeline", sort=False):
         parts += [
             f"### {pipeline}",
-            markdown_table(rows[["policy", "reward", *_COLUMN_NAMES]].rename(columns=_COLUMN_NAMES)),
+            markdown_table(rows[["policy", "reward", *shown]].rename(columns=_COLUMN_NAMES)),
         ]
     return parts
 
