@@ -143,5 +143,5 @@ def test_notebooks_run_in_an_empty_folder(installed: Path, tmp_path: Path):
     )
     nbformat.write(notebook, tmp_path / "small.ipynb")
     run([installed / "python", "-m", "opd.study.notebook", "small.ipynb", "rate=7.0"], tmp_path)
-    executed = nbformat.read(tmp_path / "reports" / "notebooks" / "small.ipynb", as_version=4)
+    executed = nbformat.read(tmp_path / "reports" / "notebooks" / "small-rate=7.0.ipynb", as_version=4)
     assert "StageConfiguration" in executed.cells[-1].outputs[0]["data"]["text/plain"]

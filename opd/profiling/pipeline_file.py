@@ -8,7 +8,6 @@ the profile beside the file (:mod:`opd.profiling.profiles`). :func:`opd.profilin
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -305,13 +304,13 @@ class PipelineFile(DocumentModel):
 def _repeated_names(key: str, content: Mapping[Any, Any]) -> Iterator[tuple[Location, str]]:
     """Find the entries of a list whose name an earlier entry has."""
     entries = content.get(key)
-    names = [each.get("name") if isinstance(each, Mapping) else None for each in entries or () if entries is not None]
-    seen: Counter[str] = Counter()
-    for number, name in enumerate(names):
+    seen = set()
+    for number, entry in enumerate(entries if isinstance(entries, list) else ()):
+        name = entry.get("name") if isinstance(entry, Mapping) else None
         if isinstance(name, str):
-            if seen[name]:
+            if name in seen:
                 yield (key, number, "name"), f"the name {name!r:.80} is taken by an earlier entry; give another one"
-            seen[name] += 1
+            seen.add(name)
 
 
 def json_schema() -> str:

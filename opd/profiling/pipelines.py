@@ -101,10 +101,8 @@ def _check_complete(
             elif missing:
                 problems.append(f"{where} has no figures for batch size {', '.join(map(str, missing))}")
     if problems:
-        listed = problems[0] if len(problems) == 1 else "\n- ".join([f"{len(problems)} problems", *problems])
-        raise DocumentError(
-            f"{path} does not cover pipeline {content.name!r}: {listed}\nmeasure them with `opd profile`"
-        )
+        listed = "\n- ".join([f"{path} does not cover pipeline {content.name!r}:", *problems])
+        raise DocumentError(f"{listed}\nmeasure what is missing with `opd profile`")
 
 
 def _variant(entry: VariantSection, rows: pd.DataFrame) -> Variant:

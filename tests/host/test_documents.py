@@ -95,6 +95,14 @@ class Bicycle(DocumentModel):
     spare: Wheel | None = None
     electric: bool = False
 
+    @classmethod
+    def conflicts(cls, content):
+        wheels = content.get("wheels")
+        if content.get("spare") is not None and not wheels:
+            yield ("spare",), "there is a {spare}, but no wheels; add some"
+        if isinstance(wheels, dict) and len(wheels) > 2:
+            yield ("wheels", "middle"), f"{len(wheels)} wheels are too many for a bicycle"
+
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str) -> str:
@@ -171,6 +179,23 @@ def test_all_problems_are_reported_at_once(tmp_path):
     assert first == f"{path} has 4 problems:"
     assert [problem.split()[1] for problem in problems] == ["name", "gears[0]", "wheels.front.spokes", "bell"]
     assert [problem.split("line ")[1][0] for problem in problems] == ["1", "1", "2", "3"]
+
+
+def test_conflicts_between_keys_are_reported_with_the_problems_of_single_keys(tmp_path):
+    path = written(tmp_path)
+    path.write_text("name: 5\nwheels: {}\nspare: {size: 0}\ngears: [1]\n")
+    with pytest.raises(DocumentError) as error:
+        read_as(Bicycle, path)
+    assert str(error.value).splitlines() == [
+        f"{path} has 3 problems:",
+        "- name (line 1) must be text, in quotes where YAML reads something else, not 5 (what its owner calls it)",
+        "- spare.size (line 3) must be greater than 0, not 0 (inches)",
+        "- spare (line 3): there is a {spare}, but no wheels; add some",
+    ]
+    path.write_text(RIGHT + "  middle: {size: 28}\n")
+    with pytest.raises(DocumentError) as error:
+        read_as(Bicycle, path)
+    assert str(error.value) == f"{path}: wheels.middle (line 7): 3 wheels are too many for a bicycle"
 
 
 @pytest.mark.parametrize("content", [None, [], "text", 5])

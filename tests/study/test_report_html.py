@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from opd.study.report.files import write_json
-from opd.study.report.findings import evaluation_findings
+from opd.study.report.findings import evaluation_findings, forecast_finding, training_findings
 from opd.study.report.html import write_html_report
 from opd.study.report.results import ReportError
 
@@ -103,6 +103,30 @@ def test_several_pipelines_are_told_apart():
     rows = evaluation(greedy={})
     both = pd.concat([rows, rows.assign(pipeline="other")])
     assert [text.split(":")[0] for text in texts(both, service_level=None)] == ["shop", "other"]
+
+
+def test_the_network_is_compared_with_the_best_and_with_the_safest_simpler_forecast():
+    errors = pd.DataFrame(
+        [(8, "lstm", 6.84, 0.25), (8, "ridge", 7.3, 0.24), (8, "max_120", 14.3, 0.07), (1, "ridge", 1.0, 0.0)],
+        columns=["damping", "model", "smape", "under_prediction_rate"],
+    )
+    assert forecast_finding(errors, 8) == (
+        "At damping 8 the SMAPE of the LSTM is 6.8 %, that of the best simpler forecast (`ridge`) 7.3 %. 25.0 % of "
+        "the LSTM's forecasts are too low; of the simpler ones `max_120` is too low least often, in 7.0 %, with an "
+        "SMAPE of 14.3 %."
+    )
+
+
+def test_trainings_are_compared_with_the_solvers():
+    runs = [
+        {"policy": "agent", "seed": seed, "update": 4, "reward": reward, "dropped": dropped, "selection": 0.0}
+        for seed, (reward, dropped) in enumerate([(3.0, 0.0), (5.0, 2.0)])
+    ]
+    references = {"agent": {"myopic": {"reward": 4.0, "dropped": 0.0}, "ipa": {"reward": 2.0, "dropped": 1.0}}}
+    assert training_findings(runs, references) == [
+        "agent: mean reward 4.000 in validation, the myopic solver 4.000; above it in 1 of 2 trainings. "
+        "More requests dropped than by IPA in 1 of 2."
+    ]
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -107,3 +107,45 @@ def _best(rows: pd.DataFrame, about: Mapping[str, Any]) -> Finding:
         lead = (wins[best["policy"]] > wins[second["policy"]]).sum()
         text += f" and better in {lead} of {len(wins)} runs"
     return Finding(text + ".")
+
+
+def forecast_finding(errors: pd.DataFrame, damping: int) -> str:
+    """Compare the network with the best of the simpler forecasts at one damping, in a sentence.
+
+    Args:
+        errors: rows of :attr:`opd.workload.forecast_comparison.Comparison.errors`.
+        damping: of the load.
+    """
+    rows = errors[errors["damping"] == damping].set_index("model")
+    others = rows.drop(index="lstm")
+    simpler, timid = others["smape"].idxmin(), others["under_prediction_rate"].idxmin()
+    low = 100.0 * rows["under_prediction_rate"]
+    return (
+        f"At damping {damping} the SMAPE of the LSTM is {rows['smape']['lstm']:.1f} %, that of the best simpler "
+        f"forecast (`{simpler}`) {rows['smape'][simpler]:.1f} %. {low['lstm']:.1f} % of the LSTM's forecasts are too "
+        f"low; of the simpler ones `{timid}` is too low least often, in {low[timid]:.1f} %, with an SMAPE of "
+        f"{rows['smape'][timid]:.1f} %."
+    )
+
+
+def training_findings(
+    runs: Sequence[Mapping[str, Any]], references: Mapping[str, Mapping[str, Mapping[str, float]]]
+) -> list[str]:
+    """Compare the checkpoints of every agent with the myopic solver and IPA on the validation episodes.
+
+    Args:
+        runs: of :func:`opd.study.evaluation.training.training_summary`.
+        references: by agent and by solver, its ``reward`` and ``dropped`` on the same episodes.
+
+    Returns:
+        A sentence for each agent.
+    """
+    found = []
+    for agent, own in pd.DataFrame(runs).groupby("policy", sort=False):
+        myopic, ipa = references[str(agent)]["myopic"], references[str(agent)]["ipa"]
+        above, more = (own["reward"] > myopic["reward"]).sum(), (own["dropped"] > ipa["dropped"]).sum()
+        found.append(
+            f"{agent}: mean reward {own['reward'].mean():.3f} in validation, the myopic solver {myopic['reward']:.3f}; "
+            f"above it in {above} of {len(own)} trainings. More requests dropped than by IPA in {more} of {len(own)}."
+        )
+    return found
