@@ -23,14 +23,14 @@ from opd.workload.check_trace import TraceUse, check_trace
 from opd.workload.trace_limits import TraceError
 
 
-class Problem(NamedTuple):
+class Finding(NamedTuple):
     """Something to correct: the file or part of the project, and the value, limit and remedy in a sentence."""
 
     place: str
     text: str
 
 
-class Found(NamedTuple):
+class CheckResult(NamedTuple):
     """Result of a check.
 
     Attributes:
@@ -38,11 +38,11 @@ class Found(NamedTuple):
         notes: what is still missing or assumed, which is no mistake.
     """
 
-    problems: list[Problem]
+    problems: list[Finding]
     notes: list[str]
 
 
-def check_project(folder: Path, run_models: bool = True, say: Callable[[str], None] = lambda _: None) -> Found:
+def check_project(folder: Path, run_models: bool = True, say: Callable[[str], None] = lambda _: None) -> CheckResult:
     """Check pipeline file, parameters, trace, samples, models and profile of a project.
 
     Args:
@@ -53,13 +53,13 @@ def check_project(folder: Path, run_models: bool = True, say: Callable[[str], No
     Raises:
         ProjectError: if it is no project.
     """
-    project, problems, notes = Project.at(folder), list[Problem](), list[str]()
+    project, problems, notes = Project.at(folder), list[Finding](), list[str]()
 
     def attempt(place: str, step: Callable[[], Any]) -> Any:
         try:
             return step()
         except (DocumentError, OSError, ProjectError, StageError, StoreError, TraceError, ValueError) as error:
-            problems.extend(Problem(place, text) for text in _sentences(str(error)))
+            problems.extend(Finding(place, text) for text in _sentences(str(error)))
             return None
 
     content = attempt(FILE_NAME, lambda: read_pipeline_file(project.pipeline_path))
@@ -74,11 +74,11 @@ def check_project(folder: Path, run_models: bool = True, say: Callable[[str], No
         if samples and stored and run_models:
             say("serving every variant with a sample")
             stages = StageSamples(content, samples, ModelStore(), project.root / ".cache" / "samples")
-            problems += [Problem("models", str(mismatch)) for mismatch in find_mismatches(stages)]
+            problems += [Finding("models", str(mismatch)) for mismatch in find_mismatches(stages)]
         if not content.samples:
             notes.append(f"{FILE_NAME} names no samples; `opd check`, `opd profile` and `opd load` need some")
         notes += _profile_notes(project, content, attempt)
-    return Found(problems, notes)
+    return CheckResult(problems, notes)
 
 
 def _sentences(message: str) -> list[str]:
@@ -88,22 +88,22 @@ def _sentences(message: str) -> list[str]:
     return listed or [" ".join(lines)]
 
 
-def _parameter_problems(project: Project, parameters: dict[str, Any]) -> list[Problem]:
+def _parameter_problems(project: Project, parameters: dict[str, Any]) -> list[Finding]:
     """Check the parameters against those that the notebooks declare."""
     problems, known = [], {"pipelines", "pipeline"}
     for name in NOTEBOOKS:
         notebook = project.root / "notebooks" / f"{name}.ipynb"
         if not notebook.is_file():
-            problems.append(Problem("notebooks", f"there is no {notebook.name}; copy it from a new `opd init`"))
+            problems.append(Finding("notebooks", f"there is no {notebook.name}; copy it from a new `opd init`"))
             continue
         known |= set(papermill.inspect_notebook(str(notebook)))
         try:
             select_parameters(notebook, parameters, {})
         except StageError as error:
-            problems.append(Problem(PARAMETERS_FILE, str(error)))
+            problems.append(Finding(PARAMETERS_FILE, str(error)))
     if len(problems) == 0:
         for name in sorted(set(map(str, parameters)) - known):
-            problems.append(Problem(PARAMETERS_FILE, f"no notebook has a parameter {name!r}; correct or delete it"))
+            problems.append(Finding(PARAMETERS_FILE, f"no notebook has a parameter {name!r}; correct or delete it"))
     return problems
 
 
