@@ -264,10 +264,10 @@ class ForwardingApiServer(ApiServer):
 
 
 TINY = """
-name: tiny
-device: {cores: 6}
-limits: {replicas: 3, batch_size: 4}
-objective: {latency: {seconds: 1.0}}
+name: {}
+device: {{cores: 6}}
+limits: {{replicas: 3, batch_size: 4}}
+objective: {{latency: {{seconds: 1.0}}}}
 tasks:
 """
 TASK = """
@@ -286,24 +286,42 @@ PROFILE = """task,variant,cores,batch_size,latency_mean,kind,startup_seconds
 """
 
 
+def write_pipeline(folder, name, *tasks):
+    """Write a pipeline file with two variants of every task, and its profile, into a folder."""
+    header, rows = PROFILE.split("\n", 1)
+    (folder / "profile.csv").write_text(header + "\n" + "".join(map(rows.format, tasks)))
+    file = folder / f"{name}.yaml"
+    file.write_text(TINY.format(name) + "".join(map(TASK.format, tasks)))
+    return file
+
+
+def _store_of_upper_case(store, pipeline):
+    """Model store of a pipeline whose variants take as long as their profiles say."""
+    store.mkdir()
+    for task in pipeline.tasks:
+        for variant in task.variants:
+            push_variant(store, task.name, variant.name, seconds=variant.service_time(1))
+    return str(store)
+
+
 @contextmanager
 def emulated_site(folder):
-    """Emulated cluster in this process, whose pods are servers with tiny models."""
+    """Emulated cluster in this process, whose pods are real servers.
+
+    They serve the pipeline of OPD_CLUSTER_PIPELINE_FILE with the models of OPD_CLUSTER_STORE; by default a tiny
+    pipeline, with models that make text upper case in the time of the profile.
+    """
+    pipeline = os.environ.get("OPD_CLUSTER_PIPELINE_FILE") or str(write_pipeline(folder, "tiny", "first", "second"))
+    described = load_pipeline(Path(pipeline))
     api = ForwardingApiServer()
-    config, store, pods = kubeconfig(api, folder), folder / "store", folder / "pods"
+    config, pods = kubeconfig(api, folder), folder / "pods"
     pods.mkdir()
-    store.mkdir()
-    for task in ("first", "second"):
-        for variant, seconds in (("fast", 0.005), ("slow", 0.03)):
-            push_variant(store, task, variant, seconds=seconds)
+    store = os.environ.get("OPD_CLUSTER_STORE") or _store_of_upper_case(folder / "store", described)
     environment = {"KUBECONFIG": str(config), "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
     server = {"name": "server", "env": [{"name": name, "value": value} for name, value in environment.items()]}
-    overlay, pipeline = folder / "overlay.yaml", folder / "tiny.yaml"
+    overlay = folder / "overlay.yaml"
     overlay.write_text(yaml.safe_dump({"all": {"spec": {"containers": [server]}}}))
-    pipeline.write_text(TINY + TASK.format("first") + TASK.format("second"))
-    header, rows = PROFILE.split("\n", 1)
-    (folder / "profile.csv").write_text(f"{header}\n{rows.format('first')}{rows.format('second')}")
-    kubelet, prometheus = Kubelet(api, pods), Prometheus(load_pipeline(pipeline), load=20.0)
+    kubelet, prometheus = Kubelet(api, pods), Prometheus(described, load=20.0)
 
     def restart():
         api.stop()
@@ -315,9 +333,9 @@ def emulated_site(folder):
         str(config),
         "space",
         overlay,
-        str(pipeline),
-        str(store),
-        [b"hello"],
+        pipeline,
+        store,
+        payloads(pipeline),
         restart,
         prometheus.url,
         os.environ.get("OPD_CLUSTER_FLAVOUR", "deployment"),

@@ -10,6 +10,8 @@ import grpc
 from mlserver.grpc import dataplane_pb2 as messages
 from mlserver.grpc import dataplane_pb2_grpc as services
 
+from opd.serving.contents import payload_answer, payloads_of
+
 CODES = {
     b"full": grpc.StatusCode.RESOURCE_EXHAUSTED,
     b"old": grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -30,7 +32,7 @@ class ScriptedService(services.GRPCInferenceServiceServicer):
 
     async def ModelInfer(self, request, context):  # noqa: N802
         self.asked += 1
-        (payload,) = request.inputs[0].contents.bytes_contents
+        (payload,) = payloads_of(request)
         await asyncio.sleep(max(self.stalled_until - time.monotonic(), 0.0))
         if payload == b"hang":
             await asyncio.sleep(60.0)
@@ -38,9 +40,7 @@ class ScriptedService(services.GRPCInferenceServiceServicer):
             return messages.ModelInferResponse()
         if payload in CODES:
             await context.abort(CODES[payload], f"refused: {payload.decode()}")
-        answer = messages.ModelInferResponse.InferOutputTensor(name="payload", datatype="BYTES", shape=[1])
-        answer.contents.bytes_contents.append(payload.upper())
-        return messages.ModelInferResponse(outputs=[answer])
+        return payload_answer([payload.upper()])
 
 
 @contextlib.asynccontextmanager

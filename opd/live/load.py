@@ -25,6 +25,7 @@ import typer
 from mlserver.grpc.dataplane_pb2 import ModelInferRequest
 from tqdm import tqdm
 
+from opd.live.failures import count_failures, describe_failures
 from opd.serving import supervisor
 from opd.serving.client import Client
 from opd.serving.contents import TensorError, check_tensors
@@ -235,9 +236,8 @@ def summary(records: pd.DataFrame) -> dict[str, Any]:
 
     Returns:
         Counts of requests: ``offered``, of these ``completed``, ``rejected``, ``dropped`` and ``failed``, and of the
-        failed ``lost``, which got no answer; ``most_frequent_failure``, the status and message of most requests that
-        were not completed, and their number, or None; ``duration`` in seconds and rates in requests/s; latency of
-        completed requests and lateness of sending in seconds, None if there are none.
+        failed ``lost``, which got no answer; ``duration`` in seconds and rates in requests/s; latency of completed
+        requests and lateness of sending in seconds, None if there are none.
     """
     outcomes = records["outcome"].value_counts()
     completed = records[records["outcome"] == COMPLETED]
@@ -248,7 +248,6 @@ def summary(records: pd.DataFrame) -> dict[str, Any]:
         "offered": len(records),
         **{outcome: int(outcomes.get(outcome, 0)) for outcome in OUTCOMES},
         "lost": int((records["code"] == NO_ANSWER).sum()),
-        "most_frequent_failure": _most_frequent_failure(records),
         "duration": duration,
         "offered_rate": len(records) / duration if duration else 0.0,
         "completed_rate": len(completed) / duration if duration else 0.0,
@@ -257,14 +256,6 @@ def summary(records: pd.DataFrame) -> dict[str, Any]:
         "lateness_p99": _percentile(lateness, 99),
         "lateness_max": _percentile(lateness, 100),
     }
-
-
-def _most_frequent_failure(records: pd.DataFrame) -> dict[str, Any] | None:
-    counts = records.loc[records["outcome"] != COMPLETED, ["code", "detail"]].value_counts()
-    if counts.empty:
-        return None
-    code, detail = counts.index[0]
-    return {"code": code, "detail": detail, "requests": int(counts.iloc[0])}
 
 
 def _percentile(values: np.ndarray, percent: int) -> float | None:
@@ -349,7 +340,8 @@ def main(
 ) -> None:
     """Offer open-loop load, write one record per request, and print a summary as JSON.
 
-    SIGINT or SIGTERM ends the run early.
+    Standard error says how many requests got no answer, and the most frequent reason. SIGINT or SIGTERM ends the run
+    early.
     """
 
     async def run() -> pd.DataFrame:
@@ -364,16 +356,10 @@ def main(
         print(f"no load was offered: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
     records.to_parquet(output, index=False)
-    summarised = summary(records)
-    print(json.dumps(summarised, indent=2))
-    failure = summarised["most_frequent_failure"]
-    if failure is not None:
-        failed = summarised["offered"] - summarised["completed"]
-        print(
-            f"{failed} of {summarised['offered']} requests were not completed; most often ({failure['requests']}): "
-            f"{failure['code']}: {failure['detail']}",
-            file=sys.stderr,
-        )
+    result = {**summary(records), "failures": count_failures(records)}
+    print(json.dumps(result, indent=2))
+    for sentence in describe_failures({model: {"requests": result, "failures": result["failures"]}}):
+        print(sentence, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from opd.control.loop import Step, run
 from opd.control.policies import Policy
+from opd.control.warm_up import warm_up
 from opd.live.run_log import collected_warnings
 from opd.measurement import SimulationParameters
 from opd.objective import Objective
@@ -87,8 +88,9 @@ def serve(
         collected_warnings(show=False) as warnings,
         LocalBackend(pipeline, parameters, first, folder, store, standbys) as backend,
     ):
-        backend.begin_run()
         yield ServingStatus(pipeline, backend.address, first, None, _taken(warnings))
+        warm_up(pipeline, policy, forecast)
+        backend.begin_run()
         for step in run(backend, pipeline, policy, forecast, objective, sys.maxsize):
             yield ServingStatus(pipeline, backend.address, step.configuration, step, _taken(warnings))
 
@@ -141,7 +143,7 @@ def render(status: ServingStatus) -> RenderableType:
     """Draw a status: load, latency against the service level, the last decision, and a table of the stages."""
     lines = [Text(f"{status.pipeline.name} at {status.address}", style="bold")]
     if status.step is None:
-        lines.append(Text("serving; the first decision follows"))
+        lines.append(Text("serving; warming up for the first decision"))
     else:
         lines += [_load(status.step), _latency(status.pipeline, status.step), _decision(status.step)]
     return Group(*lines, _stages(status))

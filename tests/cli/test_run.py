@@ -1,6 +1,7 @@
 """Control of a deployed pipeline by ``opd run``."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 from cli_shell import ROOT
 from deadlines import PATIENCE, eventually, terminating
 from emulator.prometheus import Prometheus
+from user_projects import user_project
 
 from opd import cli
 from opd.host.documents import read_document
@@ -28,6 +30,11 @@ from opd.workload.trace import load_trace
             ["--policy=greedy", "--prometheus=http://127.0.0.1:1", "--forecaster=nosuch"],
             "there is no file nosuch; train one",
         ),
+        (
+            ["--policy=no_such:Mine", "--prometheus=http://127.0.0.1:1"],
+            "policy 'no_such:Mine' cannot be used",
+        ),
+        (["--policy=greedy", "--decision-share=0"], "Invalid value for '--decision-share'"),
         (["--policy=greedy"], "--prometheus"),
         (["--policy=greedy", "--decisions=0"], "Invalid value for '--decisions'"),
     ],
@@ -72,6 +79,19 @@ def control(shell, controlled):
 def test_a_run_decides_and_ends(shell, control):
     assert control("--decisions=2", "--port=0") == cli.DONE, shell.err
     assert shell.stage("first") != {"variant": "small", "replicas": "1", "batch_size": "1"}
+
+
+def test_a_policy_of_the_project_controls_a_deployed_pipeline(shell, control, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "opd.cluster.record")
+    with user_project(tmp_path / "project", monkeypatch):
+        given = ["--decisions=1", "--port=0", f"--params={ROOT / 'params.yaml'}"]
+        for name in ("Pipelined", "Confused"):
+            assert control(*given, f"--policy=policies_of_the_project:{name}") == cli.DONE, shell.err
+    own, replaced = [record.fields for record in caplog.records if hasattr(record, "fields")]
+    assert {stage["variant"] for stage in own["wanted"].values()} == {"small"}
+    assert (own["outcome"], own["reason"], own["by_expert"]) == ("kept", "", False)
+    assert (replaced["outcome"], replaced["by_expert"]) == ("refused", True)
+    assert replaced["reason"].startswith("policy Confused: DecisionError: the decision None")
 
 
 def test_a_run_with_a_number_of_decisions_needs_a_deployed_pipeline(shell, control, caplog):

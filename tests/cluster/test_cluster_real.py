@@ -2,7 +2,7 @@
 
 Off by default. The suite needs OPD_CLUSTER_KUBECONFIG (or KUBECONFIG), OPD_CLUSTER_NAMESPACE and OPD_CLUSTER_OVERLAY, a
 file that sets the image and whatever else the pods need there. With OPD_CLUSTER_EMULATOR=1 it runs against an emulated
-cluster instead, which tests the suite itself. The tests depend on one another, in this order.
+cluster instead, with the given pipeline file or a tiny pipeline. The tests depend on one another, in this order.
 """
 
 import os

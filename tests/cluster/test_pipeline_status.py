@@ -6,7 +6,14 @@ from deadlines import PATIENCE, eventually
 from opd.cluster.errors import NotServingError
 from opd.cluster.overlay import Overlay
 from opd.cluster.owned_objects import apply_objects
-from opd.cluster.status import leader, queued_requests, wait_until_serving, workload_status, workload_statuses
+from opd.cluster.status import (
+    controller_states,
+    leader,
+    queued_requests,
+    wait_until_serving,
+    workload_status,
+    workload_statuses,
+)
 
 
 def deployment(name, image_generation=1, **status):
@@ -75,6 +82,30 @@ def test_status_and_waiting_need_no_rights_beyond_the_role_view(space):
     wait_until_serving(space.cluster, "tiny", PATIENCE)
     assert len(workload_statuses(space.cluster, "tiny")) == 5
     assert (queued_requests(space.cluster, "tiny", "first"), leader(space.cluster, "tiny")) == ("?", "?")
+
+
+def controller_pod(name):
+    labels = {"app.kubernetes.io/name": "opd", "app.kubernetes.io/component": "controller"}
+    ports = [{"name": "http", "containerPort": 8080}]
+    metadata, spec = (
+        {"name": name, "namespace": "space", "labels": labels},
+        {"containers": [{"name": "server", "ports": ports}]},
+    )
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def test_controllers_of_a_pipeline_report_what_they_do(space):
+    answers = {
+        "a": {"pipeline": "tiny", "state": "warming up"},
+        "b": {"pipeline": "another", "state": "leading"},
+        "c": {"pipeline": "tiny", "state": "standing by"},
+    }
+    for name in answers:
+        space.api.put(controller_pod(name))
+    space.api.proxy = lambda pod, port, path: answers[pod["metadata"]["name"]] if path == "/healthz" else {}
+    assert controller_states(space.cluster, "tiny") == {"a": "warming up", "c": "standing by"}
+    space.api.refuse("GET .*proxy/healthz", 403)
+    assert controller_states(space.cluster, "tiny") == {}
 
 
 def test_queued_requests_are_unknown_if_the_queue_does_not_answer(space):

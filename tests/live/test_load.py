@@ -67,9 +67,26 @@ def test_the_command_writes_records_and_prints_their_summary(address, tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == "", "no progress bar without a terminal"
     records = pd.read_parquet(files[2])
-    assert json.loads(ended.stdout) == summary(records)
+    printed = json.loads(ended.stdout)
+    assert printed.pop("failures") == {"requests": 0, "share": 0.0, "most_frequent": None}
+    assert printed == summary(records)
     assert len(records) == 15 and records.attrs["seconds"] == 2.0
     assert abs(time.time() - records.attrs["started"]) < 60.0
+
+
+def test_the_command_sends_json_samples_and_reports_the_most_frequent_failure(address, tmp_path):
+    counts, _, output = written(tmp_path, [30], [])
+    samples = tmp_path / "requests.json"
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES"}
+    samples.write_text(json.dumps([{"inputs": [{**tensor, "data": [text]}]} for text in ("one", "wrong", "wrong")]))
+    files = counts, samples, output
+    ended = subprocess.run(command(address, files), capture_output=True, text=True, timeout=PATIENCE)
+    records = pd.read_parquet(output)
+    failed = int((records["code"] == "INVALID_ARGUMENT").sum())
+    assert 0 < failed < 30 and (records["outcome"] == "completed").sum() == 30 - failed
+    assert json.loads(ended.stdout)["failures"]["most_frequent"]["message"] == "refused: wrong"
+    assert f"pipeline: {failed} of 30 requests ({failed / 30:.1%}) got no answer. " in ended.stderr
+    assert f"reason ({failed} requests): failed, INVALID_ARGUMENT: refused: wrong" in ended.stderr
 
 
 def test_the_command_reports_why_it_offered_no_load(tmp_path):

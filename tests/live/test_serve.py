@@ -65,7 +65,7 @@ def test_the_status_names_failures_refusals_and_fallbacks(step):
 
 def test_before_the_first_decision_and_without_measurements_nothing_is_invented(step):
     first = drawn(ServingStatus(ocr_pipeline(), "127.0.0.1:9", SMALL))
-    assert "the first decision follows" in first and "?" in first
+    assert "warming up for the first decision" in first and "?" in first
     score = step.score._replace(within=np.full(1, np.nan))
     blind = replace(step, interval=unmeasured(ocr_pipeline()), predicted_load=np.nan, score=score)
     text = drawn(status_after(blind))
