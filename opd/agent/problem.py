@@ -131,10 +131,10 @@ class Problem(NamedTuple):
 def agent_objective(
     objective: Objective, changes: Mapping[str, float | Mapping[str, float]], pipeline: str
 ) -> Objective:
-    """The objective an agent is trained with: some fields replaced, by one number or by one for each pipeline.
+    """The objective an agent is trained with: some figures replaced, by one number or by one for each pipeline.
 
     Raises:
-        ValueError: if a field is unknown, or has no number for this pipeline.
+        ValueError: if a figure is unknown, or has no number for this pipeline.
     """
     known = asdict(objective)
     for name, change in changes.items():

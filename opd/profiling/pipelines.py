@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -72,25 +72,22 @@ def load_objective(source: str | Path, weights: Mapping[str, float] | None = Non
     return content.weights or content.service_level
 
 
-def common_objective(sources: Sequence[str | Path], weights: Mapping[str, float] | None = None) -> Objective:
-    """Load the objective that several pipelines share, because their results are compared by it.
+def common_objective(sources: Iterable[str | Path], weights: Mapping[str, float] | None = None) -> Objective:
+    """Load the objective that several pipelines share, as they must to be compared.
 
-    Args:
-        sources: as for :func:`load_pipeline`.
-        weights: as for :func:`load_objective`.
+    Arguments and errors are those of :func:`load_objective` for every one of the sources.
 
     Raises:
-        ValueError: if two of them have different objectives.
+        ValueError: if they have different ones.
     """
-    objectives = {str(source): load_objective(source, weights) for source in sources}
-    (first, common), *others = objectives.items()
-    for name, objective in others:
-        if objective != common:
-            raise ValueError(
-                f"pipelines {first} and {name} have different objectives; evaluate them in separate runs, or give both "
-                "the same weights"
-            )
-    return common
+    by_source = {str(source): load_objective(source, weights) for source in sources}
+    if len(set(by_source.values())) != 1:
+        listed = "; ".join(f"{source}: {objective}" for source, objective in by_source.items())
+        raise ValueError(
+            f"pipelines that are evaluated together need one objective, these have several ({listed}); evaluate them "
+            "one by one, or set weights"
+        )
+    return next(iter(by_source.values()))
 
 
 def _profile_path(file: Path, profile: str | Path | None) -> Path:

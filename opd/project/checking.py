@@ -23,7 +23,7 @@ from opd.workload.check_trace import TraceUse, check_trace
 from opd.workload.trace_limits import TraceError
 
 
-class Finding(NamedTuple):
+class ProjectProblem(NamedTuple):
     """Something to correct: the file or part of the project, and the value, limit and remedy in a sentence."""
 
     place: str
@@ -38,7 +38,7 @@ class CheckResult(NamedTuple):
         notes: what is still missing or assumed, which is no mistake.
     """
 
-    problems: list[Finding]
+    problems: list[ProjectProblem]
     notes: list[str]
 
 
@@ -53,13 +53,13 @@ def check_project(folder: Path, run_models: bool = True, say: Callable[[str], No
     Raises:
         ProjectError: if it is no project.
     """
-    project, problems, notes = Project.at(folder), list[Finding](), list[str]()
+    project, problems, notes = Project.at(folder), list[ProjectProblem](), list[str]()
 
     def attempt(place: str, step: Callable[[], Any]) -> Any:
         try:
             return step()
         except (DocumentError, OSError, ProjectError, StageError, StoreError, TraceError, ValueError) as error:
-            problems.extend(Finding(place, text) for text in _sentences(str(error)))
+            problems.extend(ProjectProblem(place, text) for text in _sentences(str(error)))
             return None
 
     content = attempt(FILE_NAME, lambda: read_pipeline_file(project.pipeline_path))
@@ -74,7 +74,7 @@ def check_project(folder: Path, run_models: bool = True, say: Callable[[str], No
         if samples and stored and run_models:
             say("serving every variant with a sample")
             stages = StageSamples(content, samples, ModelStore(), project.root / ".cache" / "samples")
-            problems += [Finding("models", str(mismatch)) for mismatch in find_mismatches(stages)]
+            problems += [ProjectProblem("models", str(mismatch)) for mismatch in find_mismatches(stages)]
         if not content.samples:
             notes.append(f"{FILE_NAME} names no samples; `opd check`, `opd profile` and `opd load` need some")
         notes += _profile_notes(project, content, attempt)
@@ -88,22 +88,24 @@ def _sentences(message: str) -> list[str]:
     return listed or [" ".join(lines)]
 
 
-def _parameter_problems(project: Project, parameters: dict[str, Any]) -> list[Finding]:
+def _parameter_problems(project: Project, parameters: dict[str, Any]) -> list[ProjectProblem]:
     """Check the parameters against those that the notebooks declare."""
     problems, known = [], {"pipelines", "pipeline"}
     for name in NOTEBOOKS:
         notebook = project.root / "notebooks" / f"{name}.ipynb"
         if not notebook.is_file():
-            problems.append(Finding("notebooks", f"there is no {notebook.name}; copy it from a new `opd init`"))
+            problems.append(ProjectProblem("notebooks", f"there is no {notebook.name}; copy it from a new `opd init`"))
             continue
         known |= set(papermill.inspect_notebook(str(notebook)))
         try:
             select_parameters(notebook, parameters, {})
         except StageError as error:
-            problems.append(Finding(PARAMETERS_FILE, str(error)))
+            problems.append(ProjectProblem(PARAMETERS_FILE, str(error)))
     if len(problems) == 0:
         for name in sorted(set(map(str, parameters)) - known):
-            problems.append(Finding(PARAMETERS_FILE, f"no notebook has a parameter {name!r}; correct or delete it"))
+            problems.append(
+                ProjectProblem(PARAMETERS_FILE, f"no notebook has a parameter {name!r}; correct or delete it")
+            )
     return problems
 
 
