@@ -133,6 +133,11 @@ def doubled():
         (request_of(shape=(-1, -2), fp32_contents=[1, 2]), r"tensor 'x' has shape \[-1, -2\]; no axis may be negative"),
         (request_of(fp32_contents=[1]), r"tensor 'x' has shape \[1, 2\] and 1 elements; that shape needs 2"),
         (request_of(fp64_contents=[1, 2]), "tensor 'x' of FP32 has values in fp64_contents; put them in fp32_contents"),
+        (
+            request_of("INT8", int_contents=[1, -129]),
+            "tensor 'x' has value -129, outside -128 to 127, the range of INT8",
+        ),
+        (request_of("UINT16", uint_contents=[1, 65536]), "tensor 'x' has value 65536, outside 0 to 65535"),
         (request_of(raw=bytes(7)), "tensor 'x' has 7 bytes of raw contents; FP32 takes 4 an element"),
         (request_of(raw=bytes(12)), r"tensor 'x' has shape \[1, 2\] and 3 elements; that shape needs 2"),
         (request_of(raw=bytes(8), fp32_contents=[1]), "tensor 'x' has typed and raw contents; give one of them"),
