@@ -161,9 +161,7 @@ def _check_range(name: str, datatype: str, smallest: int, largest: int) -> None:
     limits = np.iinfo(DATATYPES[datatype].dtype)
     for value in (smallest, largest):
         if not limits.min <= value <= limits.max:
-            raise TensorError(
-                f"{name} has value {value}, outside {limits.min} to {limits.max}, the range of {datatype}"
-            )
+            raise TensorError(f"{name} has value {value}; {datatype} ranges from {limits.min} to {limits.max}")
 
 
 # --------------------------------------------------------------------------------------- one tensor of payloads
