@@ -97,6 +97,8 @@ def profile(folder: Folder, again: Again = False, as_json: Json = False) -> int:
         from opd.project.storing import store_models
 
         store_models(project, say)
+        if again:  # by this file the next run knows what it need not measure
+            project.root.joinpath("profile.json").unlink(missing_ok=True)
     _reproduce(stages, project, ["profile"], again)
     from opd.profiling.profiles import load_profile
 

@@ -101,7 +101,7 @@ def _parameter_problems(project: Project, parameters: dict[str, Any]) -> list[Pr
             select_parameters(notebook, parameters, {})
         except StageError as error:
             problems.append(ProjectProblem(PARAMETERS_FILE, str(error)))
-    if len(problems) == 0:
+    if not problems:
         for name in sorted(set(map(str, parameters)) - known):
             problems.append(
                 ProjectProblem(PARAMETERS_FILE, f"no notebook has a parameter {name!r}; correct or delete it")
