@@ -131,10 +131,9 @@ def run(place: options.Place, given: options.SettingsOptions, run_options: optio
         log_as_json()
         from opd.cluster import inputs
 
-        pipeline = inputs.pipeline_of(place.pipeline)
         settings = inputs.settings_of(place.namespace, given)
         cluster = inputs.cluster_of(place, settings.call_seconds)
-        control = inputs.controller_of(cluster, pipeline, settings, run_options)
+        control = inputs.controller_of(cluster, place.pipeline, settings, run_options)
     return control()
 
 
