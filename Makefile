@@ -7,8 +7,9 @@ SHELL := /bin/bash
 # Any Python 3.11 to 3.13; 3.13 last of the named ones, because MLServer (extra `serving`) has no release for it.
 PYTHON ?=
 PYTHONS := $(or $(PYTHON),python3.12 python3.11 python3.13 python3)
-# A workload: synthetic, twitter, or a CSV or Parquet file of per-second counts. Empty: the one in params.yaml.
+# A workload: synthetic, twitter, or a CSV or Parquet file (docs/traces.md). Empty: the one in params.yaml.
 TRACE ?=
+export TRACE
 # A local copy of the Twitter trace, which then need not be fetched.
 TWITTER_TRACE ?= $(OPD_TWITTER_TRACE)
 
@@ -31,8 +32,8 @@ help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Variables: TRACE=synthetic|twitter|FILE  TWITTER_TRACE=FILE  PYTHON=python3.12"
 
-repro: $(READY) $(if $(filter twitter,$(TRACE)),twitter) ## run the paper's study (dvc repro); TRACE= sets the workload in params.yaml first
-	$(if $(TRACE),@$(SET_TRACE))
+repro: $(READY) $(if $(filter twitter,$(TRACE)),twitter) ## run the paper's study (dvc repro); TRACE= is checked and written to params.yaml first
+	$(if $(TRACE),@python -m opd.workload.check_trace "$$TRACE" --params params.yaml --write)
 	dvc repro
 
 study: $(READY) twitter ## run the full study on the Twitter trace: hours, restartable
@@ -58,11 +59,6 @@ lab: $(READY) ## open the notebooks in JupyterLab
 clean: ## delete the environment and the caches, keep data and results
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-
-# Writes the chosen workload into params.yaml. `dvc exp run -S` would do it, too, but it needs a git identity.
-SET_TRACE = awk -v trace='$(TRACE)' '/^trace:/ { comment = match($$0, /[ \t]+\#/) ? substr($$0, RSTART) : ""; \
-	$$0 = "trace: " trace comment } { print }' params.yaml > params.yaml.new && \
-	cat params.yaml.new > params.yaml && rm params.yaml.new
 
 # The raw trace, from the user's file, or DVC's cache, or upstream. A user's file is put into the cache, like a download by
 # DVC, after its hash is checked.

@@ -160,6 +160,12 @@ def batch_sizes_up_to(largest: int) -> tuple[int, ...]:
     return tuple(1 << power for power in range(largest.bit_length()))
 
 
+def configuration_text(pipeline: Pipeline, configuration: Configuration) -> str:
+    """A configuration in words: ``detection 2 x small batch 4, recognition 1 x tiny batch 1``."""
+    chosen = zip(pipeline.tasks, pipeline.selected(configuration), strict=True)
+    return ", ".join(f"{task.name} {s.replicas} x {variant.name} batch {s.batch_size}" for task, (variant, s) in chosen)
+
+
 class Tables(NamedTuple):
     """A pipeline as dense arrays; N tasks, Z the largest number of variants, K batch sizes.
 

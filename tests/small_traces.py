@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from opd.workload.trace import MIN_SECONDS, Trace
+from opd.workload.trace import Trace
+from opd.workload.trace_limits import MIN_SECONDS
 
 
 def make_trace(counts: np.ndarray, raw_index: np.ndarray | None = None, damping: int = 1) -> Trace:

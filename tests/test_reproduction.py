@@ -119,6 +119,28 @@ def test_an_experiment_with_another_parameter(study: Path):
     assert parameters["weights"]["cost_weight"] == 0.3
 
 
+MINE = """
+class Mine:
+    def __init__(self, pipeline):
+        self.tasks = len(pipeline.tasks)
+
+    def decide(self, observation):
+        return [[0, 1, 1]] * self.tasks
+"""
+
+
+def test_a_policy_of_the_project_is_one_of_those_compared(study: Path):
+    (study / "mine.py").write_text(MINE, encoding="utf-8")
+    command = "python -m opd.study.notebook notebooks/{} --params params.yaml {}=[greedy,mine:Mine] {}"
+    run(command.format("04_evaluation.ipynb", "policies", "pipelines=[nlp] pipeline=nlp reports=reports/mine"), study)
+    rows = pd.read_csv(study / "reports/mine/evaluation.csv")
+    assert set(rows["policy"]) == {"greedy", "Mine"} and (rows["refused"] == 0).all()
+    live = "backend=simulated live_seconds=60 live_reports=reports/mine"
+    run(command.format("05_cluster_evaluation.ipynb", "live_policies", live), study)
+    results = json.loads((study / "reports/mine/summary.json").read_text(encoding="utf-8"))["policies"]
+    assert list(results) == ["greedy", "Mine"] and results["Mine"]["refused"] == []
+
+
 def test_the_live_notebook_runs_in_the_simulator(study: Path):
     command = (
         "python -m opd.study.notebook notebooks/05_cluster_evaluation.ipynb --params params.yaml backend=simulated"

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import ast
+import os
 import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import grimp
 import nbformat
+import pandas as pd
+import papermill
 import pytest
 import yaml
+from deadlines import PATIENCE
+
+from opd.workload.trace_files import TWITTER_FILE
+from opd.workload.trace_limits import MIN_SECONDS
 
 ROOT = Path(__file__).parents[1]
 RUNNER = "opd.study.notebook"
@@ -74,6 +84,10 @@ def covers(dependency: str, file: Path) -> bool:
     return path == file or path in file.parents
 
 
+def parameters_of(notebook: Path) -> set[str]:
+    return set(papermill.inspect_notebook(str(notebook)))
+
+
 def test_there_are_stages_to_check():
     assert len(STAGES) >= 13
 
@@ -105,3 +119,67 @@ def test_what_a_stage_depends_on_is_there(name: str):
     for dependency in STAGES[name]["deps"]:
         if dependency.startswith(("opd/", "notebooks/")):
             assert (ROOT / dependency).exists(), dependency
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_that_reads_the_trace_depends_on_its_file(name: str):
+    """Otherwise results would go stale when the file is edited in place."""
+    stage = STAGES[name]
+    if stage.get("always_changed") or "trace" not in parameters_of(notebook_of(stage)):
+        pytest.skip("does not read the trace, or runs every time")
+    folder = ROOT / name.partition(":")[0]
+    trace = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))["trace"]
+    file = "/".join(TWITTER_FILE) if trace == "twitter" else trace
+    assert file in [dependency.replace("${trace}", trace) for dependency in stage["deps"]]
+
+
+def test_the_trace_is_checked_before_results_are_removed():
+    """DVC removes what a stage wrote before it runs the stage again."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    assert "opd.workload.check_trace" in stages["trace"]["cmd"]
+    assert set(stages["trace"]["outs"]) <= {_path(dependency) for dependency in stages["forecast"]["deps"]}
+    for name in ("train", "evaluate"):
+        assert {_path(output) for output in stages["forecast"]["outs"]} & set(stages[name]["deps"])
+
+
+def _path(entry: str | dict) -> str:
+    return entry if isinstance(entry, str) else next(iter(entry))
+
+
+@pytest.mark.processes
+def test_an_edited_trace_is_noticed_and_a_damaged_one_refused(tmp_path: Path):
+    definition = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["trace"]
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"trace": definition}}), encoding="utf-8")
+    parameters = {"trace": "my load.csv", "damping": 1, "cycles": 0, "cycle_starts": []}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(parameters), encoding="utf-8")
+    for folder in ("host", "workload"):
+        shutil.copytree(ROOT / "opd" / folder, tmp_path / "opd" / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "opd" / "__init__.py", tmp_path / "opd")
+    trace, result = tmp_path / "my load.csv", tmp_path / "reports" / "trace.json"
+    counts = pd.DataFrame({"count": [3] * MIN_SECONDS})
+    counts.to_csv(trace, index=False)
+    assert dvc("init", "--no-scm", "--quiet", folder=tmp_path)[0] == 0
+    assert dvc("repro", folder=tmp_path)[0] == 0 and '"max": 3' in result.read_text(encoding="utf-8")
+    assert "up to date" in dvc("repro", folder=tmp_path)[1]
+
+    counts.iloc[9] = 7
+    counts.to_csv(trace, index=False)
+    assert dvc("repro", folder=tmp_path)[0] == 0 and '"max": 7' in result.read_text(encoding="utf-8")
+    assert "up to date" in dvc("repro", folder=tmp_path)[1]
+
+    counts.iloc[9] = -7
+    counts.to_csv(trace, index=False)
+    code, output = dvc("repro", folder=tmp_path)
+    assert code != 0 and "error: trace 'my load.csv': line 11: count '-7' is negative" in output
+
+
+def dvc(*arguments: str, folder: Path) -> tuple[int, str]:
+    """Run dvc in a folder; gives its exit code and what it printed."""
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(folder),
+    }
+    done = subprocess.run(
+        ["dvc", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    return done.returncode, done.stdout + done.stderr

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -16,7 +16,7 @@ from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
 
 from opd.host.progress import progress_bar
 from opd.pipeline import Configuration, Pipeline, StageConfiguration
-from opd.serving.adapters import next_request
+from opd.serving.adapters import Adapter, load_adapter, next_request
 from opd.serving.batching import join, joinable, rows, split
 from opd.serving.client import Client, complete
 from opd.serving.contents import contents_of
@@ -34,19 +34,32 @@ PAUSE_SECONDS = 0.1
 """Pause before a timed call. Servers are mostly asleep under light load, and a process that slept is slower."""
 
 
+class Callee(NamedTuple):
+    """A server, and the adapter of what it is sent."""
+
+    client: Client
+    adapt: Adapter
+
+
 @asynccontextmanager
-async def connect(backend: LocalBackend) -> AsyncIterator[tuple[list[Client], Client]]:
+async def connect(backend: LocalBackend) -> AsyncIterator[tuple[list[Callee], Callee]]:
     """Connect to the first replica of each stage, in order, and to the router."""
-    replicas = [Client(stage.replicas[0].process.grpc_address, stage.task.name) for stage in backend.stages]
-    router = Client(backend.address, backend.pipeline.name)
+    replicas = [
+        Callee(
+            Client(stage.replicas[0].process.grpc_address, stage.task.name),
+            load_adapter(stage.task.adapter, stage.task.name),
+        )
+        for stage in backend.stages
+    ]
+    router = Callee(Client(backend.address, backend.pipeline.name), load_adapter(None, "router"))
     try:
         yield replicas, router
     finally:
-        for client in (*replicas, router):
-            await client.close()
+        for callee in (*replicas, router):
+            await callee.client.close()
 
 
-async def timed_calls(chain: Sequence[Client], request: ModelInferRequest) -> tuple[ModelInferResponse, float]:
+async def timed_calls(chain: Sequence[Callee], request: ModelInferRequest) -> tuple[ModelInferResponse, float]:
     """Pause, then call servers one after the other, each with the outputs of the one before.
 
     Args:
@@ -58,8 +71,8 @@ async def timed_calls(chain: Sequence[Client], request: ModelInferRequest) -> tu
     """
     await asyncio.sleep(PAUSE_SECONDS)
     begin = time.perf_counter()
-    for server in chain:
-        answer = await server.infer(request, 0.0, CALL_TIMEOUT)
+    for client, adapt in chain:
+        answer = await client.infer(adapt(request), 0.0, CALL_TIMEOUT)
         request = next_request(answer, request)
     return answer, time.perf_counter() - begin
 
@@ -132,14 +145,16 @@ def measure_served_latencies(backend: LocalBackend, samples: Sequence[ModelInfer
     Returns:
         Mean seconds of :data:`CALLS` calls by batch size up to the largest of the configuration, for every stage.
     """
-    return complete(_call_stages(backend, joinable(samples)))
+    return complete(_call_stages(backend, samples))
 
 
 async def _call_stages(backend: LocalBackend, samples: Sequence[ModelInferRequest]) -> list[dict[int, float]]:
     largest = max(stage.batch_size for stage in backend.configuration)
     results: list[dict[int, float]] = []
     async with connect(backend) as (replicas, _):
-        for replica in replicas:
+        for client, adapt in replicas:
+            samples = joinable([adapt(request) for request in samples])
+            replica = Callee(client, load_adapter(None, client.model))  # the samples are adapted already
             means: dict[int, float] = {}
             outputs: list[ModelInferRequest] = []
             for size in (size for size in backend.pipeline.batch_sizes if size <= largest):
@@ -147,11 +162,11 @@ async def _call_stages(backend: LocalBackend, samples: Sequence[ModelInferReques
                 for call in range(len(seconds)):
                     batch = [samples[(call + position) % len(samples)] for position in range(size)]
                     answer, seconds[call] = await timed_calls([replica], join(batch))
-                    parts = split(answer, [rows(request) for request in batch], replica.model)
+                    parts = split(answer, [rows(request) for request in batch], client.model)
                     outputs += [next_request(part, request) for part, request in zip(parts, batch, strict=True)]
                 means[size] = float(np.mean(seconds[WARM_UP_CALLS:]))
             results.append(means)
-            samples = joinable(outputs)
+            samples = outputs
     return results
 
 
@@ -218,7 +233,7 @@ async def _call_both(
 
 
 async def _alternate(
-    replicas: Sequence[Client], router: Client, samples: Sequence[ModelInferRequest]
+    replicas: Sequence[Callee], router: Callee, samples: Sequence[ModelInferRequest]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Seconds of every request through the replicas called one after the other, and through the router."""
     direct, routed = np.zeros(len(samples)), np.zeros(len(samples))

@@ -23,7 +23,7 @@ from opd.serving.protocol import ServingError
 from opd.serving.tensors import message_of, tensors_of
 
 Adapter: TypeAlias = Callable[[ModelInferRequest], ModelInferRequest]
-"""Turns what the previous stage gave into the input of a stage, in place or as a new message."""
+"""Turns what the previous stage gave into the input of a stage, a new message."""
 
 
 class AdapterError(ValueError):
@@ -89,9 +89,11 @@ def _pick(names: Sequence[str], request: ModelInferRequest) -> ModelInferRequest
 
 def _rename(names: Mapping[str, str], request: ModelInferRequest) -> ModelInferRequest:
     _require(request, names)
-    for tensor in request.inputs:
+    renamed = ModelInferRequest()
+    renamed.CopyFrom(request)
+    for tensor in renamed.inputs:
         tensor.name = names.get(tensor.name, tensor.name)
-    return request
+    return renamed
 
 
 def _apply(function: Callable[..., Any], request: ModelInferRequest) -> ModelInferRequest:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from opd.profiling.pipeline_file import is_reference
+
 
 @dataclass(frozen=True)
 class ModelKind:
@@ -47,7 +49,7 @@ def infer_kind(model: Path | str) -> str:
     Raises:
         ValueError: if it cannot be told; lists the kinds.
     """
-    if is_class(str(model)):
+    if is_reference(str(model)):
         return "python"
     path = Path(model)
     files = [path] if path.is_file() else sorted(path.glob("*"))
@@ -59,12 +61,6 @@ def infer_kind(model: Path | str) -> str:
         candidates = f"it may be {' or '.join(found)}" if found else "its name does not tell"
         raise ValueError(f"its runtime is not clear, {candidates}; set runtime to one of {', '.join(KINDS)}")
     return found[0]
-
-
-def is_class(model: str) -> bool:
-    """Check whether ``model`` is a class, ``module:Class``, and not a file."""
-    module, _, name = model.partition(":")
-    return name.isidentifier() and all(part.isidentifier() for part in module.split("."))
 
 
 def installation_hint(runtime: str) -> str:

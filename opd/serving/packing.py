@@ -10,12 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from opd.profiling.pipeline_file import STORE, PipelineFile, is_reference
 from opd.serving.manifest import CODE
-from opd.serving.model_kinds import KINDS, ModelKind, infer_kind, is_class
+from opd.serving.model_kinds import KINDS, ModelKind, infer_kind
 from opd.serving.store import ModelStore, manifest_of
-
-STORED = "store"
-"""Model of a variant that is in the model store already."""
 
 _PARAMETERS = {"content_type", "format", "version"}
 """Settings that MLServer knows itself; all others are those of its runtime."""
@@ -40,7 +38,7 @@ def store_variant(
         store: the model store.
         task: name of the task.
         variant: name of the variant.
-        model: file or folder relative to ``folder``, ``module:Class``, or :data:`STORED`.
+        model: file or folder relative to ``folder``, ``module:Class``, or :data:`opd.profiling.pipeline_file.STORE`.
         folder: folder of the pipeline file. Python modules in it go with classes and pickles, which may need them.
         runtime: one of :data:`opd.serving.model_kinds.KINDS`; inferred if not given.
         settings: settings of the runtime or keyword arguments of the class.
@@ -53,7 +51,7 @@ def store_variant(
         KeyError: if the store should have the model but does not.
         StoreError: if the store cannot be used.
     """
-    if model == STORED:
+    if model == STORE:
         store.pull(task, variant)
         return False
     place = f"model {model!r} of variant {variant!r} of task {task!r}"
@@ -67,6 +65,39 @@ def store_variant(
     return store.put(files, manifest, task, variant)
 
 
+def store_pipeline(pipeline: PipelineFile, folder: Path, store: ModelStore) -> list[str]:
+    """Copy all models of a pipeline file into the store.
+
+    Args:
+        pipeline: the pipeline file.
+        folder: its folder.
+        store: the model store.
+
+    Returns:
+        task/variant of what was copied; the rest was there already.
+
+    Raises:
+        PackingError: if models cannot be stored; it lists all of them.
+        StoreError: if the store cannot be used.
+    """
+    copied, problems = [], []
+    for task in pipeline.tasks:
+        for entry in task.variants:
+            if entry.model is None:
+                continue
+            try:
+                what = store, task.name, entry.name, entry.model, folder, entry.runtime, entry.settings
+                if store_variant(*what):
+                    copied.append(f"{task.name}/{entry.name}")
+            except PackingError as error:
+                problems.append(str(error))
+            except KeyError as error:
+                problems.append(str(error.args[0]))
+    if problems:
+        raise PackingError(problems[0] if len(problems) == 1 else "\n- ".join(["models cannot be stored:", *problems]))
+    return copied
+
+
 def _kind(model: str, folder: Path, runtime: str | None) -> ModelKind:
     """Determine the kind of a model.
 
@@ -74,9 +105,9 @@ def _kind(model: str, folder: Path, runtime: str | None) -> ModelKind:
         FileNotFoundError: if there is no such file or folder.
         ValueError: if the runtime is not known or cannot be told.
     """
-    if not is_class(model) and not (folder / model).exists():
+    if not is_reference(model) and not (folder / model).exists():
         raise FileNotFoundError(f"there is no file or folder {folder / model}; write module:Class for a class")
-    runtime = runtime or infer_kind(folder / model if not is_class(model) else model)
+    runtime = runtime or infer_kind(folder / model if not is_reference(model) else model)
     if runtime not in KINDS:
         raise ValueError(f"runtime {runtime!r} is not known; use {', '.join(KINDS)}")
     return KINDS[runtime]
@@ -85,7 +116,7 @@ def _kind(model: str, folder: Path, runtime: str | None) -> ModelKind:
 def _files_of(model: str, folder: Path, kind: ModelKind) -> tuple[dict[str, Path], str]:
     """Collect the files of a model by their names in the store, and tell which of them the runtime loads."""
     files = _code(model, folder) if kind.runs_code else {}
-    if is_class(model):
+    if is_reference(model):
         return files, ""
     path = folder / model
     if path.is_file():
@@ -119,7 +150,7 @@ def _code(model: str, folder: Path) -> dict[str, Path]:
     """Collect the modules beside the pipeline file, and the package of the class if that is there."""
     files = {f"{CODE}/{path.name}": path for path in sorted(folder.glob("*.py"))}
     package = folder / model.partition(":")[0].partition(".")[0]
-    if is_class(model) and (package / "__init__.py").is_file():
+    if is_reference(model) and (package / "__init__.py").is_file():
         files |= {f"{CODE}/{package.name}/{name}": path for name, path in _contents(package).items()}
     return files
 
@@ -127,7 +158,7 @@ def _code(model: str, folder: Path) -> dict[str, Path]:
 def _parameters(kind: ModelKind, model: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Sort settings into those of MLServer and those of its runtime."""
     if kind is KINDS["python"]:
-        if is_class(model):
+        if is_reference(model):
             settings = {"class": model, **settings}
         if "class" not in settings:
             raise ValueError("it has files but no class; write settings: {class: module:Class}")

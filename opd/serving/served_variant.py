@@ -1,128 +1,131 @@
-"""Measure variants of the model store as they are served: each call goes to a replica in another process."""
+"""Measure the variants of a pipeline file as they are served: each call goes to a replica in another process."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
+import os
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import cycle
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import ClassVar, NamedTuple
 
-import psutil
+import numpy as np
+from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
 
-from opd.serving.client import Client
-from opd.serving.contents import payload_request, payloads_of
-from opd.serving.manifest import MANIFEST
-from opd.serving.processes import START_SECONDS, model_process, running
-from opd.serving.store import ModelStore, store_url
+from opd.host.paths import project_path
+from opd.profiling.pipeline_file import read_pipeline_file
+from opd.serving.batching import join, joinable
+from opd.serving.manifest import read_manifest
+from opd.serving.measured_replica import MeasuredReplica, measured_replica
+from opd.serving.stage_samples import StageSamples, pipeline_samples
+from opd.serving.store import ModelStore
 
-CALL_SECONDS = 10.0
-"""Time limit of one call to a replica."""
-
-
-class MeasuredReplica(NamedTuple):
-    """A replica that is measured.
-
-    Attributes:
-        infer: sends a batch to it and returns its answers.
-        pid: its process.
-    """
-
-    infer: Callable[[Sequence[bytes]], list[bytes]]
-    pid: int
+STARTS = 3
+"""Starts of a replica, of whose times the median counts."""
 
 
-@dataclass(frozen=True)
-class ServedVariant(ABC):
-    """A variant as :class:`opd.profiling.measuring.Measurable`; subclasses provide the payloads.
+class ServedVariant:
+    """A variant as :class:`opd.profiling.measuring.Measurable`.
 
     The time of a call is what a stage's queue waits for: in addition to the model's own time, it includes gRPC,
     MLServer and waking up a process that slept. Other load on the machine counts as well.
 
+    Args:
+        task: name of the task in the store.
+        variant: name of the variant in the store.
+        cores: cores of a replica.
+        samples: requests of all stages.
+
     Attributes:
-        task: name in the store.
-        variant: name in the store.
+        max_cores: cores of this machine; whether the model can use them is up to the model.
         pause: seconds before each call, as under light load.
-        max_cores: replicas run their models on one thread.
     """
 
-    task: str
-    variant: str
-    pause: ClassVar[float] = 0.1
-    max_cores: ClassVar[int] = 1
+    pause = 0.1
     clock = staticmethod(time.perf_counter)
 
-    @abstractmethod
-    def payloads(self) -> Sequence[bytes]:
-        """Valid payloads of the task, which calls use in turn."""
+    def __init__(self, task: str, variant: str, cores: int, samples: StageSamples) -> None:
+        self.task, self.variant, self.max_cores = task, variant, os.cpu_count() or 1
+        self.cores = min(cores, self.max_cores)
+        self._samples, self._stack, self._threads = samples, ExitStack(), 0
+        self._replica: MeasuredReplica
 
     def fingerprint(self) -> str:
-        """Hashes of the variant's files and of the payloads."""
-        manifest = (ModelStore().pull(self.task, self.variant) / MANIFEST).read_bytes()
-        return hashlib.sha256(b"".join([manifest, *self.payloads()])).hexdigest()
+        """Hash of the variant's files and of the requests."""
+        manifest = read_manifest(self._samples.store.pull(self.task, self.variant)).document
+        return hashlib.sha256(f"{manifest}{self._samples.fingerprint(self.task)}".encode()).hexdigest()
 
     @contextmanager
-    def loaded(self, seed: int) -> Iterator[tuple[MeasuredReplica, float]]:
-        """Start a replica of the variant.
+    def loaded(self, seed: int) -> Iterator[tuple[ServedVariant, float]]:
+        """Start a replica of the variant, with its own cores.
 
         Args:
             seed: not used; the weights are real.
 
         Yields:
-            The replica, and the seconds from its start until it is ready.
+            This object, and the median of the seconds from the start of a replica until it is ready.
 
         Raises:
             KeyError: if the store has no such variant.
-            StartError: if the replica does not become ready.
+            StartError: if a replica does not become ready.
         """
-        with TemporaryDirectory() as folder, asyncio.Runner() as runner:
-            start = time.perf_counter()
-            process = model_process("replica", "profiling", self.task, self.variant, store_url(), Path(folder))
-            with running(process, START_SECONDS):
-                seconds = time.perf_counter() - start
-                client = runner.run(self._connect(process.grpc_address))
-                try:
-                    yield (
-                        MeasuredReplica(lambda payloads: runner.run(self._infer(client, payloads)), process.pid),
-                        seconds,
-                    )
-                finally:
-                    runner.run(client.close())
+        self._samples.store.pull(self.task, self.variant)
+        seconds = []
+        with self._stack:
+            for _ in range(STARTS):
+                self._start(self.cores)
+                seconds.append(self._replica.startup_seconds)
+            yield self, float(np.median(seconds))
 
-    @staticmethod
-    def memory_mb(model: MeasuredReplica) -> float:
-        """Memory of the replica's process, resident set size."""
-        return psutil.Process(model.pid).memory_info().rss / 1e6
-
-    async def _infer(self, client: Client, payloads: Sequence[bytes]) -> list[bytes]:
-        return payloads_of(await client.infer(payload_request(payloads), 0.0, CALL_SECONDS))
-
-    async def _connect(self, address: str) -> Client:
-        return Client(address, self.task)  # its channel belongs to the event loop that runs now
+    def _start(self, cores: int) -> None:
+        """Replace the replica by one that runs its model on ``cores`` threads."""
+        self._stack.close()
+        url = self._samples.store.url
+        self._replica = self._stack.enter_context(measured_replica(url, self.task, self.variant, cores))
+        self._threads = cores
 
     @contextmanager
     def threads(self, count: int) -> Iterator[None]:
-        """Accept one thread, which is what replicas use.
-
-        Raises:
-            ValueError: if ``count`` is larger.
-        """
-        if count != 1:
-            raise ValueError(f"{self.task}/{self.variant} runs on one thread and cannot be measured on {count} cores")
+        """Run the model on ``count`` threads; a replica with another number is replaced."""
+        if count != self._threads:
+            self._start(count)
         yield
 
-    def inputs(self, batch_size: int) -> Iterator[list[bytes]]:
-        """Endless batches of the payloads in turn."""
-        payloads = cycle(self.payloads())
-        while True:
-            yield [next(payloads) for _ in range(batch_size)]
+    def memory_mb(self, model: ServedVariant) -> float:
+        """Resident memory of the replica."""
+        return self._replica.memory_mb
 
-    def infer(self, model: MeasuredReplica, inputs: Iterator[list[bytes]]) -> list[bytes]:
-        """Send the next batch to the replica."""
-        return model.infer(next(inputs))
+    def inputs(self, batch_size: int) -> Iterator[ModelInferRequest]:
+        """Endless batches of the samples in turn, of those that a queue would join."""
+        requests = cycle(joinable(self._samples.of(self.task)))
+        while True:
+            yield join([next(requests) for _ in range(batch_size)])
+
+    def infer(self, model: ServedVariant, inputs: Iterator[ModelInferRequest]) -> ModelInferResponse:
+        """Send the next batch to the replica.
+
+        Raises:
+            grpc.RpcError: if the call fails.
+        """
+        return self._replica.infer(next(inputs))
+
+
+def served_variants(
+    source: str | Path, store: ModelStore | None = None, cache: Path | None = None
+) -> Callable[[str, str], ServedVariant]:
+    """Return what gives the variants of a pipeline as they are served, for :mod:`opd.profiling.profiler`.
+
+    Args:
+        source: name, folder or file of the pipeline; its models are in the store.
+        store: the model store; that of the project if not given.
+        cache: folder where the requests of later stages are kept; one of the project if not given.
+
+    Raises:
+        ValueError: if the pipeline has no samples.
+    """
+    pipeline = read_pipeline_file(source)
+    samples = pipeline_samples(source)
+    stages = StageSamples(pipeline, samples, store or ModelStore(), cache or project_path(".cache", "samples"))
+    cores = {(task.name, variant.name): variant.cores for task in pipeline.tasks for variant in task.variants}
+    return lambda task, variant: ServedVariant(task, variant, cores[task, variant], stages)

@@ -87,8 +87,13 @@ def level_options(pipeline: Pipeline, load: float, simulation: SimulationParamet
 
 def planned_latency(mean: float, variance: float, percent: float, seconds: float) -> float:
     """Planned latency of a percentile for a pipeline whose latency has this mean and variance; see the module."""
-    tails = seconds * _TAILS
+    tails = tails_of(seconds)
     return float(np.min(mean + (deviations(percent) ** 2 / (2.0 * tails) * variance + 0.5 * tails)))
+
+
+def tails_of(seconds: float) -> np.ndarray:
+    """The grid of t for a latency of ``seconds``."""
+    return seconds * _TAILS
 
 
 def _target(level: ServiceLevel) -> float:
@@ -118,7 +123,7 @@ def fronts(
     options: LevelOptions, capacity: int, percent: float, seconds: float
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """The :func:`pareto_front` for every t: together, all choices worth considering for a latency of ``seconds``."""
-    for tail in seconds * _TAILS:
+    for tail in tails_of(seconds):
         limit = seconds - 0.5 * tail
         yield pareto_front(options.cores, options.planned(percent, tail), options.accuracy, capacity, limit)
 
@@ -136,7 +141,7 @@ def shortest_latency(options: LevelOptions, capacity: int, percent: float, secon
         Seconds, infinite if no choice fits the capacity, and the option of each stage.
     """
     best, selected = np.inf, np.zeros(len(options.cores), dtype=np.int64)
-    for tail in seconds * _TAILS:
+    for tail in tails_of(seconds):
         latency = options.planned(percent, tail)
         value, choice = best_by_cores(options.cores, -latency, capacity)
         if 0.5 * tail - value[0, capacity] < best:
@@ -253,7 +258,7 @@ def ipa_for_level(
         return greedy(pipeline, load)
     stages = np.arange(len(options.cores))
     best, selected = -np.inf, follow_choice(options.cores, choice)
-    for tail in _target(level) * _TAILS:
+    for tail in tails_of(_target(level)):
         latency, limit = options.planned(level.percentile, tail), _target(level) - 0.5 * tail
         if -best_by_cores(options.cores, -latency, capacity)[0][0, capacity] > limit:
             continue

@@ -19,8 +19,8 @@ import typer
 from scipy.signal import lfilter
 
 from opd.host.paths import package_path
-from opd.workload.trace import DAY_SECONDS
 from opd.workload.trace_files import SYNTHETIC_FILE
+from opd.workload.trace_limits import DAY_SECONDS
 
 BUNDLED_FILE = package_path(*SYNTHETIC_FILE)
 SECONDS = int(20.5 * DAY_SECONDS)

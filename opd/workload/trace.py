@@ -17,11 +17,9 @@ import numpy as np
 import pandas as pd
 
 from opd.workload.forecast import HISTORY_SECONDS, HORIZON_SECONDS, RecentMaximum, future_maximum
-from opd.workload.trace_files import TraceError, read_recording
+from opd.workload.trace_files import read_recording
+from opd.workload.trace_limits import DAY_SECONDS, TraceError, damping_problems, recording_problems
 
-DAY_SECONDS = 86_400
-MIN_SECONDS = 6 * 3600
-MAX_GAP_SECONDS = 3600
 CYCLE_SECONDS = 1200
 """Length of one evaluation cycle (Sec. VI-B)."""
 
@@ -43,7 +41,8 @@ class Trace:
         is_synthetic: true for a generated trace; figures of it say so.
 
     Raises:
-        TraceError: if a count is negative, the trace too short, a gap too long or ``damping`` below 1.
+        TraceError: if a count is negative, the trace too short or too long, a gap too long, too many seconds are
+            missing, or all counts are 0, perhaps because of the damping.
     """
 
     name: str
@@ -53,27 +52,18 @@ class Trace:
     is_synthetic: bool = False
 
     def __post_init__(self) -> None:
-        if int(self.damping) != self.damping or self.damping < 1:
-            raise TraceError(f"trace {self.name!r}: damping {self.damping} is not a whole number of at least 1")
-        if len(self.recorded) < MIN_SECONDS:
-            raise TraceError(
-                f"trace {self.name!r} has {len(self.recorded)} recorded seconds, but at least {MIN_SECONDS} "
-                "(6 hours) are needed to train, validate and test; provide a longer recording"
-            )
-        if self.recorded.min() < 0:
+        problems = recording_problems(
+            self.recorded, self.raw_index, lambda position: f"second {self.raw_index[position]}"
+        )
+        if (self.recorded < 0).any():
             position = int(np.argmax(self.recorded < 0))
-            raise TraceError(
-                f"trace {self.name!r}: count {self.recorded[position]} at second {self.raw_index[position]} is "
-                "negative; counts are requests per second, at least 0"
+            problems.append(
+                f"count {self.recorded[position]} at second {self.raw_index[position]} is negative; "
+                "counts are requests per second, at least 0"
             )
-        steps = np.diff(self.raw_index)
-        if steps.max() - 1 > MAX_GAP_SECONDS:
-            position = int(steps.argmax())
-            raise TraceError(
-                f"trace {self.name!r}: {steps[position] - 1} seconds are missing after second "
-                f"{self.raw_index[position]}, but a gap may last at most {MAX_GAP_SECONDS} s; "
-                "cut the trace there and use the longer part"
-            )
+        problems += damping_problems(int(self.recorded.max(initial=0)), self.damping)
+        if problems:
+            raise TraceError.of(self.name, problems)
 
     @cached_property
     def counts(self) -> np.ndarray:
@@ -129,9 +119,10 @@ def load_trace(source: str | Path, damping: int = 1) -> Trace:
     Args:
         source: ``synthetic`` for the bundled generated trace; ``twitter`` for the Twitter trace in
             ``data/twitter_workload.tbz2`` or where the environment variable ``OPD_TWITTER_TRACE`` points; or the
-            path of a CSV or Parquet file with one count per second in the column ``count`` (or its only column)
-            and, if seconds are missing, a column ``timestamp`` in seconds or as dates. A relative path is looked
-            up in the working directory, then in the project.
+            path of a CSV or Parquet file, with one count per second in the column ``count`` (or its only column)
+            and, if seconds are missing, a column ``timestamp`` in seconds or as dates; or with ``timestamp`` alone
+            and one row a request (``docs/traces.md``). A relative path is looked up in the working directory, then
+            in the project.
         damping: every count is divided by it (integer division).
 
     Raises:
@@ -139,7 +130,7 @@ def load_trace(source: str | Path, damping: int = 1) -> Trace:
         FileNotFoundError: if the file is missing.
     """
     name, recorded, raw_index = read_recording(source)
-    return Trace(name, recorded, raw_index, damping, is_synthetic=source == "synthetic")
+    return Trace(name, recorded, raw_index, damping, is_synthetic=name == "synthetic")
 
 
 # ---------------------------------------------------------------------------------------- forecasts and decisions

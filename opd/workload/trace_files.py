@@ -2,47 +2,83 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import io
 import os
 import tarfile
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from opd.host.paths import package_path, project_path
+from opd.workload.trace_limits import TraceError
+from opd.workload.trace_table import Place, is_date, read_table
 
 SYNTHETIC_FILE = ("workload", "synthetic_trace.parquet")
 TWITTER_FILE = ("data", "twitter_workload.tbz2")
+TWITTER_SUFFIX = ".tbz2"
 TWITTER_VARIABLE = "OPD_TWITTER_TRACE"
 TWITTER_MD5 = "a690a358cc1ab2bae5cb401c5049e116"
 
 
-class TraceError(ValueError):
-    """A trace cannot be read or used; the message names the value, its place, the limit and the remedy."""
+MAX_BYTES = 2**30
+"""Largest file of a user's trace."""
+
+_MAX_HEADER = 4096
+_SUFFIXES = (".csv", ".parquet")
+
+
+def locate(source: str | Path) -> Path:
+    """Find the file of a trace.
+
+    Args:
+        source: as :func:`opd.workload.trace.load_trace` takes it.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    if source == "synthetic":
+        return package_path(*SYNTHETIC_FILE)
+    if source == "twitter":
+        return _twitter_path()
+    path = Path(source).expanduser()
+    if not path.exists():
+        path = project_path(str(path))
+    if path == project_path(*TWITTER_FILE):
+        return _twitter_path()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"trace {str(source)!r} is neither synthetic, twitter nor an existing file; "
+            "give the path of a CSV or Parquet file with one count of requests per second"
+        )
+    return path
 
 
 def read_recording(source: str | Path) -> tuple[str, np.ndarray, np.ndarray]:
     """Read the name of a trace, the requests of its recorded seconds, and these seconds since the first one.
 
     Args:
-        source: as :func:`opd.workload.trace.load_trace` takes it.
+        source: as :func:`opd.workload.trace.load_trace` takes it. A copy of the bundled trace is ``synthetic``,
+            wherever it is.
 
     Raises:
         TraceError: if the content is not a usable trace.
         FileNotFoundError: if the file is missing.
     """
-    if source == "synthetic":
-        recorded = _counts_of_table(pd.read_parquet(package_path(*SYNTHETIC_FILE)), "synthetic")
-        return "synthetic", recorded, np.arange(len(recorded))
-    if source == "twitter":
-        raw = _read_twitter(_twitter_path())
+    path = locate(source)
+    if source == "twitter" or path.suffix == TWITTER_SUFFIX:
+        raw = _read_twitter(path)
         recorded_at = np.flatnonzero(raw)  # zeros are seconds that the recorder missed
         return "twitter", raw[recorded_at], recorded_at
-    path = _user_path(source)
-    table = _read_table(path)
-    return path.name, _counts_of_table(table, path.name), _seconds_of_table(table, path.name)
+    table, place = _read_file(path)
+    recording = read_table(table, place)
+    if recording.problems:
+        raise TraceError.of(path.name, recording.problems)
+    is_bundled = filecmp.cmp(path, package_path(*SYNTHETIC_FILE), shallow=False)
+    return "synthetic" if is_bundled else path.name, recording.counts, recording.seconds
 
 
 def _twitter_path() -> Path:
@@ -71,74 +107,93 @@ def _read_twitter(path: Path) -> np.ndarray:
         return np.fromstring(member.read().decode(), dtype=np.int64, sep=" ")
 
 
-def _user_path(source: str | Path) -> Path:
-    path = Path(source).expanduser()
-    if not path.exists():
-        path = project_path(str(path))
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"trace {str(source)!r} is neither synthetic, twitter nor an existing file; "
-            "give the path of a CSV or Parquet file with one count of requests per second"
-        )
-    return path
+# ------------------------------------------------------------------------------------------------- files of users
 
 
-def _read_table(path: Path) -> pd.DataFrame:
+def _read_file(path: Path) -> tuple[pd.DataFrame, Place]:
+    """Read the rows of a file and how to name them.
+
+    Raises:
+        TraceError: if it is too large or not of its format.
+    """
     suffix = path.suffix.lower()
-    if suffix not in (".csv", ".parquet"):
-        raise TraceError(f"trace {path.name!r} ends in {suffix!r}; only .csv and .parquet files can be read")
+    if suffix not in _SUFFIXES:
+        raise TraceError.of(path.name, [f"it ends in {suffix!r}; only .csv and .parquet files can be read"])
     try:
-        if suffix == ".parquet":
-            return pd.read_parquet(path)
-        table = pd.read_csv(path)
-        # In a file of bare numbers, the first count must not be read as a header.
-        return pd.read_csv(path, header=None) if _is_number(table.columns[0]) else table
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError, ValueError) as error:
-        raise TraceError(
-            f"trace {path.name!r} cannot be read as {suffix[1:]}: {error}; write one count per line or row"
-        ) from error
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            limit = f"it has {size} bytes, but at most {MAX_BYTES} can be read"
+            raise TraceError.of(path.name, [f"{limit}; cut it, or count the requests of every second first"])
+        return _read_parquet(path) if suffix == ".parquet" else _read_csv(path)
+    except TraceError:
+        raise
+    except _UNREADABLE as error:
+        remedy = "save it as UTF-8 text with commas" if suffix == ".csv" else "write it with pandas or pyarrow"
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise TraceError.of(path.name, [f"it cannot be read as {suffix[1:]}: {reason}; {remedy}"]) from error
 
 
-def _is_number(text: object) -> bool:
+_UNREADABLE = (
+    pd.errors.ParserError,
+    pd.errors.ParserWarning,
+    pd.errors.EmptyDataError,
+    ArithmeticError,
+    LookupError,
+    OSError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)
+
+
+def _read_parquet(path: Path) -> tuple[pd.DataFrame, Place]:
+    table = pd.read_parquet(path)
+    if not isinstance(table.index, pd.RangeIndex):
+        table = table.reset_index()  # an index has the times
+    table.columns = table.columns.map(str)
+    return table, lambda row: f"row {row} (the first is row 0)"
+
+
+def _read_csv(path: Path) -> tuple[pd.DataFrame, Place]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        cells = [cell.strip().strip('"') for cell in file.readline(_MAX_HEADER).split(",")]
+    names_columns = not any(is_date(cell) or _is_number(cell) for cell in cells)
+    _check_first_line(path.name, cells, names_columns)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # rows with more cells than the header
+        table = pd.read_csv(
+            path,
+            encoding="utf-8-sig",
+            header=0 if names_columns else None,
+            names=None if names_columns else ["count"],
+            index_col=False,
+            skip_blank_lines=False,  # lines are counted
+            keep_default_na=False,
+            na_values=[""],
+            low_memory=False,
+        )
+    table.columns = table.columns.map(str)
+    first = 2 if names_columns else 1
+    filled = np.flatnonzero(table.notna().any(axis=1))
+    table = table.iloc[: filled[-1] + 1 if len(filled) else 0]  # without blank lines at the end
+    return table, lambda row: f"line {row + first}"
+
+
+def _check_first_line(name: str, cells: list[str], names_columns: bool) -> None:
+    """Raise if the first line of a CSV file neither names columns nor is a count."""
+    if cells == [""]:
+        raise TraceError.of(name, ["line 1 is empty; write the header 'count' and then one count a line"])
+    for separator, description in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+        if len(cells) == 1 and separator in cells[0]:
+            raise TraceError.of(name, [f"line 1: the columns are separated by {description}; write commas"])
+    if not names_columns and (len(cells) > 1 or is_date(cells[0])):
+        problem = f"line 1: the header is missing before {','.join(cells)[:40]!r}"
+        raise TraceError.of(name, [f"{problem}; name the columns in the first line: 'timestamp' and 'count'"])
+
+
+def _is_number(text: str) -> bool:
     try:
-        float(str(text))
+        float(text)
     except ValueError:
         return False
     return True
-
-
-def _counts_of_table(table: pd.DataFrame, name: str) -> np.ndarray:
-    columns = [column for column in table.columns if column != "timestamp"]
-    column = "count" if "count" in columns else columns[0] if len(columns) == 1 else None
-    if column is None:
-        raise TraceError(f"trace {name!r} has the columns {list(table.columns)}; name the requests per second 'count'")
-    values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=float, na_value=np.nan)
-    valid = np.isfinite(values) & (values >= 0) & (values == np.floor(values)) & (values < 2**31)
-    if not valid.all():
-        row = int(np.argmin(valid))
-        raise TraceError(
-            f"trace {name!r}: count {table[column].iloc[row]!r} in row {row} (the first is row 0) is not a whole "
-            "number of at least 0; counts are requests in one second: correct it, or drop the row and add a column "
-            "'timestamp'"
-        )
-    return values.astype(np.int64)
-
-
-def _seconds_of_table(table: pd.DataFrame, name: str) -> np.ndarray:
-    if "timestamp" not in table.columns:
-        return np.arange(len(table))
-    column = table["timestamp"]
-    if pd.api.types.is_numeric_dtype(column):
-        seconds = column.to_numpy(dtype=float, na_value=np.nan)
-    else:
-        dates = pd.to_datetime(column, errors="coerce", utc=True)
-        seconds = ((dates - dates.iloc[0]) / pd.Timedelta(seconds=1)).to_numpy()
-    steps = np.diff(seconds)
-    wrong = ~((steps >= 1) & (steps == np.floor(steps)))
-    if wrong.any():
-        row = int(wrong.argmax()) + 1
-        raise TraceError(
-            f"trace {name!r}: timestamp {column.iloc[row]!r} in row {row} does not lie a whole number of seconds after "
-            f"{column.iloc[row - 1]!r}; sort the rows by time and sum the requests of each second"
-        )
-    return np.concatenate([[0], np.cumsum(steps)]).astype(np.int64)

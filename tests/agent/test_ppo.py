@@ -20,6 +20,7 @@ from opd.agent.problem import ExpertMode, Problem, TrainingParameters
 from opd.agent.rollout import Samples, Validation
 from opd.pipeline import Pipeline, ServiceLevel, StageConfiguration, Task, Variant, as_array
 from opd.simulator.environment import PipelineVectorEnv
+from opd.workload.trace import Workload
 
 # --- the loss --------------------------------------------------------------------------------------------------------
 
@@ -240,3 +241,13 @@ def test_the_agent_finds_the_best_of_two_stages_on_a_tight_device(tmp_path):
     assert best != pipeline.smallest_configuration()
     reached, configurations = reward_of(learn(pipeline, 9, tmp_path), 9)
     assert reached > highest - 0.05, (best, set(configurations), reached, highest)
+
+
+@pytest.mark.parametrize("requests", [0, 5])
+def test_samples_are_finite_with_and_without_requests(requests):
+    counts = np.zeros(2000, dtype=np.int64)
+    counts[1000:] = requests
+    workload = Workload(counts, np.append(counts[::10], requests).astype(float), 10)
+    with np.errstate(all="raise", under="ignore"):
+        samples, _ = trainer_for(problem=problem_for(workload=workload, bursts=())).collect(0)
+    assert all(np.isfinite(part.numpy()).all() for part in samples)

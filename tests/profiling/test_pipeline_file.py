@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from pipeline_folders import SHOP, write_pipeline
 from profile_tables import FILES, PIPELINES
 
 from opd.host.documents import DocumentError
-from opd.host.paths import package_path
+from opd.host.paths import package_path, project_path
 from opd.objective import Weights
 from opd.pipeline import ServiceLevel
 from opd.profiling.pipeline_file import PipelineFile, WeightsSection, json_schema, pipeline_path, read_pipeline_file
+from opd.profiling.profiles import COLUMNS, load_profile
 
 LARGE = "shop.models:Large"
 SMALL = "accuracy: 0.5\n        cores: 1"
@@ -168,3 +170,16 @@ def test_shipped_files_name_the_schema_for_editors(name: str):
     first = package_path("examples", name, "pipeline.yaml").read_text(encoding="utf-8").splitlines()[0]
     place = first.removeprefix("# yaml-language-server: $schema=")
     assert package_path("examples", name, place).resolve() == package_path("profiling", "pipeline.schema.json")
+
+
+def test_the_examples_of_the_documentation_are_right(tmp_path: Path):
+    page = project_path("docs", "pipeline-file.md").read_text(encoding="utf-8")
+    (text,), (table,) = (
+        re.findall(rf"^```{kind}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL) for kind in ("yaml", "csv")
+    )
+    folder = write_pipeline(tmp_path, text, table)
+    shop = read_pipeline_file(folder)
+    assert (shop.name, shop.capacity, [task.name for task in shop.tasks]) == ("shop", 6, ["features", "intent"])
+    assert set(load_profile(folder / "profile.csv")["kind"]) == {"assumed"}
+    for column in COLUMNS:
+        assert f"`{column}`" in page

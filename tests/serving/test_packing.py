@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from opd.serving.manifest import read_manifest
-from opd.serving.model_kinds import KINDS, infer_kind, is_class
+from opd.serving.model_kinds import KINDS
 from opd.serving.packing import PackingError, store_variant
 from opd.serving.store import ModelStore
 
@@ -149,11 +149,3 @@ def test_a_model_that_should_be_stored_already_is_looked_up(project, store):
         store_variant(store, "task", "small", "store", project)
     store_variant(store, "task", "small", "models/small.onnx", project)
     assert not store_variant(store, "task", "small", "store", project)
-
-
-def test_classes_are_told_from_files():
-    assert is_class("shop:Model") and is_class("shop.models:Model")
-    assert not any(
-        map(is_class, ["models/a.onnx", "shop", "shop:", ":Model", "C:\\model.onnx", "shop:Model.x", "a b:C"])
-    )
-    assert infer_kind("shop:Model") == "python"

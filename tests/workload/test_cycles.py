@@ -11,8 +11,6 @@ from small_traces import make_trace, steady
 from opd.workload.forecast import HISTORY_SECONDS
 from opd.workload.trace import (
     CYCLE_SECONDS,
-    DAY_SECONDS,
-    MIN_SECONDS,
     burst_starts,
     characteristic_cycles,
     cycle_counts,
@@ -20,7 +18,7 @@ from opd.workload.trace import (
     evaluation_cycles,
     load_trace,
 )
-from opd.workload.trace_files import TraceError
+from opd.workload.trace_limits import DAY_SECONDS, MIN_SECONDS, TraceError
 
 
 def test_characteristic_cycles_are_found_at_their_known_places():

@@ -11,7 +11,8 @@ import pytest
 from deadlines import PATIENCE
 
 from opd.workload import synthetic
-from opd.workload.trace import DAY_SECONDS, MIN_SECONDS, burst_starts, load_trace
+from opd.workload.trace import burst_starts, load_trace
+from opd.workload.trace_limits import DAY_SECONDS, MIN_SECONDS
 
 
 def test_the_bundled_file_is_what_the_generator_makes(bundled):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_traces import make_trace, steady
 
 from opd.workload.forecast import RecentMaximum
-from opd.workload.trace import DAY_SECONDS, MIN_SECONDS, Trace, Workload, load_trace
-from opd.workload.trace_files import TWITTER_MD5, TWITTER_VARIABLE, TraceError
+from opd.workload.trace import Trace, Workload, load_trace
+from opd.workload.trace_files import TWITTER_MD5, TWITTER_VARIABLE
+from opd.workload.trace_limits import DAY_SECONDS, MIN_SECONDS, TraceError
 
 
 def test_damping_divides_every_count_and_keeps_the_recording():
@@ -60,37 +60,11 @@ def test_the_label_says_that_a_trace_is_synthetic_and_damped(bundled):
 # Bad input
 
 
-@pytest.mark.parametrize(
-    ("counts", "message"),
-    [
-        (np.array([1.0, np.nan]), "count .*nan.* in row 1"),
-        (np.array([1.0, 2.5]), r"count .*2\.5.* in row 1 .*not a whole number"),
-        (np.array([3, -4]), "count .*-4.* in row 1"),
-        (np.array([3.0, np.inf]), "count .*inf.* in row 1"),
-        (np.array(["7", "many"]), "count 'many' in row 1"),
-    ],
-)
-@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_a_bad_count_is_named_with_its_row(tmp_path, counts, message, suffix):
-    path = tmp_path / f"bad{suffix}"
-    table = pd.DataFrame({"count": np.concatenate([counts, steady().astype(counts.dtype)])})
-    table.to_csv(path, index=False) if suffix == ".csv" else table.to_parquet(path)
-    with pytest.raises(TraceError, match=message):
-        load_trace(path)
-
-
 def test_negative_counts_given_directly_are_refused():
     counts = steady()
     counts[77] = -3
     with pytest.raises(TraceError, match="count -3 at second 77 is negative"):
         make_trace(counts)
-
-
-def test_the_error_for_a_short_trace_gives_the_required_length(tmp_path):
-    path = tmp_path / "short.csv"
-    pd.DataFrame({"count": steady(600)}).to_csv(path, index=False)
-    with pytest.raises(TraceError, match="600 recorded seconds, but at least 21600"):
-        load_trace(path)
 
 
 @pytest.mark.parametrize("damping", [0, -1, 1.5])
@@ -99,53 +73,47 @@ def test_a_damping_below_one_or_not_whole_is_refused(damping):
         make_trace(steady(), damping=damping)
 
 
-def test_a_long_gap_is_refused_and_a_short_one_dropped(tmp_path):
-    path = tmp_path / "gap.csv"
-    seconds = np.arange(MIN_SECONDS + 100)
-    seconds[5000:] += 3600
-    table = pd.DataFrame({"timestamp": pd.to_datetime(1_700_000_000 + seconds, unit="s"), "count": 9})
-    table.to_csv(path, index=False)
-    trace = load_trace(path)
-    assert trace.position(8600) == 5000
-
-    table["timestamp"] = pd.to_datetime(1_700_000_000 + seconds + (seconds > 5000), unit="s")
-    table.to_csv(path, index=False)
-    with pytest.raises(TraceError, match="3601 seconds are missing after second 4999.*at most 3600 s; cut the trace"):
-        load_trace(path)
+def test_all_problems_of_a_trace_are_in_one_error():
+    with pytest.raises(TraceError, match=r"'made' has 3 problems:\n- it has 9 .*\n- count -1 at .*\n- damping 0"):
+        make_trace(np.array([1, 2, -1, *[3] * 6]), damping=0)
 
 
-@pytest.mark.parametrize("change", [0, -5, 0.5, np.nan])
-def test_timestamps_must_advance_by_whole_seconds(tmp_path, change):
-    path = tmp_path / "clock.parquet"
-    seconds = np.arange(MIN_SECONDS, dtype=float)
-    seconds[100] = seconds[99] + change
-    pd.DataFrame({"timestamp": seconds, "count": 5}).to_parquet(path)
-    with pytest.raises(TraceError, match="timestamp .* in row 100 .*sort the rows"):
-        load_trace(path)
+@pytest.mark.parametrize(
+    ("counts", "damping", "message"),
+    [
+        (np.zeros(MIN_SECONDS, dtype=np.int64), 1, "all 21600 counts are 0"),
+        (
+            np.arange(MIN_SECONDS) % 8,
+            8,
+            "damping 8 makes every count 0, because the largest count is 7; lower",
+        ),
+    ],
+)
+def test_a_trace_without_load_is_refused(counts, damping, message):
+    with pytest.raises(TraceError, match=message):
+        make_trace(counts, damping=damping)
 
 
-def test_files_that_are_not_traces_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="'nowhere.csv' is neither synthetic, twitter nor an existing file"):
-        load_trace("nowhere.csv")
-    for name, content, message in (
-        ("trace.xlsx", "1", "only .csv and .parquet"),
-        ("broken.parquet", "not parquet", "cannot be read as parquet"),
-        ("empty.csv", "", "cannot be read as csv"),
-        ("two.csv", "a,b\n1,2\n", "columns \\['a', 'b'\\]; name the requests per second 'count'"),
-    ):
-        (tmp_path / name).write_text(content)
-        with pytest.raises(TraceError, match=message):
-            load_trace(tmp_path / name)
+def test_one_request_is_a_load():
+    counts = np.zeros(MIN_SECONDS, dtype=np.int64)
+    counts[-1] = 8
+    assert make_trace(counts, damping=8).counts.sum() == 1
 
 
-@pytest.mark.parametrize("header", ["count\n", "requests\n", ""])
-def test_csv_of_one_column_with_any_header_or_none(tmp_path, header):
-    path = tmp_path / "own.csv"
-    counts = np.arange(MIN_SECONDS) % 50
-    path.write_text(header + "\n".join(map(str, counts)))
-    trace = load_trace(str(path), damping=2)
-    np.testing.assert_array_equal(trace.recorded, counts)
-    assert (trace.name, trace.is_synthetic, trace.damping) == ("own.csv", False, 2)
+def test_the_limits_of_gaps_are_those_of_the_message():
+    raw_index = np.concatenate([np.arange(MIN_SECONDS), MIN_SECONDS + 3600 + np.arange(MIN_SECONDS)])
+    assert make_trace(steady(2 * MIN_SECONDS), raw_index).position(MIN_SECONDS + 3600) == MIN_SECONDS
+    raw_index[MIN_SECONDS:] += 1
+    with pytest.raises(TraceError, match="second 21599: 3601 seconds are missing.*at most 3600 s; cut the trace"):
+        make_trace(steady(2 * MIN_SECONDS), raw_index)
+
+
+def test_a_fifth_of_the_seconds_may_be_missing_and_no_more():
+    at_most = np.arange(MIN_SECONDS) + np.arange(MIN_SECONDS) // 4
+    assert len(make_trace(steady(), at_most).counts) == MIN_SECONDS
+    too_many = np.arange(MIN_SECONDS) + np.arange(MIN_SECONDS) // 3
+    with pytest.raises(TraceError, match="7199 of 28799 seconds are missing, the first after second 2, but.* 20%"):
+        make_trace(steady(), too_many)
 
 
 def test_a_missing_or_altered_twitter_trace_names_both_remedies(tmp_path, monkeypatch):

@@ -37,7 +37,8 @@ from opd.host.progress import progress_bar
 from opd.pipeline import Pipeline
 from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle
 from opd.workload.forecast import HISTORY_SECONDS, Forecaster
-from opd.workload.trace import MIN_SECONDS, Cycle, Trace, cycle_counts
+from opd.workload.trace import Cycle, Trace, cycle_counts
+from opd.workload.trace_limits import MIN_SECONDS
 
 POLICIES = (AGENT, "myopic-backlog", "myopic", "ipa", "greedy")
 

@@ -29,7 +29,7 @@ from opd.study.plots.style import (
 _PAPER_POLICIES = ("random", "greedy", "ipa")
 """Baselines of Figs. 4 and 5."""
 
-_LINE_WIDTH, _LINE_DISTANCE = 1.2, 1.0
+_LINE_WIDTH, _LINE_DISTANCE = 1.2, 1.4
 """Points; lines that coincide are drawn side by side at this distance."""
 
 

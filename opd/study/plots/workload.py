@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from opd.study.plots.style import PALETTE, legend_below, save_figure
 from opd.workload.forecast import HISTORY_SECONDS, HORIZON_SECONDS
 from opd.workload.forecast_comparison import Comparison, smape
-from opd.workload.trace import CYCLE_SECONDS, DAY_SECONDS, Split, Trace, cycle_counts, evaluation_cycles
+from opd.workload.trace import CYCLE_SECONDS, Split, Trace, cycle_counts, evaluation_cycles
+from opd.workload.trace_limits import DAY_SECONDS
 
 _MODEL_NAMES = {
     "lstm": "LSTM",

@@ -118,7 +118,7 @@ def forecast_finding(errors: pd.DataFrame, damping: int) -> str:
     """
     rows = errors[errors["damping"] == damping].set_index("model")
     others = rows.drop(index="lstm")
-    simpler, timid = others["smape"].idxmin(), others["under_prediction_rate"].idxmin()
+    simpler, timid = str(others["smape"].idxmin()), str(others["under_prediction_rate"].idxmin())
     low = 100.0 * rows["under_prediction_rate"]
     return (
         f"At damping {damping} the SMAPE of the LSTM is {rows['smape']['lstm']:.1f} %, that of the best simpler "

@@ -89,8 +89,8 @@ def render_html(
         title: of the page.
     """
     groups = [(str(name), rows) for name, rows in evaluation.groupby("pipeline", sort=False)]
-    counts = [evaluation[name].nunique() for name in ("policy", "cycle", "seed")]
-    run = "{} with {} policies, {} cycles and {} seeds".format(about["trace"], *counts)
+    counts = ", ".join(f"{what}: {evaluation[what[:-1]].nunique()}" for what in ("cycles", "seeds"))
+    run = f"{about['trace']}; policies: {evaluation['policy'].nunique()}, {counts}"
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("opd.study.report", "."), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True,
