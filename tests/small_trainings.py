@@ -31,12 +31,12 @@ SHORT = TrainingParameters(
 )
 
 
-def problem_for(pipeline=None, workload=None, expert="myopic", bursts=(30, 90)) -> Problem:
+def problem_for(pipeline=None, workload=None, expert="myopic", bursts=(30, 90), objective=WEIGHTS) -> Problem:
     """A problem whose training and validation days are the same, and whose reference is its expert."""
     pipeline, workload = pipeline or ocr_pipeline(), workload or varying_workload()
-    table = expert_table(pipeline, WEIGHTS, QUIET, expert, 30)
+    table = expert_table(pipeline, objective, QUIET, expert, 30)
     both = np.array(bursts, dtype=np.int64)
-    return Problem(pipeline, WEIGHTS, QUIET, workload, workload, both, both, table, table)
+    return Problem(pipeline, objective, QUIET, workload, workload, both, both, table, table)
 
 
 def overloaded_problem() -> Problem:

@@ -12,7 +12,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from opd.measurement import SimulationParameters
-from opd.objective import Objective, Weights
+from opd.objective import Objective
 from opd.pipeline import Pipeline, ServiceLevel
 from opd.solvers import IpaParameters, ipa_table, myopic_table
 from opd.solvers.service_level import best_for_level, ipa_for_level
@@ -128,13 +128,15 @@ class Problem(NamedTuple):
     reference: np.ndarray
 
 
-def agent_weights(weights: Weights, changes: Mapping[str, float | Mapping[str, float]], pipeline: str) -> Weights:
-    """The weights an agent is trained with: some replaced, by one number or by one for each pipeline.
+def agent_objective(
+    objective: Objective, changes: Mapping[str, float | Mapping[str, float]], pipeline: str
+) -> Objective:
+    """The objective an agent is trained with: some figures replaced, by one number or by one for each pipeline.
 
     Raises:
-        ValueError: if a weight is unknown, or has no number for this pipeline.
+        ValueError: if a figure is unknown, or has no number for this pipeline.
     """
-    known = asdict(weights)
+    known = asdict(objective)
     for name, change in changes.items():
         if name not in known:
             raise ValueError(f"unknown weight {name!r}; there are {', '.join(known)}")
@@ -143,7 +145,7 @@ def agent_weights(weights: Weights, changes: Mapping[str, float | Mapping[str, f
                 raise ValueError(f"weight {name!r} has no value for pipeline {pipeline!r}, only for {list(change)}")
             change = change[pipeline]
         known[name] = change
-    return Weights(**known)
+    return type(objective)(**known)
 
 
 def expert_table(

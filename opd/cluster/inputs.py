@@ -20,10 +20,9 @@ from opd.control.factory import build_policy
 from opd.host.documents import as_model, read_document
 from opd.host.paths import project_path
 from opd.measurement import SimulationParameters
-from opd.objective import Weights
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, check_feasible
 from opd.profiling.pipeline_file import read_pipeline_file, shipped_pipelines
-from opd.profiling.pipelines import load_pipeline
+from opd.profiling.pipelines import load_objective, load_pipeline
 from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
 from opd.solvers import IpaParameters
 from opd.workload.forecast import Forecaster
@@ -36,9 +35,13 @@ _STAGE = re.compile(r"(?P<task>[^=:]+)=(?P<variant>[^=:]+):(?P<replicas>[0-9]{1,
 
 def pipeline_of(text: str) -> Pipeline:
     """Load a pipeline: one that ships with the package if ``text`` is a name, or from a folder or YAML file."""
-    pipeline = load_pipeline(Path(text) if _is_path(text) else check_name("pipeline", text))
+    pipeline = load_pipeline(_source(text))
     check_names(pipeline)
     return pipeline
+
+
+def _source(text: str) -> str | Path:
+    return Path(text) if _is_path(text) else check_name("pipeline", text)
 
 
 def pipeline_name_of(text: str) -> str:
@@ -113,10 +116,10 @@ def cluster_of(place: Place, call_seconds: float = 10.0) -> Cluster:
     return Cluster(namespace, load, RetryPolicy(read_seconds=call_seconds))
 
 
-def controller_of(
-    cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings, options: RunOptions
-) -> Callable[[], int]:
-    """Load policy and forecaster, and return a function that controls the pipeline until it is interrupted.
+def controller_of(cluster: Cluster, source: str, settings: ClusterSettings, options: RunOptions) -> Callable[[], int]:
+    """Load pipeline, policy and forecaster, and return a function that controls it until it is interrupted.
+
+    The objective is that of the pipeline's file, unless the parameters have weights.
 
     Raises:
         InputError: if no Prometheus server is named.
@@ -126,20 +129,22 @@ def controller_of(
     url = options.prometheus or os.environ.get(PROMETHEUS_URL_VARIABLE)
     if not url:
         raise InputError(f"name the Prometheus server with --prometheus, or in {PROMETHEUS_URL_VARIABLE}")
+    pipeline = pipeline_of(source)
     parameters = read_document(options.params or project_path("params.yaml"))
     simulation = SimulationParameters(**parameters["simulation"])
-    weights, ipa = Weights(**parameters["weights"]), IpaParameters(**parameters["ipa"])
+    objective = load_objective(_source(source), parameters.get("weights"))
+    ipa = IpaParameters(**parameters.get("ipa", {}))
     agent = options.agent or _default_agent(pipeline.name)
     interval = options.interval or simulation.interval
     seconds = options.decision_share * interval
     policy = build_policy(
-        options.policy, pipeline, weights, simulation, ipa, options.seed, agent, decision_seconds=seconds
+        options.policy, pipeline, objective, simulation, ipa, options.seed, agent, decision_seconds=seconds
     )
     file = options.forecaster or project_path("models", "forecaster.npz")
     forecaster = Forecaster.load(file, parameters["damping"])
     controller_settings = ControllerSettings(
         interval_seconds=interval,
-        objective=weights,
+        objective=objective,
         port=options.port,
         read_nodes=options.read_nodes,
         dry_run=options.dry_run,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -70,6 +70,24 @@ def load_objective(source: str | Path, weights: Mapping[str, float] | None = Non
         return Weights(**weights)
     content = read_pipeline_file(source)
     return content.weights or content.service_level
+
+
+def common_objective(sources: Iterable[str | Path], weights: Mapping[str, float] | None = None) -> Objective:
+    """Load the objective that several pipelines share, as they must to be compared.
+
+    Arguments and errors are those of :func:`load_objective` for every one of the sources.
+
+    Raises:
+        ValueError: if they have different ones.
+    """
+    by_source = {str(source): load_objective(source, weights) for source in sources}
+    if len(set(by_source.values())) != 1:
+        listed = "; ".join(f"{source}: {objective}" for source, objective in by_source.items())
+        raise ValueError(
+            f"pipelines that are evaluated together need one objective, these have several ({listed}); evaluate them "
+            "one by one, or set weights"
+        )
+    return next(iter(by_source.values()))
 
 
 def _profile_path(file: Path, profile: str | Path | None) -> Path:

@@ -22,6 +22,7 @@ PAYLOAD = "payload"
 """Name of the tensor of a request that is one tensor of BYTES, such as an encoded image or a text in each row."""
 
 _LENGTH = struct.Struct("<I")
+_LIST_ITEM_BYTES = 4  # typed lists hold whole numbers of fewer bytes as well
 
 
 class TensorError(ValueError):
@@ -137,7 +138,10 @@ def _count(tensor: Tensor, raw: bytes | None) -> int:
         given = [descriptor.name for descriptor, _ in tensor.contents.ListFields()]
         if given not in ([field], []):
             raise TensorError(f"{name} of {tensor.datatype} has values in {', '.join(given)}; put them in {field}")
-        return len(getattr(tensor.contents, field))
+        values = getattr(tensor.contents, field)
+        if values and dtype.kind in "iu" and dtype.itemsize < _LIST_ITEM_BYTES:
+            _check_range(name, tensor.datatype, min(values), max(values))
+        return len(values)
     if tensor.contents.ListFields():
         raise TensorError(f"{name} has typed and raw contents; give one of them")
     if tensor.datatype == "BYTES":
@@ -151,6 +155,13 @@ def _count(tensor: Tensor, raw: bytes | None) -> int:
             f"{name} has {len(raw)} bytes of raw contents; {tensor.datatype} takes {dtype.itemsize} an element"
         )
     return count
+
+
+def _check_range(name: str, datatype: str, smallest: int, largest: int) -> None:
+    limits = np.iinfo(DATATYPES[datatype].dtype)
+    for value in (smallest, largest):
+        if not limits.min <= value <= limits.max:
+            raise TensorError(f"{name} has value {value}; {datatype} ranges from {limits.min} to {limits.max}")
 
 
 # --------------------------------------------------------------------------------------- one tensor of payloads

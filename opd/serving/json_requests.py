@@ -78,9 +78,10 @@ class JsonRequest(DocumentModel):
     def message(self) -> ModelInferRequest:
         """Return the request as a message with raw contents."""
         request = ModelInferRequest(id=self.id, parameters=_parameters(self.parameters))
-        for place, tensor in enumerate(self.inputs):
-            add_tensor(request, tensor.name, tensor.array())
-            request.inputs[place].MergeFrom(request.InferInputTensor(parameters=_parameters(tensor.parameters)))
+        for tensor in self.inputs:
+            added = add_tensor(request, tensor.name, tensor.array())
+            for name, parameter in _parameters(tensor.parameters).items():
+                added.parameters[name].CopyFrom(parameter)
         for output in self.outputs:
             request.outputs.add(name=output.name, parameters=_parameters(output.parameters))
         return request
@@ -145,7 +146,5 @@ def _flat(values: Sequence[Any]) -> list[Any]:
 def _check_range(values: Sequence[float], datatype: str, limits: np.iinfo[Any] | np.finfo[Any]) -> None:
     low, high = (float(limits.min), float(limits.max)) if isinstance(limits, np.finfo) else (limits.min, limits.max)
     for value in values:
-        if (
-            not low <= value <= high and value not in (math.inf, -math.inf) and value == value
-        ):  # NaN differs from itself
+        if (value < low or value > high) and abs(value) != math.inf:
             raise TensorError(f"value {value!r} is outside {low} to {high}, the range of datatype {datatype}")

@@ -13,7 +13,11 @@ import grpc
 from grpc import aio
 from mlserver import MLModel
 from mlserver.errors import ModelNotReady
-from mlserver.grpc.converters import ModelInferRequestConverter, ModelInferResponseConverter
+from mlserver.grpc.converters import (
+    ModelInferRequestConverter,
+    ModelInferResponseConverter,
+    ParametersConverter,
+)
 from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
 from mlserver.grpc.dataplane_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from mlserver.grpc.server import GRPCServer
@@ -53,9 +57,12 @@ class MessageRuntime(MLModel):
             datatype = str(getattr(tensor.datatype, "value", tensor.datatype))
             values = getattr(tensor.data, "root", tensor.data)
             try:
-                add_tensor(request, tensor.name, array_of(values, datatype, tensor.shape))
+                added = add_tensor(request, tensor.name, array_of(values, datatype, tensor.shape))
             except TensorError as error:
                 raise MalformedRequestError(f"tensor {tensor.name!r}: {error}") from None
+            if tensor.parameters is not None:
+                for name, parameter in ParametersConverter.from_types(tensor.parameters).items():
+                    added.parameters[name].CopyFrom(parameter)
         return ModelInferResponseConverter.to_types(await self.infer(request))
 
 
@@ -76,7 +83,7 @@ class MessageServicer(InferenceServicer):
 
 
 class MessageServer(GRPCServer):
-    """MLServer's gRPC server with :class:`MessageServicer`, and without the service that loads and unloads models."""
+    """MLServer's gRPC server with :class:`MessageServicer`."""
 
     def _create_server(self) -> aio.Server:
         self._server = aio.server(options=self._get_options())

@@ -76,8 +76,8 @@ def _fill(message: Message, tensors: Mapping[str, npt.ArrayLike], raw: bool) -> 
         add_tensor(message, name, array, raw)
 
 
-def add_tensor(message: Message, name: str, array: npt.NDArray[Any], raw: bool = True) -> None:
-    """Add an array to a message, see :func:`message_of`."""
+def add_tensor(message: Message, name: str, array: npt.NDArray[Any], raw: bool = True) -> Tensor:
+    """Add an array to a message, see :func:`message_of`, and return the tensor there."""
     if not array.ndim:
         raise TensorError(f"tensor {name!r} is a single value; give it an axis that counts the rows, such as [value]")
     if array.dtype.kind in "OUS":
@@ -96,6 +96,7 @@ def add_tensor(message: Message, name: str, array: npt.NDArray[Any], raw: bool =
     else:
         values = elements if datatype == "BYTES" else array.ravel().tolist()
         getattr(tensor.contents, str(DATATYPES[datatype].field)).extend(values)
+    return tensor
 
 
 def _as_bytes(name: str, element: object) -> bytes:

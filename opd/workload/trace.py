@@ -268,7 +268,7 @@ def evaluation_cycles(trace: Trace, extra: int = 9) -> list[Cycle]:
         if not len(free):
             raise TraceError(
                 f"trace {trace.name!r}: only {number} of {extra} further cycles fit into the test split of "
-                f"{test.stop - test.start} s; lower their number to {number} or provide a longer recording"
+                f"{test.stop - test.start} s; lower `cycles` in params.yaml to {number} or provide a longer recording"
             )
         positions.append(int(free[np.abs(free - middle).argmin()]))
         chosen.append(Cycle(f"spread-{number + 1:02d}", int(trace.raw_index[positions[-1]])))

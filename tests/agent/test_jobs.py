@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from small_trainings import SHORT, WEIGHTS, problem_for
@@ -10,6 +10,10 @@ from small_trainings import SHORT, WEIGHTS, problem_for
 from opd.agent import jobs
 from opd.agent.deployed import Agent
 from opd.agent.jobs import Job, run_job
+from opd.control.factory import agent_policy
+from opd.measurement import idle_observation
+from opd.pipeline import ServiceLevel
+from opd.solvers.service_level import best_for_level
 
 
 def test_a_job_leaves_an_agent_with_all_that_made_it_and_is_done_only_once(tmp_path, monkeypatch):
@@ -25,6 +29,17 @@ def test_a_job_leaves_an_agent_with_all_that_made_it_and_is_done_only_once(tmp_p
     monkeypatch.setattr(jobs, "train", lambda *given: pytest.fail("trained a finished job again"))
     assert run_job(job) == job.path
     assert job.path.stat().st_mtime_ns == written
+
+
+def test_an_agent_is_trained_for_a_service_level_as_for_weights(tmp_path):
+    level = ServiceLevel(1.0, accuracy_weight=6.0)
+    job = Job("agent", 0, problem_for(objective=level), SHORT, tmp_path / "agent.npz")
+    agent = Agent.load(run_job(job), job.problem.pipeline)
+    assert job.done and agent.parameters["service_level"] == asdict(level)
+    # Above the loads of its training the expert decides, which plans for the level.
+    seen = replace(idle_observation(agent.pipeline), predicted_load=50.0)
+    planned = best_for_level(agent.pipeline, 50.0, level, job.problem.simulation)
+    assert agent_policy(agent).decide(seen) == planned
 
 
 def test_a_job_with_other_parameters_is_not_taken_for_done(tmp_path):

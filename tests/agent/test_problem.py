@@ -6,12 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from small_pipelines import steady_workload
+from small_pipelines import ocr_pipeline, steady_workload
 from small_trainings import problem_for
 
-from opd.agent.problem import agent_weights, look_up, table_policy
+from opd.agent.problem import agent_objective, expert_table, look_up, table_policy
 from opd.agent.rollout import begin_episodes
+from opd.measurement import SimulationParameters
 from opd.objective import Weights
+from opd.pipeline import ServiceLevel, as_configuration
+from opd.solvers import IpaParameters
+from opd.solvers.service_level import best_for_level, ipa_for_level
 
 
 def test_a_table_is_looked_up_by_the_load_rounded_up():
@@ -25,14 +29,32 @@ def test_a_table_is_looked_up_by_the_load_rounded_up():
 
 def test_an_agent_may_have_weights_of_its_own_for_each_pipeline():
     base = Weights()
-    assert agent_weights(base, {}, "video") == base
-    assert agent_weights(base, {"cost_weight": 0.4}, "nlp").cost_weight == 0.4
+    assert agent_objective(base, {}, "video") == base
+    assert agent_objective(base, {"cost_weight": 0.4}, "nlp").cost_weight == 0.4
     own = {"cost_weight": {"video": 0.2, "nlp": 0.5}}
-    assert agent_weights(base, own, "nlp") == replace(base, cost_weight=0.5)
+    assert agent_objective(base, own, "nlp") == replace(base, cost_weight=0.5)
     with pytest.raises(ValueError, match="no value for pipeline 'audio-qa'"):
-        agent_weights(base, own, "audio-qa")
+        agent_objective(base, own, "audio-qa")
     with pytest.raises(ValueError, match="unknown weight 'price'"):
-        agent_weights(base, {"price": 1.0}, "video")
+        agent_objective(base, {"price": 1.0}, "video")
+
+
+def test_an_agent_may_have_a_service_level_of_its_own():
+    level = ServiceLevel(0.5)
+    assert agent_objective(level, {"accuracy_weight": 20.0}, "shop") == replace(level, accuracy_weight=20.0)
+    with pytest.raises(ValueError, match="unknown weight 'alpha'; there are seconds, percentile"):
+        agent_objective(level, {"alpha": 1.0}, "shop")
+
+
+@pytest.mark.parametrize("expert", ["myopic", "ipa"])
+def test_the_expert_of_a_service_level_plans_for_it(expert):
+    pipeline, simulation, level = ocr_pipeline(), SimulationParameters(), ServiceLevel(1.0, accuracy_weight=6.0)
+    table = expert_table(pipeline, level, simulation, expert, 12)
+    ipa = IpaParameters(3.0, 1.0, 0.0)  # two tasks share the 6 cores of their mean accuracy
+    for load in (0, 7, 12):
+        by_ipa = ipa_for_level(pipeline, load, level, simulation, ipa)
+        wanted = by_ipa if expert == "ipa" else best_for_level(pipeline, load, level, simulation)
+        assert as_configuration(table[load]) == wanted
 
 
 # --- episodes --------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ import pytest
 from profile_tables import FILES, PIPELINES, REFERENCE, SERVED, VARIANTS
 
 from opd.host.paths import package_path, project_path
+from opd.objective import Weights
 from opd.profiling import profiles
 from opd.profiling.architectures import ARCHITECTURES, CONTAINER_SECONDS
 from opd.profiling.measuring import as_table
-from opd.profiling.pipeline_file import shipped_pipelines
-from opd.profiling.pipelines import load_pipeline
+from opd.profiling.pipeline_file import pipeline_path, shipped_pipelines
+from opd.profiling.pipelines import common_objective, load_pipeline
 from opd.study.plots.profiles import accuracy_by_cores
 
 
@@ -150,3 +152,13 @@ def test_a_replica_has_the_fewest_cores_that_carry_the_threshold_or_that_still_g
             pairs = zip(counts, [*counts[1:], None], strict=True)
             gaining = (a for a, b in pairs if b is None or latency[a] < 1.25 * latency[b])
             assert variant.cores == (min(enough) if enough else next(gaining)), (task.name, variant.name)
+
+
+def test_pipelines_that_are_compared_share_an_objective(tmp_path: Path):
+    assert common_objective(PIPELINES) == Weights()
+    assert common_objective(["video", "nlp"], {"cost_weight": 0.3}) == Weights(cost_weight=0.3)
+    text = pipeline_path("video").read_text(encoding="utf-8").replace("weights: {}", "accuracy: {floor: 0.5}")
+    (tmp_path / "pipeline.yaml").write_text(text, encoding="utf-8")
+    assert common_objective([tmp_path]) == replace(load_pipeline("video").service_level, accuracy_floor=0.5)
+    with pytest.raises(ValueError, match=r"need one objective, these have several \(nlp: Weights.*: ServiceLevel"):
+        common_objective(["nlp", tmp_path])

@@ -133,6 +133,11 @@ def doubled():
         (request_of(shape=(-1, -2), fp32_contents=[1, 2]), r"tensor 'x' has shape \[-1, -2\]; no axis may be negative"),
         (request_of(fp32_contents=[1]), r"tensor 'x' has shape \[1, 2\] and 1 elements; that shape needs 2"),
         (request_of(fp64_contents=[1, 2]), "tensor 'x' of FP32 has values in fp64_contents; put them in fp32_contents"),
+        (
+            request_of("INT8", int_contents=[1, -129]),
+            "tensor 'x' has value -129; INT8 ranges from -128 to 127",
+        ),
+        (request_of("UINT16", uint_contents=[1, 65536]), "tensor 'x' has value 65536; UINT16 ranges from 0 to 65535"),
         (request_of(raw=bytes(7)), "tensor 'x' has 7 bytes of raw contents; FP32 takes 4 an element"),
         (request_of(raw=bytes(12)), r"tensor 'x' has shape \[1, 2\] and 3 elements; that shape needs 2"),
         (request_of(raw=bytes(8), fp32_contents=[1]), "tensor 'x' has typed and raw contents; give one of them"),
@@ -211,6 +216,35 @@ def test_splitting_undoes_joining(requests):
     for part, request in zip(parts, requests, strict=True):
         assert contents_of(part)[1] == contents_of(request)[1]
         assert [t.SerializeToString() for t in part.outputs] == [t.SerializeToString() for t in request.inputs]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["x", "y", ""]),
+            st.sampled_from([*DATATYPES, "?"]),
+            st.lists(st.integers(-1, 2), max_size=2),
+            st.sampled_from([None, *(element.field for element in DATATYPES.values() if element.field)]),
+            st.integers(0, 3),
+        ),
+        max_size=3,
+    ),
+    st.lists(st.binary(max_size=8), max_size=3),
+)
+def test_any_request_is_refused_with_a_reason_or_can_be_read(tensors, raw):
+    request = ModelInferRequest(raw_input_contents=raw)
+    for name, datatype, shape, field, count in tensors:
+        tensor = request.inputs.add(name=name, datatype=datatype, shape=shape)
+        if field:
+            getattr(tensor.contents, field).extend([b"a" if field == "bytes_contents" else 1] * count)
+    try:
+        check_request(request)
+    except MalformedRequestError as error:
+        assert "tensor" in str(error)
+    else:
+        found = tensors_of(request)
+        assert [list(array.shape) for array in found.values()] == [shape for _, _, shape, _, _ in tensors]
+        assert {len(array) for array in found.values()} == {rows(request)}
 
 
 @given(batches())

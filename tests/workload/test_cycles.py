@@ -75,7 +75,7 @@ def test_cycles_avoid_recording_gaps(gap, at, extra):
 
 def test_more_cycles_than_fit_are_refused_with_the_number_that_fits():
     trace = make_trace(np.random.default_rng(0).poisson(40, MIN_SECONDS))
-    with pytest.raises(TraceError, match=r"only (\d) of 9 further cycles fit.*lower their number to \1"):
+    with pytest.raises(TraceError, match=r"only (\d) of 9 further cycles fit.*lower `cycles` in params.yaml to \1"):
         evaluation_cycles(trace)
 
 
