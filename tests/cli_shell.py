@@ -59,7 +59,7 @@ class Shell:
 
     def __call__(self, command, *options, pipeline=None, namespace="space"):
         place = [f"--namespace={namespace}"] if namespace is not None else []
-        given = [command, f"--pipeline={pipeline or self.file}", f"--kubeconfig={self.config}", *place, *options]
+        given = [command, str(pipeline or self.file), f"--kubeconfig={self.config}", *place, *options]
         code = cli.main(given)
         self.out, self.err = self._capsys.readouterr()
         return code

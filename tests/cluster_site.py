@@ -115,12 +115,12 @@ class Site:
         """Run a command in this process and return its exit code."""
         settings = self._settings if command == "deploy" else []
         wait = [f"--wait={WAIT_SECONDS}"] if command in ("deploy", "delete") else []
-        place = [f"--pipeline={self.chosen}", f"--namespace={self.cluster.namespace}"]
+        place = [self.chosen, f"--namespace={self.cluster.namespace}"]
         return cli.main([command, *place, f"--kubeconfig={self.kubeconfig}", *settings, *wait, *options])
 
     def control(self, *options):
         """Run ``opd run``, which handles the signals of its process, in another process and return its exit code."""
-        place = [f"--pipeline={self.chosen}", f"--namespace={self.cluster.namespace}"]
+        place = [self.chosen, f"--namespace={self.cluster.namespace}"]
         command = [sys.executable, "-m", "opd", "run", *place, f"--kubeconfig={self.kubeconfig}"]
         return subprocess.run([*command, *self._settings, *options], timeout=WAIT_SECONDS, cwd=TESTS.parent).returncode
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer import Option
+from typer import Argument, Option
 
 from opd.control import DECISION_SHARE, DEPLOYABLE_POLICIES
 
@@ -45,9 +45,10 @@ class Place:
     """A pipeline and where it is."""
 
     pipeline: Annotated[
-        str, Option(metavar="NAME|FOLDER|FILE", help="One that ships with the package, or a folder or YAML file.")
+        str,
+        Argument(metavar="PIPELINE", help="A project folder, a pipeline file, or the name of a shipped pipeline."),
     ]
-    namespace: Annotated[str, Option(help="Of all objects; there is no default.")]
+    namespace: Annotated[str, Option("--namespace", "-n", help="Of all objects; there is no default.")]
     context: Annotated[Text, Option(help="Of the kubeconfig (default: its current one).")] = None
     kubeconfig: Annotated[Text, Option(metavar="FILE", help="Default: as kubectl, or the pod's own account.")] = None
 

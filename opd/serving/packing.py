@@ -13,6 +13,7 @@ from typing import Any
 from opd.profiling.pipeline_file import STORE, PipelineFile, is_reference
 from opd.serving.manifest import CODE
 from opd.serving.model_kinds import KINDS, ModelKind, infer_kind
+from opd.serving.models import CLASS
 from opd.serving.store import ModelStore, manifest_of
 
 _PARAMETERS = {"content_type", "format", "version"}
@@ -159,8 +160,8 @@ def _parameters(kind: ModelKind, model: str, settings: dict[str, Any]) -> dict[s
     """Sort settings into those of MLServer and those of its runtime."""
     if kind is KINDS["python"]:
         if is_reference(model):
-            settings = {"class": model, **settings}
-        if "class" not in settings:
+            settings = {CLASS: model, **settings}
+        if CLASS not in settings:
             raise ValueError("it has files but no class; write settings: {class: module:Class}")
         return {"extra": settings}
     own = {name: value for name, value in settings.items() if name in _PARAMETERS}

@@ -1,0 +1,283 @@
+"""Commands for a project: the folder of one pipeline, from its models to the served pipeline."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from opd.cli.command import (
+    DONE,
+    FAILED,
+    REFUSED,
+    CommandError,
+    Json,
+    command,
+    print_json,
+    print_table,
+    reading_input,
+    say,
+)
+
+if TYPE_CHECKING:
+    from opd.project.folder import Project
+
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The project.", show_default=False)]
+Again = Annotated[bool, typer.Option("--again", help="Run although nothing changed.")]
+Trace = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Load: a CSV or Parquet file, or synthetic; becomes that of the project."),
+]
+Policy = Annotated[str, typer.Option(help="Name of a policy, or module:Class of your own.")]
+
+
+def _open(folder: Path) -> Project:
+    """Open a project and work in its folder, as its notebooks do."""
+    from opd.project.folder import Project
+
+    project = Project.at(folder)
+    os.chdir(project.root)
+    return project
+
+
+def _resolved(trace: str | None) -> str | None:
+    """A trace file as an absolute path, before the working directory changes."""
+    return str(Path(trace).resolve()) if trace and Path(trace).is_file() else trace
+
+
+@command("opd init shop --example tabular")
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder.", show_default=False)],
+    example: Annotated[str | None, typer.Option(metavar="NAME", help="Begin with a pipeline that ships.")] = None,
+) -> int:
+    """Create a project: pipeline file, parameters, stages, notebooks and sample requests."""
+    with reading_input():
+        from opd.project.folder import create
+
+        project = create(folder, example)
+    say(f"created {project.root}")
+    if example is None:
+        print(f"next: describe your pipeline in {folder / 'pipeline.yaml'}, then `opd check {folder}`")
+    else:
+        print(f"next: `opd check {folder}`, then `opd profile {folder}`")
+    return DONE
+
+
+@command("opd check shop")
+def check(
+    folder: Folder,
+    run_models: Annotated[bool, typer.Option(help="Load every model and send samples through all stages.")] = True,
+    as_json: Json = False,
+) -> int:
+    """Report everything that is wrong with a project, by place, value and remedy."""
+    with reading_input():
+        project = _open(folder)
+        from opd.project.checking import check_project
+
+        found = check_project(project.root, run_models, say)
+    if as_json:
+        print_json({"problems": [each._asdict() for each in found.problems], "notes": found.notes})
+    else:
+        for number, problem in enumerate(found.problems, 1):
+            print(f"{number}. {problem.place}: {problem.text}")
+        for note in found.notes:
+            print(f"note: {note}")
+        print(f"{len(found.problems)} problem{'s' * (len(found.problems) != 1)}" if found.problems else "no problem")
+    return REFUSED if found.problems else DONE
+
+
+@command("opd profile shop")
+def profile(folder: Folder, again: Again = False, as_json: Json = False) -> int:
+    """Measure every variant as it is served: latency by batch size, start-up and memory. Resumable."""
+    with reading_input():
+        project = _open(folder)
+        from opd.project import stages
+        from opd.project.storing import store_models
+
+        store_models(project, say)
+    _reproduce(stages, project, ["profile"], again)
+    from opd.profiling.profiles import load_profile
+
+    table = load_profile(project.root / "profile.csv")
+    _print_frame(table, as_json)
+    return DONE
+
+
+@command("opd recommend shop --load 20")
+def recommend(
+    folder: Folder,
+    load: Annotated[float, typer.Option(min=0.0, help="Requests/s to carry.", show_default=False)],
+    top: Annotated[int, typer.Option(min=1, help="Configurations to show.")] = 10,
+    as_json: Json = False,
+) -> int:
+    """Rank the configurations that carry a load, with predicted latency percentiles, cost and accuracy."""
+    with reading_input():
+        project = _open(folder)
+        from opd.study.recommendation import recommend as ranked
+
+        answer = ranked(project.pipeline(), load, top, simulation=project.simulation())
+    if as_json:
+        print_json(answer.as_json())
+    else:
+        for limit in answer.limits:
+            print(f"{limit.text}\n")
+        if answer.configurations:
+            _print_frame(_shown(answer.as_table()), as_json=False)
+    return DONE if answer.reached else FAILED
+
+
+def _shown(table: Any) -> Any:
+    """The columns of recommendations that people read first, in their units."""
+    shown = table[["configuration", "cores", "accuracy", "within"]].copy()
+    for name in ("latency_p50", "latency_p95", "latency_p99"):
+        shown[f"{name.removeprefix('latency_')} (ms)"] = 1e3 * table[name]
+    shown["within"] = table["within"].map("{:.1%}".format)
+    shown["keeps the level"] = table["keeps_level"].map({True: "yes", False: "no"})
+    shown.loc[table["assumed"], "configuration"] += " (assumed profile)"
+    return shown
+
+
+@command("opd train shop")
+def train(folder: Folder, trace: Trace = None, again: Again = False, as_json: Json = False) -> int:
+    """Train an agent for the pipeline, and the load forecast that it needs. Resumable."""
+    with reading_input():
+        given = _resolved(trace)
+        project = _open(folder)
+        project.pipeline()
+        from opd.project import stages
+
+        _set_trace(project, given)
+    _reproduce(stages, project, ["trace", "forecast", "train"], again)
+    summary = project.report("training", project.file.name, "summary.json")
+    if as_json:
+        print_json(summary)
+    else:
+        _print_rows(summary["runs"])
+    return DONE
+
+
+@command("opd evaluate shop --trace load.csv")
+def evaluate(folder: Folder, trace: Trace = None, again: Again = False, as_json: Json = False) -> int:
+    """Run every policy on the load, in simulation, and write one HTML report."""
+    with reading_input():
+        given = _resolved(trace)
+        project = _open(folder)
+        project.pipeline()
+        from opd.project import stages
+
+        _set_trace(project, given)
+    _reproduce(stages, project, ["trace", "forecast", "evaluate"], again)
+    import pandas as pd
+
+    from opd.study.report.results import policy_summary
+
+    rows = policy_summary(pd.read_csv(project.root / "reports" / "evaluation.csv"))
+    _print_frame(rows, as_json)
+    say(f"report: {project.root / 'reports' / 'index.html'}")
+    return DONE
+
+
+def _set_trace(project: Project, trace: str | None) -> None:
+    """Check a trace, and make it that of the project."""
+    if trace is not None:
+        from opd.workload.check_trace import adopt_trace
+
+        adopt_trace(trace, project.root / "params.yaml")
+
+
+def _reproduce(stages: Any, project: Project, names: list[str], again: bool) -> None:
+    try:
+        stages.reproduce(project, names, again)
+    except stages.StageFailedError as error:
+        raise CommandError(str(error)) from error
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    import pandas as pd
+
+    _print_frame(pd.DataFrame(rows), as_json=False)
+
+
+def _print_frame(frame: Any, as_json: bool) -> None:
+    """Print a table, numbers with four significant digits, or as JSON."""
+    if as_json:
+        print_json(frame.to_dict("records"))
+        return
+    shown = [[f"{each:.4g}" if isinstance(each, float) else str(each) for each in row] for row in frame.values.tolist()]
+    print_table([[*map(str, frame.columns)], *shown])
+
+
+@command("opd serve shop --policy myopic-backlog")
+def serve(
+    folder: Folder,
+    policy: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A policy, or module:Class (default: the agent if trained).")
+    ] = None,
+    standbys: Annotated[int, typer.Option(min=0, help="Processes that each stage keeps warm.")] = 0,
+) -> int:
+    """Serve the pipeline on this machine, decided every interval, with a live status; Ctrl-C drains and stops it."""
+    with reading_input():
+        project = _open(folder)
+        pipeline = project.pipeline()
+        from opd.project.storing import store_models
+
+        store_models(project, say)
+        from opd.live.serve import show
+        from opd.project.running import decider, serve_project
+
+        chosen = decider(project, pipeline, policy)
+    for note in chosen.notes:
+        say(f"note: {note}")
+    show(serve_project(project, pipeline, chosen, standbys))
+    return DONE
+
+
+@command("opd load shop --trace load.csv --seconds 300")
+def load(
+    folder: Folder,
+    trace: Annotated[str | None, typer.Option(metavar="FILE", help="Default: the trace of the project.")] = None,
+    address: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Default: where `opd serve` serves.")] = None,
+    start: Annotated[int, typer.Option(help="First second of the trace (default: its test split).")] = -1,
+    seconds: Annotated[int, typer.Option(min=1, help="Length of the load.")] = 300,
+    rate: Annotated[float | None, typer.Option(min=0.0, help="Requests/s, steady, in place of a trace.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the times and of the samples.")] = 0,
+    as_json: Json = False,
+) -> int:
+    """Send open-loop load to the pipeline, here or on a cluster, and report what became of the requests."""
+    with reading_input():
+        given = _resolved(trace)
+        project = _open(folder)
+        from opd.project import running
+
+        where = address or running.served_address(project)
+        if rate is None:
+            counts = running.load_counts(project, given, start, seconds)
+        else:
+            counts = running.steady_counts(rate, seconds)
+    from opd.live.failures import useless_reason
+    from opd.live.load import LoadError, summary
+
+    try:
+        records = running.send_load(project, where, counts, project.root / "reports" / "load.parquet", seed)
+    except LoadError as error:
+        raise CommandError(str(error)) from error
+    found = summary(records)
+    if as_json:
+        print_json(found)
+    else:
+        _print_load(found)
+    return FAILED if useless_reason(found) else DONE
+
+
+def _print_load(found: dict[str, Any]) -> None:
+    """Print failures first, then counts and latencies."""
+    if failure := found["most_frequent_failure"]:
+        print(f"{found['offered'] - found['completed']} of {found['offered']} requests got no answer; most frequent")
+        print(f"reason ({failure['requests']} requests): {failure['code']}: {failure['detail']}\n")
+    print_table([(name, "" if value is None else f"{value:.4g}") for name, value in found.items() if _is_number(value)])
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, int | float)

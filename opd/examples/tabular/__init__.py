@@ -1,0 +1,1 @@
+"""A tabular pipeline of three stages: restore missing readings, recognise, and accept or refer."""

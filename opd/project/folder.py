@@ -1,0 +1,185 @@
+"""The folder of a project: created from the template or an example, found, and read."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from opd.host.paths import package_path
+from opd.measurement import SimulationParameters
+from opd.objective import Objective
+from opd.pipeline import Pipeline
+from opd.profiling.pipeline_file import FILE_NAME, PipelineFile, read_pipeline_file, shipped_pipelines
+from opd.profiling.pipelines import load_pipeline
+
+NOTEBOOKS = ("01_profiling", "02_load_forecast", "03_ppo_training", "04_evaluation")
+"""Notebooks of a project; those of the study that have a stage in its ``dvc.yaml``."""
+
+PARAMETERS_FILE = "params.yaml"
+
+COMMAND_SECONDS = 60.0
+"""Time limit of a short command, such as ``dvc init``."""
+
+
+class ProjectError(ValueError):
+    """A folder is no project, or cannot become one."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project folder.
+
+    Attributes:
+        root: the folder, absolute.
+    """
+
+    root: Path
+
+    @classmethod
+    def at(cls, folder: Path) -> Project:
+        """Open the project in ``folder``.
+
+        Raises:
+            ProjectError: if it has no pipeline file or no parameters.
+        """
+        for name in (FILE_NAME, PARAMETERS_FILE):
+            if not (folder / name).is_file():
+                raise ProjectError(f"{folder} is no project: it has no {name}; make one with `opd init {folder}`")
+        return cls(folder.resolve())
+
+    @property
+    def pipeline_path(self) -> Path:
+        """The pipeline file."""
+        return self.root / FILE_NAME
+
+    @cached_property
+    def file(self) -> PipelineFile:
+        """Content of the pipeline file."""
+        return read_pipeline_file(self.pipeline_path)
+
+    def pipeline(self) -> Pipeline:
+        """The pipeline with its measured profile."""
+        return load_pipeline(self.root)
+
+    @property
+    def objective(self) -> Objective:
+        """What decisions maximise: the paper's reward if the file gives weights, else its service level."""
+        return self.file.weights or self.file.service_level
+
+    def parameters(self) -> dict[str, Any]:
+        """Content of ``params.yaml``.
+
+        Raises:
+            ProjectError: if it is not a mapping.
+        """
+        path = self.root / PARAMETERS_FILE
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ProjectError(f"{path} is not valid YAML: {error}") from error
+        if not isinstance(content, dict):
+            raise ProjectError(f"{path} must map names to values")
+        return content
+
+    def simulation(self) -> SimulationParameters:
+        """Behaviour of the device, from ``params.yaml``.
+
+        Raises:
+            ValueError: if a parameter is unknown or out of its range.
+        """
+        return SimulationParameters(**self.parameters().get("simulation", {}))
+
+    def report(self, *parts: str) -> Any:
+        """Content of a JSON file below ``reports/``."""
+        return json.loads(self.root.joinpath("reports", *parts).read_text(encoding="utf-8"))
+
+
+def environment(project: Project) -> dict[str, str]:
+    """Environment variables of the stages: this interpreter first, one thread a process, compiled code cached."""
+    given = os.environ
+    return {
+        "OMP_NUM_THREADS": "1",
+        "NUMBA_CACHE_DIR": str(project.root / ".cache" / "numba"),
+        **given,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), given.get("PATH", "")]),
+        "DVC_NO_ANALYTICS": "1",
+    }
+
+
+def examples() -> list[str]:
+    """Names of the pipelines that ship with sample requests, so that a project can begin with one."""
+    return [name for name in shipped_pipelines() if read_pipeline_file(name).samples is not None]
+
+
+def create(folder: Path, example: str | None = None) -> Project:
+    """Create a project folder from the template, or with the pipeline of an example.
+
+    Args:
+        folder: a new folder, or an empty one.
+        example: one of :func:`examples`.
+
+    Raises:
+        ProjectError: if the folder is not empty, or there is no such example.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ProjectError(f"{folder} exists and is not empty; name a new folder")
+    if example is not None and example not in examples():
+        raise ProjectError(f"there is no example {example!r}; there are {', '.join(examples())}")
+    template = package_path("project", "template")
+    shutil.copytree(template, folder, dirs_exist_ok=True)
+    (folder / "gitignore").rename(folder / ".gitignore")
+    for name in ("variants", "models", "models/agents", "notebooks"):
+        (folder / name).mkdir(exist_ok=True)
+    for name in NOTEBOOKS:
+        shutil.copy(package_path("project", "notebooks", f"{name}.ipynb"), folder / "notebooks")
+    shutil.copy(package_path("profiling", "pipeline.schema.json"), folder)
+    if example is None:
+        pipeline = folder / FILE_NAME
+        pipeline.write_text(pipeline.read_text().replace("name: NAME", f"name: {_plain_name(folder.resolve().name)}"))
+    else:
+        _fill(folder, example)
+    _init_dvc(folder)
+    return Project.at(folder)
+
+
+def _plain_name(text: str) -> str:
+    """A DNS label made of ``text``: lower-case letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "pipeline"
+
+
+def _fill(folder: Path, example: str) -> None:
+    """Copy the files of an example, and build its models where it has a module for that."""
+    source = package_path("examples", example)
+    shutil.rmtree(folder / "samples")
+    ignored = shutil.ignore_patterns("__init__.py", "build.py", "__pycache__", "profile.*")
+    shutil.copytree(source, folder, dirs_exist_ok=True, ignore=ignored)
+    if (source / "build.py").is_file():
+        importlib.import_module(f"opd.examples.{example}.build").build(folder)
+
+
+def _init_dvc(folder: Path) -> None:
+    """Make the folder a DVC project, on its own or inside the Git repository that it is in."""
+
+    def output(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
+
+    top = output("git", "rev-parse", "--show-toplevel") if shutil.which("git") else None
+    if top is None or top.returncode:
+        option = ["--no-scm"]
+    else:
+        option = [] if Path(top.stdout.strip()) == folder.resolve() else ["--subdir"]
+    done = output(sys.executable, "-m", "dvc", "init", "-q", *option)
+    if done.returncode:
+        raise ProjectError(f"`dvc init` failed in {folder}: {done.stderr.strip()}")
+    output(sys.executable, "-m", "dvc", "config", "core.analytics", "false")

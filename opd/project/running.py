@@ -1,0 +1,163 @@
+"""Serving a project on this machine, and load for it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from opd.control import AGENT
+from opd.control.factory import build_policy
+from opd.control.policies import Policy
+from opd.control.warm_up import warm_up
+from opd.live.load import offer
+from opd.live.serve import ServingStatus, serve
+from opd.pipeline import Pipeline
+from opd.project.folder import Project, ProjectError
+from opd.serving.samples import read_samples
+from opd.serving.store import store_url
+from opd.solvers import IpaParameters
+from opd.workload.forecast import Forecaster, RecentMaximum
+from opd.workload.trace import load_trace
+
+FALLBACK_POLICY = "myopic-backlog"
+"""Decides where no agent has been trained."""
+
+ADDRESS_FILE = "address.json"
+"""File in ``.cache/serving`` with the address of the pipeline that is served."""
+
+
+class Decider(NamedTuple):
+    """What decides about a pipeline.
+
+    Attributes:
+        name: of the policy.
+        policy: decides.
+        forecast: predicted maximum load (requests/s) for a history of per-second counts.
+        notes: what was replaced because it has not been trained.
+    """
+
+    name: str
+    policy: Policy
+    forecast: Callable[[np.ndarray], float]
+    notes: tuple[str, ...]
+
+
+def decider(project: Project, pipeline: Pipeline, name: str | None, seed: int = 0) -> Decider:
+    """Build a policy and the forecast that it decides by.
+
+    Args:
+        project: the project, whose agent and forecaster are used if they were trained.
+        pipeline: its pipeline.
+        name: of the policy, or ``module:Class``; by default the agent, or :data:`FALLBACK_POLICY` without one.
+        seed: of the policy.
+
+    Raises:
+        ValueError: if there is no such policy, or no trained agent for ``agent``.
+    """
+    notes = []
+    agent = project.root / "models" / "agents" / pipeline.name / "agent-0.npz"
+    if name is None and not agent.is_file():
+        notes.append(f"no agent was trained; {FALLBACK_POLICY} decides (train one with `opd train`)")
+    chosen = name or (AGENT if agent.is_file() else FALLBACK_POLICY)
+    known = agent if agent.is_file() else None
+    policy = build_policy(chosen, pipeline, project.objective, project.simulation(), IpaParameters(), seed, known)
+    file = project.root / "models" / "forecaster.npz"
+    if file.is_file():
+        forecast = Forecaster.load(file, int(project.parameters()["damping"])).predict
+    else:
+        forecast = RecentMaximum().predict
+        notes.append("no forecaster was trained; the largest load of the last 20 s is the forecast")
+    return Decider(chosen, policy, forecast, tuple(notes))
+
+
+def serve_project(
+    project: Project, pipeline: Pipeline, chosen: Decider, standbys: int = 0
+) -> Generator[ServingStatus, None, None]:
+    """Serve a pipeline until the iterator is closed; its address is in :data:`ADDRESS_FILE` meanwhile.
+
+    Yields:
+        The status as soon as it serves, and after every interval.
+    """
+    warm_up(pipeline, chosen.policy, chosen.forecast)
+    folder = project.root / ".cache" / "serving"
+    folder.mkdir(parents=True, exist_ok=True)
+    address = folder / ADDRESS_FILE
+    statuses = serve(
+        pipeline, chosen.policy, chosen.forecast, project.objective, project.simulation(), folder,
+        store=store_url(), standbys=standbys,
+    )  # fmt: skip
+    try:
+        for status in statuses:
+            address.write_text(json.dumps({"address": status.address, "model": pipeline.name}) + "\n")
+            yield status
+    finally:
+        statuses.close()
+        address.unlink(missing_ok=True)
+
+
+def served_address(project: Project) -> str:
+    """Return ``host:port`` where ``opd serve`` answers requests for a project.
+
+    Raises:
+        ProjectError: if it is not served here.
+    """
+    file = project.root / ".cache" / "serving" / ADDRESS_FILE
+    if not file.is_file():
+        raise ProjectError(
+            f"{project.root.name} is not served on this machine; start `opd serve {project.root.name}` in another "
+            "terminal, or name an --address"
+        )
+    return str(json.loads(file.read_text())["address"])
+
+
+def load_counts(project: Project, trace: str | None, start: int, seconds: int) -> np.ndarray:
+    """(T,) requests in each second: a stretch of a trace, divided by the damping of the project.
+
+    Args:
+        project: the project.
+        trace: source; by default the project's.
+        start: first second of the stretch; negative for the begin of the test split.
+        seconds: length.
+    """
+    parameters = project.parameters()
+    loaded = load_trace(trace or parameters["trace"], int(parameters["damping"]))
+    first = loaded.split("test").start if start < 0 else start
+    counts = loaded.counts[first : first + seconds]
+    if len(counts) < seconds:
+        raise ProjectError(f"the trace ends {len(counts)} s after second {first}; ask for at most so many --seconds")
+    return counts
+
+
+def steady_counts(rate: float, seconds: int) -> np.ndarray:
+    """(T,) requests in each second at a steady rate, which need not be a whole number."""
+    return np.diff(np.floor(rate * np.arange(seconds + 1)).astype(np.int64))
+
+
+def send_load(project: Project, address: str, counts: np.ndarray, output: Path, seed: int = 0) -> pd.DataFrame:
+    """Send a load of the project's samples, and write a record of every request; Ctrl-C ends it early.
+
+    Returns:
+        The records of :func:`opd.live.load.offer`.
+    """
+    file = project.file
+    if file.samples is None:
+        raise ProjectError(f"{project.pipeline_path} names no samples; requests are drawn from them")
+    samples = read_samples(project.root / file.samples)
+
+    async def send() -> pd.DataFrame:
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        return await offer(address, file.name, counts, samples, seed, stop=stop)
+
+    records = asyncio.run(send())
+    output.parent.mkdir(parents=True, exist_ok=True)
+    records.to_parquet(output)
+    return records
