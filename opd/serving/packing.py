@@ -148,12 +148,14 @@ def _contents(folder: Path) -> dict[str, Path]:
 
 
 def _code(model: str, folder: Path) -> dict[str, Path]:
-    """Collect the modules beside the pipeline file, and the package of the class if that is there."""
+    """Collect the modules beside the pipeline file that a class or a pickle may need; none for an installed class."""
     files = {f"{CODE}/{path.name}": path for path in sorted(folder.glob("*.py"))}
+    if not is_reference(model):
+        return files
     package = folder / model.partition(":")[0].partition(".")[0]
-    if is_reference(model) and (package / "__init__.py").is_file():
-        files |= {f"{CODE}/{package.name}/{name}": path for name, path in _contents(package).items()}
-    return files
+    if (package / "__init__.py").is_file():
+        return files | {f"{CODE}/{package.name}/{name}": path for name, path in _contents(package).items()}
+    return files if package.with_suffix(".py").is_file() else {}
 
 
 def _parameters(kind: ModelKind, model: str, settings: dict[str, Any]) -> dict[str, Any]:
