@@ -10,12 +10,10 @@ from small_shop import FILE, shop_stages, write_shop
 
 from opd.host.documents import DocumentError
 from opd.profiling.measuring import Effort, measure_variant
-from opd.profiling.pipeline_file import read_pipeline_file
 from opd.serving import accuracy, served_variant
 from opd.serving.compatibility import find_mismatches
-from opd.serving.packing import PackingError, store_pipeline
 from opd.serving.stage_samples import SampleError, answers_of, pipeline_samples
-from opd.serving.store import STORE_URL_VARIABLE, ModelStore
+from opd.serving.store import STORE_URL_VARIABLE
 from opd.serving.tensors import tensors_of
 
 
@@ -84,21 +82,6 @@ def test_all_mismatches_are_found_and_named(tmp_path):
     assert batch.startswith("task 'sign': variant 'strict', given 2 times the answer of variant 'one' ('value' FP32")
     assert "one row at a time" in batch and "set limits.batch_size to 1" in batch
     assert missing.startswith("task 'sign': variant 'plain'") and "no attribute 'Missing'" in missing
-
-
-def test_all_models_that_cannot_be_stored_are_named(tmp_path):
-    file = FILE.replace("shop_models:Sign", "models/sign.onnx").replace(
-        '"shop_models:Scale", settings: {factor: 1.0}', "store"
-    )
-    folder = write_shop(tmp_path / "shop", file)
-    with pytest.raises(PackingError) as caught:
-        store_pipeline(read_pipeline_file(folder), folder, ModelStore(str(tmp_path / "store")))
-    first, *others = str(caught.value).split("\n- ")[1:]
-    assert first.startswith("no variant 'one' of task 'scale' in ")
-    assert [line.partition(":")[0] for line in others] == [
-        "model 'models/sign.onnx' of variant 'strict' of task 'sign'",
-        "model 'models/sign.onnx' of variant 'plain' of task 'sign'",
-    ]
 
 
 # Accuracy
