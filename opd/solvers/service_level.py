@@ -2,8 +2,8 @@
 
 The predicted percentile, M + z sqrt(V) with the sums M and V of the stages' means and variances, does not add up over
 the stages. But for every t > 0, M + z^2 V / (2 t) + t / 2 does and is no smaller, with equality at t = z sqrt(V). The
-*planned* latency is the smallest of these over a grid of t, which exceeds the prediction by 1.6 % of z sqrt(V). With it, a
-limit on the percentile is one additive limit for every t, and all solvers here are exact.
+*planned* latency is the smallest of these over a grid of t: up to 1.6 % of z sqrt(V) above the prediction where that
+lies in the grid. With it, a limit on the percentile is one additive limit for every t, and all solvers here are exact.
 
 A choice is judged by cores, accuracy and planned latency alone, so the best one is among the choices that no other
 dominates in the three. These are found by label setting, stage by stage.
