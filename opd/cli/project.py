@@ -184,9 +184,11 @@ def evaluate(folder: Folder, trace: Trace = None, again: Again = False, as_json:
 def _set_trace(project: Project, trace: str | None) -> None:
     """Check a trace, and make it that of the project."""
     if trace is not None:
-        from opd.workload.check_trace import adopt_trace
+        from opd.workload.check_trace import check_trace, trace_use, write_trace
 
-        adopt_trace(trace, project.root / "params.yaml")
+        parameters = project.root / "params.yaml"
+        check_trace(trace, trace_use(parameters))
+        write_trace(parameters, trace)
 
 
 def _reproduce(stages: Any, project: Project, names: list[str], again: bool) -> None:

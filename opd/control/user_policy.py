@@ -144,7 +144,8 @@ class UserPolicy(Policy):
         if answer is None:
             return None, f"policy {self._name} has not decided within {self._seconds:g} s"
         if isinstance(answer, BaseException):
-            if not isinstance(answer, InfeasibleError):  # the traceback helps its author, where logs are read closely
-                logger.debug("policy %s failed", self._name, exc_info=answer)
+            if isinstance(answer, InfeasibleError):
+                return None, f"policy {self._name}: {answer}"
+            logger.debug("policy %s failed", self._name, exc_info=answer)  # its author sees where
             return None, f"policy {self._name}: {reason_of(answer)}"
         return answer, ""

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from opd.control.factory import build_policy
 from opd.control.loop import expected_load
 from opd.control.policies import Policy
 from opd.measurement import SimulationParameters, idle_observation, state_names
-from opd.objective import Weights
+from opd.objective import Objective, Weights
 from opd.pipeline import Pipeline
 from opd.profiling.synthetic import synthetic_pipeline
 from opd.solvers import IpaParameters
@@ -55,16 +56,17 @@ def _take_compiled_code() -> None:
 
 
 def fill_cache() -> None:
-    """Warm up every policy that can be deployed, and a forecaster."""
+    """Warm up every policy that can be deployed, for either kind of objective, and a forecaster."""
     pipeline, simulation = synthetic_pipeline(2, 2, seed=0), SimulationParameters()
+    objectives: tuple[Objective, ...] = (Weights(), pipeline.service_level)
     with tempfile.TemporaryDirectory() as folder:
         agent, forecaster = Path(folder) / "agent.npz", Path(folder) / "forecaster.npz"
         _untrained_agent(pipeline, simulation).save(agent)
         _untrained_forecaster().save(forecaster)
         forecast = Forecaster.load(forecaster).predict
-        for name in DEPLOYABLE_POLICIES:
+        for name, objective in product(DEPLOYABLE_POLICIES, objectives):
             file = agent if name == AGENT else None
-            policy = build_policy(name, pipeline, Weights(), simulation, IpaParameters(), agent=file)
+            policy = build_policy(name, pipeline, objective, simulation, IpaParameters(), agent=file)
             warm_up(pipeline, policy, forecast)
 
 

@@ -81,6 +81,9 @@ def _runs(policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
     requests = names.join(sent[[*OUTCOMES]]).join(latency.set_axis([f"{name} (ms)" for name in QUANTILES], axis=1))
     scores = pd.DataFrame([{label: result[key] for key, label in SCORES.items()} for result in policies.values()])
     decisions = names.join(changes).join(scores.apply(pd.to_numeric))
+    refused = [len(result["refused"]) for result in policies.values()]
+    if any(refused):
+        decisions.insert(1, "refused", refused)
     return [
         "## Requests",
         "The load generator is open-loop, and latency counts from the scheduled send time. Lost requests never got an "
@@ -89,7 +92,8 @@ def _runs(policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "## Decisions",
         "The table counts reconfigurations, and those that changed the variant, the replicas or the batch size of a "
         "stage. `fallback` counts decisions that the agent left to its expert, because backlog or load exceeded what "
-        "the agent was trained for. The policy `schedule` does not decide: it steps through fixed configurations to "
+        "the agent was trained for, or that a fallback made for a policy that failed. `refused` decisions did not run. "
+        "The policy `schedule` does not decide: it steps through fixed configurations to "
         "show that every kind of change works. Scores are means over the measured time under load; an interval is "
         "measured from the end of a change. QoS (Eq. 3) is computed from profiled throughput, which may come from "
         "another machine, so it can contain unmet demand that was in fact met here.",

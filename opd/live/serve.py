@@ -114,10 +114,10 @@ def show(statuses: Generator[ServingStatus, None, None], console: Console | None
     with _interruptible(), closing(statuses), suppress(KeyboardInterrupt), live:
         for status in statuses:
             for warning in status.warnings:
-                screen.print(Text(warning, style="yellow"))
+                screen.print(Text(warning, style="yellow"), soft_wrap=True)
             live.update(render(status), refresh=True)
             if not screen.is_terminal:
-                screen.print(render(status))
+                screen.print(render(status), soft_wrap=True)
     screen.print("stopped: running requests were answered, and every process has ended")
 
 

@@ -186,10 +186,13 @@ class LabelledPipeline:
             and ``measured``.
 
         Raises:
+            ValueError: if the last task has no labels.
             SampleError: if a variant fails on a sample.
             MetricError: if the metric fails.
         """
-        first = self.pipeline.tasks[0]
+        first, last = self.pipeline.tasks[0], self.pipeline.tasks[-1]
+        if last.name not in self.labels:
+            raise ValueError(f"only {', '.join(self.labels)} has labels; end to end, those of {last.name!r} are needed")
         runs: list[tuple[list[VariantSection], list[ModelInferRequest]]] = [([], self.stages.of(first.name))]
         rows = []
         for task, following in zip(self.pipeline.tasks, [*self.pipeline.tasks[1:], None], strict=True):

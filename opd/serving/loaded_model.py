@@ -101,18 +101,24 @@ async def _answer(model: MLModel, request: ModelInferRequest) -> ModelInferRespo
     if isinstance(model, MessageRuntime):
         return await model.infer(request)
     response = await model.predict(ModelInferRequestConverter.to_types(request))
-    _make_sendable(response)
-    return ModelInferResponseConverter.from_types(response, use_raw=bool(request.raw_input_contents))
+    datatypes = _make_sendable(response)
+    raw = bool(request.raw_input_contents) or "FP16" in datatypes  # which has no typed contents
+    return ModelInferResponseConverter.from_types(response, use_raw=raw)
 
 
-def _make_sendable(response: InferenceResponse) -> None:
-    """Correct what MLServer's codecs produce but gRPC cannot carry: text in BYTES, and None for "not a number"."""
-    for tensor in response.outputs:
-        datatype = str(getattr(tensor.datatype, "value", tensor.datatype))
+def _make_sendable(response: InferenceResponse) -> list[str]:
+    """Correct what MLServer's codecs produce but gRPC cannot carry: text in BYTES, and None for "not a number".
+
+    Returns:
+        the datatypes of the outputs.
+    """
+    datatypes = [str(getattr(tensor.datatype, "value", tensor.datatype)) for tensor in response.outputs]
+    for tensor, datatype in zip(response.outputs, datatypes, strict=True):
         if datatype == "BYTES":
             tensor.data = [element.encode() if isinstance(element, str) else element for element in tensor.data]
         elif datatype.startswith("FP"):
             tensor.data = [float("nan") if element is None else element for element in tensor.data]
+    return datatypes
 
 
 def runtime_class(path: str) -> type[MLModel]:

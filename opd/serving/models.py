@@ -1,14 +1,22 @@
-"""What a user's model class looks like to the runtime ``python``, and how any model refuses a request."""
+"""Classes of users as models: what they look like to the runtime ``python``, and how they refuse a request."""
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from opd.serving.manifest import read_manifest
+
 if TYPE_CHECKING:
     from mlserver.grpc.dataplane_pb2 import ModelInferRequest
+
+
+CLASS = "class"
+"""Setting with the class as ``module:Class``; all other settings are its keyword arguments."""
 
 
 class PayloadError(ValueError):
@@ -22,7 +30,7 @@ class Model(Protocol):
         """Answer a batch.
 
         Args:
-            inputs: tensors by name, all with the same number of rows; BYTES are object arrays of :class:`bytes`.
+            inputs: tensors by name, read-only, all with as many rows; BYTES are object arrays of :class:`bytes`.
 
         Returns:
             tensors by name, with as many rows; text may be given as :class:`str` or :class:`bytes`.
@@ -43,3 +51,34 @@ def selected_outputs(request: ModelInferRequest, outputs: Collection[str]) -> li
     if unknown := set(wanted) - set(outputs):
         raise PayloadError(f"the model has no output {sorted(unknown)[0]!r}; it has {', '.join(map(repr, outputs))}")
     return wanted
+
+
+def build_object(folder: Path, settings: Mapping[str, Any]) -> Any:
+    """Construct a user's class.
+
+    Args:
+        folder: folder of its files, its first argument.
+        settings: :data:`CLASS`, and its keyword arguments.
+
+    Raises:
+        ImportError: if the class cannot be imported.
+    """
+    arguments = dict(settings)
+    name = str(arguments.pop(CLASS, ""))
+    if ":" not in name:
+        raise ImportError(f"setting {CLASS!r} is {name!r}; write the class as module:Class")
+    try:
+        model_class = pkgutil.resolve_name(name)
+    except (AttributeError, ImportError, ValueError) as error:
+        raise ImportError(f"class {name!r} cannot be imported: {error}") from error
+    return model_class(folder, **arguments)
+
+
+def open_object(folder: Path) -> Any:
+    """Construct the class of a variant of the kind ``python`` in this process, to call its own methods.
+
+    Args:
+        folder: folder of the variant.
+    """
+    settings = read_manifest(folder).settings
+    return build_object(folder / settings.get("uri", ""), settings["extra"])

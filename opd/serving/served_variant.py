@@ -111,11 +111,6 @@ class ServedVariant:
         return self._replica.infer(next(inputs))
 
 
-def has_models(source: str | Path) -> bool:
-    """Tell whether any variant of a pipeline has a model, which is measured as it is served."""
-    return any(variant.model for task in read_pipeline_file(source).tasks for variant in task.variants)
-
-
 def served_variants(
     source: str | Path, store: ModelStore | None = None, cache: Path | None = None
 ) -> Callable[[str, str], ServedVariant]:

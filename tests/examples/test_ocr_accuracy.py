@@ -12,7 +12,7 @@ from PIL import Image
 
 from opd.examples.ocr import accuracy
 from opd.host.paths import project_path
-from opd.serving.python_model import open_object
+from opd.serving.models import open_object
 
 
 def test_overlap_of_known_boxes():

@@ -15,7 +15,7 @@ from opd.examples.ocr.accuracy import true_sheet
 from opd.examples.ocr.recipes import Recipes
 from opd.host.documents import DocumentError, as_model
 from opd.host.paths import project_path
-from opd.serving.python_model import open_object
+from opd.serving.models import open_object
 from opd.serving.store import ModelStore
 
 

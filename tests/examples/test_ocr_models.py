@@ -18,8 +18,7 @@ from PIL import Image
 
 from opd.examples.ocr import models
 from opd.examples.ocr.pages import PAGE_SIZE, Page
-from opd.serving.models import PayloadError
-from opd.serving.python_model import open_object
+from opd.serving.models import PayloadError, open_object
 
 
 @pytest.fixture(scope="module")

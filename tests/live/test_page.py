@@ -46,6 +46,16 @@ def test_errors_are_relative_to_the_prediction():
     assert errors["throughput"].tolist() == pytest.approx([0.1, 0.1])
 
 
+def test_refused_decisions_are_counted_if_there_are_any(tmp_path):
+    summary = summary_of(requests([0.5], 0.3))
+    pages = []
+    for reasons in ([], ["policy Mine has not decided within 5 s"] * 3):
+        summary["policies"]["agent"]["refused"] = reasons
+        pages.append(write_page(tmp_path / "page.md", summary, {}, pd.DataFrame(), pd.DataFrame()))
+    assert ["| policy | refused |" in page for page in pages] == [False, True]
+    assert "| agent | 3 |" in pages[1]
+
+
 def test_the_page_names_the_worst_errors_and_missed_criteria(tmp_path):
     summary = summary_of(requests([0.5], 0.3))
     spread = {"mean": 4.0, "p50": 3.0, "p95": 6.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -88,7 +89,7 @@ show(statuses)
 
 
 @pytest.mark.processes
-def test_a_stopped_pipeline_answers_what_it_has_begun_and_leaves_no_process(tmp_path, monkeypatch):
+def test_a_served_pipeline_reports_a_dead_replica_and_once_stopped_answers_what_it_has_begun(tmp_path, monkeypatch):
     """SIGTERM is handled like Ctrl-C."""
     monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[1]}:{Path(__file__).parents[2]}")
     store = tmp_path / "store"
@@ -97,9 +98,12 @@ def test_a_stopped_pipeline_answers_what_it_has_begun_and_leaves_no_process(tmp_
     serving = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     with terminating(serving):
         address = next(line for line in serving.stdout if line.startswith("tiny at ")).split()[-1]
-        traffic = Load(type("Served", (), {"address": address}), tmp_path, [5] * 4)
-        decided = next(line for line in serving.stdout if line.startswith("load ") and "load       0 " not in line)
-        assert "requests/s" in decided
+        servers = {each.cmdline()[-1]: each for each in psutil.Process(serving.pid).children()}
+        servers[str(tmp_path / "live" / "first-0.json")].kill()
+        assert "killed by SIGKILL after" in next(line for line in serving.stdout if "replica first-0 died" in line)
+        traffic = Load(type("Served", (), {"address": address}), tmp_path, [5] * 12)
+        # The replacement serves once requests are answered.
+        assert next(line for line in serving.stdout if re.match(r"latency    mean [1-9]", line))
         family = [psutil.Process(serving.pid), *psutil.Process(serving.pid).children(recursive=True)]
         serving.terminate()
         assert "running requests were answered" in serving.communicate(timeout=PATIENCE)[0]

@@ -14,7 +14,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from deadlines import PATIENCE
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opd.host.documents import DocumentError
@@ -101,6 +101,7 @@ def test_what_is_there_already_is_not_written_again(store: ModelStore, variant: 
 NAMES = st.from_regex(r"[a-zA-Z0-9_é-][a-zA-Z0-9._ -]{0,8}", fullmatch=True)
 
 
+@settings(max_examples=30)  # each writes files
 @given(st.dictionaries(st.lists(NAMES, min_size=1, max_size=3).map("/".join), st.binary(max_size=20), max_size=6))
 def test_any_files_in_any_subfolders_come_back(files: dict[str, bytes]):
     with tempfile.TemporaryDirectory() as scratch:

@@ -30,7 +30,7 @@ from opd.examples.ocr.recipes import load_recipes
 from opd.host.paths import project_path
 from opd.host.progress import progress_bar
 from opd.profiling.measuring import Effort, time_calls
-from opd.serving.python_model import open_object
+from opd.serving.models import open_object
 from opd.study.plots.style import PALETTE, save_figure
 
 PAGES = 300

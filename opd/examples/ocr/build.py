@@ -26,7 +26,7 @@ from opd.host.paths import project_path
 from opd.host.progress import progress_bar
 from opd.serving.manifest import read_manifest
 from opd.serving.model_kinds import KINDS
-from opd.serving.python_model import CLASS
+from opd.serving.models import CLASS
 from opd.serving.store import ModelStore, file_hash, store_url, write_manifest
 
 DOWNLOAD_SECONDS = 300
