@@ -32,7 +32,7 @@ def stages() -> Iterator[tuple[str, dict]]:
     for path in sorted(ROOT.glob("**/dvc.yaml")):
         if {".venv", "template"} & {
             *path.parts
-        }:  # in the template of projects the library is installed, not a dependency
+        }:  # a project has the library installed
             continue
         pipeline = yaml.safe_load(path.read_text(encoding="utf-8"))
         for name, stage in pipeline["stages"].items():
