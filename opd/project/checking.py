@@ -71,7 +71,7 @@ def check_project(folder: Path, run_models: bool = True, say: Callable[[str], No
     if content is not None:
         samples = content.samples and attempt("samples", lambda: read_samples(project.root / str(content.samples)))
         found = len(problems)
-        attempt("models", lambda: store_models(project, say))
+        attempt("models", lambda: store_models(project.pipeline_path, say))
         if samples and len(problems) == found and run_models:
             say("serving every variant with a sample")
             stages = StageSamples(content, samples, ModelStore(), project.root / ".cache" / "samples")

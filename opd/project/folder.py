@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import os
 import re
@@ -22,6 +22,7 @@ from opd.objective import Objective
 from opd.pipeline import Pipeline
 from opd.profiling.pipeline_file import FILE_NAME, PipelineFile, read_pipeline_file, shipped_pipelines
 from opd.profiling.pipelines import load_pipeline
+from opd.workload.trace_files import SYNTHETIC_FILE
 
 NOTEBOOKS = ("01_profiling", "02_load_forecast", "03_ppo_training", "04_evaluation")
 """Notebooks of a project; those of the study that have a stage in its ``dvc.yaml``."""
@@ -136,14 +137,17 @@ def create(folder: Path, example: str | None = None) -> Project:
         raise ProjectError(f"{folder} exists and is not empty; name a new folder")
     if example is not None and example not in examples():
         raise ProjectError(f"there is no example {example!r}; there are {', '.join(examples())}")
+    if importlib.util.find_spec("dvc") is None:  # its command runs the stages
+        raise ModuleNotFoundError("No module named 'dvc'", name="dvc")
     template = package_path("project", "template")
     shutil.copytree(template, folder, dirs_exist_ok=True)
     (folder / "gitignore").rename(folder / ".gitignore")
-    for name in ("variants", "models", "models/agents", "notebooks"):
+    for name in ("variants", "models", "models/agents", "notebooks", "traces"):
         (folder / name).mkdir(exist_ok=True)
     for name in NOTEBOOKS:
         shutil.copy(package_path("project", "notebooks", f"{name}.ipynb"), folder / "notebooks")
     shutil.copy(package_path("profiling", "pipeline.schema.json"), folder)
+    shutil.copy(package_path(*SYNTHETIC_FILE), folder / "traces" / "synthetic.parquet")
     if example is None:
         pipeline = folder / FILE_NAME
         pipeline.write_text(pipeline.read_text().replace("name: NAME", f"name: {_plain_name(folder.resolve().name)}"))
