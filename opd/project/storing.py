@@ -23,7 +23,14 @@ def store_models(file: Path, say: Callable[[str], None], url: str | None = None)
         DocumentError: naming all models that cannot be stored.
         StoreError: if the store cannot be used.
     """
-    store, problems = ModelStore(url), []
+    problems = unstorable_models(file, say, url)
+    if problems:
+        raise DocumentError("\n- ".join(["models that cannot be stored:", *problems.values()]))
+
+
+def unstorable_models(file: Path, say: Callable[[str], None], url: str | None = None) -> dict[tuple[str, str], str]:
+    """Copy as :func:`store_models`; return what is wrong with the others, by names of task and variant."""
+    store, problems = ModelStore(url), {}
     for task in read_pipeline_file(file).tasks:
         for variant in task.variants:
             if variant.model is None:
@@ -33,9 +40,8 @@ def store_models(file: Path, say: Callable[[str], None], url: str | None = None)
                     store, task.name, variant.name, variant.model, file.parent, variant.runtime, variant.settings
                 )
             except (KeyError, PackingError) as error:
-                problems.append(str(error.args[0]))
+                problems[task.name, variant.name] = str(error.args[0])
             else:
                 if copied:
                     say(f"stored {task.name}/{variant.name}")
-    if problems:
-        raise DocumentError("\n- ".join(["models that cannot be stored:", *problems]))
+    return problems

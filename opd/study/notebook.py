@@ -119,11 +119,16 @@ def select_parameters(notebook: Path, parameters: Mapping[str, Any], overrides: 
     shared = {key: value for key, value in parameters.items() if key in declared}
     selected = merge(shared, overrides)
     for key, value in selected.items():
-        _check_type(notebook, key, value, declared[key]["inferred_type_name"])
+        check_parameter(notebook, key, value, declared[key]["inferred_type_name"])
     return selected
 
 
-def _check_type(notebook: Path, key: str, value: Any, declared: str) -> None:
+def check_parameter(notebook: Path, key: str, value: Any, declared: str) -> None:
+    """Check a parameter against the type that its notebook declares.
+
+    Raises:
+        StageError: if it is of another type.
+    """
     kind = declared.split("[")[0].strip()
     try:
         if kind in _TYPES:
