@@ -97,7 +97,7 @@ class ServedVariant:
         return self._replica.memory_mb
 
     def inputs(self, batch_size: int) -> Iterator[ModelInferRequest]:
-        """Endless batches of the samples in turn, of those that a queue would join; none is made while a call is timed."""
+        """Endless batches of the samples that a queue would join, in turn; none is made while a call is timed."""
         requests = joinable(self._samples.of(self.task))
         turns = cycle(requests)
         return cycle([join([next(turns) for _ in range(batch_size)]) for _ in requests])
