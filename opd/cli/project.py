@@ -107,6 +107,29 @@ def profile(folder: Folder, again: Again = False, as_json: Json = False) -> int:
     return DONE
 
 
+@command("opd accuracy shop")
+def accuracy(folder: Folder, as_json: Json = False) -> int:
+    """Measure accuracy on labelled samples: of variants, and end to end beside the sum of Eq. 1."""
+    with reading_input():
+        project = _open(folder)
+        from opd.project.storing import store_models
+        from opd.serving.accuracy import labelled_pipeline, order_note
+
+        store_models(project.pipeline_path, say)
+        labelled = labelled_pipeline(project.root)
+        say("serving every variant with all samples")
+        variants, configurations = labelled.measure_variants(), labelled.measure_configurations()
+    if as_json:
+        both = {"variants": variants, "configurations": configurations}
+        print_json({name: table.to_dict("records") for name, table in both.items()})
+        return DONE
+    _print_frame(variants, as_json=False)
+    print()
+    _print_frame(configurations.sort_values("measured", ascending=False), as_json=False)
+    print(f"\n{order_note(configurations)}")
+    return DONE
+
+
 @command("opd recommend shop --load 20")
 def recommend(
     folder: Folder,
