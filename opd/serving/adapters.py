@@ -73,7 +73,7 @@ def _imported(path: str) -> Callable[..., Any]:
     except ImportError as error:
         raise AdapterError(f"function {path!r} cannot be imported ({error}); write module:function") from error
     if not callable(function):
-        raise AdapterError(f"{path!r} is no function but {type(function).__name__}")
+        raise AdapterError(f"{path!r} is no function but {type(function).__name__}; write module:function")
     return function
 
 

@@ -10,6 +10,7 @@ with other parameters leaves the copy of the stage alone.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import sys
@@ -289,6 +290,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        # Papermill leaves a task behind, whose end asyncio would report with a stack trace.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         print(f"{notebook.stem}: interrupted", file=sys.stderr)
         return INTERRUPTED
     print(f"{notebook.stem}: done in {time.monotonic() - started:.0f} s, see {output}")
