@@ -20,8 +20,9 @@ from opd.host.paths import package_path
 from opd.measurement import SimulationParameters
 from opd.objective import Objective
 from opd.pipeline import Pipeline
-from opd.profiling.pipeline_file import FILE_NAME, PipelineFile, read_pipeline_file, shipped_pipelines
+from opd.profiling.pipeline_file import FILE_NAME, PipelineFile, is_reference, read_pipeline_file, shipped_pipelines
 from opd.profiling.pipelines import load_pipeline
+from opd.serving.models import CLASS
 
 NOTEBOOKS = ("01_profiling", "02_load_forecast", "03_ppo_training", "04_evaluation")
 """Notebooks of a project; those of the study that have a stage in its ``dvc.yaml``."""
@@ -159,13 +160,22 @@ def _plain_name(text: str) -> str:
 
 
 def _fill(folder: Path, example: str) -> None:
-    """Copy the files of an example, and build its models where it has a module for that."""
-    source = package_path("examples", example)
+    """Copy the pipeline file of an example, and what it names, and build its models where it has a module for that."""
+    source, file = package_path("examples", example), read_pipeline_file(example)
     shutil.rmtree(folder / "samples")
-    ignored = shutil.ignore_patterns("__init__.py", "build.py", "__pycache__", "profile.*")
-    shutil.copytree(source, folder, dirs_exist_ok=True, ignore=ignored)
+    for name in (FILE_NAME, file.samples, file.labels, *_modules(file)):
+        if name and (source / name).is_file():  # samples may be built, and classes may be installed
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / name, folder / name)
     if (source / "build.py").is_file():
         importlib.import_module(f"opd.examples.{example}.build").build(folder)
+
+
+def _modules(file: PipelineFile) -> set[str]:
+    """Files with the modules of the classes that a pipeline file names."""
+    variants = [variant for task in file.tasks for variant in task.variants]
+    classes = [str(variant.settings.get(CLASS, variant.model)) for variant in variants]
+    return {f"{name.partition(':')[0]}.py" for name in classes if is_reference(name)}
 
 
 def _init_dvc(folder: Path) -> None:
