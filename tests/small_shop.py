@@ -3,7 +3,7 @@
 import json
 
 from opd.profiling.pipeline_file import read_pipeline_file
-from opd.serving.packing import store_pipeline
+from opd.serving.packing import store_variant
 from opd.serving.stage_samples import StageSamples, pipeline_samples
 from opd.serving.store import ModelStore
 
@@ -63,5 +63,7 @@ def write_shop(folder, file=FILE):
 def shop_stages(folder):
     """Store its models, and return its stages."""
     pipeline, store = read_pipeline_file(folder), ModelStore(str(folder / "store"))
-    store_pipeline(pipeline, folder, store)
+    for task in pipeline.tasks:
+        for each in task.variants:
+            store_variant(store, task.name, each.name, str(each.model), folder, each.runtime, each.settings)
     return StageSamples(pipeline, pipeline_samples(folder), store, folder / "cache")

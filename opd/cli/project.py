@@ -97,11 +97,36 @@ def profile(folder: Folder, again: Again = False, as_json: Json = False) -> int:
         from opd.project.storing import store_models
 
         store_models(project, say)
+        if again:  # by this file the next run knows what it need not measure
+            project.root.joinpath("profile.json").unlink(missing_ok=True)
     _reproduce(stages, project, ["profile"], again)
     from opd.profiling.profiles import load_profile
 
     table = load_profile(project.root / "profile.csv")
     _print_frame(table, as_json)
+    return DONE
+
+
+@command("opd accuracy shop")
+def accuracy(folder: Folder, as_json: Json = False) -> int:
+    """Measure accuracy on labelled samples: of variants, and end to end beside the sum of Eq. 1."""
+    with reading_input():
+        project = _open(folder)
+        from opd.project.storing import store_models
+        from opd.serving.accuracy import labelled_pipeline, order_note
+
+        store_models(project, say)
+        labelled = labelled_pipeline(project.root)
+        say("serving every variant with all samples")
+        variants, configurations = labelled.measure_variants(), labelled.measure_configurations()
+    if as_json:
+        both = {"variants": variants, "configurations": configurations}
+        print_json({name: table.to_dict("records") for name, table in both.items()})
+        return DONE
+    _print_frame(variants, as_json=False)
+    print()
+    _print_frame(configurations.sort_values("measured", ascending=False), as_json=False)
+    print(f"\n{order_note(configurations)}")
     return DONE
 
 
@@ -182,9 +207,11 @@ def evaluate(folder: Folder, trace: Trace = None, again: Again = False, as_json:
 def _set_trace(project: Project, trace: str | None) -> None:
     """Check a trace, and make it that of the project."""
     if trace is not None:
-        from opd.workload.check_trace import adopt_trace
+        from opd.workload.check_trace import check_trace, trace_use, write_trace
 
-        adopt_trace(trace, project.root / "params.yaml")
+        parameters = project.root / "params.yaml"
+        check_trace(trace, trace_use(parameters))
+        write_trace(parameters, trace)
 
 
 def _reproduce(stages: Any, project: Project, names: list[str], again: bool) -> None:

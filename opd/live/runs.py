@@ -233,7 +233,7 @@ def summarise_run(run: LiveRun) -> dict[str, Any]:
     else:
         requests, failures = summary(run.records), count_failures(run.records)
     seconds = run.seconds_under_load()
-    scores = {name: _mean_score(run, name, seconds) for name in ("reward", "qos", "cost", "accuracy")}
+    scores = {name: _mean_score(run, name, seconds) for name in ("reward", "qos", "within", "cost", "accuracy")}
     return {
         "failures": failures,
         "useless": useless_reason(requests),

@@ -88,13 +88,14 @@ class ProfileRecord:
         for other in self._rows[job.key].values():
             other[8:] = row[8:]  # one start-up time and memory a variant
         self._fingerprints["/".join(job.key)] = job.fingerprint
-        self._save()
+        self.save()
 
     def measured(self) -> pd.DataFrame:
         """All cells that have been measured with this hardware and these versions."""
         return as_table([row for rows in self._rows.values() for _, row in sorted(rows.items())])
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write what has been measured, extrapolations from it, and the rows of all other variants."""
         measured = self.measured()
         keys = {key for key, rows in self._rows.items() if rows}
         others = [key not in keys for key in zip(self._old["task"], self._old["variant"], strict=True)]
@@ -163,6 +164,7 @@ def profile_pipeline(
     jobs = _jobs(content, serve, options.core_counts, batch_sizes_up_to(largest))
     record = ProfileRecord(profile, options.again)
     left_out = _measure(jobs, record, options, f"profiling {content.name}")
+    record.save()  # if nothing was measured, the file may still give a variant other cores to extrapolate to
     return record.measured(), left_out
 
 

@@ -70,8 +70,9 @@ def check_project(folder: Path, run_models: bool = True, say: Callable[[str], No
         attempt("trace", lambda: _check_trace(parameters))
     if content is not None:
         samples = content.samples and attempt("samples", lambda: read_samples(project.root / str(content.samples)))
-        stored = attempt("models", lambda: (store_models(project, say), True)[1])
-        if samples and stored and run_models:
+        found = len(problems)
+        attempt("models", lambda: store_models(project, say))
+        if samples and len(problems) == found and run_models:
             say("serving every variant with a sample")
             stages = StageSamples(content, samples, ModelStore(), project.root / ".cache" / "samples")
             problems += [ProjectProblem("models", str(mismatch)) for mismatch in find_mismatches(stages)]
@@ -101,7 +102,7 @@ def _parameter_problems(project: Project, parameters: dict[str, Any]) -> list[Pr
             select_parameters(notebook, parameters, {})
         except StageError as error:
             problems.append(ProjectProblem(PARAMETERS_FILE, str(error)))
-    if len(problems) == 0:
+    if not problems:
         for name in sorted(set(map(str, parameters)) - known):
             problems.append(
                 ProjectProblem(PARAMETERS_FILE, f"no notebook has a parameter {name!r}; correct or delete it")

@@ -19,10 +19,12 @@ import pandas as pd
 from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
 
 from opd.host.documents import DocumentError
+from opd.host.paths import project_path
 from opd.profiling.pipeline_file import PipelineFile, TaskSection, VariantSection, pipeline_path, read_pipeline_file
 from opd.serving.adapters import next_request
 from opd.serving.batching import rows
-from opd.serving.stage_samples import StageSamples, answers_of
+from opd.serving.stage_samples import StageSamples, answers_of, pipeline_samples
+from opd.serving.store import ModelStore
 from opd.serving.tensors import tensors_of
 
 Metric = Callable[[Sequence[Any], Sequence[Any]], float]
@@ -186,10 +188,13 @@ class LabelledPipeline:
             and ``measured``.
 
         Raises:
+            ValueError: if the last task has no labels.
             SampleError: if a variant fails on a sample.
             MetricError: if the metric fails.
         """
-        first = self.pipeline.tasks[0]
+        first, last = self.pipeline.tasks[0], self.pipeline.tasks[-1]
+        if last.name not in self.labels:
+            raise ValueError(f"only {', '.join(self.labels)} has labels; end to end, those of {last.name!r} are needed")
         runs: list[tuple[list[VariantSection], list[ModelInferRequest]]] = [([], self.stages.of(first.name))]
         rows = []
         for task, following in zip(self.pipeline.tasks, [*self.pipeline.tasks[1:], None], strict=True):
@@ -215,6 +220,22 @@ class LabelledPipeline:
     def _outputs(self, task: TaskSection) -> list[str]:
         """Return the outputs that the samples select, which are those of the last stage."""
         return [output.name for output in self.stages.outputs(task)]
+
+
+def labelled_pipeline(source: str | Path) -> LabelledPipeline:
+    """Open a pipeline with the labels and the metric that its file names; its models are in the project's store.
+
+    Args:
+        source: name, folder or file of the pipeline.
+
+    Raises:
+        DocumentError: if there are no labels, or they do not fit the samples.
+        MetricError: if the metric cannot be imported.
+    """
+    pipeline, samples = read_pipeline_file(source), pipeline_samples(source)
+    labels = read_labels(source, samples)
+    stages = StageSamples(pipeline, samples, ModelStore(), project_path(".cache", "samples"))
+    return LabelledPipeline(stages, labels, load_metric(str(pipeline.metric)))
 
 
 def order_note(table: pd.DataFrame) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from opd.profiling.pipeline_file import STORE, PipelineFile, is_reference
+from opd.profiling.pipeline_file import STORE, is_reference
 from opd.serving.manifest import CODE
 from opd.serving.model_kinds import KINDS, ModelKind, infer_kind
 from opd.serving.models import CLASS
@@ -66,39 +66,6 @@ def store_variant(
     return store.put(files, manifest, task, variant)
 
 
-def store_pipeline(pipeline: PipelineFile, folder: Path, store: ModelStore) -> list[str]:
-    """Copy all models of a pipeline file into the store.
-
-    Args:
-        pipeline: the pipeline file.
-        folder: its folder.
-        store: the model store.
-
-    Returns:
-        task/variant of what was copied; the rest was there already.
-
-    Raises:
-        PackingError: if models cannot be stored; it lists all of them.
-        StoreError: if the store cannot be used.
-    """
-    copied, problems = [], []
-    for task in pipeline.tasks:
-        for entry in task.variants:
-            if entry.model is None:
-                continue
-            try:
-                what = store, task.name, entry.name, entry.model, folder, entry.runtime, entry.settings
-                if store_variant(*what):
-                    copied.append(f"{task.name}/{entry.name}")
-            except PackingError as error:
-                problems.append(str(error))
-            except KeyError as error:
-                problems.append(str(error.args[0]))
-    if problems:
-        raise PackingError(problems[0] if len(problems) == 1 else "\n- ".join(["models cannot be stored:", *problems]))
-    return copied
-
-
 def _kind(model: str, folder: Path, runtime: str | None) -> ModelKind:
     """Determine the kind of a model.
 
@@ -148,12 +115,14 @@ def _contents(folder: Path) -> dict[str, Path]:
 
 
 def _code(model: str, folder: Path) -> dict[str, Path]:
-    """Collect the modules beside the pipeline file, and the package of the class if that is there."""
+    """Collect the modules beside the pipeline file that a class or a pickle may need; none for an installed class."""
     files = {f"{CODE}/{path.name}": path for path in sorted(folder.glob("*.py"))}
+    if not is_reference(model):
+        return files
     package = folder / model.partition(":")[0].partition(".")[0]
-    if is_reference(model) and (package / "__init__.py").is_file():
-        files |= {f"{CODE}/{package.name}/{name}": path for name, path in _contents(package).items()}
-    return files
+    if (package / "__init__.py").is_file():
+        return files | {f"{CODE}/{package.name}/{name}": path for name, path in _contents(package).items()}
+    return files if package.with_suffix(".py").is_file() else {}
 
 
 def _parameters(kind: ModelKind, model: str, settings: dict[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 The predicted percentile, M + z sqrt(V) with the sums M and V of the stages' means and variances, does not add up over
 the stages. But for every t > 0, M + z^2 V / (2 t) + t / 2 does and is no smaller, with equality at t = z sqrt(V). The
-*planned* latency is the smallest of these over a grid of t: at most 1.6 % of z sqrt(V) above the prediction. With it, a
-limit on the percentile is one additive limit for every t, and all solvers here are exact.
+*planned* latency is the smallest of these over a grid of t: up to 1.6 % of z sqrt(V) above the prediction where that
+lies in the grid. With it, a limit on the percentile is one additive limit for every t, and all solvers here are exact.
 
 A choice is judged by cores, accuracy and planned latency alone, so the best one is among the choices that no other
 dominates in the three. These are found by label setting, stage by stage.
@@ -110,7 +110,12 @@ def planned_share(mean: float, variance: float, level: ServiceLevel) -> float:
     for percent in _shares(level):
         if planned_latency(mean, variance, percent, _target(level)) <= _target(level):
             return percent / 100.0
-    return _LOWEST_SHARE / 100.0 * min(_target(level) / mean, 1.0)
+    return float(_share_of_slow(np.array(mean), level))
+
+
+def _share_of_slow(mean: np.ndarray, level: ServiceLevel) -> np.ndarray:
+    """Share planned for configurations that keep none of :func:`_shares`; it falls as the mean latency rises."""
+    return min(_LOWEST_SHARE, level.percentile) / 100.0 * np.minimum(_target(level) / mean, 1.0)
 
 
 def _shares(level: ServiceLevel) -> list[float]:
@@ -217,8 +222,7 @@ def best_for_level(
             candidates += [_best(level, capacity, percent / 100.0, front) for front in found if len(front[0])]
     else:
         front = pareto_front(options.cores, options.mean, options.accuracy, capacity, np.inf)
-        share = _LOWEST_SHARE / 100.0 * np.minimum(target / front[1], 1.0)
-        candidates.append(_best(level, capacity, share, front))
+        candidates.append(_best(level, capacity, _share_of_slow(front[1], level), front))
     return options.configuration(np.array(max(candidates).selected))
 
 

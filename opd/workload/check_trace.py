@@ -132,7 +132,7 @@ def main(
     Example: python -m opd.workload.check_trace requests.csv --params params.yaml
     """
     try:
-        given = _parameters(params)
+        given = trace_use(params)
         source = source or given.trace
         if not source or (write and params is None):
             raise TraceError("no trace or no parameters are given; name a file, and --params params.yaml for --write")
@@ -148,7 +148,7 @@ def main(
     print("\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in found.items()))
 
 
-def _parameters(params: Path | None) -> TraceUse:
+def trace_use(params: Path | None) -> TraceUse:
     """Read those keys of a parameter file that concern the trace."""
     if params is None:
         return TraceUse()

@@ -247,7 +247,7 @@ def test_the_image_is_pinned_and_runs_as_the_user_of_the_pods():
     installs = [argument for keyword, argument in parts if keyword == "RUN" and "pip install" in argument]
     assert len(installs) == 1
     assert "-c constraints.txt" in installs[0]
-    assert ".[serving,cluster]" in installs[0]
+    assert ".[servers,cluster]" in installs[0]
 
 
 def test_the_image_copies_existing_files_that_dockerignore_lets_through():

@@ -62,6 +62,8 @@ class Prometheus:
             return [(labels, counter)]
         if metric == "opd_answers_total":
             return [({**labels, "outcome": "completed"}, counter)]
+        if metric == "opd_answers_within_objective_total":
+            return [(labels, counter)]
         if metric == "opd_stage_queue_length":
             return [(each, zero) for each in tasks]
         if metric == "opd_stage_replicas":

@@ -52,7 +52,7 @@ def test_reconfigurations_are_counted_by_kind():
 def test_a_summary_counts_requests_and_skips_intervals_without_measurements():
     run = run_of([SMALL, SMALL], requests([0.5, 11.0], 0.3))
     unmeasured_score = run.steps[1].score._replace(
-        **{name: np.full(1, np.nan) for name in ("reward", "qos", "cost", "accuracy")}
+        **{name: np.full(1, np.nan) for name in ("reward", "qos", "within", "cost", "accuracy")}
     )
     seen = run.steps[0].score
     unseen = replace(

@@ -180,6 +180,23 @@ def test_architectures_are_measured_on_further_cores_and_extrapolated(tmp_path: 
     assert table["startup_seconds"].nunique() == 1 and table["memory_mb"].isna().all()
 
 
+@pytest.mark.skipif(os.cpu_count() == 1, reason="needs two cores")
+def test_other_cores_of_a_variant_are_extrapolated_from_what_is_known(site):
+    folder, models = site
+    for model in models.values():
+        model.max_cores = 2
+    options = ProfilingOptions(core_counts=[1, 2])
+    profiled(site, options)
+    file = folder / "pipeline.yaml"
+    text = file.read_text()
+    file.write_text(
+        text.replace("b, model: store, accuracy: 0.5, cores: 1", "b, model: store, accuracy: 0.5, cores: 3")
+    )
+    profiled(site, options)
+    assert starts(site) == [1] * 6
+    assert [[variant.cores for variant in task.variants] for task in load_pipeline(folder).tasks] == [[1, 3, 1]] * 2
+
+
 # ------------------------------------------------------------------------------------------------------------- errors
 
 

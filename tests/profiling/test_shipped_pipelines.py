@@ -22,7 +22,7 @@ from opd.study.plots.profiles import accuracy_by_cores
 
 
 def test_ipas_five_pipelines_and_the_ocr_pipeline_ship_with_the_package():
-    assert shipped_pipelines() == sorted(PIPELINES)
+    assert set(PIPELINES) <= set(shipped_pipelines())
     assert all(FILES[name].name == name and len(FILES[name].tasks) in (2, 3) for name in PIPELINES)
 
 

@@ -95,6 +95,12 @@ def test_modules_beside_the_pipeline_file_go_with_a_class(project, store):
     assert set(manifest.files) == {"code/shop_models.py", "code/parts/__init__.py", "code/parts/deep.py"}
 
 
+def test_an_installed_class_needs_no_modules(project, store):
+    (project / "other.py").write_text("")
+    store_variant(store, "task", "small", "elsewhere.models:Model", project)
+    assert stored(store)[1].files == {}
+
+
 def test_a_class_may_have_files(project, store):
     (project / "models" / "bert" / ".git").mkdir()
     (project / "models" / "bert" / ".git" / "HEAD").write_text("")

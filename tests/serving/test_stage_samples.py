@@ -10,12 +10,10 @@ from small_shop import FILE, shop_stages, write_shop
 
 from opd.host.documents import DocumentError
 from opd.profiling.measuring import Effort, measure_variant
-from opd.profiling.pipeline_file import read_pipeline_file
 from opd.serving import accuracy, served_variant
 from opd.serving.compatibility import find_mismatches
-from opd.serving.packing import PackingError, store_pipeline
-from opd.serving.stage_samples import pipeline_samples
-from opd.serving.store import STORE_URL_VARIABLE, ModelStore
+from opd.serving.stage_samples import SampleError, answers_of, pipeline_samples
+from opd.serving.store import STORE_URL_VARIABLE
 from opd.serving.tensors import tensors_of
 
 
@@ -45,6 +43,9 @@ def test_samples_of_a_stage_are_answers_of_the_most_accurate_variant_and_kept(sh
     kept.write_bytes(b"")
     assert stages.of("sign") == []  # what is kept is read and not computed again
     kept.unlink()
+    sign = stages.pipeline.tasks[1]
+    with pytest.raises(SampleError, match="variant 'strict' of task 'sign' fails on sample 0: .*KeyError: 'value'"):
+        answers_of(stages.store, sign, sign.variants[0], stages.samples)
 
 
 # Latency, start-up and memory
@@ -83,21 +84,6 @@ def test_all_mismatches_are_found_and_named(tmp_path):
     assert missing.startswith("task 'sign': variant 'plain'") and "no attribute 'Missing'" in missing
 
 
-def test_all_models_that_cannot_be_stored_are_named(tmp_path):
-    file = FILE.replace("shop_models:Sign", "models/sign.onnx").replace(
-        '"shop_models:Scale", settings: {factor: 1.0}', "store"
-    )
-    folder = write_shop(tmp_path / "shop", file)
-    with pytest.raises(PackingError) as caught:
-        store_pipeline(read_pipeline_file(folder), folder, ModelStore(str(tmp_path / "store")))
-    first, *others = str(caught.value).split("\n- ")[1:]
-    assert first.startswith("no variant 'one' of task 'scale' in ")
-    assert [line.partition(":")[0] for line in others] == [
-        "model 'models/sign.onnx' of variant 'strict' of task 'sign'",
-        "model 'models/sign.onnx' of variant 'plain' of task 'sign'",
-    ]
-
-
 # Accuracy
 
 
@@ -117,6 +103,12 @@ def test_accuracy_is_measured_by_variant_and_end_to_end(shop):
     assert table["accuracy_sum"].tolist() == pytest.approx([1.7, 1.3, 1.6, 1.2])
     note = accuracy.order_note(table)
     assert "1 of 6 pairs" in note and "one/strict (sum 1.700, measured 0.500) and one/plain (sum 1.600" in note
+
+
+def test_labels_of_the_last_task_are_needed_end_to_end(shop):
+    labelled = accuracy.LabelledPipeline(shop_stages(shop), {"scale": [1]}, max)
+    with pytest.raises(ValueError, match="only scale has labels; end to end, those of 'sign' are needed"):
+        labelled.measure_configurations()
 
 
 def test_orders_that_agree_are_said_to():
