@@ -30,9 +30,7 @@ RUNNER = "opd.study.notebook"
 def stages() -> Iterator[tuple[str, dict]]:
     """Name and definition of every stage that runs a notebook."""
     for path in sorted(ROOT.glob("**/dvc.yaml")):
-        if {".venv", "template"} & {
-            *path.parts
-        }:  # a project has the library installed
+        if {".venv", "template"} & {*path.parts}:  # a project has the library installed
             continue
         pipeline = yaml.safe_load(path.read_text(encoding="utf-8"))
         for name, stage in pipeline["stages"].items():

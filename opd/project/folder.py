@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -137,6 +138,7 @@ def create(folder: Path, example: str | None = None) -> Project:
         raise ProjectError(f"{folder} exists and is not empty; name a new folder")
     if example is not None and example not in examples():
         raise ProjectError(f"there is no example {example!r}; there are {', '.join(examples())}")
+    build = _builder(example) if example else None
     template = package_path("project", "template")
     shutil.copytree(template, folder, dirs_exist_ok=True)
     (folder / "gitignore").rename(folder / ".gitignore")
@@ -150,6 +152,8 @@ def create(folder: Path, example: str | None = None) -> Project:
         pipeline.write_text(pipeline.read_text().replace("name: NAME", f"name: {_plain_name(folder.resolve().name)}"))
     else:
         _fill(folder, example)
+    if build is not None:
+        build(folder)
     _init_dvc(folder)
     return Project.at(folder)
 
@@ -160,15 +164,29 @@ def _plain_name(text: str) -> str:
 
 
 def _fill(folder: Path, example: str) -> None:
-    """Copy the pipeline file of an example, and what it names, and build its models where it has a module for that."""
+    """Copy the pipeline file of an example, and the files that it names."""
     source, file = package_path("examples", example), read_pipeline_file(example)
     shutil.rmtree(folder / "samples")
     for name in (FILE_NAME, file.samples, file.labels, *_modules(file)):
         if name and (source / name).is_file():  # samples may be built, and classes may be installed
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source / name, folder / name)
-    if (source / "build.py").is_file():
-        importlib.import_module(f"opd.examples.{example}.build").build(folder)
+
+
+def _builder(example: str) -> Callable[[Path], Any] | None:
+    """What makes the models of an example in a folder, if it has a module for that.
+
+    Raises:
+        ProjectError: if a package is not installed.
+    """
+    if not package_path("examples", example, "build.py").is_file():
+        return None
+    try:
+        return importlib.import_module(f"opd.examples.{example}.build").build
+    except ModuleNotFoundError as error:
+        raise ProjectError(
+            f"example {example!r} needs the package {error.name!r}; the examples need `pip install 'opd[serving,text]'`"
+        ) from error
 
 
 def _modules(file: PipelineFile) -> set[str]:
