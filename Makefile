@@ -25,11 +25,11 @@ export OMP_NUM_THREADS ?= 1
 export NUMBA_CACHE_DIR ?= $(CURDIR)/.cache/numba
 export OPD_TWITTER_TRACE := $(TWITTER_TRACE)
 
-.PHONY: help repro study live bench test lint lab clean
+.PHONY: help repro study live bench test test-slow lint lab clean
 
 help: ## list the commands
 	@echo "Commands (each creates $(VENV) when it is missing or out of date):"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Variables: TRACE=synthetic|twitter|FILE  TWITTER_TRACE=FILE  PYTHON=python3.12"
 
 repro: $(READY) $(if $(filter twitter,$(TRACE)),twitter) ## run the paper's study (dvc repro); TRACE= is checked and written to params.yaml first
@@ -45,8 +45,11 @@ live: $(READY) ## serve the OCR pipeline on this machine, under load and policie
 bench: $(READY) ## compare simulator, training and decisions with their peers: about 15 minutes
 	dvc repro benchmarks/dvc.yaml
 
-test: lint ## check style and types, then run the tests
+test: lint ## check style and types, then run the tests except the slow ones
 	pytest -n 3 --dist loadscope --no-loadscope-reorder
+
+test-slow: $(READY) ## run the tests that `make test` leaves out because they take long
+	pytest -n 3 --dist loadscope --no-loadscope-reorder -m "slow and not cluster"
 
 lint: $(READY) ## check style and types
 	ruff check .

@@ -16,6 +16,8 @@ from deadlines import PATIENCE
 
 from opd.workload.trace_files import SYNTHETIC_FILE
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 TINY = {
     "pipelines": ["video", "nlp"],

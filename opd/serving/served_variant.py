@@ -97,10 +97,10 @@ class ServedVariant:
         return self._replica.memory_mb
 
     def inputs(self, batch_size: int) -> Iterator[ModelInferRequest]:
-        """Endless batches of the samples in turn, of those that a queue would join."""
-        requests = cycle(joinable(self._samples.of(self.task)))
-        while True:
-            yield join([next(requests) for _ in range(batch_size)])
+        """Endless batches of the samples that a queue would join, in turn; none is made while a call is timed."""
+        requests = joinable(self._samples.of(self.task))
+        turns = cycle(requests)
+        return cycle([join([next(turns) for _ in range(batch_size)]) for _ in requests])
 
     def infer(self, model: ServedVariant, inputs: Iterator[ModelInferRequest]) -> ModelInferResponse:
         """Send the next batch to the replica.

@@ -23,7 +23,7 @@ from opd.profiling.pipelines import load_pipeline
 from opd.serving.local import LocalBackend
 from opd.serving.samples import read_samples
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 OCR = load_pipeline("ocr")
 FIRST = configurations_from([[[0, 1, 1], [0, 1, 1]]])[0]

@@ -17,6 +17,8 @@ from opd.host.documents import DocumentError, as_model
 from opd.profiling.pipeline_file import PipelineFile, read_pipeline_file
 from opd.profiling.profiles import load_profile
 
+pytestmark = pytest.mark.slow
+
 TREES, TEXTS, TABLES = 6000, 600, 600
 """Mutations of the parsed file, which is quick, of its text, and of the profile."""
 

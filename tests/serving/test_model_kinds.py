@@ -17,7 +17,7 @@ from opd.serving.processes import StartError, model_process, running
 from opd.serving.store import ModelStore
 from opd.serving.tensors import message_of, tensors_of
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.normal(size=(60, 4)).astype(np.float32)

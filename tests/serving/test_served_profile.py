@@ -14,6 +14,8 @@ from opd.profiling.profiler import profile_pipeline
 from opd.serving import served_variant
 from opd.serving.store import STORE_URL_VARIABLE
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.processes
 def test_a_pipeline_is_profiled_as_it_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -16,6 +16,8 @@ from opd.serving.stage_samples import SampleError, answers_of, pipeline_samples
 from opd.serving.store import STORE_URL_VARIABLE
 from opd.serving.tensors import tensors_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):

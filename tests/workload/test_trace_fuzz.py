@@ -16,6 +16,8 @@ from opd.workload import trace_limits
 from opd.workload.trace_files import read_recording
 from opd.workload.trace_limits import TraceError
 
+pytestmark = pytest.mark.slow
+
 CASES = 5000
 SHORT = 20
 """Seconds that are enough for a trace here: thousands of short files take seconds."""
