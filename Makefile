@@ -92,6 +92,6 @@ $(READY): pyproject.toml constraints.txt
 	@echo "[2/2] installing the pinned packages into $(VENV) (once; some minutes and gigabytes)"
 	@quiet=-qq; if [ -t 1 ]; then quiet=; fi; \
 	$(VENV)/bin/python -m pip install --no-input --disable-pip-version-check $$quiet \
-		-c constraints.txt -e '.[notebooks,serving,xgboost,lightgbm,cluster,bench,dev]'
+		-c constraints.txt -e '.[notebooks,serving,text,xgboost,lightgbm,cluster,bench,dev]'
 	@touch $@
 	@echo "$(VENV) is ready"

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +23,9 @@ from opd.host.paths import package_path
 from opd.measurement import SimulationParameters
 from opd.objective import Objective
 from opd.pipeline import Pipeline
-from opd.profiling.pipeline_file import FILE_NAME, PipelineFile, read_pipeline_file, shipped_pipelines
+from opd.profiling.pipeline_file import FILE_NAME, PipelineFile, is_reference, read_pipeline_file, shipped_pipelines
 from opd.profiling.pipelines import load_pipeline
+from opd.serving.models import CLASS
 from opd.workload.trace_files import SYNTHETIC_FILE
 
 Section = TypeVar("Section")
@@ -159,6 +160,7 @@ def create(folder: Path, example: str | None = None) -> Project:
         raise ProjectError(f"there is no example {example!r}; there are {', '.join(examples())}")
     if importlib.util.find_spec("dvc") is None:  # its command runs the stages
         raise ModuleNotFoundError("No module named 'dvc'", name="dvc")
+    build = _builder(example) if example else None
     template = package_path("project", "template")
     shutil.copytree(template, folder, dirs_exist_ok=True)
     (folder / "gitignore").rename(folder / ".gitignore")
@@ -173,6 +175,8 @@ def create(folder: Path, example: str | None = None) -> Project:
         pipeline.write_text(pipeline.read_text().replace("name: NAME", f"name: {_plain_name(folder.resolve().name)}"))
     else:
         _fill(folder, example)
+    if build is not None:
+        build(folder)
     _init_dvc(folder)
     return Project.at(folder)
 
@@ -183,13 +187,36 @@ def _plain_name(text: str) -> str:
 
 
 def _fill(folder: Path, example: str) -> None:
-    """Copy the files of an example, and build its models where it has a module for that."""
-    source = package_path("examples", example)
+    """Copy the pipeline file of an example, and the files that it names."""
+    source, file = package_path("examples", example), read_pipeline_file(example)
     shutil.rmtree(folder / "samples")
-    ignored = shutil.ignore_patterns("__init__.py", "build.py", "__pycache__", "profile.*")
-    shutil.copytree(source, folder, dirs_exist_ok=True, ignore=ignored)
-    if (source / "build.py").is_file():
-        importlib.import_module(f"opd.examples.{example}.build").build(folder)
+    for name in (FILE_NAME, file.samples, file.labels, *_modules(file)):
+        if name and (source / name).is_file():  # samples may be built, and classes may be installed
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / name, folder / name)
+
+
+def _builder(example: str) -> Callable[[Path], Any] | None:
+    """What makes the models of an example in a folder, if it has a module for that.
+
+    Raises:
+        ProjectError: if a package is not installed.
+    """
+    if not package_path("examples", example, "build.py").is_file():
+        return None
+    try:
+        return importlib.import_module(f"opd.examples.{example}.build").build
+    except ModuleNotFoundError as error:
+        raise ProjectError(
+            f"example {example!r} needs the package {error.name!r}; the examples need `pip install 'opd[serving,text]'`"
+        ) from error
+
+
+def _modules(file: PipelineFile) -> set[str]:
+    """Files with the modules of the classes that a pipeline file names."""
+    variants = [variant for task in file.tasks for variant in task.variants]
+    classes = [str(variant.settings.get(CLASS, variant.model)) for variant in variants]
+    return {f"{name.partition(':')[0]}.py" for name in classes if is_reference(name)}
 
 
 def _init_dvc(folder: Path) -> None:

@@ -31,8 +31,8 @@ def test_f1_of_known_boxes():
 
 
 def test_accuracy_of_known_texts():
-    assert accuracy.text_accuracy(["kitten"], ["sitting"]) == pytest.approx(1 - 3 / 7)
-    assert accuracy.text_accuracy(["ab", "cd"], ["ab", "ce"]) == pytest.approx(0.75)
+    assert accuracy.text_accuracy(["sitting"], ["kitten"]) == pytest.approx(1 - 3 / 7)
+    assert accuracy.text_accuracy(["ab", "ce"], ["ab", "cd"]) == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize("name", DETECTION)

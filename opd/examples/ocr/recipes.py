@@ -3,34 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
+from opd.examples.wheels import Package, PackageFile
 from opd.host.documents import DocumentModel, read_as
 from opd.host.paths import package_path
-
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Package(DocumentModel):
-    """A package of the Python package index."""
-
-    version: str
-    wheel: str
-    """file name of the wheel"""
-    sha256: Sha256
-    """hash of the wheel"""
-    licence: str
-    source: str
-    """URL of the project"""
-
-
-class PackageFile(DocumentModel):
-    """A file in the wheel of a package."""
-
-    path: str
-    sha256: Sha256
 
 
 class NetworkSource(DocumentModel):
