@@ -161,10 +161,8 @@ def test_the_page_has_findings_tables_figures_and_setting(folder: Path):
 
 
 def test_the_setting_names_assumed_profiles(folder: Path):
-    pipelines = {
-        "shop": ABOUT["pipelines"]["shop"] | {"assumed": ["detect/large"]},
-        "other": ABOUT["pipelines"]["shop"],
-    }
+    shop = ABOUT["pipelines"]["shop"]
+    pipelines = {"shop": shop | {"assumed": ["detect/large"]}, "other": shop}
     write_json(folder / "evaluation.json", ABOUT | {"pipelines": pipelines})
     page = Page(write_html_report(folder).read_text(encoding="utf-8"))
     assert "assumed profiles" in page.texts["th"]
