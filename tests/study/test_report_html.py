@@ -80,6 +80,13 @@ def test_what_went_wrong_comes_first():
     assert [finding.trouble for finding in evaluation_findings(rows, ABOUT)] == [True, True, False, False]
 
 
+def test_assumed_profiles_are_named_before_what_is_found_with_them():
+    shop = ABOUT["pipelines"]["shop"] | {"assumed": ["detect/large", "read/small"]}
+    found = texts(evaluation(greedy={}), pipelines={"shop": shop})
+    assert found[0] == "Profiles that are assumed, not measured: detect/large, read/small."
+    assert texts(evaluation(greedy={}), pipelines={"shop": shop | {"assumed": []}}) == found[1:]
+
+
 def test_policies_that_reach_the_service_level_are_named_from_the_cheapest():
     rows = evaluation(ipa={"cost": 6.0}, greedy={"cost": 2.0, "within": 0.90}, agent={"cost": 3.0, "within": 0.95})
     assert texts(rows)[0] == (
@@ -148,8 +155,19 @@ def test_the_page_has_findings_tables_figures_and_setting(folder: Path):
     assert page.texts["li"][0] == "Requests dropped: agent 4."
     assert page.texts["figcaption"] == ["Mean QoS and cost of every policy", "Load, cost and QoS over time: shop"]
     cells = page.texts["td"]
-    assert cells[:3] == ["agent", "4.500", "99.000"] and "evening" in cells and "two <slow> cores" in cells
+    assert cells[:3] == ["agent", "4.500", "99.00"] and "evening" in cells and "two <slow> cores" in cells
     assert "not installed" in cells and "Service level" in page.texts["h3"]
+    assert "dropped" in page.texts["th"] and "decisions refused" not in page.texts["th"], "none was refused"
+
+
+def test_the_setting_names_assumed_profiles(folder: Path):
+    shop = ABOUT["pipelines"]["shop"]
+    pipelines = {"shop": shop | {"assumed": ["detect/large"]}, "other": shop}
+    write_json(folder / "evaluation.json", ABOUT | {"pipelines": pipelines})
+    page = Page(write_html_report(folder).read_text(encoding="utf-8"))
+    assert "assumed profiles" in page.texts["th"]
+    own, other = (page.texts["td"].index(name) + 4 for name in ("shop", "other"))
+    assert [page.texts["td"][place] for place in (own, other)] == ["detect/large", "none"]
 
 
 def test_the_page_needs_no_other_file(folder: Path):

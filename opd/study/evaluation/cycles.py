@@ -200,6 +200,7 @@ def describe_run(
                 "stages": len(pipeline.tasks),
                 "variants": [len(task.variants) for task in pipeline.tasks],
                 "capacity": pipeline.capacity,
+                "assumed": [f"{task.name}/{v.name}" for task in pipeline.tasks for v in task.variants if v.assumed],
             }
             for pipeline in pipelines
         },

@@ -27,7 +27,7 @@ class Finding(NamedTuple):
 
 
 def evaluation_findings(evaluation: pd.DataFrame, about: Mapping[str, Any]) -> list[Finding]:
-    """State what went wrong, which policy is best, and for a service level which policies reach it.
+    """State what went wrong, what is assumed, which policy is best, and for a service level which policies reach it.
 
     Args:
         evaluation: the results, columns of :data:`opd.study.evaluation.cycles.COLUMNS`; ``within`` and the counts of
@@ -39,7 +39,7 @@ def evaluation_findings(evaluation: pd.DataFrame, about: Mapping[str, Any]) -> l
     """
     found: list[Finding] = []
     for pipeline, rows in evaluation.groupby("pipeline", sort=False):
-        own = [*_trouble(rows), *_level(rows, about), _best(rows, about)]
+        own = [*_trouble(rows), *_assumed(str(pipeline), about), *_level(rows, about), _best(rows, about)]
         prefix = f"{pipeline}: " if evaluation["pipeline"].nunique() > 1 else ""
         found += [finding._replace(text=prefix + finding.text) for finding in own]
     return sorted(found, key=lambda finding: not finding.trouble)
@@ -58,6 +58,12 @@ def _trouble(rows: pd.DataFrame) -> list[Finding]:
         if some:
             found.append(Finding(f"{what[0].upper()}{what[1:]}: {some}.", trouble=column != "by_expert"))
     return found
+
+
+def _assumed(pipeline: str, about: Mapping[str, Any]) -> list[Finding]:
+    """Name the variants whose profiles somebody typed."""
+    assumed = about["pipelines"].get(pipeline, {}).get("assumed")
+    return [Finding(f"Profiles that are assumed, not measured: {', '.join(assumed)}.")] if assumed else []
 
 
 def ranked(rows: pd.DataFrame) -> pd.DataFrame:
