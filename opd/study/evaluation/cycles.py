@@ -200,6 +200,7 @@ def describe_run(
                 "stages": len(pipeline.tasks),
                 "variants": [len(task.variants) for task in pipeline.tasks],
                 "capacity": pipeline.capacity,
+                **({"assumed": pipeline.assumed_note} if pipeline.assumed_note else {}),
             }
             for pipeline in pipelines
         },

@@ -39,7 +39,7 @@ def evaluation_findings(evaluation: pd.DataFrame, about: Mapping[str, Any]) -> l
     """
     found: list[Finding] = []
     for pipeline, rows in evaluation.groupby("pipeline", sort=False):
-        own = [*_trouble(rows), *_level(rows, about), _best(rows, about)]
+        own = [*_trouble(rows), *_assumed(str(pipeline), about), *_level(rows, about), _best(rows, about)]
         prefix = f"{pipeline}: " if evaluation["pipeline"].nunique() > 1 else ""
         found += [finding._replace(text=prefix + finding.text) for finding in own]
     return sorted(found, key=lambda finding: not finding.trouble)
@@ -58,6 +58,12 @@ def _trouble(rows: pd.DataFrame) -> list[Finding]:
         if some:
             found.append(Finding(f"{what[0].upper()}{what[1:]}: {some}.", trouble=column != "by_expert"))
     return found
+
+
+def _assumed(pipeline: str, about: Mapping[str, Any]) -> list[Finding]:
+    """Name the variants whose figures somebody typed."""
+    note = about["pipelines"][pipeline].get("assumed") if pipeline in about.get("pipelines", {}) else None
+    return [Finding(f"{note[0].upper()}{note[1:]}.")] if note else []
 
 
 def ranked(rows: pd.DataFrame) -> pd.DataFrame:
@@ -102,6 +108,9 @@ def _best(rows: pd.DataFrame, about: Mapping[str, Any]) -> Finding:
     others = summary[~summary["policy"].isin((*REFERENCES, best["policy"]))]
     if len(others):
         second = others.iloc[0]
+        equal = others.loc[others["reward"] == best["reward"], "policy"]
+        if len(equal):
+            return Finding(f"{text}; equal to {', '.join(equal)}.")
         text += f", {best['reward'] - second['reward']:.3f} above {second['policy']}"
         wins = rows.pivot_table("reward", ["cycle", "seed"], "policy")
         lead = (wins[best["policy"]] > wins[second["policy"]]).sum()
