@@ -277,10 +277,14 @@ class Pipeline:
         return batch_sizes_up_to(self.max_batch_size)
 
     @property
+    def assumed_variants(self) -> list[str]:
+        """Variants whose profile somebody typed, as ``task/variant``."""
+        return [f"{task.name}/{each.name}" for task in self.tasks for each in task.variants if each.assumed]
+
+    @property
     def assumed_note(self) -> str:
-        """Variants whose latency or start-up time somebody typed, in words; empty if all were measured."""
-        assumed = [f"{task.name}/{each.name}" for task in self.tasks for each in task.variants if each.assumed]
-        return f"assumed, not measured: latencies of {', '.join(assumed)}" if assumed else ""
+        """The same in words; empty if all profiles were measured."""
+        return f"assumed, not measured: {', '.join(self.assumed_variants)}" if self.assumed_variants else ""
 
     @cached_property
     def tables(self) -> Tables:

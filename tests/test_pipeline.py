@@ -43,7 +43,7 @@ def test_throughput_is_the_batch_over_its_service_time():
 
 @pytest.mark.parametrize("batch_size", [0, 5, 8])
 def test_the_error_for_a_batch_size_outside_the_profile_names_the_remedy(batch_size):
-    with pytest.raises(ValueError, match=rf"'small' has no profile for batch {batch_size} .*\[1, 4\].*01_profiling"):
+    with pytest.raises(ValueError, match=rf"'small' has no profile for batch {batch_size} .*\[1, 4\].*`opd profile`"):
         SMALL.service_time(batch_size)
 
 
@@ -57,7 +57,7 @@ def test_the_error_for_a_batch_size_outside_the_profile_names_the_remedy(batch_s
         ({"startup_time": -1.0}, "start-up time -1.0 s"),
         ({"startup_time": math.nan}, "start-up time nan s"),
         ({"startup_time": math.inf}, "start-up time inf s"),
-        ({"latency": {}}, "no latency profile; measure it with notebook 01_profiling"),
+        ({"latency": {}}, "no latency profile; measure it with `opd profile`"),
         ({"latency": {1: 0.1, 2: 0.0}}, "latency 0.0 s at batch 2 must be positive"),
         ({"latency": {1: math.nan}}, "latency nan s at batch 1 must be positive"),
         ({"latency": {1: math.inf}}, "latency inf s at batch 1 must be positive"),

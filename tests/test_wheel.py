@@ -2,88 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-import sysconfig
 import zipfile
 from pathlib import Path
 
 import nbformat
 import pytest
-from deadlines import PATIENCE
-
-ROOT = Path(__file__).parents[1]
-HANGING_SECONDS = 1800
-"""After this a command hangs; the longest takes seconds."""
+from installed_package import build_wheel, install, run
 
 pytestmark = pytest.mark.processes
 
 
-def run(command: list[str | Path], folder: Path) -> str:
-    """Run a command without anything of this process's environment that could reach the checkout."""
-    environment = {name: os.environ[name] for name in ("PATH", "HOME", "OMP_NUM_THREADS") if name in os.environ}
-    environment["NUMBA_CACHE_DIR"] = os.environ["NUMBA_CACHE_DIR"]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=HANGING_SECONDS, check=False
-    )
-    assert done.returncode == 0, f"{command} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built from the files that git knows."""
-    folder = tmp_path_factory.mktemp("source")
-    command = [
-        "git",
-        "ls-files",
-        "--cached",
-        "--others",
-        "--exclude-standard",
-        "opd",
-        "pyproject.toml",
-        "README.md",
-        "LICENSE",
-    ]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=True)
-    for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        folder / "dist",
-        folder,
-    ]
-    run(build, folder)
-    (built,) = (folder / "dist").glob("opd-*.whl")
-    return built
+    return build_wheel(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The scripts folder of a new environment that has the wheel, and the dependencies of this environment."""
-    environment = tmp_path_factory.mktemp("environment")
-    run([sys.executable, "-m", "venv", "--without-pip", environment], environment)
-    python = environment / "bin" / "python"
-    run(
-        [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index", wheel],
-        environment,
-    )
-    packages = Path(run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], environment).strip())
-    # A path in a .pth file comes after the environment's own packages, and the .pth files behind it are not read: the
-    # editable installation of the checkout stays out of sight.
-    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    return environment / "bin"
+    """The scripts folder of an environment that has the wheel."""
+    return install(wheel, tmp_path_factory.mktemp("environment"))
 
 
 DATA = (
@@ -93,6 +30,9 @@ DATA = (
     "examples/ocr/profile.json",
     "profiling/pipeline.schema.json",
     "examples/ocr/recipes.yaml",
+    "project/notebooks/04_evaluation.ipynb",
+    "project/template/gitignore",
+    "project/template/samples/requests.json",
     "workload/synthetic_trace.parquet",
 )
 

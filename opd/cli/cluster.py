@@ -5,31 +5,42 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from opd.cli.command import DONE, FAILED, command, print_table, reading_input, say
+import typer
+
+from opd.cli.command import DONE, FAILED, CommandError, command, print_table, reading_input, say
 from opd.cluster import options
 
 if TYPE_CHECKING:
     from opd.cluster.resources import ObjectChange
+    from opd.pipeline import Pipeline
+
+NoStore = Annotated[bool, typer.Option("--no-store", help="Do not copy models into the store.")]
 
 
-@command("opd deploy shop -n edge --settings settings.yaml --stage detect=small:2:4")
+@command("opd deploy shop -n edge --stage detect=small:2:4", "serving,cluster")
 def deploy(
     place: options.Place,
     given: options.SettingsOptions,
     stage: options.Stage = None,
     wait: options.Wait = 180.0,
+    no_store: NoStore = False,
     dry_run: options.DryRun = False,
 ) -> int:
-    """Create the objects of a pipeline or update them, and wait until it serves."""
+    """Copy the models into the store, create the objects of a pipeline or update them, and wait until it serves."""
     with reading_input():
         from opd.cluster import inputs, operations
 
         pipeline = inputs.pipeline_of(place.pipeline)
-        settings = inputs.settings_of(place.namespace, given)
+        settings = inputs.settings_of(place, given)
         stages = inputs.stages_of(pipeline, stage or ())
         cluster = inputs.cluster_of(place, settings.call_seconds)
+    file = inputs.pipeline_file_of(place.pipeline)
+    if file and not no_store:
+        _store_models(file, settings.store, dry_run)
+    _note_functions(pipeline)
     if dry_run:
         changes = operations.preview(cluster, pipeline, settings, stages, say)
         print("".join(change.difference() for change in changes) or "nothing would change")
@@ -40,7 +51,35 @@ def deploy(
     return DONE
 
 
-@command("opd status shop -n edge")
+def _store_models(file: Path, url: str, dry_run: bool) -> None:
+    """Copy the models that a pipeline file names into the store of the pods, as far as it can be reached from here."""
+    from opd.profiling.pipeline_file import STORE, read_pipeline_file
+    from opd.project.storing import store_models
+    from opd.serving.store import StoreError
+
+    variants = [variant for task in read_pipeline_file(file).tasks for variant in task.variants]
+    if all(variant.model in (None, STORE) for variant in variants):
+        return
+    if "://" not in url and not Path(url).is_dir():
+        say(f"note: {url} is no folder of this machine, so no model is copied; the pods must find them there")
+    elif dry_run:
+        say(f"the models would be copied into {url}")
+    else:
+        with reading_input():
+            try:
+                store_models(file, say, url)
+            except StoreError as error:
+                raise CommandError(f"{error}; --no-store leaves it as it is") from error
+
+
+def _note_functions(pipeline: Pipeline) -> None:
+    """Tell which modules the image must have, because the router calls functions in them."""
+    functions = [task.adapter["function"] for task in pipeline.tasks if task.adapter and "function" in task.adapter]
+    if functions:
+        say(f"note: the router calls {', '.join(functions)}; the image must have these modules (docs/kubernetes.md)")
+
+
+@command("opd status shop -n edge", "serving,cluster")
 def status(place: options.Place) -> int:
     """Show what a pipeline runs, and whether all of it is ready."""
     with reading_input():
@@ -55,7 +94,7 @@ def status(place: options.Place) -> int:
     return DONE if found.serves else FAILED
 
 
-@command("opd run shop -n edge --settings settings.yaml --policy ipa --decisions 3 --dry-run", logged=True)
+@command("opd run shop -n edge --policy ipa --decisions 3 --dry-run", "serving,cluster", logged=True)
 def run(place: options.Place, given: options.SettingsOptions, run_options: options.RunOptions) -> int:
     """Control a deployed pipeline from here until interrupted, as the controller in the cluster does."""
     # PID 1 of a container ignores SIGTERM unless there is a handler, and loading a policy takes a while.
@@ -66,13 +105,13 @@ def run(place: options.Place, given: options.SettingsOptions, run_options: optio
         log_as_json()
         from opd.cluster import inputs
 
-        settings = inputs.settings_of(place.namespace, given)
+        settings = inputs.settings_of(place, given)
         cluster = inputs.cluster_of(place, settings.call_seconds)
         control = inputs.controller_of(cluster, place.pipeline, settings, run_options)
     return control()
 
 
-@command("opd delete shop -n edge")
+@command("opd delete shop -n edge", "serving,cluster")
 def delete(place: options.Place, wait: options.Wait = 180.0, dry_run: options.DryRun = False) -> int:
     """Delete a pipeline after it has answered the requests it has."""
     with reading_input():

@@ -42,19 +42,24 @@ class CommandError(Exception):
 
 @contextmanager
 def reading_input() -> Iterator[None]:
-    """Turn the errors of reading names and files into :class:`InputError`."""
+    """Turn the errors of reading names and files into :class:`InputError`; a missing package is none."""
     try:
         yield
+    except ModuleNotFoundError:
+        raise
     except (ClusterError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         # str() of a KeyError puts quotes around its message.
         raise InputError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
 
 
-def command(example: str, logged: bool = False) -> Callable[[Callable[..., int]], Callable[..., None]]:
+def command(
+    example: str, extras: str = "serving", logged: bool = False
+) -> Callable[[Callable[..., int]], Callable[..., None]]:
     """Register a command; an error ends it with an exit code and a message.
 
     Args:
         example: of its use, for the help.
+        extras: of the package that it needs.
         logged: whether the message goes to the log instead of standard error.
     """
 
@@ -72,6 +77,9 @@ def command(example: str, logged: bool = False) -> Callable[[Callable[..., int]]
                 logger.error("%s", text) if logged else say(f"error: {text}")
                 refused = isinstance(error, InputError | NotOursError)
                 code = NOT_DEPLOYED if isinstance(error, NotDeployedError) else REFUSED if refused else FAILED
+            except ModuleNotFoundError as error:
+                say(f"error: the package {error.name} is not installed; install it with: pip install 'opd[{extras}]'")
+                code = REFUSED
             except KeyboardInterrupt:
                 say("interrupted; run the command again to go on")
                 code = INTERRUPTED

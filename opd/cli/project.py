@@ -96,7 +96,7 @@ def profile(folder: Folder, again: Again = False, as_json: Json = False) -> int:
         from opd.project import stages
         from opd.project.storing import store_models
 
-        store_models(project, say)
+        store_models(project.pipeline_path, say)
         if again:  # by this file the next run knows what it need not measure
             project.root.joinpath("profile.json").unlink(missing_ok=True)
     _reproduce(stages, project, ["profile"], again)
@@ -115,7 +115,7 @@ def accuracy(folder: Folder, as_json: Json = False) -> int:
         from opd.project.storing import store_models
         from opd.serving.accuracy import labelled_pipeline, order_note
 
-        store_models(project, say)
+        store_models(project.pipeline_path, say)
         labelled = labelled_pipeline(project.root)
         say("serving every variant with all samples")
         variants, configurations = labelled.measure_variants(), labelled.measure_configurations()
@@ -250,7 +250,7 @@ def serve(
         pipeline = project.pipeline()
         from opd.project.storing import store_models
 
-        store_models(project, say)
+        store_models(project.pipeline_path, say)
         from opd.live.serve import show
         from opd.project.running import decider, serve_project
 

@@ -21,11 +21,14 @@ from opd.host.documents import as_model, read_document
 from opd.host.paths import project_path
 from opd.measurement import SimulationParameters
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, check_feasible
-from opd.profiling.pipeline_file import read_pipeline_file, shipped_pipelines
+from opd.profiling.pipeline_file import pipeline_path, read_pipeline_file, shipped_pipelines
 from opd.profiling.pipelines import load_objective, load_pipeline
 from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
 from opd.solvers import IpaParameters
 from opd.workload.forecast import Forecaster
+
+SETTINGS_FILE = "cluster.yaml"
+"""Name of the file of settings in the folder of a pipeline."""
 
 Stages = Mapping[str, StageConfiguration]
 """Configurations of some stages, by task."""
@@ -53,11 +56,11 @@ def pipeline_name_of(text: str) -> str:
     return content.name
 
 
-def settings_of(namespace: str, options: SettingsOptions) -> ClusterSettings:
+def settings_of(place: Place, options: SettingsOptions) -> ClusterSettings:
     """Return the settings of a file; options of the command line take precedence.
 
     Args:
-        namespace: of all objects.
+        place: pipeline and namespace. If no file is named, it is :data:`SETTINGS_FILE` beside the pipeline file.
         options: without a file, they must name image and store.
 
     Raises:
@@ -66,6 +69,7 @@ def settings_of(namespace: str, options: SettingsOptions) -> ClusterSettings:
     """
     given = {name: value for name, value in vars(options).items() if value is not None}
     file, labels = given.pop("settings", None), given.pop("monitoring_label", None)
+    file, namespace = file or _settings_file(place.pipeline), place.namespace
     if options.overlay:
         given["overlay"] = read_overlay(options.overlay)
     if labels:
@@ -73,7 +77,10 @@ def settings_of(namespace: str, options: SettingsOptions) -> ClusterSettings:
     if file:
         return read_settings(file, namespace, given)
     if not {"image", "store"} <= given.keys():
-        raise InputError("name the image and the model store: --image and --store, or a file of --settings")
+        raise InputError(
+            "name the image and the model store: --image and --store, a file of --settings, or a file "
+            f"{SETTINGS_FILE} in the folder of the pipeline"
+        )
     return as_model(ClusterSettings, {"namespace": namespace, **given}, "options")
 
 
@@ -160,6 +167,17 @@ def _default_agent(name: str) -> Path | None:
     """Return the checkpoint of the pipeline's agent, as trained or as the controller's pod mounts it."""
     candidates = project_path("models", "agents", name, "agent-0.npz"), project_path("models", "agent.npz")
     return next((path for path in candidates if path.is_file()), None)
+
+
+def pipeline_file_of(text: str) -> Path | None:
+    """Path of a pipeline file that is no shipped one."""
+    return pipeline_path(Path(text)) if _is_path(text) else None
+
+
+def _settings_file(pipeline: str) -> Path | None:
+    file = pipeline_file_of(pipeline)
+    beside = file and file.parent / SETTINGS_FILE
+    return beside if beside and beside.is_file() else None
 
 
 def _is_path(text: str) -> bool:

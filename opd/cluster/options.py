@@ -57,7 +57,13 @@ class Place:
 class SettingsOptions:
     """A file of settings, and settings that take precedence over it; those that are None are not given."""
 
-    settings: Annotated[File, Option(metavar="FILE", help="YAML file of settings; options take precedence.")] = None
+    settings: Annotated[
+        File,
+        Option(
+            metavar="FILE",
+            help="YAML file of settings (default: cluster.yaml beside the pipeline); options take precedence.",
+        ),
+    ] = None
     image: Annotated[Text, Option(help="Of all containers, with tag or digest.")] = None
     store: Annotated[Text, Option(metavar="URL", help="Model store as pods see it, such as s3://bucket/store.")] = None
     overlay: Annotated[File, Option(metavar="FILE", help="YAML file of changes to the pods.")] = None

@@ -14,11 +14,9 @@ No base class is required. A policy gets copies, so it can change nothing but wh
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import logging
 import pkgutil
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +24,7 @@ from typing import Any
 
 from opd.control.decisions import as_decision, reason_of
 from opd.control.policies import Policy, on_available_cores
-from opd.host.paths import project_path
+from opd.host.imports import make_project_importable
 from opd.measurement import Observation
 from opd.objective import Objective
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, check_feasible
@@ -54,7 +52,7 @@ def load_user_policy(text: str, pipeline: Pipeline, objective: Objective) -> Any
     Raises:
         PolicyError: if there is no such class, it cannot be constructed, or it does not decide.
     """
-    _make_project_importable()
+    make_project_importable()
     try:
         made = pkgutil.resolve_name(text)
         if not callable(made):
@@ -66,14 +64,6 @@ def load_user_policy(text: str, pipeline: Pipeline, objective: Objective) -> Any
     except (Exception, SystemExit) as error:  # the code of a user may raise anything
         raise PolicyError(f"policy {text!r} cannot be used: {reason_of(error)}; {CONTRACT}") from error
     return policy
-
-
-def _make_project_importable() -> None:
-    """Let modules of the project folder be imported; those that are installed keep their names."""
-    folder = str(project_path())
-    if folder not in sys.path:
-        sys.path.append(folder)
-        importlib.invalidate_caches()
 
 
 def _accepted(made: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -237,7 +237,7 @@ def _describe(problem: Mapping[str, Any], model: Any, line_of: Callable[[Locatio
     match problem["type"]:
         case "missing":
             return f"{place} is missing{hint}"
-        case "extra_forbidden":
+        case "extra_forbidden" | "unexpected_keyword_argument":
             return f"{place} is not a known key; known are {', '.join(keys) or 'none'}"
         case "too_short":
             least = problem["ctx"]["min_length"]
@@ -333,7 +333,7 @@ def _unwrapped(annotation: Any) -> Any:
 
 
 def _fields(model: Any) -> Mapping[Any, FieldInfo]:
-    return getattr(model, "model_fields", {})
+    return getattr(model, "__pydantic_fields__", {})  # of models and of dataclasses
 
 
 def _line_of(root: yaml.Node | None, location: Location) -> int:

@@ -104,9 +104,9 @@ def _runs(policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "the agent was trained for, or that a fallback made for a policy that failed. `refused` decisions did not run. "
         "The policy `schedule` does not decide: it steps through fixed configurations to "
         "show that every kind of change works. Scores are means over the measured time under load; an interval is "
-        "measured from the end of a change. `within the level` is the share of the requests that ended within the latency "
-        "of the service level; those that came to nothing did not. QoS (Eq. 3) is computed from profiled throughput, which may come from "
-        "another machine, so it can contain unmet demand that was in fact met here.",
+        "measured from the end of a change. `within the level` is the share of the requests that ended within the "
+        "latency of the service level; those that came to nothing did not. QoS (Eq. 3) is computed from profiled "
+        "throughput, which may come from another machine, so it can contain unmet demand that was in fact met here.",
         markdown_table(decisions),
         "![Timelines of the runs](course.png)",
     ]

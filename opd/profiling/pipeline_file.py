@@ -342,7 +342,8 @@ def pipeline_path(source: str | Path) -> Path:
         return package_path("examples", str(source), FILE_NAME)
     path = project_path(source) if isinstance(source, str) else source
     file = path / FILE_NAME if path.is_dir() else path
-    if not file.is_file():
+    # An error must not show the content of any other file.
+    if not file.is_file() or file.suffix not in (".yaml", ".yml"):
         raise FileNotFoundError(
             f"there is no pipeline {str(source)!r:.200}: it is neither a YAML file, nor a folder with {FILE_NAME}, nor "
             f"one of the pipelines that ship with the package: {', '.join(shipped)}"

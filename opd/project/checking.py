@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import papermill
+from mlserver.grpc.dataplane_pb2 import ModelInferRequest
 
-from opd.host.documents import DocumentError
 from opd.profiling.pipeline_file import FILE_NAME, PipelineFile, read_pipeline_file
-from opd.profiling.pipelines import load_pipeline
 from opd.profiling.profiles import FILE_NAME as PROFILE_NAME
-from opd.project.folder import NOTEBOOKS, PARAMETERS_FILE, Project, ProjectError
-from opd.project.storing import store_models
+from opd.project.folder import PARAMETERS_FILE, Project
+from opd.project.parameters import parameter_problems
+from opd.project.storing import unstorable_models
+from opd.serving.accuracy import load_metric, read_labels
 from opd.serving.compatibility import find_mismatches
 from opd.serving.samples import read_samples
-from opd.serving.stage_samples import StageSamples
-from opd.serving.store import ModelStore, StoreError
-from opd.study.notebook import StageError, select_parameters
-from opd.workload.check_trace import TraceUse, check_trace
-from opd.workload.trace_limits import TraceError
+from opd.serving.stage_samples import StageSamples, adapter_of
+from opd.serving.store import ModelStore
+from opd.workload.check_trace import check_trace, trace_use
 
 
 class ProjectProblem(NamedTuple):
@@ -53,76 +52,106 @@ def check_project(folder: Path, run_models: bool = True, say: Callable[[str], No
     Raises:
         ProjectError: if it is no project.
     """
-    project, problems, notes = Project.at(folder), list[ProjectProblem](), list[str]()
+    checking = _Checking(Project.at(folder), say)
+    content = checking.attempt(FILE_NAME, lambda: read_pipeline_file(checking.project.pipeline_path))
+    checking.parameters()
+    if content is not None:
+        checking.models(content, checking.samples(content), run_models)
+        checking.profile(content)
+    return CheckResult(checking.problems, checking.notes)
 
-    def attempt(place: str, step: Callable[[], Any]) -> Any:
+
+class _Checking:
+    """The check of one project.
+
+    Attributes:
+        project: the project.
+        problems: found so far.
+        notes: likewise.
+    """
+
+    def __init__(self, project: Project, say: Callable[[str], None]) -> None:
+        self.project, self.problems, self.notes = project, list[ProjectProblem](), list[str]()
+        self._say = say
+
+    def attempt(self, place: str, step: Callable[[], Any]) -> Any:
+        """Return what a step returns, or None if it finds problems."""
         try:
             return step()
-        except (DocumentError, OSError, ProjectError, StageError, StoreError, TraceError, ValueError) as error:
-            problems.extend(ProjectProblem(place, text) for text in _sentences(str(error)))
+        except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+            self._add(place, str(error.args[0]) if isinstance(error, KeyError) else str(error))
             return None
 
-    content = attempt(FILE_NAME, lambda: read_pipeline_file(project.pipeline_path))
-    parameters = attempt(PARAMETERS_FILE, project.parameters)
-    if parameters is not None:
-        problems += _parameter_problems(project, parameters)
-        attempt(PARAMETERS_FILE, project.simulation)
-        attempt("trace", lambda: _check_trace(parameters))
-    if content is not None:
-        samples = content.samples and attempt("samples", lambda: read_samples(project.root / str(content.samples)))
-        found = len(problems)
-        attempt("models", lambda: store_models(project, say))
-        if samples and len(problems) == found and run_models:
-            say("serving every variant with a sample")
-            stages = StageSamples(content, samples, ModelStore(), project.root / ".cache" / "samples")
-            problems += [ProjectProblem("models", str(mismatch)) for mismatch in find_mismatches(stages)]
-        if not content.samples:
-            notes.append(f"{FILE_NAME} names no samples; `opd check`, `opd profile` and `opd load` need some")
-        notes += _profile_notes(project, content, attempt)
-    return CheckResult(problems, notes)
+    def _add(self, place: str, message: str) -> None:
+        """Add the problems that a message lists, one line each."""
+        lines = [line.strip() for line in message.splitlines() if line.strip()]
+        listed = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
+        for text in listed or [" ".join(lines).removeprefix(f"{place}: ")]:
+            self.problems.append(ProjectProblem(place, text))
+
+    def parameters(self) -> None:
+        """Check the parameters, the notebooks that declare them, and the trace that they name."""
+        parameters = self.attempt(PARAMETERS_FILE, self.project.parameters)
+        if parameters is not None:
+            for place, message in parameter_problems(self.project, parameters):
+                self._add(place, message)
+            self.attempt("trace", self._trace)
+
+    def _trace(self) -> None:
+        use = trace_use(self.project.root / PARAMETERS_FILE)
+        own = self.project.root / use.trace
+        check_trace(own if own.is_file() else use.trace, use)
+
+    def samples(self, content: PipelineFile) -> list[ModelInferRequest]:
+        """Check samples and labels; return the samples, none if there are none."""
+        root = self.project.root
+        if content.samples is None:
+            self.notes.append(f"{FILE_NAME} names no samples; `opd check`, `opd profile` and `opd load` need some")
+            return []
+        samples = self.attempt("samples", lambda: read_samples(root / str(content.samples))) or []
+        if content.labels is not None and samples:
+            self.attempt("labels", lambda: read_labels(root, samples))
+            self.attempt("metric", lambda: load_metric(str(content.metric)))
+        return samples
+
+    def models(self, content: PipelineFile, samples: list[ModelInferRequest], run_models: bool) -> None:
+        """Store the models, and send samples through those that there are."""
+        root = self.project.root
+        unstorable = self.attempt("models", lambda: unstorable_models(self.project.pipeline_path, self._say))
+        for message in (unstorable or {}).values():
+            self._add("models", message)
+        if unstorable is None or not samples or not run_models:
+            for task in content.tasks:
+                self.attempt(f"adapter of task {task.name!r}", partial(adapter_of, task))
+            return
+        self._say("serving every variant with a sample")
+        stages = StageSamples(_without(content, unstorable), samples, ModelStore(), root / ".cache" / "samples")
+        self.problems += [ProjectProblem("models", str(mismatch)) for mismatch in find_mismatches(stages)]
+
+    def profile(self, content: PipelineFile) -> None:
+        """Check the profile, if there is one yet."""
+        if not (self.project.root / PROFILE_NAME).is_file():
+            self.notes.append("not measured yet; run `opd profile`")
+            return
+        pipeline = self.attempt(PROFILE_NAME, self.project.pipeline)
+        tasks = pipeline.tasks if pipeline else ()
+        assumed = [f"{task.name}/{each.name}" for task in tasks for each in task.variants if each.assumed]
+        if assumed:
+            self.notes.append(f"assumed, not measured: {', '.join(assumed)}")
 
 
-def _sentences(message: str) -> list[str]:
-    """The problems that an error lists, one line each."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    listed = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
-    return listed or [" ".join(lines)]
-
-
-def _parameter_problems(project: Project, parameters: dict[str, Any]) -> list[ProjectProblem]:
-    """Check the parameters against those that the notebooks declare."""
-    problems, known = [], {"pipelines", "pipeline"}
-    for name in NOTEBOOKS:
-        notebook = project.root / "notebooks" / f"{name}.ipynb"
-        if not notebook.is_file():
-            problems.append(ProjectProblem("notebooks", f"there is no {notebook.name}; copy it from a new `opd init`"))
-            continue
-        known |= set(papermill.inspect_notebook(str(notebook)))
-        try:
-            select_parameters(notebook, parameters, {})
-        except StageError as error:
-            problems.append(ProjectProblem(PARAMETERS_FILE, str(error)))
-    if not problems:
-        for name in sorted(set(map(str, parameters)) - known):
-            problems.append(
-                ProjectProblem(PARAMETERS_FILE, f"no notebook has a parameter {name!r}; correct or delete it")
-            )
-    return problems
-
-
-def _check_trace(parameters: dict[str, Any]) -> None:
-    use = {name: parameters[name] for name in TraceUse.model_fields if name in parameters}
-    check_trace(str(parameters.get("trace", "")), TraceUse(**use))
-
-
-def _profile_notes(
-    project: Project, content: PipelineFile, attempt: Callable[[str, Callable[[], Any]], Any]
-) -> list[str]:
-    """Check the profile, if there is one yet."""
-    if not (project.root / PROFILE_NAME).is_file():
-        return ["not measured yet; run `opd profile`"]
-    pipeline = attempt(PROFILE_NAME, lambda: load_pipeline(project.root))
-    if pipeline is None:
-        return []
-    assumed = [f"{task.name}/{each.name}" for task in pipeline.tasks for each in task.variants if each.assumed]
-    return [f"assumed, not measured: {', '.join(assumed)}"] if assumed else []
+def _without(content: PipelineFile, missing: Collection[tuple[str, str]]) -> PipelineFile:
+    """Leave out the variants that cannot be served; a stage without any ends the check of those after it."""
+    tasks = [
+        task.model_copy(
+            update={
+                "variants": [
+                    variant
+                    for variant in task.variants
+                    if variant.model is not None and (task.name, variant.name) not in missing
+                ]
+            }
+        )
+        for task in content.tasks
+    ]
+    return content.model_copy(update={"tasks": tasks})

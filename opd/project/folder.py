@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import ValidationError
 
+from opd.host.documents import DocumentError, describe_problems
 from opd.host.paths import package_path
 from opd.measurement import SimulationParameters
 from opd.objective import Objective
@@ -24,6 +26,9 @@ from opd.pipeline import Pipeline
 from opd.profiling.pipeline_file import FILE_NAME, PipelineFile, is_reference, read_pipeline_file, shipped_pipelines
 from opd.profiling.pipelines import load_pipeline
 from opd.serving.models import CLASS
+from opd.workload.trace_files import SYNTHETIC_FILE
+
+Section = TypeVar("Section")
 
 NOTEBOOKS = ("01_profiling", "02_load_forecast", "03_ppo_training", "04_evaluation")
 """Notebooks of a project; those of the study that have a stage in its ``dvc.yaml``."""
@@ -98,13 +103,28 @@ class Project:
         """Behaviour of the device, from ``params.yaml``.
 
         Raises:
-            ValueError: if a parameter is unknown or out of its range.
+            DocumentError: if a parameter is unknown or out of its range.
         """
-        return SimulationParameters(**self.parameters().get("simulation", {}))
+        return parameter_section("simulation", SimulationParameters, self.parameters().get("simulation", {}))
 
     def report(self, *parts: str) -> Any:
         """Content of a JSON file below ``reports/``."""
         return json.loads(self.root.joinpath("reports", *parts).read_text(encoding="utf-8"))
+
+
+def parameter_section(name: str, model: type[Section], content: Any) -> Section:
+    """Read a section of ``params.yaml`` as the dataclass whose fields it gives.
+
+    Raises:
+        DocumentError: if a field is unknown or wrong; it lists all problems.
+    """
+    source = f"{PARAMETERS_FILE}, {name}"
+    if not isinstance(content, Mapping):
+        raise DocumentError(f"{source} is {content!r:.80}, but must map names to values")
+    try:
+        return model(**{str(key): value for key, value in content.items()})
+    except ValidationError as error:
+        raise DocumentError(describe_problems(error, source, model)) from error
 
 
 def environment(project: Project) -> dict[str, str]:
@@ -128,25 +148,28 @@ def create(folder: Path, example: str | None = None) -> Project:
     """Create a project folder from the template, or with the pipeline of an example.
 
     Args:
-        folder: a new folder, or an empty one.
+        folder: a new folder, an empty one, or a new Git repository.
         example: one of :func:`examples`.
 
     Raises:
         ProjectError: if the folder is not empty, or there is no such example.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(path.name != ".git" for path in folder.iterdir())):
         raise ProjectError(f"{folder} exists and is not empty; name a new folder")
     if example is not None and example not in examples():
         raise ProjectError(f"there is no example {example!r}; there are {', '.join(examples())}")
+    if importlib.util.find_spec("dvc") is None:  # its command runs the stages
+        raise ModuleNotFoundError("No module named 'dvc'", name="dvc")
     build = _builder(example) if example else None
     template = package_path("project", "template")
     shutil.copytree(template, folder, dirs_exist_ok=True)
     (folder / "gitignore").rename(folder / ".gitignore")
-    for name in ("variants", "models", "models/agents", "notebooks"):
+    for name in ("variants", "models", "models/agents", "notebooks", "traces"):
         (folder / name).mkdir(exist_ok=True)
     for name in NOTEBOOKS:
         shutil.copy(package_path("project", "notebooks", f"{name}.ipynb"), folder / "notebooks")
     shutil.copy(package_path("profiling", "pipeline.schema.json"), folder)
+    shutil.copy(package_path(*SYNTHETIC_FILE), folder / "traces" / "synthetic.parquet")
     if example is None:
         pipeline = folder / FILE_NAME
         pipeline.write_text(pipeline.read_text().replace("name: NAME", f"name: {_plain_name(folder.resolve().name)}"))

@@ -3,38 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from opd.host.documents import DocumentError
-from opd.project.folder import Project
+from opd.profiling.pipeline_file import read_pipeline_file
 from opd.serving.packing import PackingError, store_variant
 from opd.serving.store import ModelStore
 
 
-def store_models(project: Project, say: Callable[[str], None], url: str | None = None) -> None:
+def store_models(file: Path, say: Callable[[str], None], url: str | None = None) -> None:
     """Copy the models that the pipeline file names into the store; what is there already is not copied again.
 
     Args:
-        project: the project.
+        file: the pipeline file.
         say: gets a line for every variant that is copied.
-        url: of the store; by default that of the project.
+        url: of the store; by default :func:`opd.serving.store.store_url`.
 
     Raises:
         DocumentError: naming all models that cannot be stored.
         StoreError: if the store cannot be used.
     """
-    store, problems = ModelStore(url), []
-    for task in project.file.tasks:
+    problems = unstorable_models(file, say, url)
+    if problems:
+        raise DocumentError("\n- ".join(["models that cannot be stored:", *problems.values()]))
+
+
+def unstorable_models(file: Path, say: Callable[[str], None], url: str | None = None) -> dict[tuple[str, str], str]:
+    """Copy as :func:`store_models`; return what is wrong with the others, by names of task and variant."""
+    store, problems = ModelStore(url), {}
+    for task in read_pipeline_file(file).tasks:
         for variant in task.variants:
             if variant.model is None:
                 continue
             try:
                 copied = store_variant(
-                    store, task.name, variant.name, variant.model, project.root, variant.runtime, variant.settings
+                    store, task.name, variant.name, variant.model, file.parent, variant.runtime, variant.settings
                 )
             except (KeyError, PackingError) as error:
-                problems.append(str(error.args[0]))
+                problems[task.name, variant.name] = str(error.args[0])
             else:
                 if copied:
                     say(f"stored {task.name}/{variant.name}")
-    if problems:
-        raise DocumentError("\n- ".join(["models that cannot be stored:", *problems]))
+    return problems

@@ -8,7 +8,6 @@ that the sample selects.
 from __future__ import annotations
 
 import json
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -19,6 +18,7 @@ import pandas as pd
 from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
 
 from opd.host.documents import DocumentError
+from opd.host.imports import import_object
 from opd.host.paths import project_path
 from opd.profiling.pipeline_file import PipelineFile, TaskSection, VariantSection, pipeline_path, read_pipeline_file
 from opd.serving.adapters import next_request
@@ -49,8 +49,8 @@ def load_metric(reference: str) -> Metric:
         MetricError: if it cannot be imported.
     """
     try:
-        found = pkgutil.resolve_name(reference)
-    except (ImportError, AttributeError, ValueError) as error:
+        found = import_object(reference)
+    except ImportError as error:
         raise MetricError(f"metric {reference!r} cannot be imported: {error}; write module:function") from error
 
     def metric(labels: Sequence[Any], answers: Sequence[Any]) -> float:

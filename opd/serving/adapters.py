@@ -4,20 +4,21 @@ Without an adapter they keep names, datatypes and shapes. A task of the pipeline
 
 * ``{pick: [name, ...]}``: only these tensors are passed on, in this order;
 * ``{rename: {old: new}}``: other tensors keep their names; together with ``pick`` it comes second;
-* ``module:function``: a function that turns a dict of numpy arrays by name into another.
+* ``module:function``: a function that turns a dict of numpy arrays by name into another. The module is installed, or a
+  file of the project folder.
 
 The adapter of the first task works on the request.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
 from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
 
+from opd.host.imports import import_object
 from opd.serving.contents import TensorError, check_tensors
 from opd.serving.protocol import ServingError
 from opd.serving.tensors import message_of, tensors_of
@@ -67,13 +68,12 @@ def load_adapter(specification: Mapping[str, Any] | None, task: str) -> Adapter:
 
 
 def _imported(path: str) -> Callable[..., Any]:
-    module, _, name = path.partition(":")
     try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        function = import_object(path)
+    except ImportError as error:
         raise AdapterError(f"function {path!r} cannot be imported ({error}); write module:function") from error
     if not callable(function):
-        raise AdapterError(f"{path!r} is no function but {type(function).__name__}")
+        raise AdapterError(f"{path!r} is no function but {type(function).__name__}; write module:function")
     return function
 
 

@@ -10,7 +10,11 @@ with other parameters leaves the copy of the stage alone.
 from __future__ import annotations
 
 import argparse
+<<<<<<< HEAD
 import builtins
+=======
+import logging
+>>>>>>> trunk
 import os
 import re
 import sys
@@ -34,14 +38,18 @@ from opd.host.progress import STYLE_VARIABLE
 CELL_TIMEOUT = 6 * 3600.0
 """Seconds one cell may take before the stage fails."""
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as from a shell."""
+
 _LONGEST_NAME = 120
 """Characters of the name of an executed notebook; file systems allow 255 bytes."""
 
 # Strict: a number is not a text, and True is not a number; an integer is a float.
 _TYPES = {kind.__name__: TypeAdapter(kind, config={"strict": True}) for kind in (bool, int, float, str, list, dict)}
 _KERNEL_ARGUMENTS = [
-    # Every kernel would warn that its messages pass through the loopback interface.
-    "--log-level=ERROR",
+    # Every kernel would warn that its messages pass through the loopback interface, and log its own interruption as an
+    # error. Errors of cells reach papermill.
+    "--log-level=CRITICAL",
     # Worker processes print into the log; the kernel would send that to the notebook as well, and so to the log twice.
     "--IPKernelApp.capture_fd_output=False",
 ]
@@ -120,11 +128,16 @@ def select_parameters(notebook: Path, parameters: Mapping[str, Any], overrides: 
     shared = {key: value for key, value in parameters.items() if key in declared}
     selected = merge(shared, overrides)
     for key, value in selected.items():
-        _check_type(notebook, key, value, declared[key]["inferred_type_name"])
+        check_parameter(notebook, key, value, declared[key]["inferred_type_name"])
     return selected
 
 
-def _check_type(notebook: Path, key: str, value: Any, declared: str) -> None:
+def check_parameter(notebook: Path, key: str, value: Any, declared: str) -> None:
+    """Check a parameter against the type that its notebook declares.
+
+    Raises:
+        StageError: if it is of another type.
+    """
     kind = declared.split("[")[0].strip()
     try:
         if kind in _TYPES:
@@ -267,7 +280,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code, 1 for a stage that did not finish."""
+    """Run the command line; returns the exit code: 1 for a stage that did not finish, or :data:`INTERRUPTED`."""
     arguments = _arguments(argv)
     notebook: Path = arguments.notebook
     started = time.monotonic()
@@ -282,6 +295,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (StageError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        # Papermill leaves a task behind, whose end asyncio would report with a stack trace.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        print(f"{notebook.stem}: interrupted", file=sys.stderr)
+        return INTERRUPTED
     print(f"{notebook.stem}: done in {time.monotonic() - started:.0f} s, see {output}")
     return 0
 

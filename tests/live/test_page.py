@@ -62,8 +62,8 @@ def test_the_page_shows_the_share_within_the_level_and_says_what_is_assumed(tmp_
     summary["policies"]["agent"]["within"] = 0.9725
     page = lambda: write_page(tmp_path / "page.md", summary, {}, pd.DataFrame(), pd.DataFrame())  # noqa: E731
     assert "| within the level (%) |" in page() and "| 97.25 |" in page() and "assumed" not in page()
-    summary["assumed"] = "assumed, not measured: latencies of first/small"
-    assert "Profile: assumed, not measured: latencies of first/small." in page()
+    summary["assumed"] = "assumed, not measured: first/small"
+    assert "Profile: assumed, not measured: first/small." in page()
 
 
 def test_the_page_names_the_worst_errors_and_missed_criteria(tmp_path):

@@ -47,7 +47,7 @@ def test_the_status_says_which_figures_are_assumed(step):
     first, *others = ocr_pipeline().tasks
     typed = replace(first, variants=(replace(first.variants[0], assumed=True), *first.variants[1:]))
     status = replace(status_after(step), pipeline=replace(ocr_pipeline(), tasks=(typed, *others)))
-    note = f"assumed, not measured: latencies of {first.name}/{first.variants[0].name}"
+    note = f"assumed, not measured: {first.name}/{first.variants[0].name}"
     assert note in drawn(status) and "assumed" not in drawn(status_after(step))
 
 

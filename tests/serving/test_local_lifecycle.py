@@ -22,7 +22,7 @@ from opd.serving.local import LocalBackend
 from opd.serving.local_stage import LocalStage
 from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE
 from opd.serving.monitoring.source import MonitoringError
-from opd.serving.processes import StartError
+from opd.serving.processes import StartError, direct_session
 from opd.serving.settings import StageSettings
 
 pytestmark = pytest.mark.processes
@@ -64,10 +64,17 @@ def test_closing_finishes_running_requests_however_long_that_takes(tmp_path, sto
     backend = LocalBackend(tiny_pipeline(), parameters, configuration, tmp_path, store)
     with backend, ThreadPoolExecutor(1) as caller:
         answers = caller.submit(asyncio.run, ask(backend, [b"hello"] * 60))
-        eventually(lambda: queue_status(backend, 0)["waiting"])
+        eventually(lambda: accepted(backend) == 60)  # a request that comes later is refused
+        assert queue_status(backend, 0)["waiting"]
         with within():  # far from the longest that a request may live
             backend.close()
     assert answers.result() == [b"HELLO"] * 60
+
+
+def accepted(backend):
+    """Requests that the router has accepted."""
+    text = direct_session().get(f"http://{backend.processes()[0].metrics_address}/metrics", timeout=PATIENCE).text
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("opd_requests_total{"))
 
 
 async def ask(backend, payloads):

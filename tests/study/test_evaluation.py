@@ -18,6 +18,7 @@ from opd.study.evaluation.cycles import (
     SCORES,
     EvaluationCell,
     cycle_summary,
+    describe_run,
     evaluate,
     run_cycle,
     timeline,
@@ -127,3 +128,12 @@ def test_two_policies_of_one_name_are_refused(setting):
 def test_an_unknown_policy_is_answered_with_those_there_are(setting, policy, seed):
     with pytest.raises(ValueError, match=rf"no policy '{policy}' for pipeline 'ocr' and seed {seed}.*myopic.*agent"):
         setting.policy(policy, ocr_pipeline(), seed)
+
+
+def test_the_description_of_a_run_names_assumed_variants():
+    first, second = (pipeline := ocr_pipeline()).tasks
+    typed = replace(first, variants=(replace(first.variants[0], assumed=True), *first.variants[1:]))
+    about = describe_run(setting_on(waves(), {}), [pipeline], [CYCLE], ["ipa"])
+    assert about["pipelines"][pipeline.name]["assumed"] == []
+    about = describe_run(setting_on(waves(), {}), [replace(pipeline, tasks=(typed, second))], [CYCLE], ["ipa"])
+    assert about["pipelines"][pipeline.name]["assumed"] == [f"{first.name}/{first.variants[0].name}"]

@@ -131,6 +131,14 @@ def test_timelines_show_every_policy_in_every_load(tmp_path: Path):
     assert figure.axes[0].get_ylim()[1] > 7.0
 
 
+def test_without_an_agent_the_references_are_shown(tmp_path: Path):
+    rest = timelines().query("policy != 'agent'")
+    figure = plots.plot_timelines(rest, "ocr", LABEL, tmp_path / "timelines.png", ("agent", "not-there"))
+    assert [line.get_label() for line in figure.axes[3].lines] == ["greedy", "IPA", policy_style("myopic").label]
+    figure = plots.plot_loads(evaluation().query("policy != 'agent'"), "ocr", LABEL, tmp_path / "loads.png")
+    assert [bar.get_height() for bar in figure.axes[0].patches] == [1.0, 2.0, 3.0, 4.0]
+
+
 def test_timelines_of_a_single_cycle(tmp_path: Path):
     one = timelines().query("cycle == 'fluctuating'").assign(cycle="from-1200")
     figure = plots.plot_timelines(one, "other", LABEL, tmp_path / "one.png")

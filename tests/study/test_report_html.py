@@ -46,13 +46,6 @@ def test_policies_of_equal_reward_are_called_equal():
     assert texts[-1] == "Best by mean reward: ipa with 4.500 cores at 4.00 cores; equal to greedy."
 
 
-def test_findings_name_variants_whose_figures_are_assumed():
-    note = "assumed, not measured: latencies of first/small"
-    typed = ABOUT | {"pipelines": {"shop": ABOUT["pipelines"]["shop"] | {"assumed": note}}}
-    texts = [[finding.text for finding in evaluation_findings(evaluation(ipa={}), about)] for about in (ABOUT, typed)]
-    assert [text for text in texts[1] if text not in texts[0]] == ["Assumed, not measured: latencies of first/small."]
-
-
 class Page(HTMLParser):
     """The texts of a page by the element that they stand in; every element must be closed in order."""
 
@@ -91,6 +84,13 @@ def test_what_went_wrong_comes_first():
     rows = evaluation(mine={"dropped": 3, "refused": 120}, greedy={"dropped": 1}, random={"dropped": 500})
     assert texts(rows)[:2] == ["Requests dropped: mine 6, greedy 2.", "Decisions refused: mine 240."]
     assert [finding.trouble for finding in evaluation_findings(rows, ABOUT)] == [True, True, False, False]
+
+
+def test_assumed_profiles_are_named_before_what_is_found_with_them():
+    shop = ABOUT["pipelines"]["shop"] | {"assumed": ["detect/large", "read/small"]}
+    found = texts(evaluation(greedy={}), pipelines={"shop": shop})
+    assert found[0] == "Profiles that are assumed, not measured: detect/large, read/small."
+    assert texts(evaluation(greedy={}), pipelines={"shop": shop | {"assumed": []}}) == found[1:]
 
 
 def test_policies_that_reach_the_service_level_are_named_from_the_cheapest():
@@ -161,8 +161,19 @@ def test_the_page_has_findings_tables_figures_and_setting(folder: Path):
     assert page.texts["li"][0] == "Requests dropped: agent 4."
     assert page.texts["figcaption"] == ["Mean QoS and cost of every policy", "Load, cost and QoS over time: shop"]
     cells = page.texts["td"]
-    assert cells[:3] == ["agent", "4.500", "99.000"] and "evening" in cells and "two <slow> cores" in cells
+    assert cells[:3] == ["agent", "4.500", "99.00"] and "evening" in cells and "two <slow> cores" in cells
     assert "not installed" in cells and "Service level" in page.texts["h3"]
+    assert "dropped" in page.texts["th"] and "decisions refused" not in page.texts["th"], "none was refused"
+
+
+def test_the_setting_names_assumed_profiles(folder: Path):
+    shop = ABOUT["pipelines"]["shop"]
+    pipelines = {"shop": shop | {"assumed": ["detect/large"]}, "other": shop}
+    write_json(folder / "evaluation.json", ABOUT | {"pipelines": pipelines})
+    page = Page(write_html_report(folder).read_text(encoding="utf-8"))
+    assert "assumed profiles" in page.texts["th"]
+    own, other = (page.texts["td"].index(name) + 4 for name in ("shop", "other"))
+    assert [page.texts["td"][place] for place in (own, other)] == ["detect/large", "none"]
 
 
 def test_the_page_needs_no_other_file(folder: Path):

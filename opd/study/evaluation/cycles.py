@@ -200,7 +200,10 @@ def describe_run(
                 "stages": len(pipeline.tasks),
                 "variants": [len(task.variants) for task in pipeline.tasks],
                 "capacity": pipeline.capacity,
-                **({"assumed": pipeline.assumed_note} if pipeline.assumed_note else {}),
+<<<<<<< HEAD
+=======
+                "assumed": pipeline.assumed_variants,
+>>>>>>> trunk
             }
             for pipeline in pipelines
         },

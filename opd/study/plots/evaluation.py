@@ -29,6 +29,9 @@ from opd.study.plots.style import (
 _PAPER_POLICIES = ("random", "greedy", "ipa")
 """Baselines of Figs. 4 and 5."""
 
+_REFERENCES = ("myopic", "myopic-backlog")
+"""Policies that are shown where there is no agent and no policy of a user."""
+
 _LINE_WIDTH, _LINE_DISTANCE = 1.2, 1.4
 """Points; lines that coincide are drawn side by side at this distance."""
 
@@ -49,7 +52,7 @@ def plot_timelines(
     """
     rows = timelines[timelines["pipeline"] == pipeline]
     cycles = list(dict.fromkeys(rows["cycle"]))
-    policies = [name for name in ordered({*_PAPER_POLICIES, *extra} & set(rows["policy"])) if name != "random"]
+    policies = [name for name in _shown_policies(rows, extra) if name != "random"]
     policies.sort(key=AGENT.__eq__)  # the agent is drawn last, on top of the others
     figure, grid = plt.subplots(
         3, len(cycles), figsize=(13, 8), sharex=True, sharey="row", layout="constrained", squeeze=False,
@@ -66,6 +69,12 @@ def plot_timelines(
         axes.set(ylabel=name, ylim=padded_limits(shown[column]))
     legend_below(figure, grid[1, 0], grid[0, 0])
     return save_figure(figure, path)
+
+
+def _shown_policies(rows: pd.DataFrame, extra: Sequence[str]) -> list[str]:
+    """The paper's baselines, and ``extra`` policies or, if none of them ran, the references."""
+    present = set(rows["policy"])
+    return ordered({*_PAPER_POLICIES, *(set(extra) & present or _REFERENCES)} & present)
 
 
 def _draw_cycle(column: Sequence[Axes], rows: pd.DataFrame, policies: Sequence[str]) -> None:
@@ -101,7 +110,7 @@ def plot_loads(
     """
     rows = evaluation[evaluation["pipeline"] == pipeline]
     cycles = shown_cycles(rows)
-    policies = ordered({*_PAPER_POLICIES, *extra} & set(rows["policy"]))
+    policies = _shown_policies(rows, extra)
     figure, grid = plt.subplots(
         2, len(cycles), figsize=(13, 6.5), sharey="row", sharex=True, layout="constrained", squeeze=False
     )

@@ -27,7 +27,7 @@ class Finding(NamedTuple):
 
 
 def evaluation_findings(evaluation: pd.DataFrame, about: Mapping[str, Any]) -> list[Finding]:
-    """State what went wrong, which policy is best, and for a service level which policies reach it.
+    """State what went wrong, what is assumed, which policy is best, and for a service level which policies reach it.
 
     Args:
         evaluation: the results, columns of :data:`opd.study.evaluation.cycles.COLUMNS`; ``within`` and the counts of
@@ -61,9 +61,9 @@ def _trouble(rows: pd.DataFrame) -> list[Finding]:
 
 
 def _assumed(pipeline: str, about: Mapping[str, Any]) -> list[Finding]:
-    """Name the variants whose figures somebody typed."""
-    note = about["pipelines"][pipeline].get("assumed") if pipeline in about.get("pipelines", {}) else None
-    return [Finding(f"{note[0].upper()}{note[1:]}.")] if note else []
+    """Name the variants whose profiles somebody typed."""
+    assumed = about["pipelines"].get(pipeline, {}).get("assumed")
+    return [Finding(f"Profiles that are assumed, not measured: {', '.join(assumed)}.")] if assumed else []
 
 
 def ranked(rows: pd.DataFrame) -> pd.DataFrame:

@@ -15,20 +15,24 @@ from opd.study.report.findings import best_policy, evaluation_findings, ranked
 from opd.study.report.results import require_results
 
 _TITLES = {
-    "reward": "reward",
-    "within": "within the level (%)",
-    "qos": "QoS",
-    "cost": "cost (cores)",
-    "latency_mean": "mean latency (s)",
-    "latency_p99": "p99 latency (s)",
-    "dropped": "dropped",
-    "failed": "failed",
-    "refused": "decisions refused",
-    "decision_ms_mean": "decision (ms)",
-    "reward_worst": "lowest reward",
-    "cycle_worst": "in cycle",
+    "reward": ("reward", 3),
+    "within": ("within the level\N{NO-BREAK SPACE}(%)", 2),
+    "qos": ("QoS", 3),
+    "cost": ("cost (cores)", 2),
+    "latency_mean": ("mean latency\N{NO-BREAK SPACE}(s)", 3),
+    "latency_p99": ("p99 latency\N{NO-BREAK SPACE}(s)", 3),
+    "dropped": ("dropped", 1),
+    "failed": ("failed", 1),
+    "refused": ("decisions refused", 1),
+    "by_expert": ("by the fallback", 1),
+    "decision_ms_mean": ("decision\N{NO-BREAK SPACE}(ms)", 1),
+    "reward_worst": ("lowest reward", 3),
+    "cycle_worst": ("in cycle", 0),
 }
-"""Columns of the table of policies; those that an evaluation lacks are left out."""
+"""Columns of the table of policies with their decimals; those that an evaluation lacks are left out."""
+
+_COUNTS = ("failed", "refused", "by_expert")
+"""Columns that are left out where nothing was counted."""
 
 _FIGURES = {
     "plane": "Mean QoS and cost of every policy",
@@ -110,8 +114,10 @@ def _policy_table(rows: pd.DataFrame) -> Table:
     summary = ranked(rows)
     if "within" in summary:
         summary["within"] *= 100.0
-    shown = {name: title for name, title in _TITLES.items() if name in summary}
-    return _as_table(summary[["policy", *shown]].rename(columns=shown), best_policy(summary))
+    nothing = {name for name in _COUNTS if name in summary and not summary[name].any()}
+    shown = {name: title for name, (title, _) in _TITLES.items() if name in summary and name not in nothing}
+    table = summary[["policy", *shown]].rename(columns=shown)
+    return _as_table(table, best_policy(summary), dict(_TITLES.values()))
 
 
 def _cycle_table(rows: pd.DataFrame) -> Table:
@@ -123,9 +129,10 @@ def _setting(about: Mapping[str, Any]) -> list[tuple[str, Table]]:
     """The objective, the pipelines, the simulated device, the cycles, and the machine with its versions."""
     pipelines = [
         {"pipeline": name, "tasks": p["stages"], "variants": ", ".join(map(str, p["variants"])), "cores": p["capacity"]}
+        | ({"assumed profiles": ", ".join(p["assumed"])} if p.get("assumed") else {})
         for name, p in about["pipelines"].items()
     ]
-    found = [("Pipelines", _as_table(pd.DataFrame(pipelines)))]
+    found = [("Pipelines", _as_table(pd.DataFrame(pipelines).fillna("none")))]
     headings = {
         "service_level": "Service level",
         "weights": "Weights of the reward",
@@ -141,13 +148,19 @@ def _facts(values: Mapping[str, Any]) -> Table:
     return Table([Column("name", False), Column("value", True)], rows)
 
 
-def _as_table(frame: pd.DataFrame, best: int | None = None) -> Table:
-    """Format the columns of a frame; floats have three decimals, large ones one, and what does not exist is a dash."""
+def _as_table(frame: pd.DataFrame, best: int | None = None, decimals: Mapping[str, int] | None = None) -> Table:
+    """Format the columns of a frame; what does not exist is a dash.
+
+    Args:
+        frame: the columns under their titles.
+        best: row to stress.
+        decimals: of columns of floats; three if not given.
+    """
     columns = [Column(str(name), frame[name].dtype.kind in "fiu") for name in frame]
     cells = frame.astype(object)
     for name in frame.select_dtypes("float"):
-        decimals = 3 if frame[name].abs().max() < 1000.0 else 1
-        cells[name] = [f"{value:,.{decimals}f}" if value == value else "–" for value in frame[name]]
+        digits = (decimals or {}).get(str(name), 3)
+        cells[name] = [f"{value:,.{digits}f}" if value == value else "–" for value in frame[name]]
     return Table(columns, cells.astype(str).to_numpy().tolist(), best)
 
 

@@ -1,0 +1,33 @@
+"""Objects of users, named ``module:name``: from installed modules, or from files of the project folder."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from typing import Any
+
+from opd.host.paths import project_path
+
+
+def make_project_importable() -> None:
+    """Let modules of the project folder be imported; those that are installed keep their names."""
+    folder = str(project_path())
+    if folder not in sys.path:
+        sys.path.append(folder)
+    importlib.invalidate_caches()
+
+
+def import_object(reference: str) -> Any:
+    """Import what ``module:name`` refers to.
+
+    Raises:
+        ImportError: if that fails for any reason; the code of a user may raise anything.
+    """
+    make_project_importable()
+    try:
+        return pkgutil.resolve_name(reference)
+    except (ImportError, AttributeError) as error:
+        raise ImportError(str(error)) from error
+    except (Exception, SystemExit) as error:
+        raise ImportError(f"{type(error).__name__}: {error}") from error
