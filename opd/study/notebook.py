@@ -10,11 +10,8 @@ with other parameters leaves the copy of the stage alone.
 from __future__ import annotations
 
 import argparse
-<<<<<<< HEAD
 import builtins
-=======
 import logging
->>>>>>> trunk
 import os
 import re
 import sys

@@ -200,10 +200,7 @@ def describe_run(
                 "stages": len(pipeline.tasks),
                 "variants": [len(task.variants) for task in pipeline.tasks],
                 "capacity": pipeline.capacity,
-<<<<<<< HEAD
-=======
                 "assumed": pipeline.assumed_variants,
->>>>>>> trunk
             }
             for pipeline in pipelines
         },
