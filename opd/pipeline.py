@@ -218,6 +218,11 @@ class ServiceLevel:
         if not 0.0 <= self.accuracy_weight < np.inf:
             raise ValueError(f"service level: accuracy weight {self.accuracy_weight} must be finite, at least 0")
 
+    def stated(self, within: float) -> str:
+        """State a share of requests beside the level: ``97.2% within 0.5 s, objective 95%``; NaN is unknown."""
+        share = "unknown share" if np.isnan(within) else f"{within:.1%}"
+        return f"{share} within {self.seconds:g} s, objective {self.percentile:g}%"
+
 
 @dataclass(frozen=True)
 class Pipeline:
@@ -270,6 +275,16 @@ class Pipeline:
     def batch_sizes(self) -> tuple[int, ...]:
         """Allowed batch sizes: 1, 2, 4 .. ``max_batch_size``."""
         return batch_sizes_up_to(self.max_batch_size)
+
+    @property
+    def assumed_variants(self) -> list[str]:
+        """Variants whose profile somebody typed, as ``task/variant``."""
+        return [f"{task.name}/{each.name}" for task in self.tasks for each in task.variants if each.assumed]
+
+    @property
+    def assumed_note(self) -> str:
+        """The same in words; empty if all profiles were measured."""
+        return f"assumed, not measured: {', '.join(self.assumed_variants)}" if self.assumed_variants else ""
 
     @cached_property
     def tables(self) -> Tables:

@@ -293,26 +293,29 @@ def load(
             counts = running.load_counts(project, given, start, seconds)
         else:
             counts = running.steady_counts(rate, seconds)
-    from opd.live.failures import useless_reason
-    from opd.live.load import LoadError, summary
+    from opd.live.failures import count_failures, useless_reason
+    from opd.live.load import LoadError, share_within, summary
 
     try:
         records = running.send_load(project, where, counts, project.root / "reports" / "load.parquet", seed)
     except LoadError as error:
         raise CommandError(str(error)) from error
-    found = summary(records)
+    level = project.file.service_level
+    found = {**summary(records), "within": share_within(records, level.seconds), "failures": count_failures(records)}
     if as_json:
         print_json(found)
     else:
-        _print_load(found)
+        _print_load(project.file.name, found)
+        print(f"\n{level.stated(found['within'])}")
     return FAILED if useless_reason(found) else DONE
 
 
-def _print_load(found: dict[str, Any]) -> None:
+def _print_load(name: str, found: dict[str, Any]) -> None:
     """Print failures first, then counts and latencies."""
-    if failure := found["most_frequent_failure"]:
-        print(f"{found['offered'] - found['completed']} of {found['offered']} requests got no answer; most frequent")
-        print(f"reason ({failure['requests']} requests): {failure['code']}: {failure['detail']}\n")
+    from opd.live.failures import describe_failures
+
+    for sentence in describe_failures({name: {"requests": found, "failures": found["failures"]}}):
+        print(f"{sentence}\n")
     print_table([(name, "" if value is None else f"{value:.4g}") for name, value in found.items() if _is_number(value)])
 
 

@@ -124,7 +124,7 @@ class Controller:
         self._backend: KubernetesBackend | None = None
         self._beat = time.monotonic()
         self._done = 0
-        self.pipeline, self.state = pipeline.name, "starting"
+        self.pipeline, self.state, self.within = pipeline.name, "starting", ""
 
     # ---------------------------------------------------------------------------------------------- from outside
 
@@ -187,7 +187,7 @@ class Controller:
 
     def _stand_by(self) -> None:
         """Wait for leadership: a moment, or as long as a run with a number of decisions may."""
-        self.state = "standing by"
+        self.state, self.within = "standing by", ""
         if self._options.decisions is None:
             self._stop.wait(TURN_SECONDS)
         else:
@@ -233,7 +233,7 @@ class Controller:
             raise NotDeployedError(f"pipeline {self._pipeline.name!r} is not deployed: {error}") from error
 
     def _decide(self, backend: KubernetesBackend) -> None:
-        self.state = "leading"
+        self.state, self.within = "leading", ""
         before = backend.configuration
         decisions = sys.maxsize if self._options.decisions is None else self._options.decisions - self._done
         loop = run(backend, self._pipeline, self._policy, self._forecast, self._options.objective, decisions)
@@ -241,6 +241,7 @@ class Controller:
             self._beat = time.monotonic()
             self._recorder.decision(step, before)
             before = step.configuration
+            self.within = self._pipeline.service_level.stated(float(step.score.within[0]))
             self._done += 1
             self.metrics.set("leader", float(self._lease.held))
             if self._stop.is_set() or not self._leads:
@@ -260,8 +261,8 @@ def health_server(controller: Controller, host: str, port: int) -> Iterator[int]
                 self._answer(200, generate_latest(controller.metrics.registry), CONTENT_TYPE_LATEST)
             elif path in ("/healthz", "/readyz"):
                 good = controller.healthy if path == "/healthz" else controller.ready
-                state = json.dumps({"state": controller.state, "pipeline": controller.pipeline}).encode()
-                self._answer(200 if good else 503, state, "application/json")
+                state = {name: getattr(controller, name) for name in ("state", "pipeline", "within")}
+                self._answer(200 if good else 503, json.dumps(state).encode(), "application/json")
             else:
                 self._answer(404, b"there are /healthz, /readyz and /metrics\n", "text/plain")
 

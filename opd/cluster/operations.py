@@ -197,6 +197,8 @@ def _not_deployed(cluster: Cluster, name: str) -> NotDeployedError:
 
 
 def _plan(cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings, stages: Stages, report: Report) -> _Rollout:
+    if pipeline.assumed_note:
+        report(f"note: {pipeline.assumed_note}")
     running = _running(cluster, pipeline, report)
     target = feasible_configuration(pipeline, {**running, **stages})
     start = feasible_configuration(pipeline, running) if len(running) == len(pipeline.tasks) else target

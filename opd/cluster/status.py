@@ -194,14 +194,19 @@ def leader(cluster: Cluster, pipeline: str) -> str:
 
 
 def controller_states(cluster: Cluster, pipeline: str) -> dict[str, str]:
-    """Return what the controllers of a pipeline do, such as ``warming up``, by pod; only those that answer."""
+    """Return what the controllers of a pipeline do, by pod; only those that answer.
+
+    Returns:
+        Such as ``warming up``, or ``leading; last interval: 97.2% within 0.5 s, objective 95%``.
+    """
     states = {}
     try:
         pods = cluster.list(POD, f"{NAME_LABEL}=opd,{COMPONENT_LABEL}={CONTROLLER}")[0]
         for pod in filter(_http_port, pods):
             found = cluster.ask_pod(pod["metadata"]["name"], _http_port(pod) or 0, "/healthz")
             if found["pipeline"] == pipeline:
-                states[pod["metadata"]["name"]] = str(found["state"])
+                within = f"; last interval: {found['within']}" if found.get("within") else ""
+                states[pod["metadata"]["name"]] = f"{found['state']}{within}"
     except (ClusterError, KeyError, TypeError) as error:
         logger.info("the controllers do not report their state: %s", error)
     return states

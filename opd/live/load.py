@@ -258,6 +258,12 @@ def summary(records: pd.DataFrame) -> dict[str, Any]:
     }
 
 
+def share_within(records: pd.DataFrame, seconds: float) -> float:
+    """Share of the requests that were completed within ``seconds`` of their scheduled time; NaN if there are none."""
+    in_time = (records["outcome"] == COMPLETED) & (records["finished"] - records["scheduled"] <= seconds)
+    return float(in_time.mean())
+
+
 def _percentile(values: np.ndarray, percent: int) -> float | None:
     return float(np.percentile(values, percent)) if len(values) else None
 

@@ -19,7 +19,13 @@ FIGURE_NAMES = dict(zip(Performance._fields, ("throughput", "mean latency", "p95
 
 OUTCOMES = ("offered", "completed", "rejected", "dropped", "failed", "lost")
 QUANTILES = ("mean", "p50", "p95", "p99")
-SCORES = {"by_expert": "fallback", "qos": "QoS", "cost": "cost (cores)", "decision_ms_mean": "decision (ms)"}
+SCORES = {
+    "by_expert": "fallback",
+    "within": "within the level (%)",
+    "qos": "QoS",
+    "cost": "cost (cores)",
+    "decision_ms_mean": "decision (ms)",
+}
 
 MEDIAN_THROUGHPUT, MEDIAN_LATENCY = 0.05, 0.15
 """Acceptance criteria: largest median error of the simulator over configurations and loads."""
@@ -70,6 +76,7 @@ def _setup(summary: Mapping[str, Any]) -> str:
         f"Pipeline {summary['pipeline']}, backend {summary['backend']}, monitoring by {summary['monitoring']}. "
         f"Traffic: {summary['traffic']}. Hardware: {hardware['processor']}, {hardware['cores']} cores, shared by "
         f"replicas, queues, router, load generator and monitoring. Written by `{NOTEBOOK}`, which `make live` runs."
+        + (f" Profile: {summary['assumed']}." if summary["assumed"] else "")
     )
 
 
@@ -80,7 +87,9 @@ def _runs(policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
     latency = 1e3 * sent[[f"latency_{quantile}" for quantile in QUANTILES]].astype(float)
     requests = names.join(sent[[*OUTCOMES]]).join(latency.set_axis([f"{name} (ms)" for name in QUANTILES], axis=1))
     scores = pd.DataFrame([{label: result[key] for key, label in SCORES.items()} for result in policies.values()])
-    decisions = names.join(changes).join(scores.apply(pd.to_numeric))
+    scores = scores.apply(pd.to_numeric)
+    scores[SCORES["within"]] *= 100.0
+    decisions = names.join(changes).join(scores)
     refused = [len(result["refused"]) for result in policies.values()]
     if any(refused):
         decisions.insert(1, "refused", refused)
@@ -95,8 +104,9 @@ def _runs(policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "the agent was trained for, or that a fallback made for a policy that failed. `refused` decisions did not run. "
         "The policy `schedule` does not decide: it steps through fixed configurations to "
         "show that every kind of change works. Scores are means over the measured time under load; an interval is "
-        "measured from the end of a change. QoS (Eq. 3) is computed from profiled throughput, which may come from "
-        "another machine, so it can contain unmet demand that was in fact met here.",
+        "measured from the end of a change. `within the level` is the share of the requests that ended within the "
+        "latency of the service level; those that came to nothing did not. QoS (Eq. 3) is computed from profiled "
+        "throughput, which may come from another machine, so it can contain unmet demand that was in fact met here.",
         markdown_table(decisions),
         "![Timelines of the runs](course.png)",
     ]

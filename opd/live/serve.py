@@ -185,6 +185,8 @@ def _interruptible() -> Iterator[None]:
 def render(status: ServingStatus) -> RenderableType:
     """Draw a status: load, latency against the service level, the last decision, and a table of the stages."""
     lines = [Text(f"{status.pipeline.name} at {status.address}", style="bold")]
+    if status.pipeline.assumed_note:
+        lines.append(Text(f"profile    {status.pipeline.assumed_note}", style="yellow"))
     if status.step is None:
         lines.append(Text("serving; warming up for the first decision"))
     else:
@@ -207,9 +209,7 @@ def _latency(pipeline: Pipeline, step: Step) -> Text:
     mean, p99 = step.interval.latency_mean[0], step.interval.latency_p99[0]
     text = Text(f"latency    mean {_number(1e3 * mean, 'ms')}, p99 {_number(1e3 * p99, 'ms')}; ")
     met = within >= level.percentile / 100
-    share = "unknown share" if np.isnan(within) else f"{within:.1%}"
-    goal = f"{share} within {level.seconds:g} s, objective {level.percentile:g}%"
-    return text.append(goal, style="" if np.isnan(within) else "green" if met else "red")
+    return text.append(level.stated(within), style="" if np.isnan(within) else "green" if met else "red")
 
 
 def _decision(step: Step) -> Text:

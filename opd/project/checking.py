@@ -134,10 +134,8 @@ class _Checking:
             self.notes.append("not measured yet; run `opd profile`")
             return
         pipeline = self.attempt(PROFILE_NAME, self.project.pipeline)
-        tasks = pipeline.tasks if pipeline else ()
-        assumed = [f"{task.name}/{each.name}" for task in tasks for each in task.variants if each.assumed]
-        if assumed:
-            self.notes.append(f"assumed, not measured: {', '.join(assumed)}")
+        if pipeline is not None and pipeline.assumed_note:
+            self.notes.append(pipeline.assumed_note)
 
 
 def _without(content: PipelineFile, missing: Collection[tuple[str, str]]) -> PipelineFile:

@@ -30,6 +30,8 @@ def reproduce(project: Project, stages: Sequence[str], again: bool = False) -> N
         StageFailedError: naming the stages.
         KeyboardInterrupt: once the running stage has saved what it has.
     """
+    # A training that fails leaves no folder of agents, and DVC would refuse the evaluation of all other policies.
+    (project.root / "models" / "agents").mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", *(["--force"] if again else []), *stages]
     process = subprocess.Popen(command, cwd=project.root, env=environment(project), stdout=sys.stderr)
     try:

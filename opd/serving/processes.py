@@ -76,9 +76,13 @@ def last_words(log: Path, begin: int = 0) -> str:
 
 
 def last_error(text: str) -> str:
-    """Return the last line of a text that begins with the name of an exception, or else its last line."""
+    """Return the last line of a text that begins with the name of an exception, or else its last line.
+
+    Names of our own exceptions are left out: their messages need none.
+    """
     lines = text.strip().splitlines() or ["it wrote nothing"]
-    return next((line for line in reversed(lines) if _EXCEPTION.match(line)), lines[-1])
+    found = next((line for line in reversed(lines) if _EXCEPTION.match(line)), lines[-1])
+    return re.sub(r"^opd\.[\w.]+: ", "", found)
 
 
 def describe_exit(code: int) -> str:

@@ -10,6 +10,7 @@ with other parameters leaves the copy of the stage alone.
 from __future__ import annotations
 
 import argparse
+import builtins
 import logging
 import os
 import re
@@ -229,9 +230,11 @@ def _stage_errors(notebook: Path, output: Path, timeout: float) -> Iterator[None
     try:
         yield
     except PapermillExecutionError as error:
+        # The messages of our own exceptions need no class; those of Python often say nothing without it.
+        kind = f"{error.ename}: " if hasattr(builtins, error.ename) else ""
         raise StageError(
             f"{notebook}, cell In [{error.exec_count}] failed:\n\n{indent(error.source, '    ')}\n\n"
-            f"{error.ename}: {error.evalue}\n\nThe notebook up to this cell, with the traceback: {output}"
+            f"{kind}{error.evalue}\n\nThe notebook up to this cell, with the traceback: {output}"
         ) from error
     except CellTimeoutError as error:
         raise StageError(

@@ -200,11 +200,12 @@ def test_a_controller_warms_up_before_it_is_ready_or_leads(world):
         answer = lambda path: requests.get(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE)  # noqa: E731
         eventually(lambda: made.state == "warming up")
         assert (answer("/readyz").status_code, answer("/healthz").status_code) == (503, 200)
-        assert answer("/readyz").json() == {"state": "warming up", "pipeline": "tiny"}
+        assert answer("/readyz").json() == {"state": "warming up", "pipeline": "tiny", "within": ""}
         assert not world.api.all("leases") and not policy.decided
         policy.warm.set()
         eventually(lambda: answer("/readyz").status_code == 200)
         eventually(lambda: policy.decided)
+        eventually(lambda: "objective 95%" in answer("/healthz").json()["within"])
 
 
 def test_a_warm_up_that_fails_delays_nothing(world):

@@ -98,12 +98,17 @@ def test_controllers_of_a_pipeline_report_what_they_do(space):
     answers = {
         "a": {"pipeline": "tiny", "state": "warming up"},
         "b": {"pipeline": "another", "state": "leading"},
-        "c": {"pipeline": "tiny", "state": "standing by"},
+        "c": {"pipeline": "tiny", "state": "standing by", "within": ""},
+        "d": {"pipeline": "tiny", "state": "leading", "within": "97.2% within 0.5 s, objective 95%"},
     }
     for name in answers:
         space.api.put(controller_pod(name))
     space.api.proxy = lambda pod, port, path: answers[pod["metadata"]["name"]] if path == "/healthz" else {}
-    assert controller_states(space.cluster, "tiny") == {"a": "warming up", "c": "standing by"}
+    assert controller_states(space.cluster, "tiny") == {
+        "a": "warming up",
+        "c": "standing by",
+        "d": "leading; last interval: 97.2% within 0.5 s, objective 95%",
+    }
     space.api.refuse("GET .*proxy/healthz", 403)
     assert controller_states(space.cluster, "tiny") == {}
 

@@ -13,7 +13,7 @@ from deadlines import PATIENCE
 from scripted_service import CODES, ScriptedService, serving
 
 from opd.live import load
-from opd.live.load import NO_ANSWER, LoadError, arrival_times, offer, summary
+from opd.live.load import NO_ANSWER, LoadError, arrival_times, offer, share_within, summary
 from opd.serving.contents import payload_request
 
 
@@ -78,6 +78,7 @@ def test_the_summary_of_known_records():
     assert counted["latency_p95"] == pytest.approx(2.9) and counted["latency_p99"] == pytest.approx(2.98)
     assert counted["lateness_max"] == 0.5 and counted["lateness_p99"] == pytest.approx(0.47)
     json.dumps(counted)
+    assert (share_within(records, 1.0), share_within(records, 3.0)) == (1 / 7, 2 / 7)
 
 
 def test_the_summary_of_no_requests_has_no_latency():

@@ -29,6 +29,7 @@ def summary_of(records):
         "pipeline": "ocr",
         "backend": "local",
         "monitoring": "x",
+        "assumed": "",
         "traffic": "y",
         "hardware": {"processor": "p", "cores": 2},
         "policies": {"agent": summarise_run(run_of([SMALL], records))},
@@ -54,6 +55,15 @@ def test_refused_decisions_are_counted_if_there_are_any(tmp_path):
         pages.append(write_page(tmp_path / "page.md", summary, {}, pd.DataFrame(), pd.DataFrame()))
     assert ["| policy | refused |" in page for page in pages] == [False, True]
     assert "| agent | 3 |" in pages[1]
+
+
+def test_the_page_shows_the_share_within_the_level_and_says_what_is_assumed(tmp_path):
+    summary = summary_of(requests([0.5], 0.3))
+    summary["policies"]["agent"]["within"] = 0.9725
+    page = lambda: write_page(tmp_path / "page.md", summary, {}, pd.DataFrame(), pd.DataFrame())  # noqa: E731
+    assert "| within the level (%) |" in page() and "| 97.25 |" in page() and "assumed" not in page()
+    summary["assumed"] = "assumed, not measured: first/small"
+    assert "Profile: assumed, not measured: first/small." in page()
 
 
 def test_the_page_names_the_worst_errors_and_missed_criteria(tmp_path):

@@ -43,6 +43,14 @@ def step():
     return replace(step, interval=measured, score=step.score._replace(within=np.array([0.975])), decision_seconds=0.012)
 
 
+def test_the_status_says_which_figures_are_assumed(step):
+    first, *others = ocr_pipeline().tasks
+    typed = replace(first, variants=(replace(first.variants[0], assumed=True), *first.variants[1:]))
+    status = replace(status_after(step), pipeline=replace(ocr_pipeline(), tasks=(typed, *others)))
+    note = f"assumed, not measured: {first.name}/{first.variants[0].name}"
+    assert note in drawn(status) and "assumed" not in drawn(status_after(step))
+
+
 def test_the_status_shows_load_latency_decision_and_stages(step):
     text = drawn(status_after(step))
     assert "ocr at 127.0.0.1:9" in text

@@ -5,7 +5,7 @@ import socket
 import pytest
 from deadlines import PATIENCE, eventually, within
 
-from opd.serving.processes import ServerProcess, StartError, hold_port, running
+from opd.serving.processes import ServerProcess, StartError, hold_port, last_error, running
 from opd.serving.settings import ServerSettings
 
 pytestmark = pytest.mark.processes
@@ -33,6 +33,12 @@ def test_the_last_words_of_a_server_are_its_own(tmp_path):
     assert process.last_words() == "it wrote nothing"
     eventually(process.ended)
     assert process.last_words().startswith("KeyError: 'pipeline'")
+
+
+def test_last_errors_name_the_classes_of_others_only():
+    logged = "INFO: begin\nTraceback:\n{}ModelError: tickets cannot be loaded: ImportError: no module\nINFO: end"
+    assert last_error(logged.format("opd.serving.loaded_model.")) == "tickets cannot be loaded: ImportError: no module"
+    assert last_error(logged.format("other.")).startswith("other.ModelError: ")
 
 
 def test_a_server_that_ends_before_it_is_ready_is_reported_at_once_with_its_exit_code_and_last_words(tmp_path):

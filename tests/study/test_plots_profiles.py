@@ -30,6 +30,12 @@ def test_the_frontier_matches_enumeration():
         assert best[cores] == pytest.approx(max(pairs, default=-np.inf))
 
 
+def test_the_legend_of_a_single_frontier_fits_into_the_figure(tmp_path: Path):
+    figure = plot_accuracy_frontier([load_pipeline("ocr")], tmp_path / "frontier.png")
+    legend = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= legend.x0 and legend.x1 <= figure.bbox.x1
+
+
 def test_profile_figures_are_written(tmp_path: Path):
     plot_latency(REFERENCE, ["detection", "classification"], tmp_path / "latency.png")
     plot_accuracy_frontier([load_pipeline(name) for name in PIPELINES], tmp_path / "frontier.png")

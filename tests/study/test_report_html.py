@@ -40,6 +40,12 @@ def evaluation(**policies: dict[str, float]) -> pd.DataFrame:
     )  # fmt: skip
 
 
+def test_policies_of_equal_reward_are_called_equal():
+    rows = evaluation(ipa={}, greedy={}, random={"reward": 1.0})
+    texts = [finding.text for finding in evaluation_findings(rows, ABOUT)]
+    assert texts[-1] == "Best by mean reward: ipa with 4.500 cores at 4.00 cores; equal to greedy."
+
+
 class Page(HTMLParser):
     """The texts of a page by the element that they stand in; every element must be closed in order."""
 

@@ -200,7 +200,7 @@ def describe_run(
                 "stages": len(pipeline.tasks),
                 "variants": [len(task.variants) for task in pipeline.tasks],
                 "capacity": pipeline.capacity,
-                "assumed": [f"{task.name}/{v.name}" for task in pipeline.tasks for v in task.variants if v.assumed],
+                "assumed": pipeline.assumed_variants,
             }
             for pipeline in pipelines
         },

@@ -91,15 +91,16 @@ def plot_accuracy_frontier(
         1, len(pipelines), figsize=(3.2 * len(pipelines), 3.8), layout="constrained", squeeze=False
     )
     for panel, pipeline in zip(axes[0], pipelines, strict=True):
-        for colour, load in zip(PALETTE, loads, strict=False):
+        for width, colour, load in zip(range(len(loads), 0, -1), PALETTE, loads, strict=False):
             best = accuracy_by_cores(pipeline, load)
             reached = np.isfinite(best)
-            panel.step(np.flatnonzero(reached), best[reached], where="post", color=colour, label=f"{load:g} requests/s")
+            line = {"color": colour, "label": f"{load:g} requests/s", "linewidth": 2.0 * width}  # lines may coincide
+            panel.step(np.flatnonzero(reached), best[reached], where="post", **line)
         panel.axvline(pipeline.capacity, color="0.4", linestyle=":", label="capacity")
         panel.set(title=pipeline.name, xlabel="cores", xlim=(0, 1.04 * pipeline.capacity))
         panel.grid(True, alpha=0.3)
     axes[0, 0].set_ylabel("highest summed accuracy")
-    legend_below(figure, axes[0, 0])
+    legend_below(figure, axes[0, 0], columns=None if len(pipelines) > 1 else 2)
     return save_figure(figure, path)
 
 

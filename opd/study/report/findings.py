@@ -108,6 +108,9 @@ def _best(rows: pd.DataFrame, about: Mapping[str, Any]) -> Finding:
     others = summary[~summary["policy"].isin((*REFERENCES, best["policy"]))]
     if len(others):
         second = others.iloc[0]
+        equal = others.loc[others["reward"] == best["reward"], "policy"]
+        if len(equal):
+            return Finding(f"{text}; equal to {', '.join(equal)}.")
         text += f", {best['reward'] - second['reward']:.3f} above {second['policy']}"
         wins = rows.pivot_table("reward", ["cycle", "seed"], "policy")
         lead = (wins[best["policy"]] > wins[second["policy"]]).sum()
