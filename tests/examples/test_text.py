@@ -10,7 +10,8 @@ import onnxruntime as ort
 import pandas as pd
 import pytest
 
-from opd.examples.text import build, minilm, tickets
+from opd.examples.text import build, minilm
+from opd.examples.text import synthetic_tickets as tickets
 from opd.examples.text.sentences import OUTPUT, MiniLM, SentenceEncoder
 from opd.profiling.pipeline_file import read_pipeline_file
 

