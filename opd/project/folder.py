@@ -152,7 +152,7 @@ def create(folder: Path, example: str | None = None) -> Project:
         example: one of :func:`examples`.
 
     Raises:
-        ProjectError: if the folder is not empty, or there is no such example.
+        ProjectError: if the folder is not empty, there is no such example, or its models cannot be built.
     """
     if folder.exists() and (not folder.is_dir() or any(path.name != ".git" for path in folder.iterdir())):
         raise ProjectError(f"{folder} exists and is not empty; name a new folder")
@@ -176,7 +176,10 @@ def create(folder: Path, example: str | None = None) -> Project:
     else:
         _fill(folder, example)
     if build is not None:
-        build(folder)
+        try:
+            build(folder)
+        except (OSError, RuntimeError, ValueError) as error:  # no network, no space, another package than expected
+            raise ProjectError(f"building models failed: {error}; delete {folder} before you try again") from error
     _init_dvc(folder)
     return Project.at(folder)
 

