@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -96,7 +96,7 @@ def status(place: options.Place, as_json: Json = False) -> int:
         name, cluster = inputs.pipeline_name_of(place.pipeline), inputs.cluster_of(place)
     found = operations.status(cluster, name)
     if as_json:
-        components = [dict(zip(operations.COLUMNS, row, strict=True)) for row in found.components]
+        components = _named(found.components, operations.COLUMNS)
         print_json({**found._asdict(), "pipeline": name, "components": components})
         return DONE if found.serves else FAILED
     print(f"pipeline {name} in namespace {place.namespace}: {'serves' if found.serves else 'does not serve fully'}")
@@ -152,5 +152,6 @@ def _rows(changes: Iterable[ObjectChange], result: str = "") -> list[tuple[str, 
     return [(manifest["kind"], manifest["metadata"]["name"], what) for manifest, what in named]
 
 
-def _named(rows: Iterable[tuple[str, str, str]]) -> list[dict[str, str]]:
-    return [dict(zip(map(str.lower, _COLUMNS), row, strict=True)) for row in rows]
+def _named(rows: Iterable[Sequence[str]], columns: Sequence[str] = _COLUMNS) -> list[dict[str, str]]:
+    """Cells by the names of their columns."""
+    return [dict(zip(map(str.lower, columns), row, strict=True)) for row in rows]

@@ -126,7 +126,8 @@ class _Checking:
             return
         self._say("serving every variant with a sample")
         stages = StageSamples(_without(content, unstorable), samples, ModelStore(), root / ".cache" / "samples")
-        self.problems += [ProjectProblem("models", str(mismatch)) for mismatch in find_mismatches(stages)]
+        for mismatch in self.attempt("models", partial(find_mismatches, stages)) or ():
+            self.problems.append(ProjectProblem("models", str(mismatch)))
 
     def profile(self, content: PipelineFile) -> None:
         """Check the profile, if there is one yet."""

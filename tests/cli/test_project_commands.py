@@ -200,7 +200,7 @@ def test_models_are_copied_where_the_pods_look_for_them(settings, deploy, shell,
     assert deploy() == cli.DONE and "stored" not in shell.err
     assert shell("status", "--json", pipeline=shop) == cli.DONE
     found = json.loads(shell.out)
-    assert found["serves"] and {each["TASK"] for each in found["components"]} >= {"scale", "sign"}
+    assert found["serves"] and {each["task"] for each in found["components"]} >= {"scale", "sign"}
     assert shell("delete", "--json", pipeline=shop) == cli.DONE
     assert "Deployment" in {each["kind"] for each in json.loads(shell.out)["changes"]}
 

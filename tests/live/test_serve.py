@@ -18,7 +18,8 @@ from rich.console import Console
 from small_pipelines import ocr_pipeline
 from tiny_local import Load, fill_store, outcomes
 
-from opd.live.serve import ServingStatus, render
+from opd.cli.command import plain_data
+from opd.live.serve import ServingStatus, render, status_facts
 from opd.measurement import unmeasured
 
 # --- the status ------------------------------------------------------------------------------------------------------
@@ -79,6 +80,16 @@ def test_before_the_first_decision_and_without_measurements_nothing_is_invented(
     blind = replace(step, interval=unmeasured(ocr_pipeline()), predicted_load=np.nan, score=score)
     text = drawn(status_after(blind))
     assert "load       ?, forecast maximum ?" in text and "unknown share" in text and "nan" not in text
+
+
+def test_the_status_for_programs_is_json(step):
+    facts = plain_data(status_facts(status_after(step)))
+    assert facts["stages"][0] == {"task": "detection", "variant": "large", "replicas": 2, "batch_size": 2}
+    assert (facts["offered"], facts["failed"], facts["within"], facts["latency_mean"]) == (40, 0, 0.975, 0.25)
+    blind = replace(step, interval=unmeasured(ocr_pipeline()))
+    assert plain_data(status_facts(status_after(blind)))["offered"] is None
+    first = ServingStatus(ocr_pipeline(), "127.0.0.1:9", SMALL, warnings=("a replica ended",))
+    assert plain_data(status_facts(first)).keys() == {"pipeline", "address", "stages", "warnings"}
 
 
 # --- the end ---------------------------------------------------------------------------------------------------------
