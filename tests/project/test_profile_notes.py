@@ -1,0 +1,20 @@
+"""Notes of a check about profiles that somebody typed."""
+
+import pytest
+from pipeline_folders import PROFILE, write_pipeline
+
+from opd.project.checking import check_project
+from opd.project.folder import create
+
+
+@pytest.mark.parametrize("typed, warned", [("0.06", False), ("60.0", True)])
+def test_a_typed_latency_above_the_objective_may_be_in_milliseconds(tmp_path, typed, warned):
+    folder = create(tmp_path / "shop").root
+    write_pipeline(folder, profile=PROFILE.replace("1,0.06,,,assumed", f"1,{typed},,,assumed"))
+    notes = check_project(folder, run_models=False).notes
+    assert "assumed, not measured: first/large" in notes
+    warning = (
+        "variant 'large' of task 'first' takes 60 s for one request, more than the latency objective of 1 s; "
+        "profile.csv has seconds, not milliseconds"
+    )
+    assert (warning in notes) == warned
