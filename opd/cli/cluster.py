@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opd.cli.command import DONE, FAILED, CommandError, command, print_table, reading_input, say
+from opd.cli.command import DONE, FAILED, CommandError, Json, command, print_json, print_table, reading_input, say
 from opd.cluster import options
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def deploy(
     wait: options.Wait = 180.0,
     no_store: NoStore = False,
     dry_run: options.DryRun = False,
+    as_json: Json = False,
 ) -> int:
     """Copy the models into the store, create the objects of a pipeline or update them, and wait until it serves."""
     with reading_input():
@@ -42,12 +43,19 @@ def deploy(
         _store_models(file, settings.store, dry_run)
     _note_functions(pipeline)
     if dry_run:
-        changes = operations.preview(cluster, pipeline, settings, stages, say)
-        print("".join(change.difference() for change in changes) or "nothing would change")
+        differences = [change.difference() for change in operations.preview(cluster, pipeline, settings, stages, say)]
+        if as_json:
+            print_json({"differences": differences})
+        else:
+            print("".join(differences) or "nothing would change")
         return DONE
-    _print_changes(operations.deploy(cluster, pipeline, settings, stages, wait, say))
+    rows = _rows(operations.deploy(cluster, pipeline, settings, stages, wait, say))
     address = operations.address(pipeline, settings)
-    print(f"\npipeline {pipeline.name} serves in namespace {place.namespace}: {address}")
+    if as_json:
+        print_json({"pipeline": pipeline.name, "address": address, "changes": _named(rows)})
+    else:
+        print_table([_COLUMNS, *rows])
+        print(f"\npipeline {pipeline.name} serves in namespace {place.namespace}: {address}")
     return DONE
 
 
@@ -80,13 +88,17 @@ def _note_functions(pipeline: Pipeline) -> None:
 
 
 @command("opd status shop -n edge", "serving,cluster")
-def status(place: options.Place) -> int:
+def status(place: options.Place, as_json: Json = False) -> int:
     """Show what a pipeline runs, and whether all of it is ready."""
     with reading_input():
         from opd.cluster import inputs, operations
 
         name, cluster = inputs.pipeline_name_of(place.pipeline), inputs.cluster_of(place)
     found = operations.status(cluster, name)
+    if as_json:
+        components = [dict(zip(operations.COLUMNS, row, strict=True)) for row in found.components]
+        print_json({**found._asdict(), "pipeline": name, "components": components})
+        return DONE if found.serves else FAILED
     print(f"pipeline {name} in namespace {place.namespace}: {'serves' if found.serves else 'does not serve fully'}")
     states = "".join(f"; {pod} is {state}" for pod, state in found.controllers.items())
     print(f"controller: {found.leader or 'none leads'}{states}\n")
@@ -112,20 +124,33 @@ def run(place: options.Place, given: options.SettingsOptions, run_options: optio
 
 
 @command("opd delete shop -n edge", "serving,cluster")
-def delete(place: options.Place, wait: options.Wait = 180.0, dry_run: options.DryRun = False) -> int:
+def delete(
+    place: options.Place, wait: options.Wait = 180.0, dry_run: options.DryRun = False, as_json: Json = False
+) -> int:
     """Delete a pipeline after it has answered the requests it has."""
     with reading_input():
         from opd.cluster import inputs, operations
 
         name, cluster = inputs.pipeline_name_of(place.pipeline), inputs.cluster_of(place)
     changes, unseen = operations.delete(cluster, name, wait, dry_run)
-    _print_changes(changes, "would be deleted" if dry_run else "")
+    rows = _rows(changes, "would be deleted" if dry_run else "")
+    if as_json:
+        print_json({"pipeline": name, "changes": _named(rows), "not listed": [kind.plural for kind in unseen]})
+        return DONE
+    print_table([_COLUMNS, *rows])
     for kind in unseen:
         say(f"warning: this account may not list {kind.plural}; if the pipeline has any, they stay")
     return DONE
 
 
-def _print_changes(changes: Iterable[ObjectChange], result: str = "") -> None:
+_COLUMNS = ("KIND", "NAME", "RESULT")
+
+
+def _rows(changes: Iterable[ObjectChange], result: str = "") -> list[tuple[str, str, str]]:
+    """Kind, name and result of every change."""
     named = [(change.after or change.before, result or change.outcome) for change in changes]
-    rows = [(manifest["kind"], manifest["metadata"]["name"], what) for manifest, what in named]
-    print_table([("KIND", "NAME", "RESULT"), *rows])
+    return [(manifest["kind"], manifest["metadata"]["name"], what) for manifest, what in named]
+
+
+def _named(rows: Iterable[tuple[str, str, str]]) -> list[dict[str, str]]:
+    return [dict(zip(map(str.lower, _COLUMNS), row, strict=True)) for row in rows]

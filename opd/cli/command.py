@@ -78,7 +78,8 @@ def command(
                 refused = isinstance(error, InputError | NotOursError)
                 code = NOT_DEPLOYED if isinstance(error, NotDeployedError) else REFUSED if refused else FAILED
             except ModuleNotFoundError as error:
-                say(f"error: the package {error.name} is not installed; install it with: pip install 'opd[{extras}]'")
+                package = str(error.name).partition(".")[0]
+                say(f"error: the package {package} is not installed; install it with: pip install 'opd[{extras}]'")
                 code = REFUSED
             except KeyboardInterrupt:
                 say("interrupted; run the command again to go on")
@@ -100,7 +101,12 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 def print_json(result: Any) -> None:
     """Print a result as indented JSON; numbers that JSON does not have become null."""
-    print(json.dumps(json.loads(json.dumps(result, default=str), parse_constant=lambda _: None), indent=2))
+    print(json.dumps(plain_data(result), indent=2))
+
+
+def plain_data(result: Any) -> Any:
+    """Turn a result into what JSON has; numbers that it does not have become null, and everything else text."""
+    return json.loads(json.dumps(result, default=str), parse_constant=lambda _: None)
 
 
 def say(text: str) -> None:

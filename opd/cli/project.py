@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ from opd.cli.command import (
     CommandError,
     Json,
     command,
+    plain_data,
     print_json,
     print_table,
     reading_input,
@@ -51,6 +53,7 @@ def _resolved(trace: str | None) -> str | None:
 def init(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder.", show_default=False)],
     example: Annotated[str | None, typer.Option(metavar="NAME", help="Begin with a pipeline that ships.")] = None,
+    as_json: Json = False,
 ) -> int:
     """Create a project: pipeline file, parameters, stages, notebooks and sample requests."""
     with reading_input():
@@ -58,7 +61,9 @@ def init(
 
         project = create(folder, example)
     say(f"created {project.root}")
-    if example is None:
+    if as_json:
+        print_json({"folder": project.root, "pipeline": project.file.name})
+    elif example is None:
         print(f"next: describe your pipeline in {folder / 'pipeline.yaml'}, then `opd check {folder}`")
     else:
         print(f"next: `opd check {folder}`, then `opd profile {folder}`")
@@ -243,6 +248,7 @@ def serve(
         str | None, typer.Option(metavar="NAME", help="A policy, or module:Class (default: the agent if trained).")
     ] = None,
     standbys: Annotated[int, typer.Option(min=0, help="Processes that each stage keeps warm.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Write every status as a line of JSON.")] = False,
 ) -> int:
     """Serve the pipeline on this machine, decided every interval, with a live status; Ctrl-C drains and stops it."""
     with reading_input():
@@ -251,13 +257,17 @@ def serve(
         from opd.project.storing import store_models
 
         store_models(project.pipeline_path, say)
-        from opd.live.serve import show
+        from opd.live.serve import follow, show, status_facts
         from opd.project.running import decider, serve_project
 
         chosen = decider(project, pipeline, policy)
     for note in chosen.notes:
         say(f"note: {note}")
-    show(serve_project(project, pipeline, chosen, standbys))
+    statuses = serve_project(project, pipeline, chosen, standbys)
+    if as_json:
+        follow(statuses, lambda status: print(json.dumps(plain_data(status_facts(status))), flush=True))
+    else:
+        show(statuses)
     return DONE
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console, Group, RenderableType
@@ -111,14 +112,56 @@ def show(statuses: Generator[ServingStatus, None, None], console: Console | None
     """
     screen = console or Console()
     live = Live(console=screen, auto_refresh=False, transient=True)
-    with _interruptible(), closing(statuses), suppress(KeyboardInterrupt), live:
-        for status in statuses:
-            for warning in status.warnings:
-                screen.print(Text(warning, style="yellow"), soft_wrap=True)
-            live.update(render(status), refresh=True)
-            if not screen.is_terminal:
-                screen.print(render(status), soft_wrap=True)
+
+    def draw(status: ServingStatus) -> None:
+        for warning in status.warnings:
+            screen.print(Text(warning, style="yellow"), soft_wrap=True)
+        live.update(render(status), refresh=True)
+        if not screen.is_terminal:
+            screen.print(render(status), soft_wrap=True)
+
+    with live:
+        follow(statuses, draw)
     screen.print("stopped: running requests were answered, and every process has ended")
+
+
+def follow(statuses: Generator[ServingStatus, None, None], tell: Callable[[ServingStatus], None]) -> None:
+    """Pass on every status of a served pipeline until Ctrl-C or SIGTERM; then drain it and return.
+
+    A second Ctrl-C ends the processes without waiting for running requests.
+    """
+    with _interruptible(), closing(statuses), suppress(KeyboardInterrupt):
+        for status in statuses:
+            tell(status)
+
+
+def status_facts(status: ServingStatus) -> dict[str, Any]:
+    """Plain data of a status: address, configuration, warnings, and of the last interval load, latency and decision."""
+    chosen = status.pipeline.selected(status.configuration)
+    tasks = [task.name for task in status.pipeline.tasks]
+    facts = {
+        "pipeline": status.pipeline.name,
+        "address": status.address,
+        "stages": [
+            {"task": task, "variant": variant.name, "replicas": stage.replicas, "batch_size": stage.batch_size}
+            for task, (variant, stage) in zip(tasks, chosen, strict=True)
+        ],
+        "warnings": list(status.warnings),
+    }
+    if status.step is None:
+        return facts
+    step, interval = status.step, status.step.interval
+    return facts | {
+        "seconds": step.span.seconds,
+        "offered": float(interval.offered[0]),
+        "failed": float(interval.failed[0]),
+        "forecast": float(step.predicted_load),
+        "latency_mean": float(interval.latency_mean[0]),
+        "latency_p99": float(interval.latency_p99[0]),
+        "within": float(step.score.within[0]),
+        "fallback": step.fallback,
+        "refused": step.refused,
+    }
 
 
 @contextmanager

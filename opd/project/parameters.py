@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import papermill
@@ -46,7 +47,7 @@ def _declared_problems(project: Project, parameters: Mapping[str, Any]) -> Itera
             known.add(key)
             if key in parameters and key not in told:
                 try:
-                    check_parameter(notebook, key, parameters[key], declared["inferred_type_name"])
+                    check_parameter(Path(notebook.name), key, parameters[key], declared["inferred_type_name"])
                 except StageError as error:
                     told.add(key)
                     yield PARAMETERS_FILE, str(error)
