@@ -23,6 +23,7 @@ settings.register_profile("ci", settings.get_profile("opd"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "opd")
 
 LONGEST = (
+    "test_journey",
     "test_reproduction",
     "test_local",
     "test_local_faults",
@@ -30,6 +31,7 @@ LONGEST = (
     "test_ocr_live",
     "test_discovery",
     "test_deployed",
+    "test_checking_projects",
 )
 """Modules that take a minute or more. They run first, so no test process is left with one of them at the end."""
 

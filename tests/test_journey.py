@@ -72,6 +72,7 @@ class User:
         self._scripts, self.folder, self.shop = scripts, folder, folder / "shop"
         path = os.pathsep.join([str(scripts), os.environ["PATH"]])  # the environment is active
         self._environment = clean_environment() | {"PATH": path}
+        del self._environment["NUMBA_CACHE_DIR"]  # compiled code is kept where the package is installed
 
     def __call__(self, *words: str | Path, code: int = 0) -> Answer:
         with self.starting(*words) as process:

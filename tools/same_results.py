@@ -2,7 +2,7 @@
 
     python tools/same_results.py OLD NEW
 
-Values must be equal as they are written, to the last digit. Columns and keys that only the new file has are listed, but
+Values must be equal as they are written, to the last digit. Files, columns and keys that only NEW has are listed, but
 are no difference. Exit code: 0 when everything agrees, 1 otherwise.
 """
 
@@ -89,8 +89,8 @@ def main(arguments: list[str]) -> int:
             return 2
     in_old, in_new = results(old), results(new)
     for path in sorted(in_old ^ in_new):
-        print(f"{path}: only in {old if path in in_old else new}")
-    different = len(in_old ^ in_new)
+        print(f"{path}: {'missing' if path in in_old else 'added'}")
+    different = len(in_old - in_new)
     for path in sorted(in_old & in_new):
         found = differences(old / path, new / path)
         different += bool(found)

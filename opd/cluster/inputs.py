@@ -18,6 +18,7 @@ from opd.cluster.overlay import read_overlay
 from opd.cluster.settings import ClusterSettings, read_settings
 from opd.control.factory import build_policy
 from opd.host.documents import as_model, read_document
+from opd.host.imports import make_project_importable
 from opd.host.paths import project_path
 from opd.measurement import SimulationParameters
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, check_feasible
@@ -137,17 +138,19 @@ def controller_of(cluster: Cluster, source: str, settings: ClusterSettings, opti
     if not url:
         raise InputError(f"name the Prometheus server with --prometheus, or in {PROMETHEUS_URL_VARIABLE}")
     pipeline = pipeline_of(source)
-    parameters = read_document(options.params or project_path("params.yaml"))
+    project = _project_of(source)
+    make_project_importable(project)  # for a policy of the user
+    parameters = read_document(options.params or project / "params.yaml")
     simulation = SimulationParameters(**parameters["simulation"])
     objective = load_objective(_source(source), parameters.get("weights"))
     ipa = IpaParameters(**parameters.get("ipa", {}))
-    agent = options.agent or _default_agent(pipeline.name)
+    agent = options.agent or _default_agent(project, pipeline.name)
     interval = options.interval or simulation.interval
     seconds = options.decision_share * interval
     policy = build_policy(
         options.policy, pipeline, objective, simulation, ipa, options.seed, agent, decision_seconds=seconds
     )
-    file = options.forecaster or project_path("models", "forecaster.npz")
+    file = options.forecaster or project / "models" / "forecaster.npz"
     forecaster = Forecaster.load(file, parameters["damping"])
     controller_settings = ControllerSettings(
         interval_seconds=interval,
@@ -163,9 +166,16 @@ def controller_of(cluster: Cluster, source: str, settings: ClusterSettings, opti
     )
 
 
-def _default_agent(name: str) -> Path | None:
+def _project_of(source: str) -> Path:
+    """Folder with parameters and trained models: that of the pipeline file, or the project one works in."""
+    file = pipeline_file_of(source)
+    return file.parent if file and (file.parent / "params.yaml").is_file() else project_path()
+
+
+def _default_agent(project: Path, name: str) -> Path | None:
     """Return the checkpoint of the pipeline's agent, as trained or as the controller's pod mounts it."""
-    candidates = project_path("models", "agents", name, "agent-0.npz"), project_path("models", "agent.npz")
+    models = project / "models"
+    candidates = models / "agents" / name / "agent-0.npz", models / "agent.npz"
     return next((path for path in candidates if path.is_file()), None)
 
 

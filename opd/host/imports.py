@@ -5,14 +5,19 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
+from pathlib import Path
 from typing import Any
 
 from opd.host.paths import project_path
 
 
-def make_project_importable() -> None:
-    """Let modules of the project folder be imported; those that are installed keep their names."""
-    folder = str(project_path())
+def make_project_importable(project: Path | None = None) -> None:
+    """Let modules of the project folder be imported; those that are installed keep their names.
+
+    Args:
+        project: the folder; by default the project one works in.
+    """
+    folder = str((project or project_path()).resolve())
     if folder not in sys.path:
         sys.path.append(folder)
     importlib.invalidate_caches()

@@ -128,11 +128,10 @@ def parameter_section(name: str, model: type[Section], content: Any) -> Section:
 
 
 def environment(project: Project) -> dict[str, str]:
-    """Environment variables of the stages: this interpreter first, one thread a process, compiled code cached."""
+    """Environment variables of the stages: this interpreter first, one thread a process."""
     given = os.environ
     return {
         "OMP_NUM_THREADS": "1",
-        "NUMBA_CACHE_DIR": str(project.root / ".cache" / "numba"),
         **given,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), given.get("PATH", "")]),
         "DVC_NO_ANALYTICS": "1",

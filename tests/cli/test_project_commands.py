@@ -236,3 +236,11 @@ def test_settings_of_the_command_line_replace_the_file_in_the_folder(settings, d
         assert deploy("--no-store", *options) == cli.DONE, shell.err
         pod = shell.api.find("deployments", "shop-router")["spec"]["template"]["spec"]
         assert pod["containers"][0]["image"] == image
+
+
+def test_a_controller_takes_parameters_policy_and_forecaster_from_the_folder(settings, shell, shop, caplog):
+    settings()
+    (shop / "policies_of_shop.py").write_text("class Mine:\n    def decide(self, observation):\n        return []\n")
+    given = ["--prometheus=http://127.0.0.1:1", "--policy=policies_of_shop:Mine"]
+    assert shell("run", *given, pipeline=shop) == cli.REFUSED
+    assert f"there is no file {shop}/models/forecaster.npz; train one" in shell.err + caplog.text
