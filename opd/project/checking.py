@@ -135,8 +135,18 @@ class _Checking:
             self.notes.append("not measured yet; run `opd profile`")
             return
         pipeline = self.attempt(PROFILE_NAME, self.project.pipeline)
-        if pipeline is not None and pipeline.assumed_note:
+        if pipeline is None:
+            return
+        if pipeline.assumed_note:
             self.notes.append(pipeline.assumed_note)
+        limit = pipeline.service_level.seconds
+        for task in pipeline.tasks:
+            self.notes += [
+                f"variant {each.name!r} of task {task.name!r} takes {each.service_time(1):g} s for one request, more "
+                f"than the latency objective of {limit:g} s; {PROFILE_NAME} has seconds, not milliseconds"
+                for each in task.variants
+                if each.assumed and each.service_time(1) > limit
+            ]
 
 
 def _without(content: PipelineFile, missing: Collection[tuple[str, str]]) -> PipelineFile:

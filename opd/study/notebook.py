@@ -43,6 +43,14 @@ _LONGEST_NAME = 120
 
 # Strict: a number is not a text, and True is not a number; an integer is a float.
 _TYPES = {kind.__name__: TypeAdapter(kind, config={"strict": True}) for kind in (bool, int, float, str, list, dict)}
+_WORDS = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "list": "a list",
+    "dict": "a mapping",
+}
 _KERNEL_ARGUMENTS = [
     # Every kernel would warn that its messages pass through the loopback interface, and log its own interruption as an
     # error. Errors of cells reach papermill.
@@ -142,7 +150,7 @@ def check_parameter(notebook: Path, key: str, value: Any, declared: str) -> None
     except ValidationError as error:
         hint = "; YAML reads 1e-4 as text, write 1.0e-4" if kind == "float" and isinstance(value, str) else ""
         raise StageError(
-            f"{notebook}: parameter {key} is {value!r}, a {type(value).__name__}, but is declared as {declared}{hint}"
+            f"{notebook}: parameter {key} is {value!r}, but must be {_WORDS[kind]} ({declared}){hint}"
         ) from error
 
 

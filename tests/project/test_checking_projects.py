@@ -120,7 +120,7 @@ def test_mistakes_in_every_part_are_found_together(shop):
     found = check_project(shop)
     assert "Traceback" not in texts(found)
     expected = [
-        ("params.yaml", "parameter seeds is 0, a int, but is declared as list"),
+        ("params.yaml", "parameter seeds is 0, but must be a list"),
         ("params.yaml", "no notebook has a parameter 'sed'; correct or delete it"),
         ("params.yaml, simulation", "intervall is not a known key; known are interval, "),
         ("params.yaml, forecast", "epochs must be at least 1, not 0"),

@@ -19,6 +19,7 @@ from opd.control import AGENT, BASELINES, DECISION_SHARE, is_user_policy, policy
 from opd.control.factory import build_policy
 from opd.control.loop import Step, run
 from opd.control.policies import Policy
+from opd.control.warm_up import warm_up
 from opd.host.machine import hardware
 from opd.host.parallel import run_tasks
 from opd.host.progress import progress_bar
@@ -158,6 +159,7 @@ class EvaluationCell:
 def evaluate_cell(setting: Setting, cell: EvaluationCell) -> tuple[dict[str, object], pd.DataFrame]:
     """Run one cycle; return its row and its timeline."""
     policy = setting.policy(cell.policy, cell.pipeline, cell.seed)
+    warm_up(cell.pipeline, policy, setting.forecaster.predict)  # else the first decision would also compile
     steps = run_cycle(cell.pipeline, policy, cell.cycle, cell.seed, setting)
     label = policy_label(cell.policy)
     key = dict(zip(_CELL, (cell.pipeline.name, cell.cycle.name, label, cell.seed), strict=True))
