@@ -1,7 +1,8 @@
 """A pipeline of one's own from the first command to the last, as its user goes: the installed wheel, a new folder,
 offline.
 
-Every step is a fixture that needs the one before, so any test can run alone. Most of the time replicas start.
+Every step is a fixture that needs the one before, so any test can run alone. Two fifths of the time replicas start, and
+as much goes into compilation, because the package is installed anew.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from process_family import ended, family
 
 from opd.workload.trace_limits import MIN_SECONDS
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 KEPT = {"restore": ("mean", "knn-200"), "recognise": ("bayes",), "accept": ("threshold",)}
 """Variants of the example that the user keeps."""
