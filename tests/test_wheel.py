@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from installed_package import build_wheel, install, run
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

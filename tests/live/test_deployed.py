@@ -21,7 +21,7 @@ from opd.objective import Weights
 from opd.serving.monitoring.scraper import Scraper
 from opd.serving.monitoring.source import MonitoringError
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 INTERVAL = 4
 SLOWER, MORE = configurations_from([[[1, 1, 2], [0, 1, 1]], [[1, 2, 1], [0, 1, 1]]])

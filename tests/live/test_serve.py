@@ -108,6 +108,7 @@ show(statuses)
 
 
 @pytest.mark.processes
+@pytest.mark.slow
 def test_a_served_pipeline_reports_a_dead_replica_and_once_stopped_answers_what_it_has_begun(tmp_path, monkeypatch):
     """SIGTERM is handled like Ctrl-C."""
     monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[1]}:{Path(__file__).parents[2]}")

@@ -15,7 +15,7 @@ from opd.project.folder import Project, create
 from opd.project.parameters import parameter_problems
 from opd.workload.trace_limits import MIN_SECONDS
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tiny_local import FAST, INITIAL, SLOW, Load, outcomes, queue_status
 from opd.control.loop import ApplyError
 from opd.serving import local, local_stage, processes, supervised_server
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,8 @@ from opd.workload.forecast import ForecastParameters
 from opd.workload.forecast_training import train_forecaster
 from opd.workload.trace import load_trace
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
