@@ -32,7 +32,6 @@ Trace = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Load: a CSV or Parquet file, or synthetic; becomes that of the project."),
 ]
-Policy = Annotated[str, typer.Option(help="Name of a policy, or module:Class of your own.")]
 
 
 def _open(folder: Path) -> Project:
@@ -98,13 +97,12 @@ def profile(folder: Folder, again: Again = False, as_json: Json = False) -> int:
     """Measure every variant as it is served: latency by batch size, start-up and memory. Resumable."""
     with reading_input():
         project = _open(folder)
-        from opd.project import stages
         from opd.project.storing import store_models
 
         store_models(project.pipeline_path, say)
         if again:  # by this file the next run knows what it need not measure
             project.root.joinpath("profile.json").unlink(missing_ok=True)
-    _reproduce(stages, project, ["profile"], again)
+    _reproduce(project, ["profile"], again)
     from opd.profiling.profiles import load_profile
 
     table = load_profile(project.root / "profile.csv")
@@ -172,33 +170,21 @@ def _shown(table: Any) -> Any:
 @command("opd train shop")
 def train(folder: Folder, trace: Trace = None, again: Again = False, as_json: Json = False) -> int:
     """Train an agent for the pipeline, and the load forecast that it needs. Resumable."""
-    with reading_input():
-        given = _resolved(trace)
-        project = _open(folder)
-        project.pipeline()
-        from opd.project import stages
-
-        _set_trace(project, given)
-    _reproduce(stages, project, ["trace", "forecast", "train"], again)
+    project = _run_on_trace(folder, trace, "train", again)
     summary = project.report("training", project.file.name, "summary.json")
     if as_json:
         print_json(summary)
     else:
-        _print_rows(summary["runs"])
+        import pandas as pd
+
+        _print_frame(pd.DataFrame(summary["runs"]), as_json=False)
     return DONE
 
 
 @command("opd evaluate shop --trace load.csv")
 def evaluate(folder: Folder, trace: Trace = None, again: Again = False, as_json: Json = False) -> int:
     """Run every policy on the load, in simulation, and write one HTML report."""
-    with reading_input():
-        given = _resolved(trace)
-        project = _open(folder)
-        project.pipeline()
-        from opd.project import stages
-
-        _set_trace(project, given)
-    _reproduce(stages, project, ["trace", "forecast", "evaluate"], again)
+    project = _run_on_trace(folder, trace, "evaluate", again)
     import pandas as pd
 
     from opd.study.report.results import policy_summary
@@ -209,27 +195,29 @@ def evaluate(folder: Folder, trace: Trace = None, again: Again = False, as_json:
     return DONE
 
 
-def _set_trace(project: Project, trace: str | None) -> None:
-    """Check a trace, and make it that of the project."""
-    if trace is not None:
-        from opd.workload.check_trace import check_trace, trace_use, write_trace
+def _run_on_trace(folder: Path, trace: str | None, stage: str, again: bool) -> Project:
+    """Run a stage that needs the load and its forecast; a trace that is given becomes that of the project first."""
+    with reading_input():
+        given = _resolved(trace)
+        project = _open(folder)
+        project.pipeline()  # raises if it has not been measured
+        if given is not None:
+            from opd.workload.check_trace import check_trace, trace_use, write_trace
 
-        parameters = project.root / "params.yaml"
-        check_trace(trace, trace_use(parameters))
-        write_trace(parameters, trace)
+            parameters = project.root / "params.yaml"
+            check_trace(given, trace_use(parameters))
+            write_trace(parameters, given)
+    _reproduce(project, ["trace", "forecast", stage], again)
+    return project
 
 
-def _reproduce(stages: Any, project: Project, names: list[str], again: bool) -> None:
+def _reproduce(project: Project, names: list[str], again: bool) -> None:
+    with reading_input():
+        from opd.project import stages
     try:
         stages.reproduce(project, names, again)
     except stages.StageFailedError as error:
         raise CommandError(str(error)) from error
-
-
-def _print_rows(rows: list[dict[str, Any]]) -> None:
-    import pandas as pd
-
-    _print_frame(pd.DataFrame(rows), as_json=False)
 
 
 def _print_frame(frame: Any, as_json: bool) -> None:
