@@ -105,6 +105,24 @@ def no_batches(environments: int, tasks: int) -> tuple[np.ndarray, np.ndarray]:
     return np.zeros((environments, tasks, 0)), np.zeros((environments, tasks, 0, 0), dtype=np.int64)
 
 
+class Calibration(NamedTuple):
+    """What service times were measured to be, relative to the profiles; N tasks of at most Z variants.
+
+    A batch of b requests takes ``factor * b ** slope`` times its profile.
+
+    Attributes:
+        factor: (N, Z), that of the device for variants that never ran and those that a task does not have.
+        slope: (N, Z).
+        deviation: (N, Z) relative standard deviation of ``factor``; 0 for variants that a task does not have.
+        device: factor of the device: of a variant that is as profiled in comparison with the others.
+    """
+
+    factor: np.ndarray
+    slope: np.ndarray
+    deviation: np.ndarray
+    device: float
+
+
 @dataclass(frozen=True)
 class Observation:
     """Everything a policy may know when it decides.
@@ -119,6 +137,7 @@ class Observation:
         incoming_load: m, requests/s, mean of the last interval.
         predicted_load: p, requests/s, forecast maximum of the next 20 s.
         coming_load: requests/s, the true value of ``predicted_load``; only a simulator knows it.
+        calibration: corrections of the profiles, from the intervals so far; None in a run without calibration.
     """
 
     history: np.ndarray
@@ -130,6 +149,7 @@ class Observation:
     incoming_load: float
     predicted_load: float = 0.0
     coming_load: float | None = None
+    calibration: Calibration | None = None
 
 
 def idle_observation(pipeline: Pipeline) -> Observation:
