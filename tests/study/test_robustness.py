@@ -245,8 +245,8 @@ def test_decisions_of_the_fallback_are_counted(settings, tmp_path, rows):
 
 def test_the_table_is_the_same_for_any_number_of_workers(settings):
     conditions = all_conditions(settings[0], [CYCLE], settings[1], [LATER])
-    assert conditions[-1].name == PROFILES_KNOWN
-    tables = [evaluate_robustness(conditions[-1:], [ocr_pipeline()], [0, 1], workers) for workers in (1, 2)]
+    calibrated = [one for one in conditions if one.name == PROFILES_CALIBRATED][:1]
+    tables = [evaluate_robustness(calibrated, [ocr_pipeline()], [0, 1], workers) for workers in (1, 2)]
     pd.testing.assert_frame_equal(*tables)
 
 
