@@ -1,5 +1,6 @@
 """Configurations worth trying next: near the running one, near what a solver would choose, and what it would at other
-loads."""
+loads.
+"""
 
 from __future__ import annotations
 

@@ -8,13 +8,11 @@ futures. After each round only the best go on, against more futures.
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
 
-from opd.measurement import Observation, SimulationParameters, score
-from opd.objective import Objective
+from opd.measurement import Observation, score
 from opd.pipeline import Configuration, Pipeline, as_array, as_configuration
 from opd.planner.candidates import feasible, neighbours
 from opd.simulator.rollouts import Arrivals, Continuation, RolloutSimulator, draw_arrivals

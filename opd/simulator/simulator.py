@@ -88,6 +88,8 @@ def blank_interval(shape: tuple[int, ...], tasks: int, latencies: int = 0) -> In
         ready_throughput=np.zeros((*shape, tasks)),
         queue=np.zeros((*shape, tasks), dtype=np.int64),
         latencies=np.zeros((*shape, latencies)),
+        busy=np.zeros((*shape, tasks, 0)),
+        batches=np.zeros((*shape, tasks, 0, 0), dtype=np.int64),
     )
 
 
@@ -163,6 +165,7 @@ class Simulator:
         max_rate: largest number of requests in any one second of the workload; determines the size of the queues.
         seed: of both generators.
         record_latencies: include the latency of every completed request in the result of a step.
+        record_batches: include time and number of batches by variant and size in the result of a step.
     """
 
     def __init__(
@@ -173,9 +176,11 @@ class Simulator:
         max_rate: int = 100,
         seed: int = 0,
         record_latencies: bool = False,
+        record_batches: bool = False,
     ) -> None:
         self.pipeline = pipeline
         self.record_latencies = record_latencies
+        self.record_batches = record_batches
         self.parameters = parameters
         self.max_rate = max_rate
         self._factors = service_factors(parameters)
@@ -265,7 +270,13 @@ class Simulator:
 
     def _blank_interval(self) -> Interval:
         environments, tasks = self._state.replicas.shape
-        return blank_interval((environments,), tasks, self._state.queue_time.shape[2] if self.record_latencies else 0)
+        measured = blank_interval(
+            (environments,), tasks, self._state.queue_time.shape[2] if self.record_latencies else 0
+        )
+        if not self.record_batches:
+            return measured
+        places = environments, *self.pipeline.tables.service_time.shape
+        return measured._replace(busy=np.zeros(places[:-1]), batches=np.zeros(places, dtype=np.int64))
 
     def _simulate(self, configurations: np.ndarray, interval: Interval) -> Interval:
         p = self.parameters
@@ -332,7 +343,7 @@ class SimulatedBackend:
         self._seconds = parameters.interval
         self._counts = np.concatenate([history, counts]).astype(np.int64)
         self._lead = self._now = len(history)
-        self._simulator = Simulator(pipeline, parameters, 1, int(self._counts.max(initial=1)), seed, True)
+        self._simulator = Simulator(pipeline, parameters, 1, int(self._counts.max(initial=1)), seed, True, True)
         self._simulator.reset(configuration)
         self.configuration = configuration
         rows = as_array(configuration)
