@@ -28,6 +28,10 @@ class ObservationError(RuntimeError):
     """The state of the pipeline cannot be observed now, so no decision is possible."""
 
 
+class NoRequestsError(ObservationError):
+    """No request has arrived since the run began. This is a state and no failure: there is nothing to decide from."""
+
+
 class ApplyError(RuntimeError):
     """A configuration did not start; the previous one keeps running."""
 
@@ -43,6 +47,7 @@ class Backend(Protocol):
 
         Raises:
             ObservationError: if nothing can be observed now.
+            NoRequestsError: if the pipeline is monitored, but no request has arrived since the run began.
         """
         ...
 
@@ -74,6 +79,7 @@ class Step:
         configuration: what ran in the interval.
         refused: why the policy did not decide, or its decision was not applied; else empty.
         fallback: whether the fallback policy of an agent or of a user's policy decided.
+        idle: whether no request had arrived since the run began, so that nothing was decided.
         decision_seconds: d_t of Alg. 1, forecast and features included.
         span: the time that was measured.
         interval: the measurements; NaN where there are none.
@@ -87,6 +93,7 @@ class Step:
     configuration: Configuration
     refused: str
     fallback: bool
+    idle: bool
     decision_seconds: float
     span: Span
     interval: Interval
@@ -146,12 +153,15 @@ class Decision(NamedTuple):
     fallback: bool = False
     decision_seconds: float = 0.0
     refused: str = ""
+    idle: bool = False
 
 
 def decide(backend: Backend, pipeline: Pipeline, policy: Policy, forecast: Callable[[np.ndarray], float]) -> Decision:
     """Observe the pipeline, forecast its load and let the policy decide, or state why there is no decision."""
     try:
         observation = backend.observe()
+    except NoRequestsError:
+        return Decision(idle=True)
     except ObservationError as error:
         return Decision(refused=f"no decision: {error}")
     begin = perf_counter()
@@ -203,7 +213,8 @@ def run(
     """Run Alg. 1: observe, forecast, decide, apply, wait, score; yields each step when it ends.
 
     A failed observation, decision or change does not end the loop: the last good configuration keeps running and the
-    step states the reason. If the forecast fails, the largest load of the last 20 s replaces it.
+    step states the reason. It also keeps running until the first request arrives. If the forecast fails, the largest
+    load of the last 20 s replaces it.
 
     Args:
         backend: where the pipeline runs.
