@@ -201,7 +201,7 @@ def test_under_a_service_level_figures_show_the_share_in_time_beside_the_goal(tm
     path = tmp_path / "figure.png"
     figure = plots.plot_timelines(timelines(), "ocr", LABEL, path, LEVEL)
     service = figure.axes[6]
-    assert service.get_ylabel() == "requests within 500 ms (%)\nobjective: 95 %"
+    assert service.get_ylabel() == "share within 500 ms (%)\nobjective: 95 %"
     shares = {line.get_label(): line.get_ydata() for line in service.lines}
     assert list(shares.pop("objective")) == [95.0, 95.0]
     assert "objective" in [label.get_text() for label in figure.legends[0].texts]

@@ -160,8 +160,8 @@ def test_the_page_has_findings_tables_figures_and_setting(folder: Path):
     assert page.texts["h2"] == ["Findings", "Policies", "Mean reward (cores) of each cycle", "Figures", "Setting"]
     assert page.texts["li"][0] == "Requests dropped: agent 4."
     assert page.texts["figcaption"] == [
-        "Mean share of requests within the objective and cost of every policy",
-        "Load, cost and share of requests within the objective over time: shop",
+        "Mean share within the objective and cost of every policy",
+        "Load, cost and share within the objective over time: shop",
     ]
     cells = page.texts["td"]
     assert cells[:3] == ["agent", "4.500", "99.00"] and "evening" in cells and "two <slow> cores" in cells

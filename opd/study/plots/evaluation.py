@@ -23,6 +23,7 @@ from opd.study.plots.style import (
     ordered,
     padded_limits,
     panel_grid,
+    plain_numbers,
     policy_style,
     save_figure,
     short_label,
@@ -153,7 +154,7 @@ def plot_loads(
             # Rounding can put the mean of equal figures a little outside of them.
             spread = np.array([mean[quantity] - low[quantity], high[quantity] - mean[quantity]]).clip(min=0.0)
             bars = axes.bar(
-                [policy_style(policy).label for policy in policies],
+                [short_label(policy).replace(" ", "\n") for policy in policies],
                 mean[quantity],
                 yerr=spread if rows["seed"].nunique() > 1 else None,
                 color=[policy_style(policy).colour for policy in policies],
@@ -193,6 +194,7 @@ def plot_plane(evaluation: pd.DataFrame, label: str, path: str | Path, objective
             cost, service = means.loc["random"]
             note = f"\nrandom, not shown: {cost:.1f} cores, {measure.value.format(service)}"
         axes.set_xlabel("mean cost (CPU cores)" + note)
+    plain_numbers(figure)  # their width counts in the layout
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # the names are placed for this layout
     for pipeline, axes in panels.items():

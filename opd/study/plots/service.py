@@ -31,11 +31,11 @@ class ServiceMeasure(NamedTuple):
 
 
 def service_measure(objective: Objective) -> ServiceMeasure:
-    """QoS for the weights of Eqs. 3 and 7; the share of requests within the latency for a service level."""
+    """QoS for the weights of Eqs. 3 and 7; the share of the requests within the latency for a service level."""
     if isinstance(objective, ServiceLevel):
         return ServiceMeasure(
-            name="share of requests within the objective",
-            axis=f"requests within {1e3 * objective.seconds:g} ms (%)\nobjective: {objective.percentile:g} %",
+            name="share within the objective",
+            axis=f"share within {1e3 * objective.seconds:g} ms (%)\nobjective: {objective.percentile:g} %",
             value="{:.1f} % within",
             reward="reward (cores)",
             column="within",
