@@ -14,8 +14,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from opd.control.decisions import as_decision, reason_of
+from opd.control.decisions import as_decision
 from opd.control.policies import Policy
+from opd.host.errors import reason_of
 from opd.measurement import Interval, Observation, Score, Span, score
 from opd.objective import Objective, check_objective
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, as_array, check_feasible
@@ -137,7 +138,7 @@ def expected_load(forecast: Callable[[np.ndarray], float], history: np.ndarray) 
         load = float(forecast(history))
         failure = "" if 0.0 <= load < np.inf else f"the forecast is {load} requests/s, not a load"
     except Exception as error:  # a broken forecaster must not stop the pipeline
-        failure = f"the forecast failed with {type(error).__name__}: {error}"
+        failure = f"the forecast failed with {reason_of(error)}"
     if failure:
         load = RecentMaximum().predict(history)
     return load, failure

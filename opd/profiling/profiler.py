@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from opd.host.errors import problem_list
 from opd.host.machine import hardware
 from opd.host.progress import progress_bar
 from opd.pipeline import batch_sizes_up_to
@@ -226,7 +227,7 @@ def _jobs(
             continue
         jobs.append(Measurement((task, variant.name), variant.cores, measurable, cells, _identity(variant, measurable)))
     if problems:
-        raise ValueError("\n- ".join([f"{len(problems)} variants cannot be measured:", *problems]))
+        raise ValueError(problem_list(f"{len(problems)} variants cannot be measured", problems))
     return jobs
 
 
