@@ -123,6 +123,23 @@ class Calibration(NamedTuple):
     device: float
 
 
+class StageState(NamedTuple):
+    """What is under way in one stage when a policy decides; times in seconds from now.
+
+    Attributes:
+        waiting: (Q, 2) for each waiting request, first come first: time since it joined the queue, and since it entered
+            the pipeline.
+        in_service: (S, 2) for each request that is being served: time until it is done, and since it entered the
+            pipeline.
+        replicas: (R, 4) for each replica: index of its variant, and the times until it is ready, until it is idle and
+            until it leaves, infinite if it stays.
+    """
+
+    waiting: np.ndarray
+    in_service: np.ndarray
+    replicas: np.ndarray
+
+
 @dataclass(frozen=True)
 class Observation:
     """Everything a policy may know when it decides.
@@ -138,6 +155,8 @@ class Observation:
         predicted_load: p, requests/s, forecast maximum of the next 20 s.
         coming_load: requests/s, the true value of ``predicted_load``; only a simulator knows it.
         calibration: corrections of the profiles, from the intervals so far; None in a run without calibration.
+        coming_counts: requests in each of the coming seconds; only a simulator knows them.
+        stages: what is under way in each stage; empty where the backend cannot tell.
     """
 
     history: np.ndarray
@@ -150,6 +169,8 @@ class Observation:
     predicted_load: float = 0.0
     coming_load: float | None = None
     calibration: Calibration | None = None
+    coming_counts: np.ndarray | None = None
+    stages: tuple[StageState, ...] = ()
 
 
 def idle_observation(pipeline: Pipeline) -> Observation:
