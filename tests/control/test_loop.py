@@ -14,11 +14,12 @@ from small_pipelines import ocr_pipeline, pipelines, stages, varying_workload, w
 from opd.agent.deployed import Agent
 from opd.control import loop as control
 from opd.control.factory import agent_policy
-from opd.control.loop import ApplyError, Guard, ObservationError, run
+from opd.control.loop import ApplyError, Guard, NoRequestsError, ObservationError, run
 from opd.control.policies import TRAINED_LOAD_SHARE, AgentPolicy, GreedyPolicy, Policy
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import InfeasibleError, as_array
+from opd.profiling.calibrated import calibrated_pipeline
 from opd.simulator.environment import PipelineVectorEnv
 from opd.simulator.simulator import SimulatedBackend
 
@@ -145,6 +146,20 @@ def test_the_loop_makes_the_calls_of_alg_1_in_order():
     ]
 
 
+def test_the_loop_tells_the_policy_what_service_times_say_of_the_profiles():
+    pipeline = ocr_pipeline()
+    slower = calibrated_pipeline(pipeline, np.full(pipeline.tables.cores.shape, 1.3))
+    counts, policies = varying_workload().counts[:300], (Scripted(*[SMALLEST] * 8), Scripted(*[SMALLEST] * 8))
+    for calibrate, policy in zip((True, False), policies, strict=True):
+        backend = SimulatedBackend(pipeline, QUIET, np.arange(120), counts, SMALLEST, 0, lambda seconds: slower)
+        steps = list(run(backend, pipeline, policy, last_count, WEIGHTS, 8, calibrate))
+        assert [step.observation.calibration for step in steps] == [seen.calibration for seen in policy.seen]
+    told, untold = ([seen.calibration for seen in policy.seen] for policy in policies)
+    assert untold == [None] * 8
+    assert (told[0].factor == 1.0).all()
+    assert told[-1].factor[:, 0] == pytest.approx(1.3, rel=0.03)
+
+
 class Blind(SimulatedBackend):
     """Cannot be seen at its second decision, and cannot run GOOD at its third."""
 
@@ -167,6 +182,20 @@ def test_without_an_observation_the_last_good_configuration_stays_and_the_loop_r
     assert [step.configuration for step in steps] == [GOOD, GOOD]
     assert steps[1].refused == "no decision: no sample of the last 5 s"
     assert np.isnan(steps[1].predicted_load) and not np.isnan(steps[1].score.reward[0])
+
+
+def test_until_the_first_request_the_configuration_stays_and_nothing_is_refused():
+    class Waiting(SimulatedBackend):
+        def observe(self):
+            if self._now < 140:
+                raise NoRequestsError("no request has arrived yet")
+            return super().observe()
+
+    policy = Scripted(GOOD)
+    steps = loop(backend_for(kind=Waiting), policy, 3)
+    assert [step.configuration for step in steps] == [SMALLEST, SMALLEST, GOOD]
+    assert [step.idle for step in steps] == [True, True, False] and len(policy.seen) == 1
+    assert not any(step.refused for step in steps) and np.isnan(steps[0].predicted_load)
 
 
 def test_a_configuration_that_does_not_come_up_is_taken_back_and_may_be_tried_again():

@@ -26,7 +26,7 @@ from opd.host.progress import progress_bar
 from opd.measurement import SimulationParameters
 from opd.objective import Objective, Weights, objective_fields, share_within
 from opd.pipeline import Configuration, Pipeline
-from opd.simulator.simulator import SimulatedBackend
+from opd.simulator.simulator import Device, SimulatedBackend
 from opd.solvers import IpaParameters, greedy
 from opd.study.evaluation.bound import reward_bound
 from opd.workload.forecast import HISTORY_SECONDS, Forecaster
@@ -57,6 +57,7 @@ class Setting:
         ipa: weights of IPA's own objective.
         agents: path of every trained agent by (pipeline, policy, seed).
         decision_share: share of the interval that a decision of a user's policy may take.
+        calibration: whether the policies are told what the measured service times say of the profiles.
     """
 
     trace: Trace
@@ -66,6 +67,7 @@ class Setting:
     ipa: IpaParameters
     agents: Mapping[tuple[str, str, int], Path]
     decision_share: float = DECISION_SHARE
+    calibration: bool = False
 
     def policy(self, name: str, pipeline: Pipeline, seed: int) -> Policy:
         """Build a baseline, one of the trained agents or a user's policy.
@@ -92,7 +94,7 @@ def first_configuration(pipeline: Pipeline, cycle: Cycle, setting: Setting) -> C
 
 
 def run_cycle(
-    pipeline: Pipeline, policy: Policy, cycle: Cycle, seed: int, setting: Setting, device: Pipeline | None = None
+    pipeline: Pipeline, policy: Policy, cycle: Cycle, seed: int, setting: Setting, device: Device | None = None
 ) -> list[Step]:
     """Run one policy through one cycle of 1200 s, from the cheapest configuration for its first forecast.
 
@@ -102,16 +104,17 @@ def run_cycle(
         cycle: part of the trace.
         seed: of arrivals and service noise.
         setting: what all runs share.
-        device: the pipeline with its true latencies; by default as it is known.
+        device: with its true latencies; by default those of the pipeline.
     """
     start = setting.trace.position(cycle.start)
     counts = setting.trace.counts
     history = counts[max(start - HISTORY_SECONDS, 0) : start]
     initial = first_configuration(pipeline, cycle, setting)
     window = counts[start : start + CYCLE_SECONDS]
-    backend = SimulatedBackend(device or pipeline, setting.simulation, history, window, initial, seed)
+    backend = SimulatedBackend(pipeline, setting.simulation, history, window, initial, seed, device)
     decisions = len(window) // setting.simulation.interval
-    return list(run(backend, pipeline, policy, setting.forecaster.predict, setting.objective, decisions))
+    forecast, objective = setting.forecaster.predict, setting.objective
+    return list(run(backend, pipeline, policy, forecast, objective, decisions, setting.calibration))
 
 
 def cycle_summary(steps: Sequence[Step]) -> dict[str, float]:
