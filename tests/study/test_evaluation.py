@@ -66,7 +66,7 @@ def test_a_device_that_is_slower_than_its_profiles_surprises_the_policy(setting)
     tasks = tuple(replace(task, variants=each) for task, each in zip(pipeline.tasks, slower, strict=True))
     slow = replace(pipeline, tasks=tasks)
     believed = cycle_of("greedy", 0, setting)
-    found = run_cycle(pipeline, setting.policy("greedy", pipeline, 0), CYCLE, 0, setting, device=slow)
+    found = run_cycle(pipeline, setting.policy("greedy", pipeline, 0), CYCLE, 0, setting, device=lambda seconds: slow)
     assert [step.configuration for step in found] == [step.configuration for step in believed]
     ready = [np.mean([step.interval.ready_throughput for step in steps], axis=(0, 1)) for steps in (believed, found)]
     np.testing.assert_allclose(ready[0] / ready[1], 1.5)
