@@ -122,6 +122,11 @@ class Calibration(NamedTuple):
     deviation: np.ndarray
     device: float
 
+    def of_variants(self, configuration: Configuration) -> list[tuple[float, float]]:
+        """Factor and its relative deviation of the variant that each task runs."""
+        places = [(n, stage.variant) for n, stage in enumerate(configuration)]
+        return [(float(self.factor[place]), float(self.deviation[place])) for place in places]
+
 
 class StageState(NamedTuple):
     """What is under way in one stage when a policy decides; times in seconds from now.
