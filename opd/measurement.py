@@ -6,7 +6,7 @@ agree on it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -108,6 +108,8 @@ class Observation:
         incoming_load: m, requests/s, mean of the last interval.
         predicted_load: p, requests/s, forecast maximum of the next 20 s.
         coming_load: requests/s, the true value of ``predicted_load``; only a simulator knows it.
+        utilisation: (N,) share of the last interval in which the ready replicas served, see :func:`utilisation`; empty
+            where the backend cannot tell.
     """
 
     history: np.ndarray
@@ -119,6 +121,7 @@ class Observation:
     incoming_load: float
     predicted_load: float = 0.0
     coming_load: float | None = None
+    utilisation: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 def idle_observation(pipeline: Pipeline) -> Observation:
