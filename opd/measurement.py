@@ -73,6 +73,9 @@ class Interval(NamedTuple):
         queue: (E, N) requests waiting at the end.
         latencies: (E, M) seconds of the completed requests, the first ``completed`` of every row; M is 0 unless the
             simulator records them.
+        busy: (E, N, Z) seconds that replicas of each variant spent serving batches, summed over batches begun in the
+            interval, in a live pipeline over those that ended in it; Z is 0 where they were not recorded.
+        batches: (E, N, Z, B_max + 1) number of these batches of 0..B_max requests.
     """
 
     offered: np.ndarray
@@ -86,12 +89,20 @@ class Interval(NamedTuple):
     ready_throughput: np.ndarray
     queue: np.ndarray
     latencies: np.ndarray
+    busy: np.ndarray
+    batches: np.ndarray
 
 
 def unmeasured(pipeline: Pipeline) -> Interval:
-    """Create the interval of a backend that measured nothing: NaN throughout."""
+    """Create the interval of a backend that measured nothing: NaN throughout, and no batches."""
     one, tasks = np.full(1, np.nan), np.full((1, len(pipeline.tasks)), np.nan)
-    return Interval(one, one, one, one, one, one, one, tasks, tasks, tasks, np.zeros((1, 0)))
+    batches = no_batches(1, len(pipeline.tasks))
+    return Interval(one, one, one, one, one, one, one, tasks, tasks, tasks, np.zeros((1, 0)), *batches)
+
+
+def no_batches(environments: int, tasks: int) -> tuple[np.ndarray, np.ndarray]:
+    """Create ``busy`` and ``batches`` of an interval in which they were not recorded."""
+    return np.zeros((environments, tasks, 0)), np.zeros((environments, tasks, 0, 0), dtype=np.int64)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from opd.serving.monitoring.statistics import (
     STALE_SECONDS,
     counted,
     from_zero,
+    increase,
     quantile,
     time_average,
     total_increase,
@@ -152,6 +153,7 @@ class Telemetry:
         lost = np.array([total_increase(others, begin, end)])
         buckets = self._counters(f"{metrics.LATENCY}_bucket", since)
         latency = self._mean(metrics.LATENCY, begin, end)
+        busy, batches = self._batches(begin, end)
         return Interval(
             offered=np.array([total_increase(requests, begin, end)]),
             completed=np.array([total_increase(completed, begin, end)]),
@@ -164,6 +166,8 @@ class Telemetry:
             ready_throughput=self._ready_throughput(begin, end, configuration)[None],
             queue=self.queue(end)[None],
             latencies=np.zeros((1, 0)),
+            busy=busy[None],
+            batches=batches[None],
         )
 
     def _task_latency(self, begin: float, end: float, configuration: Configuration) -> np.ndarray:
@@ -182,6 +186,26 @@ class Telemetry:
                 # A queue still exports variants that were removed from the pipeline; their throughput is unknown.
                 throughput[n] += time_average(series, begin, end) * known.get(series.labels["variant"], 0.0)
         return throughput
+
+    def _batches(self, begin: float, end: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return seconds (N, Z) and number (N, Z, B_max + 1) of the calls of each variant that the pipeline has."""
+        stages, variants, sizes = self._pipeline.tables.service_time.shape
+        busy, batches = np.zeros((stages, variants)), np.zeros((stages, variants, sizes))
+        places = {
+            (task.name, variant.name): (n, z)
+            for n, task in enumerate(self._pipeline.tasks)
+            for z, variant in enumerate(task.variants)
+        }
+        since = begin - STALE_SECONDS
+        for series in self._counters(f"{metrics.STAGE_SERVICE}_sum", since):
+            place = places.get((series.labels["task"], series.labels["variant"]))
+            if place is not None:
+                busy[place] += increase(series, begin, end)
+        for series in self._counters(f"{metrics.STAGE_BATCHES}_total", since):
+            place, size = places.get((series.labels["task"], series.labels["variant"])), int(series.labels["size"])
+            if place is not None and size < sizes:
+                batches[(*place, size)] += increase(series, begin, end)
+        return busy, batches
 
     def _by_task(self, metric: str, since: float, now: float) -> list[list[Series]]:
         """Return the series of a stage's gauge for each task, until ``now``."""

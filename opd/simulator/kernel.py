@@ -230,12 +230,11 @@ def _service_factor(generator, factors):
 
 
 @njit(cache=True)
-def _serve(state, e, n, batch_size, service_time, end, timeout, drop_after, generator, factors):
-    """Serve one stage until ``end``.
+def _serve(state, e, n, batch_size, service_time, end, timeout, drop_after, generator, factors, interval):
+    """Serve one stage until ``end``; record its batches in ``interval`` if that has places for them.
 
     Returns:
-        requests that left the queue, their summed seconds in the stage, requests that reneged, and whether the next
-        queue had room.
+        requests that left the queue, their summed seconds there, requests that reneged, and if the next queue had room.
     """
     times, births, length = state.queue_time[e, n], state.queue_birth[e, n], state.queue_length[e, n]
     free, retire, places = state.replica_free[e, n], state.replica_retire[e, n], state.replicas[e, n]
@@ -267,6 +266,9 @@ def _serve(state, e, n, batch_size, service_time, end, timeout, drop_after, gene
             break
         variant = state.replica_variant[e, n, r]
         free[r] = begin + service_time[n, variant, size] * _service_factor(generator, factors)
+        if interval.busy.shape[2] > 0:
+            interval.busy[e, n, variant] += free[r] - begin
+            interval.batches[e, n, variant, size] += 1
         seconds = _pass_on(state, e, n, head, size, free[r], seconds)
         head += size
     waited_too_long, seconds = _keep_waiting(state, e, n, head, end, drop_after, seconds)
@@ -375,7 +377,7 @@ def simulate(state, configurations, tables, length, timeout, drop_after, objecti
             variant, replicas, batch_size = configurations[e, n]
             _reconfigure(state, e, n, variant, replicas, tables.startup_time[n, variant])
             left, seconds, reneged, fits = _serve(
-                state, e, n, batch_size, tables.service_time, end, timeout, drop_after, generator, factors
+                state, e, n, batch_size, tables.service_time, end, timeout, drop_after, generator, factors, interval
             )
             room = room and fits
             interval.dropped[e] += reneged

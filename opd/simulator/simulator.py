@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtri
 
-from opd.measurement import Interval, Observation, SimulationParameters, Span
+from opd.measurement import Interval, Observation, SimulationParameters, Span, no_batches
 from opd.objective import profiled_service_time, profiled_throughput
 from opd.pipeline import Configuration, Pipeline, StageConfiguration, as_array, check_feasible
 from opd.simulator import kernel
@@ -92,6 +92,7 @@ class Simulator:
         max_rate: largest number of requests in any one second of the workload; determines the size of the queues.
         seed: of both generators.
         record_latencies: include the latency of every completed request in the result of a step.
+        record_batches: include time and number of batches by variant and size in the result of a step.
     """
 
     def __init__(
@@ -102,9 +103,11 @@ class Simulator:
         max_rate: int = 100,
         seed: int = 0,
         record_latencies: bool = False,
+        record_batches: bool = False,
     ) -> None:
         self.pipeline = pipeline
         self.record_latencies = record_latencies
+        self.record_batches = record_batches
         self.parameters = parameters
         self.max_rate = max_rate
         self._factors = service_factors(parameters)
@@ -197,6 +200,10 @@ class Simulator:
 
     def _blank_interval(self) -> Interval:
         environments, tasks = self._state.replicas.shape
+        busy, batches = no_batches(environments, tasks)
+        if self.record_batches:
+            places = environments, *self.pipeline.tables.service_time.shape
+            busy, batches = np.zeros(places[:-1]), np.zeros(places, dtype=np.int64)
         return Interval(
             offered=np.zeros(environments, dtype=np.int64),
             completed=np.zeros(environments, dtype=np.int64),
@@ -209,6 +216,8 @@ class Simulator:
             ready_throughput=np.zeros((environments, tasks)),
             queue=np.zeros((environments, tasks), dtype=np.int64),
             latencies=np.zeros((environments, self._state.queue_time.shape[2] if self.record_latencies else 0)),
+            busy=busy,
+            batches=batches,
         )
 
     def _simulate(self, configurations: np.ndarray, interval: Interval) -> Interval:
@@ -276,7 +285,7 @@ class SimulatedBackend:
         self._seconds = parameters.interval
         self._counts = np.concatenate([history, counts]).astype(np.int64)
         self._lead = self._now = len(history)
-        self._simulator = Simulator(pipeline, parameters, 1, int(self._counts.max(initial=1)), seed, True)
+        self._simulator = Simulator(pipeline, parameters, 1, int(self._counts.max(initial=1)), seed, True, True)
         self._simulator.reset(configuration)
         self.configuration = configuration
         rows = as_array(configuration)

@@ -148,6 +148,17 @@ def scraped(end):
         opd_latency_seconds_bucket=[steady(12, le="0.5"), steady(15, le="1.0"), steady(15, le="+Inf")],
         opd_stage_latency_seconds_sum=[steady(4, task="detection")],
         opd_stage_latency_seconds_count=[steady(16, task="detection")],
+        opd_stage_service_seconds_sum=[
+            steady(0.5, task="detection", variant="small"),
+            ramp(times, end - 4.4, 0.25, task="detection", variant="large"),
+            steady(3, task="detection", variant="removed"),
+        ],
+        opd_stage_batches_total=[
+            steady(4, task="detection", variant="small", size="1"),
+            steady(2, task="detection", variant="small", size="2"),
+            ramp(times, end - 4.4, 1, task="detection", variant="large", size="2"),
+            steady(7, task="detection", variant="large", size="64"),
+        ],
         opd_stage_queue_length=[
             series(times, np.arange(15), pipeline="ocr", instance="x", task="detection"),
             gauge(2, task="recognition"),
@@ -180,6 +191,17 @@ def test_an_interval_contains_all_measurements():
     assert measured.ready_throughput == pytest.approx(np.array([[detection, 3 / 0.05]]), rel=1e-4)
     assert measured.queue == pytest.approx(np.array([[13, 2]]))
     assert measured.latencies.shape == (1, 0)
+
+
+def test_an_interval_tells_the_calls_of_each_variant_apart():
+    end = time.time() - 1.0
+    measured = Telemetry(scraped(end), ocr_pipeline()).interval(end - 10, end, CONFIGURATION)
+    small, large = 0, 1
+    assert measured.busy[0, 0, [small, large]] == pytest.approx([5.0, 1.1])
+    assert measured.batches[0, 0, small, 1:3] == pytest.approx([40, 20])
+    # Batches beyond the pipeline's limit and variants it does not have are left out.
+    assert measured.batches[0, 0, large].sum() == measured.batches[0, 0, large, 2] == pytest.approx(4.4)
+    assert measured.busy[0].sum() == pytest.approx(6.1)
 
 
 def test_an_interval_without_completions_has_no_latency():

@@ -1,0 +1,181 @@
+"""Futures: loads of the next seconds that may follow a history, one count a second.
+
+A planner tries configurations against several of them. Every source of futures implements :class:`Futures`:
+:class:`NearestFutures` repeats what followed similar moments of a trace, and :class:`RecentFutures`, where there is no
+trace, repeats the last two minutes themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from scipy.spatial import KDTree
+
+from opd.host.archive import ArchiveError, load_archive, save_archive
+from opd.workload.forecast import BIN_SECONDS, HALF_REQUEST, HISTORY_SECONDS, HORIZON_SECONDS
+
+FUTURE_SECONDS = 60
+"""Seconds that follow every moment which :class:`NearestFutures` can choose."""
+
+NEIGHBOURS = 400
+"""Similar moments among which futures are drawn."""
+
+_FORMAT = "opd nearest futures 1"
+
+
+class FuturesError(ValueError):
+    """A file of futures cannot be used; the message gives the reason and the remedy."""
+
+
+class Futures(Protocol):
+    """A source of loads that may follow."""
+
+    def sample(
+        self, history: np.ndarray, predicted_load: float, paths: int, seconds: int, generator: np.random.Generator
+    ) -> np.ndarray:
+        """Draw loads that may follow.
+
+        Args:
+            history: counts of the last seconds, the newest last; the last 120 matter, and it may be shorter or empty.
+            predicted_load: requests/s, forecast maximum of the next 20 s.
+            paths: number of futures P, at least 1.
+            seconds: length of each S, at least 1.
+            generator: the source of randomness.
+
+        Returns:
+            (P, S) int64 requests in each of the coming seconds, at least 0.
+        """
+        ...
+
+
+class RecentFutures:
+    """Futures without training: the last two minutes from a random second on, at the present level.
+
+    The level is the mean of the last ten seconds, times what the forecast expects: its maximum over the largest count
+    of the last 20 s. Every other future runs backwards, so that a rise is as likely as a fall. Where the history
+    ends, it is run through again in the other direction.
+    """
+
+    def sample(
+        self, history: np.ndarray, predicted_load: float, paths: int, seconds: int, generator: np.random.Generator
+    ) -> np.ndarray:
+        """See :meth:`Futures.sample`; without any history, Poisson counts with the mean of ``predicted_load``."""
+        recent = np.asarray(history[-HISTORY_SECONDS:], dtype=np.float64)
+        known = len(recent)
+        if known == 0:
+            return generator.poisson(max(predicted_load, 0.0), (paths, seconds))
+        growth = (max(predicted_load, 0.0) + HALF_REQUEST) / (recent[-HORIZON_SECONDS:].max() + HALF_REQUEST)
+        width = min(BIN_SECONDS, known)
+        present = recent[-width:].mean() + HALF_REQUEST
+        both = np.stack([recent, recent[::-1]])
+        direction = np.arange(paths) % 2
+        start = generator.integers(width, known + 1, paths)
+        total = np.pad(both.cumsum(axis=1), ((0, 0), (1, 0)))
+        level = (total[direction, start] - total[direction, start - width]) / width
+        second = (start[:, None] + np.arange(seconds)) % (2 * known)
+        turned = np.minimum(second, 2 * known - 1 - second)
+        loads = both[direction[:, None], turned] * (growth * present / (level + HALF_REQUEST))[:, None]
+        return _rounded(loads, generator)
+
+
+def _rounded(loads: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Round loads up or down at random so that the mean stays."""
+    return np.floor(loads + generator.random(loads.shape)).astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class NearestFutures:
+    """Futures that followed the most similar moments of a trace.
+
+    Moments are similar if forecast and recent load are.
+
+    Attributes:
+        counts: (T,) requests per second of the trace, of an unsigned type that is just large enough.
+        moments: (M,) positions of the first second that a future may begin with.
+        features: (M, F) of the moments, see :func:`moment_features`.
+    """
+
+    counts: np.ndarray
+    moments: np.ndarray
+    features: np.ndarray
+
+    @classmethod
+    def of(
+        cls, counts: np.ndarray, predict_many: Callable[[np.ndarray, np.ndarray], np.ndarray], stride: int = BIN_SECONDS
+    ) -> NearestFutures:
+        """Make futures of a stretch of a trace.
+
+        Args:
+            counts: (T,) requests per second, for instance of the training days.
+            predict_many: makes forecasts from counts and positions, for instance ``Forecaster.predict_many``; the
+                futures must be asked for with forecasts of the same kind.
+            stride: seconds between two moments.
+
+        Raises:
+            ValueError: if the counts are fewer than those of a history and a future.
+        """
+        if len(counts) < HISTORY_SECONDS + FUTURE_SECONDS:
+            raise ValueError(
+                f"futures need at least {HISTORY_SECONDS + FUTURE_SECONDS} s of load, but got {len(counts)}; give a "
+                "longer trace"
+            )
+        moments = np.arange(HISTORY_SECONDS, len(counts) - FUTURE_SECONDS + 1, stride)
+        forecasts = predict_many(counts, moments)
+        histories = np.lib.stride_tricks.sliding_window_view(counts, HISTORY_SECONDS)[moments - HISTORY_SECONDS]
+        small = np.min_scalar_type(int(counts.max()))
+        return cls(counts.astype(small), moments.astype(np.int32), moment_features(histories, forecasts))
+
+    @cached_property
+    def _tree(self) -> KDTree:
+        return KDTree(self.features)
+
+    def sample(
+        self, history: np.ndarray, predicted_load: float, paths: int, seconds: int, generator: np.random.Generator
+    ) -> np.ndarray:
+        """See :meth:`Futures.sample`; a future that reaches the end of the trace goes on at its beginning."""
+        known = np.asarray(history[-HISTORY_SECONDS:])
+        if len(known) == 0:
+            known = np.array([predicted_load])
+        asked = moment_features(known[None], np.array([predicted_load]))[0]
+        neighbours = min(NEIGHBOURS, len(self.moments))
+        _, near = self._tree.query(asked, neighbours)
+        drawn = generator.choice(np.atleast_1d(near), paths, replace=paths > neighbours)
+        following = self.moments[drawn][:, None] + np.arange(seconds)
+        return self.counts[following % len(self.counts)].astype(np.int64)
+
+    def save(self, path: str | Path) -> None:
+        """Write the futures to an archive that :meth:`load` reads."""
+        arrays = {"counts": self.counts, "moments": self.moments, "features": self.features}
+        save_archive(Path(path), _FORMAT, {}, arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> NearestFutures:
+        """Read futures.
+
+        Raises:
+            FuturesError: if the file is missing, damaged or of another kind.
+        """
+        try:
+            _, arrays = load_archive(Path(path), _FORMAT)
+            return cls(**arrays)
+        except (ArchiveError, TypeError) as error:
+            raise FuturesError(f"futures cannot be loaded: {error}; make them again from the trace") from error
+
+
+def moment_features(histories: np.ndarray, forecasts: np.ndarray) -> np.ndarray:
+    """Describe moments so that those with similar futures are near one another.
+
+    Args:
+        histories: (M, S) counts of the seconds before each, the newest last.
+        forecasts: (M,) requests/s, forecast maximum of the next 20 s.
+
+    Returns:
+        (M, 2) float32 logarithms of the forecast and of the mean of the last ten seconds.
+    """
+    recent = histories[:, -BIN_SECONDS:].mean(axis=1)
+    return np.log(np.stack([forecasts, recent], axis=1) + HALF_REQUEST).astype(np.float32)

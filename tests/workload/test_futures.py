@@ -1,0 +1,120 @@
+"""Futures of the load: known answers, properties, and the bundled trace."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opd.workload.forecast import HISTORY_SECONDS, RecentMaximum
+from opd.workload.futures import Futures, FuturesError, NearestFutures, RecentFutures
+
+PREDICT = RecentMaximum()
+
+
+@pytest.fixture(scope="module")
+def nearest(trace) -> NearestFutures:
+    return NearestFutures.of(trace.counts[trace.split("train")][:40_000], PREDICT.predict_many)
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+# Known answers
+
+
+def test_what_always_followed_follows():
+    """A stretch of 300 random loads that repeats: whatever its phase, only one load can follow."""
+    stretch = rng(3).integers(0, 1000, 300)
+    futures = NearestFutures.of(np.tile(stretch, 450), PREDICT.predict_many)
+    for phase in (0, 70, 290):
+        history = np.roll(stretch, -phase)
+        drawn = futures.sample(history, PREDICT.predict(history), paths=16, seconds=80, generator=rng())
+        np.testing.assert_array_equal(drawn, np.tile(history[:80], (16, 1)))
+
+
+def test_a_constant_load_goes_on():
+    history = np.full(HISTORY_SECONDS, 7)
+    near = NearestFutures.of(np.full(1000, 7), PREDICT.predict_many)
+    for futures in (near, RecentFutures()):
+        np.testing.assert_array_equal(futures.sample(history, 7.0, 5, 60, rng()), np.full((5, 60), 7))
+
+
+def test_recent_futures_grow_as_the_forecast_says():
+    history = np.full(HISTORY_SECONDS, 100)
+    grown = RecentFutures().sample(history, 150.0, 200, 60, rng())
+    assert grown.mean() == pytest.approx(150.0, rel=0.01)
+
+
+def test_recent_futures_without_history_follow_the_forecast():
+    drawn = RecentFutures().sample(np.zeros(0, dtype=int), 20.0, 200, 60, rng())
+    assert drawn.mean() == pytest.approx(20.0, rel=0.02)
+    assert not RecentFutures().sample(np.zeros(0, dtype=int), 0.0, 3, 4, rng()).any()
+
+
+def test_recent_futures_rise_as_often_as_they_fall():
+    rising = np.arange(HISTORY_SECONDS) + 100
+    drawn = RecentFutures().sample(rising, float(rising.max()), 2000, 40, rng())
+    assert (drawn[:, -1] > rising[-10:].mean()).mean() == pytest.approx(0.5, abs=0.1)
+
+
+# Properties
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    history=st.lists(st.integers(0, 2000), max_size=150),
+    predicted=st.floats(0.0, 3000.0),
+    paths=st.integers(1, 500),
+    seconds=st.integers(1, 150),
+)
+def test_every_source_gives_counts_for_any_history(nearest, history, predicted, paths, seconds):
+    sources: tuple[Futures, ...] = (nearest, RecentFutures())
+    for futures in sources:
+        drawn = futures.sample(np.array(history, dtype=np.int64), predicted, paths, seconds, rng())
+        assert drawn.shape == (paths, seconds)
+        assert drawn.dtype == np.int64
+        assert (drawn >= 0).all()
+
+
+def test_only_the_last_two_minutes_matter_and_the_generator_decides(nearest, trace):
+    history = trace.counts[-500:]
+    for futures in (nearest, RecentFutures()):
+        shorter = futures.sample(history[-HISTORY_SECONDS:], 9.0, 8, 60, rng(1))
+        np.testing.assert_array_equal(futures.sample(history, 9.0, 8, 60, rng(1)), shorter)
+        assert not np.array_equal(shorter, futures.sample(history, 9.0, 8, 60, rng(2)))
+
+
+def test_futures_do_not_look_beyond_the_trace_they_were_made_of(trace):
+    known = trace.counts[:20_000]
+    changed = np.concatenate([known, np.full(5000, 77)])
+    one, other = (NearestFutures.of(counts[:20_000], PREDICT.predict_many) for counts in (known, changed))
+    np.testing.assert_array_equal(one.features, other.features)
+    assert (one.moments[-1] + 60 <= 20_000) and one.counts.max() < 77
+
+
+# Files and processes
+
+
+def test_stored_and_pickled_futures_draw_the_same(nearest, trace, tmp_path):
+    nearest.save(tmp_path / "futures.npz")
+    drawn = nearest.sample(trace.counts[-120:], 9.0, 16, 60, rng())
+    for copy in (NearestFutures.load(tmp_path / "futures.npz"), pickle.loads(pickle.dumps(nearest))):
+        np.testing.assert_array_equal(copy.sample(trace.counts[-120:], 9.0, 16, 60, rng()), drawn)
+
+
+def test_a_file_that_is_missing_or_another_is_refused(forecaster, tmp_path):
+    with pytest.raises(FuturesError, match="there is no file.*make them again from the trace"):
+        NearestFutures.load(tmp_path / "absent.npz")
+    forecaster.save(tmp_path / "forecaster.npz")
+    with pytest.raises(FuturesError, match="has format 'opd forecaster"):
+        NearestFutures.load(tmp_path / "forecaster.npz")
+
+
+def test_too_short_a_trace_is_refused():
+    with pytest.raises(ValueError, match="at least 180 s of load, but got 179"):
+        NearestFutures.of(np.ones(179, dtype=int), PREDICT.predict_many)
