@@ -105,6 +105,29 @@ def no_batches(environments: int, tasks: int) -> tuple[np.ndarray, np.ndarray]:
     return np.zeros((environments, tasks, 0)), np.zeros((environments, tasks, 0, 0), dtype=np.int64)
 
 
+def utilisation(pipeline: Pipeline, configurations: np.ndarray, interval: Interval, seconds: float) -> np.ndarray:
+    """Share of an interval in which the ready replicas of each task served, those of the variant that was configured.
+
+    A batch counts where it begins, in a live pipeline where it ends, so the share can be a little above 1.
+
+    Args:
+        pipeline: the pipeline, N tasks.
+        configurations: (E, N, 3) what ran in the interval.
+        interval: the measurements.
+        seconds: length of the interval.
+
+    Returns:
+        (E, N) shares; NaN for a task without a ready replica, and where batches were not recorded.
+    """
+    variant, replicas, _ = np.moveaxis(configurations, -1, 0)
+    unknown = np.full(variant.shape, np.nan)
+    if not interval.busy.shape[2]:
+        return unknown
+    busy = np.take_along_axis(interval.busy, variant[..., None], axis=2)[..., 0]
+    ready = interval.ready_throughput / profiled_throughput(pipeline, configurations) * replicas
+    return np.divide(busy, seconds * ready, out=unknown, where=ready > 0.0)
+
+
 @dataclass(frozen=True)
 class Observation:
     """Everything a policy may know when it decides.
@@ -120,7 +143,7 @@ class Observation:
         predicted_load: p, requests/s, forecast maximum of the next 20 s.
         coming_load: requests/s, the true value of ``predicted_load``; only a simulator knows it.
         utilisation: (N,) share of the last interval in which the ready replicas served, see :func:`utilisation`; empty
-            where the backend cannot tell.
+            before the first one.
     """
 
     history: np.ndarray

@@ -78,7 +78,8 @@ def build_policy(
         return UserPolicy(policy_label(name), policy, pipeline, backlog, seconds)
     _check_known(name, simulated)
     if name in REACTIVE_POLICIES:
-        return reactive_policy(pipeline, objective, simulation, tuned_thresholds(name, pipeline.name))
+        solve, thresholds = solver_for(objective, simulation), tuned_thresholds(name, pipeline.name)
+        return reactive_policy(pipeline, solve, simulation.interval, thresholds)
     makers: dict[str, Callable[[], Policy]] = {
         **planners,
         "random": lambda: RandomPolicy(pipeline, seed),
@@ -110,23 +111,27 @@ def _planners(
     }
 
 
-def reactive_policy(
-    pipeline: Pipeline, objective: Objective, simulation: SimulationParameters, thresholds: Thresholds
-) -> Policy:
-    """Build the reactive policy of the given thresholds.
-
-    The myopic solver chooses its configurations, for a service level the one that plans with the latency's percentile.
-    """
-    solve: Solve
+def solver_for(objective: Objective, simulation: SimulationParameters) -> Solve:
+    """The myopic solver for an objective; for a service level it plans with the latency's percentile."""
     if isinstance(objective, ServiceLevel):
-        solve = partial(best_for_level, level=objective, simulation=simulation)
-    else:
-        solve = partial(myopic, weights=objective, batch_timeout=simulation.batch_timeout)
+        return partial(best_for_level, level=objective, simulation=simulation)
+    return partial(myopic, weights=objective, batch_timeout=simulation.batch_timeout)
+
+
+def reactive_policy(pipeline: Pipeline, solve: Solve, interval: float, thresholds: Thresholds) -> Policy:
+    """Build the reactive policy that has these thresholds.
+
+    Args:
+        pipeline: the pipeline to control.
+        solve: chooses its configurations.
+        interval: seconds between two decisions.
+        thresholds: of the policy.
+    """
     if isinstance(thresholds, HpaThresholds):
-        return HpaPolicy(pipeline, solve, simulation.interval, thresholds)
+        return HpaPolicy(pipeline, solve, interval, thresholds)
     if isinstance(thresholds, QueueThresholds):
-        return QueueThresholdPolicy(pipeline, solve, simulation.interval, thresholds)
-    return LadderPolicy(pipeline, solve, simulation.interval, thresholds)
+        return QueueThresholdPolicy(pipeline, solve, interval, thresholds)
+    return LadderPolicy(pipeline, solve, interval, thresholds)
 
 
 def _check_known(name: str, simulated: bool) -> None:

@@ -1,14 +1,15 @@
 """Reactive autoscalers: they answer what was measured, with thresholds, and need no forecast.
 
 * :class:`HpaPolicy` is the Horizontal Pod Autoscaler of Kubernetes on utilisation (``autoscaling/v2``), one per stage.
-* :class:`QueueThresholdPolicy` is KEDA's queue trigger, one per stage. KEDA itself scales between 0 and 1 only, where its
-  activation threshold and cooldown period apply; from 1 on it hands the metric to a Horizontal Pod Autoscaler. A
+* :class:`QueueThresholdPolicy` is KEDA's queue trigger, one per stage. KEDA itself scales between 0 and 1 only, where
+  its activation threshold and cooldown period apply; from 1 on it hands the metric to a Horizontal Pod Autoscaler. A
   stage always has a replica (Eq. 4), so the autoscaler is what is left.
 * :class:`LadderPolicy` climbs and descends the configurations of a solver with hysteresis.
 
 An autoscaler changes replicas and nothing else. Variants and batch sizes are those that a solver finds for one load,
-the design load. Where the device has too few cores for all the replicas that are wanted, :func:`share_cores` says who
-gets them. Thresholds: :mod:`opd.control.thresholds`.
+the design load. The stages share the device by their largest numbers of replicas, which fit together and are balanced
+(:func:`largest_replicas`), so that no stage takes the cores that another needs. Thresholds:
+:mod:`opd.control.thresholds`.
 """
 
 from __future__ import annotations
@@ -16,21 +17,23 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import deque
 from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 
 from opd.control.policies import Policy, on_available_cores
 from opd.control.thresholds import HpaThresholds, LadderThresholds, QueueThresholds
 from opd.measurement import Observation
+from opd.objective import profiled_throughput
 from opd.pipeline import Configuration, Pipeline, as_array, as_configuration
 from opd.solvers.ladder import Ladder, Solve, build_ladder
 
 TOLERANCE = 0.1
-"""Relative distance from its target at which an autoscaler leaves the replicas as they are: the default of Kubernetes."""
+"""Relative distance from its target up to which an autoscaler changes nothing: the default of Kubernetes."""
 
 SCALE_UP_SECONDS = 15.0
 SCALE_UP_REPLICAS = 4
-"""In so many seconds an autoscaler adds at most so many replicas, or as many as there were: the default of Kubernetes."""
+"""An autoscaler adds at most so many replicas in so many seconds, or as many as there were: the default of Kubernetes."""
 
 
 def desired_replicas(current: int, ready: float, ratio: float) -> int:
@@ -48,30 +51,32 @@ def desired_replicas(current: int, ready: float, ratio: float) -> int:
         return current
     if ratio > 1.0 and ready < current:
         ratio, ready = max(ratio * ready / current, 1.0), current
-    if abs(ratio - 1.0) <= TOLERANCE:
+    if 1.0 - TOLERANCE <= ratio <= 1.0 + TOLERANCE:
         return current
     return ceil(round(ratio * ready, 9))  # rounding errors must not add a replica
 
 
-def share_cores(wanted: np.ndarray, cores: np.ndarray, capacity: int) -> np.ndarray:
-    """Replicas within the cores of the device, max-min fair: the stage that got the smallest share of its wish is next.
+def largest_replicas(throughput: np.ndarray, cores: np.ndarray, capacity: int, most: int) -> np.ndarray:
+    """Limits that stages can reach together on a device, and with which none limits the others more than it must.
+
+    One replica of every stage; then the stage of the lowest throughput gets one more, again and again, until nothing
+    fits.
 
     Args:
-        wanted: (N,) replicas that the stages want, at least 1.
+        throughput: (N,) requests/s of one replica of each stage.
         cores: (N,) cores of one replica.
         capacity: cores of the device, at least one replica's of every stage.
+        most: F_max.
 
     Returns:
-        (N,) replicas, from 1 to ``wanted``.
+        (N,) replicas.
     """
-    if cores @ wanted <= capacity:
-        return wanted
-    granted = np.ones_like(wanted)
+    replicas = np.ones(len(cores), dtype=np.int64)
     while True:
-        missing = (granted < wanted) & (cores <= capacity - cores @ granted)
-        if not missing.any():
-            return granted
-        granted[np.where(missing, granted / wanted, np.inf).argmin()] += 1
+        fits = (replicas < most) & (cores <= capacity - cores @ replicas)
+        if not fits.any():
+            return replicas
+        replicas[np.where(fits, replicas * throughput, np.inf).argmin()] += 1
 
 
 class Stabiliser:
@@ -98,13 +103,30 @@ class Stabiliser:
         return np.where(wanted > current, np.minimum(wanted, limit), np.minimum(highest, current))
 
 
+class _Design(NamedTuple):
+    """What an autoscaler keeps, and within which limits it scales.
+
+    Attributes:
+        rows: (N, 3) the configuration for the design load.
+        largest: (N,) the replicas that the stages may have.
+    """
+
+    rows: np.ndarray
+    largest: np.ndarray
+
+    def scaled(self, replicas: np.ndarray) -> Configuration:
+        """The configuration with other replicas (N,), of which those beyond the limits are cut off."""
+        within = np.clip(replicas, 1, self.largest)
+        return as_configuration(np.stack([self.rows[:, 0], within, self.rows[:, 2]], axis=1))
+
+
 class _Autoscaler(Policy):
     """One autoscaler per stage; variants and batch sizes stay as they were designed."""
 
     def __init__(self, pipeline: Pipeline, solve: Solve, interval: float, design_load: float, window: float) -> None:
         self._pipeline, self._solve, self._design_load = pipeline, solve, design_load
         self._interval, self._window = interval, window
-        self._designs: dict[int, np.ndarray] = {}  # by the cores that there are
+        self._designs: dict[int, _Design] = {}  # by the cores that there are
         self._stabiliser = Stabiliser(interval, window)
 
     def warm_up(self, observation: Observation) -> None:
@@ -113,22 +135,22 @@ class _Autoscaler(Policy):
 
     def decide(self, observation: Observation) -> Configuration:
         """Scale the stages, or begin with the design where another variant or batch size runs."""
-        device = on_available_cores(self._pipeline, observation)
-        design, running = self._design(device), as_array(observation.configuration)
-        if (running[:, [0, 2]] != design[:, [0, 2]]).any():
+        design = self._design(on_available_cores(self._pipeline, observation))
+        running = as_array(observation.configuration)
+        if (running[:, [0, 2]] != design.rows[:, [0, 2]]).any():
             self._stabiliser = Stabiliser(self._interval, self._window)
-            return as_configuration(design)
+            return design.scaled(design.rows[:, 1])
         current = running[:, 1]
-        wanted = np.clip(self._wanted(observation, current), 1, device.max_replicas)
-        stable = self._stabiliser.stabilise(current, wanted)
-        cores = device.tables.cores[np.arange(len(design)), design[:, 0]]
-        replicas = share_cores(stable, cores, device.capacity)
-        return as_configuration(np.stack([design[:, 0], replicas, design[:, 2]], axis=1))
+        wanted = np.clip(self._wanted(observation, current), 1, design.largest)
+        return design.scaled(self._stabiliser.stabilise(current, wanted))
 
-    def _design(self, device: Pipeline) -> np.ndarray:
-        """(N, 3) the configuration for the design load."""
+    def _design(self, device: Pipeline) -> _Design:
         if device.capacity not in self._designs:
-            self._designs[device.capacity] = as_array(self._solve(device, self._design_load))
+            rows = as_array(self._solve(device, self._design_load))
+            cores = device.tables.cores[np.arange(len(rows)), rows[:, 0]]
+            one = profiled_throughput(device, rows) / rows[:, 1]
+            limits = largest_replicas(one, cores, device.capacity, device.max_replicas)
+            self._designs[device.capacity] = _Design(rows, limits)
         return self._designs[device.capacity]
 
     @abstractmethod
@@ -154,7 +176,7 @@ class HpaPolicy(_Autoscaler):
 
     def _wanted(self, observation: Observation, current: np.ndarray) -> np.ndarray:
         utilisation = observation.utilisation if len(observation.utilisation) else np.full(len(current), np.nan)
-        stages = zip(current, _ready(observation), utilisation / self._target, strict=True)
+        stages = zip(current, current, utilisation / self._target, strict=True)
         return np.array([desired_replicas(*stage) for stage in stages])
 
 
@@ -180,15 +202,6 @@ class QueueThresholdPolicy(_Autoscaler):
         # An average over all ordered replicas: none is ignored while it starts.
         ratios = requests / self._requests_per_replica / current
         return np.array([desired_replicas(f, f, ratio) for f, ratio in zip(current, ratios, strict=True)])
-
-
-def _ready(observation: Observation) -> np.ndarray:
-    """(N,) replicas that serve and stay; all that were ordered where the backend cannot tell."""
-    ordered = np.array([stage.replicas for stage in observation.configuration])
-    if not observation.stages:
-        return ordered
-    serving = [(stage.replicas[:, 1] <= 0.0) & np.isinf(stage.replicas[:, 3]) for stage in observation.stages]
-    return np.minimum([each.sum() for each in serving], ordered)
 
 
 class LadderPolicy(Policy):

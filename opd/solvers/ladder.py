@@ -11,7 +11,7 @@ import numpy as np
 
 from opd.objective import throughput
 from opd.pipeline import Configuration, Pipeline
-from opd.solvers.options import attainable_load
+from opd.profiling.attainable import attainable_load
 
 LOADS = 128
 """Number of loads, evenly spaced up to the largest that the device carries, for which the rungs are solved."""

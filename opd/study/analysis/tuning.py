@@ -1,10 +1,10 @@
 """Thresholds of the reactive policies, tuned on the validation days: ``python -m opd.study.analysis.tuning``.
 
 A random search with successive halving. Candidates are drawn at random; each round runs those that are left on further
-cycles of the validation split, and keeps the quarter with the best mean over all of their cycles. The figure that counts
-is that of the agent's training: the mean reward less 0.05 for every dropped request. For one policy and one pipeline
-this takes 1,280 cycles of 120 decisions (:data:`ROUNDS`), 153,600 decisions; the training of an agent takes 163,840, and
-its validation more.
+cycles of the validation split, and keeps the quarter with the best mean over all of their cycles. The figure that
+counts is that of the agent's training: the mean reward less 0.05 for every dropped request. For one policy and one
+pipeline this takes 1,280 cycles of 120 decisions (:data:`ROUNDS`), 153,600 decisions; the training of an agent takes
+163,840, and its validation more.
 
 Every reactive policy is tuned for each pipeline, and once for all of them: the same search over their mean.
 """
@@ -23,16 +23,18 @@ import scipy.stats
 import typer
 
 from opd.agent.problem import TrainingParameters
-from opd.control.factory import reactive_policy
+from opd.control.factory import reactive_policy, solver_for
 from opd.control.thresholds import EVERY_PIPELINE, KINDS, TABLE, Thresholds
 from opd.host.parallel import run_tasks
 from opd.host.progress import progress_bar
 from opd.measurement import SimulationParameters
 from opd.objective import Objective, Weights
-from opd.pipeline import Pipeline
+from opd.pipeline import Configuration, Pipeline
 from opd.profiling.pipelines import common_objective, load_pipeline
 from opd.solvers import IpaParameters
-from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle
+from opd.solvers.ladder import Solve
+from opd.study.evaluation.batched import run_cycles
+from opd.study.evaluation.cycles import Setting
 from opd.workload.forecast import HISTORY_SECONDS, RecentMaximum
 from opd.workload.trace import CYCLE_SECONDS, Cycle, Trace, cycle_from_start, load_trace
 
@@ -48,6 +50,9 @@ ROUNDS = (Round(64, 8), Round(16, 24), Round(4, 96))
 
 DROP_PENALTY = TrainingParameters.drop_penalty
 """Reward lost for every dropped request, as in the training of an agent."""
+
+TOGETHER = 256
+"""Trials that run together."""
 
 _WINDOWS = (0.0, 30.0, 60.0, 120.0, 180.0, 300.0)
 _DESIGN_LOADS = scipy.stats.loguniform(3.0, 40.0)
@@ -100,9 +105,9 @@ def validation_cycles(trace: Trace, number: int, seed: int) -> list[Cycle]:
 
 
 class Trial(NamedTuple):
-    """One cycle of one candidate."""
+    """One cycle of one candidate on one pipeline."""
 
-    pipeline: Pipeline
+    pipeline: str
     thresholds: Thresholds
     cycle: Cycle
 
@@ -115,13 +120,40 @@ class TrialResult(NamedTuple):
     value: float
 
 
-def run_trial(setting: Setting, trial: Trial) -> TrialResult:
-    """Run one cycle with the thresholds of a candidate."""
-    policy = reactive_policy(trial.pipeline, setting.objective, setting.simulation, trial.thresholds)
-    steps = run_cycle(trial.pipeline, policy, trial.cycle, 0, setting)
-    summary = cycle_summary(steps)
-    reward, dropped = summary["reward"], int(summary["dropped"])
-    return TrialResult(reward, dropped, reward - DROP_PENALTY * dropped / len(steps))
+class RememberedSolver:
+    """A solver that remembers its solutions, for one pipeline: all candidates ask for the same loads.
+
+    Args:
+        solve: the solver.
+    """
+
+    def __init__(self, solve: Solve) -> None:
+        self._solve = solve
+        self._solved: dict[float, Configuration] = {}
+
+    def __call__(self, pipeline: Pipeline, load: float) -> Configuration:
+        """The solution for a load."""
+        if load not in self._solved:
+            self._solved[load] = self._solve(pipeline, load)
+        return self._solved[load]
+
+
+class TrialBatch(NamedTuple):
+    """Trials on one pipeline that run together."""
+
+    pipeline: Pipeline
+    trials: Sequence[Trial]
+
+
+def run_batch(setting: Setting, batch: TrialBatch) -> list[TrialResult]:
+    """Run every trial of a batch."""
+    solve = RememberedSolver(solver_for(setting.objective, setting.simulation))
+    interval = setting.simulation.interval
+    policies = [reactive_policy(batch.pipeline, solve, interval, trial.thresholds) for trial in batch.trials]
+    totals = run_cycles(batch.pipeline, policies, [trial.cycle for trial in batch.trials], setting, 0)
+    penalty = DROP_PENALTY * totals.dropped * interval / CYCLE_SECONDS
+    figures = zip(totals.reward, totals.dropped, totals.reward - penalty, strict=True)
+    return [TrialResult(float(reward), int(dropped), float(value)) for reward, dropped, value in figures]
 
 
 @dataclass
@@ -139,7 +171,7 @@ class Search:
     rounds: Sequence[Round] = ROUNDS
     seed: int = 0
     workers: int = 1
-    _done: dict[tuple[str, Thresholds, Cycle], TrialResult] = field(default_factory=dict)
+    _done: dict[Trial, TrialResult] = field(default_factory=dict)
 
     def tune(self, policy: str, pipelines: Sequence[Pipeline]) -> pd.DataFrame:
         """Search for the thresholds of a policy that are best in the mean over pipelines.
@@ -153,34 +185,37 @@ class Search:
         run = 0
         for each in self.rounds:
             kept, run = list(left)[: each.candidates], run + each.cycles
-            self._run([Trial(p, thresholds, c) for thresholds in kept for p in pipelines for c in cycles[:run]])
+            for pipeline in pipelines:
+                self._run(pipeline, _trials(kept, pipeline, cycles[:run]))
             rows = [self._mean(thresholds, pipelines, cycles[:run]) for thresholds in kept]
             table = pd.DataFrame(rows).sort_values("value", ascending=False, kind="stable", ignore_index=True)
             left = table["thresholds"]
         return table
 
-    def _run(self, trials: list[Trial]) -> None:
-        new = [trial for trial in trials if _key(trial) not in self._done]
-        finished = run_tasks(run_trial, self.setting, new, self.workers)
-        for trial, result in zip(new, progress_bar(finished, total=len(new), desc="tuning", unit="cycles"), strict=True):
-            self._done[_key(trial)] = result
+    def _run(self, pipeline: Pipeline, trials: list[Trial]) -> None:
+        new = [trial for trial in trials if trial not in self._done]
+        batches = [TrialBatch(pipeline, new[first : first + TOGETHER]) for first in range(0, len(new), TOGETHER)]
+        finished = run_tasks(run_batch, self.setting, batches, self.workers)
+        for batch, results in zip(batches, finished, strict=True):
+            self._done.update(zip(batch.trials, results, strict=True))
 
     def _mean(self, thresholds: Thresholds, pipelines: Sequence[Pipeline], cycles: Sequence[Cycle]) -> dict[str, Any]:
-        results = [self._done[_key(Trial(p, thresholds, c))] for p in pipelines for c in cycles]
+        results = [self._done[trial] for pipeline in pipelines for trial in _trials([thresholds], pipeline, cycles)]
         reward, dropped, value = np.mean(results, axis=0)
         return dict(value=value, reward=reward, dropped=dropped, cycles=len(cycles), thresholds=thresholds)
 
 
-def _key(trial: Trial) -> tuple[str, Thresholds, Cycle]:
-    return trial.pipeline.name, trial.thresholds, trial.cycle
+def _trials(candidates: Iterable[Thresholds], pipeline: Pipeline, cycles: Sequence[Cycle]) -> list[Trial]:
+    return [Trial(pipeline.name, thresholds, cycle) for thresholds in candidates for cycle in cycles]
 
 
 def tune_all(search: Search, pipelines: Sequence[Pipeline]) -> pd.DataFrame:
     """Tune every reactive policy for each pipeline and for all of them; the rows of :meth:`Search.tune`."""
+    groups = {**{each.name: [each] for each in pipelines}, EVERY_PIPELINE: pipelines}
+    searches = [(policy, name) for name in groups for policy in KINDS]
     parts = []
-    for policy in KINDS:
-        for name, together in [*((each.name, [each]) for each in pipelines), (EVERY_PIPELINE, pipelines)]:
-            parts.append(search.tune(policy, together).assign(pipeline=name, policy=policy))
+    for policy, name in progress_bar(searches, total=len(searches), desc="tuning", unit="searches"):
+        parts.append(search.tune(policy, groups[name]).assign(pipeline=name, policy=policy))
     return pd.concat(parts, ignore_index=True)
 
 
