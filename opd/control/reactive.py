@@ -33,7 +33,7 @@ TOLERANCE = 0.1
 
 SCALE_UP_SECONDS = 15.0
 SCALE_UP_REPLICAS = 4
-"""An autoscaler adds at most so many replicas in so many seconds, or as many as there were: the default of Kubernetes."""
+"""An autoscaler adds at most so many replicas in so many seconds, or as many as there were: Kubernetes' default."""
 
 
 def desired_replicas(current: int, ready: float, ratio: float) -> int:

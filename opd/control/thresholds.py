@@ -1,20 +1,22 @@
 """Thresholds of the reactive policies, and the tuned ones that ship with the package.
 
-``thresholds.csv`` beside this module has the columns ``pipeline,policy,threshold,value``: what
-:mod:`opd.study.analysis.tuning` found for each pipeline of the catalogue, and for all of them together. Those of all
-together are for every other pipeline.
+A table has the columns ``pipeline,policy,threshold,value``: what :mod:`opd.study.analysis.tuning` found for each of
+some pipelines, and for all of them together; those of all together are for every other pipeline. The table is
+``thresholds.csv`` in the project, or the one beside this module, of the pipelines that ship with the package.
 """
 
 from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from functools import cache
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+
+from opd.control.decisions import reason_of
+from opd.host.paths import package_path, project_path
 
 _CONFIG = {"extra": "forbid", "allow_inf_nan": False}
 _Positive = Annotated[float, Field(gt=0.0)]
@@ -23,7 +25,7 @@ _Seconds = Annotated[float, Field(ge=0.0)]
 EVERY_PIPELINE = "every"
 """Name in the table for pipelines that have no thresholds of their own."""
 
-TABLE = Path(__file__).with_name("thresholds.csv")
+FILE_NAME = "thresholds.csv"
 
 
 @dataclass(frozen=True, config=_CONFIG)  # type: ignore[call-overload]
@@ -83,9 +85,13 @@ KINDS: dict[str, type[HpaThresholds] | type[QueueThresholds] | type[LadderThresh
 """The thresholds of each reactive policy."""
 
 
-@cache
-def _table(path: Path) -> dict[tuple[str, str], dict[str, float]]:
-    """Read a table of thresholds: by pipeline and policy, the value of each threshold."""
+def read_thresholds(path: Path) -> dict[tuple[str, str], dict[str, float]]:
+    """Read a table of thresholds: by pipeline and policy, the value of each threshold.
+
+    Raises:
+        KeyError: if it lacks a column.
+        ValueError: if a value is not a number.
+    """
     table: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
@@ -93,17 +99,23 @@ def _table(path: Path) -> dict[tuple[str, str], dict[str, float]]:
     return dict(table)
 
 
-def tuned_thresholds(policy: str, pipeline: str, path: Path = TABLE) -> Thresholds:
-    """Thresholds of a reactive policy: those tuned for a pipeline, otherwise those tuned for all of the catalogue.
+def tuned_thresholds(policy: str, pipeline: str) -> Thresholds:
+    """Thresholds of a reactive policy: those tuned for a pipeline, otherwise those tuned for all.
 
     Args:
         policy: ``hpa``, ``queue-threshold`` or ``ladder``.
         pipeline: name of the pipeline.
-        path: the table.
 
     Raises:
-        ValueError: if a threshold is out of its range.
+        ValueError: if the table of the project lacks thresholds or has others, or one is out of its range.
     """
-    table = _table(path)
-    values = table.get((pipeline, policy)) or table[EVERY_PIPELINE, policy]
-    return KINDS[policy](**values)
+    own = project_path(FILE_NAME)
+    path = own if own.is_file() else package_path("control", FILE_NAME)
+    try:
+        table = read_thresholds(path)
+        return KINDS[policy](**(table.get((pipeline, policy)) or table[EVERY_PIPELINE, policy]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: no thresholds of policy {policy!r} for pipeline {pipeline!r} ({reason_of(error)}); write the "
+            "table with `python -m opd.study.analysis.tuning`, or delete it"
+        ) from error

@@ -18,14 +18,26 @@ def test_every_reactive_policy_has_thresholds_for_any_pipeline():
             assert isinstance(tuned_thresholds(policy, name), kind)
 
 
-def test_a_pipeline_has_its_own_thresholds_or_those_of_all(tmp_path):
-    path = tmp_path / "table.csv"
+def a_project(folder, monkeypatch, table: str):
+    (folder / "params.yaml").write_text("")
+    (folder / "thresholds.csv").write_text(table)
+    monkeypatch.chdir(folder)
+
+
+def test_a_project_has_its_own_thresholds_for_a_pipeline_and_for_all(tmp_path, monkeypatch):
     values = {"upper": 0.5, "lower": 0.25, "drain_seconds": 4, "hold_seconds": 30}
-    rows = [f"{name},ladder,{key},{value * times}\n" for name, times in (("every", 1), ("mine", 2)) for key, value in
-            values.items()]  # fmt: skip
-    path.write_text(HEADER + "".join(rows))
-    assert tuned_thresholds("ladder", "other", path) == LadderThresholds(0.5, 0.25, 4.0, 30.0)
-    assert tuned_thresholds("ladder", "mine", path) == LadderThresholds(1.0, 0.5, 8.0, 60.0)
+    names = ("every", 1), ("mine", 2)
+    rows = [f"{name},ladder,{key},{value * times}\n" for name, times in names for key, value in values.items()]
+    a_project(tmp_path, monkeypatch, HEADER + "".join(rows))
+    assert tuned_thresholds("ladder", "other") == LadderThresholds(0.5, 0.25, 4.0, 30.0)
+    assert tuned_thresholds("ladder", "mine") == LadderThresholds(1.0, 0.5, 8.0, 60.0)
+
+
+@pytest.mark.parametrize("table", ["", HEADER, f"{HEADER}every,hpa,target,0.5\n", f"{HEADER}every,hpa,target,high\n"])
+def test_a_table_that_lacks_thresholds_is_named_with_the_remedy(tmp_path, monkeypatch, table):
+    a_project(tmp_path, monkeypatch, table)
+    with pytest.raises(ValueError, match=r"thresholds.csv: no .* 'hpa' for pipeline 'mine' .*delete it"):
+        tuned_thresholds("hpa", "mine")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ Every reactive policy is tuned for each pipeline, and once for all of them: the 
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,17 +25,18 @@ import typer
 
 from opd.agent.problem import TrainingParameters
 from opd.control.factory import reactive_policy, solver_for
-from opd.control.thresholds import EVERY_PIPELINE, KINDS, TABLE, Thresholds
+from opd.control.thresholds import EVERY_PIPELINE, FILE_NAME, KINDS, Thresholds
 from opd.host.parallel import run_tasks
 from opd.host.progress import progress_bar
 from opd.measurement import SimulationParameters
-from opd.objective import Objective, Weights
+from opd.objective import Objective
 from opd.pipeline import Configuration, Pipeline
 from opd.profiling.pipelines import common_objective, load_pipeline
 from opd.solvers import IpaParameters
 from opd.solvers.ladder import Solve
 from opd.study.evaluation.batched import run_cycles
 from opd.study.evaluation.cycles import Setting
+from opd.workload.check_trace import WRONG_INPUT
 from opd.workload.forecast import HISTORY_SECONDS, RecentMaximum
 from opd.workload.trace import CYCLE_SECONDS, Cycle, Trace, cycle_from_start, load_trace
 
@@ -221,12 +223,12 @@ def tune_all(search: Search, pipelines: Sequence[Pipeline]) -> pd.DataFrame:
 
 def write_thresholds(found: pd.DataFrame, path: Path) -> None:
     """Write the best thresholds of every pipeline and policy in the form of :mod:`opd.control.thresholds`."""
-    best = found.groupby(["pipeline", "policy"], sort=False).first()
+    best = found.groupby(["pipeline", "policy"], sort=False)["thresholds"].first()
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["pipeline", "policy", "threshold", "value"])
-        for (pipeline, policy), row in best.iterrows():  # type: ignore[misc]
-            writer.writerows([pipeline, policy, name, f"{each:g}"] for name, each in asdict(row["thresholds"]).items())
+        for key, thresholds in best.items():
+            writer.writerows([*key, name, f"{value:g}"] for name, value in asdict(thresholds).items())  # type: ignore[misc]
 
 
 def write_candidates(found: pd.DataFrame, path: Path) -> None:
@@ -242,23 +244,26 @@ def tuning_setting(trace: Trace, objective: Objective) -> Setting:
 
 
 def main(
-    pipelines: Annotated[list[str], typer.Argument(help="Pipelines of the catalogue, or pipeline files.")],
-    trace: Annotated[str, typer.Option(help="synthetic, twitter or a file.")] = "twitter",
+    pipelines: Annotated[list[str], typer.Argument(help="Pipelines that ship with the package, folders or files.")],
+    trace: Annotated[str, typer.Option(help="synthetic, twitter or a file.")] = "synthetic",
     damping: Annotated[int, typer.Option(help="Every count is divided by it.")] = 8,
-    output: Annotated[Path, typer.Option(help="Table of thresholds.")] = TABLE,
+    output: Annotated[Path, typer.Option(help="Table of thresholds to write.")] = Path(FILE_NAME),
     candidates: Annotated[Path | None, typer.Option(help="CSV file for the candidates of the last rounds.")] = None,
     workers: Annotated[int, typer.Option(help="Processes.")] = 1,
 ) -> None:
     """Tune the thresholds of the reactive policies on the validation days of a trace.
 
-    Example: python -m opd.study.analysis.tuning video nlp --candidates reports/benchmarks/tuning.csv
+    Example: python -m opd.study.analysis.tuning shop --trace my-load.csv --damping 1
     """
-    weights = None if any(Path(each).exists() for each in pipelines) else asdict(Weights())
-    setting = tuning_setting(load_trace(trace, damping), common_objective(pipelines, weights))
-    found = tune_all(Search(setting, workers=workers), [load_pipeline(each) for each in pipelines])
-    write_thresholds(found, output)
-    if candidates is not None:
-        write_candidates(found, candidates)
+    try:
+        setting = tuning_setting(load_trace(trace, damping), common_objective(pipelines))
+        found = tune_all(Search(setting, workers=workers), [load_pipeline(each) for each in pipelines])
+        write_thresholds(found, output)
+        if candidates is not None:
+            write_candidates(found, candidates)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(WRONG_INPUT) from error
     print(f"wrote {output}")
 
 
