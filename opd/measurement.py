@@ -128,6 +128,23 @@ def utilisation(pipeline: Pipeline, configurations: np.ndarray, interval: Interv
     return np.divide(busy, seconds * ready, out=unknown, where=ready > 0.0)
 
 
+class StageState(NamedTuple):
+    """What is under way in one stage when a policy decides; times in seconds from now.
+
+    Attributes:
+        waiting: (Q, 2) for each waiting request, first come first: time since it joined the queue, and since it entered
+            the pipeline.
+        in_service: (S, 2) for each request that is being served: time until it is done, and since it entered the
+            pipeline.
+        replicas: (R, 4) for each replica: index of its variant, and the times until it is ready, until it is idle and
+            until it leaves, infinite if it stays.
+    """
+
+    waiting: np.ndarray
+    in_service: np.ndarray
+    replicas: np.ndarray
+
+
 @dataclass(frozen=True)
 class Observation:
     """Everything a policy may know when it decides.
@@ -142,6 +159,8 @@ class Observation:
         incoming_load: m, requests/s, mean of the last interval.
         predicted_load: p, requests/s, forecast maximum of the next 20 s.
         coming_load: requests/s, the true value of ``predicted_load``; only a simulator knows it.
+        coming_counts: requests in each of the coming seconds; only a simulator knows them.
+        stages: what is under way in each stage; empty where the backend cannot tell.
         utilisation: (N,) share of the last interval in which the ready replicas served, see :func:`utilisation`; empty
             before the first one.
     """
@@ -155,6 +174,8 @@ class Observation:
     incoming_load: float
     predicted_load: float = 0.0
     coming_load: float | None = None
+    coming_counts: np.ndarray | None = None
+    stages: tuple[StageState, ...] = ()
     utilisation: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 

@@ -176,8 +176,16 @@ class HpaPolicy(_Autoscaler):
 
     def _wanted(self, observation: Observation, current: np.ndarray) -> np.ndarray:
         utilisation = observation.utilisation if len(observation.utilisation) else np.full(len(current), np.nan)
-        stages = zip(current, current, utilisation / self._target, strict=True)
+        stages = zip(current, _ready(observation, current), utilisation / self._target, strict=True)
         return np.array([desired_replicas(*stage) for stage in stages])
+
+
+def _ready(observation: Observation, current: np.ndarray) -> np.ndarray:
+    """(N,) replicas that serve and stay; all that were ordered where the backend cannot tell."""
+    if not observation.stages:
+        return current
+    serving = [(stage.replicas[:, 1] <= 0.0) & np.isinf(stage.replicas[:, 3]) for stage in observation.stages]
+    return np.minimum([replicas.sum() for replicas in serving], current)
 
 
 class QueueThresholdPolicy(_Autoscaler):

@@ -15,7 +15,7 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from opd.control.decisions import reason_of
+from opd.host.errors import reason_of
 from opd.host.paths import package_path, project_path
 
 _CONFIG = {"extra": "forbid", "allow_inf_nan": False}

@@ -22,7 +22,7 @@ from opd.control.reactive import (
     largest_replicas,
 )
 from opd.control.thresholds import HpaThresholds, LadderThresholds, QueueThresholds, Thresholds
-from opd.measurement import SimulationParameters, idle_observation
+from opd.measurement import SimulationParameters, StageState, idle_observation
 from opd.objective import Weights, throughput
 from opd.pipeline import ServiceLevel, as_array, used_cores
 from opd.simulator.simulator import SimulatedBackend
@@ -172,6 +172,19 @@ def test_the_hpa_scales_every_stage_by_its_utilisation():
     unknown = replace(seen, utilisation=np.array([np.nan, 0.9]))
     assert as_array(policy.decide(unknown))[:, 1].tolist() == [2, 4]
     assert as_array(policy.decide(replace(seen, utilisation=np.zeros(0))))[:, 1].tolist() == [2, 2]
+
+
+def test_the_hpa_counts_replicas_that_start_as_idle():
+    pipeline = ocr_pipeline(capacity=40, max_replicas=6)
+    design = as_array(myopic(pipeline, 8.0, WEIGHTS, 0.25))
+    design[:, 1] = 3
+    # Variant, and seconds until ready, idle and retired: in the first stage two start, in the second one retires.
+    ready, starting, retiring = (1, 0.0, 0.0, np.inf), (1, 2.0, 2.0, np.inf), (1, 0.0, 0.0, 4.0)
+    none = np.zeros((0, 2))
+    replicas = [ready, starting, starting], [ready, ready, ready, retiring]
+    states = tuple(StageState(none, none, np.array(each)) for each in replicas)
+    seen = observation(pipeline, stages(*design.tolist()), utilisation=np.array([0.9, 0.9]), stages=states)
+    assert as_array(HpaPolicy(pipeline, SOLVE, 10.0, HPA).decide(seen))[:, 1].tolist() == [3, 6]
 
 
 def test_the_queue_threshold_counts_what_waits_and_what_is_served():

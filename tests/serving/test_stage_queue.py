@@ -20,7 +20,7 @@ from opd.pipeline import (
     Variant,
     as_array,
 )
-from opd.serving.contents import payload_answer, payload_request, payloads_of
+from opd.serving.contents import PAYLOAD, payload_request, payloads_of
 from opd.serving.protocol import (
     MalformedRequestError,
     QueueFullError,
@@ -30,6 +30,7 @@ from opd.serving.protocol import (
 )
 from opd.serving.settings import StageSettings
 from opd.serving.stage_queue import ReplicaEndpoint, StageQueue
+from opd.serving.tensors import answer_of
 from opd.simulator.simulator import Simulator
 
 SERVICE = {1: 0.1, 2: 0.15, 4: 0.25}
@@ -64,7 +65,7 @@ class SlowServer:
             raise failure(grpc.StatusCode.INTERNAL, "index out of range")
         if b"short" in payloads:
             return ModelInferResponse()
-        return payload_answer([payload.upper() for payload in payloads])
+        return answer_of({PAYLOAD: [payload.upper() for payload in payloads]}, raw=False)
 
     async def ready(self, timeout):
         return self.up and not self.hangs

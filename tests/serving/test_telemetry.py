@@ -9,6 +9,7 @@ import pytest
 from sampled import series
 from small_pipelines import ocr_pipeline
 
+from opd.control.loop import NoRequestsError, ObservationError
 from opd.measurement import unmeasured
 from opd.pipeline import StageConfiguration
 from opd.serving import telemetry
@@ -252,6 +253,46 @@ def test_a_run_sees_no_measurements_of_the_previous_one():
     assert first.history == pytest.approx([20])
     np.testing.assert_array_equal(first.task_latency, expected.task_latency)
     np.testing.assert_array_equal(first.ready_throughput, expected.ready_throughput)
+
+
+def scraped_requests(counts):
+    """Samples around the present, where these are the requests that had been counted, a scrape a second, until now."""
+    now = time.time()
+    monitor = scraped(now)
+    times = now - np.arange(len(counts) - 1, -1, -1.0)
+    monitor.known["opd_requests_total"] = [requests(times, np.asarray(counts, dtype=float))]
+    return monitor
+
+
+def backend_of_a_run(monitor, seconds_ago):
+    """A backend with a run that began so many seconds ago."""
+    backend = TelemetryBackend(ocr_pipeline(), CONFIGURATION, monitor, 10.0)
+    backend.begin_run()
+    backend._begin -= seconds_ago
+    return backend
+
+
+@pytest.mark.parametrize("seconds_ago", [0.0, 0.5, 3.5, 300.0])
+def test_a_run_that_waits_for_its_first_request_is_no_failure(seconds_ago):
+    with pytest.raises(NoRequestsError):
+        backend_of_a_run(scraped_requests([7] * 130), seconds_ago).observe()
+
+
+def test_an_outage_before_the_first_request_is_a_failure():
+    for monitor in (scraped_requests([]), scraped_requests([np.nan] * 9)):
+        with pytest.raises(ObservationError, match="has no samples.*does not mean that the load is zero") as error:
+            backend_of_a_run(monitor, 3.5).observe()
+        assert error.type is ObservationError
+
+
+def test_a_run_is_observed_from_its_first_request_on_also_when_no_more_come():
+    backend = backend_of_a_run(scraped_requests([7] * 9), 4.5)
+    with pytest.raises(NoRequestsError):
+        backend.observe()
+    backend.monitor.known |= scraped_requests([7] * 6 + [9, 9, 10]).known
+    assert backend.observe().history == pytest.approx([2, 0, 1], abs=1e-3)
+    backend.monitor.known |= scraped_requests([10] * 9).known
+    assert backend.observe().history == pytest.approx([0] * 4, abs=1e-3)
 
 
 class Clock:
