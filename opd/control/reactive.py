@@ -7,9 +7,9 @@
 * :class:`LadderPolicy` climbs and descends the configurations of a solver with hysteresis.
 
 An autoscaler changes replicas and nothing else. Variants and batch sizes are those that a solver finds for one load,
-the design load. The stages share the device by their largest numbers of replicas, which fit together and are balanced
-(:func:`largest_replicas`), so that no stage takes the cores that another needs. Thresholds:
-:mod:`opd.control.thresholds`.
+the design load, with the profiles; it does not follow a calibration. The stages share the device by their largest
+numbers of replicas, which fit together and are balanced (:func:`largest_replicas`), so that no stage takes the cores
+that another needs. Thresholds: :mod:`opd.control.thresholds`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from opd.control.policies import Policy, on_available_cores
+from opd.control.policies import Policy, on_available_cores, present_pipeline
 from opd.control.thresholds import HpaThresholds, LadderThresholds, QueueThresholds
 from opd.measurement import Observation
 from opd.objective import profiled_throughput
 from opd.pipeline import Configuration, Pipeline, as_array, as_configuration
-from opd.solvers.ladder import Ladder, Solve, build_ladder
+from opd.solvers.ladder import Ladder, Solve, build_ladder, lowest_carrying
 
 TOLERANCE = 0.1
 """Relative distance from its target up to which an autoscaler changes nothing: the default of Kubernetes."""
@@ -215,7 +215,8 @@ class QueueThresholdPolicy(_Autoscaler):
 class LadderPolicy(Policy):
     """A ladder of configurations with hysteresis: up at once and as far as needed, down after a hold time.
 
-    The demand is the load of the last interval and what serves the waiting requests in time.
+    The demand is the load of the last interval and what serves the waiting requests in time. The rungs stay those of
+    the profiles; what they carry is taken from the calibrated ones.
 
     Args:
         pipeline: the pipeline to control.
@@ -241,9 +242,10 @@ class LadderPolicy(Policy):
             self._allowed.clear()
             self._cores = device.capacity
         ladder, limits = self._ladder(device), self._thresholds
+        throughput = ladder.throughput(present_pipeline(self._pipeline, observation))
         demand = observation.incoming_load + float(observation.queue.sum()) / limits.drain_seconds
-        needed = ladder.carrying(demand / limits.upper)
-        self._allowed.append(ladder.carrying(demand / (limits.upper * limits.lower)))
+        needed = lowest_carrying(throughput, demand / limits.upper)
+        self._allowed.append(lowest_carrying(throughput, demand / (limits.upper * limits.lower)))
         running = ladder.position(observation.configuration)
         if running is None:
             return ladder.rungs[self._allowed[-1]]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from opd.objective import throughput
+from opd.objective import profiled_throughput, throughput
 from opd.pipeline import Configuration, Pipeline
 from opd.profiling.attainable import attainable_load
 
@@ -26,19 +25,23 @@ class Ladder:
 
     Attributes:
         rungs: the configurations, K of them.
-        throughput: requests/s of each, increasing.
     """
 
     rungs: tuple[Configuration, ...]
-    throughput: tuple[float, ...]
 
-    def carrying(self, load: float) -> int:
-        """Position of the lowest rung that carries a load in requests/s; the highest one if none does."""
-        return min(bisect_left(self.throughput, load), len(self.rungs) - 1)
+    def throughput(self, pipeline: Pipeline) -> np.ndarray:
+        """(K,) requests/s of each rung with the latencies of a pipeline; increasing with those it was built from."""
+        return profiled_throughput(pipeline, np.array(self.rungs)).min(axis=1)
 
     def position(self, configuration: Configuration) -> int | None:
         """Position of a configuration, or None if it is no rung."""
         return self.rungs.index(configuration) if configuration in self.rungs else None
+
+
+def lowest_carrying(throughput: np.ndarray, load: float) -> int:
+    """Position of the first rung whose throughput (K,) reaches a load in requests/s; the fastest one if none does."""
+    enough = np.flatnonzero(throughput >= load)
+    return int(enough[0] if len(enough) else throughput.argmax())
 
 
 def build_ladder(pipeline: Pipeline, solve: Solve) -> Ladder:
@@ -49,11 +52,11 @@ def build_ladder(pipeline: Pipeline, solve: Solve) -> Ladder:
         solve: a solver, such as :func:`opd.solvers.myopic` with its weights.
     """
     rungs: list[Configuration] = []
-    carried: list[float] = []
+    carried = -np.inf
     for load in np.linspace(0.0, attainable_load(pipeline, sys.float_info.max), LOADS):
         configuration = solve(pipeline, float(load))
-        rate = float(throughput(pipeline, configuration))
-        if not carried or rate > carried[-1]:
+        rate = throughput(pipeline, configuration)
+        if rate > carried:
             rungs.append(configuration)
-            carried.append(rate)
-    return Ladder(tuple(rungs), tuple(carried))
+            carried = rate
+    return Ladder(tuple(rungs))

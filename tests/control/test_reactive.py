@@ -22,12 +22,12 @@ from opd.control.reactive import (
     largest_replicas,
 )
 from opd.control.thresholds import HpaThresholds, LadderThresholds, QueueThresholds, Thresholds
-from opd.measurement import SimulationParameters, StageState, idle_observation
+from opd.measurement import Calibration, SimulationParameters, StageState, idle_observation
 from opd.objective import Weights, throughput
 from opd.pipeline import ServiceLevel, as_array, used_cores
 from opd.simulator.simulator import SimulatedBackend
 from opd.solvers import myopic
-from opd.solvers.ladder import build_ladder
+from opd.solvers.ladder import build_ladder, lowest_carrying
 
 WEIGHTS, SIMULATION = Weights(), SimulationParameters()
 SOLVE = partial(myopic, weights=WEIGHTS, batch_timeout=SIMULATION.batch_timeout)
@@ -223,8 +223,8 @@ def climbed(loads: list[float], queue: int = 0) -> list[int]:
 
 def test_the_ladder_climbs_at_once_to_the_rung_that_carries_the_demand():
     ladder = build_ladder(ocr_pipeline(capacity=16), SOLVE)
-    (rung,) = climbed([18.0])
-    assert ladder.throughput[rung - 1] < 18.0 / 0.8 <= ladder.throughput[rung]
+    (rung,), rates = climbed([18.0]), ladder.throughput(ocr_pipeline(capacity=16))
+    assert rates[rung - 1] < 18.0 / 0.8 <= rates[rung]
     assert rung > 1
     assert climbed([8.0], queue=100) == [rung]  # 10 more requests/s serve them in 10 s
 
@@ -232,12 +232,26 @@ def test_the_ladder_climbs_at_once_to_the_rung_that_carries_the_demand():
 def test_the_ladder_descends_after_the_hold_time_and_not_for_small_changes():
     ladder = build_ladder(ocr_pipeline(capacity=16), SOLVE)
     (high,), (low,) = climbed([18.0]), climbed([6.0])
-    allowed = ladder.carrying(6.0 / (0.8 * 0.75))
+    rates = ladder.throughput(ocr_pipeline(capacity=16))
+    allowed = lowest_carrying(rates, 6.0 / (0.8 * 0.75))
     assert low <= allowed < high
     assert climbed([18.0, 6.0, 6.0, 6.0, 6.0]) == [high, high, high, allowed, allowed]
     assert climbed([18.0, 6.0, 18.0, 6.0, 6.0]) == [high] * 5
-    slightly_less = 0.8 * 0.76 * ladder.throughput[high]
+    slightly_less = 0.8 * 0.76 * rates[high]
     assert climbed([18.0, *[slightly_less] * 6]) == [high] * 7
+
+
+def test_on_a_slower_device_the_ladder_climbs_higher_for_the_same_load():
+    pipeline = ocr_pipeline(capacity=16)
+    ladder = build_ladder(pipeline, SOLVE)
+    slow = Calibration(np.full((2, 3), 1.5), np.zeros((2, 3)), np.full((2, 3), 0.01), 1.5)
+    seen = observation(pipeline, ladder.rungs[0], 12.0)
+    as_profiled, slower = (
+        LadderPolicy(pipeline, SOLVE, 10.0, LADDER).decide(each) for each in (seen, replace(seen, calibration=slow))
+    )
+    assert slower in ladder.rungs and throughput(pipeline, slower) >= 12.0 * 1.49 / 0.8 > throughput(
+        pipeline, as_profiled
+    )
 
 
 def test_the_ladder_leaves_a_configuration_that_is_no_rung():
@@ -246,7 +260,7 @@ def test_the_ladder_leaves_a_configuration_that_is_no_rung():
     outside = stages((0, 3, 1), (0, 3, 2))
     assert ladder.position(outside) is None
     decided = LadderPolicy(pipeline, SOLVE, 10.0, LADDER).decide(observation(pipeline, outside, 6.0))
-    assert decided == ladder.rungs[ladder.carrying(6.0 / (0.8 * 0.75))]
+    assert decided == ladder.rungs[lowest_carrying(ladder.throughput(pipeline), 6.0 / (0.8 * 0.75))]
 
 
 # --- the whole loop ---------------------------------------------------------------------------------------------------
