@@ -212,6 +212,7 @@ def describe_run(
         **objective_fields(setting.objective),
         "simulation": asdict(setting.simulation),
         "ipa": asdict(setting.ipa),
+        "calibration": setting.calibration,
         "hardware": hardware(),
     }
 
