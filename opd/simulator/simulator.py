@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtri
 
-from opd.measurement import Interval, Observation, SimulationParameters, Span, StageState
+from opd.measurement import Interval, Observation, SimulationParameters, Span, StageState, utilisation
 from opd.objective import profiled_service_time, profiled_throughput
 from opd.pipeline import Configuration, Pipeline, StageConfiguration, as_array, check_feasible
 from opd.simulator import kernel
@@ -358,7 +358,7 @@ class SimulatedBackend:
         rows = as_array(configuration)
         self._task_latency = profiled_service_time(first, rows)
         self._ready_throughput = profiled_throughput(first, rows)
-        self._queue = np.zeros(len(rows))
+        self._queue, self._utilisation = np.zeros(len(rows)), np.zeros(0)
 
     def observe(self) -> Observation:
         """State of the simulated device, including the coming load."""
@@ -372,6 +372,7 @@ class SimulatedBackend:
             queue=self._queue,
             incoming_load=float(last.mean()) if len(last) else 0.0,
             coming_load=float(future_maximum(self._counts, np.array([self._now]))[0]),
+            utilisation=self._utilisation,
             coming_counts=self._counts[self._now :],
             stages=self._simulator.stage_states(),
         )
@@ -383,10 +384,12 @@ class SimulatedBackend:
     def wait(self) -> tuple[Span, Interval]:
         """Simulate one interval."""
         begin = float(self._now - self._lead)
+        rows = as_array(self.configuration)[None]
         self._simulator.pipeline = self._device(begin)
-        interval = self._simulator.step(as_array(self.configuration)[None], self._window()[None])
+        interval = self._simulator.step(rows, self._window()[None])
         self._task_latency, self._ready_throughput = interval.task_latency[0], interval.ready_throughput[0]
         self._queue = interval.queue[0]
+        self._utilisation = utilisation(self._simulator.pipeline, rows, interval, self._seconds)[0]
         self._now += self._seconds
         return Span(begin, begin + self._seconds), interval
 

@@ -230,6 +230,7 @@ def describe_run(
         **objective_fields(setting.objective),
         "simulation": asdict(setting.simulation),
         "ipa": asdict(setting.ipa),
+        "calibration": setting.calibration,
         "hardware": hardware(),
     }
 
