@@ -73,6 +73,9 @@ class Interval(NamedTuple):
         queue: (E, N) requests waiting at the end.
         latencies: (E, M) seconds of the completed requests, the first ``completed`` of every row; M is 0 unless the
             simulator records them.
+        busy: (E, N, Z) seconds that replicas of each variant spent serving batches, summed over batches begun in the
+            interval, in a live pipeline over those that ended in it; Z is 0 where they were not recorded.
+        batches: (E, N, Z, B_max + 1) number of these batches of 0..B_max requests.
     """
 
     offered: np.ndarray
@@ -86,12 +89,37 @@ class Interval(NamedTuple):
     ready_throughput: np.ndarray
     queue: np.ndarray
     latencies: np.ndarray
+    busy: np.ndarray
+    batches: np.ndarray
 
 
 def unmeasured(pipeline: Pipeline) -> Interval:
-    """Create the interval of a backend that measured nothing: NaN throughout."""
+    """Create the interval of a backend that measured nothing: NaN throughout, and no batches."""
     one, tasks = np.full(1, np.nan), np.full((1, len(pipeline.tasks)), np.nan)
-    return Interval(one, one, one, one, one, one, one, tasks, tasks, tasks, np.zeros((1, 0)))
+    batches = no_batches(1, len(pipeline.tasks))
+    return Interval(one, one, one, one, one, one, one, tasks, tasks, tasks, np.zeros((1, 0)), *batches)
+
+
+def no_batches(environments: int, tasks: int) -> tuple[np.ndarray, np.ndarray]:
+    """Create ``busy`` and ``batches`` of an interval in which they were not recorded."""
+    return np.zeros((environments, tasks, 0)), np.zeros((environments, tasks, 0, 0), dtype=np.int64)
+
+
+class StageState(NamedTuple):
+    """What is under way in one stage when a policy decides; times in seconds from now.
+
+    Attributes:
+        waiting: (Q, 2) for each waiting request, first come first: time since it joined the queue, and since it entered
+            the pipeline.
+        in_service: (S, 2) for each request that is being served: time until it is done, and since it entered the
+            pipeline.
+        replicas: (R, 4) for each replica: index of its variant, and the times until it is ready, until it is idle and
+            until it leaves, infinite if it stays.
+    """
+
+    waiting: np.ndarray
+    in_service: np.ndarray
+    replicas: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -108,6 +136,8 @@ class Observation:
         incoming_load: m, requests/s, mean of the last interval.
         predicted_load: p, requests/s, forecast maximum of the next 20 s.
         coming_load: requests/s, the true value of ``predicted_load``; only a simulator knows it.
+        coming_counts: requests in each of the coming seconds; only a simulator knows them.
+        stages: what is under way in each stage; empty where the backend cannot tell.
     """
 
     history: np.ndarray
@@ -119,6 +149,8 @@ class Observation:
     incoming_load: float
     predicted_load: float = 0.0
     coming_load: float | None = None
+    coming_counts: np.ndarray | None = None
+    stages: tuple[StageState, ...] = ()
 
 
 def idle_observation(pipeline: Pipeline) -> Observation:

@@ -344,6 +344,28 @@ def used_cores(pipeline: Pipeline, configurations: Configuration | np.ndarray) -
     return np.sum(stage_cores(pipeline, configurations), axis=-1)
 
 
+def check_stage(pipeline: Pipeline, task: Task, stage: StageConfiguration) -> None:
+    """Check that the configuration of one task keeps the limits of a stage.
+
+    Raises:
+        InfeasibleError: naming the task, the value and the limit.
+    """
+    if not all(isinstance(value, (int, np.integer)) for value in stage):
+        raise InfeasibleError(
+            f"task {task.name!r}: variant, replicas and batch size {tuple(stage)} are not whole numbers"
+        )
+    if not 0 <= stage.variant < len(task.variants):
+        raise InfeasibleError(
+            f"task {task.name!r}: variant index {stage.variant} is not within 0..{len(task.variants) - 1}"
+        )
+    if not 1 <= stage.replicas <= pipeline.max_replicas:
+        raise InfeasibleError(
+            f"task {task.name!r}: {stage.replicas} replicas are not within 1..{pipeline.max_replicas}"
+        )
+    if stage.batch_size not in pipeline.batch_sizes:
+        raise InfeasibleError(f"task {task.name!r}: batch size {stage.batch_size} is not one of {pipeline.batch_sizes}")
+
+
 def check_feasible(pipeline: Pipeline, configuration: Configuration) -> None:
     """Check that ``configuration`` keeps every limit of Eq. 4.
 
@@ -355,22 +377,7 @@ def check_feasible(pipeline: Pipeline, configuration: Configuration) -> None:
             f"pipeline {pipeline.name!r} has {len(pipeline.tasks)} tasks, the configuration {len(configuration)}"
         )
     for task, stage in zip(pipeline.tasks, configuration, strict=True):
-        if not all(isinstance(value, (int, np.integer)) for value in stage):
-            raise InfeasibleError(
-                f"task {task.name!r}: variant, replicas and batch size {tuple(stage)} are not whole numbers"
-            )
-        if not 0 <= stage.variant < len(task.variants):
-            raise InfeasibleError(
-                f"task {task.name!r}: variant index {stage.variant} is not within 0..{len(task.variants) - 1}"
-            )
-        if not 1 <= stage.replicas <= pipeline.max_replicas:
-            raise InfeasibleError(
-                f"task {task.name!r}: {stage.replicas} replicas are not within 1..{pipeline.max_replicas}"
-            )
-        if stage.batch_size not in pipeline.batch_sizes:
-            raise InfeasibleError(
-                f"task {task.name!r}: batch size {stage.batch_size} is not one of {pipeline.batch_sizes}"
-            )
+        check_stage(pipeline, task, stage)
     cores = used_cores(pipeline, configuration)
     if cores > pipeline.capacity:
         raise InfeasibleError(

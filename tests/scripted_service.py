@@ -10,7 +10,8 @@ import grpc
 from mlserver.grpc import dataplane_pb2 as messages
 from mlserver.grpc import dataplane_pb2_grpc as services
 
-from opd.serving.contents import payload_answer, payloads_of
+from opd.serving.contents import PAYLOAD, payloads_of
+from opd.serving.tensors import answer_of
 
 CODES = {
     b"full": grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -40,7 +41,7 @@ class ScriptedService(services.GRPCInferenceServiceServicer):
             return messages.ModelInferResponse()
         if payload in CODES:
             await context.abort(CODES[payload], f"refused: {payload.decode()}")
-        return payload_answer([payload.upper()])
+        return answer_of({PAYLOAD: [payload.upper()]}, raw=False)
 
 
 @contextlib.asynccontextmanager

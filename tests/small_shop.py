@@ -4,7 +4,7 @@ import json
 
 from opd.profiling.pipeline_file import read_pipeline_file
 from opd.serving.packing import store_variant
-from opd.serving.stage_samples import StageSamples, pipeline_samples
+from opd.serving.stage_samples import load_stage_samples
 from opd.serving.store import ModelStore
 
 MODELS = """
@@ -66,4 +66,4 @@ def shop_stages(folder):
     for task in pipeline.tasks:
         for each in task.variants:
             store_variant(store, task.name, each.name, str(each.model), folder, each.runtime, each.settings)
-    return StageSamples(pipeline, pipeline_samples(folder), store, folder / "cache")
+    return load_stage_samples(folder, store, folder / "cache")

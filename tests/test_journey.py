@@ -136,7 +136,7 @@ def project(user: User) -> User:
         content["limits"] = {"replicas": 2, "batch_size": 2}
 
     def shorter(content: dict[str, Any]) -> None:
-        content |= {"policies": POLICIES, "damping": 1, "cycles": 0}
+        content |= {"policies": POLICIES, "cycles": 0}
         content["forecast"] = {"epochs": 1, "train_windows": 500}
         content["training"] = TRAINING
         content["simulation"]["interval"] = 2
@@ -219,12 +219,15 @@ def evaluated(profiled: Profiling) -> tuple[User, Answer, Answer]:
 
 def test_training_and_evaluation_cover_every_policy(evaluated: tuple[User, Answer, Answer]):
     user, trained, answer = evaluated
+    assert "damping is now 1 (before: 8): the counts of load.csv are taken as they are" in trained.err
+    assert "damping is now" not in answer.err
     assert [each["policy"] for each in trained.json["runs"]] == ["agent"]
     assert (user.shop / "models" / "agents" / "tabular" / "agent-0.npz").is_file()
     labels = [name.rpartition(":")[2] for name in POLICIES]
     assert sorted(row["policy"] for row in answer.json) == sorted(labels)
+    assert all(0.0 < row["mean_accuracy"] < 1.0 and "qos" not in row for row in answer.json)
     page = (user.shop / "reports" / "index.html").read_text()
-    assert all(label in page for label in labels)
+    assert all(label in page for label in labels) and "mean accuracy" in page and "QoS" not in page
     assert yaml.safe_load((user.shop / "params.yaml").read_text())["trace"] == str(user.folder / "load.csv")
 
 

@@ -187,10 +187,10 @@ def evaluate(folder: Folder, trace: Trace = None, again: Again = False, as_json:
     project = _run_on_trace(folder, trace, "evaluate", again)
     import pandas as pd
 
-    from opd.study.report.results import policy_summary
+    from opd.study.report.results import readable_summary
 
-    rows = policy_summary(pd.read_csv(project.root / "reports" / "evaluation.csv"))
-    _print_frame(rows, as_json)
+    evaluation = pd.read_csv(project.root / "reports" / "evaluation.csv")
+    _print_frame(readable_summary(evaluation, project.report("evaluation.json")), as_json)
     say(f"report: {project.root / 'reports' / 'index.html'}")
     return DONE
 
@@ -202,11 +202,12 @@ def _run_on_trace(folder: Path, trace: str | None, stage: str, again: bool) -> P
         project = _open(folder)
         project.pipeline()  # raises if it has not been measured
         if given is not None:
-            from opd.workload.check_trace import check_trace, trace_use, write_trace
+            from opd.workload.check_trace import check_trace, use_of, write_trace
 
             parameters = project.root / "params.yaml"
-            check_trace(given, trace_use(parameters))
-            write_trace(parameters, given)
+            check_trace(given, use_of(parameters, given))
+            if note := write_trace(parameters, given):
+                say(note)
     _reproduce(project, ["trace", "forecast", stage], again)
     return project
 

@@ -21,7 +21,7 @@ from opd.host.documents import as_model, read_document
 from opd.host.imports import make_project_importable
 from opd.host.paths import project_path
 from opd.measurement import SimulationParameters
-from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, check_feasible
+from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, check_feasible, check_stage
 from opd.profiling.pipeline_file import pipeline_path, read_pipeline_file, shipped_pipelines
 from opd.profiling.pipelines import load_objective, load_pipeline
 from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
@@ -89,10 +89,22 @@ def stages_of(pipeline: Pipeline, texts: Iterable[str]) -> Stages:
     """Parse stages, each ``TASK=VARIANT:REPLICAS:BATCH``.
 
     Raises:
-        InputError: if one is malformed or of an unknown task, or if they break a limit of the pipeline.
-        KeyError: if a task has no such variant.
+        InputError: listing all that are malformed, name what the pipeline lacks, break a limit of a stage, or repeat a
+            task; else if all of them together need too many cores.
     """
-    stages = dict(_stage(pipeline, text) for text in texts)
+    stages: dict[str, StageConfiguration] = {}
+    problems = []
+    for text in texts:
+        try:
+            task, stage = _stage(pipeline, text)
+            if task in stages:
+                raise InputError(f"task {task!r} has been given before; give every task once")
+            stages[task] = stage
+        except (InfeasibleError, InputError, KeyError) as error:
+            problems.append(f"--stage {text!r}: {error.args[0]}")
+    if problems:
+        listed = [f"{len(problems)} --stage options are wrong:", *problems] if len(problems) > 1 else problems
+        raise InputError("\n- ".join(listed))
     feasible_configuration(pipeline, stages)
     return stages
 
@@ -206,9 +218,12 @@ def _label(text: str) -> tuple[str, str]:
 def _stage(pipeline: Pipeline, text: str) -> tuple[str, StageConfiguration]:
     match = _STAGE.fullmatch(text)
     if match is None:
-        raise InputError(f"cannot read the stage {text!r}; write TASK=VARIANT:REPLICAS:BATCH")
+        raise InputError("it is malformed; write TASK=VARIANT:REPLICAS:BATCH")
     tasks = {task.name: task for task in pipeline.tasks}
     if match["task"] not in tasks:
         raise InputError(f"pipeline {pipeline.name!r} has no task {match['task']!r}; it has {', '.join(tasks)}")
-    variant = tasks[match["task"]].variant_index(match["variant"])
-    return match["task"], StageConfiguration(variant, int(match["replicas"]), int(match["batch_size"]))
+    task = tasks[match["task"]]
+    variant = task.variant_index(match["variant"])
+    stage = StageConfiguration(variant, int(match["replicas"]), int(match["batch_size"]))
+    check_stage(pipeline, task, stage)
+    return task.name, stage

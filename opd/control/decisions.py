@@ -58,12 +58,3 @@ def shown(value: object) -> str:
         return " ".join(_shown.repr(value).split())
     except Exception:
         return f"of type {type(value).__name__}"
-
-
-def reason_of(error: BaseException) -> str:
-    """Type and message of an error, in one line, even if its own conversion to text fails."""
-    try:
-        text = " ".join(str(error).split())
-    except Exception:
-        text = ""
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

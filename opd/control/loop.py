@@ -14,8 +14,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from opd.control.decisions import as_decision, reason_of
+from opd.control.decisions import as_decision
 from opd.control.policies import Policy
+from opd.host.errors import reason_of
 from opd.measurement import Interval, Observation, Score, Span, score
 from opd.objective import Objective, check_objective
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, as_array, check_feasible
@@ -26,6 +27,10 @@ logger = logging.getLogger(__name__)
 
 class ObservationError(RuntimeError):
     """The state of the pipeline cannot be observed now, so no decision is possible."""
+
+
+class NoRequestsError(ObservationError):
+    """No request has arrived since the run began. This is a state and no failure: there is nothing to decide from."""
 
 
 class ApplyError(RuntimeError):
@@ -43,6 +48,7 @@ class Backend(Protocol):
 
         Raises:
             ObservationError: if nothing can be observed now.
+            NoRequestsError: if the pipeline is monitored, but no request has arrived since the run began.
         """
         ...
 
@@ -74,6 +80,7 @@ class Step:
         configuration: what ran in the interval.
         refused: why the policy did not decide, or its decision was not applied; else empty.
         fallback: whether the fallback policy of an agent or of a user's policy decided.
+        idle: whether no request had arrived since the run began, so that nothing was decided.
         decision_seconds: d_t of Alg. 1, forecast and features included.
         span: the time that was measured.
         interval: the measurements; NaN where there are none.
@@ -87,6 +94,7 @@ class Step:
     configuration: Configuration
     refused: str
     fallback: bool
+    idle: bool
     decision_seconds: float
     span: Span
     interval: Interval
@@ -130,7 +138,7 @@ def expected_load(forecast: Callable[[np.ndarray], float], history: np.ndarray) 
         load = float(forecast(history))
         failure = "" if 0.0 <= load < np.inf else f"the forecast is {load} requests/s, not a load"
     except Exception as error:  # a broken forecaster must not stop the pipeline
-        failure = f"the forecast failed with {type(error).__name__}: {error}"
+        failure = f"the forecast failed with {reason_of(error)}"
     if failure:
         load = RecentMaximum().predict(history)
     return load, failure
@@ -146,12 +154,15 @@ class Decision(NamedTuple):
     fallback: bool = False
     decision_seconds: float = 0.0
     refused: str = ""
+    idle: bool = False
 
 
 def decide(backend: Backend, pipeline: Pipeline, policy: Policy, forecast: Callable[[np.ndarray], float]) -> Decision:
     """Observe the pipeline, forecast its load and let the policy decide, or state why there is no decision."""
     try:
         observation = backend.observe()
+    except NoRequestsError:
+        return Decision(idle=True)
     except ObservationError as error:
         return Decision(refused=f"no decision: {error}")
     begin = perf_counter()
@@ -203,7 +214,8 @@ def run(
     """Run Alg. 1: observe, forecast, decide, apply, wait, score; yields each step when it ends.
 
     A failed observation, decision or change does not end the loop: the last good configuration keeps running and the
-    step states the reason. If the forecast fails, the largest load of the last 20 s replaces it.
+    step states the reason. It also keeps running until the first request arrives. If the forecast fails, the largest
+    load of the last 20 s replaces it.
 
     Args:
         backend: where the pipeline runs.

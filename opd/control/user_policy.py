@@ -16,15 +16,15 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-import pkgutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from opd.control.decisions import as_decision, reason_of
+from opd.control.decisions import as_decision
 from opd.control.policies import Policy, on_available_cores
-from opd.host.imports import make_project_importable
+from opd.host.errors import reason_of
+from opd.host.imports import import_object
 from opd.measurement import Observation
 from opd.objective import Objective
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, check_feasible
@@ -52,9 +52,11 @@ def load_user_policy(text: str, pipeline: Pipeline, objective: Objective) -> Any
     Raises:
         PolicyError: if there is no such class, it cannot be constructed, or it does not decide.
     """
-    make_project_importable()
     try:
-        made = pkgutil.resolve_name(text)
+        made = import_object(text)
+    except ImportError as error:
+        raise PolicyError(f"policy {error}; {CONTRACT}") from error
+    try:
         if not callable(made):
             raise TypeError(f"it is {made!r}, not a class")
         given = {"pipeline": copy.deepcopy(pipeline), "objective": copy.deepcopy(objective)}

@@ -1,1 +1,1 @@
-"""The machine and its files: paths, documents, archives, processes, polling."""
+"""The machine and its files: paths, documents, errors, archives, processes, polling."""

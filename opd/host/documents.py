@@ -1,4 +1,4 @@
-"""Read YAML files written by people: safely, and with errors that say what to correct and where.
+"""Read YAML and JSON files written by people: safely, and with errors that say what to correct and where.
 
 A document is plain data of a limited size: no tags, no aliases, no key twice, nothing that grows while it is parsed.
 :func:`read_as` and :func:`as_model` check the data against a pydantic model (:class:`DocumentModel`) and report all
@@ -7,6 +7,7 @@ problems at once.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,11 +21,10 @@ from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, Validatio
 from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from opd.host.errors import problem_list
+
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 20
-
-MAX_PROBLEMS = 20
-"""Problems of a document that an error lists; of the others it gives the number."""
 
 MAX_SHOWN = 80
 """Characters of a wrong key or value that an error quotes."""
@@ -117,6 +117,23 @@ def parse_document(content: bytes, source: str) -> Any:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except (yaml.YAMLError, ValueError) as error:
         raise DocumentError(f"{source}: {error}") from error
+
+
+def read_json(path: Path, remedy: str = "correct it") -> Any:
+    """Read the content of a JSON file.
+
+    Args:
+        path: the file, in UTF-8.
+        remedy: what to do about a file that is not JSON.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        DocumentError: if it is not JSON, or nested too deep.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DocumentError(f"{path} is not JSON: {error}; {remedy}") from error
 
 
 def _read(path: Path) -> bytes:
@@ -220,12 +237,10 @@ def describe_problems(
         line_of: finds the line of a place; with it the description gives line numbers.
     """
     details = error.errors(include_url=False)
-    problems = [_describe(each, model, line_of) for each in details[:MAX_PROBLEMS]]
     if len(details) == 1:
-        return f"{source}: {problems[0]}"
-    if len(details) > MAX_PROBLEMS:
-        problems.append(f"and {len(details) - MAX_PROBLEMS} more")
-    return "\n- ".join([f"{source} has {len(details)} problems:", *problems])
+        return f"{source}: {_describe(details[0], model, line_of)}"
+    heading = f"{source} has {len(details)} problems"
+    return problem_list(heading, details, lambda problem: _describe(problem, model, line_of))
 
 
 def _describe(problem: Mapping[str, Any], model: Any, line_of: Callable[[Location], int] | None) -> str:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from opd.host.errors import reason_of
 from opd.host.paths import project_path
 
 
@@ -27,12 +28,13 @@ def import_object(reference: str) -> Any:
     """Import what ``module:name`` refers to.
 
     Raises:
-        ImportError: if that fails for any reason; the code of a user may raise anything.
+        ImportError: if that fails for any reason; the message begins with the reference.
     """
     make_project_importable()
     try:
         return pkgutil.resolve_name(reference)
-    except (ImportError, AttributeError) as error:
-        raise ImportError(str(error)) from error
-    except (Exception, SystemExit) as error:
-        raise ImportError(f"{type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # the code of a user may raise anything
+        reason = reason_of(error)
+        if isinstance(error, ImportError | AttributeError):  # their messages say it all
+            reason = reason.removeprefix(f"{type(error).__name__}: ")
+        raise ImportError(f"{reference!r} cannot be imported: {reason}") from error

@@ -105,8 +105,10 @@ def _runs(policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "The policy `schedule` does not decide: it steps through fixed configurations to "
         "show that every kind of change works. Scores are means over the measured time under load; an interval is "
         "measured from the end of a change. `within the level` is the share of the requests that ended within the "
-        "latency of the service level; those that came to nothing did not. QoS (Eq. 3) is computed from profiled "
-        "throughput, which may come from another machine, so it can contain unmet demand that was in fact met here.",
+        "latency of the service level; those that came to nothing did not. With weights as the objective, QoS is that "
+        "of Eq. 3: it is computed from profiled throughput, which may come from another machine, so it can contain "
+        "unmet demand that was in fact met here. With a service level, it is the reward in cores before the cost is "
+        "subtracted.",
         markdown_table(decisions),
         "![Timelines of the runs](course.png)",
     ]

@@ -89,9 +89,9 @@ def serve(
         collected_warnings(show=False) as warnings,
         LocalBackend(pipeline, parameters, first, folder, store, standbys) as backend,
     ):
+        backend.begin_run()  # requests may arrive from now on
         yield ServingStatus(pipeline, backend.address, first, None, _taken(warnings))
         warm_up(pipeline, policy, forecast)
-        backend.begin_run()
         for step in run(backend, pipeline, policy, forecast, objective, sys.maxsize):
             yield ServingStatus(pipeline, backend.address, step.configuration, step, _taken(warnings))
 
@@ -159,6 +159,7 @@ def status_facts(status: ServingStatus) -> dict[str, Any]:
         "latency_mean": float(interval.latency_mean[0]),
         "latency_p99": float(interval.latency_p99[0]),
         "within": float(step.score.within[0]),
+        "idle": step.idle,
         "fallback": step.fallback,
         "refused": step.refused,
     }
@@ -189,6 +190,8 @@ def render(status: ServingStatus) -> RenderableType:
         lines.append(Text(f"profile    {status.pipeline.assumed_note}", style="yellow"))
     if status.step is None:
         lines.append(Text("serving; warming up for the first decision"))
+    elif status.step.idle and status.step.interval.offered[0] == 0:
+        lines.append(Text("no requests yet; the configuration stays until the first one arrives"))
     else:
         lines += [_load(status.step), _latency(status.pipeline, status.step), _decision(status.step)]
     return Group(*lines, _stages(status))
@@ -213,6 +216,8 @@ def _latency(pipeline: Pipeline, step: Step) -> Text:
 
 
 def _decision(step: Step) -> Text:
+    if step.idle:
+        return Text("decision   none before the first request, configuration kept")
     by = " by the fallback policy" if step.fallback else ""
     text = Text(f"decision   {1e3 * step.decision_seconds:.0f} ms{by}")
     if step.refused:

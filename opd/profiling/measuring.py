@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
@@ -157,21 +156,6 @@ def measured_rows(
             mean, p99 = float(faster_half.mean()), float(np.quantile(seconds, 0.99))
             memory = measurable.memory_mb(model)
             yield [task, variant, cores, batch_size, mean, p99, len(seconds), "measured", startup_seconds, memory]
-
-
-def measure_variant(
-    task: str,
-    variant: str,
-    measurable: Measurable,
-    batch_sizes: Sequence[int],
-    cores: Sequence[int],
-    effort: Effort = Effort(),
-    *,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Measure one variant at every number of cores and batch size; arguments as for :func:`measured_rows`."""
-    cells = list(product(cores, batch_sizes))
-    return as_table(measured_rows(task, variant, measurable, cells, effort, seed=seed))
 
 
 def as_table(rows: Iterator[list[Any]] | Sequence[list[Any]]) -> pd.DataFrame:

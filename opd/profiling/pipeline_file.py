@@ -240,6 +240,11 @@ class TaskSection(DocumentModel):
         """Variants of a task have different names."""
         return _repeated_names("variants", content)
 
+    @property
+    def adapter_steps(self) -> dict[str, Any] | None:
+        """Steps of the adapter as plain data, by the keys of the file; None without an adapter."""
+        return None if self.adapter is None else self.adapter.model_dump(exclude_none=True)
+
 
 class PipelineFile(DocumentModel):
     """A pipeline file as a whole."""

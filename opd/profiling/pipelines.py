@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from opd.host.documents import DocumentError
+from opd.host.errors import problem_list
 from opd.host.paths import project_path
 from opd.objective import Objective, Weights
 from opd.pipeline import Pipeline, Task, Variant, batch_sizes_up_to
@@ -43,7 +44,7 @@ def load_pipeline(source: str | Path, profile: str | Path | None = None) -> Pipe
             Task(
                 task.name,
                 tuple(_variant(entry, rows[task.name, entry.name]) for entry in task.variants),
-                task.adapter.model_dump(exclude_none=True) if task.adapter else None,
+                task.adapter_steps,
             )
             for task in content.tasks
         ),
@@ -119,7 +120,7 @@ def _check_complete(
             elif missing:
                 problems.append(f"{where} has no figures for batch size {', '.join(map(str, missing))}")
     if problems:
-        listed = "\n- ".join([f"{path} does not cover pipeline {content.name!r}:", *problems])
+        listed = problem_list(f"{path} does not cover pipeline {content.name!r}", problems)
         raise DocumentError(f"{listed}\nmeasure what is missing with `opd profile`")
 
 

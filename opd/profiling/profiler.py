@@ -20,12 +20,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from opd.host.errors import problem_list
 from opd.host.machine import hardware
 from opd.host.progress import progress_bar
 from opd.pipeline import batch_sizes_up_to
 from opd.profiling.measuring import Effort, Measurable, as_table, measured_rows
-from opd.profiling.pipeline_file import PipelineFile, VariantSection, read_pipeline_file
-from opd.profiling.profiles import COLUMNS, CORE_COUNTS, extrapolate_cores, load_profile, save_profile
+from opd.profiling.pipeline_file import PipelineFile, VariantSection, pipeline_path, read_pipeline_file
+from opd.profiling.profiles import COLUMNS, CORE_COUNTS, FILE_NAME, extrapolate_cores, load_profile, save_profile
 
 THOROUGH = Effort(1.0, min_runs=20, max_runs=100)
 """Effort without a budget: enough runs for a tail."""
@@ -38,6 +39,10 @@ Serve = Callable[[str, str], Measurable]
 
 Key = tuple[str, str]
 """Names of a task and a variant."""
+
+
+class UnfinishedProfileError(RuntimeError):
+    """The budget ended before every variant of a pipeline had been measured; what was measured is kept."""
 
 
 class Measurement(NamedTuple):
@@ -156,6 +161,8 @@ def profile_pipeline(
 
     Raises:
         FileNotFoundError: if there is no such pipeline.
+        UnfinishedProfileError: if the profile is that beside the pipeline file, and a variant did not fit: nothing can
+            plan with a part of it. The next run goes on.
         DocumentError: if the pipeline file or an existing profile is malformed.
         ValueError: if a variant cannot be measured here; it lists all such variants.
     """
@@ -165,6 +172,12 @@ def profile_pipeline(
     record = ProfileRecord(profile, options.again)
     left_out = _measure(jobs, record, options, f"profiling {content.name}")
     record.save()  # if nothing was measured, the file may still give a variant other cores to extrapolate to
+    if left_out and profile.resolve() == pipeline_path(source).with_name(FILE_NAME).resolve():
+        raise UnfinishedProfileError(
+            f"profile_seconds, {options.seconds:g} s, ended before these variants of {content.name} were measured: "
+            f"{', '.join(left_out)}. What was measured is kept: run it again to go on, or set profile_seconds to 0 for "
+            "no limit"
+        )
     return record.measured(), left_out
 
 
@@ -214,7 +227,7 @@ def _jobs(
             continue
         jobs.append(Measurement((task, variant.name), variant.cores, measurable, cells, _identity(variant, measurable)))
     if problems:
-        raise ValueError("\n- ".join([f"{len(problems)} variants cannot be measured:", *problems]))
+        raise ValueError(problem_list(f"{len(problems)} variants cannot be measured", problems))
     return jobs
 
 

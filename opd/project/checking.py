@@ -110,14 +110,14 @@ class _Checking:
             return []
         samples = self.attempt("samples", lambda: read_samples(root / str(content.samples))) or []
         if content.labels is not None and samples:
-            self.attempt("labels", lambda: read_labels(root, samples))
+            self.attempt("labels", lambda: read_labels(content, root, samples))
             self.attempt("metric", lambda: load_metric(str(content.metric)))
         return samples
 
     def models(self, content: PipelineFile, samples: list[ModelInferRequest], run_models: bool) -> None:
         """Store the models, and send samples through those that there are."""
         root = self.project.root
-        unstorable = self.attempt("models", lambda: unstorable_models(self.project.pipeline_path, self._say))
+        unstorable = self.attempt("models", lambda: unstorable_models(content, root, self._say))
         for message in (unstorable or {}).values():
             self._add("models", message)
         if unstorable is None or not samples or not run_models:

@@ -97,6 +97,6 @@ def _policy_problems(parameters: Mapping[str, Any]) -> Iterator[str]:
             try:
                 import_object(name)
             except ImportError as error:
-                yield f"{name!r} cannot be imported ({error}); write module:Class, a file of this folder"
+                yield f"{error}; write module:Class, a file of this folder"
         elif name not in known:
             yield f"{name!r} is not one of {', '.join(known)}; correct it, or write module:Class"

@@ -19,10 +19,11 @@ from opd.control.warm_up import warm_up
 from opd.live.load import offer
 from opd.live.serve import ServingStatus, serve
 from opd.pipeline import Pipeline
-from opd.project.folder import Project, ProjectError
+from opd.project.folder import PARAMETERS_FILE, Project, ProjectError
 from opd.serving.samples import read_samples
 from opd.serving.store import store_url
 from opd.solvers import IpaParameters
+from opd.workload.check_trace import trace_use, use_of
 from opd.workload.forecast import Forecaster, RecentMaximum
 from opd.workload.trace import load_trace
 
@@ -118,16 +119,17 @@ def served_address(project: Project) -> str:
 
 
 def load_counts(project: Project, trace: str | None, start: int, seconds: int) -> np.ndarray:
-    """(T,) requests in each second: a stretch of a trace, divided by the damping of the project.
+    """(T,) requests in each second: a stretch of a trace, divided by its damping.
 
     Args:
         project: the project.
-        trace: source; by default the project's.
+        trace: source; by default the project's. Its damping is that which it would have as the project's.
         start: first second of the stretch; negative for the begin of the test split.
         seconds: length.
     """
-    parameters = project.parameters()
-    loaded = load_trace(trace or parameters["trace"], int(parameters["damping"]))
+    parameters = project.root / PARAMETERS_FILE
+    use = use_of(parameters, trace) if trace else trace_use(parameters)
+    loaded = load_trace(trace or use.trace, use.damping)
     first = loaded.split("test").start if start < 0 else start
     counts = loaded.counts[first : first + seconds]
     if len(counts) < seconds:

@@ -7,7 +7,6 @@ that the sample selects.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -17,14 +16,13 @@ from typing import Any
 import pandas as pd
 from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
 
-from opd.host.documents import DocumentError
+from opd.host.documents import DocumentError, read_json
+from opd.host.errors import problem_list, reason_of
 from opd.host.imports import import_object
-from opd.host.paths import project_path
-from opd.profiling.pipeline_file import PipelineFile, TaskSection, VariantSection, pipeline_path, read_pipeline_file
+from opd.profiling.pipeline_file import PipelineFile, TaskSection, VariantSection, pipeline_path
 from opd.serving.adapters import next_request
 from opd.serving.batching import rows
-from opd.serving.stage_samples import StageSamples, answers_of, pipeline_samples
-from opd.serving.store import ModelStore
+from opd.serving.stage_samples import StageSamples, answers_of, load_stage_samples
 from opd.serving.tensors import tensors_of
 
 Metric = Callable[[Sequence[Any], Sequence[Any]], float]
@@ -51,14 +49,14 @@ def load_metric(reference: str) -> Metric:
     try:
         found = import_object(reference)
     except ImportError as error:
-        raise MetricError(f"metric {reference!r} cannot be imported: {error}; write module:function") from error
+        raise MetricError(f"metric {error}; write module:function") from error
 
     def metric(labels: Sequence[Any], answers: Sequence[Any]) -> float:
         try:
             return float(_torch_metric(found, labels, answers) if isinstance(found, type) else found(labels, answers))
         except Exception as error:  # it is a function of anybody
             first = f"first label {labels[0]!r:.40}, first answer {answers[0]!r:.40}"
-            raise MetricError(f"metric {reference!r} fails, {first}: {type(error).__name__}: {error}") from error
+            raise MetricError(f"metric {reference!r} fails, {first}: {reason_of(error)}") from error
 
     return metric
 
@@ -71,31 +69,30 @@ def _torch_metric(metric: Any, labels: Sequence[Any], answers: Sequence[Any]) ->
     return metric()(torch.tensor(answers), torch.tensor(labels))
 
 
-def read_labels(source: str | Path, samples: Sequence[ModelInferRequest]) -> Labels:
+def read_labels(pipeline: PipelineFile, folder: Path, samples: Sequence[ModelInferRequest]) -> Labels:
     """Read the labels that a pipeline file names, flattened to one entry a row.
 
     Args:
-        source: name, folder or file of the pipeline.
+        pipeline: the pipeline file.
+        folder: its folder.
         samples: the samples of the pipeline.
 
     Raises:
         FileNotFoundError: if there is no such file.
         DocumentError: if there are no labels, or they do not fit the samples; it lists all problems.
     """
-    file, pipeline = pipeline_path(source), read_pipeline_file(source)
     if pipeline.labels is None:
-        raise DocumentError(f"{file} names no labels; write labels: FILE, and metric: module:function")
-    path = file.parent / pipeline.labels
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DocumentError(f"{path} is not JSON: {error}") from error
+        raise DocumentError(
+            f"pipeline {pipeline.name!r} in {folder} names no labels; write labels: FILE, and metric: module:function"
+        )
+    path = folder / pipeline.labels
+    content = read_json(path)
     by_task = content if isinstance(content, dict) else {pipeline.tasks[-1].name: content}
     known = [task.name for task in pipeline.tasks]
     problems = [f"{name!r} is no task; the pipeline has {', '.join(known)}" for name in by_task if name not in known]
     labels = {name: _flat(name, entries, samples, problems) for name, entries in by_task.items() if name in known}
     if problems:
-        raise DocumentError("\n- ".join([f"{path} does not fit pipeline {pipeline.name!r}:", *problems]))
+        raise DocumentError(problem_list(f"{path} does not fit pipeline {pipeline.name!r}", problems))
     return labels
 
 
@@ -232,10 +229,10 @@ def labelled_pipeline(source: str | Path) -> LabelledPipeline:
         DocumentError: if there are no labels, or they do not fit the samples.
         MetricError: if the metric cannot be imported.
     """
-    pipeline, samples = read_pipeline_file(source), pipeline_samples(source)
-    labels = read_labels(source, samples)
-    stages = StageSamples(pipeline, samples, ModelStore(), project_path(".cache", "samples"))
-    return LabelledPipeline(stages, labels, load_metric(str(pipeline.metric)))
+    path = pipeline_path(source)
+    stages = load_stage_samples(path)
+    labels = read_labels(stages.pipeline, path.parent, stages.samples)
+    return LabelledPipeline(stages, labels, load_metric(str(stages.pipeline.metric)))
 
 
 def order_note(table: pd.DataFrame) -> str:

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
 
+from opd.host.errors import reason_of
 from opd.host.imports import import_object
 from opd.serving.contents import TensorError, check_tensors
 from opd.serving.protocol import ServingError
@@ -60,8 +61,8 @@ def load_adapter(specification: Mapping[str, Any] | None, task: str) -> Adapter:
                 request = step(request)
                 check_tensors(request)
             except Exception as error:  # a function of the user may raise anything
-                reason = "" if isinstance(error, AdapterError | TensorError) else f"{type(error).__name__}: "
-                raise ServingError(f"stage {task!r}, adapter {label}: {reason}{error}") from error
+                reason = str(error) if isinstance(error, AdapterError | TensorError) else reason_of(error)
+                raise ServingError(f"stage {task!r}, adapter {label}: {reason}") from error
         return request
 
     return adapt
@@ -71,7 +72,7 @@ def _imported(path: str) -> Callable[..., Any]:
     try:
         function = import_object(path)
     except ImportError as error:
-        raise AdapterError(f"function {path!r} cannot be imported ({error}); write module:function") from error
+        raise AdapterError(f"function {error}; write module:function") from error
     if not callable(function):
         raise AdapterError(f"{path!r} is no function but {type(function).__name__}; write module:function")
     return function

@@ -13,12 +13,12 @@ import grpc
 from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
 
 from opd.profiling.pipeline_file import TaskSection, VariantSection
-from opd.serving.adapters import next_request
+from opd.serving.adapters import AdapterError, next_request
 from opd.serving.batching import join, rows, signature, split
 from opd.serving.measured_replica import MeasuredReplica, measured_replica
 from opd.serving.processes import StartError
 from opd.serving.protocol import ServingError
-from opd.serving.stage_samples import SampleError, StageSamples
+from opd.serving.stage_samples import SampleError, StageSamples, adapter_of
 from opd.serving.store import ModelStore
 
 REMEDY = "rename, pick or convert the tensors by an adapter of the task, or change the model"
@@ -88,13 +88,27 @@ def find_mismatches(stages: StageSamples) -> list[Mismatch]:
 def _adapted(
     stages: StageSamples, task: TaskSection, requests: Sequence[tuple[ModelInferRequest, str]], found: list[Mismatch]
 ) -> list[Example]:
-    """Return one request of every form that the stage may get."""
+    """Return one request of every form that the stage may get; a failure of the adapter is noted once."""
+
+    def note(given: str, error: Exception) -> None:
+        found.append(Mismatch(task.name, "", given, str(error), "correct the adapter"))
+
+    try:
+        adapter_of(task)
+    except AdapterError as error:
+        note("no request", error)
+        return []
     examples: dict[Hashable, Example] = {}
+    noted: set[Hashable] = set()
     for request, origin in requests:
         try:
             example = Example(stages.adapted(task, request), origin)
         except SampleError as error:
-            found.append(Mismatch(task.name, "", Example(request, origin).given, str(error), "correct the adapter"))
+            # Another sample or variant with the same tensors, or with the same outcome, tells nothing new.
+            failure = {signature(request), str(error)}
+            if not noted & failure:
+                note(Example(request, origin).given, error)
+            noted |= failure
             continue
         examples.setdefault(signature(example.request), example)
     return list(examples.values())

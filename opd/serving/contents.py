@@ -178,14 +178,6 @@ def payload_request(payloads: Sequence[bytes]) -> ModelInferRequest:
     return request
 
 
-def payload_answer(payloads: Sequence[bytes]) -> ModelInferResponse:
-    """Build the answer to :func:`payload_request`."""
-    answer = ModelInferResponse()
-    tensor = answer.outputs.add(name=PAYLOAD, datatype="BYTES", shape=[len(payloads)])
-    tensor.contents.bytes_contents.extend(payloads)
-    return answer
-
-
 def payloads_of(message: Message) -> list[bytes]:
     """Return the payloads of a message, one per row.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import pkgutil
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,8 @@ from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
 from mlserver.settings import ModelParameters, ModelSettings
 from mlserver.types import InferenceResponse
 
+from opd.host.errors import reason_of
+from opd.host.imports import import_object
 from opd.serving.batching import check_request
 from opd.serving.manifest import CODE, Manifest, read_manifest
 from opd.serving.message_server import MessageRuntime
@@ -80,7 +81,7 @@ class LoadedModel:
         except ModelError:
             raise
         except (Exception, SystemExit) as error:
-            raise ModelError(f"{self.name} in {folder} cannot be loaded: {_described(error)}") from error
+            raise ModelError(f"{self.name} in {folder} cannot be loaded: {reason_of(error)}") from error
         return model
 
     def _infer(self, request: ModelInferRequest) -> ModelInferResponse:
@@ -92,7 +93,7 @@ class LoadedModel:
         except MLServerError:
             raise
         except (Exception, SystemExit) as error:
-            raise ServingError(f"{self.name} failed: {_described(error)}") from error
+            raise ServingError(f"{self.name} failed: {reason_of(error)}") from error
         answer.id, answer.model_name = request.id, self.name
         return answer
 
@@ -131,9 +132,9 @@ def runtime_class(path: str) -> type[MLModel]:
         ModelError: if it cannot be imported, or is not a runtime; names the extra that has it.
     """
     try:
-        found = pkgutil.resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ModelError(f"runtime {path} cannot be imported: {error}{installation_hint(path)}") from error
+        found = import_object(path)
+    except ImportError as error:
+        raise ModelError(f"runtime {error}{installation_hint(path)}") from error
     if not (isinstance(found, type) and issubclass(found, MLModel)):
         raise ModelError(f"runtime {path} is not a subclass of mlserver.MLModel")
     return found
@@ -142,8 +143,3 @@ def runtime_class(path: str) -> type[MLModel]:
 def _model_settings(name: str, manifest: Manifest, folder: Path) -> ModelSettings:
     settings = {**manifest.settings, "uri": str(folder / manifest.settings.get("uri", ""))}
     return ModelSettings(name=name, implementation=manifest.runtime, parameters=ModelParameters(**settings))
-
-
-def _described(error: BaseException) -> str:
-    """Type and message on one line, as the last line of a log is shown."""
-    return " ".join(f"{type(error).__name__}: {error}".split())

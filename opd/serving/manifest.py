@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, StringConstraints
 
-from opd.host.documents import DocumentError, DocumentModel, as_model
+from opd.host.documents import DocumentModel, as_model, read_json
 
 MANIFEST = "manifest.json"
 
@@ -74,8 +74,4 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"no variant in {folder}: it has no {MANIFEST}")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise DocumentError(f"{path} is not JSON: {error}; store the variant again") from error
-    return as_model(Manifest, content, str(path))
+    return as_model(Manifest, read_json(path, "store the variant again"), str(path))

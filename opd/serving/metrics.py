@@ -31,6 +31,7 @@ STAGE_LATENCY = "opd_stage_latency_seconds"
 STAGE_WAIT = "opd_stage_wait_seconds"
 STAGE_SERVICE = "opd_stage_service_seconds"
 STAGE_BATCH = "opd_stage_batch_requests"
+STAGE_BATCHES = "opd_stage_batches"
 STAGE_RETRIES = "opd_stage_retries"
 STAGE_QUEUE = "opd_stage_queue_length"
 STAGE_REPLICAS = "opd_stage_replicas"
@@ -48,6 +49,7 @@ stage_latency = Histogram(STAGE_LATENCY, "seconds in the stage, waiting and serv
 stage_wait = Histogram(STAGE_WAIT, "seconds in the queue", STAGE, buckets=LATENCY_BUCKETS)
 stage_service = Histogram(STAGE_SERVICE, "seconds of one call to a replica", MODEL, buckets=LATENCY_BUCKETS)
 stage_batch = Histogram(STAGE_BATCH, "requests in one call to a replica", STAGE, buckets=BATCH_BUCKETS)
+stage_batches = Counter(STAGE_BATCHES, "calls to a replica, by the number of requests", (*MODEL, "size"))
 stage_retries = Counter(STAGE_RETRIES, "requests sent again because a replica failed", STAGE)
 stage_queue = Gauge(STAGE_QUEUE, "requests waiting", STAGE)
 stage_replicas = Gauge(STAGE_REPLICAS, "replicas that take work", MODEL)

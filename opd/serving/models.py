@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from opd.host.imports import import_object
 from opd.serving.manifest import read_manifest
 
 if TYPE_CHECKING:
@@ -68,9 +68,9 @@ def build_object(folder: Path, settings: Mapping[str, Any]) -> Any:
     if ":" not in name:
         raise ImportError(f"setting {CLASS!r} is {name!r}; write the class as module:Class")
     try:
-        model_class = pkgutil.resolve_name(name)
-    except (AttributeError, ImportError, ValueError) as error:
-        raise ImportError(f"class {name!r} cannot be imported: {error}") from error
+        model_class = import_object(name)
+    except ImportError as error:
+        raise ImportError(f"class {error}") from error
     return model_class(folder, **arguments)
 
 

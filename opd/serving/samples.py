@@ -6,14 +6,14 @@ file holds bytes in column ``payload``; each becomes a request of one tensor of 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pandas as pd
 from mlserver.grpc.dataplane_pb2 import ModelInferRequest
 from pydantic import TypeAdapter, ValidationError
 
-from opd.host.documents import MAX_PROBLEMS, DocumentError, describe_problems
+from opd.host.documents import DocumentError, describe_problems, read_json
+from opd.host.errors import problem_list
 from opd.serving.batching import check_request
 from opd.serving.contents import PAYLOAD, payload_request
 from opd.serving.json_requests import JsonRequest
@@ -43,10 +43,7 @@ def read_samples(path: Path) -> list[ModelInferRequest]:
 
 
 def _from_json(path: Path) -> list[ModelInferRequest]:
-    try:
-        content = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise DocumentError(f"{path} is not JSON: {error}") from error
+    content = read_json(path)
     if not isinstance(content, list):
         raise DocumentError(f"{path} must hold a list of requests, not {type(content).__name__}; write [request, ...]")
     try:
@@ -75,5 +72,4 @@ def _check(samples: list[ModelInferRequest], path: Path) -> None:
         except MalformedRequestError as error:
             problems.append(f"[{place}]: {error}")
     if problems:
-        more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
-        raise DocumentError("\n- ".join([f"{path}: malformed requests", *problems[:MAX_PROBLEMS], *more]))
+        raise DocumentError(problem_list(f"{path} has malformed requests", problems))

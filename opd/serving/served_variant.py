@@ -13,12 +13,10 @@ from pathlib import Path
 import numpy as np
 from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
 
-from opd.host.paths import project_path
-from opd.profiling.pipeline_file import read_pipeline_file
 from opd.serving.batching import join, joinable
 from opd.serving.manifest import read_manifest
 from opd.serving.measured_replica import MeasuredReplica, measured_replica
-from opd.serving.stage_samples import StageSamples, pipeline_samples
+from opd.serving.stage_samples import StageSamples, load_stage_samples
 from opd.serving.store import ModelStore
 
 STARTS = 3
@@ -124,8 +122,6 @@ def served_variants(
     Raises:
         ValueError: if the pipeline has no samples.
     """
-    pipeline = read_pipeline_file(source)
-    samples = pipeline_samples(source)
-    stages = StageSamples(pipeline, samples, store or ModelStore(), cache or project_path(".cache", "samples"))
-    cores = {(task.name, variant.name): variant.cores for task in pipeline.tasks for variant in task.variants}
+    stages = load_stage_samples(source, store, cache)
+    cores = {(task.name, variant.name): variant.cores for task in stages.pipeline.tasks for variant in task.variants}
     return lambda task, variant: ServedVariant(task, variant, cores[task, variant], stages)

@@ -294,6 +294,7 @@ class StageQueue:
         now = loop.time()
         metrics.stage_service.labels(*self._labels, replica.endpoint.variant).observe(now - begin)
         metrics.stage_batch.labels(*self._labels).observe(len(batch))
+        metrics.stage_batches.labels(*self._labels, replica.endpoint.variant, len(batch)).inc()
         try:
             answers = split(answer, [rows(queued.message) for queued in batch], self._labels[1])
         except ServingError as error:

@@ -16,6 +16,8 @@ from typing import Any
 import grpc
 from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
 
+from opd.host.archive import written_whole
+from opd.host.paths import project_path
 from opd.profiling.pipeline_file import PipelineFile, TaskSection, VariantSection, pipeline_path, read_pipeline_file
 from opd.serving.adapters import Adapter, AdapterError, load_adapter, next_request
 from opd.serving.contents import pack_bytes, unpack_bytes
@@ -30,25 +32,13 @@ class SampleError(RuntimeError):
     """A model fails on a sample, so the later stages have none."""
 
 
-def pipeline_samples(source: str | Path) -> list[ModelInferRequest]:
-    """Read the samples that a pipeline file names.
-
-    Args:
-        source: name, folder or file of the pipeline.
+def adapter_of(task: TaskSection) -> Adapter:
+    """Return the adapter of a stage, which does nothing unless the file has one.
 
     Raises:
-        ValueError: if it names none, or they are malformed.
+        AdapterError: if its function cannot be imported.
     """
-    path = pipeline_path(source)
-    samples = read_pipeline_file(source).samples
-    if samples is None:
-        raise ValueError(f"{path} names no samples; models are checked and measured with samples: FILE of requests")
-    return read_samples(path.parent / samples)
-
-
-def adapter_of(task: TaskSection) -> Adapter:
-    """Return the adapter of a stage, which does nothing unless the file has one."""
-    return load_adapter(task.adapter.model_dump(exclude_none=True) if task.adapter else None, task.name)
+    return load_adapter(task.adapter_steps, task.name)
 
 
 def most_accurate(task: TaskSection) -> VariantSection:
@@ -113,8 +103,8 @@ class StageSamples:
         else:
             requests = list(self.samples)
         requests = [self.adapted(stage, request) for request in requests]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(pack_bytes([request.SerializeToString(deterministic=True) for request in requests]))
+        with written_whole(path) as unfinished:
+            unfinished.write_bytes(pack_bytes([each.SerializeToString(deterministic=True) for each in requests]))
         return requests
 
     def adapted(self, task: TaskSection, request: ModelInferRequest) -> ModelInferRequest:
@@ -146,9 +136,29 @@ class StageSamples:
             origin: list[Any] = [self.fingerprint(before.name), model]
         else:
             origin = [sample.SerializeToString(deterministic=True).hex() for sample in self.samples]
-        adapter = self.pipeline.tasks[place].adapter
-        text = json.dumps([origin, adapter.model_dump(exclude_none=True) if adapter else None])
+        text = json.dumps([origin, self.pipeline.tasks[place].adapter_steps])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _place(self, task: str) -> int:
         return [stage.name for stage in self.pipeline.tasks].index(task)
+
+
+def load_stage_samples(source: str | Path, store: ModelStore | None = None, cache: Path | None = None) -> StageSamples:
+    """Load a pipeline file and the samples that it names.
+
+    Args:
+        source: name, folder or file of the pipeline; its models are in the store.
+        store: the model store; that of the project if not given.
+        cache: folder where the requests of later stages are kept; one of the project if not given.
+
+    Raises:
+        FileNotFoundError: if there is no such pipeline, or no file of samples.
+        DocumentError: if either file is malformed.
+        ValueError: if the pipeline names no samples.
+    """
+    path = pipeline_path(source)
+    pipeline = read_pipeline_file(path)
+    if pipeline.samples is None:
+        raise ValueError(f"{path} names no samples; models are checked and measured with samples: FILE of requests")
+    samples = read_samples(path.parent / pipeline.samples)
+    return StageSamples(pipeline, samples, store or ModelStore(), cache or project_path(".cache", "samples"))

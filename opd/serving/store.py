@@ -20,6 +20,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from opd.host.documents import as_model
+from opd.host.errors import reason_of
 from opd.host.paths import project_path
 from opd.serving.manifest import MANIFEST, Manifest, plain, read_manifest
 
@@ -195,7 +196,7 @@ class ModelStore:
             raise
         except Exception as error:
             raise StoreError(
-                f"the model store {self.url} cannot be used: {type(error).__name__}: {error}; check "
+                f"the model store {self.url} cannot be used: {reason_of(error)}; check "
                 f"{STORE_URL_VARIABLE}, the endpoint and the credentials"
             ) from error
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from opd.control.loop import ObservationError
+from opd.control.loop import NoRequestsError, ObservationError
 from opd.host.waiting import wait_until
 from opd.measurement import Interval, Observation, Span, unmeasured
 from opd.objective import profiled_service_time, profiled_throughput
@@ -21,6 +21,7 @@ from opd.serving.monitoring.statistics import (
     STALE_SECONDS,
     counted,
     from_zero,
+    increase,
     quantile,
     time_average,
     total_increase,
@@ -88,14 +89,18 @@ class Telemetry:
                 first request: before that, its load had not begun, which is different from a load of zero.
 
         Returns:
-            (H,) requests, newest last, H at most 120; empty before the second sample.
+            (H,) requests, newest last, H at most 120; empty before the second sample, of the run if there is one.
 
         Raises:
             NoDataError: if there are no recent samples.
             MonitoringError: if the monitor cannot be read.
         """
         oldest = now - HISTORY_SECONDS - STALE_SECONDS
-        found = self._requests(max(oldest, begin), now)
+        # At the beginning of a run, samples from before it show that the router is monitored.
+        known = self._requests(max(oldest, min(begin, now - STALE_SECONDS)), now)
+        found = [series for each in known if len((series := _kept(each, each.times >= begin)).times)]
+        if not found:
+            return np.zeros(0)
         newest = _newest(found)
         monitored = newest - min(float(series.times[0]) for series in found)
         # Scrapes are a second apart give or take some milliseconds, which the oldest second may be short of.
@@ -152,6 +157,7 @@ class Telemetry:
         lost = np.array([total_increase(others, begin, end)])
         buckets = self._counters(f"{metrics.LATENCY}_bucket", since)
         latency = self._mean(metrics.LATENCY, begin, end)
+        busy, batches = self._batches(begin, end)
         return Interval(
             offered=np.array([total_increase(requests, begin, end)]),
             completed=np.array([total_increase(completed, begin, end)]),
@@ -164,6 +170,8 @@ class Telemetry:
             ready_throughput=self._ready_throughput(begin, end, configuration)[None],
             queue=self.queue(end)[None],
             latencies=np.zeros((1, 0)),
+            busy=busy[None],
+            batches=batches[None],
         )
 
     def _task_latency(self, begin: float, end: float, configuration: Configuration) -> np.ndarray:
@@ -182,6 +190,26 @@ class Telemetry:
                 # A queue still exports variants that were removed from the pipeline; their throughput is unknown.
                 throughput[n] += time_average(series, begin, end) * known.get(series.labels["variant"], 0.0)
         return throughput
+
+    def _batches(self, begin: float, end: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return seconds (N, Z) and number (N, Z, B_max + 1) of the calls of each variant that the pipeline has."""
+        stages, variants, sizes = self._pipeline.tables.service_time.shape
+        busy, batches = np.zeros((stages, variants)), np.zeros((stages, variants, sizes))
+        places = {
+            (task.name, variant.name): (n, z)
+            for n, task in enumerate(self._pipeline.tasks)
+            for z, variant in enumerate(task.variants)
+        }
+        since = begin - STALE_SECONDS
+        for series in self._counters(f"{metrics.STAGE_SERVICE}_sum", since):
+            place = places.get((series.labels["task"], series.labels["variant"]))
+            if place is not None:
+                busy[place] += increase(series, begin, end)
+        for series in self._counters(f"{metrics.STAGE_BATCHES}_total", since):
+            place, size = places.get((series.labels["task"], series.labels["variant"])), int(series.labels["size"])
+            if place is not None and size < sizes:
+                batches[(*place, size)] += increase(series, begin, end)
+        return busy, batches
 
     def _by_task(self, metric: str, since: float, now: float) -> list[list[Series]]:
         """Return the series of a stage's gauge for each task, until ``now``."""
@@ -264,12 +292,12 @@ class TelemetryBackend:
         self._closing = threading.Event()
         self._tick: float | None = None
         self._change_end = -np.inf
-        self._begin = -np.inf
+        self._begin, self._idle = -np.inf, False
         self._assume_profiles(configuration)
 
     def begin_run(self) -> None:
-        """Discard all measurements so far: a policy sees only the run in which it decides."""
-        self._begin, self._tick = time.time(), None
+        """Discard all measurements so far: a policy sees only its run, from the first request on."""
+        self._begin, self._tick, self._idle = time.time(), None, True
         self._assume_profiles(self.configuration)
 
     def observe(self) -> Observation:
@@ -277,6 +305,7 @@ class TelemetryBackend:
 
         Raises:
             ObservationError: if there are no recent metrics.
+            NoRequestsError: if there are, and they count no request since the run began.
         """
         now = time.time()
         # The first interval begins with the first observation, and so does the first after a pause in decisions.
@@ -287,6 +316,9 @@ class TelemetryBackend:
             queue = self._telemetry.queue(now)
         except MonitoringError as error:
             raise ObservationError(str(error)) from error
+        self._idle = self._idle and not history.any()
+        if self._idle:
+            raise NoRequestsError("no request has arrived yet")
         if not len(history):
             raise ObservationError("the router was scraped less than twice")
         return Observation(

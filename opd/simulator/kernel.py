@@ -230,12 +230,11 @@ def _service_factor(generator, factors):
 
 
 @njit(cache=True)
-def _serve(state, e, n, batch_size, service_time, end, timeout, drop_after, generator, factors):
-    """Serve one stage until ``end``.
+def _serve(state, e, n, batch_size, service_time, end, timeout, drop_after, generator, factors, interval):
+    """Serve one stage until ``end``; record its batches in ``interval`` if that has places for them.
 
     Returns:
-        requests that left the queue, their summed seconds in the stage, requests that reneged, and whether the next
-        queue had room.
+        requests that left the queue, their summed seconds there, requests that reneged, and if the next queue had room.
     """
     times, births, length = state.queue_time[e, n], state.queue_birth[e, n], state.queue_length[e, n]
     free, retire, places = state.replica_free[e, n], state.replica_retire[e, n], state.replicas[e, n]
@@ -267,6 +266,9 @@ def _serve(state, e, n, batch_size, service_time, end, timeout, drop_after, gene
             break
         variant = state.replica_variant[e, n, r]
         free[r] = begin + service_time[n, variant, size] * _service_factor(generator, factors)
+        if interval.busy.shape[2] > 0:
+            interval.busy[e, n, variant] += free[r] - begin
+            interval.batches[e, n, variant, size] += 1
         seconds = _pass_on(state, e, n, head, size, free[r], seconds)
         head += size
     waited_too_long, seconds = _keep_waiting(state, e, n, head, end, drop_after, seconds)
@@ -375,7 +377,7 @@ def simulate(state, configurations, tables, length, timeout, drop_after, objecti
             variant, replicas, batch_size = configurations[e, n]
             _reconfigure(state, e, n, variant, replicas, tables.startup_time[n, variant])
             left, seconds, reneged, fits = _serve(
-                state, e, n, batch_size, tables.service_time, end, timeout, drop_after, generator, factors
+                state, e, n, batch_size, tables.service_time, end, timeout, drop_after, generator, factors, interval
             )
             room = room and fits
             interval.dropped[e] += reneged
@@ -396,3 +398,105 @@ def first_out_of_bounds(configurations, variants, max_replicas, max_batch_size):
             if not (0 <= variant < variants[n] and 1 <= replicas <= max_replicas and 1 <= batch_size <= max_batch_size):
                 return e
     return -1
+
+
+# --- planning --------------------------------------------------------------------------------------------------------
+
+
+@njit(cache=True)
+def _copy_state(source, target):
+    """Make the one environment of ``target`` that of ``source``."""
+    target.now[0] = source.now[0]
+    for stage in range(source.queue_length.shape[1]):
+        length = source.queue_length[0, stage]
+        target.queue_length[0, stage] = length
+        target.queue_time[0, stage, :length] = source.queue_time[0, stage, :length]
+        target.queue_birth[0, stage, :length] = source.queue_birth[0, stage, :length]
+    for n in range(source.replicas.shape[1]):
+        places = source.replicas[0, n]
+        target.replicas[0, n] = places
+        target.replica_variant[0, n, :places] = source.replica_variant[0, n, :places]
+        target.replica_ready[0, n, :places] = source.replica_ready[0, n, :places]
+        target.replica_free[0, n, :places] = source.replica_free[0, n, :places]
+        target.replica_retire[0, n, :places] = source.replica_retire[0, n, :places]
+
+
+@njit(cache=True)
+def _record(interval, record, c, f, h):
+    """Store the measurements of an interval that the reward depends on."""
+    record.offered[c, f, h] = interval.offered[0]
+    record.completed[c, f, h] = interval.completed[0]
+    record.within[c, f, h] = interval.within[0]
+    record.dropped[c, f, h] = interval.dropped[0]
+    record.task_latency[c, f, h] = interval.task_latency[0]
+    record.ready_throughput[c, f, h] = interval.ready_throughput[0]
+
+
+@njit(cache=True)
+def roll_out(
+    present,
+    scratch,
+    candidates,
+    arrivals,
+    planned,
+    table,
+    loads,
+    tables,
+    length,
+    timeout,
+    drop_after,
+    objective,
+    factors,
+    interval,
+    record,
+    chosen,
+    generator,
+):
+    """Simulate every candidate against every future, each from the present state; return whether all queues had room.
+
+    The first interval runs the candidate. Every later one runs the row of ``table`` for the load planned for in this
+    future and for the requests that wait, as if they came within the interval. A future has the same arrivals for every
+    candidate.
+
+    Args:
+        present: state of one environment; stays as it is.
+        scratch: state of one environment of the same shape; overwritten.
+        candidates: (C, N, 3) configurations for the first interval.
+        arrivals: (F, M) ascending times of the requests of each future, infinite after the last.
+        planned: (F, H) requests/s that each interval is planned for.
+        table: (L, N, 3) configurations by load.
+        loads: (L,) requests/s, ascending.
+        interval: measurements of one environment; overwritten.
+        record: measurements by candidate, future and interval; written.
+        chosen: (C, F, H, N, 3) the configurations that ran; written.
+        generator: of the service times.
+    """
+    room = True
+    for c in range(candidates.shape[0]):
+        for f in range(arrivals.shape[0]):
+            _copy_state(present, scratch)
+            begin = 0
+            for h in range(planned.shape[1]):
+                if h == 0:
+                    chosen[c, f, h] = candidates[c]
+                else:
+                    load = planned[f, h] + interval.queue[0].sum() / length
+                    chosen[c, f, h] = table[min(np.searchsorted(loads, load), len(loads) - 1)]
+                end = np.searchsorted(arrivals[f], scratch.now[0] + length)
+                room = add_arrivals(scratch, arrivals[f, begin:end], interval) and room
+                begin = end
+                fits = simulate(
+                    scratch,
+                    chosen[c, f, h : h + 1],
+                    tables,
+                    length,
+                    timeout,
+                    drop_after,
+                    objective,
+                    factors,
+                    interval,
+                    generator,
+                )
+                room = room and fits
+                _record(interval, record, c, f, h)
+    return room

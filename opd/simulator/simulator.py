@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtri
 
-from opd.measurement import Interval, Observation, SimulationParameters, Span
+from opd.measurement import Interval, Observation, SimulationParameters, Span, StageState
 from opd.objective import profiled_service_time, profiled_throughput
 from opd.pipeline import Configuration, Pipeline, StageConfiguration, as_array, check_feasible
 from opd.simulator import kernel
@@ -63,6 +63,79 @@ def empty_state(environments: int, tasks: int, queue_places: int, replica_places
     )
 
 
+def roomy_state(
+    pipeline: Pipeline, parameters: SimulationParameters, environments: int, max_rate: int
+) -> SimulatorState:
+    """A state without requests or replicas, with room for up to ``max_rate`` requests/s in every second."""
+    tables = pipeline.tables
+    slowest = float(np.max(tables.service_time[np.isfinite(tables.service_time)]))
+    # A queue holds at most the requests that are young enough to be served, those on their way, and one interval
+    # to come. Rates hold for whole seconds; such a span can touch one more at each end.
+    places = (int(np.ceil(parameters.drop_after + parameters.interval + 3 * slowest)) + 2) * max_rate
+    # With start-up times longer than the interval, replicas of every variant can serve at once.
+    replicas = int(tables.variant_counts.max()) * pipeline.max_replicas
+    return empty_state(environments, len(pipeline.tasks), places, replicas)
+
+
+def blank_interval(shape: tuple[int, ...], tasks: int, latencies: int = 0) -> Interval:
+    """Measurements to be written, with the leading axes of ``shape`` and room for so many latencies each."""
+    counts = {name: np.zeros(shape, dtype=np.int64) for name in ("offered", "completed", "within", "dropped", "failed")}
+    return Interval(
+        **counts,
+        latency_mean=np.zeros(shape),
+        latency_p99=np.zeros(shape),
+        task_latency=np.zeros((*shape, tasks)),
+        ready_throughput=np.zeros((*shape, tasks)),
+        queue=np.zeros((*shape, tasks), dtype=np.int64),
+        latencies=np.zeros((*shape, latencies)),
+        busy=np.zeros((*shape, tasks, 0)),
+        batches=np.zeros((*shape, tasks, 0, 0), dtype=np.int64),
+    )
+
+
+def stage_states(state: SimulatorState, e: int) -> tuple[StageState, ...]:
+    """What is under way in the stages of one environment."""
+    now, stages = state.now[e], []
+    for n in range(state.replicas.shape[1]):
+        here, later = ((state.queue_time[e, k], state.queue_birth[e, k], state.queue_length[e, k]) for k in (n, n + 1))
+        waiting = np.stack([now - here[0][: here[2]], now - here[1][: here[2]]], axis=1)
+        leaving = np.stack([later[0][: later[2]] - now, now - later[1][: later[2]]], axis=1)
+        places = state.replicas[e, n]
+        times = (each[e, n, :places] for each in (state.replica_ready, state.replica_free, state.replica_retire))
+        replicas = np.stack([state.replica_variant[e, n, :places], *(np.maximum(each - now, 0.0) for each in times)], 1)
+        stages.append(StageState(waiting[waiting[:, 0] >= 0.0], leaving[leaving[:, 0] > 0.0], replicas))
+    return tuple(stages)
+
+
+def place_stages(state: SimulatorState, stages: tuple[StageState, ...]) -> None:
+    """Put what is under way into the one environment of a state, at time 0: the inverse of :func:`stage_states`.
+
+    Raises:
+        ValueError: if the state has too few places.
+    """
+    _, tasks, replica_places = state.replica_variant.shape
+    nothing = np.zeros((0, 2))
+    joining = [nothing, *(stage.in_service for stage in stages)]
+    queued = [*(stage.waiting for stage in stages), nothing]
+    state.now[0] = 0.0
+    for n, (here, coming) in enumerate(zip(queued, joining, strict=True)):
+        times, ages = np.concatenate([-here[:, 0], coming[:, 0]]), np.concatenate([here[:, 1], coming[:, 1]])
+        if len(times) > state.queue_time.shape[2]:
+            raise ValueError(f"{len(times)} requests in a queue exceed its {state.queue_time.shape[2]} places")
+        order = np.argsort(times, kind="stable")
+        state.queue_length[0, n] = len(times)
+        state.queue_time[0, n, : len(times)] = times[order]
+        state.queue_birth[0, n, : len(times)] = -ages[order]
+    for n, stage in enumerate(stages):
+        number = len(stage.replicas)
+        if number > replica_places:
+            raise ValueError(f"{number} replicas of a stage exceed its {replica_places} places")
+        state.replicas[0, n] = number
+        state.replica_variant[0, n, :number] = stage.replicas[:, 0]
+        for place, column in ((state.replica_ready, 1), (state.replica_free, 2), (state.replica_retire, 3)):
+            place[0, n, :number] = stage.replicas[:, column]
+
+
 @cache
 def service_factors(parameters: SimulationParameters) -> np.ndarray:
     """(K,) equally likely factors on service times, of mean 1: the midpoints of K quantiles of their distribution.
@@ -92,6 +165,7 @@ class Simulator:
         max_rate: largest number of requests in any one second of the workload; determines the size of the queues.
         seed: of both generators.
         record_latencies: include the latency of every completed request in the result of a step.
+        record_batches: include time and number of batches by variant and size in the result of a step.
     """
 
     def __init__(
@@ -102,21 +176,16 @@ class Simulator:
         max_rate: int = 100,
         seed: int = 0,
         record_latencies: bool = False,
+        record_batches: bool = False,
     ) -> None:
         self.pipeline = pipeline
         self.record_latencies = record_latencies
+        self.record_batches = record_batches
         self.parameters = parameters
         self.max_rate = max_rate
         self._factors = service_factors(parameters)
         self.reseed(seed)
-        tables = pipeline.tables
-        slowest = float(np.max(tables.service_time[np.isfinite(tables.service_time)]))
-        # A queue holds at most the requests that are young enough to be served, those on their way, and one interval
-        # to come. Rates hold for whole seconds; such a span can touch one more at each end.
-        places = (int(np.ceil(parameters.drop_after + parameters.interval + 3 * slowest)) + 2) * max_rate
-        # With start-up times longer than the interval, replicas of every variant can serve at once.
-        replicas = int(tables.variant_counts.max()) * pipeline.max_replicas
-        self._state = empty_state(environments, len(pipeline.tasks), places, replicas)
+        self._state = roomy_state(pipeline, parameters, environments, max_rate)
 
     @property
     def environments(self) -> int:
@@ -145,6 +214,10 @@ class Simulator:
             state.replica_ready[chosen, n, : stage.replicas] = 0.0
             state.replica_free[chosen, n, : stage.replicas] = 0.0
             state.replica_retire[chosen, n, : stage.replicas] = np.inf
+
+    def stage_states(self, environment: int = 0) -> tuple[StageState, ...]:
+        """What is under way in the stages of one copy."""
+        return stage_states(self._state, environment)
 
     def step(self, configurations: np.ndarray, counts: np.ndarray) -> Interval:
         """Apply a configuration to every copy and simulate one interval.
@@ -197,19 +270,13 @@ class Simulator:
 
     def _blank_interval(self) -> Interval:
         environments, tasks = self._state.replicas.shape
-        return Interval(
-            offered=np.zeros(environments, dtype=np.int64),
-            completed=np.zeros(environments, dtype=np.int64),
-            within=np.zeros(environments, dtype=np.int64),
-            dropped=np.zeros(environments, dtype=np.int64),
-            failed=np.zeros(environments, dtype=np.int64),
-            latency_mean=np.zeros(environments),
-            latency_p99=np.zeros(environments),
-            task_latency=np.zeros((environments, tasks)),
-            ready_throughput=np.zeros((environments, tasks)),
-            queue=np.zeros((environments, tasks), dtype=np.int64),
-            latencies=np.zeros((environments, self._state.queue_time.shape[2] if self.record_latencies else 0)),
+        measured = blank_interval(
+            (environments,), tasks, self._state.queue_time.shape[2] if self.record_latencies else 0
         )
+        if not self.record_batches:
+            return measured
+        places = environments, *self.pipeline.tables.service_time.shape
+        return measured._replace(busy=np.zeros(places[:-1]), batches=np.zeros(places, dtype=np.int64))
 
     def _simulate(self, configurations: np.ndarray, interval: Interval) -> Interval:
         p = self.parameters
@@ -276,7 +343,7 @@ class SimulatedBackend:
         self._seconds = parameters.interval
         self._counts = np.concatenate([history, counts]).astype(np.int64)
         self._lead = self._now = len(history)
-        self._simulator = Simulator(pipeline, parameters, 1, int(self._counts.max(initial=1)), seed, True)
+        self._simulator = Simulator(pipeline, parameters, 1, int(self._counts.max(initial=1)), seed, True, True)
         self._simulator.reset(configuration)
         self.configuration = configuration
         rows = as_array(configuration)
@@ -296,6 +363,8 @@ class SimulatedBackend:
             queue=self._queue,
             incoming_load=float(last.mean()) if len(last) else 0.0,
             coming_load=float(future_maximum(self._counts, np.array([self._now]))[0]),
+            coming_counts=self._counts[self._now :],
+            stages=self._simulator.stage_states(),
         )
 
     def apply(self, configuration: Configuration) -> None:

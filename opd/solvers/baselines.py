@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from opd.pipeline import Configuration, Pipeline, as_configuration
-from opd.solvers.options import attainable_load, forming_time, replicas_needed, stage_options
+from opd.profiling.attainable import attainable_load
+from opd.solvers.options import forming_time, replicas_needed, stage_options
 
 
 def random_configuration(pipeline: Pipeline, rng: np.random.Generator) -> Configuration:

@@ -26,8 +26,9 @@ import numpy as np
 
 from opd.objective import Objective, Weights, accuracy, check_weights
 from opd.pipeline import Configuration, Pipeline, ServiceLevel, as_configuration, used_cores
+from opd.profiling.attainable import attainable_load
 from opd.solvers.knapsack import best_by_cores, best_within_latency
-from opd.solvers.options import attainable_load, forming_time, replicas_needed, stage_options
+from opd.solvers.options import forming_time, replicas_needed, stage_options
 
 LATENCY_TOLERANCE = 1e-9
 """Seconds by which rounding may exceed the latency target, the same for all solvers."""

@@ -24,8 +24,9 @@ from numba import njit
 
 from opd.objective import Weights, accuracy, qos, reward, throughput
 from opd.pipeline import Configuration, Pipeline, as_configuration, used_cores
+from opd.profiling.attainable import check_load
 from opd.solvers.knapsack import best_by_cores, follow_choice
-from opd.solvers.options import StageOptions, check_load, forming_time, replicas_needed, stage_options
+from opd.solvers.options import StageOptions, forming_time, replicas_needed, stage_options
 
 
 class _Instance(NamedTuple):

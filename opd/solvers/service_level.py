@@ -20,11 +20,11 @@ import numpy as np
 from opd.measurement import SimulationParameters
 from opd.objective import accuracy, service_quality, service_reward, shortfall_cost
 from opd.pipeline import Configuration, Pipeline, ServiceLevel, as_configuration, used_cores
+from opd.profiling.attainable import check_load
 from opd.solvers.baselines import greedy
 from opd.solvers.ipa import LATENCY_TOLERANCE, IpaParameters
 from opd.solvers.knapsack import best_by_cores, best_within_latency, follow_choice, pareto_front
 from opd.solvers.latency import deviations, predicted_latency, stage_latencies
-from opd.solvers.options import check_load
 
 _TAILS = 2.0 ** (-0.5 * np.arange(1, 11))
 """Grid of t as shares of the latency that is asked for, from 71 to 3 %."""

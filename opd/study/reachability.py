@@ -12,9 +12,10 @@ import numpy as np
 
 from opd.measurement import SimulationParameters
 from opd.pipeline import Configuration, Pipeline, ServiceLevel, configuration_text
+from opd.profiling.attainable import attainable_load
 from opd.solvers.knapsack import best_by_cores, pareto_front
 from opd.solvers.latency import deviations
-from opd.solvers.options import attainable_load, stage_options
+from opd.solvers.options import stage_options
 from opd.solvers.service_level import LevelOptions, fronts, level_options, shortest_latency, tails_of
 
 ROUNDING = 1e-9

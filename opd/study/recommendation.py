@@ -17,9 +17,9 @@ import pandas as pd
 from opd.measurement import Interval, SimulationParameters
 from opd.objective import accuracy, service_quality, service_reward, share_within
 from opd.pipeline import Configuration, Pipeline, ServiceLevel, as_array, configuration_text, used_cores
+from opd.profiling.attainable import check_load
 from opd.simulator.simulator import Simulator
 from opd.solvers.latency import deviations
-from opd.solvers.options import check_load
 from opd.solvers.service_level import LevelOptions, fronts, level_options, shortest_latency
 from opd.study.reachability import Limit, Nearest, binding_limits
 

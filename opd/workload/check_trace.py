@@ -2,7 +2,7 @@
 
 The command prints what a trace has, or everything that is wrong with it; its exit code is then 2. With ``--params`` it
 also checks what the study will do with the trace: damping and cycles. ``--write`` then makes it the trace of the study,
-and ``--output`` keeps the summary; neither changes a file if there is a problem.
+with the damping that suits it, and ``--output`` keeps the summary; neither changes a file if there is a problem.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from pydantic import Field
 
 from opd.host.documents import DocumentError, DocumentModel, as_model, read_document
 from opd.workload.trace import Split, Trace, cycle_from_start, evaluation_cycles, load_trace
-from opd.workload.trace_files import TWITTER_FILE, locate
+from opd.workload.trace_files import TWITTER_FILE, is_bundled, locate
 from opd.workload.trace_limits import TraceError
 
 WRONG_INPUT = 2
 """Exit code for a trace that cannot be used."""
 
-_TRACE_LINE = re.compile(
-    r"""^trace:[ \t]*('([^'\n]|'')*'|"([^"\\\n]|\\.)*"|[^\n]*?)(?P<comment>[ \t]+\#[^\n]*)?[ \t]*$""", re.MULTILINE
-)
+BUNDLED_DAMPING = 8
+"""Damping of the bundled trace and of the recording of Twitter, which are far too much load for a small device."""
+
+_VALUE = r"""('([^'\n]|'')*'|"([^"\\\n]|\\.)*"|[^\n]*?)(?P<comment>[ \t]+\#[^\n]*)?[ \t]*$"""
+"""The value of a key, and the comment behind it, to the end of the line."""
 
 
 class TraceUse(DocumentModel):
@@ -94,29 +96,59 @@ def summary(trace: Trace) -> dict[str, Any]:
     }
 
 
-def write_trace(params: Path, source: str) -> None:
-    """Make ``source`` the value of ``trace`` in a parameter file: as the path of a file, which DVC can watch.
+def use_of(params: Path, source: str | Path) -> TraceUse:
+    """Return the parameters for a trace that takes the place of the one in a parameter file.
 
-    The file is replaced as a whole, so an interruption leaves the old one. Comments stay.
+    The counts of a user's file are taken as they are: in place of a bundled trace, it gets damping 1. A bundled trace
+    in place of a user's file gets :data:`BUNDLED_DAMPING`. Otherwise the damping of the parameters stays.
+    """
+    use = trace_use(params)
+    own = params.parent / use.trace
+    before, after = is_bundled(own if own.is_file() else use.trace), is_bundled(source)
+    damping = use.damping if before == after else BUNDLED_DAMPING if after else 1
+    return use.model_copy(update={"damping": damping})
+
+
+def write_trace(params: Path, source: str) -> str:
+    """Make ``source`` the value of ``trace`` in a parameter file, with the damping of :func:`use_of`.
+
+    It is written as the path of a file, which DVC can watch. The parameter file is replaced as a whole, so an
+    interruption leaves the old one. Comments stay.
+
+    Returns:
+        What became of the damping, in a sentence; empty if it stays.
 
     Raises:
-        TraceError: if the file has no line ``trace:``.
+        TraceError: if the file has no line ``trace:``, or a damping that must change has none.
     """
     folder = params.resolve().parent
     committed = folder.joinpath(*TWITTER_FILE)
     path = committed if source == "twitter" and committed.is_file() else locate(source).resolve()
     relative = path.relative_to(folder) if path.is_relative_to(folder) else path
     value = yaml.safe_dump(str(relative), width=10**6, allow_unicode=True).removesuffix("\n").removesuffix("\n...")
-    old = params.read_text(encoding="utf-8")
-    new, number = _TRACE_LINE.subn(lambda line: f"trace: {value}{line['comment'] or ''}", old, count=1)
-    if not number:
-        raise TraceError(f"{params} has no line 'trace:'; add `trace: {value}`")
+    before, damping = trace_use(params).damping, use_of(params, source).damping
+    new = _with_value(params, params.read_text(encoding="utf-8"), "trace", value)
+    if damping != before:
+        new = _with_value(params, new, "damping", str(damping))
     unfinished = params.with_name(f"{params.name}.new")
     try:
         unfinished.write_text(new, encoding="utf-8")
         unfinished.replace(params)
     finally:
         unfinished.unlink(missing_ok=True)
+    if damping == before:
+        return ""
+    counts = "taken as they are" if damping == 1 else f"divided by {damping}"
+    return f"damping is now {damping} (before: {before}): the counts of {path.name} are {counts}"
+
+
+def _with_value(params: Path, text: str, key: str, value: str) -> str:
+    """Replace the value of a key in the text of a parameter file."""
+    line = re.compile(rf"^{key}:[ \t]*{_VALUE}", re.MULTILINE)
+    new, number = line.subn(lambda found: f"{key}: {value}{found['comment'] or ''}", text, count=1)
+    if not number:
+        raise TraceError(f"{params} has no line '{key}:'; add `{key}: {value}`")
+    return new
 
 
 def main(
@@ -132,13 +164,13 @@ def main(
     Example: python -m opd.workload.check_trace requests.csv --params params.yaml
     """
     try:
-        given = trace_use(params)
-        source = source or given.trace
+        given = trace_use(params) if params is None or not source else use_of(params, source)
+        source, note = source or given.trace, ""
         if not source or (write and params is None):
             raise TraceError("no trace or no parameters are given; name a file, and --params params.yaml for --write")
         found = summary(check_trace(source, given))
         if write and params is not None:
-            write_trace(params, source)
+            note = write_trace(params, source)
         if output is not None:
             output.parent.mkdir(parents=True, exist_ok=True)
             output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
@@ -146,6 +178,8 @@ def main(
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(WRONG_INPUT) from error
     print("\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in found.items()))
+    if note:
+        print(note)
 
 
 def trace_use(params: Path | None) -> TraceUse:

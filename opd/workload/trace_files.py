@@ -57,6 +57,18 @@ def locate(source: str | Path) -> Path:
     return path
 
 
+def is_bundled(source: str | Path) -> bool:
+    """True for the bundled trace, a copy of it, and the recording of Twitter; a file of a user need not exist."""
+    if source in ("synthetic", "twitter") or Path(source).suffix == TWITTER_SUFFIX:
+        return True
+    path = Path(source).expanduser()
+    return path.is_file() and _is_copy(path)
+
+
+def _is_copy(path: Path) -> bool:
+    return filecmp.cmp(path, package_path(*SYNTHETIC_FILE), shallow=False)
+
+
 def read_recording(source: str | Path) -> tuple[str, np.ndarray, np.ndarray]:
     """Read the name of a trace, the requests of its recorded seconds, and these seconds since the first one.
 
@@ -77,8 +89,7 @@ def read_recording(source: str | Path) -> tuple[str, np.ndarray, np.ndarray]:
     recording = read_table(table, place)
     if recording.problems:
         raise TraceError.of(path.name, recording.problems)
-    is_bundled = filecmp.cmp(path, package_path(*SYNTHETIC_FILE), shallow=False)
-    return "synthetic" if is_bundled else path.name, recording.counts, recording.seconds
+    return "synthetic" if _is_copy(path) else path.name, recording.counts, recording.seconds
 
 
 def _twitter_path() -> Path:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from opd.host.errors import problem_list
+
 DAY_SECONDS = 86_400
 
 MIN_SECONDS = 6 * 3600
@@ -32,7 +34,7 @@ class TraceError(ValueError):
         """Make the one error of all problems of the trace ``name``."""
         if len(problems) == 1:
             return cls(f"trace {name!r}: {problems[0]}")
-        return cls("\n- ".join([f"trace {name!r} has {len(problems)} problems:", *problems]))
+        return cls(problem_list(f"trace {name!r} has {len(problems)} problems", problems))
 
 
 def recording_problems(recorded: np.ndarray, seconds: np.ndarray, place: Callable[[int], str]) -> list[str]:

@@ -81,6 +81,23 @@ def test_wrong_input_is_refused(shell, options, place, words):
     assert not shell.api.requests
 
 
+def test_all_wrong_stages_are_named_at_once(shell):
+    wrong = {
+        "first=small": "write TASK=VARIANT:REPLICAS:BATCH",
+        "third=small:1:1": "no task 'third'",
+        "first=huge:1:1": "no variant 'huge'",
+        "second=small:9:1": "9 replicas are not within 1..3",
+        "second=small:1:3": "batch size 3 is not one of",
+    }
+    assert shell.deploy(*(f"--stage={text}" for text in (*wrong, "first=small:1:1"))) == cli.REFUSED
+    assert "5 --stage options are wrong:" in shell.err and not shell.api.requests
+    listed = [line for line in shell.err.splitlines() if line.startswith("- ")]
+    for line, (text, words) in zip(listed, wrong.items(), strict=True):
+        assert line.startswith(f"- --stage {text!r}: ") and words in line
+    assert shell.deploy("--stage=first=small:1:1", "--stage=first=large:1:1") == cli.REFUSED
+    assert "error: --stage 'first=large:1:1': task 'first' has been given before" in shell.err
+
+
 @pytest.mark.parametrize(
     "text, words",
     [

@@ -128,7 +128,7 @@ def test_recommendations_of_an_assumed_profile_say_so(shop, capsys):
         ("clairvoyant", "policy 'clairvoyant' is not one of"),
         ("mioypc", "policy 'mioypc' is not one of"),
         ("agent", "checkpoint of a trained agent"),
-        ("no_such_module_of_mine:Policy", "policy 'no_such_module_of_mine:Policy' cannot be used"),
+        ("no_such_module_of_mine:Policy", "policy 'no_such_module_of_mine:Policy' cannot be imported"),
     ],
 )
 def test_unknown_policies_are_refused_before_anything_starts(shop, policy, words, capsys):

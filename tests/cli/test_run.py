@@ -32,7 +32,7 @@ from opd.workload.trace import load_trace
         ),
         (
             ["--policy=no_such:Mine", "--prometheus=http://127.0.0.1:1"],
-            "policy 'no_such:Mine' cannot be used",
+            "policy 'no_such:Mine' cannot be imported",
         ),
         (["--policy=greedy", "--decision-share=0"], "Invalid value for '--decision-share'"),
         (["--policy=greedy"], "--prometheus"),

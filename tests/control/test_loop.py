@@ -14,7 +14,7 @@ from small_pipelines import ocr_pipeline, pipelines, stages, varying_workload, w
 from opd.agent.deployed import Agent
 from opd.control import loop as control
 from opd.control.factory import agent_policy
-from opd.control.loop import ApplyError, Guard, ObservationError, run
+from opd.control.loop import ApplyError, Guard, NoRequestsError, ObservationError, run
 from opd.control.policies import TRAINED_LOAD_SHARE, AgentPolicy, GreedyPolicy, Policy
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
@@ -167,6 +167,20 @@ def test_without_an_observation_the_last_good_configuration_stays_and_the_loop_r
     assert [step.configuration for step in steps] == [GOOD, GOOD]
     assert steps[1].refused == "no decision: no sample of the last 5 s"
     assert np.isnan(steps[1].predicted_load) and not np.isnan(steps[1].score.reward[0])
+
+
+def test_until_the_first_request_the_configuration_stays_and_nothing_is_refused():
+    class Waiting(SimulatedBackend):
+        def observe(self):
+            if self._now < 140:
+                raise NoRequestsError("no request has arrived yet")
+            return super().observe()
+
+    policy = Scripted(GOOD)
+    steps = loop(backend_for(kind=Waiting), policy, 3)
+    assert [step.configuration for step in steps] == [SMALLEST, SMALLEST, GOOD]
+    assert [step.idle for step in steps] == [True, True, False] and len(policy.seen) == 1
+    assert not any(step.refused for step in steps) and np.isnan(steps[0].predicted_load)
 
 
 def test_a_configuration_that_does_not_come_up_is_taken_back_and_may_be_tried_again():

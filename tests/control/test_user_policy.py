@@ -194,21 +194,21 @@ def test_a_constructor_gets_what_it_names(project):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("no_such_module:Mine", "ModuleNotFoundError: No module named 'no_such_module'"),
-        ("policies_of_the_project:Mine", "AttributeError: .*no attribute 'Mine'"),
-        ("policies_of_the_project:", "TypeError: it is <module 'policies_of_the_project'"),
-        ("policies_of_the_project:number", "TypeError: it is 3, not a class"),
-        (":Mine", "ValueError: invalid format"),
-        ("of the project:Mine", "ValueError: invalid format"),
-        ("unfinished_of_the_project:Mine", "SyntaxError"),
-        ("policies_of_the_project:Demanding", "TypeError: .*missing 1 required positional argument: 'trace'"),
-        ("policies_of_the_project:Broken", "KeyError: 'weights'"),
-        ("policies_of_the_project:Leaving", "SystemExit: 1"),
-        ("policies_of_the_project:Undecided", "TypeError: Undecided has no method decide"),
+        ("no_such_module:Mine", "imported: No module named 'no_such_module'"),
+        ("policies_of_the_project:Mine", "imported: .*no attribute 'Mine'"),
+        ("policies_of_the_project:", "used: TypeError: it is <module 'policies_of_the_project'"),
+        ("policies_of_the_project:number", "used: TypeError: it is 3, not a class"),
+        (":Mine", "imported: ValueError: invalid format"),
+        ("of the project:Mine", "imported: ValueError: invalid format"),
+        ("unfinished_of_the_project:Mine", "imported: SyntaxError"),
+        ("policies_of_the_project:Demanding", "used: TypeError: .*missing 1 required positional argument: 'trace'"),
+        ("policies_of_the_project:Broken", "used: KeyError: 'weights'"),
+        ("policies_of_the_project:Leaving", "used: SystemExit: 1"),
+        ("policies_of_the_project:Undecided", "used: TypeError: Undecided has no method decide"),
     ],
 )
 def test_what_is_no_policy_is_one_error_with_the_name_the_reason_and_the_contract(project, name, reason):
-    with pytest.raises(PolicyError, match=rf"policy '{name}' cannot be used: {reason}.*; write module:Class, .*decide"):
+    with pytest.raises(PolicyError, match=rf"policy '{name}' cannot be {reason}.*; write module:Class, .*decide"):
         build_policy(name, ocr_pipeline(), Weights(), SimulationParameters(), IpaParameters())
 
 

@@ -40,8 +40,9 @@ def test_a_failed_download_is_named_with_what_is_left_behind(tmp_path, monkeypat
 
 def test_every_page_of_ocr_has_its_text_as_label():
     folder = package_path("examples", "ocr")
-    labels = read_labels("ocr", read_samples(folder / str(read_pipeline_file("ocr").samples)))["text-recognition"]
-    metric = load_metric(str(read_pipeline_file("ocr").metric))
+    pipeline = read_pipeline_file("ocr")
+    labels = read_labels(pipeline, folder, read_samples(folder / str(pipeline.samples)))["text-recognition"]
+    metric = load_metric(str(pipeline.metric))
     assert len(labels) == 20 and metric(labels, labels) == 1.0 > metric(labels, ["?", *labels[1:]])
 
 

@@ -12,14 +12,15 @@ from pydantic import Field, field_validator
 from opd.host.documents import (
     MAX_BYTES,
     MAX_DEPTH,
-    MAX_PROBLEMS,
     DocumentError,
     DocumentModel,
     as_model,
     parse_document,
     read_as,
     read_document,
+    read_json,
 )
+from opd.host.errors import MAX_PROBLEMS
 
 # --- plain data ------------------------------------------------------------------------------------------------------
 
@@ -202,6 +203,14 @@ def test_conflicts_between_keys_are_reported_with_the_problems_of_single_keys(tm
 def test_a_document_that_is_not_a_mapping_is_refused(content):
     with pytest.raises(DocumentError, match="bicycle: the document must be a mapping of name, gears, wheels, spare"):
         as_model(Bicycle, content, "bicycle")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b'"\xff"'])
+def test_what_is_not_json_is_refused_with_the_remedy(tmp_path, content):
+    path = tmp_path / "answers.json"
+    path.write_bytes(content)
+    with pytest.raises(DocumentError, match="answers.json is not JSON: .*; export it again"):
+        read_json(path, "export it again")
 
 
 def test_errors_stay_short_for_long_documents(tmp_path):

@@ -73,6 +73,17 @@ def test_the_status_names_failures_refusals_and_fallbacks(step):
     assert "by the fallback policy, not applied: needs 12 cores" in text
 
 
+def test_before_the_first_request_the_status_is_calm(step):
+    nothing = step.interval._replace(offered=np.array([0.0]))
+    waiting = status_after(replace(step, idle=True, interval=nothing, observation=None, decided=None))
+    text = drawn(waiting)
+    assert "no requests yet; the configuration stays until the first one arrives" in text
+    assert "latency" not in text and "refused" not in text and "not applied" not in text
+    assert plain_data(status_facts(waiting))["idle"] and not plain_data(status_facts(status_after(step)))["idle"]
+    came = drawn(status_after(replace(step, idle=True, observation=None, decided=None)))
+    assert "load       4 requests/s" in came and "decision   none before the first request" in came
+
+
 def test_before_the_first_decision_and_without_measurements_nothing_is_invented(step):
     first = drawn(ServingStatus(ocr_pipeline(), "127.0.0.1:9", SMALL))
     assert "warming up for the first decision" in first and "?" in first

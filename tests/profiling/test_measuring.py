@@ -7,7 +7,7 @@ from profile_tables import REFERENCE
 
 from opd.profiling import profiles
 from opd.profiling.architectures import ARCHITECTURES, CONTAINER_SECONDS
-from opd.profiling.measuring import Effort, measure_variant
+from opd.profiling.measuring import Effort, as_table, measured_rows
 
 BERT_TINY = ARCHITECTURES["bert-tiny"]
 
@@ -23,7 +23,7 @@ def test_an_architecture_answers_every_request_of_a_batch(key: str):
 
 
 def test_an_architecture_can_be_measured():
-    measured = measure_variant("sentiment", "bert-tiny", BERT_TINY, [1, 4], [1], Effort(0.2, 3, 50))
+    measured = as_table(measured_rows("sentiment", "bert-tiny", BERT_TINY, [(1, 1), (1, 4)], Effort(0.2, 3, 50)))
     assert measured[["cores", "batch_size"]].values.tolist() == [[1, 1], [1, 4]]
     assert (measured["latency_mean"] > 0).all() and (measured["latency_p99"] >= measured["latency_mean"]).all()
     assert measured["runs"].between(3, 50).all() and (measured["kind"] == "measured").all()
@@ -34,4 +34,4 @@ def test_an_architecture_can_be_measured():
 
 def test_measuring_on_more_cores_than_the_machine_has_is_refused():
     with pytest.raises(ValueError, match="cannot measure on 4096 cores"):
-        measure_variant("sentiment", "bert-tiny", BERT_TINY, [1], [4096])
+        list(measured_rows("sentiment", "bert-tiny", BERT_TINY, [(4096, 1)]))

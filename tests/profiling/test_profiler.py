@@ -14,7 +14,7 @@ from pipeline_folders import PROFILE, write_pipeline
 
 from opd.profiling import profiler
 from opd.profiling.pipelines import load_pipeline
-from opd.profiling.profiler import ProfilingOptions, profile_pipeline
+from opd.profiling.profiler import ProfilingOptions, UnfinishedProfileError, profile_pipeline
 from opd.profiling.profiles import load_profile
 
 NAMES = ("a", "b", "c")
@@ -154,9 +154,22 @@ def test_figures_typed_by_hand_stay_until_their_variant_is_measured(tmp_path: Pa
 
 
 def test_stages_take_turns_and_a_short_budget_covers_the_first_variant(site):
-    measured, left_out = profiled(site, ProfilingOptions(seconds=1e-9))
+    folder, models = site
+    options = ProfilingOptions(seconds=1e-9)
+    measured, left_out = profile_pipeline(folder, folder / "elsewhere.csv", lambda *key: models[key], options)
     assert set(zip(measured["task"], measured["variant"], strict=True)) == {("first", "a")}
     assert left_out == ["second/a", "first/b", "second/b", "first/c", "second/c"]
+
+
+def test_the_own_profile_of_a_pipeline_is_completed_run_by_run(site):
+    for left in (5, 4, 3, 2, 1):
+        with pytest.raises(
+            UnfinishedProfileError, match="profile_seconds, 1e-09 s, ended before.*run it again"
+        ) as error:
+            profiled(site, ProfilingOptions(seconds=1e-9))
+        assert sum(f"{task}/{name}" in str(error.value) for task, name in site[1]) == left
+    _, left_out = profiled(site, ProfilingOptions(seconds=1e-9))
+    assert not left_out and starts(site) == [1] * 6 and load_pipeline(site[0])
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_an_adapter_that_fails_names_stage_adapter_and_tensor(specification, err
     ("specification", "error"),
     [
         ({"drop": ["x"]}, "task 't': 'drop' is no adapter; use pick, rename, function"),
-        ({"function": "no_such_module:f"}, "'no_such_module:f' cannot be imported .*; write module:function"),
+        ({"function": "no_such_module:f"}, "'no_such_module:f' cannot be imported: .*; write module:function"),
         ({"function": f"{HERE}:no_such_function"}, "no_such_function"),
         ({"function": HERE}, "no function but module; write module:function"),
         ({"function": f"{HERE}:NO_FUNCTION"}, f"'{HERE}:NO_FUNCTION' is no function but int"),

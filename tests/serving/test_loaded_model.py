@@ -184,7 +184,7 @@ def test_what_cannot_be_loaded_is_named(load, tmp_path, model, arguments, proble
     ("runtime", "problem"),
     [
         ("json.JSONDecoder", "runtime json.JSONDecoder is not a subclass of mlserver.MLModel"),
-        ("nowhere.Model", "runtime nowhere.Model cannot be imported: No module named 'nowhere'$"),
+        ("nowhere.Model", "runtime 'nowhere.Model' cannot be imported: No module named 'nowhere'$"),
     ],
 )
 def test_a_manifest_that_names_no_runtime_is_refused(tmp_path, runtime, problem):

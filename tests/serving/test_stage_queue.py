@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlserver.grpc.dataplane_pb2 import ModelInferResponse
+from prometheus_client import REGISTRY
 from virtual_time import run
 
 from opd.measurement import SimulationParameters
@@ -19,7 +20,7 @@ from opd.pipeline import (
     Variant,
     as_array,
 )
-from opd.serving.contents import payload_answer, payload_request, payloads_of
+from opd.serving.contents import PAYLOAD, payload_request, payloads_of
 from opd.serving.protocol import (
     MalformedRequestError,
     QueueFullError,
@@ -29,6 +30,7 @@ from opd.serving.protocol import (
 )
 from opd.serving.settings import StageSettings
 from opd.serving.stage_queue import ReplicaEndpoint, StageQueue
+from opd.serving.tensors import answer_of
 from opd.simulator.simulator import Simulator
 
 SERVICE = {1: 0.1, 2: 0.15, 4: 0.25}
@@ -63,7 +65,7 @@ class SlowServer:
             raise failure(grpc.StatusCode.INTERNAL, "index out of range")
         if b"short" in payloads:
             return ModelInferResponse()
-        return payload_answer([payload.upper() for payload in payloads])
+        return answer_of({PAYLOAD: [payload.upper() for payload in payloads]}, raw=False)
 
     async def ready(self, timeout):
         return self.up and not self.hangs
@@ -126,6 +128,17 @@ def test_a_batch_goes_when_it_is_full():
     stage, results = serve([dict(), dict(delay=0.05)], batch_size=2)
     assert stage.servers["r0"].batches == [(0.05, [b"a", b"a"])]
     assert [ended for ended, _ in results] == pytest.approx([0.2, 0.2])
+
+
+def counted_batches(size):
+    return REGISTRY.get_sample_value("opd_stage_batches_total", dict(pipeline="p", task="t", variant="v", size=size))
+
+
+def test_calls_are_counted_by_variant_and_size():
+    serve([dict()])
+    before = counted_batches("1"), counted_batches("2") or 0.0
+    serve([dict(), dict(), dict(delay=0.05)], batch_size=2)
+    assert (counted_batches("1"), counted_batches("2")) == (before[0] + 1, before[1] + 1)
 
 
 def test_a_partial_batch_goes_when_its_oldest_has_waited_the_timeout():

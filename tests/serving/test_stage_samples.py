@@ -9,10 +9,10 @@ import pytest
 from small_shop import FILE, shop_stages, write_shop
 
 from opd.host.documents import DocumentError
-from opd.profiling.measuring import Effort, measure_variant
+from opd.profiling.measuring import Effort, as_table, measured_rows
 from opd.serving import accuracy, served_variant
 from opd.serving.compatibility import find_mismatches
-from opd.serving.stage_samples import SampleError, answers_of, pipeline_samples
+from opd.serving.stage_samples import SampleError, answers_of, load_stage_samples
 from opd.serving.store import STORE_URL_VARIABLE
 from opd.serving.tensors import tensors_of
 
@@ -59,7 +59,8 @@ def test_a_variant_of_any_stage_is_measured_as_it_is_served(shop, monkeypatch):
     monkeypatch.setenv(STORE_URL_VARIABLE, str(shop / "store"))
     serve = served_variant.served_variants(shop, cache=shop / "cache")
     variant = serve("sign", "plain")
-    table = measure_variant("sign", "plain", variant, [1, 2], [1, 2][: os.cpu_count()], Effort(0.0, min_runs=2))
+    cells = [(cores, size) for cores in [1, 2][: os.cpu_count()] for size in (1, 2)]
+    table = as_table(measured_rows("sign", "plain", variant, cells, Effort(0.0, min_runs=2)))
     assert table["batch_size"].tolist()[:2] == [1, 2]
     assert (table["latency_mean"] > 0).all() and (table["startup_seconds"] > 0.1).all()
     assert table["memory_mb"].between(20, 2000).all()
@@ -92,7 +93,7 @@ def test_all_mismatches_are_found_and_named(tmp_path):
 @pytest.mark.processes
 def test_accuracy_is_measured_by_variant_and_end_to_end(shop):
     stages = shop_stages(shop)
-    labels = accuracy.read_labels(shop, stages.samples)
+    labels = accuracy.read_labels(stages.pipeline, shop, stages.samples)
     labelled = accuracy.LabelledPipeline(stages, labels, accuracy.load_metric("sklearn.metrics:accuracy_score"))
     assert labelled.measure_variants().values.tolist() == [["sign", "strict", 0.8, 0.5], ["sign", "plain", 0.7, 1.0]]
     table = labelled.measure_configurations()
@@ -141,4 +142,14 @@ def test_labels_that_do_not_fit_are_refused(tmp_path, labels, problem):
     folder = write_shop(tmp_path / "shop")
     (folder / "labels.json").write_text(labels)
     with pytest.raises(DocumentError, match=f"(?s)labels.json.*{problem}"):
-        accuracy.read_labels(folder, pipeline_samples(folder))
+        accuracy.labelled_pipeline(folder)
+
+
+def test_an_adapter_that_fails_is_told_once_and_later_ones_are_imported(tmp_path):
+    file = FILE.replace("- name: scale", "- name: scale\n    adapter: {pick: [absent]}")
+    file = file.replace("{pick: [scaled], rename: {scaled: value}}", "nowhere:f")
+    stages = load_stage_samples(write_shop(tmp_path / "shop", file))
+    first, second = map(str, find_mismatches(stages))  # no model is reached
+    assert first.startswith("task 'scale': the adapter, given sample 0 ('x' FP32 [1, 1]): ")
+    assert "there is no tensor 'absent'; it gets 'x'" in first
+    assert second.startswith("task 'sign': the adapter, given no request: function 'nowhere:f' cannot be imported: ")

@@ -9,6 +9,7 @@ import pytest
 from sampled import series
 from small_pipelines import ocr_pipeline
 
+from opd.control.loop import NoRequestsError, ObservationError
 from opd.measurement import unmeasured
 from opd.pipeline import StageConfiguration
 from opd.serving import telemetry
@@ -148,6 +149,17 @@ def scraped(end):
         opd_latency_seconds_bucket=[steady(12, le="0.5"), steady(15, le="1.0"), steady(15, le="+Inf")],
         opd_stage_latency_seconds_sum=[steady(4, task="detection")],
         opd_stage_latency_seconds_count=[steady(16, task="detection")],
+        opd_stage_service_seconds_sum=[
+            steady(0.5, task="detection", variant="small"),
+            ramp(times, end - 4.4, 0.25, task="detection", variant="large"),
+            steady(3, task="detection", variant="removed"),
+        ],
+        opd_stage_batches_total=[
+            steady(4, task="detection", variant="small", size="1"),
+            steady(2, task="detection", variant="small", size="2"),
+            ramp(times, end - 4.4, 1, task="detection", variant="large", size="2"),
+            steady(7, task="detection", variant="large", size="64"),
+        ],
         opd_stage_queue_length=[
             series(times, np.arange(15), pipeline="ocr", instance="x", task="detection"),
             gauge(2, task="recognition"),
@@ -180,6 +192,17 @@ def test_an_interval_contains_all_measurements():
     assert measured.ready_throughput == pytest.approx(np.array([[detection, 3 / 0.05]]), rel=1e-4)
     assert measured.queue == pytest.approx(np.array([[13, 2]]))
     assert measured.latencies.shape == (1, 0)
+
+
+def test_an_interval_tells_the_calls_of_each_variant_apart():
+    end = time.time() - 1.0
+    measured = Telemetry(scraped(end), ocr_pipeline()).interval(end - 10, end, CONFIGURATION)
+    small, large = 0, 1
+    assert measured.busy[0, 0, [small, large]] == pytest.approx([5.0, 1.1])
+    assert measured.batches[0, 0, small, 1:3] == pytest.approx([40, 20])
+    # Batches beyond the pipeline's limit and variants it does not have are left out.
+    assert measured.batches[0, 0, large].sum() == measured.batches[0, 0, large, 2] == pytest.approx(4.4)
+    assert measured.busy[0].sum() == pytest.approx(6.1)
 
 
 def test_an_interval_without_completions_has_no_latency():
@@ -230,6 +253,46 @@ def test_a_run_sees_no_measurements_of_the_previous_one():
     assert first.history == pytest.approx([20])
     np.testing.assert_array_equal(first.task_latency, expected.task_latency)
     np.testing.assert_array_equal(first.ready_throughput, expected.ready_throughput)
+
+
+def scraped_requests(counts):
+    """Samples around the present, where these are the requests that had been counted, a scrape a second, until now."""
+    now = time.time()
+    monitor = scraped(now)
+    times = now - np.arange(len(counts) - 1, -1, -1.0)
+    monitor.known["opd_requests_total"] = [requests(times, np.asarray(counts, dtype=float))]
+    return monitor
+
+
+def backend_of_a_run(monitor, seconds_ago):
+    """A backend with a run that began so many seconds ago."""
+    backend = TelemetryBackend(ocr_pipeline(), CONFIGURATION, monitor, 10.0)
+    backend.begin_run()
+    backend._begin -= seconds_ago
+    return backend
+
+
+@pytest.mark.parametrize("seconds_ago", [0.0, 0.5, 3.5, 300.0])
+def test_a_run_that_waits_for_its_first_request_is_no_failure(seconds_ago):
+    with pytest.raises(NoRequestsError):
+        backend_of_a_run(scraped_requests([7] * 130), seconds_ago).observe()
+
+
+def test_an_outage_before_the_first_request_is_a_failure():
+    for monitor in (scraped_requests([]), scraped_requests([np.nan] * 9)):
+        with pytest.raises(ObservationError, match="has no samples.*does not mean that the load is zero") as error:
+            backend_of_a_run(monitor, 3.5).observe()
+        assert error.type is ObservationError
+
+
+def test_a_run_is_observed_from_its_first_request_on_also_when_no_more_come():
+    backend = backend_of_a_run(scraped_requests([7] * 9), 4.5)
+    with pytest.raises(NoRequestsError):
+        backend.observe()
+    backend.monitor.known |= scraped_requests([7] * 6 + [9, 9, 10]).known
+    assert backend.observe().history == pytest.approx([2, 0, 1], abs=1e-3)
+    backend.monitor.known |= scraped_requests([10] * 9).known
+    assert backend.observe().history == pytest.approx([0] * 4, abs=1e-3)
 
 
 class Clock:

@@ -35,6 +35,20 @@ def test_a_batch_is_taken_when_full_or_when_the_oldest_has_waited():
     assert_equal(interval.ready_throughput, [[2 * 2 / 1.5]])
 
 
+def test_batches_are_recorded_by_variant_and_size_when_they_begin():
+    slow, fast = Variant("slow", 0.5, 1, {1: 1.0, 2: 1.5}, 0.0), Variant("fast", 0.4, 1, {1: 0.5, 2: 0.75}, 3.0)
+    pipeline = make_pipeline(Task("task", (slow, fast)), max_batch_size=2)
+    parameters = SimulationParameters(service_noise=0.0, batch_timeout=0.5)
+    simulator = Simulator(pipeline, parameters, record_batches=True)
+    simulator.reset(stages((0, 1, 2)))
+    # The slow variant serves until the fast one is ready at 3.0. The last batch ends after the interval.
+    interval = simulator.step_arrivals(np.array([[1, 1, 2]]), np.array([0.0, 0.0, 2.0, 5.0, 6.0, 6.0, 9.4]))
+    assert interval.busy.tolist() == [[[2.5, 1.75]]]
+    assert interval.batches.tolist() == [[[[0, 1, 1], [0, 2, 1]]]]
+    assert simulator.step_arrivals(np.array([[1, 1, 2]]), np.array([])).batches.sum() == 0
+    assert Simulator(pipeline, parameters).step(np.array([[[0, 1, 1]]]), np.full((1, 10), 3)).busy.shape == (1, 1, 0)
+
+
 def test_requests_within_the_latency_of_the_service_level_are_counted():
     configuration = stages((0, 1, 1))
     level = ServiceLevel(0.75)

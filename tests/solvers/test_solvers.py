@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from opd.objective import Weights, accuracy, qos, reward, throughput
 from opd.pipeline import Pipeline, ServiceLevel, StageConfiguration, Task, Variant, check_feasible, used_cores
+from opd.profiling.attainable import attainable_load
 from opd.profiling.synthetic import synthetic_pipeline
 from opd.solvers import (
     IpaParameters,
@@ -24,7 +25,7 @@ from opd.solvers import (
     predicted_reward,
     random_configuration,
 )
-from opd.solvers.options import attainable_load, forming_time, replicas_needed
+from opd.solvers.options import forming_time, replicas_needed
 
 PARAMETERS = IpaParameters()
 WEIGHTS = Weights()

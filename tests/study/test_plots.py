@@ -14,11 +14,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from opd.control import BASELINES
+from opd.objective import Weights
+from opd.pipeline import ServiceLevel
 from opd.study.evaluation.cycles import LOADS
 from opd.study.evaluation.training import plot_training
 from opd.study.plots import evaluation as plots
 from opd.study.plots.style import PALETTE, ordered, policy_style, save_figure, variant_colours
 
+LEVEL = ServiceLevel(0.5, 95.0)
 LABEL = "synthetic trace (generated), damping 8"
 POLICIES = ("random", "greedy", "ipa", "myopic", "agent")
 
@@ -27,7 +30,7 @@ def evaluation(seeds: int = 1) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {"pipeline": pipeline, "cycle": cycle, "policy": policy, "seed": seed}
-            | {"cost": 1.0 + p + c + seed, "qos": 10.0 + p, "reward": 8.0 + p - c}
+            | {"cost": 1.0 + p + c + seed, "qos": 10.0 + p, "reward": 8.0 + p - c, "within": 0.9 + p / 50}
             for pipeline in ("ocr", "other")
             for c, cycle in enumerate(LOADS)
             for p, policy in enumerate(POLICIES)
@@ -37,10 +40,9 @@ def evaluation(seeds: int = 1) -> pd.DataFrame:
 
 
 def timelines() -> pd.DataFrame:
-    rows = (
-        evaluation().drop(columns=["cost", "qos", "reward"]).merge(pd.DataFrame({"time": [0.0, 10.0, 20.0]}), "cross")
-    )
-    return rows.assign(load=5.0, predicted_load=7.0, cost=2.0 + rows["time"] / 10.0, qos=9.0)
+    times = pd.DataFrame({"time": [0.0, 10.0, 20.0]})
+    rows = evaluation()[["pipeline", "cycle", "policy", "seed"]].merge(times, "cross")
+    return rows.assign(load=5.0, predicted_load=7.0, cost=2.0 + rows["time"] / 10.0, qos=9.0, within=0.98)
 
 
 def texts(figure: Figure) -> str:
@@ -105,7 +107,7 @@ def test_save_makes_the_folder(tmp_path: Path):
 
 
 def test_loads_show_mean_values_and_their_spread(tmp_path: Path):
-    figure = plots.plot_loads(evaluation(seeds=2), "ocr", LABEL, tmp_path / "loads.png")
+    figure = plots.plot_loads(evaluation(seeds=2), "ocr", LABEL, tmp_path / "loads.png", Weights())
     check_written(tmp_path / "loads.png")
     cost = figure.axes[0]
     # steady-low: random, greedy, ipa, agent; the mean of seeds 0 and 1; no yardsticks of ours
@@ -116,12 +118,13 @@ def test_loads_show_mean_values_and_their_spread(tmp_path: Path):
 
 
 def test_loads_of_one_seed_have_no_whiskers(tmp_path: Path):
-    figure = plots.plot_loads(evaluation(), "ocr", LABEL, tmp_path / "loads.png")
+    figure = plots.plot_loads(evaluation(), "ocr", LABEL, tmp_path / "loads.png", Weights())
     assert all(not axes.collections for axes in figure.axes)
 
 
 def test_timelines_show_every_policy_in_every_load(tmp_path: Path):
-    figure = plots.plot_timelines(timelines(), "ocr", LABEL, tmp_path / "timelines.png", ("agent", "not-there"))
+    extra = "agent", "not-there"
+    figure = plots.plot_timelines(timelines(), "ocr", LABEL, tmp_path / "timelines.png", Weights(), extra)
     check_written(tmp_path / "timelines.png")
     assert len(figure.axes) == 9
     assert [axes.get_title() for axes in figure.axes[:3]] == list(LOADS)
@@ -133,20 +136,20 @@ def test_timelines_show_every_policy_in_every_load(tmp_path: Path):
 
 def test_without_an_agent_the_references_are_shown(tmp_path: Path):
     rest = timelines().query("policy != 'agent'")
-    figure = plots.plot_timelines(rest, "ocr", LABEL, tmp_path / "timelines.png", ("agent", "not-there"))
+    figure = plots.plot_timelines(rest, "ocr", LABEL, tmp_path / "timelines.png", Weights(), ("agent", "not-there"))
     assert [line.get_label() for line in figure.axes[3].lines] == ["greedy", "IPA", policy_style("myopic").label]
-    figure = plots.plot_loads(evaluation().query("policy != 'agent'"), "ocr", LABEL, tmp_path / "loads.png")
+    figure = plots.plot_loads(evaluation().query("policy != 'agent'"), "ocr", LABEL, tmp_path / "loads.png", Weights())
     assert [bar.get_height() for bar in figure.axes[0].patches] == [1.0, 2.0, 3.0, 4.0]
 
 
 def test_timelines_of_a_single_cycle(tmp_path: Path):
     one = timelines().query("cycle == 'fluctuating'").assign(cycle="from-1200")
-    figure = plots.plot_timelines(one, "other", LABEL, tmp_path / "one.png")
+    figure = plots.plot_timelines(one, "other", LABEL, tmp_path / "one.png", Weights())
     assert [axes.get_title() for axes in figure.axes] == ["from-1200", "", ""]
 
 
 def test_plane_places_policies_and_names_random(tmp_path: Path):
-    figure = plots.plot_plane(evaluation(), LABEL, tmp_path / "plane.png")
+    figure = plots.plot_plane(evaluation(), LABEL, tmp_path / "plane.png", Weights())
     check_written(tmp_path / "plane.png")
     assert [axes.get_title() for axes in figure.axes] == ["ocr", "other"]
     places = {points.get_label(): points.get_offsets().tolist() for points in figure.axes[0].collections}
@@ -162,14 +165,14 @@ def test_plane_places_policies_and_names_random(tmp_path: Path):
 
 def test_policies_that_coincide_are_all_visible(tmp_path: Path):
     same = evaluation().query("policy != 'random'").assign(cost=2.0, qos=9.0)
-    plots.plot_plane(same, LABEL, tmp_path / "plane.png")
+    plots.plot_plane(same, LABEL, tmp_path / "plane.png", Weights())
     with Image.open(tmp_path / "plane.png") as image:
         shown = {f"#{r:02x}{g:02x}{b:02x}" for _, (r, g, b) in image.convert("RGB").getcolors(1 << 24)}
     assert {policy_style(policy).colour for policy in POLICIES[1:]} <= shown
 
 
 def test_timelines_that_coincide_are_all_visible(tmp_path: Path):
-    plots.plot_timelines(timelines(), "ocr", LABEL, tmp_path / "timelines.png")
+    plots.plot_timelines(timelines(), "ocr", LABEL, tmp_path / "timelines.png", Weights())
     with Image.open(tmp_path / "timelines.png") as image:
         steps = image.convert("RGB").crop((0, image.height // 4, image.width, int(0.94 * image.height)))  # no legend
     shown = {f"#{r:02x}{g:02x}{b:02x}" for _, (r, g, b) in steps.getcolors(1 << 24)}
@@ -177,7 +180,8 @@ def test_timelines_that_coincide_are_all_visible(tmp_path: Path):
 
 
 def test_equal_costs_have_plain_numbers_on_their_axis(tmp_path: Path):
-    figure = plots.plot_timelines(timelines().assign(cost=2.0 + 1e-12), "ocr", LABEL, tmp_path / "timelines.png")
+    rows = timelines().assign(cost=2.0 + 1e-12)
+    figure = plots.plot_timelines(rows, "ocr", LABEL, tmp_path / "timelines.png", Weights())
     figure.draw_without_rendering()
     cost = figure.axes[3]
     assert cost.yaxis.get_offset_text().get_text() == ""
@@ -186,11 +190,37 @@ def test_equal_costs_have_plain_numbers_on_their_axis(tmp_path: Path):
 
 def test_differences_pair_the_same_cycles_and_seeds(tmp_path: Path):
     rows = evaluation(seeds=2).sample(frac=1.0, random_state=0).sort_values("pipeline", kind="stable")
-    figure = plots.plot_differences(rows, LABEL, tmp_path / "differences.png")
+    figure = plots.plot_differences(rows, LABEL, tmp_path / "differences.png", Weights())
     check_written(tmp_path / "differences.png")
     points, mean = figure.axes[0].collections[:2]
     assert points.get_offsets()[:, 0].tolist() == [1.0] * 6
     assert mean.get_offsets()[0, 0] == 1.0
+
+
+def test_under_a_service_level_figures_show_the_share_in_time_beside_the_goal(tmp_path: Path):
+    path = tmp_path / "figure.png"
+    figure = plots.plot_timelines(timelines(), "ocr", LABEL, path, LEVEL)
+    service = figure.axes[6]
+    assert service.get_ylabel() == "share within 500 ms (%)\nobjective: 95 %"
+    shares = {line.get_label(): line.get_ydata() for line in service.lines}
+    assert list(shares.pop("objective")) == [95.0, 95.0]
+    assert "objective" in [label.get_text() for label in figure.legends[0].texts]
+    assert all(share == pytest.approx([98.0] * 3) for share in shares.values())
+    low, high = service.get_ylim()
+    assert low < 95.0 < 98.0 < high
+    shown = texts(figure)
+
+    figure = plots.plot_loads(evaluation(), "ocr", LABEL, path, LEVEL)
+    assert [bar.get_height() for bar in figure.axes[3].patches] == pytest.approx([90.0, 92.0, 94.0, 98.0])
+    shown += texts(figure)
+    figure = plots.plot_plane(evaluation(), LABEL, path, LEVEL)
+    places = {points.get_label(): points.get_offsets().tolist()[0] for points in figure.axes[0].collections}
+    assert places["IPA"] == pytest.approx([4.0, 94.0])
+    assert "random, not shown: 2.0 cores, 90.0 % within" in texts(figure)
+    shown += texts(figure)
+    figure = plots.plot_differences(evaluation(), LABEL, path, LEVEL)
+    assert "mean reward (cores) per decision" in figure.axes[0].get_xlabel()
+    assert "QoS" not in shown + texts(figure) and "Eq. 3" not in shown and "within the objective" in shown
 
 
 def test_decision_time_is_logarithmic_from_median_to_p99(tmp_path: Path):

@@ -27,7 +27,14 @@ from opd.study.report.page import (
     forecast_table,
     write_report,
 )
-from opd.study.report.results import ReportError, drops_table, paper_comparison, policy_summary, read_results
+from opd.study.report.results import (
+    ReportError,
+    drops_table,
+    paper_comparison,
+    policy_summary,
+    read_results,
+    readable_summary,
+)
 
 
 def evaluation(**policies: dict[str, list[float]]) -> pd.DataFrame:
@@ -113,6 +120,15 @@ def test_summary_shows_refused_decisions_if_there_are_any():
     assert summary.set_index("policy")["refused"].to_dict() == {
         policy: 120.0 * (policy == "ipa") for policy in GOOD["policy"]
     }
+
+
+def test_a_user_reads_the_mean_accuracy_and_qos_only_where_weights_define_it():
+    rows = GOOD.assign(accuracy=1.5)
+    found, plain = readable_summary(rows, ABOUT), policy_summary(rows)
+    assert found["mean_accuracy"].tolist() == [0.75] * 5 and "accuracy" not in found  # of two stages
+    pd.testing.assert_frame_equal(found.drop(columns="mean_accuracy"), plain.drop(columns="accuracy"))
+    level = {key: value for key, value in ABOUT.items() if key != "weights"} | {"service_level": {"seconds": 0.5}}
+    assert set(found) - set(readable_summary(rows, level)) == {"qos", "qos_worst"}
 
 
 def test_criteria_are_met_at_equality():

@@ -157,13 +157,33 @@ def test_the_page_has_findings_tables_figures_and_setting(folder: Path):
     assert path == folder / "report.html"
     page = Page(path.read_text(encoding="utf-8"))
     assert page.texts["h1"] == ["Evaluation of shop"]
-    assert page.texts["h2"] == ["Findings", "Policies", "Reward of each cycle", "Figures", "Setting"]
+    assert page.texts["h2"] == ["Findings", "Policies", "Mean reward (cores) of each cycle", "Figures", "Setting"]
     assert page.texts["li"][0] == "Requests dropped: agent 4."
-    assert page.texts["figcaption"] == ["Mean QoS and cost of every policy", "Load, cost and QoS over time: shop"]
+    assert page.texts["figcaption"] == [
+        "Mean share within the objective and cost of every policy",
+        "Load, cost and share within the objective over time: shop",
+    ]
     cells = page.texts["td"]
     assert cells[:3] == ["agent", "4.500", "99.00"] and "evening" in cells and "two <slow> cores" in cells
     assert "not installed" in cells and "Service level" in page.texts["h3"]
     assert "dropped" in page.texts["th"] and "decisions refused" not in page.texts["th"], "none was refused"
+
+
+def test_the_accuracy_of_a_policy_is_the_mean_of_its_stages(folder: Path):
+    pd.read_csv(folder / "evaluation.csv").assign(accuracy=1.7).to_csv(folder / "evaluation.csv", index=False)
+    page = Page(write_html_report(folder).read_text(encoding="utf-8"))
+    heads = page.texts["th"][: page.texts["th"].index("in cycle")]
+    assert dict(zip(heads, page.texts["td"], strict=False))["mean accuracy"] == "0.850"
+
+
+def test_qos_is_shown_where_weights_are_the_objective_and_nowhere_else(folder: Path):
+    heads = Page(write_html_report(folder).read_text(encoding="utf-8")).texts["th"]
+    assert "reward (cores)" in heads and "QoS" not in heads
+    about = {key: value for key, value in ABOUT.items() if key != "service_level"}
+    write_json(folder / "evaluation.json", about | {"weights": {"alpha": 10.0}})
+    page = Page(write_html_report(folder).read_text(encoding="utf-8"))
+    assert {"reward", "QoS"} <= set(page.texts["th"]) and "Mean reward of each cycle" in page.texts["h2"]
+    assert page.texts["figcaption"] == ["Mean QoS and cost of every policy", "Load, cost and QoS over time: shop"]
 
 
 def test_the_setting_names_assumed_profiles(folder: Path):

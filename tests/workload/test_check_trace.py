@@ -16,13 +16,16 @@ import yaml
 from deadlines import PATIENCE
 from typer.testing import CliRunner
 
+from opd.host.paths import package_path
 from opd.workload import check_trace as module
-from opd.workload.check_trace import TraceUse, check_trace, summary, write_trace
+from opd.workload.check_trace import BUNDLED_DAMPING, TraceUse, check_trace, summary, write_trace
 from opd.workload.trace import load_trace
+from opd.workload.trace_files import SYNTHETIC_FILE
 from opd.workload.trace_limits import MIN_SECONDS, TraceError
 
 ROOT = Path(__file__).parents[2]
 PARAMS = "# mine\ntrace: synthetic  # which\ndamping: 2\ncycles: 0\n"
+OWN_PARAMS = PARAMS.replace("synthetic ", "own.csv ").replace("damping: 2", "damping: 1")
 
 
 @pytest.fixture
@@ -70,8 +73,39 @@ def test_cycles_that_do_not_fit_are_found_before_training(project):
 def test_a_usable_trace_becomes_the_one_of_the_study(project):
     code, output = command("own.csv", "--params", "params.yaml", "--write", "--output", "reports/trace.json")
     assert code == 0 and "missing seconds: 8" in output
-    assert (project / "params.yaml").read_text(encoding="utf-8") == PARAMS.replace("synthetic ", "own.csv ")
-    assert json.loads((project / "reports/trace.json").read_text(encoding="utf-8"))["damped_max"] == 3
+    assert output.endswith("damping is now 1 (before: 2): the counts of own.csv are taken as they are\n")
+    assert (project / "params.yaml").read_text(encoding="utf-8") == OWN_PARAMS
+    assert json.loads((project / "reports/trace.json").read_text(encoding="utf-8"))["damped_max"] == 6
+
+
+def test_the_damping_changes_with_the_kind_of_trace_alone(project):
+    params = project / "params.yaml"
+    shutil.copy(package_path(*SYNTHETIC_FILE), project / "copy.parquet")
+    shutil.copy("own.csv", "other.csv")
+
+    def after(source: str) -> tuple[int, str]:
+        note = write_trace(params, source)
+        return yaml.safe_load(params.read_text(encoding="utf-8"))["damping"], note
+
+    assert after("copy.parquet") == (2, "")
+    assert after("own.csv") == (1, "damping is now 1 (before: 2): the counts of own.csv are taken as they are")
+    params.write_text(params.read_text(encoding="utf-8").replace("damping: 1", "damping: 3"), encoding="utf-8")
+    before = params.read_bytes()
+    assert after("own.csv") == (3, "") and params.read_bytes() == before
+    assert after("other.csv") == (3, "")
+    assert after("copy.parquet") == (8, "damping is now 8 (before: 3): the counts of copy.parquet are divided by 8")
+    assert after("synthetic") == (8, "")
+
+
+def test_a_small_load_is_checked_with_the_damping_that_it_gets(project):
+    (project / "params.yaml").write_text(PARAMS.replace("damping: 2", "damping: 8"), encoding="utf-8")
+    code, output = command("own.csv", "--params", "params.yaml")
+    assert code == 0 and "damped max: 6" in output
+
+
+def test_the_damping_of_study_and_template_is_that_of_bundled_traces():
+    for folder in (ROOT, ROOT / "opd" / "project" / "template"):
+        assert yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))["damping"] == BUNDLED_DAMPING
 
 
 @pytest.mark.parametrize(
@@ -101,7 +135,7 @@ def test_any_file_name_is_written_so_that_yaml_reads_it(project, name):
     write_trace(project / "params.yaml", name)
     assert yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))["trace"] == name
     write_trace(project / "params.yaml", "own.csv")
-    assert (project / "params.yaml").read_text(encoding="utf-8") == PARAMS.replace("synthetic ", "own.csv ")
+    assert (project / "params.yaml").read_text(encoding="utf-8") == OWN_PARAMS
 
 
 def test_names_are_written_as_files(project, tmp_path_factory):
@@ -118,6 +152,9 @@ def test_parameters_without_a_trace_are_refused(project):
     (project / "params.yaml").write_text("damping: 2\n", encoding="utf-8")
     with pytest.raises(TraceError, match="params.yaml has no line 'trace:'; add `trace: own.csv`"):
         write_trace(project / "params.yaml", "own.csv")
+    (project / "params.yaml").write_text("trace: own.csv\n", encoding="utf-8")
+    with pytest.raises(TraceError, match="params.yaml has no line 'damping:'; add `damping: 8`"):
+        write_trace(project / "params.yaml", "synthetic")
 
 
 @pytest.mark.parametrize("step", ["write_text", "replace"])

@@ -17,6 +17,7 @@ from prometheus_api_client import PrometheusConnect
 from prometheus_api_client.exceptions import PrometheusApiClientException
 from urllib3.util.retry import Retry
 
+from opd.host.archive import written_whole
 from opd.host.waiting import wait_until
 from opd.serving import supervisor
 from opd.serving.monitoring.scraper import Scraper
@@ -144,11 +145,8 @@ def write_targets(path: Path, targets: Mapping[str, str], labels: Mapping[str, s
         labels: labels that all targets get.
     """
     entries = [{"targets": [address], "labels": {"instance": name, **labels}} for name, address in targets.items()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Renamed into place, because Prometheus may read it at any time.
-    draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps(entries))
-    draft.replace(path)
+    with written_whole(path) as unfinished:  # Prometheus may read it at any time
+        unfinished.write_text(json.dumps(entries))
 
 
 class PrometheusServer(PrometheusUrl):

@@ -14,13 +14,16 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 from opd.control import AGENT
+from opd.objective import Objective
 from opd.study.evaluation.cycles import shown_cycles
 from opd.study.plots.labels import draw_named_points
+from opd.study.plots.service import ServiceMeasure, service_measure
 from opd.study.plots.style import (
     legend_below,
     ordered,
     padded_limits,
     panel_grid,
+    plain_numbers,
     policy_style,
     save_figure,
     short_label,
@@ -37,9 +40,14 @@ _LINE_WIDTH, _LINE_DISTANCE = 1.2, 1.4
 
 
 def plot_timelines(
-    timelines: pd.DataFrame, pipeline: str, label: str, path: str | Path, extra: Sequence[str] = (AGENT,)
+    timelines: pd.DataFrame,
+    pipeline: str,
+    label: str,
+    path: str | Path,
+    objective: Objective,
+    extra: Sequence[str] = (AGENT,),
 ) -> Figure:
-    """Draw Fig. 4 of the paper: load, cost and QoS of every policy over a cycle, one column a workload.
+    """Draw Fig. 4 of the paper: load, cost and service of every policy over a cycle, one column a workload.
 
     The random policy is left out: its changes in every interval would cover the others.
 
@@ -48,9 +56,11 @@ def plot_timelines(
         pipeline: the one to show.
         label: of the trace, for the title.
         path: image file to write.
+        objective: of the runs; it says what service is (:func:`opd.study.plots.service.service_measure`).
         extra: policies shown in addition to the paper's baselines.
     """
-    rows = timelines[timelines["pipeline"] == pipeline]
+    measure = service_measure(objective)
+    rows = _with_service(timelines[timelines["pipeline"] == pipeline], measure)
     cycles = list(dict.fromkeys(rows["cycle"]))
     policies = [name for name in _shown_policies(rows, extra) if name != "random"]
     policies.sort(key=AGENT.__eq__)  # the agent is drawn last, on top of the others
@@ -58,17 +68,31 @@ def plot_timelines(
         3, len(cycles), figsize=(13, 8), sharex=True, sharey="row", layout="constrained", squeeze=False,
         height_ratios=(1, 2, 2),
     )  # fmt: skip
-    figure.suptitle(f"Pipeline {pipeline}: cost and QoS over time, {label}")
+    figure.suptitle(f"Pipeline {pipeline}: cost and {measure.name} over time, {label}")
     for cycle, column in zip(cycles, grid.T, strict=True):
         column[0].set_title(cycle)
         _draw_cycle(column, rows[rows["cycle"] == cycle], policies)
     highest = rows[["load", "predicted_load"]].to_numpy().max()
     grid[0, 0].set(ylabel="load\n(requests/s)", ylim=(0, 1.08 * highest))
     shown = rows[rows["policy"].isin(policies)]
-    for axes, column, name in ((grid[1, 0], "cost", "cost (CPU cores)"), (grid[2, 0], "qos", "QoS (Eq. 3)")):
-        axes.set(ylabel=name, ylim=padded_limits(shown[column]))
-    legend_below(figure, grid[1, 0], grid[0, 0])
+    grid[1, 0].set(ylabel="cost (CPU cores)", ylim=padded_limits(shown["cost"]))
+    goal = [] if measure.goal is None else [measure.goal]
+    grid[2, 0].set(ylabel=measure.axis, ylim=padded_limits([*shown["service"], *goal]))
+    for axes in grid[2]:
+        _draw_goal(axes, measure)
+    legend_below(figure, grid[1, 0], grid[0, 0], grid[2, 0])
     return save_figure(figure, path)
+
+
+def _with_service(rows: pd.DataFrame, measure: ServiceMeasure) -> pd.DataFrame:
+    """Add the column ``service``, in the unit of the axis."""
+    return rows.assign(service=measure.scale * rows[measure.column])
+
+
+def _draw_goal(axes: Axes, measure: ServiceMeasure) -> None:
+    """Draw a line at what the objective asks for, if it asks for a figure."""
+    if measure.goal is not None:
+        axes.axhline(measure.goal, color="0.2", linestyle="--", linewidth=0.9, label="objective")
 
 
 def _shown_policies(rows: pd.DataFrame, extra: Sequence[str]) -> list[str]:
@@ -78,8 +102,8 @@ def _shown_policies(rows: pd.DataFrame, extra: Sequence[str]) -> list[str]:
 
 
 def _draw_cycle(column: Sequence[Axes], rows: pd.DataFrame, policies: Sequence[str]) -> None:
-    """Draw load, cost and QoS of one cycle; lines that coincide run side by side, a little apart on paper."""
-    load, cost, qos = column
+    """Draw load, cost and service of one cycle; lines that coincide run side by side, a little apart on paper."""
+    load, cost, service = column
     first = rows[rows["policy"] == rows["policy"].iloc[0]]
     load.fill_between(first["time"], first["load"], step="post", color="0.8", label="load, mean per interval")
     load.step(
@@ -89,41 +113,48 @@ def _draw_cycle(column: Sequence[Axes], rows: pd.DataFrame, policies: Sequence[s
     for number, policy in enumerate(policies):
         style, run = policy_style(policy), rows[rows["policy"] == policy]
         aside = _LINE_DISTANCE / 72.0 * (number - (len(policies) - 1) / 2)
-        for axes, quantity in ((cost, "cost"), (qos, "qos")):
+        for axes, quantity in ((cost, "cost"), (service, "service")):
             apart = axes.transData + ScaledTranslation(aside, aside, inches)
             look: dict[str, Any] = dict(color=style.colour, linewidth=_LINE_WIDTH, transform=apart, label=style.label)
             axes.step(run["time"], run[quantity], where="post", **look)
-    qos.set(xlabel="time in the cycle (s)", xlim=padded_limits(first["time"], 0.03))
+    service.set(xlabel="time in the cycle (s)", xlim=padded_limits(first["time"], 0.03))
 
 
 def plot_loads(
-    evaluation: pd.DataFrame, pipeline: str, label: str, path: str | Path, extra: Sequence[str] = (AGENT,)
+    evaluation: pd.DataFrame,
+    pipeline: str,
+    label: str,
+    path: str | Path,
+    objective: Objective,
+    extra: Sequence[str] = (AGENT,),
 ) -> Figure:
-    """Draw Fig. 5 of the paper: mean cost and QoS of every policy under the three workloads.
+    """Draw Fig. 5 of the paper: mean cost and service of every policy under the three workloads.
 
     Args:
         evaluation: the results, columns of :data:`opd.study.evaluation.cycles.COLUMNS`.
         pipeline: the one to show.
         label: of the trace, for the title.
         path: image file to write.
+        objective: of the runs; it says what service is.
         extra: policies shown in addition to the paper's baselines.
     """
-    rows = evaluation[evaluation["pipeline"] == pipeline]
+    measure = service_measure(objective)
+    rows = _with_service(evaluation[evaluation["pipeline"] == pipeline], measure)
     cycles = shown_cycles(rows)
     policies = _shown_policies(rows, extra)
     figure, grid = plt.subplots(
         2, len(cycles), figsize=(13, 6.5), sharey="row", sharex=True, layout="constrained", squeeze=False
     )
-    figure.suptitle(f"Pipeline {pipeline}: mean cost and QoS of a cycle, {label}")
+    figure.suptitle(f"Pipeline {pipeline}: mean cost and {measure.name} of a cycle, {label}")
     for cycle, column in zip(cycles, grid.T, strict=True):
-        by_policy = rows[rows["cycle"] == cycle].groupby("policy")[["cost", "qos"]]
+        by_policy = rows[rows["cycle"] == cycle].groupby("policy")[["cost", "service"]]
         mean, low, high = (getattr(by_policy, name)().loc[policies] for name in ("mean", "min", "max"))
         column[0].set_title(cycle)
-        for axes, quantity in zip(column, ("cost", "qos"), strict=True):
+        for axes, quantity in zip(column, ("cost", "service"), strict=True):
             # Rounding can put the mean of equal figures a little outside of them.
             spread = np.array([mean[quantity] - low[quantity], high[quantity] - mean[quantity]]).clip(min=0.0)
             bars = axes.bar(
-                [policy_style(policy).label for policy in policies],
+                [short_label(policy).replace(" ", "\n") for policy in policies],
                 mean[quantity],
                 yerr=spread if rows["seed"].nunique() > 1 else None,
                 color=[policy_style(policy).colour for policy in policies],
@@ -131,13 +162,14 @@ def plot_loads(
             )
             axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=9)
             axes.margins(y=0.12)
+        _draw_goal(column[1], measure)
     grid[0, 0].set_ylabel("mean cost (CPU cores)")
-    grid[1, 0].set_ylabel("mean QoS (Eq. 3)")
+    grid[1, 0].set_ylabel(f"mean {measure.axis}")
     return save_figure(figure, path)
 
 
-def plot_plane(evaluation: pd.DataFrame, label: str, path: str | Path) -> Figure:
-    """Draw mean QoS against mean cost of every policy over all cycles and seeds, one panel a pipeline.
+def plot_plane(evaluation: pd.DataFrame, label: str, path: str | Path, objective: Objective) -> Figure:
+    """Draw mean service against mean cost of every policy over all cycles and seeds, one panel a pipeline.
 
     Markers that coincide are set apart. The random policy is far from the others; its place is given as text.
 
@@ -145,17 +177,24 @@ def plot_plane(evaluation: pd.DataFrame, label: str, path: str | Path) -> Figure
         evaluation: the results, columns of :data:`opd.study.evaluation.cycles.COLUMNS`.
         label: of the trace, for the title.
         path: image file to write.
+        objective: of the runs; it says what service is.
     """
-    figure, panels = panel_grid(evaluation["pipeline"], 4.4, 3.4, f"Mean QoS and cost over all cycles\n{label}")
-    all_means = evaluation.groupby(["pipeline", "policy"])[["cost", "qos"]].mean()
+    measure = service_measure(objective)
+    title = f"Mean {measure.name} and cost over all cycles\n{label}"
+    figure, panels = panel_grid(evaluation["pipeline"], 4.4, 3.4, title)
+    all_means = _with_service(evaluation, measure).groupby(["pipeline", "policy"])[["cost", "service"]].mean()
     for pipeline, axes in panels.items():
         means = all_means.loc[pipeline]
         shown = means.drop(index="random", errors="ignore")
-        axes.set(ylabel="mean QoS (Eq. 3)", xlim=padded_limits(shown["cost"], 0.2))
-        axes.set_ylim(padded_limits(shown["qos"], 0.15, least=1e-3))
-        random = "\nrandom, not shown: {cost:.1f} cores, QoS {qos:.1f}"
-        note = random.format(**means.loc["random"]) if "random" in means.index else ""
+        _draw_goal(axes, measure)
+        axes.set(ylabel=f"mean {measure.axis}", xlim=padded_limits(shown["cost"], 0.2))
+        axes.set_ylim(padded_limits(shown["service"], 0.15, least=1e-3))
+        note = ""
+        if "random" in means.index:
+            cost, service = means.loc["random"]
+            note = f"\nrandom, not shown: {cost:.1f} cores, {measure.value.format(service)}"
         axes.set_xlabel("mean cost (CPU cores)" + note)
+    plain_numbers(figure)  # their width counts in the layout
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # the names are placed for this layout
     for pipeline, axes in panels.items():
@@ -167,7 +206,12 @@ def plot_plane(evaluation: pd.DataFrame, label: str, path: str | Path) -> Figure
 
 
 def plot_differences(
-    evaluation: pd.DataFrame, label: str, path: str | Path, policy: str = AGENT, reference: str = "myopic"
+    evaluation: pd.DataFrame,
+    label: str,
+    path: str | Path,
+    objective: Objective,
+    policy: str = AGENT,
+    reference: str = "myopic",
 ) -> Figure:
     """Draw the gain of a policy over another in each cycle: one point a cycle and seed, one row a pipeline.
 
@@ -175,6 +219,7 @@ def plot_differences(
         evaluation: the results, columns of :data:`opd.study.evaluation.cycles.COLUMNS`.
         label: of the trace, for the title.
         path: image file to write.
+        objective: of the runs; it gives the reward its unit.
         policy: the policy that gains.
         reference: the policy that it is compared with.
     """
@@ -193,7 +238,8 @@ def plot_differences(
     axes.set_yticks(range(len(pipelines)), pipelines)
     axes.invert_yaxis()
     axes.set(
-        xlabel=f"mean reward per decision: {style.label} minus {policy_style(reference).label}",
+        xlabel=f"mean {service_measure(objective).reward} per decision: {style.label} minus "
+        f"{policy_style(reference).label}",
         title=f"Gain by cycle: {label}",
     )
     legend_below(figure, axes, columns=2)

@@ -10,14 +10,17 @@ from typing import Any, NamedTuple
 import jinja2
 import pandas as pd
 
+from opd.objective import objective_from
+from opd.study.plots.service import ServiceMeasure, service_measure
 from opd.study.report.files import read_json
 from opd.study.report.findings import best_policy, evaluation_findings, ranked
-from opd.study.report.results import require_results
+from opd.study.report.results import mean_accuracy, require_results
 
 _TITLES = {
     "reward": ("reward", 3),
     "within": ("within the level\N{NO-BREAK SPACE}(%)", 2),
     "qos": ("QoS", 3),
+    "mean_accuracy": ("mean accuracy", 3),
     "cost": ("cost (cores)", 2),
     "latency_mean": ("mean latency\N{NO-BREAK SPACE}(s)", 3),
     "latency_p99": ("p99 latency\N{NO-BREAK SPACE}(s)", 3),
@@ -29,15 +32,16 @@ _TITLES = {
     "reward_worst": ("lowest reward", 3),
     "cycle_worst": ("in cycle", 0),
 }
-"""Columns of the table of policies with their decimals; those that an evaluation lacks are left out."""
+"""Columns of the table of policies with their decimals; those that an evaluation lacks are left out. The reward takes
+its unit from the objective, and QoS is that of weights only."""
 
 _COUNTS = ("failed", "refused", "by_expert")
 """Columns that are left out where nothing was counted."""
 
 _FIGURES = {
-    "plane": "Mean QoS and cost of every policy",
-    "loads": "Mean cost and QoS of each workload",
-    "timeline": "Load, cost and QoS over time",
+    "plane": "Mean {service} and cost of every policy",
+    "loads": "Mean cost and {service} of each workload",
+    "timeline": "Load, cost and {service} over time",
     "differences": "Gain of the agent in each cycle",
     "decision_time": "Time of a decision by size of the pipeline",
 }
@@ -77,7 +81,8 @@ def write_html_report(folder: Path, output: Path | None = None, title: str = "")
     evaluation, about = pd.read_csv(folder / "evaluation.csv"), read_json(folder / "evaluation.json")
     output = output or folder / "report.html"
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(render_html(evaluation, about, _figures(folder / "evaluation"), title), encoding="utf-8")
+    figures = _figures(folder / "evaluation", service_measure(objective_from(about)).name)
+    output.write_text(render_html(evaluation, about, figures, title), encoding="utf-8")
     return output
 
 
@@ -92,7 +97,10 @@ def render_html(
         figures: each with its ``caption`` and ``data``, a PNG in base64.
         title: of the page.
     """
+    if "accuracy" in evaluation:
+        evaluation = evaluation.assign(mean_accuracy=mean_accuracy(evaluation, about))
     groups = [(str(name), rows) for name, rows in evaluation.groupby("pipeline", sort=False)]
+    measure = service_measure(objective_from(about))
     counts = ", ".join(f"{what}: {evaluation[what[:-1]].nunique()}" for what in ("cycles", "seeds"))
     run = f"{about['trace']}; policies: {evaluation['policy'].nunique()}, {counts}"
     environment = jinja2.Environment(
@@ -103,21 +111,25 @@ def render_html(
         title=title or f"Evaluation of {', '.join(name for name, _ in groups)}",
         run=f"{run[0].upper()}{run[1:]}. With the same seed all policies meet the same requests.",
         findings=evaluation_findings(evaluation, about),
-        policies=[(name, _policy_table(rows)) for name, rows in groups],
+        policies=[(name, _policy_table(rows, measure)) for name, rows in groups],
+        reward=measure.reward,
         cycles=[(name, _cycle_table(rows)) for name, rows in groups],
         figures=list(figures),
         setting=_setting(about),
     )
 
 
-def _policy_table(rows: pd.DataFrame) -> Table:
+def _policy_table(rows: pd.DataFrame, measure: ServiceMeasure) -> Table:
     summary = ranked(rows)
     if "within" in summary:
         summary["within"] *= 100.0
-    nothing = {name for name in _COUNTS if name in summary and not summary[name].any()}
-    shown = {name: title for name, (title, _) in _TITLES.items() if name in summary and name not in nothing}
+    hidden = {name for name in _COUNTS if name in summary and not summary[name].any()}
+    if measure.column != "qos":
+        hidden.add("qos")
+    titles = {name: (title.replace("reward", measure.reward), digits) for name, (title, digits) in _TITLES.items()}
+    shown = {name: title for name, (title, _) in titles.items() if name in summary and name not in hidden}
     table = summary[["policy", *shown]].rename(columns=shown)
-    return _as_table(table, best_policy(summary), dict(_TITLES.values()))
+    return _as_table(table, best_policy(summary), dict(titles.values()))
 
 
 def _cycle_table(rows: pd.DataFrame) -> Table:
@@ -164,10 +176,11 @@ def _as_table(frame: pd.DataFrame, best: int | None = None, decimals: Mapping[st
     return Table(columns, cells.astype(str).to_numpy().tolist(), best)
 
 
-def _figures(folder: Path) -> list[dict[str, str]]:
-    """Read the figures of an evaluation, in the order of :data:`_FIGURES`."""
+def _figures(folder: Path, service: str) -> list[dict[str, str]]:
+    """Read the figures of an evaluation, in the order of :data:`_FIGURES`; ``service`` is shown beside the cost."""
     found = []
-    for kind, caption in _FIGURES.items():
+    for kind, template in _FIGURES.items():
+        caption = template.format(service=service)
         for path in sorted(folder.glob(f"{kind}*.png")):
             name = path.stem.removeprefix(kind).strip("-")
             data = base64.b64encode(path.read_bytes()).decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,6 +109,27 @@ def policy_summary(evaluation: pd.DataFrame) -> pd.DataFrame:
     summary["dropped_worst"] = groups["dropped"].max()
     summary["cycle_worst"] = evaluation.loc[groups["reward"].idxmin(), "cycle"].to_numpy()
     return summary.reset_index()
+
+
+def mean_accuracy(table: pd.DataFrame, about: Mapping[str, Any]) -> pd.Series:
+    """Divide the column ``accuracy``, the sum of Eq. 1, by the number of stages of the pipeline."""
+    stages = {name: each["stages"] for name, each in about["pipelines"].items()}
+    return table["accuracy"] / table["pipeline"].map(stages)
+
+
+def readable_summary(evaluation: pd.DataFrame, about: Mapping[str, Any]) -> pd.DataFrame:
+    """Compute :func:`policy_summary` in the terms of a pipeline's user.
+
+    ``mean_accuracy``, over the stages, replaces their sum. Under a service level there is no QoS of Eq. 3; what stands
+    in its place is the reward without the cost.
+
+    Args:
+        evaluation: the results.
+        about: of :func:`opd.study.evaluation.cycles.describe_run`.
+    """
+    summary = policy_summary(evaluation)
+    found = summary.assign(accuracy=mean_accuracy(summary, about)).rename(columns={"accuracy": "mean_accuracy"})
+    return found.drop(columns=["qos", "qos_worst"]) if "service_level" in about else found
 
 
 def drops_table(evaluation: pd.DataFrame) -> pd.DataFrame:
