@@ -17,10 +17,10 @@ import numpy as np
 from scipy.spatial import KDTree
 
 from opd.host.archive import ArchiveError, load_archive, save_archive
-from opd.workload.forecast_network import BIN_SECONDS, HALF_REQUEST, HISTORY_SECONDS
+from opd.workload.forecast_network import BIN_SECONDS, HALF_REQUEST, HISTORY_SECONDS, INTERVALS
 
-FUTURE_SECONDS = 60
-"""Seconds that follow every moment which :class:`NearestFutures` can choose."""
+FUTURE_SECONDS = INTERVALS * BIN_SECONDS
+"""Seconds that follow every moment which :class:`NearestFutures` can choose; futures are scored for as long."""
 
 NEIGHBOURS = 100
 """Similar moments among which futures are drawn."""
