@@ -32,13 +32,16 @@ def energy_score(drawn: np.ndarray, actual: np.ndarray) -> np.ndarray:
     """
     paths = drawn.shape[1]
     error = np.linalg.norm(drawn - actual[:, None], axis=-1).mean(axis=1)
-    spread = sum(np.linalg.norm(drawn - drawn[:, path : path + 1], axis=-1).sum(axis=1) for path in range(paths))
-    return error - spread / (2 * paths * (paths - 1))
+    pairs = sum(np.linalg.norm(drawn[:, path + 1 :] - drawn[:, [path]], axis=-1).sum(axis=1) for path in range(paths))
+    return error - pairs / (paths * (paths - 1))
 
 
 def crps(drawn: np.ndarray, actual: np.ndarray) -> np.ndarray:
     """Score draws (N, P) of N numbers against the truth (N,): (N,) :func:`energy_score` of vectors of length one."""
-    return energy_score(drawn[..., None], actual[:, None])
+    paths = drawn.shape[1]
+    error = np.abs(drawn - actual[:, None]).mean(axis=1)
+    weights = 2 * np.arange(paths) - paths + 1  # in the sum of all distances, of the draws in order
+    return error - np.sort(drawn, axis=1) @ weights / (paths * (paths - 1))
 
 
 def coming_loads(counts: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -92,7 +95,7 @@ def score_futures(
     forecaster: Forecaster,
     trace: Trace,
     split: Split,
-    stride: int = 60,
+    stride: int = 120,
     paths: int = 32,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -161,7 +164,7 @@ class FuturesComparison(NamedTuple):
 
 
 def compare_futures(
-    forecaster: Forecaster, trace: Trace, splits: Sequence[Split] = ("validation", "test"), stride: int = 60
+    forecaster: Forecaster, trace: Trace, splits: Sequence[Split] = ("validation", "test"), stride: int = 120
 ) -> FuturesComparison:
     """Make and score all sources of futures.
 

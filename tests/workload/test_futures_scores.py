@@ -18,6 +18,12 @@ def test_the_crps_of_two_draws_by_hand():
     np.testing.assert_allclose(crps(np.array([[0.0, 4.0]]), np.array([1.0])), [0.0])
 
 
+def test_the_crps_is_the_energy_score_of_vectors_of_length_one():
+    rng = np.random.default_rng(2)
+    drawn, actual = rng.normal(size=(20, 7)), rng.normal(size=20)
+    np.testing.assert_allclose(crps(drawn, actual), energy_score(drawn[..., None], actual[:, None]))
+
+
 def test_the_crps_of_a_normal_distribution():
     """Of a standard normal whose truth is 0: (sqrt(2) - 1) / sqrt(pi) (Gneiting and Raftery 2007, Eq. 21)."""
     drawn = np.random.default_rng(0).normal(size=(200, 400))
