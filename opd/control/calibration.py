@@ -56,7 +56,7 @@ JUMP = 0.3
 LARGEST = np.log(8.0)
 """Log factor, up or down, beyond which a measurement is no service time: a call that hung, or a broken clock."""
 
-BAND = 0.015
+BAND = 0.02
 """Change of a log factor or slope from which policies are told. They would otherwise plan anew for noise."""
 
 
