@@ -137,10 +137,9 @@ class NearestFutures:
         self, history: np.ndarray, predicted_load: float, paths: int, seconds: int, generator: np.random.Generator
     ) -> np.ndarray:
         """See :meth:`Futures.sample`; a future that reaches the end of the trace goes on at its beginning."""
-        known = np.asarray(history[-HISTORY_SECONDS:])
-        if len(known) == 0:
-            known = np.array([predicted_load])
-        asked = moment_features(known[None], np.array([predicted_load]))[0]
+        largest = np.array([max(predicted_load, 0.0)])
+        known = np.asarray(history[-HISTORY_SECONDS:]) if len(history) else largest
+        asked = moment_features(known[None], largest)[0]
         neighbours = min(NEIGHBOURS, len(self.moments))
         _, near = self._tree.query(asked, neighbours)
         drawn = generator.choice(np.atleast_1d(near), paths, replace=paths > neighbours)
