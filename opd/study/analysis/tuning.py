@@ -91,23 +91,31 @@ def draw_candidates(policy: str, number: int, seed: int) -> list[Thresholds]:
     return [KINDS[policy](**{name: round(each, 3) for name, each in one.items()}) for one in drawn]
 
 
-def validation_cycles(trace: Trace, number: int, seed: int) -> list[Cycle]:
-    """Cycles of the validation split that do not overlap and touch no recording gap, in random order.
-
-    Raises:
-        ValueError: if there are fewer than ``number``.
-    """
+def validation_cycles(trace: Trace, seed: int) -> list[Cycle]:
+    """All cycles of the validation split that do not overlap and touch no recording gap, in random order."""
     split = trace.split("validation")
     starts = np.arange(split.start + HISTORY_SECONDS, split.stop - CYCLE_SECONDS + 1, CYCLE_SECONDS)
     span = trace.raw_index[starts + CYCLE_SECONDS - 1] - trace.raw_index[starts - HISTORY_SECONDS]
-    whole = starts[span == CYCLE_SECONDS + HISTORY_SECONDS - 1]
-    if len(whole) < number:
+    whole = np.random.default_rng(seed).permutation(starts[span == CYCLE_SECONDS + HISTORY_SECONDS - 1])
+    return [cycle_from_start(trace, int(trace.raw_index[start])) for start in whole]
+
+
+def fitting_rounds(rounds: Sequence[Round], cycles: int) -> list[Round]:
+    """Rounds that need at most so many cycles: where they are too few, every round has its share of them.
+
+    Raises:
+        ValueError: if a round would have none.
+    """
+    needed = sum(each.cycles for each in rounds)
+    if cycles >= needed:
+        return list(rounds)
+    fitting = [each._replace(cycles=each.cycles * cycles // needed) for each in rounds]
+    if not all(each.cycles for each in fitting):
         raise ValueError(
-            f"trace {trace.name!r}: its validation split has {len(whole)} whole cycles, but {number} are needed; "
-            "provide a longer recording"
+            f"the validation split of the trace has {cycles} whole cycles of {CYCLE_SECONDS} s, too few for "
+            f"{len(rounds)} rounds of the search; provide a longer recording"
         )
-    chosen = np.random.default_rng(seed).permutation(whole)[:number]
-    return [cycle_from_start(trace, int(trace.raw_index[start])) for start in chosen]
+    return fitting
 
 
 class Trial(NamedTuple):
@@ -186,10 +194,10 @@ class Search:
             One row a candidate of the last round, the best first, with the columns ``value``, ``reward``, ``dropped``
             (requests a cycle), ``cycles`` of each pipeline and ``thresholds``.
         """
-        cycles = validation_cycles(self.setting.trace, sum(each.cycles for each in self.rounds), self.seed)
+        cycles = validation_cycles(self.setting.trace, self.seed)
         left: Iterable[Thresholds] = draw_candidates(policy, self.rounds[0].candidates, self.seed)
         run = 0
-        for each in self.rounds:
+        for each in fitting_rounds(self.rounds, len(cycles)):
             kept, run = list(left)[: each.candidates], run + each.cycles
             for pipeline in pipelines:
                 self._run(pipeline, _trials(kept, pipeline, cycles[:run]))
