@@ -57,12 +57,12 @@ TOGETHER = 256
 """Trials that run together."""
 
 _WINDOWS = (0.0, 30.0, 60.0, 120.0, 180.0, 300.0)
-_DESIGN_LOADS = scipy.stats.loguniform(5.0, 45.0)
+_HEADROOM = scipy.stats.loguniform(0.7, 6.0)
 
 SPACES: dict[str, dict[str, Any]] = {
-    "hpa": {"design_load": _DESIGN_LOADS, "target": scipy.stats.uniform(0.45, 0.5), "window": _WINDOWS},
+    "hpa": {"headroom": _HEADROOM, "target": scipy.stats.uniform(0.45, 0.5), "window": _WINDOWS},
     "queue-threshold": {
-        "design_load": _DESIGN_LOADS,
+        "headroom": _HEADROOM,
         "requests_per_replica": scipy.stats.loguniform(0.5, 10.0),
         "window": _WINDOWS,
     },
@@ -163,7 +163,8 @@ def run_batch(setting: Setting, batch: TrialBatch) -> list[TrialResult]:
     """Run every trial of a batch."""
     solve = RememberedSolver(solver_for(setting.objective, setting.simulation))
     interval = setting.simulation.interval
-    policies = [reactive_policy(batch.pipeline, solve, interval, trial.thresholds) for trial in batch.trials]
+    known, usual_load = (batch.pipeline, solve, interval), setting.usual_load
+    policies = [reactive_policy(*known, trial.thresholds, usual_load) for trial in batch.trials]
     totals = run_cycles(batch.pipeline, policies, [trial.cycle for trial in batch.trials], setting, 0)
     penalty = DROP_PENALTY * totals.dropped * interval / CYCLE_SECONDS
     figures = zip(totals.reward, totals.dropped, totals.reward - penalty, strict=True)
