@@ -25,7 +25,7 @@ from opd.control.thresholds import HpaThresholds, LadderThresholds, QueueThresho
 from opd.measurement import Calibration, SimulationParameters, StageState, idle_observation
 from opd.objective import Weights, throughput
 from opd.pipeline import ServiceLevel, as_array, used_cores
-from opd.simulator.simulator import SimulatedBackend
+from opd.simulator.backend import SimulatedBackend
 from opd.solvers import myopic
 from opd.solvers.ladder import build_ladder, lowest_carrying
 

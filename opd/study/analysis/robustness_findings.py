@@ -99,8 +99,10 @@ def calibration_losses(rows: pd.DataFrame) -> pd.DataFrame:
         ``lost calibrated``, the reward of the same policy that knows the device, minus its reward; ``dropped`` and
         ``dropped calibrated``, requests a cycle.
     """
-    means = rows.groupby(["variant", "policy", "world"], sort=False)[["reward", "dropped"]].mean().unstack("world")
-    reward, dropped = means["reward"].dropna(subset=[PROFILES_KNOWN]), means["dropped"]
+    reward, dropped = (
+        rows.pivot_table(figure, ["variant", "policy"], "world", "mean", sort=False) for figure in ("reward", "dropped")
+    )
+    reward = reward.dropna(subset=[PROFILES_KNOWN])
     table = pd.DataFrame(
         {
             "lost": reward[PROFILES_KNOWN] - reward[PROFILES_WRONG],
