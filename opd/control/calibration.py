@@ -53,7 +53,7 @@ GATE = 3.0
 JUMP = 0.3
 """Standard deviation of a jump, in logarithms."""
 
-LARGEST = np.log(8.0)
+LARGEST = np.log(20.0)
 """Log factor, up or down, beyond which a measurement is no service time: a call that hung, or a broken clock."""
 
 BAND = 0.02
