@@ -100,6 +100,16 @@ class TestKnownAnswers:
         throughput = replace(no_batches, beta=10.0)
         assert bound(pipeline, throughput, EXACT, start, 3 * counts) == pytest.approx(8.0 - 0.75 - 0.15 + 10 * 20 / 9)
 
+    def test_the_previous_variant_serves_what_comes_while_a_slower_one_starts(self):
+        fast, slow = Variant("fast", 0.5, 1, {1: 0.1}, 2.0), Variant("slow", 0.9, 1, {1: 0.5}, 2.0)
+        pipeline = Pipeline("two", (Task("only", (fast, slow)),), 1, 1, 1, ServiceLevel(1.0))
+        counts = np.full(10, 1)
+        expected = 10 * 0.9 - (0.5 - 0.2 * 0.4) + 0.02 - 0.15 - 0.02  # 2 of 10 requests come within 2 s
+        assert bound(pipeline, WEIGHTS, EXACT, stages((0, 1, 1)), counts) == pytest.approx(expected)
+        late = np.repeat([0, 2], 5)
+        expected = 10 * 0.9 - 0.5 + 0.02 - 0.15 - 0.02
+        assert bound(pipeline, WEIGHTS, EXACT, stages((0, 1, 1)), late) == pytest.approx(expected)
+
 
 class TestEverySequence:
     """A pipeline so small that all sequences of three configurations can be simulated."""

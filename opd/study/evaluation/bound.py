@@ -1,7 +1,8 @@
 """An upper bound on the mean reward of a cycle, so that a result can be read as a share of what is possible.
 
-No sequence of feasible configurations, chosen with whatever knowledge of the future, has a higher mean reward in the
-simulator. ``docs/bound.md`` has the theorem, its conditions and its proof; this is how the bound is computed.
+No sequence of feasible configurations that keeps up with the load has a higher mean reward in the simulator, whatever
+is known of the requests to come. ``docs/bound.md`` has the theorem and its proof, and what is added for a sequence that
+does not keep up; this is how the bound is computed.
 
 The reward of an interval t is, with weights and names of Eqs. 1-4 and 7 and the load m::
 
@@ -19,9 +20,10 @@ configuration alone, because replicas of the previous variant serve until the ne
 of a stage is a longest path through variants and replicas, found by dynamic programming. The sum of the stages' optima
 is a bound for *any* shares and prices; a subgradient method looks for good ones.
 
-The seconds in a stage are at least those of a request in the best batch of the variants that may serve in the interval.
-A batch of k below the batch size is not taken before its oldest request has waited for the batch timeout, so its
-requests take at least ``service_time(k) + batch_timeout / k`` in the mean.
+The seconds in a stage are at least those of a request in the best batch. A batch of k below the batch size is not taken
+before its oldest request has waited for the batch timeout, so its requests take at least
+``service_time(k) + batch_timeout / k`` in the mean. Where the variant changes to a slower one, the previous one serves
+the requests that come while the next one starts.
 
 A variant that takes longer than an interval to start lets what served before it go on, again and again if variants keep
 changing. Where one is chosen, throughput is therefore not limited and the seconds are those of the fastest variant. The
@@ -51,8 +53,11 @@ class StagePaths(NamedTuple):
         value: (O,) alpha times the accuracy of its variant.
         cores: (O,) cores of all its replicas.
         throughput: (O, O, K) requests/s after the state of the first index was followed by that of the second.
-        seconds: (Z, Z, K) fewest mean seconds of the requests that leave, by previous and present variant.
-        seconds_idle: (Z,) the same where possibly none leaves.
+        seconds: (Z, K) fewest mean seconds of the requests that a variant serves.
+        faster: (Z, Z, K) seconds by which they are fewer with the other variants that may still serve, by previous and
+            present variant.
+        seconds_idle: (Z,) fewest seconds where possibly no request leaves.
+        early: (T, Z) share of an interval's requests that come while a variant starts.
         batch_sizes: (K,) requests.
         start: state at the start.
     """
@@ -62,7 +67,9 @@ class StagePaths(NamedTuple):
     cores: np.ndarray
     throughput: np.ndarray
     seconds: np.ndarray
+    faster: np.ndarray
     seconds_idle: np.ndarray
+    early: np.ndarray
     batch_sizes: np.ndarray
     start: int
 
@@ -112,12 +119,12 @@ def reward_bound(
             "give weights of Eq. 7"
         )
     seconds = simulation.interval
-    load = counts[: len(counts) // seconds * seconds].reshape(-1, seconds).mean(axis=1)
-    if not len(load):
+    arrivals = counts[: len(counts) // seconds * seconds].reshape(-1, seconds)
+    if not len(arrivals):
         raise ValueError(f"{len(counts)} s of counts are no whole interval of {seconds} s; give more")
-    stages = [_stage_paths(pipeline, objective, simulation, n, start) for n in range(len(pipeline.tasks))]
-    search = _Search(pipeline, objective, load, stages)
-    return min(search.step(number) for number in range(iterations)) / len(load)
+    stages = [_stage_paths(pipeline, objective, simulation, n, start, arrivals) for n in range(len(pipeline.tasks))]
+    search = _Search(pipeline, objective, arrivals.mean(axis=1), stages)
+    return min(search.step(number) for number in range(iterations)) / len(arrivals)
 
 
 class _Search:
@@ -167,7 +174,12 @@ def _on_simplex(points: np.ndarray) -> np.ndarray:
 
 
 def _stage_paths(
-    pipeline: Pipeline, weights: Weights, simulation: SimulationParameters, n: int, start: Configuration
+    pipeline: Pipeline,
+    weights: Weights,
+    simulation: SimulationParameters,
+    n: int,
+    start: Configuration,
+    arrivals: np.ndarray,
 ) -> StagePaths:
     """Tabulate stage ``n``, without the states that leave the other stages too few cores."""
     tables, count = pipeline.tables, len(pipeline.tasks[n].variants)
@@ -180,13 +192,17 @@ def _stage_paths(
     service = tables.service_time[n, :count]
     rate = tables.batch_sizes / service[:, tables.batch_sizes]
     startup = tables.startup_time[n, :count]
+    slow = startup > simulation.interval
+    seconds = _fewest_seconds(service, tables.batch_sizes, simulation.batch_timeout)
     return StagePaths(
         variant,
         weights.alpha * tables.accuracy[n, variant],
         cores,
         _throughputs(variant, replicas, rate, startup / simulation.interval, pipeline.max_replicas),
-        _fewest_seconds(service, tables.batch_sizes, startup > simulation.interval, simulation.batch_timeout),
+        seconds,
+        _seconds_saved(seconds, slow),
         service[:, 1:].min(axis=1),
+        _early_shares(arrivals, startup),
         tables.batch_sizes,
         int(np.flatnonzero((variant == start[n].variant) & (replicas == start[n].replicas))[0]),
     )
@@ -215,23 +231,43 @@ def _throughputs(
     return np.where(unlimited, np.broadcast_to(most * rate.sum(axis=0), throughput.shape), throughput)
 
 
-def _fewest_seconds(service: np.ndarray, batch_sizes: np.ndarray, slow: np.ndarray, timeout: float) -> np.ndarray:
-    """(Z, Z, K) fewest mean seconds in the stage by previous and present variant.
+def _fewest_seconds(service: np.ndarray, batch_sizes: np.ndarray, timeout: float) -> np.ndarray:
+    """(Z, K) fewest mean seconds of the requests that a variant serves.
 
     Args:
         service: (Z, B + 1) seconds by number of requests.
         batch_sizes: (K,) requests.
-        slow: (Z,) whether a variant takes longer than an interval to start.
         timeout: seconds after which a batch is taken that is not full.
     """
     partial = service[:, 1:] + timeout / np.arange(1, service.shape[1])
-    alone = np.stack(
-        [np.minimum(service[:, size], partial[:, : size - 1].min(axis=1, initial=np.inf)) for size in batch_sizes],
-        axis=1,
-    )
-    seconds = np.minimum(alone[:, None, :], alone[None, :, :])
-    any_variant = slow[None, :, None] | (slow[:, None, None] & ~np.eye(len(slow), dtype=bool)[:, :, None])
-    return np.where(any_variant, alone.min(axis=0), seconds)
+    incomplete = [partial[:, : size - 1].min(axis=1, initial=np.inf) for size in batch_sizes]
+    return np.minimum(service[:, batch_sizes], np.stack(incomplete, axis=1))
+
+
+def _seconds_saved(seconds: np.ndarray, slow: np.ndarray) -> np.ndarray:
+    """(Z, Z, K) seconds by which other variants that may still serve are faster, by previous and present variant.
+
+    Args:
+        seconds: (Z, K) of the variants.
+        slow: (Z,) whether a variant takes longer than an interval to start; then any other may still serve.
+    """
+    others = np.where(slow[:, None, None], seconds.min(axis=0), seconds[:, None, :])
+    same = np.eye(len(slow), dtype=bool)[:, :, None]
+    others = np.where(slow[None, :, None], seconds.min(axis=0), np.where(same, seconds[None, :, :], others))
+    return np.maximum(seconds[None, :, :] - others, 0.0)
+
+
+def _early_shares(arrivals: np.ndarray, startup: np.ndarray) -> np.ndarray:
+    """(T, Z) share of the requests in the seconds in which a variant starts; all where there are none.
+
+    Args:
+        arrivals: (T, interval) requests of each second.
+        startup: (Z,) seconds.
+    """
+    counted = np.concatenate([np.zeros((len(arrivals), 1)), np.cumsum(arrivals, axis=1)], axis=1)
+    total = counted[:, -1:]
+    begun = np.minimum(np.ceil(startup), arrivals.shape[1]).astype(np.int64)
+    return np.where(total > 0.0, counted[:, begun] / np.maximum(total, 1.0), 1.0)
 
 
 @njit(cache=True)
@@ -270,13 +306,14 @@ def _best_path(stage, prices, chosen):
 def _best_batch(stage, prices, t, before, after):
     """The batch size that earns most between two states, and what it earns beside accuracy and cores."""
     load = prices.load[t]
+    variant = stage.variant[after]
     best = -np.inf
     best_k = 0
     for k in range(len(stage.batch_sizes)):
         throughput = stage.throughput[before, after, k]
-        seconds = stage.seconds[stage.variant[before], stage.variant[after], k]
+        seconds = stage.seconds[variant, k] - stage.early[t, variant] * stage.faster[stage.variant[before], variant, k]
         if load == 0.0:
-            seconds = min(seconds, stage.seconds_idle[stage.variant[after]])
+            seconds = min(seconds, stage.seconds_idle[variant])
         earned = prices.served[t] * min(throughput, load) - prices.batch[t] * stage.batch_sizes[k] - seconds
         if throughput > load:
             earned += prices.spare[t] * (throughput - load)
