@@ -58,10 +58,12 @@ class Planner:
         near = [neighbours(self.pipeline, each) for each in (running, *solved)]
         return feasible(self.pipeline, np.concatenate([*near, self.continuation.table]))
 
-    def decide(self, observation: Observation, counts: np.ndarray, generator: np.random.Generator) -> Configuration:
+    def decide(self, observation: Observation, counts: np.ndarray, generator: np.random.Generator, loads=None) -> Configuration:
         """The best candidate against futures (F, seconds) of counts."""
         seconds = self.simulation.interval
         arrivals = draw_arrivals(counts, seconds, generator)
+        if loads is not None:
+            arrivals = arrivals._replace(loads=loads)
         self._rollouts.place(observation.stages)
         candidates = self.candidates(observation)
         total = np.zeros(len(candidates))
