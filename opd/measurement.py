@@ -6,7 +6,7 @@ agree on it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -105,6 +105,52 @@ def no_batches(environments: int, tasks: int) -> tuple[np.ndarray, np.ndarray]:
     return np.zeros((environments, tasks, 0)), np.zeros((environments, tasks, 0, 0), dtype=np.int64)
 
 
+def utilisation(pipeline: Pipeline, configurations: np.ndarray, interval: Interval, seconds: float) -> np.ndarray:
+    """Share of an interval in which the ready replicas of each task served, those of the variant that was configured.
+
+    A batch counts where it begins, in a live pipeline where it ends, so the share can be a little above 1.
+
+    Args:
+        pipeline: the pipeline, N tasks.
+        configurations: (E, N, 3) what ran in the interval.
+        interval: the measurements.
+        seconds: length of the interval.
+
+    Returns:
+        (E, N) shares; NaN for a task without a ready replica, and where batches were not recorded.
+    """
+    variant, replicas, _ = np.moveaxis(configurations, -1, 0)
+    unknown = np.full(variant.shape, np.nan)
+    if not interval.busy.shape[2]:
+        return unknown
+    busy = np.take_along_axis(interval.busy, variant[..., None], axis=2)[..., 0]
+    ready = interval.ready_throughput / profiled_throughput(pipeline, configurations) * replicas
+    return np.divide(busy, seconds * ready, out=unknown, where=ready > 0.0)
+
+
+class Calibration(NamedTuple):
+    """What service times were measured to be, relative to the profiles; N tasks of at most Z variants.
+
+    A batch of b requests takes ``factor * b ** slope`` times its profile.
+
+    Attributes:
+        factor: (N, Z), that of the device for variants that never ran and those that a task does not have.
+        slope: (N, Z).
+        deviation: (N, Z) relative standard deviation of ``factor``; 0 for variants that a task does not have.
+        device: factor of the device: of a variant that is as profiled in comparison with the others.
+    """
+
+    factor: np.ndarray
+    slope: np.ndarray
+    deviation: np.ndarray
+    device: float
+
+    def of_variants(self, configuration: Configuration) -> list[tuple[float, float]]:
+        """Factor and its relative deviation of the variant that each task runs."""
+        places = [(n, stage.variant) for n, stage in enumerate(configuration)]
+        return [(float(self.factor[place]), float(self.deviation[place])) for place in places]
+
+
 class StageState(NamedTuple):
     """What is under way in one stage when a policy decides; times in seconds from now.
 
@@ -136,8 +182,11 @@ class Observation:
         incoming_load: m, requests/s, mean of the last interval.
         predicted_load: p, requests/s, forecast maximum of the next 20 s.
         coming_load: requests/s, the true value of ``predicted_load``; only a simulator knows it.
+        calibration: corrections of the profiles, from the intervals so far; None in a run without calibration.
         coming_counts: requests in each of the coming seconds; only a simulator knows them.
         stages: what is under way in each stage; empty where the backend cannot tell.
+        utilisation: (N,) share of the last interval in which the ready replicas served, see :func:`utilisation`; empty
+            before the first one.
     """
 
     history: np.ndarray
@@ -149,8 +198,10 @@ class Observation:
     incoming_load: float
     predicted_load: float = 0.0
     coming_load: float | None = None
+    calibration: Calibration | None = None
     coming_counts: np.ndarray | None = None
     stages: tuple[StageState, ...] = ()
+    utilisation: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 def idle_observation(pipeline: Pipeline) -> Observation:

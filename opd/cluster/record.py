@@ -59,11 +59,19 @@ class ControllerMetrics:
             "within": "share of the requests that ended in the last interval within the latency of the service level",
             "cost": "cores of the configuration",
             "forecast": "predicted load, requests/s",
+            "device_factor": "measured service times relative to the profiles, of the device",
             "leader": "1 if this controller acts",
         }
         self._gauges = {
             name: Gauge(f"opd_controller_{name}", text, names, registry=self.registry) for name, text in gauges.items()
         }
+        variant = *names, "task", "variant"
+        factor, deviation = (
+            "measured service times relative to the profile",
+            "relative standard deviation of the factor",
+        )
+        self._factor = Gauge("opd_controller_service_factor", factor, variant, registry=self.registry)
+        self._deviation = Gauge("opd_controller_service_deviation", deviation, variant, registry=self.registry)
         # Without a first value a series is absent, which dashboards would show as missing data.
         self.seconds.labels(pipeline)
         for outcome in OUTCOMES:
@@ -81,6 +89,14 @@ class ControllerMetrics:
         values = {name: float(getattr(step.score, name)[0]) for name in ("reward", "qos", "within", "cost")}
         for name, value in {**values, "forecast": step.predicted_load}.items():
             self.set(name, value)
+
+    def calibrate(self, calibration: dict[str, dict[str, Any]], device: float) -> None:
+        """Set the gauges of the profiles' calibration, which is that of the variants that run, by task."""
+        self.set("device_factor", device)
+        for task, known in calibration.items():
+            labels = self._pipeline, task, known["variant"]
+            self._factor.labels(*labels).set(known["factor"])
+            self._deviation.labels(*labels).set(known["deviation"])
 
 
 class Recorder:
@@ -111,6 +127,8 @@ class Recorder:
         changed = step.configuration != before
         outcome = REFUSED if step.refused else APPLIED if changed else KEPT
         self._metrics.count(step, outcome)
+        if step.observation and step.observation.calibration:
+            self._metrics.calibrate(self._calibration(step), step.observation.calibration.device)
         words = self._describe(step.configuration)
         logger.info("%s: %s", outcome, words, extra={FIELDS: self.entry(step, outcome)})
         if step.forecast_failure:
@@ -132,6 +150,7 @@ class Recorder:
             "outcome": outcome,
             "reason": step.refused,
             "state": {name: _plain(getattr(step.observation, name)) for name in STATE if step.observation},
+            "calibration": self._calibration(step),
             "forecast": _plain(step.predicted_load),
             "forecast_failure": step.forecast_failure,
             "wanted": None if step.decided is None else self._stages(step.decided),
@@ -201,6 +220,19 @@ class Recorder:
                 "batch_size": int(stage.batch_size),
             }
             for task, stage in zip(self._pipeline.tasks, configuration, strict=True)
+        }
+
+    def _calibration(self, step: Step) -> dict[str, dict[str, Any]]:
+        """How the service times of the variants that ran before the decision compare with their profiles, by task."""
+        if step.observation is None or step.observation.calibration is None:
+            return {}
+        running = step.observation.configuration
+        known = step.observation.calibration.of_variants(running)
+        return {
+            task.name: {"variant": variant.name, "factor": _plain(factor), "deviation": _plain(deviation)}
+            for task, (variant, _), (factor, deviation) in zip(
+                self._pipeline.tasks, self._pipeline.selected(running), known, strict=True
+            )
         }
 
     def _describe(self, configuration: Configuration) -> str:

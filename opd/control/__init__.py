@@ -5,7 +5,13 @@ The names of the policies stand here, because importing this package loads nothi
 """
 
 AGENT = "agent"
-BASELINES = ("random", "greedy", "ipa", "dynamic-program", "myopic", "myopic-backlog", "clairvoyant")
+REACTIVE_POLICIES = ("hpa", "queue-threshold", "ladder")
+"""Autoscalers that answer what was measured, see :mod:`opd.control.reactive`."""
+
+BASELINES = (
+    *("random", "greedy", "ipa", "dynamic-program", *REACTIVE_POLICIES),
+    *("myopic", "myopic-backlog", "clairvoyant"),
+)
 """Policies without training; ``ipa`` and ``dynamic-program`` solve the same problem by different methods."""
 
 POLICIES = (*BASELINES, AGENT)

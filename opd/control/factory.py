@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from opd.agent.deployed import Agent
-from opd.control import AGENT, DECISION_SHARE, DEPLOYABLE_POLICIES, POLICIES, is_user_policy, policy_label
+from opd.control import (
+    AGENT,
+    DECISION_SHARE,
+    DEPLOYABLE_POLICIES,
+    POLICIES,
+    REACTIVE_POLICIES,
+    is_user_policy,
+    policy_label,
+)
 from opd.control.policies import (
     AgentPolicy,
     BacklogPolicy,
@@ -21,11 +29,14 @@ from opd.control.policies import (
     RandomPolicy,
     ServiceLevelPolicy,
 )
+from opd.control.reactive import HpaPolicy, LadderPolicy, QueueThresholdPolicy
+from opd.control.thresholds import HpaThresholds, QueueThresholds, Thresholds, tuned_thresholds
 from opd.control.user_policy import UserPolicy, load_user_policy
 from opd.measurement import SimulationParameters
 from opd.objective import Objective, objective_from
 from opd.pipeline import Pipeline, ServiceLevel
-from opd.solvers import IpaParameters, ipa_dynamic_program, ipa_highs
+from opd.solvers import IpaParameters, ipa_dynamic_program, ipa_highs, myopic
+from opd.solvers.ladder import Solve
 from opd.solvers.service_level import best_for_level, greedy_for_level, ipa_for_level
 
 
@@ -66,6 +77,9 @@ def build_policy(
         seconds = decision_seconds or DECISION_SHARE * simulation.interval
         return UserPolicy(policy_label(name), policy, pipeline, backlog, seconds)
     _check_known(name, simulated)
+    if name in REACTIVE_POLICIES:
+        solve, thresholds = solver_for(objective, simulation), tuned_thresholds(name, pipeline.name)
+        return reactive_policy(pipeline, solve, simulation.interval, thresholds)
     makers: dict[str, Callable[[], Policy]] = {
         **planners,
         "random": lambda: RandomPolicy(pipeline, seed),
@@ -95,6 +109,29 @@ def _planners(
         "dynamic-program": partial(IpaPolicy, pipeline, ipa, ipa_dynamic_program),
         "myopic": partial(MyopicPolicy, pipeline, objective, simulation.batch_timeout),
     }
+
+
+def solver_for(objective: Objective, simulation: SimulationParameters) -> Solve:
+    """The myopic solver for an objective; for a service level it plans with the latency's percentile."""
+    if isinstance(objective, ServiceLevel):
+        return partial(best_for_level, level=objective, simulation=simulation)
+    return partial(myopic, weights=objective, batch_timeout=simulation.batch_timeout)
+
+
+def reactive_policy(pipeline: Pipeline, solve: Solve, interval: float, thresholds: Thresholds) -> Policy:
+    """Build the reactive policy that has these thresholds.
+
+    Args:
+        pipeline: the pipeline to control.
+        solve: chooses its configurations.
+        interval: seconds between two decisions.
+        thresholds: of the policy.
+    """
+    if isinstance(thresholds, HpaThresholds):
+        return HpaPolicy(pipeline, solve, interval, thresholds)
+    if isinstance(thresholds, QueueThresholds):
+        return QueueThresholdPolicy(pipeline, solve, interval, thresholds)
+    return LadderPolicy(pipeline, solve, interval, thresholds)
 
 
 def _check_known(name: str, simulated: bool) -> None:

@@ -14,10 +14,11 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from opd.control.calibration import CalibrationFilter
 from opd.control.decisions import as_decision
 from opd.control.policies import Policy
 from opd.host.errors import reason_of
-from opd.measurement import Interval, Observation, Score, Span, score
+from opd.measurement import Calibration, Interval, Observation, Score, Span, score
 from opd.objective import Objective, check_objective
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, as_array, check_feasible
 from opd.workload.forecast import RecentMaximum
@@ -157,7 +158,13 @@ class Decision(NamedTuple):
     idle: bool = False
 
 
-def decide(backend: Backend, pipeline: Pipeline, policy: Policy, forecast: Callable[[np.ndarray], float]) -> Decision:
+def decide(
+    backend: Backend,
+    pipeline: Pipeline,
+    policy: Policy,
+    forecast: Callable[[np.ndarray], float],
+    calibration: Calibration | None = None,
+) -> Decision:
     """Observe the pipeline, forecast its load and let the policy decide, or state why there is no decision."""
     try:
         observation = backend.observe()
@@ -167,7 +174,7 @@ def decide(backend: Backend, pipeline: Pipeline, policy: Policy, forecast: Calla
         return Decision(refused=f"no decision: {error}")
     begin = perf_counter()
     predicted_load, failure = expected_load(forecast, observation.history)
-    observation = replace(observation, predicted_load=predicted_load)
+    observation = replace(observation, predicted_load=predicted_load, calibration=calibration)
     decided, reasons = None, []
     try:
         decided = as_decision(pipeline, policy.decide(observation))
@@ -210,6 +217,7 @@ def run(
     forecast: Callable[[np.ndarray], float],
     objective: Objective,
     decisions: int,
+    calibrate: bool = True,
 ) -> Iterator[Step]:
     """Run Alg. 1: observe, forecast, decide, apply, wait, score; yields each step when it ends.
 
@@ -224,13 +232,17 @@ def run(
         forecast: predicted maximum load (requests/s) for a history of per-second counts.
         objective: of the reward: the weights of Eq. 7, or a service level.
         decisions: number of steps.
+        calibrate: whether the policy is told what the measured service times say of the profiles.
     """
     check_objective(pipeline, objective)
     guard = Guard(pipeline, backend.configuration)
+    estimate = CalibrationFilter(pipeline) if calibrate else None
     for _ in range(decisions):
-        decision = decide(backend, pipeline, policy, forecast)
+        decision = decide(backend, pipeline, policy, forecast, None if estimate is None else estimate.calibration())
         refused = apply(backend, guard, decision)
         span, interval = backend.wait()
+        if estimate is not None:
+            estimate.update(interval, span.seconds)
         yield Step(
             **decision._replace(refused=refused)._asdict(),
             configuration=guard.configuration,

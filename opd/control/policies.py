@@ -15,6 +15,7 @@ from opd.agent.deployed import Agent
 from opd.measurement import Observation, SimulationParameters, observed_state
 from opd.objective import Weights
 from opd.pipeline import Configuration, Pipeline, ServiceLevel
+from opd.profiling.calibrated import calibrated_pipeline
 from opd.solvers import IpaParameters, greedy, ipa_highs, myopic, random_configuration
 
 
@@ -47,6 +48,13 @@ def on_available_cores(pipeline: Pipeline, observation: Observation) -> Pipeline
     return replace(pipeline, capacity=int(observation.available_cores))
 
 
+def present_pipeline(pipeline: Pipeline, observation: Observation) -> Pipeline:
+    """The pipeline as it is now: on the available cores, and with the latencies that were measured."""
+    known = observation.calibration
+    calibrated = pipeline if known is None else calibrated_pipeline(pipeline, known.factor, known.slope)
+    return on_available_cores(calibrated, observation)
+
+
 class RandomPolicy(Policy):
     """A new random feasible configuration at every decision."""
 
@@ -75,7 +83,7 @@ class GreedyPolicy(_StatelessPolicy):
 
     def decide(self, observation: Observation) -> Configuration:
         """Fewest cores for the forecast load."""
-        return greedy(on_available_cores(self._pipeline, observation), observation.predicted_load)
+        return greedy(present_pipeline(self._pipeline, observation), observation.predicted_load)
 
 
 class IpaPolicy(_StatelessPolicy):
@@ -97,9 +105,7 @@ class IpaPolicy(_StatelessPolicy):
 
     def decide(self, observation: Observation) -> Configuration:
         """The optimum of IPA's objective for the forecast load."""
-        return self._solve(
-            on_available_cores(self._pipeline, observation), observation.predicted_load, self._parameters
-        )
+        return self._solve(present_pipeline(self._pipeline, observation), observation.predicted_load, self._parameters)
 
 
 class MyopicPolicy(_StatelessPolicy):
@@ -110,7 +116,7 @@ class MyopicPolicy(_StatelessPolicy):
 
     def decide(self, observation: Observation) -> Configuration:
         """The best configuration for a single interval if the forecast is right."""
-        pipeline = on_available_cores(self._pipeline, observation)
+        pipeline = present_pipeline(self._pipeline, observation)
         return myopic(pipeline, observation.predicted_load, self._weights, self._batch_timeout)
 
 
@@ -135,7 +141,7 @@ class ServiceLevelPolicy(_StatelessPolicy):
 
     def decide(self, observation: Observation) -> Configuration:
         """The solver's configuration if the forecast is right."""
-        pipeline = on_available_cores(self._pipeline, observation)
+        pipeline = present_pipeline(self._pipeline, observation)
         return self._solve(pipeline, observation.predicted_load, self._level, self._simulation)
 
 
@@ -196,6 +202,10 @@ RECOVERY_DECISIONS = 18
 """Decisions that the fallback policy then makes: three minutes, in which queues empty and new replicas become ready."""
 
 
+TRAINED_FACTOR = 0.1
+"""Difference of service times from their profiles, in logarithms, up to which the agent decides."""
+
+
 class AgentPolicy(Policy):
     """A trained agent with a fallback policy outside its training distribution.
 
@@ -204,7 +214,8 @@ class AgentPolicy(Policy):
 
     * above the loads that the agent saw often in training, and
     * for a while after requests have piled up, because an agent that has fallen behind once does so again as soon as
-      the queues are empty.
+      the queues are empty, and
+    * on a device that is slower or faster than profiled. The fallback policy plans for that.
 
     The policy counts the decisions until the agent takes over again, so every cycle needs its own.
 
@@ -227,11 +238,17 @@ class AgentPolicy(Policy):
     def decide(self, observation: Observation) -> Configuration:
         """One forward pass on the state of Eq. 5, or the decision of the fallback policy."""
         self._recovery = RECOVERY_DECISIONS if _backlogged(observation) else max(self._recovery - 1, 0)
-        untrained = planned_load(observation) > self._trained_load
+        untrained = planned_load(observation) > self._trained_load or not _is_profiled(observation)
         self.fallback = self._fallback_policy is not None and (untrained or self._recovery > 0)
         if self._fallback_policy is not None and self.fallback:
             return self._fallback_policy.decide(observation)
         return self._agent.decide(observed_state(self._agent.pipeline, observation)[0])
+
+
+def _is_profiled(observation: Observation) -> bool:
+    """True unless a variant is known to be slower or faster than its profile."""
+    known = observation.calibration
+    return known is None or bool(np.abs(np.log(known.factor)).max() <= TRAINED_FACTOR)
 
 
 def _backlogged(observation: Observation) -> bool:

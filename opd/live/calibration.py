@@ -14,8 +14,7 @@ import numpy as np
 import psutil
 from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
 
-from opd.host.progress import progress_bar
-from opd.pipeline import Configuration, Pipeline, StageConfiguration
+from opd.pipeline import Configuration, Pipeline
 from opd.serving.adapters import Adapter, load_adapter, next_request
 from opd.serving.batching import join, joinable, rows, split
 from opd.serving.client import Client, complete
@@ -78,38 +77,6 @@ async def timed_calls(chain: Sequence[Callee], request: ModelInferRequest) -> tu
 
 
 # ---------------------------------------------------------------------------------------- served latencies
-
-
-def calibrate_pipeline(
-    backend: LocalBackend, configurations: Sequence[Configuration], samples: Sequence[ModelInferRequest]
-) -> Pipeline:
-    """Measure every variant that occurs in some configurations, and put the latencies into the pipeline's profiles.
-
-    Args:
-        backend: the pipeline, up and idle; nothing else should run on the machine.
-        configurations: determine the variants and the largest batch size.
-        samples: requests for the first stage.
-    """
-    pipeline = backend.pipeline
-    for configuration in progress_bar(
-        covering_configurations(configurations), unit="configuration", desc="calibration"
-    ):
-        backend.apply(configuration)
-        pipeline = with_served_latencies(pipeline, configuration, measure_served_latencies(backend, samples))
-    return pipeline
-
-
-def covering_configurations(configurations: Sequence[Configuration]) -> list[Configuration]:
-    """Choose a few single-replica configurations that contain every variant of the given ones, at the largest batch."""
-    largest = max(stage.batch_size for configuration in configurations for stage in configuration)
-    chosen: list[Configuration] = []
-    covered: set[tuple[int, int]] = set()
-    for configuration in configurations:
-        variants = [stage.variant for stage in configuration]
-        if not covered.issuperset(enumerate(variants)):
-            covered.update(enumerate(variants))
-            chosen.append(tuple(StageConfiguration(variant, 1, largest) for variant in variants))
-    return chosen
 
 
 def with_served_latencies(

@@ -16,6 +16,7 @@ from opd.live.load import arrival_times, start_load
 from opd.live.runs import ANSWER_SECONDS, LiveRun
 from opd.measurement import SimulationParameters
 from opd.pipeline import Configuration, Pipeline, as_array
+from opd.profiling.calibrated import calibrated_pipeline
 from opd.serving.local import LocalBackend
 from opd.serving.protocol import COMPLETED
 from opd.serving.samples import read_samples
@@ -167,6 +168,13 @@ def relative_errors(table: pd.DataFrame, prediction: str = "predicted") -> pd.Da
     """
     figures = {name: table[f"{name}_measured"] / table[f"{name}_{prediction}"] - 1.0 for name in Performance._fields}
     return table[["configuration", "load"]].assign(**figures)
+
+
+def calibrated_in(pipeline: Pipeline, run: LiveRun) -> Pipeline:
+    """The pipeline with the latencies that the calibration of a run had found when it ended."""
+    found = [step.observation.calibration for step in run.steps if step.observation is not None]
+    known = found[-1] if found else None
+    return pipeline if known is None else calibrated_pipeline(pipeline, known.factor, known.slope)
 
 
 def replay(

@@ -167,13 +167,13 @@ def _closed_loop(replays: pd.DataFrame) -> list[str]:
     shown = pd.DataFrame({f"{name}, {of}": values[name] for name in predictions for of, values in figures.items()})
     about = (
         "The simulator got the arrivals and configurations of the live runs. The table shows the absolute error of the "
-        "mean latency of an interval, measured / predicted - 1. `profiled` predictions use the latencies that the "
-        "policies plan with: those of the profile, measured at another time and possibly on another machine."
+        "mean latency of an interval, measured / predicted - 1. `profiled` predictions use the latencies of the "
+        "profile, measured at another time and possibly on another machine."
     )
     if "calibrated" in predictions:
         about += (
-            " `calibrated` predictions use the latencies of replicas served on this machine, plus the overhead of "
-            "router and queues."
+            " `calibrated` predictions use the profile as the run's own calibration had corrected it when it ended, "
+            "plus the overhead of router and queues."
         )
     return [
         "## Fidelity in the closed loop",

@@ -144,7 +144,8 @@ def status_facts(status: ServingStatus) -> dict[str, Any]:
         "address": status.address,
         "stages": [
             {"task": task, "variant": variant.name, "replicas": stage.replicas, "batch_size": stage.batch_size}
-            for task, (variant, stage) in zip(tasks, chosen, strict=True)
+            | {"service_factor": factor, "service_deviation": deviation}
+            for task, (variant, stage), (factor, deviation) in zip(tasks, chosen, _calibration(status), strict=True)
         ],
         "warnings": list(status.warnings),
     }
@@ -163,6 +164,14 @@ def status_facts(status: ServingStatus) -> dict[str, Any]:
         "fallback": step.fallback,
         "refused": step.refused,
     }
+
+
+def _calibration(status: ServingStatus) -> list[tuple[float, float]]:
+    """Service time relative to the profile and its relative deviation for each task; NaN where nothing is known."""
+    observation = status.step.observation if status.step else None
+    if observation is None or observation.calibration is None:
+        return [(np.nan, np.nan)] * len(status.configuration)
+    return observation.calibration.of_variants(status.configuration)
 
 
 @contextmanager
@@ -232,12 +241,15 @@ def _decision(step: Step) -> Text:
 
 def _stages(status: ServingStatus) -> Table:
     table = Table("stage", "variant")
-    for column in ("replicas", "batch size", "waiting"):
+    for column in ("replicas", "batch size", "waiting", "time / profile"):
         table.add_column(column, justify="right")
     chosen = list(status.pipeline.selected(status.configuration))
     queues = status.step.interval.queue[0] if status.step else np.full(len(chosen), np.nan)
-    for task, (variant, stage), waiting in zip(status.pipeline.tasks, chosen, queues, strict=True):
-        table.add_row(task.name, variant.name, str(stage.replicas), str(stage.batch_size), _number(waiting, "").strip())
+    stages = zip(status.pipeline.tasks, chosen, queues, _calibration(status), strict=True)
+    for task, (variant, stage), waiting, (factor, deviation) in stages:
+        relative = "?" if np.isnan(factor) else f"{factor:.2f} ± {factor * deviation:.2f}"
+        replicas, batch_size = str(stage.replicas), str(stage.batch_size)
+        table.add_row(task.name, variant.name, replicas, batch_size, _number(waiting, "").strip(), relative)
     return table
 
 

@@ -12,7 +12,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from opd.control.loop import NoRequestsError, ObservationError
 from opd.host.waiting import wait_until
-from opd.measurement import Interval, Observation, Span, unmeasured
+from opd.measurement import Interval, Observation, Span, unmeasured, utilisation
 from opd.objective import profiled_service_time, profiled_throughput
 from opd.pipeline import Configuration, Pipeline, as_array
 from opd.serving import metrics
@@ -329,6 +329,7 @@ class TelemetryBackend:
             ready_throughput=self._ready_throughput,
             queue=queue,
             incoming_load=float(history[-round(self._seconds) :].mean()),
+            utilisation=self._utilisation,
         )
 
     def available_cores(self) -> float:
@@ -365,6 +366,8 @@ class TelemetryBackend:
             self._assume_profiles(self.configuration)
             return span, unmeasured(self.pipeline)
         self._task_latency, self._ready_throughput = interval.task_latency[0], interval.ready_throughput[0]
+        rows = as_array(self.configuration)[None]
+        self._utilisation = utilisation(self.pipeline, rows, interval, span.seconds)[0]
         return span, interval
 
     def _assume_profiles(self, configuration: Configuration) -> None:
@@ -372,3 +375,4 @@ class TelemetryBackend:
         rows = as_array(configuration)
         self._task_latency = profiled_service_time(self.pipeline, rows)
         self._ready_throughput = profiled_throughput(self.pipeline, rows)
+        self._utilisation = np.zeros(0)

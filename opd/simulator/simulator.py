@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from scipy.special import ndtri
 
-from opd.measurement import Interval, Observation, SimulationParameters, Span, StageState
+from opd.measurement import Interval, Observation, SimulationParameters, Span, StageState, utilisation
 from opd.objective import profiled_service_time, profiled_throughput
 from opd.pipeline import Configuration, Pipeline, StageConfiguration, as_array, check_feasible
 from opd.simulator import kernel
@@ -318,6 +319,10 @@ class Simulator:
             )
 
 
+Device = Callable[[float], Pipeline]
+"""The pipeline with the latencies that its device has so many seconds after the first decision."""
+
+
 class SimulatedBackend:
     """The simulator as a backend of the control loop.
 
@@ -328,6 +333,7 @@ class SimulatedBackend:
         counts: (T,) counts per second from the first decision on.
         configuration: runs at the start, with all replicas ready.
         seed: of arrivals and service noise.
+        device: its latencies apply to the batches that begin in an interval; by default those of the pipeline.
     """
 
     def __init__(
@@ -338,18 +344,21 @@ class SimulatedBackend:
         counts: np.ndarray,
         configuration: Configuration,
         seed: int,
+        device: Device | None = None,
     ) -> None:
         self._pipeline = pipeline
+        self._device = device or (lambda seconds: pipeline)
         self._seconds = parameters.interval
         self._counts = np.concatenate([history, counts]).astype(np.int64)
         self._lead = self._now = len(history)
-        self._simulator = Simulator(pipeline, parameters, 1, int(self._counts.max(initial=1)), seed, True, True)
+        first = self._device(0.0)
+        self._simulator = Simulator(first, parameters, 1, int(self._counts.max(initial=1)), seed, True, True)
         self._simulator.reset(configuration)
         self.configuration = configuration
         rows = as_array(configuration)
-        self._task_latency = profiled_service_time(pipeline, rows)
-        self._ready_throughput = profiled_throughput(pipeline, rows)
-        self._queue = np.zeros(len(rows))
+        self._task_latency = profiled_service_time(first, rows)
+        self._ready_throughput = profiled_throughput(first, rows)
+        self._queue, self._utilisation = np.zeros(len(rows)), np.zeros(0)
 
     def observe(self) -> Observation:
         """State of the simulated device, including the coming load."""
@@ -363,6 +372,7 @@ class SimulatedBackend:
             queue=self._queue,
             incoming_load=float(last.mean()) if len(last) else 0.0,
             coming_load=float(future_maximum(self._counts, np.array([self._now]))[0]),
+            utilisation=self._utilisation,
             coming_counts=self._counts[self._now :],
             stages=self._simulator.stage_states(),
         )
@@ -374,9 +384,12 @@ class SimulatedBackend:
     def wait(self) -> tuple[Span, Interval]:
         """Simulate one interval."""
         begin = float(self._now - self._lead)
-        interval = self._simulator.step(as_array(self.configuration)[None], self._window()[None])
+        rows = as_array(self.configuration)[None]
+        self._simulator.pipeline = self._device(begin)
+        interval = self._simulator.step(rows, self._window()[None])
         self._task_latency, self._ready_throughput = interval.task_latency[0], interval.ready_throughput[0]
         self._queue = interval.queue[0]
+        self._utilisation = utilisation(self._simulator.pipeline, rows, interval, self._seconds)[0]
         self._now += self._seconds
         return Span(begin, begin + self._seconds), interval
 

@@ -78,6 +78,7 @@ def test_a_limited_run_leads_decides_records_and_ends(world, caplog):
     assert [line["outcome"] for line in lines] == ["applied", "kept"]
     assert lines[0]["forecast"] == 5.0 and lines[0]["state"]["incoming_load"] == pytest.approx(5)
     assert lines[0]["wanted"]["first"] == {"variant": "large", "replicas": 1, "batch_size": 2}
+    assert lines[0]["calibration"]["first"]["factor"] == 1.0 and lines[0]["calibration"]["first"]["deviation"] > 0.0
     assert lines[0]["score"]["cost"] == 3.0 and lines[0]["reason"] == ""
     found = events(world)
     router = world.api.find("deployments", "tiny-router")["metadata"]
@@ -87,6 +88,8 @@ def test_a_limited_run_leads_decides_records_and_ends(world, caplog):
     text = generate_latest(made.metrics.registry).decode()
     assert 'opd_decisions_total{outcome="applied",pipeline="tiny"} 1.0' in text
     assert 'opd_controller_leader{pipeline="tiny"} 0.0' in text
+    assert 'opd_controller_device_factor{pipeline="tiny"} 1.0' in text
+    assert 'opd_controller_service_factor{pipeline="tiny",task="first",variant=' in text
     assert lease_spec(world.api)["holderIdentity"] == ""
 
 

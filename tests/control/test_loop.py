@@ -19,6 +19,7 @@ from opd.control.policies import TRAINED_LOAD_SHARE, AgentPolicy, GreedyPolicy, 
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import InfeasibleError, as_array
+from opd.profiling.calibrated import calibrated_pipeline
 from opd.simulator.environment import PipelineVectorEnv
 from opd.simulator.simulator import SimulatedBackend
 
@@ -143,6 +144,20 @@ def test_the_loop_makes_the_calls_of_alg_1_in_order():
         *("observe", "forecast", ("decide", 7.0), ("apply", GOOD), "wait"),
         *("observe", "forecast", ("decide", 7.0), ("apply", SMALLEST), "wait"),
     ]
+
+
+def test_the_loop_tells_the_policy_what_service_times_say_of_the_profiles():
+    pipeline = ocr_pipeline()
+    slower = calibrated_pipeline(pipeline, np.full(pipeline.tables.cores.shape, 1.3))
+    counts, policies = varying_workload().counts[:300], (Scripted(*[SMALLEST] * 8), Scripted(*[SMALLEST] * 8))
+    for calibrate, policy in zip((True, False), policies, strict=True):
+        backend = SimulatedBackend(pipeline, QUIET, np.arange(120), counts, SMALLEST, 0, lambda seconds: slower)
+        steps = list(run(backend, pipeline, policy, last_count, WEIGHTS, 8, calibrate))
+        assert [step.observation.calibration for step in steps] == [seen.calibration for seen in policy.seen]
+    told, untold = ([seen.calibration for seen in policy.seen] for policy in policies)
+    assert untold == [None] * 8
+    assert (told[0].factor == 1.0).all()
+    assert told[-1].factor[:, 0] == pytest.approx(1.3, rel=0.03)
 
 
 class Blind(SimulatedBackend):

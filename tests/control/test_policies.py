@@ -22,11 +22,14 @@ from opd.control.policies import (
     MyopicPolicy,
     Policy,
     RandomPolicy,
+    ServiceLevelPolicy,
 )
-from opd.measurement import Observation
+from opd.measurement import Calibration, Observation, SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import StageConfiguration, used_cores
+from opd.profiling.calibrated import calibrated_pipeline
 from opd.solvers import IpaParameters, greedy, ipa_dynamic_program, ipa_highs, myopic
+from opd.solvers.service_level import best_for_level
 
 WEIGHTS = Weights()
 SMALLEST = ocr_pipeline().smallest_configuration()
@@ -64,6 +67,40 @@ def test_every_policy_decides_within_the_limits_and_the_cores_that_are_left(pipe
         AgentPolicy(agent_for(pipeline, seed)),
     ):
         assert within_limits(pipeline, policy.decide(seen), left), type(policy).__name__
+
+
+def calibration(pipeline, factor):
+    shape = pipeline.tables.cores.shape
+    return Calibration(np.full(shape, factor), np.zeros(shape), np.full(shape, 0.01), factor)
+
+
+def test_the_policies_plan_with_calibrated_profiles():
+    pipeline = ocr_pipeline(capacity=16)
+    seen = replace(observation(pipeline, predicted_load=10.0), calibration=calibration(pipeline, 2.0))
+    slower = calibrated_pipeline(pipeline, np.full(pipeline.tables.cores.shape, 2.0))
+    level = pipeline.service_level
+    for_level = ServiceLevelPolicy(pipeline, level, SimulationParameters(), best_for_level)
+    decisions = {
+        GreedyPolicy(pipeline): greedy(slower, 10.0),
+        IpaPolicy(pipeline, IpaParameters(), ipa_dynamic_program): ipa_dynamic_program(slower, 10.0, IpaParameters()),
+        MyopicPolicy(pipeline, WEIGHTS, 0.25): myopic(slower, 10.0, WEIGHTS, 0.25),
+        for_level: best_for_level(slower, 10.0, level, SimulationParameters()),
+    }
+    for policy, expected in decisions.items():
+        assert policy.decide(seen) == expected, type(policy).__name__
+        assert policy.decide(replace(seen, calibration=None)) != expected, type(policy).__name__
+
+
+def test_on_a_device_unlike_its_profile_the_fallback_of_an_agent_decides():
+    pipeline = ocr_pipeline()
+    policy = AgentPolicy(agent_for(pipeline), BacklogPolicy(GreedyPolicy(pipeline), 10.0))
+    seen = observation(pipeline, predicted_load=6.0)
+    for factor, fallback in ((1.0, False), (1.08, False), (0.85, True), (1.3, True), (1.0, False)):
+        decided = policy.decide(replace(seen, calibration=calibration(pipeline, factor)))
+        assert policy.fallback == fallback
+        if factor == 1.3:
+            slower = calibrated_pipeline(pipeline, np.full(pipeline.tables.cores.shape, 1.3))
+            assert decided == greedy(slower, 9.0)
 
 
 def test_the_baselines_plan_for_the_forecast_and_only_the_clairvoyant_for_the_truth():

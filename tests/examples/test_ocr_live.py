@@ -11,7 +11,7 @@ import pytest
 from opd.examples.ocr.accuracy import text_accuracy
 from opd.examples.ocr.pages import write_pages
 from opd.live import calibration
-from opd.live.calibration import calibrate_pipeline, measure_overhead, measure_served_latencies
+from opd.live.calibration import measure_overhead, measure_served_latencies
 from opd.live.configurations import SchedulePolicy, configurations_from
 from opd.live.fidelity import measure_fidelity, replay
 from opd.live.runs import count_changes, run_live, summarise_run
@@ -92,15 +92,6 @@ def test_overhead_and_served_latencies_are_measured(backend, pages):
     assert all(latency[1] > 0.001 for latency in served)
     # Calls are sequential, so the counted ones took less than all of them together.
     assert calibration.CALLS * sum(latency[1] for latency in served) < elapsed
-
-
-def test_only_the_given_variants_are_calibrated(backend, pages):
-    served = calibrate_pipeline(backend, [FIRST], read_samples(pages))
-    assert backend.configuration == FIRST
-    for task, known, stage in zip(served.tasks, OCR.tasks, FIRST, strict=True):
-        for index, (variant, profiled) in enumerate(zip(task.variants, known.variants, strict=True)):
-            assert (variant.latency == profiled.latency) == (index != stage.variant)
-        assert task.variants[stage.variant].latency[1] > 0.001
 
 
 def test_fidelity_predicts_the_arrivals_that_are_sent(backend, pages, tmp_path):

@@ -7,8 +7,7 @@ import pytest
 from live_runs import LARGE, SMALL, requests
 from small_pipelines import ocr_pipeline
 
-from opd.live.calibration import covering_configurations, with_served_latencies
-from opd.live.configurations import configurations_from
+from opd.live.calibration import with_served_latencies
 from opd.live.fidelity import measured_performance, predict
 from opd.measurement import SimulationParameters
 
@@ -28,14 +27,6 @@ def test_served_latencies_replace_profiled_ones_and_nothing_else_changes():
     assert recognition.service_time(2) == known.tasks[1].variants[LARGE[1].variant].service_time(2)
     assert served != known
     assert with_served_latencies(served, LARGE, [variant.latency for variant, _ in known.selected(LARGE)]) == known
-
-
-def test_a_few_configurations_cover_every_variant():
-    run = configurations_from([[[0, 1, 1], [0, 2, 1]], [[0, 3, 4], [0, 1, 2]], [[1, 1, 1], [0, 1, 1]]])
-    run += configurations_from([[[1, 2, 1], [1, 1, 1]], [[0, 1, 1], [1, 1, 1]]])
-    assert covering_configurations(run) == configurations_from(
-        [[[0, 1, 4], [0, 1, 4]], [[1, 1, 4], [0, 1, 4]], [[1, 1, 4], [1, 1, 4]]]
-    )
 
 
 def test_throughput_counts_the_answers_during_the_load():

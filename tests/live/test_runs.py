@@ -12,10 +12,10 @@ from small_pipelines import ocr_pipeline
 
 from opd.live.calibration import with_served_latencies
 from opd.live.configurations import SchedulePolicy
-from opd.live.fidelity import replay
+from opd.live.fidelity import calibrated_in, replay
 from opd.live.run_log import collected_warnings
 from opd.live.runs import LiveSite, count_changes, live_timeline, summarise_run
-from opd.measurement import SimulationParameters, Span, unmeasured
+from opd.measurement import Calibration, SimulationParameters, Span, unmeasured
 
 # Traffic and decisions
 
@@ -127,6 +127,18 @@ def test_a_replay_simulates_the_recorded_arrivals():
     assert table["measured"].tolist() == pytest.approx([0.2, 0.2])
     with pytest.raises(ValueError, match="no measurements to compare with"):
         replay({"profiled": known}, SimulationParameters(), run_of([SMALL]), [0])
+
+
+def test_a_run_shows_the_latencies_of_its_device():
+    known, run = ocr_pipeline(), run_of([SMALL])
+    assert calibrated_in(known, run) is known
+    shape = known.tables.cores.shape
+    found = Calibration(np.full(shape, 1.5), np.zeros(shape), np.zeros(shape), 1.5)
+    last = replace(run.steps[-1], observation=replace(run.steps[-1].observation, calibration=found))
+    blind = replace(last, observation=None)
+    slower = calibrated_in(known, run._replace(steps=[*run.steps, last, blind]))
+    assert slower.tables.service_time[0, 0, 1] == pytest.approx(1.5 * 0.1, rel=0.01)
+    assert calibrated_in(known, run._replace(steps=[blind])) is known
 
 
 def test_a_replay_changes_and_measures_when_the_live_run_did():

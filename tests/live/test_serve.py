@@ -20,7 +20,7 @@ from tiny_local import Load, fill_store, outcomes
 
 from opd.cli.command import plain_data
 from opd.live.serve import ServingStatus, render, status_facts
-from opd.measurement import unmeasured
+from opd.measurement import Calibration, unmeasured
 
 # --- the status ------------------------------------------------------------------------------------------------------
 
@@ -60,10 +60,19 @@ def test_the_status_shows_load_latency_decision_and_stages(step):
     assert f"mean 250 ms, p99 500 ms; 97.5% within {level.seconds:g} s, objective {level.percentile:g}%" in text
     assert "decision   12 ms, configuration changed" in text
     rows = [line.split() for line in text.splitlines() if "detection" in line or "recognition" in line]
-    assert [[cell for cell in row if cell != "│"] for row in rows] == [
+    assert [[cell for cell in row if cell != "│"][:5] for row in rows] == [
         ["detection", "large", "2", "2", "3"],
         ["recognition", "large", "1", "1", "0"],
     ]
+
+
+def test_the_status_shows_how_service_times_compare_with_the_profiles(step):
+    factor, none = np.array([[1.0, 1.25, 1.0], [1.0, 1.0, 0.8]]), np.zeros((2, 3))
+    known = Calibration(factor, none, np.full((2, 3), 0.1), 1.0)
+    status = status_after(replace(step, observation=replace(step.observation, calibration=known)))
+    assert "1.25 ± 0.12" in drawn(status) and "0.80 ± 0.08" in drawn(status)
+    stages = plain_data(status_facts(status))["stages"]
+    assert [(stage["service_factor"], stage["service_deviation"]) for stage in stages] == [(1.25, 0.1), (0.8, 0.1)]
 
 
 def test_the_status_names_failures_refusals_and_fallbacks(step):
@@ -95,7 +104,10 @@ def test_before_the_first_decision_and_without_measurements_nothing_is_invented(
 
 def test_the_status_for_programs_is_json(step):
     facts = plain_data(status_facts(status_after(step)))
-    assert facts["stages"][0] == {"task": "detection", "variant": "large", "replicas": 2, "batch_size": 2}
+    assert facts["stages"][0] == {
+        **{"task": "detection", "variant": "large", "replicas": 2, "batch_size": 2},
+        **{"service_factor": 1.0, "service_deviation": pytest.approx(0.11, abs=0.01)},
+    }
     assert (facts["offered"], facts["failed"], facts["within"], facts["latency_mean"]) == (40, 0, 0.975, 0.25)
     blind = replace(step, interval=unmeasured(ocr_pipeline()))
     assert plain_data(status_facts(status_after(blind)))["offered"] is None

@@ -66,7 +66,7 @@ def test_a_device_that_is_slower_than_its_profiles_surprises_the_policy(setting)
     tasks = tuple(replace(task, variants=each) for task, each in zip(pipeline.tasks, slower, strict=True))
     slow = replace(pipeline, tasks=tasks)
     believed = cycle_of("greedy", 0, setting)
-    found = run_cycle(pipeline, setting.policy("greedy", pipeline, 0), CYCLE, 0, setting, device=slow)
+    found = run_cycle(pipeline, setting.policy("greedy", pipeline, 0), CYCLE, 0, setting, device=lambda seconds: slow)
     assert [step.configuration for step in found] == [step.configuration for step in believed]
     ready = [np.mean([step.interval.ready_throughput for step in steps], axis=(0, 1)) for steps in (believed, found)]
     np.testing.assert_allclose(ready[0] / ready[1], 1.5)
@@ -103,6 +103,14 @@ def test_the_table_is_the_same_for_any_number_of_workers(setting):
     assert one_steps.drop(columns="decision_ms").equals(two_steps.drop(columns="decision_ms"))
     assert len(one_steps) == 4 * 120
     assert one["reward"].nunique() == 4
+    assert one["bound"].nunique() == 1
+    assert (one["reward"] < one["bound"]).all()
+
+
+def test_a_service_level_has_no_bound(setting):
+    level = replace(setting, objective=ocr_pipeline().service_level)
+    rows, _ = evaluate([EvaluationCell(ocr_pipeline(), "greedy", CYCLE, 0)], level)
+    assert rows["bound"].isna().all()
 
 
 def test_a_policy_of_a_user_is_evaluated_under_the_name_of_its_class(setting, tmp_path, monkeypatch):

@@ -74,6 +74,9 @@ def _panels() -> Iterator[tuple[str, str, dict[str, str]]]:
     yield "Requests waiting", "short", {"{{task}}": f"sum by (task) ({metrics.STAGE_QUEUE}{FILTER})"}
     calls = _mean(metrics.MODEL_SECONDS, "task, variant")
     yield "Duration of an inference call", "s", {"{{task}} {{variant}}": calls}
+    known, device = f"max by (task, variant) (opd_controller_service_factor{FILTER})", "opd_controller_device_factor"
+    factors = {"{{task}} {{variant}}": known, "device": f"max({device}{FILTER})"}
+    yield "Service time relative to the profile", "short", factors
     yield "Retries after a replica failed", "reqps", {"{{task}}": _rate(f"{metrics.STAGE_RETRIES}_total", "task")}
     decisions = f"sum by (outcome) (increase(opd_decisions_total{FILTER}[1m]))"
     yield "Decisions", "short", {"{{outcome}} per minute": decisions}

@@ -18,7 +18,6 @@ What to know when reading the results:
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,9 +34,10 @@ from opd.control import AGENT
 from opd.host.parallel import run_tasks
 from opd.host.progress import progress_bar
 from opd.pipeline import Pipeline
+from opd.study.analysis.devices import DEVICES, DrawFactors, Factors, InformedPolicy, device_with
 from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle
 from opd.workload.forecast import HISTORY_SECONDS, Forecaster
-from opd.workload.trace import Cycle, Trace, cycle_counts
+from opd.workload.trace import CYCLE_SECONDS, Cycle, Trace, cycle_counts
 from opd.workload.trace_limits import MIN_SECONDS
 
 POLICIES = (AGENT, "myopic-backlog", "myopic", "ipa", "greedy")
@@ -47,12 +47,11 @@ OTHER_TRACE = "other trace"
 OVERLOAD = "overload"
 FORECASTER_FAILS = "forecaster fails"
 PROFILES_WRONG = "profiles wrong"
+PROFILES_CALIBRATED = "profiles wrong, calibrated"
+PROFILES_KNOWN = "profiles wrong, device known"
 
 PEAK_FACTOR = 1.25
 """Peak of an overloaded cycle relative to the largest load of the training split."""
-
-PROFILE_ERROR = 0.2
-"""Share of its profile by which a device is slower or faster."""
 
 
 class CycleConditions(NamedTuple):
@@ -60,13 +59,15 @@ class CycleConditions(NamedTuple):
 
     Attributes:
         setting: trace and forecaster, and what all runs share.
-        device: the pipeline with its true latencies.
         factor: on the load or on every latency; NaN if there is none.
+        factors: true latencies relative to the profiles; None if they are equal.
+        informed: whether the policies are told these factors.
     """
 
     setting: Setting
-    device: Pipeline
     factor: float = np.nan
+    factors: Factors | None = None
+    informed: bool = False
 
 
 MakeConditions = Callable[[Setting, Pipeline, Cycle, int], CycleConditions]
@@ -75,7 +76,7 @@ MakeConditions = Callable[[Setting, Pipeline, Cycle, int], CycleConditions]
 
 def as_trained(setting: Setting, pipeline: Pipeline, cycle: Cycle, seed: int) -> CycleConditions:
     """The conditions of the setting itself."""
-    return CycleConditions(setting, pipeline)
+    return CycleConditions(setting)
 
 
 @dataclass(frozen=True)
@@ -109,13 +110,12 @@ def all_conditions(
         other_cycles: of its trace.
     """
     here, there = home.trace.name, other.trace.name
-    error = f"{100 * PROFILE_ERROR:.0f} %"
     changes: list[tuple[str, str, MakeConditions]] = [
         (OVERLOAD, f"peak {100 * PEAK_FACTOR:.0f} % of training", overload),
         *((FORECASTER_FAILS, failure, partial(failing_forecaster, failure)) for failure in FAILURES),
-        (PROFILES_WRONG, f"{error} slower", partial(rescaled_device, 1.0 + PROFILE_ERROR)),
-        (PROFILES_WRONG, f"{error} faster", partial(rescaled_device, 1.0 - PROFILE_ERROR)),
-        (PROFILES_WRONG, f"each variant ±{error}", random_device),
+        *((PROFILES_WRONG, name, partial(other_device, draw)) for name, draw in DEVICES.items()),
+        *((PROFILES_CALIBRATED, name, partial(calibrated_device, draw)) for name, draw in DEVICES.items()),
+        *((PROFILES_KNOWN, name, partial(known_device, draw)) for name, draw in DEVICES.items()),
     ]
     return [
         Condition(AS_TRAINED, here, home, home_cycles),
@@ -142,7 +142,7 @@ def overload(setting: Setting, pipeline: Pipeline, cycle: Cycle, seed: int) -> C
     trace = setting.trace
     largest = trace.counts[trace.split("train")].max()
     factor = float(PEAK_FACTOR * largest / max(cycle_counts(trace, cycle).max(), 1))
-    return CycleConditions(replace(setting, trace=scaled_trace(trace, cycle, factor)), pipeline, factor)
+    return CycleConditions(replace(setting, trace=scaled_trace(trace, cycle, factor)), factor)
 
 
 # ---------------------------------------------------------------------------------------------------- forecast
@@ -185,43 +185,34 @@ class BrokenForecaster:
 def failing_forecaster(failure: str, setting: Setting, pipeline: Pipeline, cycle: Cycle, seed: int) -> CycleConditions:
     """A forecaster that fails in one of the ways of :data:`FAILURES`, a new one in every cycle."""
     broken = BrokenForecaster(setting.forecaster, failure)
-    return CycleConditions(replace(setting, forecaster=broken), pipeline)  # type: ignore[arg-type]  # only predicts
+    return CycleConditions(replace(setting, forecaster=broken))  # type: ignore[arg-type]  # only predicts
 
 
 # ---------------------------------------------------------------------------------------------------- profiles
 
 
-def with_latency_factors(pipeline: Pipeline, factors: np.ndarray) -> Pipeline:
-    """Multiply the latencies of a pipeline's variants, at every batch size.
-
-    Args:
-        pipeline: as profiled, N tasks of at most Z variants.
-        factors: (N, Z); those of variants that a task does not have are ignored.
-    """
-    tasks = tuple(
-        replace(
-            task,
-            variants=tuple(
-                replace(variant, latency={size: factor * seconds for size, seconds in variant.latency.items()})
-                for variant, factor in zip(task.variants, row, strict=False)
-            ),
-        )
-        for task, row in zip(pipeline.tasks, factors.tolist(), strict=True)
-    )
-    return replace(pipeline, tasks=tasks)
+def other_device(draw: DrawFactors, setting: Setting, pipeline: Pipeline, cycle: Cycle, seed: int) -> CycleConditions:
+    """A device with other latencies than profiled."""
+    factors = draw(setting, pipeline, cycle, seed)
+    return CycleConditions(setting, _common(factors), factors)
 
 
-def rescaled_device(factor: float, setting: Setting, pipeline: Pipeline, cycle: Cycle, seed: int) -> CycleConditions:
-    """A device with ``factor`` times the profiled latencies."""
-    device = with_latency_factors(pipeline, np.full(pipeline.tables.cores.shape, factor))
-    return CycleConditions(setting, device, factor)
+def calibrated_device(
+    draw: DrawFactors, setting: Setting, pipeline: Pipeline, cycle: Cycle, seed: int
+) -> CycleConditions:
+    """The same device, for policies that are told what the measured service times say of the profiles."""
+    return other_device(draw, replace(setting, calibration=True), pipeline, cycle, seed)
 
 
-def random_device(setting: Setting, pipeline: Pipeline, cycle: Cycle, seed: int) -> CycleConditions:
-    """A device with a random factor within 1 ± :data:`PROFILE_ERROR` on the latency of every variant."""
-    generator = np.random.default_rng([seed, cycle.start, zlib.crc32(pipeline.name.encode())])
-    factors = generator.uniform(1.0 - PROFILE_ERROR, 1.0 + PROFILE_ERROR, pipeline.tables.cores.shape)
-    return CycleConditions(setting, with_latency_factors(pipeline, factors))
+def known_device(draw: DrawFactors, setting: Setting, pipeline: Pipeline, cycle: Cycle, seed: int) -> CycleConditions:
+    """The same device, for policies that are told its latencies."""
+    return other_device(draw, setting, pipeline, cycle, seed)._replace(informed=True)
+
+
+def _common(factors: Factors) -> float:
+    """The factor if it is one for all variants and all the time, else NaN."""
+    met = np.unique([factors(seconds) for seconds in (0.0, 0.5 * CYCLE_SECONDS, CYCLE_SECONDS)])
+    return float(met[0]) if len(met) == 1 else np.nan
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs
@@ -311,11 +302,14 @@ def evaluate_robustness(
 def run_cell(conditions: Sequence[Condition], cell: RobustnessCell) -> dict[str, Any]:
     """Run one cycle, with its own policy, because some policies remember; returns a row of :data:`COLUMNS`."""
     condition, pipeline, cycle, seed = conditions[cell.condition], cell.pipeline, cell.cycle, cell.seed
-    setting, device, factor = condition.change(condition.setting, pipeline, cycle, seed)
+    setting, factor, factors, informed = condition.change(condition.setting, pipeline, cycle, seed)
     solver = (
         "dynamic-program" if cell.policy == "ipa" else cell.policy
     )  # the optimum of HiGHS in a fraction of its time
-    steps = run_cycle(pipeline, setting.policy(solver, pipeline, seed), cycle, seed, setting, device)
+    policy, device = setting.policy(solver, pipeline, seed), factors and device_with(pipeline, factors)
+    if factors and informed:
+        policy = InformedPolicy(policy, factors, setting.simulation.interval)
+    steps = run_cycle(pipeline, policy, cycle, seed, setting, device)
     return {
         **{"world": condition.name, "variant": condition.variant, "trace": condition.setting.trace.name},
         **{"pipeline": pipeline.name, "cycle": cycle.name, "policy": cell.policy, "seed": seed, "factor": factor},

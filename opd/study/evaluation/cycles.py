@@ -24,12 +24,13 @@ from opd.host.machine import hardware
 from opd.host.parallel import run_tasks
 from opd.host.progress import progress_bar
 from opd.measurement import SimulationParameters
-from opd.objective import Objective, objective_fields, share_within
-from opd.pipeline import Pipeline
-from opd.simulator.simulator import SimulatedBackend
+from opd.objective import Objective, Weights, objective_fields, share_within
+from opd.pipeline import Configuration, Pipeline
+from opd.simulator.simulator import Device, SimulatedBackend
 from opd.solvers import IpaParameters, greedy
+from opd.study.evaluation.bound import reward_bound
 from opd.workload.forecast import HISTORY_SECONDS, Forecaster
-from opd.workload.trace import CYCLE_SECONDS, TWITTER_CYCLES, Cycle, Trace
+from opd.workload.trace import CYCLE_SECONDS, TWITTER_CYCLES, Cycle, Trace, cycle_counts
 
 LOADS = tuple(cycle.name for cycle in TWITTER_CYCLES)
 """The paper's three workloads, found in any trace under these names."""
@@ -40,7 +41,7 @@ SCORES = ("reward", "qos", "cost", "accuracy", "throughput")
 _CELL = ("pipeline", "cycle", "policy", "seed")
 COLUMNS = [
     *(*_CELL, *SCORES, "latency_mean", "latency_p99", "within"),
-    *("dropped", "refused", "by_expert", "decision_ms_mean"),
+    *("dropped", "refused", "by_expert", "decision_ms_mean", "bound"),
 ]
 
 
@@ -56,6 +57,7 @@ class Setting:
         ipa: weights of IPA's own objective.
         agents: path of every trained agent by (pipeline, policy, seed).
         decision_share: share of the interval that a decision of a user's policy may take.
+        calibration: whether the policies are told what the measured service times say of the profiles.
     """
 
     trace: Trace
@@ -65,6 +67,7 @@ class Setting:
     ipa: IpaParameters
     agents: Mapping[tuple[str, str, int], Path]
     decision_share: float = DECISION_SHARE
+    calibration: bool = False
 
     def policy(self, name: str, pipeline: Pipeline, seed: int) -> Policy:
         """Build a baseline, one of the trained agents or a user's policy.
@@ -84,8 +87,14 @@ class Setting:
         return build_policy(kind, *known, simulated=True, decision_seconds=seconds)
 
 
+def first_configuration(pipeline: Pipeline, cycle: Cycle, setting: Setting) -> Configuration:
+    """The configuration that runs when a cycle begins: the cheapest one for its first forecast."""
+    start = setting.trace.position(cycle.start)
+    return greedy(pipeline, setting.forecaster.predict(setting.trace.counts[max(start - HISTORY_SECONDS, 0) : start]))
+
+
 def run_cycle(
-    pipeline: Pipeline, policy: Policy, cycle: Cycle, seed: int, setting: Setting, device: Pipeline | None = None
+    pipeline: Pipeline, policy: Policy, cycle: Cycle, seed: int, setting: Setting, device: Device | None = None
 ) -> list[Step]:
     """Run one policy through one cycle of 1200 s, from the cheapest configuration for its first forecast.
 
@@ -95,16 +104,17 @@ def run_cycle(
         cycle: part of the trace.
         seed: of arrivals and service noise.
         setting: what all runs share.
-        device: the pipeline with its true latencies; by default as it is known.
+        device: with its true latencies; by default those of the pipeline.
     """
     start = setting.trace.position(cycle.start)
     counts = setting.trace.counts
     history = counts[max(start - HISTORY_SECONDS, 0) : start]
-    initial = greedy(pipeline, setting.forecaster.predict(history))
+    initial = first_configuration(pipeline, cycle, setting)
     window = counts[start : start + CYCLE_SECONDS]
-    backend = SimulatedBackend(device or pipeline, setting.simulation, history, window, initial, seed)
+    backend = SimulatedBackend(pipeline, setting.simulation, history, window, initial, seed, device)
     decisions = len(window) // setting.simulation.interval
-    return list(run(backend, pipeline, policy, setting.forecaster.predict, setting.objective, decisions))
+    forecast, objective = setting.forecaster.predict, setting.objective
+    return list(run(backend, pipeline, policy, forecast, objective, decisions, setting.calibration))
 
 
 def cycle_summary(steps: Sequence[Step]) -> dict[str, float]:
@@ -166,6 +176,14 @@ def evaluate_cell(setting: Setting, cell: EvaluationCell) -> tuple[dict[str, obj
     return key | cycle_summary(steps), timeline(steps).assign(**key)  # type: ignore[arg-type]
 
 
+def cycle_bound(setting: Setting, cycle: tuple[Pipeline, Cycle]) -> float:
+    """Bound the mean reward of a pipeline in a cycle, :mod:`opd.study.evaluation.bound`; NaN for a service level."""
+    if not isinstance(setting.objective, Weights):
+        return float("nan")
+    start, counts = first_configuration(*cycle, setting), cycle_counts(setting.trace, cycle[1])
+    return reward_bound(cycle[0], setting.objective, setting.simulation, start, counts)
+
+
 def _check_labels(policies: Iterable[str]) -> None:
     for label, number in Counter(map(policy_label, policies)).items():
         if number > 1:
@@ -185,7 +203,10 @@ def evaluate(cells: Iterable[EvaluationCell], setting: Setting, workers: int = 1
     _check_labels({cell.policy for cell in todo})
     finished = run_tasks(evaluate_cell, setting, todo, workers)
     results = list(progress_bar(finished, total=len(todo), desc="evaluation", unit="cycles"))
+    cycles = {(cell.pipeline.name, cell.cycle.name): (cell.pipeline, cell.cycle) for cell in todo}
+    bounds = dict(zip(cycles, run_tasks(cycle_bound, setting, list(cycles.values()), workers), strict=True))
     rows = pd.DataFrame([row for row, _ in results], columns=COLUMNS)
+    rows["bound"] = [bounds[cell.pipeline.name, cell.cycle.name] for cell in todo]
     return rows, pd.concat([steps for _, steps in results], ignore_index=True)
 
 
@@ -209,6 +230,7 @@ def describe_run(
         **objective_fields(setting.objective),
         "simulation": asdict(setting.simulation),
         "ipa": asdict(setting.ipa),
+        "calibration": setting.calibration,
         "hardware": hardware(),
     }
 
