@@ -29,7 +29,8 @@ from opd.objective import Objective, Weights
 from opd.pipeline import Pipeline
 from opd.profiling.synthetic import synthetic_pipeline
 from opd.solvers import IpaParameters
-from opd.workload.forecast import FEATURES, HISTORY_SECONDS, Forecaster, ForecastNetwork, ForecastParameters
+from opd.workload.forecast import HISTORY_SECONDS, Forecaster, ForecastParameters, Patterns
+from opd.workload.forecast_network import BIN_SECONDS, FEATURES, INTERVALS, QUANTILE_UNITS, QUANTILES, ForecastNetwork
 
 COMPILED_VARIABLE = "OPD_COMPILED"
 """Environment variable with the folder of compiled code that an image ships."""
@@ -100,16 +101,21 @@ def _untrained_agent(pipeline: Pipeline, simulation: SimulationParameters) -> Ag
 
 def _untrained_forecaster() -> Forecaster:
     """A forecaster of the smallest size."""
-    units = 1
+    units, quantiles = 1, INTERVALS * len(QUANTILES)
     shapes = {
         "input_weight": (FEATURES, 4 * units),
         "hidden_weight": (units, 4 * units),
         "bias": (4 * units,),
         "output_weight": (units,),
+        "quantile_hidden_weight": (QUANTILE_UNITS, units),
+        "quantile_hidden_bias": (QUANTILE_UNITS,),
+        "quantile_weight": (quantiles, QUANTILE_UNITS),
+        "quantile_bias": (quantiles,),
     }
     arrays = {name: np.ones(shape, dtype=np.float32) for name, shape in shapes.items()}
     network = ForecastNetwork(level_mean=0.0, level_deviation=1.0, output_bias=0.0, **arrays)
-    return Forecaster(network, ForecastParameters(hidden_size=units), "", 1, 0)
+    patterns = Patterns(np.ones((1, INTERVALS), dtype=np.float32), np.ones((1, INTERVALS, BIN_SECONDS), np.float16))
+    return Forecaster(network, patterns, ForecastParameters(hidden_size=units), "", 1, 0)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from opd.workload.forecast import (
+from opd.workload.forecast import Forecaster, ForecastParameters, RecentMaximum
+from opd.workload.forecast_network import (
     BIN_SECONDS,
     HALF_REQUEST,
     HISTORY_SECONDS,
-    Forecaster,
-    ForecastParameters,
-    RecentMaximum,
     standardise_level,
     window_features,
 )

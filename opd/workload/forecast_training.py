@@ -19,17 +19,26 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from opd.host.progress import progress_bar
-from opd.workload.forecast import (
+from opd.workload.forecast import Forecaster, ForecastParameters
+from opd.workload.forecast_network import (
     FEATURES,
     HALF_REQUEST,
+    INTERVALS,
+    QUANTILE_UNITS,
+    QUANTILES,
     TARGET_SCALE,
-    Forecaster,
     ForecastNetwork,
-    ForecastParameters,
+    hidden_states,
+    scaled,
     standardise_level,
     window_features,
 )
+from opd.workload.futures_scores import coming_loads, scored_positions
+from opd.workload.quantile_futures import patterns_of
 from opd.workload.trace import Trace, windows
+
+PATTERNS = 2000
+"""Stretches of the training days that a forecaster keeps the patterns of."""
 
 
 class ForecastModule(pl.LightningModule):
@@ -60,10 +69,52 @@ class ForecastModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam with a one-cycle learning rate over the whole training."""
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.parameters_.learning_rate)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.parameters_.learning_rate, total_steps=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return _adam(self, self.parameters_.learning_rate)
+
+
+class QuantileModule(pl.LightningModule):
+    """The outputs for quantiles: two dense layers on the last state of the trained LSTM, which stays as it is.
+
+    So the forecast of the largest load is the same with and without them.
+    """
+
+    def __init__(self, parameters: ForecastParameters) -> None:
+        super().__init__()
+        self.parameters_ = parameters
+        self.hidden = nn.Linear(parameters.hidden_size, QUANTILE_UNITS)
+        self.dense = nn.Linear(QUANTILE_UNITS, INTERVALS * len(QUANTILES))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(B, H) states to (B, 6, Q) quantiles of the scaled logarithms of the coming loads."""
+        return self.dense(self.hidden(states).relu()).unflatten(-1, (INTERVALS, len(QUANTILES)))
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Mean quantile loss of one batch."""
+        states, target = batch
+        loss = pinball_loss(self(states), target)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Adam with a one-cycle learning rate over the whole training."""
+        return _adam(self, self.parameters_.learning_rate)
+
+
+def pinball_loss(quantiles: Tensor, target: Tensor) -> Tensor:
+    """Mean loss of quantiles (..., Q) of a target (...): its minimum is at the true quantiles.
+
+    For the probability a it is a (y - q) where the target y is above the quantile q, (1 - a) (q - y) elsewhere.
+    """
+    nominal = torch.tensor(QUANTILES)
+    error = target[..., None] - quantiles
+    return torch.maximum(nominal * error, (nominal - 1.0) * error).mean()
+
+
+def _adam(module: pl.LightningModule, learning_rate: float) -> OptimizerLRScheduler:
+    optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate)
+    steps = int(module.trainer.estimated_stepping_batches)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def train_forecaster(
@@ -83,19 +134,41 @@ def train_forecaster(
         log_folder: folder for the loss of every epoch as CSV and a checkpoint; by default nothing is written.
     """
     parameters = parameters or ForecastParameters()
+    folder = Path(log_folder) if log_folder is not None else None
+    counts = trace.counts.astype(np.float64)
     ends, target = windows(trace, "train", parameters.stride, parameters.train_windows)
-    features, level = window_features(trace.counts.astype(np.float64), ends)
+    features, level = window_features(counts, ends)
     level_mean, level_deviation = standardise_level(features)
-    scaled = np.log(np.maximum(target, HALF_REQUEST) / level) / TARGET_SCALE
-
-    data = TensorDataset(torch.from_numpy(features), torch.from_numpy(scaled.astype(np.float32)))
+    largest = np.log(np.maximum(target, HALF_REQUEST) / level) / TARGET_SCALE
     with _repeatable(seed):
         module = ForecastModule(parameters)
-        # Batches are sliced from the tensors; a loader that collates single windows is far slower.
-        order = RandomSampler(data, generator=torch.Generator().manual_seed(seed))
-        batches = DataLoader(data, sampler=BatchSampler(order, parameters.batch_size, drop_last=False), batch_size=None)
-        _trainer(parameters, progress, log_folder).fit(module, batches)
-    return Forecaster(_network(module, level_mean, level_deviation), parameters, trace.name, trace.damping, seed)
+        _fit(module, parameters, features, largest, seed, _trainer(parameters, progress, folder))
+        head = QuantileModule(parameters)
+        network = _network(module, head, level_mean, level_deviation)
+        ends = scored_positions(trace, "train", parameters.stride)[-parameters.train_windows :]
+        states, level = hidden_states(counts, ends, network)
+        loads = scaled(coming_loads(counts, ends), level[:, None])
+        _fit(head, parameters, states, loads, seed, _trainer(parameters, progress, folder and folder / "quantiles"))
+    network = _network(module, head, level_mean, level_deviation)
+    kept = np.unique(np.linspace(0, len(ends) - 1, PATTERNS).astype(int))
+    patterns = patterns_of(counts, ends[kept], network)
+    return Forecaster(network, patterns, parameters, trace.name, trace.damping, seed)
+
+
+def _fit(
+    module: pl.LightningModule,
+    parameters: ForecastParameters,
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    seed: int,
+    trainer: pl.Trainer,
+) -> None:
+    """Train a module on (N, ...) float32 inputs and targets, in batches of an order that the seed determines."""
+    data = TensorDataset(torch.from_numpy(inputs), torch.from_numpy(targets.astype(np.float32)))
+    # Batches are sliced from the tensors; a loader that collates single windows is far slower.
+    order = RandomSampler(data, generator=torch.Generator().manual_seed(seed))
+    batches = DataLoader(data, sampler=BatchSampler(order, parameters.batch_size, drop_last=False), batch_size=None)
+    trainer.fit(module, batches)
 
 
 @contextmanager
@@ -151,8 +224,10 @@ def _trainer(parameters: ForecastParameters, progress: bool, log_folder: str | P
     )
 
 
-def _network(module: ForecastModule, level_mean: float, level_deviation: float) -> ForecastNetwork:
-    """The module's weights, transposed so that the compiled loops run over contiguous gates."""
+def _network(
+    module: ForecastModule, head: QuantileModule, level_mean: float, level_deviation: float
+) -> ForecastNetwork:
+    """Weights of both modules, those of the LSTM transposed so that the compiled loops run over contiguous gates."""
     weights = {name: value.detach().numpy() for name, value in module.named_parameters()}
     return ForecastNetwork(
         level_mean=level_mean,
@@ -162,4 +237,8 @@ def _network(module: ForecastModule, level_mean: float, level_deviation: float) 
         bias=weights["lstm.bias_ih_l0"] + weights["lstm.bias_hh_l0"],
         output_weight=weights["dense.weight"][0].copy(),
         output_bias=float(weights["dense.bias"][0]),
+        quantile_hidden_weight=head.hidden.weight.detach().numpy(),
+        quantile_hidden_bias=head.hidden.bias.detach().numpy(),
+        quantile_weight=head.dense.weight.detach().numpy(),
+        quantile_bias=head.dense.bias.detach().numpy(),
     )

@@ -17,14 +17,15 @@ import numpy as np
 from scipy.spatial import KDTree
 
 from opd.host.archive import ArchiveError, load_archive, save_archive
-from opd.workload.forecast import BIN_SECONDS, HALF_REQUEST, HISTORY_SECONDS, HORIZON_SECONDS
+from opd.workload.forecast_network import BIN_SECONDS, HALF_REQUEST, HISTORY_SECONDS
 
 FUTURE_SECONDS = 60
 """Seconds that follow every moment which :class:`NearestFutures` can choose."""
 
-NEIGHBOURS = 400
+NEIGHBOURS = 100
 """Similar moments among which futures are drawn."""
 
+_FEATURE_WEIGHTS = (1.0, 1.0, 0.5, 0.3)
 _FORMAT = "opd nearest futures 1"
 
 
@@ -56,9 +57,8 @@ class Futures(Protocol):
 class RecentFutures:
     """Futures without training: the last two minutes from a random second on, at the present level.
 
-    The level is the mean of the last ten seconds, times what the forecast expects: its maximum over the largest count
-    of the last 20 s. Every other future runs backwards, so that a rise is as likely as a fall. Where the history
-    ends, it is run through again in the other direction.
+    The level is the mean of the last ten seconds. Every other future runs backwards, so that a rise is as likely as a
+    fall. Where the history ends, it is run through again in the other direction.
     """
 
     def sample(
@@ -69,7 +69,6 @@ class RecentFutures:
         known = len(recent)
         if known == 0:
             return generator.poisson(max(predicted_load, 0.0), (paths, seconds))
-        growth = (max(predicted_load, 0.0) + HALF_REQUEST) / (recent[-HORIZON_SECONDS:].max() + HALF_REQUEST)
         width = min(BIN_SECONDS, known)
         present = recent[-width:].mean() + HALF_REQUEST
         both = np.stack([recent, recent[::-1]])
@@ -79,20 +78,20 @@ class RecentFutures:
         level = (total[direction, start] - total[direction, start - width]) / width
         second = (start[:, None] + np.arange(seconds)) % (2 * known)
         turned = np.minimum(second, 2 * known - 1 - second)
-        loads = both[direction[:, None], turned] * (growth * present / (level + HALF_REQUEST))[:, None]
-        return _rounded(loads, generator)
+        loads = both[direction[:, None], turned] * (present / (level + HALF_REQUEST))[:, None]
+        return rounded(loads, generator)
 
 
-def _rounded(loads: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Round loads up or down at random so that the mean stays."""
-    return np.floor(loads + generator.random(loads.shape)).astype(np.int64)
+def rounded(loads: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Round loads up or down at random so that the mean stays; negative ones become 0."""
+    return np.maximum(np.floor(loads + generator.random(loads.shape)), 0.0).astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
 class NearestFutures:
     """Futures that followed the most similar moments of a trace.
 
-    Moments are similar if forecast and recent load are.
+    Moments are similar if their forecasts and their loads of the last ten seconds and two minutes are.
 
     Attributes:
         counts: (T,) requests per second of the trace, of an unsigned type that is just large enough.
@@ -175,7 +174,9 @@ def moment_features(histories: np.ndarray, forecasts: np.ndarray) -> np.ndarray:
         forecasts: (M,) requests/s, forecast maximum of the next 20 s.
 
     Returns:
-        (M, 2) float32 logarithms of the forecast and of the mean of the last ten seconds.
+        (M, 4) float32 logarithms of the forecast, of the mean of the last ten seconds, and of mean and standard
+        deviation of the history; the last two have the weights that gave the best scores on validation days.
     """
     recent = histories[:, -BIN_SECONDS:].mean(axis=1)
-    return np.log(np.stack([forecasts, recent], axis=1) + HALF_REQUEST).astype(np.float32)
+    known = np.stack([forecasts, recent, histories.mean(axis=1), histories.std(axis=1)], axis=1)
+    return (np.log(known + HALF_REQUEST) * _FEATURE_WEIGHTS).astype(np.float32)

@@ -44,10 +44,10 @@ def test_a_constant_load_goes_on():
         np.testing.assert_array_equal(futures.sample(history, 7.0, 5, 60, rng()), np.full((5, 60), 7))
 
 
-def test_recent_futures_grow_as_the_forecast_says():
-    history = np.full(HISTORY_SECONDS, 100)
-    grown = RecentFutures().sample(history, 150.0, 200, 60, rng())
-    assert grown.mean() == pytest.approx(150.0, rel=0.01)
+def test_recent_futures_are_at_the_present_level():
+    """Twice as many requests since ten seconds: futures have twice the load of the minutes before."""
+    history = np.concatenate([np.full(110, 100), np.full(10, 200)])
+    assert RecentFutures().sample(history, 200.0, 400, 5, rng()).mean() == pytest.approx(200.0, rel=0.08)
 
 
 def test_recent_futures_without_history_follow_the_forecast():

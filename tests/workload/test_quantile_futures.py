@@ -1,0 +1,156 @@
+"""Futures from quantiles: ranks, pinball loss, coverage of a known distribution, dependence over time."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from opd.workload.forecast import Forecaster, ForecastParameters, Patterns
+from opd.workload.forecast_network import INTERVALS, QUANTILES, hidden_states, load_quantiles, scaled, unscaled
+from opd.workload.forecast_training import pinball_loss, train_forecaster
+from opd.workload.futures_scores import coverage, scored_positions
+from opd.workload.quantile_futures import QuantileFutures, at_ranks, patterns_of, ranks
+from opd.workload.trace import Trace
+
+COUNT = len(QUANTILES)
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(scope="module")
+def poisson() -> Trace:
+    """Ten hours of independent Poisson counts with mean 40."""
+    counts = rng(5).poisson(40.0, 36_000)
+    return Trace("poisson", counts, np.arange(len(counts)))
+
+
+@pytest.fixture(scope="module")
+def of_poisson(poisson) -> Forecaster:
+    return train_forecaster(poisson, ForecastParameters(epochs=10, stride=5, learning_rate=0.02))
+
+
+# Known answers
+
+
+def test_the_quantile_loss_by_hand():
+    """Probability 0.5: half the absolute error. 0.98: 0.98 of what is above, 0.02 of what is below."""
+    quantiles = torch.zeros(1, COUNT)
+    above, below = pinball_loss(quantiles, torch.tensor([3.0])), pinball_loss(quantiles, torch.tensor([-2.0]))
+    assert float(above) == pytest.approx(3.0 * sum(QUANTILES) / COUNT)
+    assert float(below) == pytest.approx(2.0 * sum(1 - nominal for nominal in QUANTILES) / COUNT)
+
+
+def test_ranks_are_linear_between_and_beyond_the_quantiles():
+    quantiles = np.array([[[1.0, 2.0, 4.0]] * 5])
+    values = np.array([[1.0, 1.5, 3.0, 5.0, 0.5]])
+    np.testing.assert_allclose(ranks(quantiles, values), [[0.0, 0.5, 1.5, 2.5, -0.5]])
+
+
+def test_loads_and_their_scaled_logarithms():
+    loads, level = np.array([0.0, 2.0, 40.0]), 4.0
+    assert scaled(loads, level)[1] == pytest.approx(np.log(2.5 / 4.0) / 0.3)
+    np.testing.assert_allclose(unscaled(scaled(loads, level), level), loads, atol=1e-12)
+
+
+def test_quantiles_of_a_known_distribution_are_covered(poisson, of_poisson):
+    """Means of ten Poisson counts do not depend on the past, so coverage is nominal, but for sampling."""
+    table = coverage(of_poisson, poisson, "test")
+    for nominal, observed in table.groupby("nominal")["observed"].mean().items():
+        assert observed == pytest.approx(nominal, abs=0.06)
+
+
+def test_futures_of_a_known_distribution_have_its_mean_and_spread(poisson, of_poisson):
+    ends = scored_positions(poisson, "test", 300)
+    drawn = [QuantileFutures(of_poisson).sample(poisson.counts[end - 120 : end], 50.0, 40, 60, rng()) for end in ends]
+    means = np.stack(drawn).reshape(len(ends), 40, 6, 10).mean(axis=-1)
+    assert means.mean() == pytest.approx(40.0, rel=0.02)
+    assert means.std() == pytest.approx(2.0, rel=0.25)  # of ten Poisson counts with mean 40
+    assert np.std(drawn) == pytest.approx(np.sqrt(40.0), rel=0.15)
+
+
+def test_futures_follow_the_patterns(forecaster, trace):
+    """A pattern of always the first and one of always the last quantile: no future passes from one to the other."""
+    extremes = np.repeat([[0.0], [COUNT - 1.0]], INTERVALS, axis=1).astype(np.float32)
+    patterns = Patterns(extremes, np.zeros((2, INTERVALS, 10), dtype=np.float16))
+    futures = QuantileFutures(dataclasses.replace(forecaster, patterns=patterns))
+    end = trace.split("test").start + 5000
+    low, *_, high = np.moveaxis(forecaster.quantiles(trace.counts, np.array([end]))[0], -1, 0)
+    drawn = futures.sample(trace.counts[end - 120 : end], 9.0, 400, 60, rng()).reshape(400, INTERVALS, 10).mean(axis=-1)
+    nearer_high = np.abs(drawn - high) < np.abs(drawn - low)
+    same = nearer_high.all(axis=1) | ~nearer_high.any(axis=1)
+    assert same.mean() > 0.9
+    assert 0.4 < nearer_high.mean() < 0.6
+
+
+# Properties
+
+
+@given(
+    quantiles=arrays(float, (3, 2, 5), elements=st.floats(-5.0, 5.0)).map(
+        lambda values: np.sort(values, axis=-1) + 1e-4 * np.arange(5)
+    ),
+    numbers=arrays(float, (3, 2), elements=st.floats(-3.0, 7.0)),
+)
+def test_values_at_ranks_increase_with_them(quantiles, numbers):
+    assert (at_ranks(quantiles, numbers + 0.5) >= at_ranks(quantiles, numbers)).all()
+    inside = at_ranks(quantiles, np.clip(numbers, 0.0, 4.0))
+    assert (inside >= quantiles[..., 0] - 1e-9).all() and (inside <= quantiles[..., -1] + 1e-9).all()
+
+
+@given(values=arrays(float, (4, 6), elements=st.floats(-1.5, 1.5)), seed=st.integers(0, 100))
+def test_ranks_are_inverted(values, seed):
+    quantiles = np.sort(rng(seed).normal(size=(4, 6, 7)), axis=-1)
+    numbers = ranks(quantiles, values)
+    unclipped = np.abs(numbers - 3.0) < 7.0
+    np.testing.assert_allclose(at_ranks(quantiles, numbers)[unclipped], values[unclipped], atol=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    history=st.lists(st.integers(0, 2000), max_size=150),
+    predicted=st.floats(0.0, 3000.0),
+    paths=st.integers(1, 60),
+    seconds=st.integers(1, 150),
+)
+def test_futures_are_counts_for_any_history(forecaster, history, predicted, paths, seconds):
+    drawn = QuantileFutures(forecaster).sample(np.array(history, dtype=np.int64), predicted, paths, seconds, rng())
+    assert drawn.shape == (paths, seconds)
+    assert drawn.dtype == np.int64
+    assert (drawn >= 0).all()
+
+
+def test_quantiles_do_not_cross(forecaster, trace):
+    quantiles = forecaster.quantiles(trace.counts, scored_positions(trace, "validation", 300))
+    assert quantiles.shape[1:] == (INTERVALS, COUNT)
+    assert (np.diff(quantiles, axis=-1) >= 0).all() and (quantiles >= 0).all()
+
+
+# Real input
+
+
+def test_patterns_between_their_own_quantiles_give_the_loads_that_came(forecaster, trace):
+    ends = scored_positions(trace, "validation", 500)
+    counts, network = trace.counts.astype(float), forecaster.network
+    patterns = patterns_of(counts, ends, network)
+    states, levels = hidden_states(counts, ends, network)
+    means = unscaled(at_ranks(load_quantiles(states, network), patterns.ranks), levels[:, None])[..., None]
+    usual = np.abs(patterns.ranks - 3.0).max(axis=1) < 6.5  # others lie too far outside
+    loads = (means + np.sqrt(means + 0.5) * patterns.departures).reshape(len(ends), -1)
+    assert usual.mean() > 0.9
+    np.testing.assert_allclose(loads[usual], counts[ends[:, None] + np.arange(60)][usual], atol=0.02)
+
+
+def test_stored_and_pickled_forecasters_draw_the_same(forecaster, trace, tmp_path):
+    forecaster.save(tmp_path / "forecaster.npz")
+    drawn = QuantileFutures(forecaster).sample(trace.counts[-120:], 9.0, 16, 60, rng())
+    for copy in (Forecaster.load(tmp_path / "forecaster.npz"), pickle.loads(pickle.dumps(forecaster))):
+        np.testing.assert_array_equal(QuantileFutures(copy).sample(trace.counts[-120:], 9.0, 16, 60, rng()), drawn)
