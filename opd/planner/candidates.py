@@ -12,8 +12,10 @@ REPLICA_STEPS = (-1, 1, 2)
 
 
 def neighbours(pipeline: Pipeline, configuration: np.ndarray) -> np.ndarray:
-    """The configuration itself, and all that differ from it in one stage: another variant, a few replicas less or more,
-    or a batch size halved or doubled. Limits are not checked.
+    """The configuration itself, and all that differ from it a little in one stage.
+
+    A stage may have another variant, a few replicas less or more, or a batch size halved or doubled. Limits are not
+    checked.
 
     Args:
         pipeline: the pipeline, N tasks.
