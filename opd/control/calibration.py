@@ -4,9 +4,9 @@ A batch of b requests of variant z takes ``factor * b ** slope`` times its profi
 Kalman filter estimates all of it, with the state
 
 * d, the log factor of the device, common to all variants: a random walk;
-* v_z, the log factor of each variant beyond that: it returns to 0 slowly while the variant is not measured, so that a
-  variant that was slow once is tried again;
-* s_z, the slope of each variant.
+* v_z, the log factor of each variant beyond that, and
+* s_z, the slope of each variant. Both return to 0 slowly while the variant is not measured, so that a variant that was
+  slow once is tried again.
 
 The log factor of a variant is d + v_z. One that never ran therefore has the factor of the device, with a wider
 deviation. Profiles are right within some percent (:data:`DEVICE`, :data:`VARIANT`); all else is a jump:
@@ -39,7 +39,7 @@ DRIFT = 0.01
 """Standard deviation of what the device's log factor changes by in 10 s."""
 
 MEMORY_SECONDS = 3600.0
-"""Time after which a variant that is not measured has lost 63 % of its log factor beyond the device's."""
+"""Time in which a variant that is not measured loses 63 % of its slope, and of its factor beyond the device."""
 
 BATCH_NOISE = 0.15
 """Relative standard deviation of the service time of one batch."""
@@ -56,7 +56,7 @@ JUMP = 0.3
 LARGEST = np.log(8.0)
 """Log factor, up or down, beyond which a measurement is no service time: a call that hung, or a broken clock."""
 
-BAND = 0.015
+BAND = 0.02
 """Change of a log factor or slope from which policies are told. They would otherwise plan anew for noise."""
 
 
@@ -94,8 +94,8 @@ class CalibrationFilter:
         self._profiled = pipeline.tables.service_time
         self._places = np.argwhere(np.isfinite(pipeline.tables.cores))
         variants = len(self._places)
-        spread = np.concatenate([[DEVICE], np.full(variants, VARIANT), np.full(variants, SLOPE)])
-        self._state = self._before = _State(np.zeros(1 + 2 * variants), np.diag(spread**2))
+        self._spread = np.concatenate([[DEVICE], np.full(variants, VARIANT), np.full(variants, SLOPE)])
+        self._state = self._before = _State(np.zeros(1 + 2 * variants), np.diag(self._spread**2))
         self._side = np.zeros(variants)  # of the last measurement of each variant if it was an outlier
         self._told = np.zeros((2, variants))
 
@@ -157,12 +157,9 @@ class CalibrationFilter:
 
     def _predicted(self, state: _State, seconds: float) -> _State:
         """The state after that many seconds without a measurement."""
-        variants = len(self._places)
-        kept = np.ones(len(state.mean))
-        kept[1 : 1 + variants] = np.exp(-seconds / MEMORY_SECONDS)
-        noise = np.zeros(len(state.mean))
-        noise[0] = DRIFT**2 * seconds / 10.0
-        noise[1 : 1 + variants] = (1.0 - kept[1 : 1 + variants] ** 2) * VARIANT**2
+        kept = np.full(len(state.mean), np.exp(-seconds / MEMORY_SECONDS))
+        noise = (1.0 - kept**2) * self._spread**2
+        kept[0], noise[0] = 1.0, DRIFT**2 * seconds / 10.0
         return _State(kept * state.mean, kept[:, None] * state.covariance * kept + np.diag(noise))
 
     def _jump(self, measured: list[_Measurement], sides: list[float], jumped: list[bool]) -> None:

@@ -191,8 +191,8 @@ def _ready(observation: Observation, current: np.ndarray) -> np.ndarray:
 class QueueThresholdPolicy(_Autoscaler):
     """KEDA's queue trigger: ceil(requests / requests per replica) for every stage.
 
-    Requests are those that wait and those that are served, as KEDA counts messages by default where its queue tells:
-    the mean of the last interval by Little's law (load times time in the stage), or what waits if that is more.
+    Requests are those that wait and those that are served, as KEDA's RabbitMQ trigger counts messages by default: the
+    mean of the last interval by Little's law (load times time in the stage), or what waits if that is more.
 
     Args:
         pipeline: the pipeline to control.
@@ -215,7 +215,7 @@ class QueueThresholdPolicy(_Autoscaler):
 class LadderPolicy(Policy):
     """A ladder of configurations with hysteresis: up at once and as far as needed, down after a hold time.
 
-    The demand is the load of the last interval and what serves the waiting requests in time. The rungs stay those of
+    The demand is the load of the last seconds and what serves the waiting requests in time. The rungs stay those of
     the profiles; what they carry is taken from the calibrated ones.
 
     Args:
@@ -243,7 +243,9 @@ class LadderPolicy(Policy):
             self._cores = device.capacity
         ladder, limits = self._ladder(device), self._thresholds
         throughput = ladder.throughput(present_pipeline(self._pipeline, observation))
-        demand = observation.incoming_load + float(observation.queue.sum()) / limits.drain_seconds
+        recent = observation.history[-round(limits.load_seconds) :]
+        load = float(recent.mean()) if len(recent) else observation.incoming_load
+        demand = load + float(observation.queue.sum()) / limits.drain_seconds
         needed = lowest_carrying(throughput, demand / limits.upper)
         self._allowed.append(lowest_carrying(throughput, demand / (limits.upper * limits.lower)))
         running = ladder.position(observation.configuration)

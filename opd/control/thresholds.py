@@ -65,12 +65,14 @@ class LadderThresholds:
     Attributes:
         upper: share of a rung's throughput above which the demand asks for a higher one.
         lower: part of ``upper``, 0..1, below which the demand allows a lower rung.
+        load_seconds: the load is the mean of the last so many seconds.
         drain_seconds: the demand is the load and what serves the waiting requests in so many seconds.
         hold_seconds: time for which the demand must have allowed a lower rung.
     """
 
     upper: _Positive
     lower: Annotated[float, Field(gt=0.0, le=1.0)]
+    load_seconds: Annotated[float, Field(ge=1.0)]
     drain_seconds: _Positive
     hold_seconds: _Seconds
 

@@ -30,7 +30,7 @@ from opd.pipeline import Configuration, Pipeline
 from opd.serving.local import LocalBackend
 from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
 from opd.serving.monitoring.source import MonitoringError
-from opd.simulator.simulator import SimulatedBackend
+from opd.simulator.backend import SimulatedBackend
 from opd.study.evaluation.cycles import Setting, timeline
 
 if TYPE_CHECKING:

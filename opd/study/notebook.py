@@ -115,7 +115,7 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
 
 
 def select_parameters(notebook: Path, parameters: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Select the parameters that a notebook declares, and merge in the overrides.
+    """Select the parameters that a notebook declares, and merge in the overrides; an empty mapping empties one.
 
     Args:
         notebook: file of the notebook.
@@ -130,7 +130,7 @@ def select_parameters(notebook: Path, parameters: Mapping[str, Any], overrides: 
     if unknown:
         names = ", ".join(declared) or "none"
         raise StageError(f"{notebook} has no parameter {', '.join(unknown)}; it declares {names}")
-    shared = {key: value for key, value in parameters.items() if key in declared}
+    shared = {key: value for key, value in parameters.items() if key in declared and overrides.get(key) != {}}
     selected = merge(shared, overrides)
     for key, value in selected.items():
         check_parameter(notebook, key, value, declared[key]["inferred_type_name"])

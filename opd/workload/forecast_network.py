@@ -41,7 +41,7 @@ HALF_REQUEST = 0.5
 """Added to loads to keep logarithms finite at zero."""
 
 _FEATURE_SCALE = 3.0
-_LEAST_STEP = 1e-4
+_LEAST_STEP = 1e-4  # between quantiles, on the scale of the network, so that no two are equal
 
 
 @numba.njit(cache=True)

@@ -17,10 +17,10 @@ import numpy as np
 from scipy.spatial import KDTree
 
 from opd.host.archive import ArchiveError, load_archive, save_archive
-from opd.workload.forecast_network import BIN_SECONDS, HALF_REQUEST, HISTORY_SECONDS
+from opd.workload.forecast_network import BIN_SECONDS, HALF_REQUEST, HISTORY_SECONDS, INTERVALS
 
-FUTURE_SECONDS = 60
-"""Seconds that follow every moment which :class:`NearestFutures` can choose."""
+FUTURE_SECONDS = INTERVALS * BIN_SECONDS
+"""Seconds that follow every moment which :class:`NearestFutures` can choose; futures are scored for as long."""
 
 NEIGHBOURS = 100
 """Similar moments among which futures are drawn."""
@@ -137,10 +137,9 @@ class NearestFutures:
         self, history: np.ndarray, predicted_load: float, paths: int, seconds: int, generator: np.random.Generator
     ) -> np.ndarray:
         """See :meth:`Futures.sample`; a future that reaches the end of the trace goes on at its beginning."""
-        known = np.asarray(history[-HISTORY_SECONDS:])
-        if len(known) == 0:
-            known = np.array([predicted_load])
-        asked = moment_features(known[None], np.array([predicted_load]))[0]
+        largest = np.array([max(predicted_load, 0.0)])
+        known = np.asarray(history[-HISTORY_SECONDS:]) if len(history) else largest
+        asked = moment_features(known[None], largest)[0]
         neighbours = min(NEIGHBOURS, len(self.moments))
         _, near = self._tree.query(asked, neighbours)
         drawn = generator.choice(np.atleast_1d(near), paths, replace=paths > neighbours)

@@ -7,18 +7,17 @@ the CRPS is its absolute error (Gneiting and Raftery 2007).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from opd.workload.forecast import Forecaster
 from opd.workload.forecast_network import BIN_SECONDS, HISTORY_SECONDS, HORIZON_SECONDS, INTERVALS, QUANTILES
-from opd.workload.futures import Futures
+from opd.workload.futures import FUTURE_SECONDS, Futures, NearestFutures, RecentFutures
+from opd.workload.quantile_futures import QuantileFutures
 from opd.workload.trace import Split, Trace
-
-SECONDS = INTERVALS * BIN_SECONDS
-"""Length of the futures that are scored."""
 
 
 def energy_score(drawn: np.ndarray, actual: np.ndarray) -> np.ndarray:
@@ -33,18 +32,21 @@ def energy_score(drawn: np.ndarray, actual: np.ndarray) -> np.ndarray:
     """
     paths = drawn.shape[1]
     error = np.linalg.norm(drawn - actual[:, None], axis=-1).mean(axis=1)
-    spread = sum(np.linalg.norm(drawn - drawn[:, path : path + 1], axis=-1).sum(axis=1) for path in range(paths))
-    return error - spread / (2 * paths * (paths - 1))
+    pairs = sum(np.linalg.norm(drawn[:, path + 1 :] - drawn[:, [path]], axis=-1).sum(axis=1) for path in range(paths))
+    return error - pairs / (paths * (paths - 1))
 
 
 def crps(drawn: np.ndarray, actual: np.ndarray) -> np.ndarray:
     """Score draws (N, P) of N numbers against the truth (N,): (N,) :func:`energy_score` of vectors of length one."""
-    return energy_score(drawn[..., None], actual[:, None])
+    paths = drawn.shape[1]
+    error = np.abs(drawn - actual[:, None]).mean(axis=1)
+    weights = 2 * np.arange(paths) - paths + 1  # in the sum of all distances, of the draws in order
+    return error - np.sort(drawn, axis=1) @ weights / (paths * (paths - 1))
 
 
 def coming_loads(counts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """(N, 6) mean loads of the six intervals from each of the positions ``ends`` (N,) on, requests/s."""
-    return _interval_means(counts[ends[:, None] + np.arange(SECONDS)])
+    return _interval_means(counts[ends[:, None] + np.arange(FUTURE_SECONDS)])
 
 
 def _interval_means(counts: np.ndarray) -> np.ndarray:
@@ -55,7 +57,7 @@ def _interval_means(counts: np.ndarray) -> np.ndarray:
 def scored_positions(trace: Trace, split: Split, stride: int) -> np.ndarray:
     """(N,) positions with a history before them and six intervals after them inside a split."""
     positions = trace.split(split)
-    return np.arange(positions.start + HISTORY_SECONDS, positions.stop - SECONDS + 1, stride)
+    return np.arange(positions.start + HISTORY_SECONDS, positions.stop - FUTURE_SECONDS + 1, stride)
 
 
 def coverage(forecaster: Forecaster, trace: Trace, split: Split, stride: int = BIN_SECONDS) -> pd.DataFrame:
@@ -93,7 +95,7 @@ def score_futures(
     forecaster: Forecaster,
     trace: Trace,
     split: Split,
-    stride: int = 60,
+    stride: int = 120,
     paths: int = 32,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -121,11 +123,13 @@ def score_futures(
         generator = np.random.default_rng(seed)
         drawn = np.stack(
             [
-                futures.sample(trace.counts[end - HISTORY_SECONDS : end], float(forecast), paths, SECONDS, generator)
+                futures.sample(
+                    trace.counts[end - HISTORY_SECONDS : end], float(forecast), paths, FUTURE_SECONDS, generator
+                )
                 for end, forecast in zip(ends, forecasts, strict=True)
             ]
         )
-        scores = _scores(drawn, trace.counts[ends[:, None] + np.arange(SECONDS)])
+        scores = _scores(drawn, trace.counts[ends[:, None] + np.arange(FUTURE_SECONDS)])
         rows += [
             {"split": split, "futures": name, "figure": figure, "score": float(score.mean()), "moments": len(ends)}
             for figure, score in scores.items()
@@ -143,3 +147,51 @@ def _scores(drawn: np.ndarray, actual: np.ndarray) -> dict[str, np.ndarray]:
         "intervals": energy_score(means, came),
         "seconds": energy_score(drawn[..., :BIN_SECONDS], actual[:, :BIN_SECONDS]),
     }
+
+
+class FuturesComparison(NamedTuple):
+    """Sources of futures for one trace, and how well they agree with the load that came.
+
+    Attributes:
+        sources: by name: ``quantile``, ``nearest`` (moments of the training days) and ``recent``.
+        covered: rows of :func:`coverage`.
+        scores: rows of :func:`score_futures`.
+    """
+
+    sources: dict[str, Futures]
+    covered: pd.DataFrame
+    scores: pd.DataFrame
+
+
+def compare_futures(
+    forecaster: Forecaster, trace: Trace, splits: Sequence[Split] = ("validation", "test"), stride: int = 120
+) -> FuturesComparison:
+    """Make and score all sources of futures.
+
+    Args:
+        forecaster: predicts quantiles and largest loads.
+        trace: the load, at the damping of the forecaster.
+        splits: the parts of the trace where they are scored.
+        stride: seconds between two moments that are scored.
+    """
+    sources: dict[str, Futures] = {
+        "quantile": QuantileFutures(forecaster),
+        "nearest": NearestFutures.of(trace.counts[trace.split("train")], forecaster.predict_many),
+        "recent": RecentFutures(),
+    }
+    covered = [coverage(forecaster, trace, split) for split in splits]
+    scores = [score_futures(sources, forecaster, trace, split, stride) for split in splits]
+    return FuturesComparison(sources, pd.concat(covered, ignore_index=True), pd.concat(scores, ignore_index=True))
+
+
+def futures_report(comparison: FuturesComparison) -> dict[str, Any]:
+    """Summarise a comparison, by split.
+
+    Returns:
+        ``coverage_error``, the largest difference between nominal and observed share, and ``energy_score`` of the six
+        mean loads by source, in requests/s.
+    """
+    covered, scores = comparison.covered, comparison.scores
+    error = (covered["observed"] - covered["nominal"]).abs().groupby(covered["split"], sort=False).max()
+    energy = scores[scores["figure"] == "intervals"].pivot(index="futures", columns="split", values="score")
+    return {"coverage_error": error.to_dict(), "energy_score": energy.to_dict()}

@@ -20,8 +20,8 @@ from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import InfeasibleError, as_array
 from opd.profiling.calibrated import calibrated_pipeline
+from opd.simulator.backend import SimulatedBackend
 from opd.simulator.environment import PipelineVectorEnv
-from opd.simulator.simulator import SimulatedBackend
 
 WEIGHTS = Weights()
 QUIET = SimulationParameters(service_noise=0.0)

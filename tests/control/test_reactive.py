@@ -25,7 +25,7 @@ from opd.control.thresholds import HpaThresholds, LadderThresholds, QueueThresho
 from opd.measurement import Calibration, SimulationParameters, StageState, idle_observation
 from opd.objective import Weights, throughput
 from opd.pipeline import ServiceLevel, as_array, used_cores
-from opd.simulator.simulator import SimulatedBackend
+from opd.simulator.backend import SimulatedBackend
 from opd.solvers import myopic
 from opd.solvers.ladder import build_ladder, lowest_carrying
 
@@ -33,7 +33,7 @@ WEIGHTS, SIMULATION = Weights(), SimulationParameters()
 SOLVE = partial(myopic, weights=WEIGHTS, batch_timeout=SIMULATION.batch_timeout)
 HPA = HpaThresholds(design_load=8.0, target=0.5, window=0.0)
 QUEUE = QueueThresholds(design_load=8.0, requests_per_replica=2.0, window=0.0)
-LADDER = LadderThresholds(upper=0.8, lower=0.75, drain_seconds=10.0, hold_seconds=30.0)
+LADDER = LadderThresholds(upper=0.8, lower=0.75, load_seconds=5.0, drain_seconds=10.0, hold_seconds=30.0)
 
 
 # --- the autoscaler of Kubernetes -------------------------------------------------------------------------------------
@@ -227,6 +227,14 @@ def test_the_ladder_climbs_at_once_to_the_rung_that_carries_the_demand():
     assert rates[rung - 1] < 18.0 / 0.8 <= rates[rung]
     assert rung > 1
     assert climbed([8.0], queue=100) == [rung]  # 10 more requests/s serve them in 10 s
+
+
+def test_the_load_of_the_ladder_is_the_mean_of_the_last_seconds():
+    pipeline = ocr_pipeline(capacity=16)
+    policy = LadderPolicy(pipeline, SOLVE, 10.0, LADDER)
+    ladder, history = build_ladder(pipeline, SOLVE), np.array([90] * 20 + [16, 17, 18, 19, 20])
+    seen = observation(pipeline, ladder.rungs[0], 50.0, history=history)
+    assert [ladder.rungs.index(policy.decide(seen))] == climbed([18.0])
 
 
 def test_the_ladder_descends_after_the_hold_time_and_not_for_small_changes():

@@ -21,7 +21,7 @@ from opd.control.user_policy import PolicyError, UserPolicy
 from opd.measurement import SimulationParameters, idle_observation
 from opd.objective import Weights
 from opd.pipeline import Pipeline
-from opd.simulator.simulator import SimulatedBackend
+from opd.simulator.backend import SimulatedBackend
 from opd.solvers import IpaParameters
 
 QUIET = SimulationParameters(service_noise=0.0)

@@ -109,6 +109,7 @@ def test_objectives_vary_and_unmet_demand_costs_more_than_the_cores_that_serve_i
                 for task in pipeline.tasks
             ]
             assert weights.gamma > weights.cost_weight * sum(cheapest)
+            assert weights.delta > weights.beta
 
 
 def test_an_unknown_range_is_refused():

@@ -93,6 +93,11 @@ def test_an_interval_counts_what_was_sent(backend, tmp_path):
     assert sum(each.dropped[0] for each in intervals) == 0
     # How many are within the second of the service level depends on the machine; that they are counted does not.
     assert 0 < sum(each.within[0] for each in intervals) <= sum(each.completed[0] for each in intervals) + 1e-6
+    # Every request is one call of the fast variant in each stage, which takes at least its 5 ms.
+    batches, busy = sum(each.batches[0] for each in intervals), sum(each.busy[0] for each in intervals)
+    assert batches[:, FAST, 1] == pytest.approx(sum(each.completed[0] for each in intervals), rel=0.25)
+    assert batches[:, FAST, 1] == pytest.approx(batches.sum(axis=(1, 2)))
+    assert (busy[:, FAST] > 0.005 * batches[:, FAST, 1]).all() and busy.sum() == busy[:, FAST].sum()
     observations = (observed(backend) for _ in range(3) if backend.wait())
     observation = next(filter(None, observations))
     traffic.records()

@@ -17,7 +17,8 @@ from opd.measurement import SimulationParameters, score
 from opd.objective import Weights
 from opd.pipeline import Configuration, Pipeline, ServiceLevel, Task, Variant, as_array
 from opd.profiling.generated import generate_pipeline
-from opd.simulator.simulator import SimulatedBackend, Simulator
+from opd.simulator.backend import SimulatedBackend
+from opd.simulator.simulator import Simulator
 from opd.solvers import IpaParameters, random_configuration
 from opd.study.evaluation.bound import reward_bound
 from opd.workload.forecast import RecentMaximum

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
+from pipeline_folders import write_pipeline
 from small_agents import agent_for
 from small_pipelines import ocr_pipeline
 from small_study import CYCLE, setting_on, waves
 from user_projects import user_project
 
 from opd.control import BASELINES
+from opd.profiling.pipelines import common_objective, load_pipeline
 from opd.solvers import greedy
 from opd.study.evaluation.cycles import (
     COLUMNS,
@@ -23,6 +26,8 @@ from opd.study.evaluation.cycles import (
     run_cycle,
     timeline,
 )
+from opd.workload.trace import cycle_from_start, load_trace
+from opd.workload.trace_limits import MIN_SECONDS
 
 
 def cycle_of(policy, seed, setting):
@@ -145,3 +150,19 @@ def test_the_description_of_a_run_names_assumed_variants():
     assert about["pipelines"][pipeline.name]["assumed"] == []
     about = describe_run(setting_on(waves(), {}), [replace(pipeline, tasks=(typed, second))], [CYCLE], ["ipa"])
     assert about["pipelines"][pipeline.name]["assumed"] == [f"{first.name}/{first.variants[0].name}"]
+
+
+def test_any_pipeline_file_runs_on_any_trace_from_any_second_with_its_own_objective(tmp_path):
+    file = write_pipeline(tmp_path / "shop") / "pipeline.yaml"
+    counts = np.random.default_rng(0).poisson(40, MIN_SECONDS)
+    pd.DataFrame({"count": counts}).to_csv(tmp_path / "load.csv", index=False)
+    trace = load_trace(tmp_path / "load.csv", damping=8)
+    pipeline, objective = load_pipeline(file), common_objective([file])
+    assert objective == pipeline.service_level
+    cycles = [cycle_from_start(trace, start) for start in (15_000, 17_003)]
+    cells = [EvaluationCell(pipeline, "myopic", cycle, 0) for cycle in cycles]
+    rows, steps = evaluate(cells, replace(setting_on(trace, {}), objective=objective))
+    assert rows["cycle"].tolist() == ["from-15000", "from-17003"]
+    assert (rows["within"] > 0.95).all()
+    offered = steps[steps["cycle"] == "from-17003"]["load"].sum() * 10
+    assert offered == pytest.approx((counts[17_003:18_203] // 8).sum())

@@ -67,6 +67,13 @@ def test_a_notebook_gets_its_parameters_from_files_and_overrides(project: Path, 
     assert (project / "notebooks" / "work.ipynb").read_bytes() == source
 
 
+def test_an_empty_mapping_empties_one_of_the_files(project: Path):
+    notebook = project / "notebooks" / "work.ipynb"
+    shared = {"seed": 7, "options": {"steps": 3, "batch": 8}}
+    assert stage.select_parameters(notebook, shared, {"options": {}}) == {"seed": 7, "options": {}}
+    assert stage.select_parameters(notebook, shared, {"options": {"steps": 1}})["options"] == {"steps": 1, "batch": 8}
+
+
 def test_two_runs_with_equal_results_write_equal_notebooks(project: Path):
     for name in ("one", "two"):
         assert stage.main(["notebooks/work.ipynb", "--output", f"{name}.ipynb"]) == 0

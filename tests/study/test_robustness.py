@@ -40,6 +40,7 @@ from opd.study.analysis.robustness import (
 )
 from opd.study.analysis.robustness_findings import (
     KEYS,
+    calibration_losses,
     condition_paragraph,
     plot_robustness,
     robustness_findings,
@@ -172,7 +173,8 @@ def rows(settings):
     """Every world, with one cycle and one seed; one device for policies that learn or know it."""
     home, other = settings
     conditions = all_conditions(home, [CYCLE], other, [LATER])
-    short = [one for one in conditions if one.name in (PROFILES_CALIBRATED, PROFILES_KNOWN) and one.variant != SLOWER]
+    kept = SLOWER, "as profiled"
+    short = [one for one in conditions if one.name in (PROFILES_CALIBRATED, PROFILES_KNOWN) and one.variant not in kept]
     return evaluate_robustness([one for one in conditions if one not in short], [ocr_pipeline()], [1])
 
 
@@ -188,7 +190,7 @@ def test_there_is_a_row_for_every_policy_in_every_world(rows):
     assert set(counted) == {len(POLICIES)}
     assert counted.groupby("world", sort=False).size().to_dict() == {
         AS_TRAINED: 2, OTHER_TRACE: 2, OVERLOAD: 1, FORECASTER_FAILS: len(FAILURES),
-        PROFILES_WRONG: len(DEVICES), PROFILES_CALIBRATED: 1, PROFILES_KNOWN: 1,
+        PROFILES_WRONG: len(DEVICES), PROFILES_CALIBRATED: 2, PROFILES_KNOWN: 1,
     }  # fmt: skip
     assert np.isfinite(rows[["reward", "qos", "cost", "dropped"]]).all(axis=None)
     assert (rows["refused"] == 0).all()
@@ -295,6 +297,17 @@ def test_the_summary_of_known_rows():
     assert table.loc[(AS_TRAINED, "greedy"), "reward_loss"] == 0.0
 
 
+def test_calibration_regains_what_wrong_profiles_cost(rows):
+    table = calibration_losses(rows).set_index(["variant", "policy"])
+    assert set(table.index.get_level_values("variant")) == {SLOWER}
+    slower = table.loc[SLOWER]
+    informed = of(rows, PROFILES_KNOWN, SLOWER)["reward"]
+    np.testing.assert_allclose(slower["lost"], (informed - of(rows, PROFILES_WRONG, SLOWER)["reward"])[slower.index])
+    assert (slower["lost calibrated"] < slower["lost"] / 3)[["myopic", "greedy"]].all()
+    unchanged = of(rows, PROFILES_CALIBRATED, "as profiled") - of(rows, AS_TRAINED, "home")
+    assert unchanged["reward"].abs().max() < 0.1
+
+
 def test_sentences_of_known_rows():
     table = summarise_robustness(known_rows())
     assert robustness_overview(table).splitlines()[:2] == [
@@ -340,7 +353,7 @@ def test_the_figure_has_a_line_for_every_world(rows):
     leads, drops = figure.axes
     labels = [text.get_text() for text in leads.get_yticklabels()]
     assert labels[:4] == [AS_TRAINED, "home", "other", OTHER_TRACE]
-    assert len(labels) == 5 + 4 + 1 + len(FAILURES) + len(DEVICES) + 4
+    assert len(labels) == 5 + 4 + 1 + len(FAILURES) + len(DEVICES) + 5
     assert drops.get_legend_handles_labels()[1] == [
         "greedy",
         "IPA",

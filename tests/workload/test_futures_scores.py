@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from opd.workload.futures import NearestFutures, RecentFutures
-from opd.workload.futures_scores import coverage, crps, energy_score, score_futures
-from opd.workload.quantile_futures import QuantileFutures
+from opd.study.plots import workload as plots
+from opd.workload.futures_scores import compare_futures, crps, energy_score, futures_report
 
 
 def test_the_crps_of_equal_draws_is_their_absolute_error():
@@ -17,6 +16,12 @@ def test_the_crps_of_equal_draws_is_their_absolute_error():
 def test_the_crps_of_two_draws_by_hand():
     """Draws 0 and 4, truth 1: mean error 2, half the mean distance of two different draws 2."""
     np.testing.assert_allclose(crps(np.array([[0.0, 4.0]]), np.array([1.0])), [0.0])
+
+
+def test_the_crps_is_the_energy_score_of_vectors_of_length_one():
+    rng = np.random.default_rng(2)
+    drawn, actual = rng.normal(size=(20, 7)), rng.normal(size=20)
+    np.testing.assert_allclose(crps(drawn, actual), energy_score(drawn[..., None], actual[:, None]))
 
 
 def test_the_crps_of_a_normal_distribution():
@@ -40,20 +45,23 @@ def test_the_energy_score_prefers_the_true_dependence():
     assert energy_score(independent, apart).mean() < energy_score(together, apart).mean()
 
 
-def test_sources_are_scored_and_coverage_is_reported_on_the_bundled_trace(trace, forecaster):
-    train = trace.counts[trace.split("train")]
-    sources = {
-        "quantile": QuantileFutures(forecaster),
-        "nearest": NearestFutures.of(train, forecaster.predict_many),
-        "recent": RecentFutures(),
-    }
-    scores = score_futures(sources, forecaster, trace, "validation", stride=300)
-    table = scores.pivot(index="figure", columns="futures", values="score")
+def test_sources_are_compared_on_the_bundled_trace(trace, forecaster, tmp_path):
+    comparison = compare_futures(forecaster, trace, ["validation"], stride=300)
+    table = comparison.scores.pivot(index="figure", columns="futures", values="score")
     assert len(table) == 9 and (table > 0).all(axis=None)
     # Near futures are easier to tell than far ones, and those that know the training days tell them better.
     assert (table.loc["interval 1"] < table.loc["interval 6"]).all()
     assert (table["nearest"] < table["recent"]).all()
-    covered = coverage(forecaster, trace, "validation", stride=50)
+    covered = comparison.covered
     assert len(covered) == 6 * 7
     assert covered["observed"].between(0, 1).all()
     assert (covered.groupby("interval")["observed"].diff().dropna() >= 0).all()
+    report = futures_report(comparison)
+    assert report["energy_score"]["validation"]["nearest"] == table["nearest"]["intervals"]
+    assert 0.0 < report["coverage_error"]["validation"] < 0.2
+    for figure in (
+        plots.plot_futures_scores(trace, comparison, tmp_path / "futures_scores.png"),
+        plots.plot_futures(trace, forecaster, comparison.sources, tmp_path / "futures.png"),
+    ):
+        assert "synthetic" in figure.get_suptitle()
+    assert {path.name for path in tmp_path.iterdir()} == {"futures_scores.png", "futures.png"}

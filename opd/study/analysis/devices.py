@@ -12,7 +12,7 @@ import numpy as np
 from opd.control.policies import Policy
 from opd.measurement import Calibration, Observation, idle_observation
 from opd.pipeline import Configuration, Pipeline, stage_cores
-from opd.simulator.simulator import Device
+from opd.simulator.backend import Device
 from opd.study.evaluation.cycles import Setting
 from opd.workload.trace import CYCLE_SECONDS, Cycle, cycle_counts
 

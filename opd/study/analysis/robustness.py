@@ -34,7 +34,7 @@ from opd.control import AGENT
 from opd.host.parallel import run_tasks
 from opd.host.progress import progress_bar
 from opd.pipeline import Pipeline
-from opd.study.analysis.devices import DEVICES, DrawFactors, Factors, InformedPolicy, device_with
+from opd.study.analysis.devices import DEVICES, DrawFactors, Factors, InformedPolicy, device_with, rescaled
 from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle
 from opd.workload.forecast import HISTORY_SECONDS, Forecaster
 from opd.workload.trace import CYCLE_SECONDS, Cycle, Trace, cycle_counts
@@ -114,6 +114,7 @@ def all_conditions(
         (OVERLOAD, f"peak {100 * PEAK_FACTOR:.0f} % of training", overload),
         *((FORECASTER_FAILS, failure, partial(failing_forecaster, failure)) for failure in FAILURES),
         *((PROFILES_WRONG, name, partial(other_device, draw)) for name, draw in DEVICES.items()),
+        (PROFILES_CALIBRATED, "as profiled", partial(calibrated_device, partial(rescaled, 1.0))),
         *((PROFILES_CALIBRATED, name, partial(calibrated_device, draw)) for name, draw in DEVICES.items()),
         *((PROFILES_KNOWN, name, partial(known_device, draw)) for name, draw in DEVICES.items()),
     ]

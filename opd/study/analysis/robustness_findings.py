@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from opd.control import AGENT
 from opd.study.analysis.estimates import Row, estimate, with_interval
-from opd.study.analysis.robustness import AS_TRAINED, POLICIES
+from opd.study.analysis.robustness import AS_TRAINED, POLICIES, PROFILES_CALIBRATED, PROFILES_KNOWN, PROFILES_WRONG
 from opd.study.plots.style import Style, draw_means, legend_below, ordered, policy_style, symmetric_logarithmic
 
 KEYS = ["pipeline", "cycle", "seed"]
@@ -86,6 +86,32 @@ def _standing(rows: pd.DataFrame) -> str:
     where = ": " + "; ".join(below["world"] + ", " + below["variant"]) if len(below) else ""
     name = policy_style(rows["policy"].iloc[0]).label
     return f"* **{name}**: the agent is above in {len(above)} of {len(rows)}, below in {len(below)}{where}."
+
+
+def calibration_losses(rows: pd.DataFrame) -> pd.DataFrame:
+    """Compute what wrong profiles cost each policy, with and without calibration.
+
+    Args:
+        rows: of :func:`opd.study.analysis.robustness.evaluate_robustness`.
+
+    Returns:
+        A row a ``variant`` of the device and policy, means over pipelines, cycles and seeds: ``lost`` and
+        ``lost calibrated``, the reward of the same policy that knows the device, minus its reward; ``dropped`` and
+        ``dropped calibrated``, requests a cycle.
+    """
+    reward, dropped = (
+        rows.pivot_table(figure, ["variant", "policy"], "world", "mean", sort=False) for figure in ("reward", "dropped")
+    )
+    reward = reward.dropna(subset=[PROFILES_KNOWN])
+    table = pd.DataFrame(
+        {
+            "lost": reward[PROFILES_KNOWN] - reward[PROFILES_WRONG],
+            "lost calibrated": reward[PROFILES_KNOWN] - reward[PROFILES_CALIBRATED],
+            "dropped": dropped.loc[reward.index, PROFILES_WRONG],
+            "dropped calibrated": dropped.loc[reward.index, PROFILES_CALIBRATED],
+        }
+    )
+    return table.reset_index()
 
 
 def condition_paragraph(summary: pd.DataFrame, name: str) -> str:

@@ -26,7 +26,7 @@ from opd.host.progress import progress_bar
 from opd.measurement import SimulationParameters
 from opd.objective import Objective, Weights, objective_fields, share_within
 from opd.pipeline import Configuration, Pipeline
-from opd.simulator.simulator import Device, SimulatedBackend
+from opd.simulator.backend import Device, SimulatedBackend
 from opd.solvers import IpaParameters, greedy
 from opd.study.evaluation.bound import reward_bound
 from opd.workload.forecast import HISTORY_SECONDS, Forecaster

@@ -16,8 +16,8 @@ from opd.study.plots.style import PALETTE, legend_below, save_figure
 from opd.workload.forecast import HISTORY_SECONDS, HORIZON_SECONDS, Forecaster
 from opd.workload.forecast_comparison import Comparison, smape
 from opd.workload.forecast_network import BIN_SECONDS, INTERVALS, QUANTILES
-from opd.workload.futures import Futures
-from opd.workload.futures_scores import SECONDS
+from opd.workload.futures import FUTURE_SECONDS, Futures
+from opd.workload.futures_scores import FuturesComparison
 from opd.workload.trace import CYCLE_SECONDS, Split, Trace, cycle_counts, evaluation_cycles
 from opd.workload.trace_limits import DAY_SECONDS
 
@@ -33,7 +33,7 @@ _FUTURES_NAMES = {
     "nearest": "similar moments",
     "recent": "last two minutes",
 }
-_BAND = f"{QUANTILES[1]:.0%} to {QUANTILES[-2]:.0%} of the mean load"
+_BAND = f"{100 * QUANTILES[1]:.0f} and {100 * QUANTILES[-2]:.0f} % quantiles of the mean load"
 
 
 def plot_trace(trace: Trace, path: str | Path) -> Figure:
@@ -173,7 +173,7 @@ def plot_error_by_load(trace: Trace, comparison: Comparison, path: str | Path) -
 def plot_futures(
     trace: Trace, forecaster: Forecaster, sources: Mapping[str, Futures], path: str | Path, paths: int = 12
 ) -> Figure:
-    """Draw futures of each source at the start of the fluctuating cycle's largest rise, with the load that came.
+    """Draw futures of each source just after the largest rise of the fluctuating cycle, and the load that came.
 
     Args:
         trace: the load, in requests per second.
@@ -184,9 +184,9 @@ def plot_futures(
     """
     cycle = next(cycle for cycle in evaluation_cycles(trace, extra=0) if cycle.name == "fluctuating")
     tens = cycle_counts(trace, cycle).reshape(-1, BIN_SECONDS).mean(axis=1)
-    rise = int(np.argmax(tens[INTERVALS:] - tens[:-INTERVALS]))
-    now = trace.position(cycle.start) + rise * BIN_SECONDS
-    history, came = trace.counts[now - HISTORY_SECONDS : now], trace.counts[now : now + SECONDS]
+    after = int(np.argmax(np.diff(tens))) + 2
+    now = trace.position(cycle.start) + after * BIN_SECONDS
+    history, came = trace.counts[now - HISTORY_SECONDS : now], trace.counts[now : now + FUTURE_SECONDS]
     predicted = float(forecaster.predict(history))
     bands = forecaster.quantiles(trace.counts, np.array([now]))[0].T
     starts = np.arange(INTERVALS + 1) * BIN_SECONDS
@@ -194,12 +194,13 @@ def plot_futures(
     figure, panels = plt.subplots(1, len(sources), figsize=(11, 3.8), sharey=True, layout="constrained", squeeze=False)
     figure.suptitle(f"Futures from second {trace.raw_index[now]}: {trace.label}")
     for axes, (name, futures) in zip(panels[0], sources.items(), strict=True):
-        drawn = futures.sample(history, predicted, paths, SECONDS, np.random.default_rng(0))
-        axes.plot(np.arange(SECONDS), drawn.T, color=PALETTE[1], linewidth=0.5, alpha=0.6)
+        drawn = futures.sample(history, predicted, paths, FUTURE_SECONDS, np.random.default_rng(0))
+        axes.plot(np.arange(FUTURE_SECONDS), drawn.T, color=PALETTE[1], linewidth=0.5, alpha=0.6)
         axes.plot([], [], color=PALETTE[1], linewidth=0.8, label="futures")
         axes.plot(np.arange(-HISTORY_SECONDS // 2, 0), history[-(HISTORY_SECONDS // 2) :], color="0.4", linewidth=0.9)
-        axes.plot(np.arange(SECONDS), came, color=PALETTE[0], linewidth=1.2, label="load that came")
-        axes.stairs(bands[-2], starts, baseline=bands[1], fill=True, color="0.5", alpha=0.25, label=_BAND)
+        axes.plot(np.arange(FUTURE_SECONDS), came, color=PALETTE[0], linewidth=1.2, label="load that came")
+        for number, label in ((1, None), (-2, _BAND)):
+            axes.stairs(bands[number], starts, baseline=None, color="0.2", linestyle="--", linewidth=1, label=label)
         axes.axvline(0, color="0.5", linewidth=0.8, linestyle=":")
         axes.set(title=_FUTURES_NAMES.get(name, name), xlabel="time (s)")
     panels[0][0].set_ylabel("load of each second\n(requests/s)")
@@ -207,25 +208,25 @@ def plot_futures(
     return save_figure(figure, path)
 
 
-def plot_futures_scores(trace: Trace, covered: pd.DataFrame, scores: pd.DataFrame, path: str | Path) -> Figure:
-    """Draw nominal and observed shares of loads below the quantiles, and the CRPS of every source by interval.
+def plot_futures_scores(trace: Trace, comparison: FuturesComparison, path: str | Path) -> Figure:
+    """Draw by how much coverage of the quantiles departs from nominal, and the CRPS of every source by interval.
 
     Args:
         trace: the load.
-        covered: rows of :func:`opd.workload.futures_scores.coverage`, of one or more splits.
-        scores: rows of :func:`opd.workload.futures_scores.score_futures`, of one or more splits.
+        comparison: coverage and scores on one or two splits.
         path: image file to write.
     """
+    _, covered, scores = comparison
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     figure.suptitle(f"Quantiles and futures: {trace.label}")
-    left.plot([0, 100], [0, 100], color="0.6", linewidth=0.8, linestyle=":")
+    left.axhline(0.0, color="0.6", linewidth=0.8, linestyle=":")
     styles = dict(zip(covered["split"].unique(), ("o-", "s--"), strict=False))
     for split in styles:
         rows = covered[covered["split"] == split]
-        share = 100.0 * rows.groupby("nominal")["observed"].agg(["min", "mean", "max"])
-        bars = [share["mean"] - share["min"], share["max"] - share["mean"]]
+        error = 100.0 * (rows["observed"] - rows["nominal"]).groupby(rows["nominal"]).agg(["min", "mean", "max"])
+        bars = [error["mean"] - error["min"], error["max"] - error["mean"]]
         left.errorbar(
-            100.0 * share.index, share["mean"], bars, fmt=styles[split], color="0.25", markersize=4, capsize=2,
+            100.0 * error.index, error["mean"], bars, fmt=styles[split], color="0.25", markersize=4, capsize=2,
             label=f"{split} days",
         )  # fmt: skip
     intervals = scores[scores["figure"].str.startswith("interval ")]
@@ -234,7 +235,12 @@ def plot_futures_scores(trace: Trace, covered: pd.DataFrame, scores: pd.DataFram
         ends = BIN_SECONDS * rows["figure"].str.removeprefix("interval ").astype(int)
         label = f"{_FUTURES_NAMES.get(name, name)}, {split} days"
         right.plot(ends, rows["score"], styles[split], color=PALETTE[number], markersize=4, label=label)
-    left.set(xlabel="probability of the quantile (%)", ylabel="loads not above it (%)", title="Coverage")
+    left.set(
+        xlabel="probability of the quantile (%)",
+        ylabel="loads not above it − that probability\n(percentage points)",
+        title="Coverage",
+        ylim=(-5, 5),
+    )
     right.set(
         xlabel="end of the interval (s from now)",
         ylabel="CRPS of its mean load (requests/s)",
