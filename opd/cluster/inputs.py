@@ -27,6 +27,7 @@ from opd.profiling.pipelines import load_objective, load_pipeline
 from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
 from opd.solvers import IpaParameters
 from opd.workload.forecast import Forecaster
+from opd.workload.quantile_futures import futures_of
 
 SETTINGS_FILE = "cluster.yaml"
 """Name of the file of settings in the folder of a pipeline."""
@@ -159,11 +160,11 @@ def controller_of(cluster: Cluster, source: str, settings: ClusterSettings, opti
     agent = options.agent or _default_agent(project, pipeline.name)
     interval = options.interval or simulation.interval
     seconds = options.decision_share * interval
-    policy = build_policy(
-        options.policy, pipeline, objective, simulation, ipa, options.seed, agent, decision_seconds=seconds
-    )
     file = options.forecaster or project / "models" / "forecaster.npz"
     forecaster = Forecaster.load(file, parameters["damping"])
+    common = pipeline, objective, simulation, ipa, options.seed, agent
+    futures = futures_of(forecaster)
+    policy = build_policy(options.policy, *common, decision_seconds=seconds, futures=futures)
     controller_settings = ControllerSettings(
         interval_seconds=interval,
         objective=objective,

@@ -18,6 +18,7 @@ from opd.control import (
     is_user_policy,
     policy_label,
 )
+from opd.control.lookahead import ForesightPolicy, LookaheadPolicy
 from opd.control.policies import (
     AgentPolicy,
     BacklogPolicy,
@@ -35,9 +36,14 @@ from opd.control.user_policy import UserPolicy, load_user_policy
 from opd.measurement import SimulationParameters
 from opd.objective import Objective, objective_from
 from opd.pipeline import Pipeline, ServiceLevel
+from opd.planner.lookahead import PlannerParameters
 from opd.solvers import IpaParameters, ipa_dynamic_program, ipa_highs, myopic
 from opd.solvers.ladder import Solve
 from opd.solvers.service_level import best_for_level, greedy_for_level, ipa_for_level
+from opd.workload.futures import Futures, RecentFutures
+
+LIVE_MILLISECONDS = 500.0
+"""Time after which ``lookahead`` begins no further round of rollouts outside the simulator."""
 
 
 def build_policy(
@@ -50,6 +56,7 @@ def build_policy(
     agent: Path | None = None,
     simulated: bool = False,
     decision_seconds: float | None = None,
+    futures: Futures | None = None,
 ) -> Policy:
     """Build the policy called ``name``; every run needs its own, because some remember what they decided.
 
@@ -60,10 +67,11 @@ def build_policy(
         objective: of the reward that the myopic policies maximise; greedy and IPA keep the latency of a service level.
         simulation: its batch timeout, interval and noise are those that policies plan with.
         ipa: weights of IPA's own objective.
-        seed: of ``random``.
+        seed: of ``random``, and of what ``lookahead`` draws.
         agent: checkpoint of ``agent``.
         simulated: whether the policy runs in the simulator, which knows the coming load.
         decision_seconds: limit of a decision of a user's policy; by default half the interval of ``simulation``.
+        futures: loads that ``lookahead`` plans for; by default those of the last two minutes.
 
     Raises:
         ValueError: if there is no such policy, or no checkpoint for ``agent``.
@@ -80,8 +88,12 @@ def build_policy(
     if name in REACTIVE_POLICIES:
         solve, thresholds = solver_for(objective, simulation), tuned_thresholds(name, pipeline.name)
         return reactive_policy(pipeline, solve, simulation.interval, thresholds)
+    effort = PlannerParameters() if simulated else PlannerParameters(milliseconds=LIVE_MILLISECONDS)
+    known = pipeline, objective, simulation, solver_for(objective, simulation), futures or RecentFutures(), effort, seed
     makers: dict[str, Callable[[], Policy]] = {
         **planners,
+        "lookahead": lambda: LookaheadPolicy(*known),
+        "foresight": lambda: ForesightPolicy(*known),
         "random": lambda: RandomPolicy(pipeline, seed),
         "myopic-backlog": lambda: backlog,
         "clairvoyant": lambda: ClairvoyantPolicy(planners["myopic"]()),

@@ -10,7 +10,8 @@ from opd.control.policies import Policy, present_pipeline
 from opd.measurement import Observation, SimulationParameters
 from opd.objective import Objective
 from opd.pipeline import Configuration, Pipeline
-from opd.planner.lookahead import Planner, PlannerParameters, Solve
+from opd.planner.lookahead import Planner, PlannerParameters
+from opd.solvers.ladder import Solve
 from opd.workload.futures import Futures
 
 _KEPT = 8

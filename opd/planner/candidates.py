@@ -1,6 +1,4 @@
-"""Configurations worth trying next: near the running one, near what a solver would choose, and what it would at other
-loads.
-"""
+"""Candidates: the neighbours of a configuration, and which of many are feasible."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ decides almost everything; few intervals are therefore enough.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -21,11 +20,9 @@ from opd.objective import Objective
 from opd.pipeline import Configuration, Pipeline, as_array, as_configuration
 from opd.planner.candidates import feasible, neighbours
 from opd.planner.present import present_stages
-from opd.simulator.rollouts import Arrivals, Continuation, RolloutSimulator, draw_arrivals
 from opd.profiling.attainable import attainable_load
-
-Solve = Callable[[Pipeline, float], Configuration]
-"""A solver: the configuration of a pipeline for a load in requests/s."""
+from opd.simulator.rollouts import Arrivals, Continuation, RolloutSimulator, draw_arrivals
+from opd.solvers.ladder import Solve
 
 DROP_PENALTY = 0.05
 """Reward lost per dropped request, as in training: Eq. 7 itself does not count them."""

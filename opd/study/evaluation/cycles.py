@@ -30,6 +30,7 @@ from opd.simulator.backend import Device, SimulatedBackend
 from opd.solvers import IpaParameters, greedy
 from opd.study.evaluation.bound import reward_bound
 from opd.workload.forecast import HISTORY_SECONDS, Forecaster
+from opd.workload.quantile_futures import futures_of
 from opd.workload.trace import CYCLE_SECONDS, TWITTER_CYCLES, Cycle, Trace, cycle_counts
 
 LOADS = tuple(cycle.name for cycle in TWITTER_CYCLES)
@@ -84,7 +85,7 @@ class Setting:
             )
         kind, seconds = name if path is None else AGENT, self.decision_share * self.simulation.interval
         known = pipeline, self.objective, self.simulation, self.ipa, seed, path
-        return build_policy(kind, *known, simulated=True, decision_seconds=seconds)
+        return build_policy(kind, *known, simulated=True, decision_seconds=seconds, futures=futures_of(self.forecaster))
 
 
 def first_configuration(pipeline: Pipeline, cycle: Cycle, setting: Setting) -> Configuration:
