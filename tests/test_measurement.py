@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from small_pipelines import ocr_pipeline
 
-from opd.measurement import Interval, score, state_names, state_vector, unmeasured
+from opd.measurement import Interval, score, state_names, state_vector, unmeasured, utilisation
 from opd.objective import Weights
 from opd.pipeline import ServiceLevel
 
@@ -87,3 +87,17 @@ def test_requests_that_fail_are_unmet_demand():
 def test_an_interval_that_was_not_measured_has_no_score():
     result = score(ocr_pipeline(), ServiceLevel(1.0), BOTH[:1], unmeasured(ocr_pipeline()), 10.0)
     assert np.isnan([result.within[0], result.qos[0], result.reward[0], result.excess_load[0]]).all()
+
+
+def test_utilisation_is_of_the_configured_variant_while_its_replicas_were_ready():
+    # Two large detectors carry 10 requests/s and were ready for half of 10 s; a tiny recogniser carries 20.
+    ready = [[5.0, 20.0], [10.0, 0.0]]
+    busy = [[[3.0, 6.0, 0.0], [2.5, 0.0, 0.0]], [[9.0, 0.0, 0.0], [0.0, 0.0, 0.0]]]
+    shares = utilisation(ocr_pipeline(), BOTH, measured(ready_throughput=ready, busy=busy), 10.0)
+    np.testing.assert_allclose(shares, [[0.6, 0.25], [0.9, np.nan]])
+
+
+def test_utilisation_is_unknown_where_batches_were_not_recorded():
+    assert np.isnan(utilisation(ocr_pipeline(), BOTH[:1], unmeasured(ocr_pipeline()), 10.0)).all()
+    unrecorded = measured(ready_throughput=THROUGHPUT, busy=np.zeros((2, 2, 0)))
+    assert np.isnan(utilisation(ocr_pipeline(), BOTH, unrecorded, 10.0)).all()

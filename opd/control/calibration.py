@@ -53,7 +53,7 @@ GATE = 3.0
 JUMP = 0.3
 """Standard deviation of a jump, in logarithms."""
 
-LARGEST = np.log(8.0)
+LARGEST = np.log(20.0)
 """Log factor, up or down, beyond which a measurement is no service time: a call that hung, or a broken clock."""
 
 BAND = 0.02
@@ -95,16 +95,20 @@ class CalibrationFilter:
         self._places = np.argwhere(np.isfinite(pipeline.tables.cores))
         variants = len(self._places)
         self._spread = np.concatenate([[DEVICE], np.full(variants, VARIANT), np.full(variants, SLOPE)])
-        self._state = self._before = _State(np.zeros(1 + 2 * variants), np.diag(self._spread**2))
+        self._state = _State(np.zeros(1 + 2 * variants), np.diag(self._spread**2))
+        self._before: _State | None = None  # the last jump
         self._side = np.zeros(variants)  # of the last measurement of each variant if it was an outlier
         self._told = np.zeros((2, variants))
 
     def update(self, interval: Interval, seconds: float) -> None:
         """Take in the measurements of an interval of that length; one without batches only adds uncertainty."""
         self._state = self._predicted(self._state, seconds)
-        measured = self._measurements(interval)
-        if not measured:
-            return
+        self._take_in(self._measurements(interval))
+        levels = self._levels()
+        self._told = np.where(np.abs(levels - self._told) > BAND, levels, self._told)
+
+    def _take_in(self, measured: list[_Measurement]) -> None:
+        """Correct the state with those measurements that are no outliers."""
         sides = [_side(self._state, self._row(each), each) for each in measured]
         jumped = [side != 0.0 and self._side[each.place] == side for side, each in zip(sides, measured, strict=True)]
         for side, each in zip(sides, measured, strict=True):
@@ -118,10 +122,7 @@ class CalibrationFilter:
     def calibration(self) -> Calibration:
         """The present estimate; a factor changes only if it has moved by more than :data:`BAND`."""
         mean, covariance = self._state
-        variants = len(self._places)
-        levels = np.stack([mean[0] + mean[1 : 1 + variants], mean[1 + variants :]])
-        self._told = np.where(np.abs(levels - self._told) > BAND, levels, self._told)
-        own = np.arange(1, 1 + variants)
+        own = np.arange(1, 1 + len(self._places))
         variance = covariance[0, 0] + 2.0 * covariance[0, own] + covariance[own, own]
         shape = self._profiled.shape[:2]
         device = float(np.exp(mean[0]))
@@ -129,6 +130,11 @@ class CalibrationFilter:
         where = tuple(self._places.T)
         factor[where], slope[where], deviation[where] = np.exp(self._told[0]), self._told[1], np.sqrt(variance)
         return Calibration(factor, slope, deviation, device)
+
+    def _levels(self) -> np.ndarray:
+        """(2, M) log factor and slope of every variant."""
+        mean, variants = self._state.mean, len(self._places)
+        return np.stack([mean[0] + mean[1 : 1 + variants], mean[1 + variants :]])
 
     def _measurements(self, interval: Interval) -> list[_Measurement]:
         """The variants that served a whole batch, and times that can be true."""
@@ -164,8 +170,9 @@ class CalibrationFilter:
 
     def _jump(self, measured: list[_Measurement], sides: list[float], jumped: list[bool]) -> None:
         """Return to the state before the last jump if it explains all measurements, else make room for a new one."""
-        if not any(_side(self._before, self._row(each), each) for each in measured):
-            self._before, self._state = self._state, self._before
+        before = self._before
+        if before is not None and not any(_side(before, self._row(each), each) for each in measured):
+            self._before, self._state = self._state, before
             return
         self._before = self._state
         places = [each.place for each, jump in zip(measured, jumped, strict=True) if jump]

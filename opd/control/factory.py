@@ -57,6 +57,7 @@ def build_policy(
     simulated: bool = False,
     decision_seconds: float | None = None,
     futures: Futures | None = None,
+    usual_load: float | None = None,
 ) -> Policy:
     """Build the policy called ``name``; every run needs its own, because some remember what they decided.
 
@@ -72,6 +73,7 @@ def build_policy(
         simulated: whether the policy runs in the simulator, which knows the coming load.
         decision_seconds: limit of a decision of a user's policy; by default half the interval of ``simulation``.
         futures: loads that ``lookahead`` plans for; by default those of the last two minutes.
+        usual_load: requests/s in the mean, for which autoscalers are designed; None for what their first decision sees.
 
     Raises:
         ValueError: if there is no such policy, or no checkpoint for ``agent``.
@@ -87,7 +89,7 @@ def build_policy(
     _check_known(name, simulated)
     if name in REACTIVE_POLICIES:
         solve, thresholds = solver_for(objective, simulation), tuned_thresholds(name, pipeline.name)
-        return reactive_policy(pipeline, solve, simulation.interval, thresholds)
+        return reactive_policy(pipeline, solve, simulation.interval, thresholds, usual_load)
     effort = PlannerParameters() if simulated else PlannerParameters(milliseconds=LIVE_MILLISECONDS)
     known = pipeline, objective, simulation, solver_for(objective, simulation), futures or RecentFutures(), effort, seed
     makers: dict[str, Callable[[], Policy]] = {
@@ -130,7 +132,9 @@ def solver_for(objective: Objective, simulation: SimulationParameters) -> Solve:
     return partial(myopic, weights=objective, batch_timeout=simulation.batch_timeout)
 
 
-def reactive_policy(pipeline: Pipeline, solve: Solve, interval: float, thresholds: Thresholds) -> Policy:
+def reactive_policy(
+    pipeline: Pipeline, solve: Solve, interval: float, thresholds: Thresholds, usual_load: float | None = None
+) -> Policy:
     """Build the reactive policy that has these thresholds.
 
     Args:
@@ -138,11 +142,12 @@ def reactive_policy(pipeline: Pipeline, solve: Solve, interval: float, threshold
         solve: chooses its configurations.
         interval: seconds between two decisions.
         thresholds: of the policy.
+        usual_load: as in :func:`build_policy`.
     """
     if isinstance(thresholds, HpaThresholds):
-        return HpaPolicy(pipeline, solve, interval, thresholds)
+        return HpaPolicy(pipeline, solve, interval, thresholds, usual_load)
     if isinstance(thresholds, QueueThresholds):
-        return QueueThresholdPolicy(pipeline, solve, interval, thresholds)
+        return QueueThresholdPolicy(pipeline, solve, interval, thresholds, usual_load)
     return LadderPolicy(pipeline, solve, interval, thresholds)
 
 

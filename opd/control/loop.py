@@ -74,7 +74,7 @@ class Step:
     """One pass of the control loop.
 
     Attributes:
-        observation: with the forecast, as the policy got it; None if nothing was observed.
+        observation: with forecast and calibration, as the policy got it; None if nothing was observed.
         decided: the configuration that the policy or its fallback chose; None if neither did.
         predicted_load: p, requests/s; NaN if nothing was observed.
         forecast_failure: why ``predicted_load`` is the largest load of the last 20 s instead of a forecast; else empty.

@@ -6,10 +6,10 @@
   stage always has a replica (Eq. 4), so the autoscaler is what is left.
 * :class:`LadderPolicy` climbs and descends the configurations of a solver with hysteresis.
 
-An autoscaler changes replicas and nothing else. Variants and batch sizes are those that a solver finds for one load,
-the design load, with the profiles; it does not follow a calibration. The stages share the device by their largest
-numbers of replicas, which fit together and are balanced (:func:`largest_replicas`), so that no stage takes the cores
-that another needs. Thresholds: :mod:`opd.control.thresholds`.
+An autoscaler changes replicas and nothing else. Variants and batch sizes are its design: those that a solver finds,
+with the profiles, for a multiple of the usual load; it does not follow a calibration. The stages share the device by
+their largest numbers of replicas, which fit together and are balanced (:func:`largest_replicas`), so that no stage
+takes the cores that another needs. Thresholds: :mod:`opd.control.thresholds`.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class _Design(NamedTuple):
     """What an autoscaler keeps, and within which limits it scales.
 
     Attributes:
-        rows: (N, 3) the configuration for the design load.
+        rows: (N, 3) a configuration.
         largest: (N,) the replicas that the stages may have.
     """
 
@@ -121,21 +121,39 @@ class _Design(NamedTuple):
 
 
 class _Autoscaler(Policy):
-    """One autoscaler per stage; variants and batch sizes stay as they were designed."""
+    """One autoscaler per stage; variants and batch sizes stay as they were designed.
 
-    def __init__(self, pipeline: Pipeline, solve: Solve, interval: float, design_load: float, window: float) -> None:
-        self._pipeline, self._solve, self._design_load = pipeline, solve, design_load
-        self._interval, self._window = interval, window
+    Args:
+        pipeline: the pipeline to control.
+        solve: finds variants and batch sizes for the usual load.
+        interval: seconds between two decisions.
+        thresholds: its settings.
+        usual_load: requests/s in the mean; None for the load in the history of the first decision.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        solve: Solve,
+        interval: float,
+        thresholds: HpaThresholds | QueueThresholds,
+        usual_load: float | None = None,
+    ) -> None:
+        self._pipeline, self._solve, self._interval = pipeline, solve, interval
+        self._headroom, self._window = thresholds.headroom, thresholds.window
+        self._usual_load = usual_load
         self._designs: dict[int, _Design] = {}  # by the cores that there are
-        self._stabiliser = Stabiliser(interval, window)
+        self._stabiliser = Stabiliser(interval, thresholds.window)
 
     def warm_up(self, observation: Observation) -> None:
-        """Solve for the design load."""
-        self._design(on_available_cores(self._pipeline, observation))
+        """Solve for some load."""
+        self._solve(on_available_cores(self._pipeline, observation), 1.0)
 
     def decide(self, observation: Observation) -> Configuration:
         """Scale the stages, or begin with the design where another variant or batch size runs."""
-        design = self._design(on_available_cores(self._pipeline, observation))
+        if self._usual_load is None:
+            self._usual_load = float(observation.history.mean()) if len(observation.history) else 0.0
+        design = self._design(on_available_cores(self._pipeline, observation), self._headroom * self._usual_load)
         running = as_array(observation.configuration)
         if (running[:, [0, 2]] != design.rows[:, [0, 2]]).any():
             self._stabiliser = Stabiliser(self._interval, self._window)
@@ -144,9 +162,9 @@ class _Autoscaler(Policy):
         wanted = np.clip(self._wanted(observation, current), 1, design.largest)
         return design.scaled(self._stabiliser.stabilise(current, wanted))
 
-    def _design(self, device: Pipeline) -> _Design:
+    def _design(self, device: Pipeline, load: float) -> _Design:
         if device.capacity not in self._designs:
-            rows = as_array(self._solve(device, self._design_load))
+            rows = as_array(self._solve(device, load))
             cores = device.tables.cores[np.arange(len(rows)), rows[:, 0]]
             one = profiled_throughput(device, rows) / rows[:, 1]
             limits = largest_replicas(one, cores, device.capacity, device.max_replicas)
@@ -163,15 +181,18 @@ class HpaPolicy(_Autoscaler):
 
     Its metrics are those of the last interval, which makes it faster than one that reads CPU metrics every 15 s.
 
-    Args:
-        pipeline: the pipeline to control.
-        solve: finds variants and batch sizes for the design load.
-        interval: seconds between two decisions.
-        thresholds: its settings.
+    Arguments are those of its base class.
     """
 
-    def __init__(self, pipeline: Pipeline, solve: Solve, interval: float, thresholds: HpaThresholds) -> None:
-        super().__init__(pipeline, solve, interval, thresholds.design_load, thresholds.window)
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        solve: Solve,
+        interval: float,
+        thresholds: HpaThresholds,
+        usual_load: float | None = None,
+    ) -> None:
+        super().__init__(pipeline, solve, interval, thresholds, usual_load)
         self._target = thresholds.target
 
     def _wanted(self, observation: Observation, current: np.ndarray) -> np.ndarray:
@@ -194,15 +215,18 @@ class QueueThresholdPolicy(_Autoscaler):
     Requests are those that wait and those that are served, as KEDA's RabbitMQ trigger counts messages by default: the
     mean of the last interval by Little's law (load times time in the stage), or what waits if that is more.
 
-    Args:
-        pipeline: the pipeline to control.
-        solve: finds variants and batch sizes for the design load.
-        interval: seconds between two decisions.
-        thresholds: its settings.
+    Arguments are those of its base class.
     """
 
-    def __init__(self, pipeline: Pipeline, solve: Solve, interval: float, thresholds: QueueThresholds) -> None:
-        super().__init__(pipeline, solve, interval, thresholds.design_load, thresholds.window)
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        solve: Solve,
+        interval: float,
+        thresholds: QueueThresholds,
+        usual_load: float | None = None,
+    ) -> None:
+        super().__init__(pipeline, solve, interval, thresholds, usual_load)
         self._requests_per_replica = thresholds.requests_per_replica
 
     def _wanted(self, observation: Observation, current: np.ndarray) -> np.ndarray:

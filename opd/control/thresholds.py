@@ -33,12 +33,12 @@ class HpaThresholds:
     """Settings of the Horizontal Pod Autoscaler of every stage.
 
     Attributes:
-        design_load: requests/s for which variants and batch sizes were chosen.
+        headroom: multiple of the usual load for which variants and batch sizes are chosen.
         target: utilisation of a ready replica that the autoscaler aims at, 0..1.
         window: seconds of stabilisation before it scales down.
     """
 
-    design_load: _Positive
+    headroom: _Positive
     target: Annotated[float, Field(gt=0.0, le=1.0)]
     window: _Seconds = 300.0
 
@@ -48,12 +48,12 @@ class QueueThresholds:
     """Settings of the queue trigger of every stage.
 
     Attributes:
-        design_load: requests/s for which variants and batch sizes were chosen.
+        headroom: multiple of the usual load for which variants and batch sizes are chosen.
         requests_per_replica: requests in the stage, waiting or served, for each replica.
         window: seconds of stabilisation before it scales down.
     """
 
-    design_load: _Positive
+    headroom: _Positive
     requests_per_replica: _Positive
     window: _Seconds = 300.0
 

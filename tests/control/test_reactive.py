@@ -31,8 +31,9 @@ from opd.solvers.ladder import build_ladder, lowest_carrying
 
 WEIGHTS, SIMULATION = Weights(), SimulationParameters()
 SOLVE = partial(myopic, weights=WEIGHTS, batch_timeout=SIMULATION.batch_timeout)
-HPA = HpaThresholds(design_load=8.0, target=0.5, window=0.0)
-QUEUE = QueueThresholds(design_load=8.0, requests_per_replica=2.0, window=0.0)
+USUAL_LOAD = 4.0  # the design is for 8 requests/s
+HPA = HpaThresholds(headroom=2.0, target=0.5, window=0.0)
+QUEUE = QueueThresholds(headroom=2.0, requests_per_replica=2.0, window=0.0)
 LADDER = LadderThresholds(upper=0.8, lower=0.75, load_seconds=5.0, drain_seconds=10.0, hold_seconds=30.0)
 
 
@@ -137,7 +138,7 @@ def observation(pipeline, configuration, load=8.0, **figures):
 )
 def test_every_decision_is_within_the_limits_and_the_cores_that_are_left(pipeline, thresholds, level, loads, share):
     objective = ServiceLevel(1.0) if level else WEIGHTS
-    policy = reactive_policy(pipeline, solver_for(objective, SIMULATION), 10.0, thresholds)
+    policy = reactive_policy(pipeline, solver_for(objective, SIMULATION), 10.0, thresholds, USUAL_LOAD)
     tasks = len(pipeline.tasks)
     smallest = used_cores(pipeline, pipeline.smallest_configuration())
     seen = observation(pipeline, pipeline.smallest_configuration())
@@ -152,7 +153,7 @@ def test_every_decision_is_within_the_limits_and_the_cores_that_are_left(pipelin
 @pytest.mark.parametrize("thresholds", [HPA, QUEUE])
 def test_an_autoscaler_begins_with_its_design_and_changes_replicas_only(thresholds):
     pipeline = ocr_pipeline(capacity=16)
-    policy = reactive_policy(pipeline, SOLVE, 10.0, thresholds)
+    policy = reactive_policy(pipeline, SOLVE, 10.0, thresholds, USUAL_LOAD)
     design = myopic(pipeline, 8.0, WEIGHTS, SIMULATION.batch_timeout)
     other = tuple(stage._replace(batch_size=3 - stage.batch_size) for stage in design)
     assert policy.decide(observation(pipeline, other)) == design
@@ -162,9 +163,20 @@ def test_an_autoscaler_begins_with_its_design_and_changes_replicas_only(threshol
     assert as_array(scaled)[:, [0, 2]].tolist() == as_array(design)[:, [0, 2]].tolist()
 
 
+def test_without_a_usual_load_the_design_is_for_the_load_of_the_first_decision():
+    pipeline = ocr_pipeline(capacity=16)
+    policy = HpaPolicy(pipeline, SOLVE, 10.0, HPA)
+    begun = observation(pipeline, stages((0, 1, 2), (0, 1, 2)), history=np.array([2, 6]))
+    policy.warm_up(replace(begun, history=np.array([20])))
+    design = myopic(pipeline, 8.0, WEIGHTS, SIMULATION.batch_timeout)
+    assert policy.decide(begun) == design
+    later = policy.decide(replace(begun, history=np.full(120, 30)))
+    assert as_array(later)[:, [0, 2]].tolist() == as_array(design)[:, [0, 2]].tolist()
+
+
 def test_the_hpa_scales_every_stage_by_its_utilisation():
     pipeline = ocr_pipeline(capacity=40, max_replicas=6)
-    policy = HpaPolicy(pipeline, SOLVE, 10.0, HPA)
+    policy = HpaPolicy(pipeline, SOLVE, 10.0, HPA, USUAL_LOAD)
     design = as_array(myopic(pipeline, 8.0, WEIGHTS, 0.25))
     design[:, 1] = 2
     seen = observation(pipeline, stages(*design.tolist()), utilisation=np.array([0.8, 0.2]))
@@ -184,12 +196,12 @@ def test_the_hpa_counts_replicas_that_start_as_idle():
     replicas = [ready, starting, starting], [ready, ready, ready, retiring]
     states = tuple(StageState(none, none, np.array(each)) for each in replicas)
     seen = observation(pipeline, stages(*design.tolist()), utilisation=np.array([0.9, 0.9]), stages=states)
-    assert as_array(HpaPolicy(pipeline, SOLVE, 10.0, HPA).decide(seen))[:, 1].tolist() == [3, 6]
+    assert as_array(HpaPolicy(pipeline, SOLVE, 10.0, HPA, USUAL_LOAD).decide(seen))[:, 1].tolist() == [3, 6]
 
 
 def test_the_queue_threshold_counts_what_waits_and_what_is_served():
     pipeline = ocr_pipeline(capacity=40, max_replicas=6)
-    policy = QueueThresholdPolicy(pipeline, SOLVE, 10.0, QUEUE)
+    policy = QueueThresholdPolicy(pipeline, SOLVE, 10.0, QUEUE, USUAL_LOAD)
     design = as_array(myopic(pipeline, 8.0, WEIGHTS, 0.25))
     design[:, 1] = 2
     # 10 requests/s for 0.75 s are 7.5 requests, for which 4 replicas of 2 are wanted; in the second stage 11 wait.
@@ -203,7 +215,7 @@ def test_without_requests_one_replica_stays():
     design = myopic(pipeline, 8.0, WEIGHTS, SIMULATION.batch_timeout)
     idle = observation(pipeline, design, load=0.0, utilisation=np.zeros(2))
     for thresholds in (HPA, QUEUE):
-        decided = reactive_policy(pipeline, SOLVE, 10.0, thresholds).decide(idle)
+        decided = reactive_policy(pipeline, SOLVE, 10.0, thresholds, USUAL_LOAD).decide(idle)
         assert as_array(decided)[:, 1].tolist() == [1, 1]
 
 
@@ -276,7 +288,7 @@ def test_the_ladder_leaves_a_configuration_that_is_no_rung():
 
 def steps_of(thresholds: Thresholds, counts: np.ndarray):
     pipeline = ocr_pipeline(capacity=40, max_replicas=6)
-    policy = reactive_policy(pipeline, SOLVE, 10.0, thresholds)
+    policy = reactive_policy(pipeline, SOLVE, 10.0, thresholds, USUAL_LOAD)
     backend = SimulatedBackend(pipeline, SIMULATION, np.zeros(0), counts, pipeline.smallest_configuration(), 0)
     return pipeline, list(run(backend, pipeline, policy, lambda history: 0.0, WEIGHTS, len(counts) // 10))
 

@@ -248,11 +248,13 @@ def test_a_run_sees_no_measurements_of_the_previous_one():
     backend.wait()
     measured = backend.observe()
     assert measured.task_latency == pytest.approx([0.25, 0.05]) and len(measured.history) > 10
+    assert len(expected.utilisation) == 0 and measured.utilisation[0] > 0.0 == measured.utilisation[1]
     backend.begin_run()
     first = backend.observe()
     assert first.history == pytest.approx([20])
     np.testing.assert_array_equal(first.task_latency, expected.task_latency)
     np.testing.assert_array_equal(first.ready_throughput, expected.ready_throughput)
+    assert len(first.utilisation) == 0
 
 
 def scraped_requests(counts):

@@ -102,7 +102,9 @@ def test_the_continuation_follows_the_load_planned_for():
     simulator = Simulator(two_stages(), QUIET)
     simulator.reset(stages((0, 4, 1), (0, 1, 1)))
     rollouts.place(simulator.stage_states(), arrivals)
-    ran, _ = rollouts.run(as_array(stages((0, 4, 1), (0, 1, 1)))[None], arrivals, continuation, np.random.default_rng(0))
+    ran, _ = rollouts.run(
+        as_array(stages((0, 4, 1), (0, 1, 1)))[None], arrivals, continuation, np.random.default_rng(0)
+    )
     assert ran[0, 0, :, 0, 1].tolist() == [4, 1, 2, 2, 3, 3]
 
 

@@ -18,6 +18,7 @@ from opd.study.analysis.tuning import (
     Round,
     Search,
     draw_candidates,
+    fitting_rounds,
     main,
     tune_all,
     tuning_setting,
@@ -42,7 +43,7 @@ def setting():
 @pytest.mark.parametrize("policy", KINDS)
 def test_cycles_that_run_at_once_are_those_of_the_control_loop(policy):
     pipeline, here = ocr_pipeline(), setting()
-    (cycle,) = validation_cycles(here.trace, 1, seed=0)
+    cycle = validation_cycles(here.trace, seed=0)[0]
     (thresholds,) = draw_candidates(policy, 1, seed=2)
     policies = [reactive_policy(pipeline, solver_for(WEIGHTS, SIMULATION), 10.0, thresholds) for _ in range(2)]
     alone = cycle_summary(run_cycle(pipeline, policies[0], cycle, 5, here))
@@ -55,14 +56,20 @@ def test_validation_cycles_are_whole_and_apart_in_the_validation_split():
     raw_index = np.concatenate([np.arange(52_000), np.arange(52_100, DAY + 100)])
     trace = make_trace(np.ones(DAY), raw_index)
     split = trace.split("validation")
-    cycles = validation_cycles(trace, 4, seed=0)
+    cycles = validation_cycles(trace, seed=0)
     starts = np.sort([trace.position(cycle.start) for cycle in cycles])
-    assert np.diff(starts).min() >= CYCLE_SECONDS
+    assert len(starts) == 5 and np.diff(starts).min() >= CYCLE_SECONDS
     assert starts[0] - 120 >= split.start and starts[-1] + CYCLE_SECONDS <= split.stop
     assert not any(start - 120 <= 52_000 < start + CYCLE_SECONDS for start in starts)
-    assert validation_cycles(trace, 4, seed=0) == cycles != validation_cycles(trace, 4, seed=1)
-    with pytest.raises(ValueError, match="has 5 whole cycles, but 6 are needed; provide a longer recording"):
-        validation_cycles(trace, 6, seed=0)
+    assert validation_cycles(trace, seed=0) == cycles != validation_cycles(trace, seed=1)
+
+
+def test_a_short_recording_has_the_same_rounds_with_fewer_cycles():
+    assert fitting_rounds(ROUNDS, 128) == fitting_rounds(ROUNDS, 1000) == list(ROUNDS)
+    assert fitting_rounds(ROUNDS, 48) == [Round(64, 3), Round(16, 9), Round(4, 36)]
+    assert fitting_rounds(ROUNDS, 16) == [Round(64, 1), Round(16, 3), Round(4, 12)]
+    with pytest.raises(ValueError, match="has 15 whole cycles of 1200 s, too few for 3 rounds .*longer recording"):
+        fitting_rounds(ROUNDS, 15)
 
 
 def test_the_budget_is_that_of_an_agent():
@@ -74,7 +81,7 @@ def test_the_search_keeps_what_was_best_and_runs_nothing_twice():
     pipeline, search = ocr_pipeline(), Search(setting(), SMALL)
     table = search.tune("ladder", [pipeline])
     drawn = draw_candidates("ladder", 4, search.seed)
-    first, *others = validation_cycles(search.setting.trace, 3, search.seed)
+    first, *others = validation_cycles(search.setting.trace, search.seed)[:3]
     values = {each: result.value for (_, each, cycle), result in search._done.items() if cycle == first}
     kept = set(sorted(drawn, key=lambda each: values[each])[2:])
     assert set(values) == set(drawn) and set(table["thresholds"]) == kept

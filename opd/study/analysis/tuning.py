@@ -57,12 +57,12 @@ TOGETHER = 256
 """Trials that run together."""
 
 _WINDOWS = (0.0, 30.0, 60.0, 120.0, 180.0, 300.0)
-_DESIGN_LOADS = scipy.stats.loguniform(5.0, 45.0)
+_HEADROOM = scipy.stats.loguniform(0.7, 6.0)
 
 SPACES: dict[str, dict[str, Any]] = {
-    "hpa": {"design_load": _DESIGN_LOADS, "target": scipy.stats.uniform(0.45, 0.5), "window": _WINDOWS},
+    "hpa": {"headroom": _HEADROOM, "target": scipy.stats.uniform(0.45, 0.5), "window": _WINDOWS},
     "queue-threshold": {
-        "design_load": _DESIGN_LOADS,
+        "headroom": _HEADROOM,
         "requests_per_replica": scipy.stats.loguniform(0.5, 10.0),
         "window": _WINDOWS,
     },
@@ -76,7 +76,8 @@ SPACES: dict[str, dict[str, Any]] = {
 }
 """What is searched: a distribution or the values of every threshold.
 
-Windows include the default of Kubernetes. An earlier search of the same size, in wider ranges, found these ranges.
+Windows include the default of Kubernetes. An earlier search of the same size, in wider ranges, found these ranges; of
+the two, the better thresholds ship.
 """
 
 
@@ -91,23 +92,31 @@ def draw_candidates(policy: str, number: int, seed: int) -> list[Thresholds]:
     return [KINDS[policy](**{name: round(each, 3) for name, each in one.items()}) for one in drawn]
 
 
-def validation_cycles(trace: Trace, number: int, seed: int) -> list[Cycle]:
-    """Cycles of the validation split that do not overlap and touch no recording gap, in random order.
-
-    Raises:
-        ValueError: if there are fewer than ``number``.
-    """
+def validation_cycles(trace: Trace, seed: int) -> list[Cycle]:
+    """All cycles of the validation split that do not overlap and touch no recording gap, in random order."""
     split = trace.split("validation")
     starts = np.arange(split.start + HISTORY_SECONDS, split.stop - CYCLE_SECONDS + 1, CYCLE_SECONDS)
     span = trace.raw_index[starts + CYCLE_SECONDS - 1] - trace.raw_index[starts - HISTORY_SECONDS]
-    whole = starts[span == CYCLE_SECONDS + HISTORY_SECONDS - 1]
-    if len(whole) < number:
+    whole = np.random.default_rng(seed).permutation(starts[span == CYCLE_SECONDS + HISTORY_SECONDS - 1])
+    return [cycle_from_start(trace, int(trace.raw_index[start])) for start in whole]
+
+
+def fitting_rounds(rounds: Sequence[Round], cycles: int) -> list[Round]:
+    """Rounds that need at most so many cycles: where they are too few, every round has its share of them.
+
+    Raises:
+        ValueError: if a round would have none.
+    """
+    needed = sum(each.cycles for each in rounds)
+    if cycles >= needed:
+        return list(rounds)
+    fitting = [each._replace(cycles=each.cycles * cycles // needed) for each in rounds]
+    if not all(each.cycles for each in fitting):
         raise ValueError(
-            f"trace {trace.name!r}: its validation split has {len(whole)} whole cycles, but {number} are needed; "
-            "provide a longer recording"
+            f"the validation split of the trace has {cycles} whole cycles of {CYCLE_SECONDS} s, too few for "
+            f"{len(rounds)} rounds of the search; provide a longer recording"
         )
-    chosen = np.random.default_rng(seed).permutation(whole)[:number]
-    return [cycle_from_start(trace, int(trace.raw_index[start])) for start in chosen]
+    return fitting
 
 
 class Trial(NamedTuple):
@@ -155,7 +164,8 @@ def run_batch(setting: Setting, batch: TrialBatch) -> list[TrialResult]:
     """Run every trial of a batch."""
     solve = RememberedSolver(solver_for(setting.objective, setting.simulation))
     interval = setting.simulation.interval
-    policies = [reactive_policy(batch.pipeline, solve, interval, trial.thresholds) for trial in batch.trials]
+    known, usual_load = (batch.pipeline, solve, interval), setting.usual_load
+    policies = [reactive_policy(*known, trial.thresholds, usual_load) for trial in batch.trials]
     totals = run_cycles(batch.pipeline, policies, [trial.cycle for trial in batch.trials], setting, 0)
     penalty = DROP_PENALTY * totals.dropped * interval / CYCLE_SECONDS
     figures = zip(totals.reward, totals.dropped, totals.reward - penalty, strict=True)
@@ -186,10 +196,10 @@ class Search:
             One row a candidate of the last round, the best first, with the columns ``value``, ``reward``, ``dropped``
             (requests a cycle), ``cycles`` of each pipeline and ``thresholds``.
         """
-        cycles = validation_cycles(self.setting.trace, sum(each.cycles for each in self.rounds), self.seed)
+        cycles = validation_cycles(self.setting.trace, self.seed)
         left: Iterable[Thresholds] = draw_candidates(policy, self.rounds[0].candidates, self.seed)
         run = 0
-        for each in self.rounds:
+        for each in fitting_rounds(self.rounds, len(cycles)):
             kept, run = list(left)[: each.candidates], run + each.cycles
             for pipeline in pipelines:
                 self._run(pipeline, _trials(kept, pipeline, cycles[:run]))

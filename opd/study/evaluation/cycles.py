@@ -85,7 +85,19 @@ class Setting:
             )
         kind, seconds = name if path is None else AGENT, self.decision_share * self.simulation.interval
         known = pipeline, self.objective, self.simulation, self.ipa, seed, path
-        return build_policy(kind, *known, simulated=True, decision_seconds=seconds, futures=futures_of(self.forecaster))
+        return build_policy(
+            kind,
+            *known,
+            simulated=True,
+            decision_seconds=seconds,
+            futures=futures_of(self.forecaster),
+            usual_load=self.usual_load,
+        )
+
+    @property
+    def usual_load(self) -> float:
+        """Mean load of the training days, requests/s."""
+        return float(self.trace.counts[self.trace.split("train")].mean())
 
 
 def first_configuration(pipeline: Pipeline, cycle: Cycle, setting: Setting) -> Configuration:

@@ -100,13 +100,15 @@ def policy_summary(evaluation: pd.DataFrame) -> pd.DataFrame:
         By pipeline and policy: the means over cycles and seeds; ``dropped``, the mean number of requests dropped in a
         cycle; ``refused``, likewise of refused decisions, if there are any; and the worst figures of a single cycle and
         seed: ``reward_worst`` and ``qos_worst`` (lowest), ``dropped_worst`` (highest) and ``cycle_worst``, the cycle of
-        the lowest reward.
+        the lowest reward. ``bound`` is the mean of what no policy exceeds; a service level has none.
     """
     groups = evaluation.groupby(["pipeline", "policy"], sort=False)
     refused = ["refused"] if evaluation["refused"].any() else []
     summary = groups[[*SCORES, "latency_mean", "latency_p99", "within", "decision_ms_mean", "dropped", *refused]].mean()
     summary["reward_worst"], summary["qos_worst"] = groups["reward"].min(), groups["qos"].min()
     summary["dropped_worst"] = groups["dropped"].max()
+    if evaluation["bound"].notna().any():
+        summary["bound"] = groups["bound"].mean()
     summary["cycle_worst"] = evaluation.loc[groups["reward"].idxmin(), "cycle"].to_numpy()
     return summary.reset_index()
 
