@@ -90,12 +90,9 @@ def build_policy(
     if name in REACTIVE_POLICIES:
         solve, thresholds = solver_for(objective, simulation), tuned_thresholds(name, pipeline.name)
         return reactive_policy(pipeline, solve, simulation.interval, thresholds, usual_load)
-    effort = PlannerParameters() if simulated else PlannerParameters(milliseconds=LIVE_MILLISECONDS)
-    known = pipeline, objective, simulation, solver_for(objective, simulation), futures or RecentFutures(), effort, seed
     makers: dict[str, Callable[[], Policy]] = {
         **planners,
-        "lookahead": lambda: LookaheadPolicy(*known),
-        "foresight": lambda: ForesightPolicy(*known),
+        **_lookaheads(pipeline, objective, simulation, futures or RecentFutures(), simulated, seed),
         "random": lambda: RandomPolicy(pipeline, seed),
         "myopic-backlog": lambda: backlog,
         "clairvoyant": lambda: ClairvoyantPolicy(planners["myopic"]()),
@@ -123,6 +120,20 @@ def _planners(
         "dynamic-program": partial(IpaPolicy, pipeline, ipa, ipa_dynamic_program),
         "myopic": partial(MyopicPolicy, pipeline, objective, simulation.batch_timeout),
     }
+
+
+def _lookaheads(
+    pipeline: Pipeline,
+    objective: Objective,
+    simulation: SimulationParameters,
+    futures: Futures,
+    simulated: bool,
+    seed: int,
+) -> dict[str, Callable[[], Policy]]:
+    """The policies that plan by simulation; outside the simulator their time is limited."""
+    effort = PlannerParameters() if simulated else PlannerParameters(milliseconds=LIVE_MILLISECONDS)
+    known = pipeline, objective, simulation, solver_for(objective, simulation), futures, effort, seed
+    return {"lookahead": partial(LookaheadPolicy, *known), "foresight": partial(ForesightPolicy, *known)}
 
 
 def solver_for(objective: Objective, simulation: SimulationParameters) -> Solve:

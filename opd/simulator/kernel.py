@@ -466,5 +466,5 @@ def roll_out(present, scratch, candidates, arrivals, continuation, tables, devic
                 end = np.searchsorted(arrivals.times[f], scratch.now[0] + length)
                 add_arrivals(scratch, arrivals.times[f, begin:end], interval)
                 begin = end
-                simulate(scratch, chosen[c, f, h : h + 1], tables, *device, interval, generator)
+                simulate(scratch, chosen[c, f, h : h + 1], tables, *device, interval, generator)  # type: ignore[call-arg]
                 _record(interval, record, c, f, h)
