@@ -18,6 +18,7 @@ from opd.cluster.overlay import read_overlay
 from opd.cluster.settings import ClusterSettings, read_settings
 from opd.control.factory import build_policy
 from opd.host.documents import as_model, read_document
+from opd.host.errors import problem_list
 from opd.host.imports import make_project_importable
 from opd.host.paths import project_path
 from opd.measurement import SimulationParameters
@@ -104,8 +105,8 @@ def stages_of(pipeline: Pipeline, texts: Iterable[str]) -> Stages:
         except (InfeasibleError, InputError, KeyError) as error:
             problems.append(f"--stage {text!r}: {error.args[0]}")
     if problems:
-        listed = [f"{len(problems)} --stage options are wrong:", *problems] if len(problems) > 1 else problems
-        raise InputError("\n- ".join(listed))
+        several = problem_list(f"{len(problems)} --stage options are wrong", problems)
+        raise InputError(several if len(problems) > 1 else problems[0])
     feasible_configuration(pipeline, stages)
     return stages
 
