@@ -16,7 +16,7 @@ from opd.cluster.names import check_name, check_names
 from opd.cluster.options import Place, RunOptions, SettingsOptions
 from opd.cluster.overlay import read_overlay
 from opd.cluster.settings import ClusterSettings, read_settings
-from opd.control.factory import build_policy
+from opd.control.factory import KnownLoad, build_policy
 from opd.host.documents import as_model, read_document
 from opd.host.errors import problem_list
 from opd.host.imports import make_project_importable
@@ -164,8 +164,8 @@ def controller_of(cluster: Cluster, source: str, settings: ClusterSettings, opti
     file = options.forecaster or project / "models" / "forecaster.npz"
     forecaster = Forecaster.load(file, parameters["damping"])
     common = pipeline, objective, simulation, ipa, options.seed, agent
-    futures = futures_of(forecaster)
-    policy = build_policy(options.policy, *common, decision_seconds=seconds, futures=futures)
+    load = KnownLoad(futures_of(forecaster))
+    policy = build_policy(options.policy, *common, decision_seconds=seconds, load=load)
     controller_settings = ControllerSettings(
         interval_seconds=interval,
         objective=objective,

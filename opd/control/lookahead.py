@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 
 import numpy as np
 
@@ -79,6 +80,10 @@ class LookaheadPolicy(Policy):
 
 class ForesightPolicy(LookaheadPolicy):
     """The same planner, told the requests of every coming second: how much a perfect forecast is worth."""
+
+    def warm_up(self, observation: Observation) -> None:
+        """Decide once, as if no request came."""
+        super().warm_up(replace(observation, coming_counts=np.zeros(1, dtype=np.int64)))
 
     def _counts(self, observation: Observation, planner: Planner) -> np.ndarray:
         """(F, T) the counts that come, in every future; after the end of the workload those of its last second.

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from opd.control import AGENT
-from opd.control.factory import build_policy
+from opd.control.factory import KnownLoad, build_policy
 from opd.control.policies import Policy
 from opd.control.warm_up import warm_up
 from opd.live.load import offer
@@ -76,7 +76,7 @@ def decider(project: Project, pipeline: Pipeline, name: str | None, seed: int = 
     else:
         notes.append("no forecaster was trained; the largest load of the last 20 s is the forecast")
     common = pipeline, project.objective, project.simulation(), IpaParameters(), seed, known
-    policy = build_policy(chosen, *common, futures=futures_of(forecaster))
+    policy = build_policy(chosen, *common, load=KnownLoad(futures_of(forecaster)))
     return Decider(chosen, policy, forecaster.predict, tuple(notes))
 
 

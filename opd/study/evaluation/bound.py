@@ -1,8 +1,8 @@
 """An upper bound on the mean reward of a cycle, so that a result can be read as a share of what is possible.
 
 No sequence of feasible configurations that keeps up with the load, chosen with whatever knowledge of the requests, has
-a higher mean reward in the simulator. ``docs/bound.md`` has the theorem, its conditions and its proof, and what is added
-for a sequence that does not keep up; this is how the bound is computed.
+a higher mean reward in the simulator. ``docs/bound.md`` has the theorem, its conditions and its proof, and what is
+added for a sequence that does not keep up; this is how the bound is computed.
 
 The reward of an interval t is, with weights and names of Eqs. 1-4 and 7 and the load m::
 

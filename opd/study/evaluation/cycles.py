@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from opd.control import AGENT, BASELINES, DECISION_SHARE, is_user_policy, policy_label
-from opd.control.factory import build_policy
+from opd.control.factory import KnownLoad, build_policy
 from opd.control.loop import Step, run
 from opd.control.policies import Policy
 from opd.control.warm_up import warm_up
@@ -90,8 +90,7 @@ class Setting:
             *known,
             simulated=True,
             decision_seconds=seconds,
-            futures=futures_of(self.forecaster),
-            usual_load=self.usual_load,
+            load=KnownLoad(futures_of(self.forecaster), self.usual_load),
         )
 
     @property
