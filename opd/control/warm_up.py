@@ -30,7 +30,15 @@ from opd.pipeline import Pipeline
 from opd.profiling.synthetic import synthetic_pipeline
 from opd.solvers import IpaParameters
 from opd.workload.forecast import HISTORY_SECONDS, Forecaster, ForecastParameters, Patterns
-from opd.workload.forecast_network import BIN_SECONDS, FEATURES, INTERVALS, QUANTILE_UNITS, QUANTILES, ForecastNetwork
+from opd.workload.forecast_network import (
+    BIN_SECONDS,
+    FEATURES,
+    INTERVALS,
+    QUANTILE_LOADS,
+    QUANTILE_UNITS,
+    QUANTILES,
+    ForecastNetwork,
+)
 
 COMPILED_VARIABLE = "OPD_COMPILED"
 """Environment variable with the folder of compiled code that an image ships."""
@@ -107,7 +115,7 @@ def _untrained_forecaster() -> Forecaster:
         "hidden_weight": (units, 4 * units),
         "bias": (4 * units,),
         "output_weight": (units,),
-        "quantile_hidden_weight": (QUANTILE_UNITS, units),
+        "quantile_hidden_weight": (QUANTILE_UNITS, units + QUANTILE_LOADS),
         "quantile_hidden_bias": (QUANTILE_UNITS,),
         "quantile_weight": (quantiles, QUANTILE_UNITS),
         "quantile_bias": (quantiles,),

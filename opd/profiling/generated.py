@@ -33,6 +33,9 @@ PEAK_LOADS = (12.0, 120.0)
 PEAK_SHARES = (0.2, 1.1)
 """Smallest and largest share that this load is of what the device can carry."""
 
+STUDY_PEAK = 45.0
+"""Load of the busiest second in training of the study, requests/s."""
+
 SERVICE_TIMES = (0.0005, 3.0)
 """Shortest and longest seconds of a single request in a stage."""
 
@@ -100,7 +103,7 @@ def generate_pipeline(seed: int, range: Range = "inside") -> Generated:
     pipeline = replace(pipeline, service_level=_service_level(pipeline, rng))
     # Exact solvers for a service level take minutes where stages or variants are many.
     level = rng.random() < SERVICE_LEVEL_SHARE and stages <= 6 and variants[1] <= 8
-    objective = pipeline.service_level if level else _weights(pipeline, rng)
+    objective = pipeline.service_level if level else _weights(pipeline, peak_load, rng)
     return Generated(pipeline, objective, peak_load, peak_share)
 
 
@@ -236,21 +239,24 @@ def _service_level(pipeline: Pipeline, rng: np.random.Generator) -> ServiceLevel
     )
 
 
-def _weights(pipeline: Pipeline, rng: np.random.Generator) -> Weights:
+def _weights(pipeline: Pipeline, peak_load: float, rng: np.random.Generator) -> Weights:
     """Draw weights around the paper's; unmet demand costs more than the cores that would serve it.
 
-    As with the paper's, throughput that nobody asks for is worth less than it costs: else every core would be used.
+    Weights of requests/s are relative to the peak of the load, so that throughput counts for as much beside accuracy
+    as in the study. As with the paper's, throughput that nobody asks for is worth less than it costs: else every core
+    would be used.
     """
     usual = Weights()
     cost_weight = usual.cost_weight * _log_uniform(rng, 0.2, 5.0)
     tables = pipeline.tables
     busy = tables.cores[:, :, None] * tables.service_time[:, :, tables.batch_sizes] / tables.batch_sizes
     serving = cost_weight * np.nanmin(busy, axis=(1, 2)).sum()
-    beta = usual.beta * _log_uniform(rng, 0.25, 4.0)
+    relative = STUDY_PEAK / peak_load
+    beta = relative * usual.beta * _log_uniform(rng, 0.25, 4.0)
     return Weights(
         alpha=usual.alpha * _log_uniform(rng, 0.3, 3.0),
         beta=beta,
-        gamma=max(usual.gamma * _log_uniform(rng, 0.33, 3.0), 2.0 * serving),
+        gamma=max(relative * usual.gamma * _log_uniform(rng, 0.5, 4.0), 2.0 * serving),
         delta=beta * _log_uniform(rng, 1.2, 6.0),
         cost_weight=cost_weight,
         batch_weight=usual.batch_weight * _log_uniform(rng, 0.25, 4.0),

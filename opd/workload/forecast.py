@@ -22,18 +22,19 @@ from opd.workload.forecast_network import (
     HISTORY_SECONDS,
     HORIZON_SECONDS,
     INTERVALS,
+    QUANTILE_LOADS,
     QUANTILE_UNITS,
     QUANTILES,
     ForecastNetwork,
-    hidden_states,
     largest_loads,
     load_quantiles,
+    quantile_inputs,
     unscaled,
 )
 
 _Count = Annotated[int, Field(ge=1)]
 _Positive = Annotated[float, Field(gt=0.0)]
-_FORMAT = "opd forecaster 3"
+_FORMAT = "opd forecaster 4"
 _TRAIN_AGAIN = "train one with notebook 02_load_forecast"
 
 
@@ -73,7 +74,7 @@ class ForecastParameters:
 
     Attributes:
         hidden_size: units of the LSTM (25 in the paper).
-        epochs: passes over the training windows.
+        epochs: passes over the training windows; the outputs for quantiles take twice as many.
         batch_size: windows per gradient step.
         learning_rate: peak of the one-cycle schedule of Adam.
         gradient_clip: largest norm of a gradient.
@@ -172,8 +173,8 @@ class Forecaster:
         Raises:
             ValueError: if a position is out of range.
         """
-        states, levels = hidden_states(*_checked(counts, ends), self.network)
-        return unscaled(load_quantiles(states, self.network), levels[:, None, None])
+        inputs, levels = quantile_inputs(*_checked(counts, ends), self.network)
+        return unscaled(load_quantiles(inputs, self.network), levels[:, None, None])
 
     def save(self, path: str | Path) -> None:
         """Write the forecaster to an archive that :meth:`load` reads."""
@@ -250,7 +251,7 @@ def _check_arrays(forecaster: Forecaster, path: str | Path) -> None:
         "hidden_weight": (units, 4 * units),
         "bias": (4 * units,),
         "output_weight": (units,),
-        "quantile_hidden_weight": (QUANTILE_UNITS, units),
+        "quantile_hidden_weight": (QUANTILE_UNITS, units + QUANTILE_LOADS),
         "quantile_hidden_bias": (QUANTILE_UNITS,),
         "quantile_weight": (outputs, QUANTILE_UNITS),
         "quantile_bias": (outputs,),

@@ -1,7 +1,8 @@
 """The network of the load forecast (Sec. IV, Fig. 3), compiled: an LSTM with 25 units and two kinds of outputs.
 
-One is the paper's, a dense layer for the largest load of the next 20 seconds. The others, two dense layers on the same
-state, are quantiles of the mean load in each of the next six intervals of ten seconds.
+One is the paper's, a dense layer for the largest load of the next 20 seconds. The others are quantiles of the mean load
+in each of the next six intervals of ten seconds. They come from two dense layers, which see the state of the LSTM, the
+loads of the window, and the single seconds at its end: these tell whether a burst has just begun or is already over.
 
 All compiled functions are in this module because Numba's cache notices changes in the file of a function, but not in
 the files of the functions that it calls.
@@ -29,10 +30,16 @@ INTERVALS = 6
 QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 """Probabilities that the mean load of an interval is not above each of its quantiles."""
 
-QUANTILE_UNITS = 64
-"""Rectified units between the state of the LSTM and the quantiles."""
+QUANTILE_UNITS = 128
+"""Rectified units before the quantiles."""
+
+RECENT_SECONDS = 20
+"""Last single seconds that the quantiles depend on; with 60 they are no better on validation days."""
 
 BINS = HISTORY_SECONDS // BIN_SECONDS
+QUANTILE_LOADS = BINS + RECENT_SECONDS + 1
+"""Inputs of the quantiles besides the state of the LSTM."""
+
 FEATURES = 3
 TARGET_SCALE = 0.3
 """The network predicts the logarithm of a load over the window's mean, divided by this."""
@@ -45,17 +52,24 @@ _LEAST_STEP = 1e-4  # between quantiles, on the scale of the network, so that no
 
 
 @numba.njit(cache=True)
+def _filler(counts: np.ndarray, end: int) -> float:
+    """Mean of the first ten known seconds of the window before ``end``, which stands for the seconds before them."""
+    known = min(end, HISTORY_SECONDS)
+    first = min(known, BIN_SECONDS)
+    filler = 0.0
+    for second in range(end - known, end - known + first):
+        filler += counts[second] / first
+    return filler
+
+
+@numba.njit(cache=True)
 def _fill_features(counts: np.ndarray, end: int, features: np.ndarray) -> float:
     """Write the features of the window before ``end`` into (12, 3) ``features``; return the window's mean.
 
     Seconds before the start of ``counts`` take the mean of the first ten known ones.
     """
-    known = min(end, HISTORY_SECONDS)
-    missing = HISTORY_SECONDS - known
-    first = min(known, BIN_SECONDS)
-    filler = 0.0
-    for second in range(end - known, end - known + first):
-        filler += counts[second] / first
+    missing = HISTORY_SECONDS - min(end, HISTORY_SECONDS)
+    filler = _filler(counts, end)
     level = 0.0
     for index in range(BINS):
         largest = 0.0
@@ -104,7 +118,7 @@ class ForecastNetwork(NamedTuple):
         bias: (4 H,).
         output_weight: (H,) of the largest load.
         output_bias: number.
-        quantile_hidden_weight: (U, H) of the layer between the last state and the quantiles.
+        quantile_hidden_weight: (U, H + 33) of the layer between :func:`quantile_inputs` and the quantiles.
         quantile_hidden_bias: (U,).
         quantile_weight: (6 Q, U) of the quantiles, interval by interval.
         quantile_bias: (6 Q,).
@@ -190,12 +204,43 @@ def unscaled(logarithms: np.ndarray, levels: np.ndarray) -> np.ndarray:
     return np.maximum(levels * np.exp(TARGET_SCALE * logarithms) - HALF_REQUEST, 0.0)
 
 
-def load_quantiles(states: np.ndarray, network: ForecastNetwork) -> np.ndarray:
-    """(N, 6, Q) quantiles of the scaled logarithm of the coming loads, from hidden states (N, H).
+@numba.njit(cache=True)
+def quantile_inputs(counts: np.ndarray, ends: np.ndarray, network: ForecastNetwork) -> tuple[np.ndarray, np.ndarray]:
+    """Collect what the quantiles depend on.
+
+    Args:
+        counts: (T,) requests per second.
+        ends: (N,) positions within 1..T.
+        network: the trained LSTM.
+
+    Returns:
+        (N, H + 33) float32 inputs: the last hidden state, 3 ln((load + 0.5) / m) for the mean loads of the twelve bins
+        and for the last 20 single seconds, and the standardised ln m, with m the mean of the window; and (N,) means m.
+    """
+    states, levels = hidden_states(counts, ends, network)
+    units = states.shape[1]
+    features = np.empty((BINS, FEATURES), dtype=np.float32)
+    inputs = np.empty((len(ends), units + QUANTILE_LOADS), dtype=np.float32)
+    for index in range(len(ends)):
+        end = ends[index]
+        level = _fill_features(counts, end, features)
+        filler = _filler(counts, end)
+        inputs[index, :units] = states[index]
+        inputs[index, units : units + BINS] = features[:, 1]
+        for second in range(RECENT_SECONDS):
+            position = end - RECENT_SECONDS + second
+            load = filler if position < 0 else float(counts[position])
+            inputs[index, units + BINS + second] = _FEATURE_SCALE * np.log((load + HALF_REQUEST) / level)
+        inputs[index, -1] = (np.log(level) - network.level_mean) / network.level_deviation
+    return inputs, levels
+
+
+def load_quantiles(inputs: np.ndarray, network: ForecastNetwork) -> np.ndarray:
+    """(N, 6, Q) quantiles of the scaled logarithm of the coming loads, from :func:`quantile_inputs`.
 
     They increase, even where the outputs of the network do not.
     """
-    hidden = np.maximum(states @ network.quantile_hidden_weight.T + network.quantile_hidden_bias, 0.0)
+    hidden = np.maximum(inputs @ network.quantile_hidden_weight.T + network.quantile_hidden_bias, 0.0)
     outputs = hidden @ network.quantile_weight.T + network.quantile_bias
-    ordered = np.sort(outputs.reshape(len(states), INTERVALS, len(QUANTILES)), axis=-1)
+    ordered = np.sort(outputs.reshape(len(inputs), INTERVALS, len(QUANTILES)), axis=-1)
     return ordered + _LEAST_STEP * np.arange(len(QUANTILES))

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from opd.workload.forecast_network import (
     FEATURES,
     HALF_REQUEST,
     INTERVALS,
+    QUANTILE_LOADS,
     QUANTILE_UNITS,
     QUANTILES,
     TARGET_SCALE,
     ForecastNetwork,
-    hidden_states,
+    quantile_inputs,
     scaled,
     standardise_level,
     window_features,
@@ -39,6 +41,8 @@ from opd.workload.trace import Trace, windows
 
 PATTERNS = 2000
 """Stretches of the training days that a forecaster keeps the patterns of."""
+
+_QUANTILE_EPOCHS = 2  # for each of the LSTM: an epoch is cheap without it
 
 
 class ForecastModule(pl.LightningModule):
@@ -73,25 +77,25 @@ class ForecastModule(pl.LightningModule):
 
 
 class QuantileModule(pl.LightningModule):
-    """The outputs for quantiles: two dense layers on the last state of the trained LSTM, which stays as it is.
+    """The outputs for quantiles: two dense layers on the last state of the trained LSTM and the loads of the window.
 
-    So the forecast of the largest load is the same with and without them.
+    The LSTM stays as it is, so the forecast of the largest load is the same with and without them.
     """
 
     def __init__(self, parameters: ForecastParameters) -> None:
         super().__init__()
         self.parameters_ = parameters
-        self.hidden = nn.Linear(parameters.hidden_size, QUANTILE_UNITS)
+        self.hidden = nn.Linear(parameters.hidden_size + QUANTILE_LOADS, QUANTILE_UNITS)
         self.dense = nn.Linear(QUANTILE_UNITS, INTERVALS * len(QUANTILES))
 
-    def forward(self, states: Tensor) -> Tensor:
-        """(B, H) states to (B, 6, Q) quantiles of the scaled logarithms of the coming loads."""
-        return self.dense(self.hidden(states).relu()).unflatten(-1, (INTERVALS, len(QUANTILES)))
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, H + 33) inputs to (B, 6, Q) quantiles of the scaled logarithms of the coming loads."""
+        return self.dense(self.hidden(inputs).relu()).unflatten(-1, (INTERVALS, len(QUANTILES)))
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Mean quantile loss of one batch."""
-        states, target = batch
-        loss = pinball_loss(self(states), target)
+        inputs, target = batch
+        loss = pinball_loss(self(inputs), target)
         self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 
@@ -146,9 +150,10 @@ def train_forecaster(
         head = QuantileModule(parameters)
         network = _network(module, head, level_mean, level_deviation)
         ends = scored_positions(trace, "train", parameters.stride)[-parameters.train_windows :]
-        states, level = hidden_states(counts, ends, network)
+        inputs, level = quantile_inputs(counts, ends, network)
         loads = scaled(coming_loads(counts, ends), level[:, None])
-        _fit(head, parameters, states, loads, seed, _trainer(parameters, progress, folder and folder / "quantiles"))
+        longer = replace(parameters, epochs=_QUANTILE_EPOCHS * parameters.epochs)
+        _fit(head, longer, inputs, loads, seed, _trainer(longer, progress, folder and folder / "quantiles"))
     network = _network(module, head, level_mean, level_deviation)
     kept = np.unique(np.linspace(0, len(ends) - 1, PATTERNS).astype(int))
     patterns = patterns_of(counts, ends[kept], network)

@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from scipy.spatial import KDTree
 
-from opd.host.archive import ArchiveError, load_archive, save_archive
 from opd.workload.forecast_network import BIN_SECONDS, HALF_REQUEST, HISTORY_SECONDS, INTERVALS
 
 FUTURE_SECONDS = INTERVALS * BIN_SECONDS
@@ -26,11 +24,6 @@ NEIGHBOURS = 100
 """Similar moments among which futures are drawn."""
 
 _FEATURE_WEIGHTS = (1.0, 1.0, 0.5, 0.3)
-_FORMAT = "opd nearest futures 1"
-
-
-class FuturesError(ValueError):
-    """A file of futures cannot be used; the message gives the reason and the remedy."""
 
 
 class Futures(Protocol):
@@ -145,24 +138,6 @@ class NearestFutures:
         drawn = generator.choice(np.atleast_1d(near), paths, replace=paths > neighbours)
         following = self.moments[drawn][:, None] + np.arange(seconds)
         return self.counts[following % len(self.counts)].astype(np.int64)
-
-    def save(self, path: str | Path) -> None:
-        """Write the futures to an archive that :meth:`load` reads."""
-        arrays = {"counts": self.counts, "moments": self.moments, "features": self.features}
-        save_archive(Path(path), _FORMAT, {}, arrays)
-
-    @classmethod
-    def load(cls, path: str | Path) -> NearestFutures:
-        """Read futures.
-
-        Raises:
-            FuturesError: if the file is missing, damaged or of another kind.
-        """
-        try:
-            _, arrays = load_archive(Path(path), _FORMAT)
-            return cls(**arrays)
-        except (ArchiveError, TypeError) as error:
-            raise FuturesError(f"futures cannot be loaded: {error}; make them again from the trace") from error
 
 
 def moment_features(histories: np.ndarray, forecasts: np.ndarray) -> np.ndarray:

@@ -21,8 +21,8 @@ from opd.workload.forecast_network import (
     HISTORY_SECONDS,
     INTERVALS,
     ForecastNetwork,
-    hidden_states,
     load_quantiles,
+    quantile_inputs,
     scaled,
     unscaled,
 )
@@ -79,8 +79,8 @@ class QuantileFutures:
         if len(known) == 0:
             known = np.full(BIN_SECONDS, max(predicted_load, 0.0))
         network = self.forecaster.network
-        states, levels = hidden_states(known, np.array([len(known)]), network)
-        quantiles = np.repeat(load_quantiles(states, network), paths, axis=0)
+        inputs, levels = quantile_inputs(known, np.array([len(known)]), network)
+        quantiles = np.repeat(load_quantiles(inputs, network), paths, axis=0)
         patterns = self.forecaster.patterns
         stretch = generator.integers(len(patterns.ranks), size=paths)
         means = unscaled(at_ranks(quantiles, patterns.ranks[stretch]), levels[:, None])[..., None]
@@ -96,9 +96,9 @@ def futures_of(forecaster: object) -> Futures:
 
 def patterns_of(counts: np.ndarray, ends: np.ndarray, network: ForecastNetwork) -> Patterns:
     """Make the patterns of the stretches of counts (T,) that begin at the positions ``ends`` (R,)."""
-    states, levels = hidden_states(counts, ends, network)
+    inputs, levels = quantile_inputs(counts, ends, network)
     seconds = counts[ends[:, None] + np.arange(INTERVALS * BIN_SECONDS)].reshape(-1, INTERVALS, BIN_SECONDS)
     means = seconds.mean(axis=-1)
-    between = ranks(load_quantiles(states, network), scaled(means, levels[:, None]))
+    between = ranks(load_quantiles(inputs, network), scaled(means, levels[:, None]))
     departures = (seconds - means[..., None]) / np.sqrt(means[..., None] + HALF_REQUEST)
     return Patterns(between.astype(np.float32), departures.astype(np.float16))

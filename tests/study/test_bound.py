@@ -98,7 +98,21 @@ class TestKnownAnswers:
         assert bound(pipeline, no_batches, EXACT, start, counts) == pytest.approx(8.0 - 0.5 - 0.15)
         # Where throughput pays, batches of two do: 20/9 requests/s, in 0.5 + 0.25 s at least.
         throughput = replace(no_batches, beta=10.0)
-        assert bound(pipeline, throughput, EXACT, start, 3 * counts) == pytest.approx(8.0 - 0.75 - 0.15 + 10 * 20 / 9)
+        assert bound(pipeline, throughput, EXACT, start, counts) == pytest.approx(8.0 - 0.75 - 0.15 + 10 * 20 / 9)
+        # 30 requests need more than the 10.9 s in which the replica can serve: at a price of 4, of 0.9 + 4 x 0.9 / 2 s
+        # each, a second of it is worth 4 / 30 s.
+        stay = 0.9 + 4 * 0.45 - 4 * 10.9 / 30
+        assert bound(pipeline, throughput, EXACT, start, 3 * counts) == pytest.approx(8.0 - stay - 0.15 + 10 * 20 / 9)
+
+    def test_the_previous_variant_serves_what_comes_while_a_slower_one_starts(self):
+        fast, slow = Variant("fast", 0.5, 1, {1: 0.1}, 2.0), Variant("slow", 0.9, 1, {1: 0.5}, 2.0)
+        pipeline = Pipeline("two", (Task("only", (fast, slow)),), 1, 1, 1, ServiceLevel(1.0))
+        counts = np.full(10, 1)
+        expected = 10 * 0.9 - (0.5 - 0.2 * 0.4) + 0.02 - 0.15 - 0.02  # 2 of 10 requests come within 2 s
+        assert bound(pipeline, WEIGHTS, EXACT, stages((0, 1, 1)), counts) == pytest.approx(expected)
+        late = np.repeat([0, 2], 5)
+        expected = 10 * 0.9 - 0.5 + 0.02 - 0.15 - 0.02
+        assert bound(pipeline, WEIGHTS, EXACT, stages((0, 1, 1)), late) == pytest.approx(expected)
 
 
 class TestEverySequence:

@@ -136,7 +136,7 @@ def test_missing_damaged_foreign_and_older_files_are_refused(forecaster, tmp_pat
         with pytest.raises(ForecasterError, match=f"{name} is damaged, or not an archive.*; train one with"):
             Forecaster.load(tmp_path / name)
     torch.save({"format": "opd-forecaster-1", "network": {}}, tmp_path / "older.npz")  # as the first version wrote it
-    with pytest.raises(ForecasterError, match="older.npz is damaged, or not an archive of format 'opd forecaster 3'"):
+    with pytest.raises(ForecasterError, match="older.npz is damaged, or not an archive of format 'opd forecaster 4'"):
         Forecaster.load(tmp_path / "older.npz")
 
 

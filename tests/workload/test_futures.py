@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opd.workload.forecast import HISTORY_SECONDS, RecentMaximum
-from opd.workload.futures import Futures, FuturesError, NearestFutures, RecentFutures
+from opd.workload.futures import Futures, NearestFutures, RecentFutures
 
 PREDICT = RecentMaximum()
 
@@ -97,22 +97,10 @@ def test_futures_do_not_look_beyond_the_trace_they_were_made_of(trace):
     assert (one.moments[-1] + 60 <= 20_000) and one.counts.max() < 77
 
 
-# Files and processes
-
-
-def test_stored_and_pickled_futures_draw_the_same(nearest, trace, tmp_path):
-    nearest.save(tmp_path / "futures.npz")
+def test_pickled_futures_draw_the_same(nearest, trace):
     drawn = nearest.sample(trace.counts[-120:], 9.0, 16, 60, rng())
-    for copy in (NearestFutures.load(tmp_path / "futures.npz"), pickle.loads(pickle.dumps(nearest))):
-        np.testing.assert_array_equal(copy.sample(trace.counts[-120:], 9.0, 16, 60, rng()), drawn)
-
-
-def test_a_file_that_is_missing_or_another_is_refused(forecaster, tmp_path):
-    with pytest.raises(FuturesError, match="there is no file.*make them again from the trace"):
-        NearestFutures.load(tmp_path / "absent.npz")
-    forecaster.save(tmp_path / "forecaster.npz")
-    with pytest.raises(FuturesError, match="has format 'opd forecaster"):
-        NearestFutures.load(tmp_path / "forecaster.npz")
+    copy = pickle.loads(pickle.dumps(nearest))
+    np.testing.assert_array_equal(copy.sample(trace.counts[-120:], 9.0, 16, 60, rng()), drawn)
 
 
 def test_too_short_a_trace_is_refused():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from opd.workload.forecast import Forecaster, ForecastParameters, Patterns
-from opd.workload.forecast_network import INTERVALS, QUANTILES, hidden_states, load_quantiles, scaled, unscaled
+from opd.workload.forecast_network import INTERVALS, QUANTILES, load_quantiles, quantile_inputs, scaled, unscaled
 from opd.workload.forecast_training import pinball_loss, train_forecaster
 from opd.workload.futures_scores import coverage, scored_positions
 from opd.workload.quantile_futures import QuantileFutures, at_ranks, patterns_of, ranks
@@ -59,6 +59,30 @@ def test_loads_and_their_scaled_logarithms():
     loads, level = np.array([0.0, 2.0, 40.0]), 4.0
     assert scaled(loads, level)[1] == pytest.approx(np.log(2.5 / 4.0) / 0.3)
     np.testing.assert_allclose(unscaled(scaled(loads, level), level), loads, atol=1e-12)
+
+
+def test_inputs_of_the_quantiles_by_hand(forecaster):
+    """A constant load of 10 requests/s is the level of all bins and seconds; the last second has twice the load."""
+    counts = np.full(120, 10.0)
+    counts[-1] = 20.0
+    inputs, levels = quantile_inputs(counts, np.array([120]), forecaster.network)
+    level = 1210.0 / 120.0
+    assert levels[0] == pytest.approx(level)
+    bins, seconds, standardised = np.split(inputs[0, -33:], [12, 32])
+    np.testing.assert_allclose(bins, 3.0 * np.log(np.append(np.full(11, 10.5), 11.5) / level), rtol=1e-5)
+    np.testing.assert_allclose(seconds, 3.0 * np.log(np.append(np.full(19, 10.5), 20.5) / level), rtol=1e-5)
+    network = forecaster.network
+    assert standardised[0] == pytest.approx((np.log(level) - network.level_mean) / network.level_deviation, rel=1e-5)
+
+
+def test_the_newest_seconds_decide_where_bins_are_equal(forecaster):
+    """The same ten loads upwards and downwards: the same forecast of the largest load, but not of the next interval."""
+    before, last = np.full(110, 10), np.arange(2, 22, 2)
+    rising, falling = np.concatenate([before, last]), np.concatenate([before, last[::-1]])
+    assert forecaster.predict(rising) == forecaster.predict(falling)
+    end = np.array([len(rising)])
+    up, down = forecaster.quantiles(rising, end)[0, 0], forecaster.quantiles(falling, end)[0, 0]
+    assert (up[1:] > down[1:]).all()
 
 
 def test_quantiles_of_a_known_distribution_are_covered(poisson, of_poisson):
@@ -128,6 +152,13 @@ def test_futures_are_counts_for_any_history(forecaster, history, predicted, path
     assert (drawn >= 0).all()
 
 
+@given(known=st.lists(st.integers(0, 50), min_size=1, max_size=130))
+def test_a_shorter_history_counts_as_one_with_the_mean_of_its_first_ten_seconds_before_it(forecaster, known):
+    padded = np.concatenate([np.full(120, np.mean(known[:10])), known])
+    short = forecaster.quantiles(np.array(known), np.array([len(known)]))
+    np.testing.assert_allclose(forecaster.quantiles(padded, np.array([len(padded)])), short, rtol=1e-4, atol=1e-6)
+
+
 def test_quantiles_do_not_cross(forecaster, trace):
     quantiles = forecaster.quantiles(trace.counts, scored_positions(trace, "validation", 300))
     assert quantiles.shape[1:] == (INTERVALS, COUNT)
@@ -141,8 +172,8 @@ def test_patterns_between_their_own_quantiles_give_the_loads_that_came(forecaste
     ends = scored_positions(trace, "validation", 500)
     counts, network = trace.counts.astype(float), forecaster.network
     patterns = patterns_of(counts, ends, network)
-    states, levels = hidden_states(counts, ends, network)
-    means = unscaled(at_ranks(load_quantiles(states, network), patterns.ranks), levels[:, None])[..., None]
+    inputs, levels = quantile_inputs(counts, ends, network)
+    means = unscaled(at_ranks(load_quantiles(inputs, network), patterns.ranks), levels[:, None])[..., None]
     usual = np.abs(patterns.ranks - 3.0).max(axis=1) < 6.5  # others lie too far outside
     loads = (means + np.sqrt(means + 0.5) * patterns.departures).reshape(len(ends), -1)
     assert usual.mean() > 0.9

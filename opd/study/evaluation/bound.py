@@ -1,8 +1,8 @@
 """An upper bound on the mean reward of a cycle, so that a result can be read as a share of what is possible.
 
-No sequence of feasible configurations that keeps up with the load, chosen with whatever knowledge of the requests, has
-a higher mean reward in the simulator. ``docs/bound.md`` has the theorem, its conditions and its proof, and what is
-added for a sequence that does not keep up; this is how the bound is computed.
+No sequence of feasible configurations that keeps up with the load has a higher mean reward in the simulator, whatever
+is known of the requests to come. ``docs/bound.md`` has the theorem and its proof, and what is added for a sequence that
+does not keep up; this is how the bound is computed.
 
 The reward of an interval t is, with weights and names of Eqs. 1-4 and 7 and the load m::
 
@@ -20,9 +20,11 @@ configuration alone, because replicas of the previous variant serve until the ne
 of a stage is a longest path through variants and replicas, found by dynamic programming. The sum of the stages' optima
 is a bound for *any* shares and prices; a subgradient method looks for good ones.
 
-The seconds in a stage are at least those of a request in the best batch of the variants that may serve in the interval.
-A batch of k below the batch size is not taken before its oldest request has waited for the batch timeout, so its
-requests take at least ``service_time(k) + batch_timeout / k`` in the mean.
+The seconds in a stage are at least those of a request in the best batch. A batch of k below the batch size is not taken
+before its oldest request has waited for the batch timeout, so its requests take at least
+``service_time(k) + batch_timeout / k`` in the mean. Where the variant changes to a slower one, the previous one serves
+the requests that come while the next one starts. Small batches take less time, but more of the replicas' time for each
+request; a price of busy seconds, the best of a few for every interval, sees to it that there is enough of it.
 
 A variant that takes longer than an interval to start lets what served before it go on, again and again if variants keep
 changing. Where one is chosen, throughput is therefore not limited and the seconds are those of the fastest variant. The
@@ -39,6 +41,10 @@ from numba import njit
 from opd.measurement import SimulationParameters
 from opd.objective import Objective, Weights
 from opd.pipeline import Configuration, Pipeline
+from opd.simulator.simulator import service_factors
+
+BUSY_PRICES = np.array([0.0, 0.5, 1.0, 2.0, 4.0])
+"""Seconds of a request's stay that a second of a replica's time is worth; the best of them is taken."""
 
 ITERATIONS = 5
 """Subgradient steps; a hundred lower the bounds of the shipped pipelines by another 0.3 % at most."""
@@ -52,8 +58,12 @@ class StagePaths(NamedTuple):
         value: (O,) alpha times the accuracy of its variant.
         cores: (O,) cores of all its replicas.
         throughput: (O, O, K) requests/s after the state of the first index was followed by that of the second.
-        seconds: (Z, Z, K) fewest mean seconds of the requests that leave, by previous and present variant.
-        seconds_idle: (Z,) the same where possibly none leaves.
+        busy: (O, O, K) most seconds that all replicas together serve in an interval, by previous and present state.
+        seconds: (P, Z, K) fewest mean seconds of the requests that a variant serves, at every price of busy seconds.
+        faster: (P, Z, Z, K) seconds by which they are fewer with the other variants that may still serve, by previous
+            and present variant.
+        seconds_idle: (Z,) fewest seconds where possibly no request leaves.
+        early: (T, Z) share of an interval's requests that come while a variant starts.
         batch_sizes: (K,) requests.
         start: state at the start.
     """
@@ -62,8 +72,11 @@ class StagePaths(NamedTuple):
     value: np.ndarray
     cores: np.ndarray
     throughput: np.ndarray
+    busy: np.ndarray
     seconds: np.ndarray
+    faster: np.ndarray
     seconds_idle: np.ndarray
+    early: np.ndarray
     batch_sizes: np.ndarray
     start: int
 
@@ -72,6 +85,7 @@ class Prices(NamedTuple):
     """What the intervals are worth to a stage; T intervals.
 
     Attributes:
+        arrivals: (T,) requests.
         load: (T,) m, requests/s.
         served: (T,) reward per request/s of throughput up to the load.
         spare: (T,) reward per request/s of throughput above it, at least 0.
@@ -79,6 +93,7 @@ class Prices(NamedTuple):
         batch: (T,) reward lost per request of the batch size.
     """
 
+    arrivals: np.ndarray
     load: np.ndarray
     served: np.ndarray
     spare: np.ndarray
@@ -113,23 +128,24 @@ def reward_bound(
             "give weights of Eq. 7"
         )
     seconds = simulation.interval
-    load = counts[: len(counts) // seconds * seconds].reshape(-1, seconds).mean(axis=1)
-    if not len(load):
+    arrivals = counts[: len(counts) // seconds * seconds].reshape(-1, seconds)
+    if not len(arrivals):
         raise ValueError(f"{len(counts)} s of counts are no whole interval of {seconds} s; give more")
-    stages = [_stage_paths(pipeline, objective, simulation, n, start) for n in range(len(pipeline.tasks))]
-    search = _Search(pipeline, objective, load, stages)
-    return min(search.step(number) for number in range(iterations)) / len(load)
+    stages = [_stage_paths(pipeline, objective, simulation, n, start, arrivals) for n in range(len(pipeline.tasks))]
+    search = _Search(pipeline, objective, arrivals, stages)
+    return min(search.step(number) for number in range(iterations)) / len(arrivals)
 
 
 class _Search:
     """Subgradient search for shares and prices."""
 
-    def __init__(self, pipeline: Pipeline, weights: Weights, load: np.ndarray, stages: list[StagePaths]) -> None:
-        self._weights, self._load, self._stages, self._capacity = weights, load, stages, pipeline.capacity
-        shape = (len(stages), len(load))
+    def __init__(self, pipeline: Pipeline, weights: Weights, arrivals: np.ndarray, stages: list[StagePaths]) -> None:
+        self._weights, self._stages, self._capacity = weights, stages, pipeline.capacity
+        self._arrivals, self._load = arrivals.sum(axis=1).astype(float), arrivals.mean(axis=1)
+        shape = (len(stages), len(arrivals))
         self._throughput_shares = np.full(shape, 1.0 / len(stages))
         self._batch_shares = np.full(shape, 1.0 / len(stages))
-        self._core_price = np.zeros(len(load))
+        self._core_price = np.zeros(len(arrivals))
 
     def step(self, number: int) -> float:
         """Bound the summed reward with the present shares and prices, then improve these."""
@@ -139,6 +155,7 @@ class _Search:
         for n, stage in enumerate(self._stages):
             share = self._throughput_shares[n]
             prices = Prices(
+                self._arrivals,
                 load,
                 (weights.beta + weights.gamma) * share,
                 max(weights.beta - weights.delta, 0.0) * share,
@@ -168,7 +185,12 @@ def _on_simplex(points: np.ndarray) -> np.ndarray:
 
 
 def _stage_paths(
-    pipeline: Pipeline, weights: Weights, simulation: SimulationParameters, n: int, start: Configuration
+    pipeline: Pipeline,
+    weights: Weights,
+    simulation: SimulationParameters,
+    n: int,
+    start: Configuration,
+    arrivals: np.ndarray,
 ) -> StagePaths:
     """Tabulate stage ``n``, without the states that leave the other stages too few cores."""
     tables, count = pipeline.tables, len(pipeline.tasks[n].variants)
@@ -181,13 +203,21 @@ def _stage_paths(
     service = tables.service_time[n, :count]
     rate = tables.batch_sizes / service[:, tables.batch_sizes]
     startup = tables.startup_time[n, :count]
+    slow = startup > simulation.interval
+    seconds = np.stack(
+        [_fewest_seconds(service, tables.batch_sizes, simulation.batch_timeout, price) for price in BUSY_PRICES]
+    )
+    longest = np.maximum.accumulate(service, axis=1)[:, tables.batch_sizes] * service_factors(simulation).max()
     return StagePaths(
         variant,
         weights.alpha * tables.accuracy[n, variant],
         cores,
         _throughputs(variant, replicas, rate, startup / simulation.interval, pipeline.max_replicas),
-        _fewest_seconds(service, tables.batch_sizes, startup > simulation.interval, simulation.batch_timeout),
+        _busy_seconds(variant, replicas, longest, startup, simulation.interval, pipeline.max_replicas),
+        seconds,
+        np.stack([_seconds_saved(each, slow) for each in seconds]),
         service[:, 1:].min(axis=1),
+        _early_shares(arrivals, startup),
         tables.batch_sizes,
         int(np.flatnonzero((variant == start[n].variant) & (replicas == start[n].replicas))[0]),
     )
@@ -216,23 +246,70 @@ def _throughputs(
     return np.where(unlimited, np.broadcast_to(most * rate.sum(axis=0), throughput.shape), throughput)
 
 
-def _fewest_seconds(service: np.ndarray, batch_sizes: np.ndarray, slow: np.ndarray, timeout: float) -> np.ndarray:
-    """(Z, Z, K) fewest mean seconds in the stage by previous and present variant.
+def _busy_seconds(
+    variant: np.ndarray, replicas: np.ndarray, longest: np.ndarray, startup: np.ndarray, interval: float, most: int
+) -> np.ndarray:
+    """(O, O, K) seconds that all replicas serve in batches begun in an interval; the last batch may outlast it.
+
+    Args:
+        variant: (O,) of a state.
+        replicas: (O,) of a state.
+        longest: (Z, K) longest seconds of a batch.
+        startup: (Z,) seconds.
+        interval: seconds.
+        most: replicas that a variant may have.
+    """
+    before, after = replicas[:, None, None], replicas[None, :, None]
+    start = np.minimum(startup, interval)[variant][None, :, None]
+    last, last_before = longest[variant][None, :, :], longest[variant][:, None, :]
+    kept = np.minimum(before, after) * interval + np.maximum(after - before, 0) * (interval - start) + after * last
+    changed = before * (start + last_before) + after * (interval - start + last)
+    same = (variant[:, None] == variant[None, :])[:, :, None]
+    slow = startup > interval
+    unlimited = slow[variant][None, :, None] | (~same & slow[variant][:, None, None])
+    return np.where(unlimited, most * (interval + longest).sum(axis=0), np.where(same, kept, changed))
+
+
+def _fewest_seconds(service: np.ndarray, batch_sizes: np.ndarray, timeout: float, price: float) -> np.ndarray:
+    """(Z, K) fewest mean seconds of the requests that a variant serves, plus ``price`` times its time for a request.
 
     Args:
         service: (Z, B + 1) seconds by number of requests.
         batch_sizes: (K,) requests.
-        slow: (Z,) whether a variant takes longer than an interval to start.
         timeout: seconds after which a batch is taken that is not full.
+        price: of a second that a replica serves.
     """
-    partial = service[:, 1:] + timeout / np.arange(1, service.shape[1])
-    alone = np.stack(
-        [np.minimum(service[:, size], partial[:, : size - 1].min(axis=1, initial=np.inf)) for size in batch_sizes],
-        axis=1,
-    )
-    seconds = np.minimum(alone[:, None, :], alone[None, :, :])
-    any_variant = slow[None, :, None] | (slow[:, None, None] & ~np.eye(len(slow), dtype=bool)[:, :, None])
-    return np.where(any_variant, alone.min(axis=0), seconds)
+    requests = np.arange(1, service.shape[1])
+    full = service[:, 1:] * (1.0 + price / requests)
+    partial = full + timeout / requests
+    incomplete = [partial[:, : size - 1].min(axis=1, initial=np.inf) for size in batch_sizes]
+    return np.minimum(full[:, batch_sizes - 1], np.stack(incomplete, axis=1))
+
+
+def _seconds_saved(seconds: np.ndarray, slow: np.ndarray) -> np.ndarray:
+    """(Z, Z, K) seconds by which other variants that may still serve are faster, by previous and present variant.
+
+    Args:
+        seconds: (Z, K) of the variants.
+        slow: (Z,) whether a variant takes longer than an interval to start; then any other may still serve.
+    """
+    others = np.where(slow[:, None, None], seconds.min(axis=0), seconds[:, None, :])
+    same = np.eye(len(slow), dtype=bool)[:, :, None]
+    others = np.where(slow[None, :, None], seconds.min(axis=0), np.where(same, seconds[None, :, :], others))
+    return np.maximum(seconds[None, :, :] - others, 0.0)
+
+
+def _early_shares(arrivals: np.ndarray, startup: np.ndarray) -> np.ndarray:
+    """(T, Z) share of the requests in the seconds in which a variant starts; all where there are none.
+
+    Args:
+        arrivals: (T, interval) requests of each second.
+        startup: (Z,) seconds.
+    """
+    counted = np.concatenate([np.zeros((len(arrivals), 1)), np.cumsum(arrivals, axis=1)], axis=1)
+    total = counted[:, -1:]
+    begun = np.minimum(np.ceil(startup), arrivals.shape[1]).astype(np.int64)
+    return np.where(total > 0.0, counted[:, begun] / np.maximum(total, 1.0), 1.0)
 
 
 @njit(cache=True)
@@ -250,8 +327,9 @@ def _best_path(stage, prices, chosen):
             for before in range(states):
                 if value[before] == -np.inf:
                     continue
-                k, earned = _best_batch(stage, prices, t, before, after)
-                if value[before] + fixed + earned > reached[after]:
+                wanted = reached[after] - value[before] - fixed
+                k, earned = _best_batch(stage, prices, t, before, after, wanted)
+                if earned > wanted:
                     reached[after] = value[before] + fixed + earned
                     came_from[t, after] = before
                     batch[t, after] = k
@@ -268,20 +346,38 @@ def _best_path(stage, prices, chosen):
 
 
 @njit(cache=True)
-def _best_batch(stage, prices, t, before, after):
-    """The batch size that earns most between two states, and what it earns beside accuracy and cores."""
+def _best_batch(stage, prices, t, before, after, wanted):
+    """The batch size that earns most between two states, and what it earns beside accuracy and cores.
+
+    Where that is no more than ``wanted``, neither needs to be right.
+    """
     load = prices.load[t]
     best = -np.inf
     best_k = 0
     for k in range(len(stage.batch_sizes)):
         throughput = stage.throughput[before, after, k]
-        seconds = stage.seconds[stage.variant[before], stage.variant[after], k]
-        if load == 0.0:
-            seconds = min(seconds, stage.seconds_idle[stage.variant[after]])
-        earned = prices.served[t] * min(throughput, load) - prices.batch[t] * stage.batch_sizes[k] - seconds
+        earned = prices.served[t] * min(throughput, load) - prices.batch[t] * stage.batch_sizes[k]
         if throughput > load:
             earned += prices.spare[t] * (throughput - load)
+        if earned <= max(best, wanted):
+            continue
+        earned -= _stay(stage, t, before, after, k, prices.arrivals[t], earned - max(best, wanted))
         if earned > best:
             best = earned
             best_k = k
     return best_k, best
+
+
+@njit(cache=True)
+def _stay(stage, t, before, after, k, arrivals, enough):
+    """Fewest mean seconds in the stage, at the price of busy seconds that tells most, or any that is ``enough``."""
+    old, new = stage.variant[before], stage.variant[after]
+    if arrivals == 0.0:
+        return min(stage.seconds[0, new, k] - stage.faster[0, old, new, k], stage.seconds_idle[new])
+    stay = 0.0
+    for p in range(len(BUSY_PRICES)):
+        seconds = stage.seconds[p, new, k] - stage.early[t, new] * stage.faster[p, old, new, k]
+        stay = max(stay, seconds - BUSY_PRICES[p] * stage.busy[before, after, k] / arrivals)
+        if stay >= enough:
+            break
+    return stay
