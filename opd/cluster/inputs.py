@@ -16,8 +16,9 @@ from opd.cluster.names import check_name, check_names
 from opd.cluster.options import Place, RunOptions, SettingsOptions
 from opd.cluster.overlay import read_overlay
 from opd.cluster.settings import ClusterSettings, read_settings
-from opd.control.factory import build_policy
+from opd.control.factory import KnownLoad, build_policy
 from opd.host.documents import as_model, read_document
+from opd.host.errors import problem_list
 from opd.host.imports import make_project_importable
 from opd.host.paths import project_path
 from opd.measurement import SimulationParameters
@@ -27,6 +28,7 @@ from opd.profiling.pipelines import load_objective, load_pipeline
 from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
 from opd.solvers import IpaParameters
 from opd.workload.forecast import Forecaster
+from opd.workload.quantile_futures import futures_of
 
 SETTINGS_FILE = "cluster.yaml"
 """Name of the file of settings in the folder of a pipeline."""
@@ -103,8 +105,8 @@ def stages_of(pipeline: Pipeline, texts: Iterable[str]) -> Stages:
         except (InfeasibleError, InputError, KeyError) as error:
             problems.append(f"--stage {text!r}: {error.args[0]}")
     if problems:
-        listed = [f"{len(problems)} --stage options are wrong:", *problems] if len(problems) > 1 else problems
-        raise InputError("\n- ".join(listed))
+        several = problem_list(f"{len(problems)} --stage options are wrong", problems)
+        raise InputError(several if len(problems) > 1 else problems[0])
     feasible_configuration(pipeline, stages)
     return stages
 
@@ -159,11 +161,11 @@ def controller_of(cluster: Cluster, source: str, settings: ClusterSettings, opti
     agent = options.agent or _default_agent(project, pipeline.name)
     interval = options.interval or simulation.interval
     seconds = options.decision_share * interval
-    policy = build_policy(
-        options.policy, pipeline, objective, simulation, ipa, options.seed, agent, decision_seconds=seconds
-    )
     file = options.forecaster or project / "models" / "forecaster.npz"
     forecaster = Forecaster.load(file, parameters["damping"])
+    common = pipeline, objective, simulation, ipa, options.seed, agent
+    load = KnownLoad(futures_of(forecaster))
+    policy = build_policy(options.policy, *common, decision_seconds=seconds, load=load)
     controller_settings = ControllerSettings(
         interval_seconds=interval,
         objective=objective,

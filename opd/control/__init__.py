@@ -10,12 +10,12 @@ REACTIVE_POLICIES = ("hpa", "queue-threshold", "ladder")
 
 BASELINES = (
     *("random", "greedy", "ipa", "dynamic-program", *REACTIVE_POLICIES),
-    *("myopic", "myopic-backlog", "clairvoyant"),
+    *("myopic", "myopic-backlog", "clairvoyant", "lookahead", "foresight"),
 )
 """Policies without training; ``ipa`` and ``dynamic-program`` solve the same problem by different methods."""
 
 POLICIES = (*BASELINES, AGENT)
-SIMULATED_POLICIES = ("clairvoyant",)
+SIMULATED_POLICIES = ("clairvoyant", "foresight")
 """Policies that need the coming load, which only the simulator knows."""
 
 DEPLOYABLE_POLICIES = tuple(name for name in POLICIES if name not in SIMULATED_POLICIES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from opd.control import (
     is_user_policy,
     policy_label,
 )
+from opd.control.lookahead import ForesightPolicy, LookaheadPolicy
 from opd.control.policies import (
     AgentPolicy,
     BacklogPolicy,
@@ -35,9 +37,26 @@ from opd.control.user_policy import UserPolicy, load_user_policy
 from opd.measurement import SimulationParameters
 from opd.objective import Objective, objective_from
 from opd.pipeline import Pipeline, ServiceLevel
+from opd.planner.lookahead import PlannerParameters
 from opd.solvers import IpaParameters, ipa_dynamic_program, ipa_highs, myopic
 from opd.solvers.ladder import Solve
 from opd.solvers.service_level import best_for_level, greedy_for_level, ipa_for_level
+from opd.workload.futures import Futures, RecentFutures
+
+LIVE_MILLISECONDS = 500.0
+"""Time after which ``lookahead`` begins no further round of rollouts outside the simulator."""
+
+
+class KnownLoad(NamedTuple):
+    """What is known of a load before it comes.
+
+    Attributes:
+        futures: loads that ``lookahead`` plans for; by default those of the last two minutes.
+        usual: requests/s in the mean, for which autoscalers are designed; None for what their first decision sees.
+    """
+
+    futures: Futures = RecentFutures()
+    usual: float | None = None
 
 
 def build_policy(
@@ -50,49 +69,49 @@ def build_policy(
     agent: Path | None = None,
     simulated: bool = False,
     decision_seconds: float | None = None,
-    usual_load: float | None = None,
+    load: KnownLoad | None = None,
 ) -> Policy:
     """Build the policy called ``name``; every run needs its own, because some remember what they decided.
 
     Args:
-        name: of :data:`opd.control.DEPLOYABLE_POLICIES`, in the simulator of :data:`opd.control.POLICIES`; or
-            ``module:Class``, see :mod:`opd.control.user_policy`, with ``myopic-backlog`` as the fallback.
+        name: of :data:`opd.control.POLICIES`, outside the simulator of :data:`opd.control.DEPLOYABLE_POLICIES`; or
+            ``module:Class``, with ``myopic-backlog`` as the fallback.
         pipeline: the pipeline to control.
         objective: of the reward that the myopic policies maximise; greedy and IPA keep the latency of a service level.
         simulation: its batch timeout, interval and noise are those that policies plan with.
         ipa: weights of IPA's own objective.
-        seed: of ``random``.
+        seed: of ``random``, and of what ``lookahead`` draws.
         agent: checkpoint of ``agent``.
         simulated: whether the policy runs in the simulator, which knows the coming load.
         decision_seconds: limit of a decision of a user's policy; by default half the interval of ``simulation``.
-        usual_load: requests/s in the mean, for which autoscalers are designed; None for what their first decision sees.
+        load: what is known of it beforehand.
 
     Raises:
         ValueError: if there is no such policy, or no checkpoint for ``agent``.
-        PolicyError: if a user's policy cannot be used.
-        CheckpointError: if the checkpoint cannot be read or was trained for another pipeline.
+        PolicyError, CheckpointError: if a user's policy, or the checkpoint, cannot be used for the pipeline.
     """
-    planners = _planners(pipeline, objective, simulation, ipa)
-    backlog = BacklogPolicy(planners["myopic"](), simulation.interval)
+    solvers, solve = _solver_policies(pipeline, objective, simulation, ipa), solver_for(objective, simulation)
+    backlog = BacklogPolicy(solvers["myopic"](), simulation.interval)
     if is_user_policy(name):
-        policy = load_user_policy(name, pipeline, objective)
-        seconds = decision_seconds or DECISION_SHARE * simulation.interval
-        return UserPolicy(policy_label(name), policy, pipeline, backlog, seconds)
+        limit = decision_seconds or DECISION_SHARE * simulation.interval
+        return UserPolicy(policy_label(name), load_user_policy(name, pipeline, objective), pipeline, backlog, limit)
     _check_known(name, simulated)
+    futures, usual = load or KnownLoad()
     if name in REACTIVE_POLICIES:
-        solve, thresholds = solver_for(objective, simulation), tuned_thresholds(name, pipeline.name)
-        return reactive_policy(pipeline, solve, simulation.interval, thresholds, usual_load)
-    makers: dict[str, Callable[[], Policy]] = {
-        **planners,
+        return reactive_policy(pipeline, solve, simulation.interval, tuned_thresholds(name, pipeline.name), usual)
+    planning = pipeline, objective, simulation, solve, futures, _effort(simulated), seed
+    makers: dict[str, Callable[[], Policy]] = solvers | {
+        "lookahead": lambda: LookaheadPolicy(*planning),
+        "foresight": lambda: ForesightPolicy(*planning),
         "random": lambda: RandomPolicy(pipeline, seed),
         "myopic-backlog": lambda: backlog,
-        "clairvoyant": lambda: ClairvoyantPolicy(planners["myopic"]()),
+        "clairvoyant": lambda: ClairvoyantPolicy(solvers["myopic"]()),
         AGENT: lambda: agent_policy(_load(agent, pipeline)),
     }
     return makers[name]()
 
 
-def _planners(
+def _solver_policies(
     pipeline: Pipeline, objective: Objective, simulation: SimulationParameters, ipa: IpaParameters
 ) -> dict[str, Callable[[], Policy]]:
     """The policies that solve for the forecast load; for a service level they plan with the latency's percentile."""
@@ -111,6 +130,11 @@ def _planners(
         "dynamic-program": partial(IpaPolicy, pipeline, ipa, ipa_dynamic_program),
         "myopic": partial(MyopicPolicy, pipeline, objective, simulation.batch_timeout),
     }
+
+
+def _effort(simulated: bool) -> PlannerParameters:
+    """The effort of a planner, whose time is limited outside the simulator."""
+    return PlannerParameters() if simulated else PlannerParameters(milliseconds=LIVE_MILLISECONDS)
 
 
 def solver_for(objective: Objective, simulation: SimulationParameters) -> Solve:
@@ -158,7 +182,7 @@ def agent_policy(agent: Agent) -> AgentPolicy:
     ipa = IpaParameters.from_objective(objective, len(pipeline.tasks))
     expert = "dynamic-program" if parameters["training"]["expert"] == "ipa" else "myopic"
     return AgentPolicy(
-        agent, BacklogPolicy(_planners(pipeline, objective, simulation, ipa)[expert](), simulation.interval)
+        agent, BacklogPolicy(_solver_policies(pipeline, objective, simulation, ipa)[expert](), simulation.interval)
     )
 
 

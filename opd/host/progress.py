@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 STYLE_VARIABLE = "OPD_PROGRESS"
 """Environment variable; with the value ``lines``, progress is shown as lines even in a notebook."""
@@ -86,5 +86,7 @@ def progress_bar(
     """
     interactive = sys.stderr.isatty() or "ipykernel" in sys.modules
     if interactive and os.environ.get(STYLE_VARIABLE) != "lines":
-        return tqdm(items, total=total, desc=desc, unit=unit, **look)
+        from tqdm.auto import tqdm as bar  # warns where Jupyter's widgets are missing, which only matters here
+
+        return bar(items, total=total, desc=desc, unit=unit, **look)
     return ProgressLines(items, total, desc)

@@ -1,1 +1,1 @@
-"""Planning by simulation: candidates for the next interval, tried against futures in the compiled simulator."""
+"""Planning by simulation: configurations for the next interval are tried against futures of the load."""

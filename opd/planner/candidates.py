@@ -1,6 +1,4 @@
-"""Configurations worth trying next: near the running one, near what a solver would choose, and what it would at other
-loads.
-"""
+"""Candidates: the neighbours of a configuration, and which of many are feasible."""
 
 from __future__ import annotations
 
@@ -12,8 +10,10 @@ REPLICA_STEPS = (-1, 1, 2)
 
 
 def neighbours(pipeline: Pipeline, configuration: np.ndarray) -> np.ndarray:
-    """The configuration itself, and all that differ from it in one stage: another variant, a few replicas less or more,
-    or a batch size halved or doubled. Limits are not checked.
+    """The configuration itself, and all that differ from it a little in one stage.
+
+    A stage may have another variant, a few replicas less or more, or a batch size halved or doubled. Limits are not
+    checked.
 
     Args:
         pipeline: the pipeline, N tasks.

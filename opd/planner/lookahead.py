@@ -1,87 +1,125 @@
-"""Lookahead: the candidate that does best over sampled futures, by rollouts and successive halving.
+"""Lookahead: the candidate that does best over futures of the load, by rollouts and successive halving.
 
-Every candidate is simulated from the present state: what waits, which replicas are starting, what is being served. The
-first interval runs the candidate; then a solver goes on that knows the future's own peaks. Candidates meet the same
-futures. After each round only the best go on, against more futures.
+Every candidate is simulated from the present state: what waits, what is being served, which replicas are starting. The
+first interval runs the candidate; then the solver goes on, which knows the load that comes in this future. All
+candidates meet the same futures. After each round only the best stay, and meet more futures.
+
+Where requests are served within seconds and replicas start within seconds, what is known of the next interval's load
+decides almost everything; few intervals are therefore enough.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from time import perf_counter
 
 import numpy as np
 
-from opd.measurement import Observation, score
+from opd.measurement import Observation, SimulationParameters, score
+from opd.objective import Objective
 from opd.pipeline import Configuration, Pipeline, as_array, as_configuration
 from opd.planner.candidates import feasible, neighbours
+from opd.planner.present import present_stages
+from opd.profiling.attainable import attainable_load
 from opd.simulator.rollouts import Arrivals, Continuation, RolloutSimulator, draw_arrivals
-
-Solve = Callable[[Pipeline, float], Configuration]
+from opd.solvers.ladder import Solve
 
 DROP_PENALTY = 0.05
-"""Reward lost per dropped request."""
+"""Reward lost per dropped request, as in training: Eq. 7 itself does not count them."""
 
 
-class PlannerParameters(NamedTuple):
-    """Effort of a decision."""
+@dataclass(frozen=True)
+class PlannerParameters:
+    """Effort of a decision.
 
-    intervals: int = 5
-    rounds: tuple[tuple[float, int], ...] = ((1.0, 2), (0.3, 4), (0.3, 8))
+    Attributes:
+        intervals: length of a rollout.
+        futures: those that the candidates of each round meet in addition to those of the rounds before.
+        kept: share of the candidates that go on to the next round.
+        fewest: candidates that go on at least.
+        loads: number of loads for which the solver's configurations are kept.
+        milliseconds: no round begins after so much time, so that the best of the last one is decided; results then
+            depend on the machine.
+    """
+
+    intervals: int = 3
+    futures: tuple[int, ...] = (8, 16, 32)
+    kept: float = 0.3
+    fewest: int = 4
     loads: int = 48
+    milliseconds: float = float("inf")
 
 
 class Planner:
-    """Plans for one pipeline on a device of given cores.
+    """Plans for one pipeline.
 
     Args:
-        pipeline: the pipeline.
+        pipeline: as its device is now, N tasks.
         objective: of the reward.
         simulation: behaviour of the device.
-        solve: the solver that makes candidates and goes on after the first interval.
-        max_rate: largest number of requests in any one second of a future.
+        solve: the solver that proposes candidates and goes on after the first interval.
         parameters: effort of a decision.
     """
 
-    def __init__(self, pipeline, objective, simulation, solve, max_rate, parameters=PlannerParameters()):
-        self.pipeline, self.objective, self.simulation, self.parameters = pipeline, objective, simulation, parameters
-        self._solve = solve
-        self._rollouts = RolloutSimulator(pipeline, simulation, max_rate)
-        loads = np.unique(np.rint(np.geomspace(1.0, 2.0 * max_rate, parameters.loads)))
-        self.continuation = Continuation(loads, np.array([as_array(solve(pipeline, load)) for load in loads]))
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        objective: Objective,
+        simulation: SimulationParameters,
+        solve: Solve,
+        parameters: PlannerParameters,
+    ) -> None:
+        self._pipeline, self._objective, self._simulation, self._solve = pipeline, objective, simulation, solve
+        self._parameters = parameters
+        self._rollouts = RolloutSimulator(pipeline, simulation)
+        highest = max(attainable_load(pipeline, np.finfo(float).max), 1.0)
+        loads = np.unique(np.append(np.geomspace(1.0, highest, parameters.loads).round(1), 0.0))
+        self._continuation = Continuation(loads, np.array([as_array(solve(pipeline, load)) for load in loads]))
+
+    @property
+    def futures(self) -> int:
+        """Number of futures that a decision takes."""
+        return sum(self._parameters.futures)
+
+    @property
+    def seconds(self) -> int:
+        """Length of a rollout."""
+        return self._parameters.intervals * self._simulation.interval
 
     def candidates(self, observation: Observation) -> np.ndarray:
-        """(C, N, 3) configurations to try."""
-        running = as_array(observation.configuration)
+        """(C, N, 3) configurations to try: neighbours of the running and of solved ones, and those of other loads."""
         load = max(observation.predicted_load, observation.incoming_load)
-        solved = [as_array(self._solve(self.pipeline, each)) for each in (load, load + observation.queue.sum() / 10.0)]
-        near = [neighbours(self.pipeline, each) for each in (running, *solved)]
-        return feasible(self.pipeline, np.concatenate([*near, self.continuation.table]))
+        backlog = float(observation.queue.sum()) / self._simulation.interval
+        solved = [as_array(self._solve(self._pipeline, each)) for each in (load, load + backlog)]
+        near = [neighbours(self._pipeline, each) for each in (as_array(observation.configuration), *solved)]
+        return feasible(self._pipeline, np.concatenate([*near, self._continuation.table]))
 
     def decide(self, observation: Observation, counts: np.ndarray, generator: np.random.Generator) -> Configuration:
-        """The best candidate against futures (F, seconds) of counts."""
-        seconds = self.simulation.interval
-        arrivals = draw_arrivals(counts, seconds, generator)
-        self._rollouts.place(observation.stages)
+        """The best candidate.
+
+        Args:
+            observation: the present.
+            counts: (F, T) requests of each second of the futures, :attr:`futures` and :attr:`seconds` of them.
+            generator: of the arrivals within each second, and of service times.
+        """
+        begin, p = perf_counter(), self._parameters
+        arrivals = draw_arrivals(counts, self._simulation.interval, generator)
+        self._rollouts.place(present_stages(self._pipeline, observation), arrivals)
         candidates = self.candidates(observation)
-        total = np.zeros(len(candidates))
-        done = 0
-        for share, futures in self.parameters.rounds:
-            keep = max(int(np.ceil(share * len(candidates))), min(4, len(candidates)))
-            best = np.argsort(-total, kind="stable")[:keep]
-            candidates, total = candidates[best], total[best]
-            part = Arrivals(
-                arrivals.times[done : done + futures],
-                arrivals.loads[done : done + futures, : self.parameters.intervals],
-            )
-            if not len(part.times):
+        total, met = np.zeros(len(candidates)), 0
+        for futures in p.futures:
+            if met and 1e3 * (perf_counter() - begin) > p.milliseconds:
                 break
-            total = total + self._returns(candidates, part).sum(axis=1)
-            done += futures
+            if met:
+                kept = max(int(np.ceil(p.kept * len(candidates))), p.fewest)
+                best = np.argsort(-total, kind="stable")[:kept]
+                candidates, total = candidates[best], total[best]
+            total = total + self._returns(candidates, arrivals.part(met, met + futures), generator).sum(axis=1)
+            met += futures
         return as_configuration(candidates[int(np.argmax(total))])
 
-    def _returns(self, candidates: np.ndarray, arrivals: Arrivals) -> np.ndarray:
-        """(C, F) mean reward of an interval, less the penalty of what is dropped."""
-        ran, interval = self._rollouts.run(candidates, arrivals, self.continuation)
-        reward = score(self.pipeline, self.objective, ran, interval, self.simulation.interval).reward
+    def _returns(self, candidates: np.ndarray, arrivals: Arrivals, generator: np.random.Generator) -> np.ndarray:
+        """(C, F) mean reward of an interval, less what dropped requests cost."""
+        ran, interval = self._rollouts.run(candidates, arrivals, self._continuation, generator)
+        reward = score(self._pipeline, self._objective, ran, interval, self._simulation.interval).reward
         return (reward - DROP_PENALTY * interval.dropped).mean(axis=2)

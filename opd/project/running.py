@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from opd.control import AGENT
-from opd.control.factory import build_policy
+from opd.control.factory import KnownLoad, build_policy
 from opd.control.policies import Policy
 from opd.control.warm_up import warm_up
 from opd.live.load import offer
@@ -25,6 +25,7 @@ from opd.serving.store import store_url
 from opd.solvers import IpaParameters
 from opd.workload.check_trace import trace_use, use_of
 from opd.workload.forecast import Forecaster, RecentMaximum
+from opd.workload.quantile_futures import futures_of
 from opd.workload.trace import load_trace
 
 FALLBACK_POLICY = "myopic-backlog"
@@ -68,14 +69,15 @@ def decider(project: Project, pipeline: Pipeline, name: str | None, seed: int = 
         notes.append(f"no agent was trained; {FALLBACK_POLICY} decides (train one with `opd train`)")
     chosen = name or (AGENT if agent.is_file() else FALLBACK_POLICY)
     known = agent if agent.is_file() else None
-    policy = build_policy(chosen, pipeline, project.objective, project.simulation(), IpaParameters(), seed, known)
     file = project.root / "models" / "forecaster.npz"
+    forecaster: Forecaster | RecentMaximum = RecentMaximum()
     if file.is_file():
-        forecast = Forecaster.load(file, int(project.parameters()["damping"])).predict
+        forecaster = Forecaster.load(file, int(project.parameters()["damping"]))
     else:
-        forecast = RecentMaximum().predict
         notes.append("no forecaster was trained; the largest load of the last 20 s is the forecast")
-    return Decider(chosen, policy, forecast, tuple(notes))
+    common = pipeline, project.objective, project.simulation(), IpaParameters(), seed, known
+    policy = build_policy(chosen, *common, load=KnownLoad(futures_of(forecaster)))
+    return Decider(chosen, policy, forecaster.predict, tuple(notes))
 
 
 def serve_project(

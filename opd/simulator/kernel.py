@@ -433,70 +433,38 @@ def _record(interval, record, c, f, h):
 
 
 @njit(cache=True)
-def roll_out(
-    present,
-    scratch,
-    candidates,
-    arrivals,
-    planned,
-    table,
-    loads,
-    tables,
-    length,
-    timeout,
-    drop_after,
-    objective,
-    factors,
-    interval,
-    record,
-    chosen,
-    generator,
-):
-    """Simulate every candidate against every future, each from the present state; return whether all queues had room.
+def roll_out(present, scratch, candidates, arrivals, continuation, tables, device, interval, record, chosen, generator):
+    """Simulate every candidate against every future, each from the present state.
 
-    The first interval runs the candidate. Every later one runs the row of ``table`` for the load planned for in this
-    future and for the requests that wait, as if they came within the interval. A future has the same arrivals for every
+    The first interval runs the candidate. Every later one runs the continuation for the load planned for in this future
+    and for the requests that wait, as if they came within the interval. A future has the same arrivals for every
     candidate.
 
     Args:
         present: state of one environment; stays as it is.
-        scratch: state of one environment of the same shape; overwritten.
+        scratch: state of one environment of the same shape, with room for all arrivals; overwritten.
         candidates: (C, N, 3) configurations for the first interval.
-        arrivals: (F, M) ascending times of the requests of each future, infinite after the last.
-        planned: (F, H) requests/s that each interval is planned for.
-        table: (L, N, 3) configurations by load.
-        loads: (L,) requests/s, ascending.
+        arrivals: :class:`~opd.simulator.rollouts.Arrivals` of F futures and H intervals.
+        continuation: :class:`~opd.simulator.rollouts.Continuation`.
+        tables: of the pipeline.
+        device: length, timeout, drop_after, objective and factors as in :func:`simulate`.
         interval: measurements of one environment; overwritten.
         record: measurements by candidate, future and interval; written.
         chosen: (C, F, H, N, 3) the configurations that ran; written.
         generator: of the service times.
     """
-    room = True
+    length, last = device[0], len(continuation.loads) - 1
     for c in range(candidates.shape[0]):
-        for f in range(arrivals.shape[0]):
+        for f in range(arrivals.times.shape[0]):
             _copy_state(present, scratch)
             begin = 0
-            for h in range(planned.shape[1]):
-                if h == 0:
-                    chosen[c, f, h] = candidates[c]
-                else:
-                    load = planned[f, h] + interval.queue[0].sum() / length
-                    chosen[c, f, h] = table[min(np.searchsorted(loads, load), len(loads) - 1)]
-                end = np.searchsorted(arrivals[f], scratch.now[0] + length)
-                room = add_arrivals(scratch, arrivals[f, begin:end], interval) and room
+            for h in range(arrivals.loads.shape[1]):
+                chosen[c, f, h] = candidates[c]
+                if h > 0:
+                    load = arrivals.loads[f, h] + interval.queue[0].sum() / length
+                    chosen[c, f, h] = continuation.table[min(np.searchsorted(continuation.loads, load), last)]
+                end = np.searchsorted(arrivals.times[f], scratch.now[0] + length)
+                add_arrivals(scratch, arrivals.times[f, begin:end], interval)
                 begin = end
-                fits = simulate(
-                    scratch,
-                    chosen[c, f, h : h + 1],
-                    tables,
-                    length,
-                    timeout,
-                    drop_after,
-                    objective,
-                    factors,
-                    interval,
-                    generator,
-                )
-                room = room and fits
+                simulate(scratch, chosen[c, f, h : h + 1], tables, *device, interval, generator)  # type: ignore[call-arg]
                 _record(interval, record, c, f, h)
-    return room

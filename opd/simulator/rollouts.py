@@ -9,7 +9,7 @@ import numpy as np
 from opd.measurement import Interval, SimulationParameters, StageState
 from opd.pipeline import Pipeline
 from opd.simulator import kernel
-from opd.simulator.simulator import blank_interval, place_stages, roomy_state
+from opd.simulator.simulator import blank_interval, empty_state, place_stages, service_factors
 
 PLANNED_LOAD = 1.1
 """Load that the later intervals of a rollout are planned for, in terms of the mean that comes in them. A solver that
@@ -38,6 +38,10 @@ class Arrivals(NamedTuple):
 
     times: np.ndarray
     loads: np.ndarray
+
+    def part(self, first: int, last: int) -> Arrivals:
+        """The futures from number ``first`` up to ``last``, that one excluded."""
+        return Arrivals(self.times[first:last], self.loads[first:last])
 
 
 class Rollouts(NamedTuple):
@@ -75,55 +79,47 @@ class RolloutSimulator:
 
     Args:
         pipeline: the pipeline, N tasks.
-        parameters: behaviour of the device; rollouts take mean service times.
-        max_rate: largest number of requests in any one second of a future.
+        parameters: behaviour of the device.
     """
 
-    def __init__(self, pipeline: Pipeline, parameters: SimulationParameters, max_rate: int) -> None:
-        self.pipeline, self.parameters, self.max_rate = pipeline, parameters, max_rate
-        self._present = roomy_state(pipeline, parameters, 1, max_rate)
-        self._scratch = roomy_state(pipeline, parameters, 1, max_rate)
+    def __init__(self, pipeline: Pipeline, parameters: SimulationParameters) -> None:
+        self._pipeline, self._parameters = pipeline, parameters
+        self._factors = service_factors(parameters)
         self._interval = blank_interval((1,), len(pipeline.tasks))
-        self._factors = np.ones(1)
-        self._generator = np.random.default_rng(0)
+        self._make_room(1)
 
-    def place(self, stages: tuple[StageState, ...]) -> None:
-        """Set the state that rollouts begin with.
+    def _make_room(self, requests: int) -> None:
+        """Make queues of ``requests`` places or more."""
+        tables = self._pipeline.tables
+        shape = len(self._pipeline.tasks), requests, int(tables.variant_counts.max()) * self._pipeline.max_replicas
+        self._present, self._scratch = empty_state(1, *shape), empty_state(1, *shape)
 
-        Raises:
-            ValueError: if more is under way than there is room for.
-        """
+    def place(self, stages: tuple[StageState, ...], arrivals: Arrivals) -> None:
+        """Set the state that rollouts begin with, with room for what arrives in them."""
+        present = sum(len(stage.waiting) + len(stage.in_service) for stage in stages)
+        needed = present + arrivals.times.shape[1]
+        if needed > self._present.queue_time.shape[2]:
+            self._make_room(2 * needed)
         place_stages(self._present, stages)
 
-    def run(self, candidates: np.ndarray, arrivals: Arrivals, continuation: Continuation) -> Rollouts:
-        """Run candidates (C, N, 3) against all futures.
-
-        Raises:
-            RuntimeError: if a queue is full.
-        """
-        p, tasks = self.parameters, len(self.pipeline.tasks)
+    def run(
+        self, candidates: np.ndarray, arrivals: Arrivals, continuation: Continuation, generator: np.random.Generator
+    ) -> Rollouts:
+        """Run candidates (C, N, 3) against all futures; the generator draws service times."""
+        p, tasks = self._parameters, len(self._pipeline.tasks)
         shape = (len(candidates), *arrivals.loads.shape)
-        record = blank_interval(shape, tasks)
-        chosen = np.zeros((*shape, tasks, 3), dtype=np.int64)
-        room = kernel.roll_out(
+        record, chosen = blank_interval(shape, tasks), np.zeros((*shape, tasks, 3), dtype=np.int64)
+        kernel.roll_out(
             self._present,
             self._scratch,
             candidates,
-            arrivals.times,
-            arrivals.loads,
-            continuation.table,
-            continuation.loads,
-            self.pipeline.tables,
-            float(p.interval),
-            p.batch_timeout,
-            p.drop_after,
-            self.pipeline.service_level.seconds,
-            self._factors,
+            arrivals,
+            continuation,
+            self._pipeline.tables,
+            (float(p.interval), p.batch_timeout, p.drop_after, self._pipeline.service_level.seconds, self._factors),
             self._interval,
             record,
             chosen,
-            self._generator,
+            generator,
         )
-        if not room:
-            raise RuntimeError(f"a queue of pipeline {self.pipeline.name!r} is full at {self.max_rate} requests/s")
         return Rollouts(chosen, record)

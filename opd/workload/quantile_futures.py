@@ -26,7 +26,7 @@ from opd.workload.forecast_network import (
     scaled,
     unscaled,
 )
-from opd.workload.futures import rounded
+from opd.workload.futures import Futures, RecentFutures, rounded
 
 _FARTHEST = 4.0
 """Largest rank beyond the outermost quantiles, so that two that lie very close do not give an absurd one."""
@@ -87,6 +87,11 @@ class QuantileFutures:
         loads = means + np.sqrt(means + HALF_REQUEST) * patterns.departures[stretch]
         interval = np.minimum(np.arange(-(-seconds // BIN_SECONDS)), INTERVALS - 1)
         return rounded(loads[:, interval].reshape(paths, -1)[:, :seconds], generator)
+
+
+def futures_of(forecaster: object) -> Futures:
+    """The futures of a trained forecaster; of anything else those of the last two minutes."""
+    return QuantileFutures(forecaster) if isinstance(forecaster, Forecaster) else RecentFutures()
 
 
 def patterns_of(counts: np.ndarray, ends: np.ndarray, network: ForecastNetwork) -> Patterns:

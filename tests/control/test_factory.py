@@ -24,7 +24,7 @@ from opd.solvers import IpaParameters, ipa_dynamic_program, myopic
 
 def observation(pipeline: Pipeline, predicted_load: float, incoming_load: float = 5.0) -> Observation:
     seen = replace(idle_observation(pipeline), predicted_load=predicted_load, incoming_load=incoming_load)
-    return replace(seen, coming_load=predicted_load)
+    return replace(seen, coming_load=predicted_load, coming_counts=np.full(40, int(predicted_load)))
 
 
 def build(name, pipeline, **options):

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from opd.control import AGENT, BASELINES, DECISION_SHARE, is_user_policy, policy_label
-from opd.control.factory import build_policy
+from opd.control.factory import KnownLoad, build_policy
 from opd.control.loop import Step, run
 from opd.control.policies import Policy
 from opd.control.warm_up import warm_up
@@ -30,6 +30,7 @@ from opd.simulator.backend import Device, SimulatedBackend
 from opd.solvers import IpaParameters, greedy
 from opd.study.evaluation.bound import reward_bound
 from opd.workload.forecast import HISTORY_SECONDS, Forecaster
+from opd.workload.quantile_futures import futures_of
 from opd.workload.trace import CYCLE_SECONDS, TWITTER_CYCLES, Cycle, Trace, cycle_counts
 
 LOADS = tuple(cycle.name for cycle in TWITTER_CYCLES)
@@ -84,7 +85,13 @@ class Setting:
             )
         kind, seconds = name if path is None else AGENT, self.decision_share * self.simulation.interval
         known = pipeline, self.objective, self.simulation, self.ipa, seed, path
-        return build_policy(kind, *known, simulated=True, decision_seconds=seconds, usual_load=self.usual_load)
+        return build_policy(
+            kind,
+            *known,
+            simulated=True,
+            decision_seconds=seconds,
+            load=KnownLoad(futures_of(self.forecaster), self.usual_load),
+        )
 
     @property
     def usual_load(self) -> float:

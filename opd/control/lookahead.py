@@ -1,0 +1,100 @@
+"""Policies that plan by simulation: against futures that may come, or against the one that does."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import replace
+
+import numpy as np
+
+from opd.control.policies import Policy, present_pipeline
+from opd.measurement import Observation, SimulationParameters
+from opd.objective import Objective
+from opd.pipeline import Configuration, Pipeline
+from opd.planner.lookahead import Planner, PlannerParameters
+from opd.solvers.ladder import Solve
+from opd.workload.futures import Futures
+
+_KEPT = 8
+"""Planners kept for devices that change: each holds the solver's configurations for a device."""
+
+
+class LookaheadPolicy(Policy):
+    """The best of many configurations over futures of the load, see :mod:`opd.planner.lookahead`.
+
+    Args:
+        pipeline: the pipeline to control.
+        objective: of the reward.
+        simulation: behaviour of the device.
+        solve: proposes configurations.
+        futures: source of loads that may come.
+        parameters: effort of a decision.
+        seed: of the futures.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        objective: Objective,
+        simulation: SimulationParameters,
+        solve: Solve,
+        futures: Futures,
+        parameters: PlannerParameters,
+        seed: int = 0,
+    ) -> None:
+        self._pipeline, self._objective, self._simulation, self._solve = pipeline, objective, simulation, solve
+        self._futures, self._parameters = futures, parameters
+        self._generator = np.random.default_rng(seed)
+        self._planners: OrderedDict[tuple[object, ...], Planner] = OrderedDict()
+
+    def warm_up(self, observation: Observation) -> None:
+        """Decide once, with a generator of its own."""
+        generator, self._generator = self._generator, np.random.default_rng(0)
+        self.decide(observation)
+        self._generator = generator
+
+    def decide(self, observation: Observation) -> Configuration:
+        """The candidate with the best mean reward over the futures."""
+        planner = self._planner(observation)
+        counts = self._counts(observation, planner)
+        return planner.decide(observation, counts, self._generator)
+
+    def _counts(self, observation: Observation, planner: Planner) -> np.ndarray:
+        """(F, T) counts per second that may come."""
+        history, load = observation.history, observation.predicted_load
+        return self._futures.sample(history, load, planner.futures, planner.seconds, self._generator)
+
+    def _planner(self, observation: Observation) -> Planner:
+        """The planner for the device as it is now."""
+        known = observation.calibration
+        key = (observation.available_cores, *(() if known is None else (known.factor.tobytes(), known.slope.tobytes())))
+        if key not in self._planners:
+            pipeline = present_pipeline(self._pipeline, observation)
+            made = Planner(pipeline, self._objective, self._simulation, self._solve, self._parameters)
+            self._planners[key] = made
+            if len(self._planners) > _KEPT:
+                self._planners.popitem(last=False)
+        self._planners.move_to_end(key)
+        return self._planners[key]
+
+
+class ForesightPolicy(LookaheadPolicy):
+    """The same planner, told the requests of every coming second: how much a perfect forecast is worth."""
+
+    def warm_up(self, observation: Observation) -> None:
+        """Decide once, as if no request came."""
+        super().warm_up(replace(observation, coming_counts=np.zeros(1, dtype=np.int64)))
+
+    def _counts(self, observation: Observation, planner: Planner) -> np.ndarray:
+        """(F, T) the counts that come, in every future; after the end of the workload those of its last second.
+
+        Raises:
+            ValueError: if the backend does not know the future.
+        """
+        if observation.coming_counts is None:
+            raise ValueError("policy 'foresight' needs the coming load, which only the simulated backend knows")
+        coming = observation.coming_counts[: planner.seconds]
+        if not len(coming):
+            coming = np.zeros(1, dtype=np.int64)
+        padded = np.pad(coming, (0, planner.seconds - len(coming)), mode="edge")
+        return np.tile(padded, (planner.futures, 1))
