@@ -21,7 +21,7 @@ import numpy as np
 
 from opd.agent.deployed import Agent, PolicyWeights
 from opd.control import AGENT, DEPLOYABLE_POLICIES
-from opd.control.factory import build_policy
+from opd.control.factory import KnownLoad, build_policy
 from opd.control.loop import expected_load
 from opd.control.policies import Policy
 from opd.measurement import SimulationParameters, idle_observation, state_names
@@ -39,6 +39,7 @@ from opd.workload.forecast_network import (
     QUANTILES,
     ForecastNetwork,
 )
+from opd.workload.quantile_futures import futures_of
 
 COMPILED_VARIABLE = "OPD_COMPILED"
 """Environment variable with the folder of compiled code that an image ships."""
@@ -72,11 +73,12 @@ def fill_cache() -> None:
         agent, forecaster = Path(folder) / "agent.npz", Path(folder) / "forecaster.npz"
         _untrained_agent(pipeline, simulation).save(agent)
         _untrained_forecaster().save(forecaster)
-        forecast = Forecaster.load(forecaster).predict
+        trained = Forecaster.load(forecaster)
+        load = KnownLoad(futures_of(trained))
         for name, objective in product(DEPLOYABLE_POLICIES, objectives):
             file = agent if name == AGENT else None
-            policy = build_policy(name, pipeline, objective, simulation, IpaParameters(), agent=file)
-            warm_up(pipeline, policy, forecast)
+            policy = build_policy(name, pipeline, objective, simulation, IpaParameters(), agent=file, load=load)
+            warm_up(pipeline, policy, trained.predict)
 
 
 def _untrained_agent(pipeline: Pipeline, simulation: SimulationParameters) -> Agent:
@@ -108,7 +110,7 @@ def _untrained_agent(pipeline: Pipeline, simulation: SimulationParameters) -> Ag
 
 
 def _untrained_forecaster() -> Forecaster:
-    """A forecaster of the smallest size."""
+    """A forecaster of the smallest size; for weights of zero, loads are those of the past."""
     units, quantiles = 1, INTERVALS * len(QUANTILES)
     shapes = {
         "input_weight": (FEATURES, 4 * units),
@@ -120,7 +122,7 @@ def _untrained_forecaster() -> Forecaster:
         "quantile_weight": (quantiles, QUANTILE_UNITS),
         "quantile_bias": (quantiles,),
     }
-    arrays = {name: np.ones(shape, dtype=np.float32) for name, shape in shapes.items()}
+    arrays = {name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()}
     network = ForecastNetwork(level_mean=0.0, level_deviation=1.0, output_bias=0.0, **arrays)
     patterns = Patterns(np.ones((1, INTERVALS), dtype=np.float32), np.ones((1, INTERVALS, BIN_SECONDS), np.float16))
     return Forecaster(network, patterns, ForecastParameters(hidden_size=units), "", 1, 0)

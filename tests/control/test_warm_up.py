@@ -26,7 +26,11 @@ from opd.workload.forecast import HISTORY_SECONDS, RecentMaximum
 
 def observations(number: int) -> list[Observation]:
     seen = idle_observation(ocr_pipeline())
-    return [replace(seen, predicted_load=3.0 * k, incoming_load=2.0 * k, coming_load=4.0 * k) for k in range(number)]
+    coming = [np.full(30, 4 * k) for k in range(number)]
+    return [
+        replace(seen, predicted_load=3.0 * k, incoming_load=2.0 * k, coming_load=4.0 * k, coming_counts=coming[k])
+        for k in range(number)
+    ]
 
 
 @pytest.mark.parametrize("name", POLICIES)
