@@ -90,8 +90,10 @@ class QuantileFutures:
 
 
 def futures_of(forecaster: object) -> Futures:
-    """The futures of a trained forecaster; of anything else those of the last two minutes."""
-    return QuantileFutures(forecaster) if isinstance(forecaster, Forecaster) else RecentFutures()
+    """The futures of a trained forecaster, or its own ``futures``; of anything else those of the last two minutes."""
+    if isinstance(forecaster, Forecaster):
+        return QuantileFutures(forecaster)
+    return getattr(forecaster, "futures", None) or RecentFutures()
 
 
 def patterns_of(counts: np.ndarray, ends: np.ndarray, network: ForecastNetwork) -> Patterns:

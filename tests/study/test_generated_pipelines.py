@@ -15,6 +15,7 @@ from opd.study.analysis import generated_pipelines
 from opd.study.analysis.generated_pipelines import (
     COLUMNS,
     RescaledForecaster,
+    RescaledFutures,
     evaluate_generated,
     generated_cells,
     generated_findings,
@@ -25,6 +26,7 @@ from opd.study.analysis.generated_pipelines import (
     summarise_generated,
 )
 from opd.workload.forecast import RecentMaximum
+from opd.workload.quantile_futures import futures_of
 
 SETTING = setting_on(waves(), {})
 CELLS = generated_cells(
@@ -55,6 +57,15 @@ def test_a_rescaled_forecaster_forecasts_in_the_scale_of_its_history():
     history = np.arange(1.0, 31.0)
     assert RescaledForecaster(Noting(), 3.0).predict(history) == pytest.approx(30.0)
     np.testing.assert_allclose(seen[0], 3.0 * history)
+
+
+def test_rescaled_futures_have_the_level_of_the_history():
+    futures = futures_of(RescaledForecaster(RecentMaximum(), 4.0))
+    assert isinstance(futures, RescaledFutures)
+    drawn = futures.sample(np.full(120, 5), 5.0, 200, 30, np.random.default_rng(0))
+    assert drawn.shape == (200, 30)
+    assert drawn.dtype == np.int64
+    assert drawn.mean() == pytest.approx(5.0, rel=0.02)
 
 
 def test_every_pipeline_has_its_own_load_and_objective():
