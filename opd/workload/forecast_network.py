@@ -235,12 +235,22 @@ def quantile_inputs(counts: np.ndarray, ends: np.ndarray, network: ForecastNetwo
     return inputs, levels
 
 
+def highest_load(inputs: np.ndarray) -> np.ndarray:
+    """(N, 1) bound on predicted loads, as scaled logarithms: twice the largest load among :func:`quantile_inputs`.
+
+    Far from what the network was trained on, for instance where an idle device meets a burst, its outputs grow without
+    limit.
+    """
+    loads = inputs[:, -QUANTILE_LOADS:-1].max(axis=1, keepdims=True) / _FEATURE_SCALE
+    return (loads + np.log(2.0)) / TARGET_SCALE
+
+
 def load_quantiles(inputs: np.ndarray, network: ForecastNetwork) -> np.ndarray:
     """(N, 6, Q) quantiles of the scaled logarithm of the coming loads, from :func:`quantile_inputs`.
 
-    They increase, even where the outputs of the network do not.
+    They increase, even where the outputs of the network do not, and are at most :func:`highest_load`.
     """
     hidden = np.maximum(inputs @ network.quantile_hidden_weight.T + network.quantile_hidden_bias, 0.0)
-    outputs = hidden @ network.quantile_weight.T + network.quantile_bias
+    outputs = np.minimum(hidden @ network.quantile_weight.T + network.quantile_bias, highest_load(inputs))
     ordered = np.sort(outputs.reshape(len(inputs), INTERVALS, len(QUANTILES)), axis=-1)
     return ordered + _LEAST_STEP * np.arange(len(QUANTILES))

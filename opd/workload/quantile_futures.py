@@ -21,6 +21,7 @@ from opd.workload.forecast_network import (
     HISTORY_SECONDS,
     INTERVALS,
     ForecastNetwork,
+    highest_load,
     load_quantiles,
     quantile_inputs,
     scaled,
@@ -83,7 +84,8 @@ class QuantileFutures:
         quantiles = np.repeat(load_quantiles(inputs, network), paths, axis=0)
         patterns = self.forecaster.patterns
         stretch = generator.integers(len(patterns.ranks), size=paths)
-        means = unscaled(at_ranks(quantiles, patterns.ranks[stretch]), levels[:, None])[..., None]
+        logarithms = np.minimum(at_ranks(quantiles, patterns.ranks[stretch]), highest_load(inputs))
+        means = unscaled(logarithms, levels[:, None])[..., None]
         loads = means + np.sqrt(means + HALF_REQUEST) * patterns.departures[stretch]
         interval = np.minimum(np.arange(-(-seconds // BIN_SECONDS)), INTERVALS - 1)
         return rounded(loads[:, interval].reshape(paths, -1)[:, :seconds], generator)

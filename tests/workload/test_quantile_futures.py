@@ -159,6 +159,16 @@ def test_a_shorter_history_counts_as_one_with_the_mean_of_its_first_ten_seconds_
     np.testing.assert_allclose(forecaster.quantiles(padded, np.array([len(padded)])), short, rtol=1e-4, atol=1e-6)
 
 
+@given(history=st.lists(st.integers(0, 5000), min_size=1, max_size=130))
+def test_loads_are_at_most_twice_the_largest_of_the_past(forecaster, history):
+    known = np.array(history)
+    limit = 2.0 * (known[-120:].max() + 0.5) * 1.001
+    assert (forecaster.quantiles(known, np.array([len(known)])) <= limit).all()
+    drawn = QuantileFutures(forecaster).sample(known, 9.0, 30, 60, rng()).reshape(30, INTERVALS, 10)
+    spread = np.abs(forecaster.patterns.departures.astype(float)).max() * np.sqrt(limit + 0.5)
+    assert drawn.max() <= limit + spread + 1.0
+
+
 def test_quantiles_do_not_cross(forecaster, trace):
     quantiles = forecaster.quantiles(trace.counts, scored_positions(trace, "validation", 300))
     assert quantiles.shape[1:] == (INTERVALS, COUNT)
