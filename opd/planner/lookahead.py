@@ -4,8 +4,8 @@ Every candidate is simulated from the present state: what waits, what is being s
 first interval runs the candidate; then the solver goes on, which knows the load that comes in this future. All
 candidates meet the same futures. After each round only the best stay, and meet more futures.
 
-Where requests are served within seconds and replicas start within seconds, what is known of the next interval's load
-decides almost everything; few intervals are therefore enough.
+A rollout is just long enough for every replica that the candidate starts to serve. Later intervals say less about the
+candidate than about the solver that goes on, and more about the noise.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class PlannerParameters:
     """Effort of a decision.
 
     Attributes:
-        intervals: length of a rollout.
+        intervals: length of a rollout at least; more where replicas start slowly, so that each serves within it.
         futures: those that the candidates of each round meet in addition to those of the rounds before.
         kept: share of the candidates that go on to the next round.
         fewest: candidates that go on at least.
@@ -42,7 +42,7 @@ class PlannerParameters:
             depend on the machine.
     """
 
-    intervals: int = 3
+    intervals: int = 2
     futures: tuple[int, ...] = (8, 16, 32)
     kept: float = 0.3
     fewest: int = 4
@@ -72,6 +72,8 @@ class Planner:
         self._pipeline, self._objective, self._simulation, self._solve = pipeline, objective, simulation, solve
         self._parameters = parameters
         self._rollouts = RolloutSimulator(pipeline, simulation)
+        slowest = pipeline.tables.startup_time[np.isfinite(pipeline.tables.startup_time)].max()
+        self._intervals = max(parameters.intervals, 1 + int(np.ceil(slowest / simulation.interval)))
         highest = max(attainable_load(pipeline, np.finfo(float).max), 1.0)
         loads = np.unique(np.append(np.geomspace(1.0, highest, parameters.loads).round(1), 0.0))
         self._continuation = Continuation(loads, np.array([as_array(solve(pipeline, load)) for load in loads]))
@@ -84,7 +86,7 @@ class Planner:
     @property
     def seconds(self) -> int:
         """Length of a rollout."""
-        return self._parameters.intervals * self._simulation.interval
+        return self._intervals * self._simulation.interval
 
     def candidates(self, observation: Observation) -> np.ndarray:
         """(C, N, 3) configurations to try: neighbours of the running and of solved ones, and those of other loads."""
