@@ -8,9 +8,12 @@ AGENT = "agent"
 REACTIVE_POLICIES = ("hpa", "queue-threshold", "ladder")
 """Autoscalers that answer what was measured, see :mod:`opd.control.reactive`."""
 
+PLANNERS = ("lookahead", "foresight")
+"""Policies that plan by simulation, see :mod:`opd.control.lookahead`."""
+
 BASELINES = (
     *("random", "greedy", "ipa", "dynamic-program", *REACTIVE_POLICIES),
-    *("myopic", "myopic-backlog", "clairvoyant", "lookahead", "foresight"),
+    *("myopic", "myopic-backlog", "clairvoyant", *PLANNERS),
 )
 """Policies without training; ``ipa`` and ``dynamic-program`` solve the same problem by different methods."""
 

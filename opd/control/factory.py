@@ -14,12 +14,12 @@ from opd.control import (
     AGENT,
     DECISION_SHARE,
     DEPLOYABLE_POLICIES,
+    PLANNERS,
     POLICIES,
     REACTIVE_POLICIES,
     is_user_policy,
     policy_label,
 )
-from opd.control.lookahead import ForesightPolicy, LookaheadPolicy
 from opd.control.policies import (
     AgentPolicy,
     BacklogPolicy,
@@ -37,7 +37,6 @@ from opd.control.user_policy import UserPolicy, load_user_policy
 from opd.measurement import SimulationParameters
 from opd.objective import Objective, objective_from
 from opd.pipeline import Pipeline, ServiceLevel
-from opd.planner.lookahead import PlannerParameters
 from opd.solvers import IpaParameters, ipa_dynamic_program, ipa_highs, myopic
 from opd.solvers.ladder import Solve
 from opd.solvers.service_level import best_for_level, greedy_for_level, ipa_for_level
@@ -99,10 +98,9 @@ def build_policy(
     futures, usual = load or KnownLoad()
     if name in REACTIVE_POLICIES:
         return reactive_policy(pipeline, solve, simulation.interval, tuned_thresholds(name, pipeline.name), usual)
-    planning = pipeline, objective, simulation, solve, futures, _effort(simulated), seed
+    if name in PLANNERS:
+        return _planner(name, pipeline, objective, simulation, solve, futures, simulated, seed)
     makers: dict[str, Callable[[], Policy]] = solvers | {
-        "lookahead": lambda: LookaheadPolicy(*planning),
-        "foresight": lambda: ForesightPolicy(*planning),
         "random": lambda: RandomPolicy(pipeline, seed),
         "myopic-backlog": lambda: backlog,
         "clairvoyant": lambda: ClairvoyantPolicy(solvers["myopic"]()),
@@ -132,9 +130,24 @@ def _solver_policies(
     }
 
 
-def _effort(simulated: bool) -> PlannerParameters:
-    """The effort of a planner, whose time is limited outside the simulator."""
-    return PlannerParameters() if simulated else PlannerParameters(milliseconds=LIVE_MILLISECONDS)
+def _planner(
+    name: str,
+    pipeline: Pipeline,
+    objective: Objective,
+    simulation: SimulationParameters,
+    solve: Solve,
+    futures: Futures,
+    simulated: bool,
+    seed: int,
+) -> Policy:
+    """Build a policy that plans by simulation; outside the simulator its time is limited."""
+    # Imported here because the simulator loads Gymnasium, which no other policy needs.
+    from opd.control.lookahead import ForesightPolicy, LookaheadPolicy
+    from opd.planner.lookahead import PlannerParameters
+
+    effort = PlannerParameters() if simulated else PlannerParameters(milliseconds=LIVE_MILLISECONDS)
+    policy = ForesightPolicy if name == "foresight" else LookaheadPolicy
+    return policy(pipeline, objective, simulation, solve, futures, effort, seed)
 
 
 def solver_for(objective: Objective, simulation: SimulationParameters) -> Solve:

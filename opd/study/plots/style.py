@@ -46,7 +46,7 @@ _STYLES = {
     "myopic": Style("myopic (exact)", PALETTE[4], "D"),
     "myopic-backlog": Style("myopic with backlog", "#9a86a4", "d"),
     "clairvoyant": Style("clairvoyant (knows the load)", "#606060", "P"),
-    "lookahead": Style("lookahead", PALETTE[9], "p"),
+    "lookahead": Style("lookahead", "#7fa3b5", "p"),
     "foresight": Style("foresight (lookahead that knows the load)", "#404040", "H"),
     "agent": Style("agent", PALETTE[0], "o"),
     "agent-frugal": Style("agent-frugal", PALETTE[3], "*"),
