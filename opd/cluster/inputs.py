@@ -27,7 +27,7 @@ from opd.profiling.pipeline_file import pipeline_path, read_pipeline_file, shipp
 from opd.profiling.pipelines import load_objective, load_pipeline
 from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
 from opd.solvers import IpaParameters
-from opd.workload.forecast import Forecaster
+from opd.workload.forecast import Forecaster, ForecasterError
 from opd.workload.quantile_futures import futures_of
 
 SETTINGS_FILE = "cluster.yaml"
@@ -162,8 +162,12 @@ def controller_of(cluster: Cluster, source: str, settings: ClusterSettings, opti
     interval = options.interval or simulation.interval
     seconds = options.decision_share * interval
     file = options.forecaster or project / "models" / "forecaster.npz"
-    forecaster = Forecaster.load(file, parameters["damping"])
     common = pipeline, objective, simulation, ipa, options.seed, agent
+    try:
+        forecaster = Forecaster.load(file, parameters["damping"])
+    except ForecasterError:
+        build_policy(options.policy, *common)  # what is wrong with the policy is told first
+        raise
     load = KnownLoad(futures_of(forecaster))
     policy = build_policy(options.policy, *common, decision_seconds=seconds, load=load)
     controller_settings = ControllerSettings(

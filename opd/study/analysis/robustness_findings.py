@@ -147,7 +147,7 @@ def _requests(number: float) -> str:
 
 # -------------------------------------------------------------------------------------------------------------- figure
 
-_LINE, _SPAN = 0.72, 0.6
+_LINE, _SPAN = 0.46, 0.6
 """Height of a line in inches, and the share of it for its marks; the rest separates the lines."""
 
 Places = Mapping[tuple[str, str], int]
@@ -155,7 +155,7 @@ Places = Mapping[tuple[str, str], int]
 
 
 def plot_robustness(summary: pd.DataFrame, label: str) -> Figure:
-    """Draw the agent's lead over other policies and the requests that each policy drops; one row a condition.
+    """Draw the agent's lead over the solvers and the requests that each policy drops; one row a condition.
 
     A whisker is the 95 % interval of the mean. Both scales are linear around zero and logarithmic beyond, because the
     effects differ by factors of a hundred.
@@ -196,7 +196,7 @@ def _contrasting_style(policy: str) -> Style:
 
 
 def _plot_leads(axes: Axes, summary: pd.DataFrame, places: Places) -> None:
-    policies = ("lookahead", "ladder", "myopic-backlog", "myopic", "ipa")
+    policies = ("myopic-backlog", "myopic", "ipa")
     for number, policy in enumerate(policies):
         rows = summary[summary["policy"] == policy]
         heights = _heights(rows, places, number, len(policies))
@@ -205,7 +205,7 @@ def _plot_leads(axes: Axes, summary: pd.DataFrame, places: Places) -> None:
     axes.margins(x=0.08)
     scale = symmetric_logarithmic(axes, 0.1, width=0.6)
     axes.set(
-        title="the agent's lead over each policy",
+        title="the agent's lead over each solver",
         xlabel=f"difference of reward per decision (Eq. 7); right: agent better\n{scale}",
     )
 
