@@ -357,8 +357,10 @@ def test_the_figure_has_a_line_for_every_world(rows):
     assert drops.get_legend_handles_labels()[1] == [
         "greedy",
         "IPA",
+        "ladder",
         "myopic (exact)",
         "myopic with backlog",
+        "lookahead",
         "agent",
     ]
     assert leads.get_xlabel().endswith("(linear up to ±0.1, logarithmic beyond)")

@@ -12,6 +12,8 @@ What to know when reading the results:
 * Greedy, IPA and myopic do not learn: their seed is that of the requests.
 * These three plan for the forecast alone. The agent also sees the queues, and so does the second myopic policy, which
   plans for the load and the backlog: a baseline with as much information as the agent.
+* Lookahead draws its futures from the forecaster; where that fails, from the last two minutes. The ladder takes no
+  forecast.
 * The agent is the deployed one. Its fallback policy, which is that very baseline, decides outside the agent's training
   distribution and while requests pile up; its decisions are counted.
 """
@@ -40,7 +42,7 @@ from opd.workload.forecast import HISTORY_SECONDS, Forecaster
 from opd.workload.trace import CYCLE_SECONDS, Cycle, Trace, cycle_counts
 from opd.workload.trace_limits import MIN_SECONDS
 
-POLICIES = (AGENT, "myopic-backlog", "myopic", "ipa", "greedy")
+POLICIES = (AGENT, "lookahead", "ladder", "myopic-backlog", "myopic", "ipa", "greedy")
 
 AS_TRAINED = "as trained"
 OTHER_TRACE = "other trace"

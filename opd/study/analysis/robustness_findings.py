@@ -78,7 +78,8 @@ def robustness_overview(summary: pd.DataFrame) -> str:
 
     Above and below mean that the whole interval of its lead is on one side of zero.
     """
-    return "\n".join(_standing(summary[summary["policy"] == policy]) for policy in POLICIES if policy != AGENT)
+    others = [policy for policy in POLICIES if policy != AGENT and (summary["policy"] == policy).any()]
+    return "\n".join(_standing(summary[summary["policy"] == policy]) for policy in others)
 
 
 def _standing(rows: pd.DataFrame) -> str:
@@ -147,7 +148,7 @@ def _requests(number: float) -> str:
 
 # -------------------------------------------------------------------------------------------------------------- figure
 
-_LINE, _SPAN = 0.46, 0.6
+_LINE, _SPAN = 0.72, 0.6
 """Height of a line in inches, and the share of it for its marks; the rest separates the lines."""
 
 Places = Mapping[tuple[str, str], int]
@@ -155,7 +156,7 @@ Places = Mapping[tuple[str, str], int]
 
 
 def plot_robustness(summary: pd.DataFrame, label: str) -> Figure:
-    """Draw the agent's lead over the solvers and the requests that each policy drops; one row a condition.
+    """Draw the agent's lead over other policies and the requests that each policy drops; one row a condition.
 
     A whisker is the 95 % interval of the mean. Both scales are linear around zero and logarithmic beyond, because the
     effects differ by factors of a hundred.
@@ -196,7 +197,7 @@ def _contrasting_style(policy: str) -> Style:
 
 
 def _plot_leads(axes: Axes, summary: pd.DataFrame, places: Places) -> None:
-    policies = ("myopic-backlog", "myopic", "ipa")
+    policies = ("lookahead", "ladder", "myopic-backlog", "myopic", "ipa")
     for number, policy in enumerate(policies):
         rows = summary[summary["policy"] == policy]
         heights = _heights(rows, places, number, len(policies))
@@ -205,7 +206,7 @@ def _plot_leads(axes: Axes, summary: pd.DataFrame, places: Places) -> None:
     axes.margins(x=0.08)
     scale = symmetric_logarithmic(axes, 0.1, width=0.6)
     axes.set(
-        title="the agent's lead over each solver",
+        title="the agent's lead over each policy",
         xlabel=f"difference of reward per decision (Eq. 7); right: agent better\n{scale}",
     )
 
