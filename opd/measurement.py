@@ -204,6 +204,16 @@ class Observation:
     utilisation: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
+def planned_load(observation: Observation) -> float:
+    """Requests/s to plan for: the forecast or the load of the last interval, whichever is larger."""
+    return max(observation.predicted_load, observation.incoming_load)
+
+
+def backlog(observation: Observation, seconds: float) -> float:
+    """Requests/s that would clear the queues within so many seconds."""
+    return float(observation.queue.sum()) / seconds
+
+
 def idle_observation(pipeline: Pipeline) -> Observation:
     """Create the observation of a pipeline that runs its smallest configuration and has received no request."""
     configuration = pipeline.smallest_configuration()

@@ -143,11 +143,12 @@ def _planner(
     """Build a policy that plans by simulation; outside the simulator its time is limited."""
     # Imported here because the simulator loads Gymnasium, which no other policy needs.
     from opd.control.lookahead import ForesightPolicy, LookaheadPolicy
-    from opd.planner.lookahead import PlannerParameters
+    from opd.planner.lookahead import Planner, PlannerParameters
 
     effort = PlannerParameters() if simulated else PlannerParameters(milliseconds=LIVE_MILLISECONDS)
     policy = ForesightPolicy if name == "foresight" else LookaheadPolicy
-    return policy(pipeline, objective, simulation, solve, futures, effort, seed)
+    plan = partial(Planner, objective=objective, simulation=simulation, solve=solve, parameters=effort)
+    return policy(pipeline, plan, futures, seed)
 
 
 def solver_for(objective: Objective, simulation: SimulationParameters) -> Solve:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from opd.control.policies import Policy, present_pipeline
-from opd.measurement import Observation, SimulationParameters
-from opd.objective import Objective
+from opd.measurement import Observation
 from opd.pipeline import Configuration, Pipeline
-from opd.planner.lookahead import Planner, PlannerParameters
-from opd.solvers.ladder import Solve
+from opd.planner.lookahead import Planner
 from opd.workload.futures import Futures
 
 _KEPT = 8
@@ -24,26 +23,15 @@ class LookaheadPolicy(Policy):
 
     Args:
         pipeline: the pipeline to control.
-        objective: of the reward.
-        simulation: behaviour of the device.
-        solve: proposes configurations.
+        plan: makes the planner for the pipeline as its device is now.
         futures: source of loads that may come.
-        parameters: effort of a decision.
         seed: of the futures.
     """
 
     def __init__(
-        self,
-        pipeline: Pipeline,
-        objective: Objective,
-        simulation: SimulationParameters,
-        solve: Solve,
-        futures: Futures,
-        parameters: PlannerParameters,
-        seed: int = 0,
+        self, pipeline: Pipeline, plan: Callable[[Pipeline], Planner], futures: Futures, seed: int = 0
     ) -> None:
-        self._pipeline, self._objective, self._simulation, self._solve = pipeline, objective, simulation, solve
-        self._futures, self._parameters = futures, parameters
+        self._pipeline, self._plan, self._futures = pipeline, plan, futures
         self._generator = np.random.default_rng(seed)
         self._planners: OrderedDict[tuple[object, ...], Planner] = OrderedDict()
 
@@ -69,9 +57,7 @@ class LookaheadPolicy(Policy):
         known = observation.calibration
         key = (observation.available_cores, *(() if known is None else (known.factor.tobytes(), known.slope.tobytes())))
         if key not in self._planners:
-            pipeline = present_pipeline(self._pipeline, observation)
-            made = Planner(pipeline, self._objective, self._simulation, self._solve, self._parameters)
-            self._planners[key] = made
+            self._planners[key] = self._plan(present_pipeline(self._pipeline, observation))
             if len(self._planners) > _KEPT:
                 self._planners.popitem(last=False)
         self._planners.move_to_end(key)

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from opd.agent.deployed import Agent
-from opd.measurement import Observation, SimulationParameters, observed_state
+from opd.measurement import Observation, SimulationParameters, backlog, observed_state, planned_load
 from opd.objective import Weights
 from opd.pipeline import Configuration, Pipeline, ServiceLevel
 from opd.profiling.calibrated import calibrated_pipeline
@@ -166,11 +166,6 @@ class ClairvoyantPolicy(Policy):
         self._policy.warm_up(observation)
 
 
-def planned_load(observation: Observation) -> float:
-    """Requests/s to plan for: the forecast or the load of the last interval, whichever is larger."""
-    return max(observation.predicted_load, observation.incoming_load)
-
-
 class BacklogPolicy(Policy):
     """A policy that also plans for the backlog: it adds the load that clears the queues within one interval.
 
@@ -188,8 +183,8 @@ class BacklogPolicy(Policy):
 
     def decide(self, observation: Observation) -> Configuration:
         """The decision of the policy if all waiting requests arrived in the next interval, in addition to the load."""
-        backlog = float(observation.queue.sum()) / self._interval
-        return self._policy.decide(replace(observation, predicted_load=planned_load(observation) + backlog))
+        load = planned_load(observation) + backlog(observation, self._interval)
+        return self._policy.decide(replace(observation, predicted_load=load))
 
 
 TRAINED_LOAD_SHARE = 0.8

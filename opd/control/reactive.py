@@ -17,7 +17,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import deque
 from math import ceil
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -120,7 +120,10 @@ class _Design(NamedTuple):
         return as_configuration(np.stack([self.rows[:, 0], within, self.rows[:, 2]], axis=1))
 
 
-class _Autoscaler(Policy):
+_Settings = TypeVar("_Settings", HpaThresholds, QueueThresholds)
+
+
+class _Autoscaler(Policy, Generic[_Settings]):
     """One autoscaler per stage; variants and batch sizes stay as they were designed.
 
     Args:
@@ -136,11 +139,11 @@ class _Autoscaler(Policy):
         pipeline: Pipeline,
         solve: Solve,
         interval: float,
-        thresholds: HpaThresholds | QueueThresholds,
+        thresholds: _Settings,
         usual_load: float | None = None,
     ) -> None:
         self._pipeline, self._solve, self._interval = pipeline, solve, interval
-        self._headroom, self._window = thresholds.headroom, thresholds.window
+        self._thresholds: _Settings = thresholds
         self._usual_load = usual_load
         self._designs: dict[int, _Design] = {}  # by the cores that there are
         self._stabiliser = Stabiliser(interval, thresholds.window)
@@ -153,10 +156,12 @@ class _Autoscaler(Policy):
         """Scale the stages, or begin with the design where another variant or batch size runs."""
         if self._usual_load is None:
             self._usual_load = float(observation.history.mean()) if len(observation.history) else 0.0
-        design = self._design(on_available_cores(self._pipeline, observation), self._headroom * self._usual_load)
+        design = self._design(
+            on_available_cores(self._pipeline, observation), self._thresholds.headroom * self._usual_load
+        )
         running = as_array(observation.configuration)
         if (running[:, [0, 2]] != design.rows[:, [0, 2]]).any():
-            self._stabiliser = Stabiliser(self._interval, self._window)
+            self._stabiliser = Stabiliser(self._interval, self._thresholds.window)
             return design.scaled(design.rows[:, 1])
         current = running[:, 1]
         wanted = np.clip(self._wanted(observation, current), 1, design.largest)
@@ -176,7 +181,7 @@ class _Autoscaler(Policy):
         """(N,) replicas that the stages want, whatever the limits."""
 
 
-class HpaPolicy(_Autoscaler):
+class HpaPolicy(_Autoscaler[HpaThresholds]):
     """The Horizontal Pod Autoscaler of Kubernetes on the utilisation of every stage.
 
     Its metrics are those of the last interval, which makes it faster than one that reads CPU metrics every 15 s.
@@ -184,20 +189,9 @@ class HpaPolicy(_Autoscaler):
     Arguments are those of its base class.
     """
 
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        solve: Solve,
-        interval: float,
-        thresholds: HpaThresholds,
-        usual_load: float | None = None,
-    ) -> None:
-        super().__init__(pipeline, solve, interval, thresholds, usual_load)
-        self._target = thresholds.target
-
     def _wanted(self, observation: Observation, current: np.ndarray) -> np.ndarray:
         utilisation = observation.utilisation if len(observation.utilisation) else np.full(len(current), np.nan)
-        stages = zip(current, _ready(observation, current), utilisation / self._target, strict=True)
+        stages = zip(current, _ready(observation, current), utilisation / self._thresholds.target, strict=True)
         return np.array([desired_replicas(*stage) for stage in stages])
 
 
@@ -209,7 +203,7 @@ def _ready(observation: Observation, current: np.ndarray) -> np.ndarray:
     return np.minimum([replicas.sum() for replicas in serving], current)
 
 
-class QueueThresholdPolicy(_Autoscaler):
+class QueueThresholdPolicy(_Autoscaler[QueueThresholds]):
     """KEDA's queue trigger: ceil(requests / requests per replica) for every stage.
 
     Requests are those that wait and those that are served, as KEDA's RabbitMQ trigger counts messages by default: the
@@ -218,21 +212,10 @@ class QueueThresholdPolicy(_Autoscaler):
     Arguments are those of its base class.
     """
 
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        solve: Solve,
-        interval: float,
-        thresholds: QueueThresholds,
-        usual_load: float | None = None,
-    ) -> None:
-        super().__init__(pipeline, solve, interval, thresholds, usual_load)
-        self._requests_per_replica = thresholds.requests_per_replica
-
     def _wanted(self, observation: Observation, current: np.ndarray) -> np.ndarray:
         requests = np.fmax(observation.incoming_load * observation.task_latency, observation.queue)
         # An average over all ordered replicas: none is ignored while it starts.
-        ratios = requests / self._requests_per_replica / current
+        ratios = requests / self._thresholds.requests_per_replica / current
         return np.array([desired_replicas(f, f, ratio) for f, ratio in zip(current, ratios, strict=True)])
 
 

@@ -118,7 +118,7 @@ class UserPolicy(Policy):
         if self._thread is not None and self._thread.is_alive():
             return None, f"policy {self._name} is still busy with an earlier decision"
         # The coming load is known to the simulator only; a policy that used it would not work elsewhere.
-        seen = replace(copy.deepcopy(observation), coming_load=None, coming_counts=None)
+        seen = copy.deepcopy(replace(observation, coming_load=None, coming_counts=None))
         answers: list[Configuration | BaseException] = []
 
         def decide() -> None:

@@ -15,7 +15,7 @@ from time import perf_counter
 
 import numpy as np
 
-from opd.measurement import Observation, SimulationParameters, score
+from opd.measurement import Observation, SimulationParameters, backlog, planned_load, score
 from opd.objective import Objective
 from opd.pipeline import Configuration, Pipeline, as_array, as_configuration
 from opd.planner.candidates import feasible, neighbours
@@ -90,9 +90,9 @@ class Planner:
 
     def candidates(self, observation: Observation) -> np.ndarray:
         """(C, N, 3) configurations to try: neighbours of the running and of solved ones, and those of other loads."""
-        load = max(observation.predicted_load, observation.incoming_load)
-        backlog = float(observation.queue.sum()) / self._simulation.interval
-        solved = [as_array(self._solve(self._pipeline, each)) for each in (load, load + backlog)]
+        load = planned_load(observation)
+        loads = {load, load + backlog(observation, self._simulation.interval)}  # one where nothing waits
+        solved = [as_array(self._solve(self._pipeline, each)) for each in loads]
         near = [neighbours(self._pipeline, each) for each in (as_array(observation.configuration), *solved)]
         return feasible(self._pipeline, np.concatenate([*near, self._continuation.table]))
 

@@ -9,7 +9,7 @@ import numpy as np
 from opd.measurement import Interval, SimulationParameters, StageState
 from opd.pipeline import Pipeline
 from opd.simulator import kernel
-from opd.simulator.simulator import blank_interval, empty_state, place_stages, service_factors
+from opd.simulator.simulator import blank_interval, empty_state, most_replicas, place_stages, service_factors
 
 PLANNED_LOAD = 1.1
 """Load that the later intervals of a rollout are planned for, in terms of the mean that comes in them. A solver that
@@ -90,8 +90,7 @@ class RolloutSimulator:
 
     def _make_room(self, requests: int) -> None:
         """Make queues of ``requests`` places or more."""
-        tables = self._pipeline.tables
-        shape = len(self._pipeline.tasks), requests, int(tables.variant_counts.max()) * self._pipeline.max_replicas
+        shape = len(self._pipeline.tasks), requests, most_replicas(self._pipeline)
         self._present, self._scratch = empty_state(1, *shape), empty_state(1, *shape)
 
     def place(self, stages: tuple[StageState, ...], arrivals: Arrivals) -> None:

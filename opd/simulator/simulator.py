@@ -65,14 +65,17 @@ def roomy_state(
     pipeline: Pipeline, parameters: SimulationParameters, environments: int, max_rate: int
 ) -> SimulatorState:
     """A state without requests or replicas, with room for up to ``max_rate`` requests/s in every second."""
-    tables = pipeline.tables
-    slowest = float(np.max(tables.service_time[np.isfinite(tables.service_time)]))
+    service_time = pipeline.tables.service_time
+    slowest = float(np.max(service_time[np.isfinite(service_time)]))
     # A queue holds at most the requests that are young enough to be served, those on their way, and one interval
     # to come. Rates hold for whole seconds; such a span can touch one more at each end.
     places = (int(np.ceil(parameters.drop_after + parameters.interval + 3 * slowest)) + 2) * max_rate
-    # With start-up times longer than the interval, replicas of every variant can serve at once.
-    replicas = int(tables.variant_counts.max()) * pipeline.max_replicas
-    return empty_state(environments, len(pipeline.tasks), places, replicas)
+    return empty_state(environments, len(pipeline.tasks), places, most_replicas(pipeline))
+
+
+def most_replicas(pipeline: Pipeline) -> int:
+    """Replicas that can serve in a stage at once: with slow start-ups, those of every variant."""
+    return int(pipeline.tables.variant_counts.max()) * pipeline.max_replicas
 
 
 def blank_interval(shape: tuple[int, ...], tasks: int, latencies: int = 0) -> Interval:

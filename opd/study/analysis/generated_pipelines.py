@@ -8,7 +8,6 @@ so an interrupted evaluation goes on where it stopped, and a further policy runs
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -21,6 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from opd.control import policy_label
+from opd.host.archive import written_whole
 from opd.host.parallel import run_tasks
 from opd.host.progress import progress_bar
 from opd.profiling.generated import FIRST_UNSEEN, Range, generate_pipeline
@@ -184,10 +184,8 @@ def _remaining(cell: GeneratedCell, done: pd.DataFrame) -> GeneratedCell:
 
 def _write(rows: pd.DataFrame, path: Path) -> None:
     """Replace the file as a whole, so that an interruption leaves the one before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    rows.to_csv(partial, index=False)
-    os.replace(partial, path)
+    with written_whole(path) as unfinished:
+        rows.to_csv(unfinished, index=False)
 
 
 # ------------------------------------------------------------------------------------------------------------ findings
