@@ -1,8 +1,8 @@
 """The agent's network (Sec. IV-C): residual features extractor, masked autoregressive actor, critic.
 
 A fully connected layer and residual blocks turn the state of Eq. 5 into features. From these the heads of
-:mod:`opd.agent.heads` choose an action, and the critic estimates the value of the state. E is the number of states in a
-batch, S the size of a state, N the number of tasks, K the largest number of options of any choice.
+:mod:`opd.agent.single.heads` choose an action, and the critic estimates the value of the state. E is the number of
+states in a batch, S the size of a state, N the number of tasks, K the largest number of options of any choice.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from opd.agent.deployed import PolicyWeights
-from opd.agent.heads import Heads, choose, limits_of, masks_of
+from opd.agent.single.deployed import PolicyWeights
+from opd.agent.single.heads import Heads, choose, limits_of, masks_of
 from opd.measurement import state_names
 from opd.pipeline import Pipeline, from_choices
 
