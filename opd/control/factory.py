@@ -20,6 +20,7 @@ from opd.control import (
     is_user_policy,
     policy_label,
 )
+from opd.control.lookahead import ForesightPolicy, LookaheadPolicy
 from opd.control.policies import (
     AgentPolicy,
     BacklogPolicy,
@@ -37,6 +38,7 @@ from opd.control.user_policy import UserPolicy, load_user_policy
 from opd.measurement import SimulationParameters
 from opd.objective import Objective, objective_from
 from opd.pipeline import Pipeline, ServiceLevel
+from opd.planner.lookahead import Planner, PlannerParameters
 from opd.solvers import IpaParameters, ipa_dynamic_program, ipa_highs, myopic
 from opd.solvers.ladder import Solve
 from opd.solvers.service_level import best_for_level, greedy_for_level, ipa_for_level
@@ -141,10 +143,6 @@ def _planner(
     seed: int,
 ) -> Policy:
     """Build a policy that plans by simulation; outside the simulator its time is limited."""
-    # Imported here because the simulator loads Gymnasium, which no other policy needs.
-    from opd.control.lookahead import ForesightPolicy, LookaheadPolicy
-    from opd.planner.lookahead import Planner, PlannerParameters
-
     effort = PlannerParameters() if simulated else PlannerParameters(milliseconds=LIVE_MILLISECONDS)
     policy = ForesightPolicy if name == "foresight" else LookaheadPolicy
     plan = partial(Planner, objective=objective, simulation=simulation, solve=solve, parameters=effort)
