@@ -6,8 +6,8 @@ agree on it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, Literal, NamedTuple
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pydantic.dataclasses
@@ -30,6 +30,10 @@ class SimulationParameters:
         drop_after: age in seconds at which a request that is still waiting reneges and counts as dropped.
         service_noise: sigma of the lognormal factor (of mean 1) on each service time; 0 for none.
         service_distribution: ``lognormal``, or ``exponential`` for the queues of textbooks.
+        device_cores: cores that busy replicas share: where they need more, all batches slow down alike. 0 gives every
+            replica its own, so that only the limit of Eq. 4 counts.
+        added_latency: seconds that serving adds to every request beyond its time in the stages, see
+            :func:`opd.live.calibration.measure_overhead`.
 
     Raises:
         ValueError: if a parameter is out of its range.
@@ -40,6 +44,13 @@ class SimulationParameters:
     drop_after: _Seconds = 10.0
     service_noise: Annotated[float, Field(ge=0.0)] = 0.1
     service_distribution: Literal["lognormal", "exponential"] = "lognormal"
+    device_cores: Annotated[float, Field(ge=0.0)] = 0.0
+    added_latency: _Seconds = 0.0
+
+    def described(self) -> dict[str, Any]:
+        """The parameters by name, without those that are off: what was made before they existed stays the same."""
+        optional = {"device_cores", "added_latency"}
+        return {name: value for name, value in asdict(self).items() if value or name not in optional}
 
 
 class Span(NamedTuple):

@@ -36,10 +36,11 @@ def deploy(
 
         pipeline = inputs.pipeline_of(place.pipeline)
         settings = inputs.settings_of(place, given)
+        pipeline = inputs.deployed_pipeline(pipeline, settings)
         stages = inputs.stages_of(pipeline, stage or ())
         cluster = inputs.cluster_of(place, settings.call_seconds)
     file = inputs.pipeline_file_of(place.pipeline)
-    if file and not no_store:
+    if file and not no_store and not settings.emulated:
         _store_models(file, settings.store, dry_run)
     _note_functions(pipeline)
     if dry_run:

@@ -28,17 +28,25 @@ if TYPE_CHECKING:
 
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The project.", show_default=False)]
 Again = Annotated[bool, typer.Option("--again", help="Run although nothing changed.")]
+Emulated = Annotated[
+    bool,
+    typer.Option(
+        "--emulated",
+        help="By emulated replicas, which take the profiled times and no cores; FOLDER may be "
+        "the name of a shipped pipeline.",
+    ),
+]
 Trace = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Load: a CSV or Parquet file, or synthetic; becomes that of the project."),
 ]
 
 
-def _open(folder: Path) -> Project:
+def _open(folder: Path, emulated: bool = False) -> Project:
     """Open a project and work in its folder, as its notebooks do."""
     from opd.project.folder import Project
 
-    project = Project.at(folder)
+    project = Project.to_emulate(folder) if emulated else Project.at(folder)
     os.chdir(project.root)
     return project
 
@@ -237,15 +245,17 @@ def serve(
         str | None, typer.Option(metavar="NAME", help="A policy, or module:Class (default: the agent if trained).")
     ] = None,
     standbys: Annotated[int, typer.Option(min=0, help="Processes that each stage keeps warm.")] = 0,
+    emulated: Emulated = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write every status as a line of JSON.")] = False,
 ) -> int:
     """Serve the pipeline on this machine, decided every interval, with a live status; Ctrl-C drains and stops it."""
     with reading_input():
-        project = _open(folder)
+        project = _open(folder, emulated)
         pipeline = project.pipeline()
         from opd.project.storing import store_models
 
-        store_models(project.pipeline_path, say)
+        if not emulated:
+            store_models(project.pipeline_path, say)
         from opd.live.serve import follow, show, status_facts
         from opd.project.running import decider, serve_project
 
@@ -269,12 +279,13 @@ def load(
     seconds: Annotated[int, typer.Option(min=1, help="Length of the load.")] = 300,
     rate: Annotated[float | None, typer.Option(min=0.0, help="Requests/s, steady, in place of a trace.")] = None,
     seed: Annotated[int, typer.Option(help="Of the times and of the samples.")] = 0,
+    emulated: Emulated = False,
     as_json: Json = False,
 ) -> int:
     """Send open-loop load to the pipeline, here or on a cluster, and report what became of the requests."""
     with reading_input():
         given = _resolved(trace)
-        project = _open(folder)
+        project = _open(folder, emulated)
         from opd.project import running
 
         where = address or running.served_address(project)
@@ -286,7 +297,8 @@ def load(
     from opd.live.load import LoadError, share_within, summary
 
     try:
-        records = running.send_load(project, where, counts, project.root / "reports" / "load.parquet", seed)
+        output = project.root / "reports" / f"load{'-emulated' * emulated}.parquet"
+        records = running.send_load(project, where, counts, output, seed)
     except LoadError as error:
         raise CommandError(str(error)) from error
     level = project.file.service_level
@@ -294,7 +306,7 @@ def load(
     if as_json:
         print_json(found)
     else:
-        _print_load(project.file.name, found)
+        _print_load(running.served_name(project), found)
         print(f"\n{level.stated(found['within'])}")
     return FAILED if useless_reason(found) else DONE
 

@@ -25,6 +25,7 @@ from opd.measurement import SimulationParameters
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, check_feasible, check_stage
 from opd.profiling.pipeline_file import pipeline_path, read_pipeline_file, shipped_pipelines
 from opd.profiling.pipelines import load_objective, load_pipeline
+from opd.serving.emulation.pipeline import emulated_pipeline
 from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
 from opd.solvers import IpaParameters
 from opd.workload.forecast import Forecaster, ForecasterError
@@ -44,6 +45,15 @@ def pipeline_of(text: str) -> Pipeline:
     pipeline = load_pipeline(_source(text))
     check_names(pipeline)
     return pipeline
+
+
+def deployed_pipeline(pipeline: Pipeline, settings: ClusterSettings) -> Pipeline:
+    """Return the pipeline as it is deployed: under a name that says so if its replicas are emulated."""
+    if not settings.emulated:
+        return pipeline
+    served = emulated_pipeline(pipeline)
+    check_names(served)
+    return served
 
 
 def _source(text: str) -> str | Path:
@@ -179,8 +189,9 @@ def controller_of(cluster: Cluster, source: str, settings: ClusterSettings, opti
         decisions=options.decisions,
     )
     monitor = PrometheusUrl(url, labels=settings.series_labels)
+    deployed = deployed_pipeline(pipeline, settings)
     return partial(
-        run_controller, cluster, pipeline, settings, monitor, policy, forecaster.predict, controller_settings
+        run_controller, cluster, deployed, settings, monitor, policy, forecaster.predict, controller_settings
     )
 
 

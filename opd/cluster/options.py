@@ -69,6 +69,7 @@ class SettingsOptions:
     overlay: Annotated[File, Option(metavar="FILE", help="YAML file of changes to the pods.")] = None
     flavour: Annotated[Text, Option(help="deployment (default) or seldon.")] = None
     pull_policy: Annotated[Text, Option(help="Always, IfNotPresent (default) or Never.")] = None
+    emulated: Annotated[Switch, Option(help="Emulated replicas: small pods that take the profiled times.")] = None
     storage_secret: Annotated[Text, Option(metavar="NAME", help="Secret with the credentials of the store.")] = None
     pod_monitor: Annotated[Switch, Option(help="For the Prometheus operator.")] = None
     monitoring_label: Annotated[

@@ -100,6 +100,19 @@ class ClusterSettings(DocumentModel):
     model_memory: Memory = "1Gi"
     """memory of each replica"""
 
+    emulated: bool = False
+    """whether replicas are emulated: small pods that take the profiled times and no cores, for any pipeline with a
+    profile; its name then ends in ``-emulated``"""
+
+    emulated_millicores: Millicores = 100
+    """CPU of each emulated replica in thousandths of a core"""
+
+    emulated_memory: Memory = "256Mi"
+    """memory of each emulated replica"""
+
+    emulated_noise: float = Field(default=0.1, ge=0.0, le=3.0)
+    """sigma of the lognormal factor on the service times of emulated replicas"""
+
     http_port: UnprivilegedPort = 8080
     """HTTP port of every server, which does not run as root"""
 

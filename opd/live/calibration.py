@@ -19,6 +19,8 @@ from opd.serving.adapters import Adapter, load_adapter, next_request
 from opd.serving.batching import join, joinable, rows, split
 from opd.serving.client import Client, complete
 from opd.serving.contents import contents_of
+from opd.serving.emulation.pipeline import is_emulated
+from opd.serving.emulation.replica import stated_seconds
 from opd.serving.local import LocalBackend
 
 WARM_UP_CALLS = 5
@@ -96,6 +98,42 @@ def with_served_latencies(
         variants[stage.variant] = replace(profiled, latency={**profiled.latency, **latency})
         tasks.append(replace(task, variants=tuple(variants)))
     return replace(pipeline, tasks=tuple(tasks))
+
+
+def calibrated_by_calls(backend: LocalBackend, samples: Sequence[ModelInferRequest]) -> Pipeline:
+    """Return the pipeline with the latencies of the variants that it runs as calls of their replicas take them.
+
+    For real replicas they are measured (:func:`measure_served_latencies`). Those of emulated replicas are their
+    profiles, plus what a call takes beyond the service time that its answer states (:func:`measure_call_seconds`), for
+    every batch size: so their noise, and what they would take on a real device, need not be measured again.
+    """
+    pipeline, configuration = backend.pipeline, backend.configuration
+    if not is_emulated(pipeline.name):
+        return with_served_latencies(pipeline, configuration, measure_served_latencies(backend, samples))
+    added = measure_call_seconds(backend, samples)
+    latencies = [
+        {size: seconds + more for size, seconds in variant.latency.items()}
+        for (variant, _), more in zip(pipeline.selected(configuration), added, strict=True)
+    ]
+    return with_served_latencies(pipeline, configuration, latencies)
+
+
+def measure_call_seconds(backend: LocalBackend, samples: Sequence[ModelInferRequest]) -> list[float]:
+    """Measure what the call of an emulated replica of each stage takes beyond its service time.
+
+    Returns:
+        Median seconds of :data:`CALLS` calls of one request each, for every stage.
+    """
+
+    async def beyond(replica: Callee) -> float:
+        calls = [await timed_calls([replica], samples[0]) for _ in range(CALLS)]
+        return float(np.median([seconds - stated_seconds(answer)[0] for answer, seconds in calls]))
+
+    async def call_stages() -> list[float]:
+        async with connect(backend) as (replicas, _):
+            return [await beyond(replica) for replica in replicas]
+
+    return complete(call_stages())
 
 
 def measure_served_latencies(backend: LocalBackend, samples: Sequence[ModelInferRequest]) -> list[dict[int, float]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from opd.host.progress import progress_bar
-from opd.live.calibration import measure_served_latencies, with_served_latencies
+from opd.live.calibration import calibrated_by_calls
 from opd.live.load import arrival_times, start_load
 from opd.live.runs import ANSWER_SECONDS, LiveRun
 from opd.measurement import SimulationParameters
@@ -64,7 +65,7 @@ def measure_fidelity(
     """Run every configuration under every load, and simulate the same arrivals.
 
     Two predictions precede the load: ``profiled`` from the pipeline's profiles, and ``predicted`` from calibrated ones
-    (:func:`opd.live.calibration.measure_served_latencies`), plus the latency of router and queues.
+    (:func:`opd.live.calibration.calibrated_by_calls`), with the latency that router and queues add.
 
     Args:
         backend: the pipeline, up and idle; nothing else should run on the machine.
@@ -86,13 +87,13 @@ def measure_fidelity(
     requests, pipeline = read_samples(samples), backend.pipeline
     for configuration in progress_bar(configurations, unit="configuration", desc="fidelity"):
         backend.apply(configuration)
-        calibrated = with_served_latencies(pipeline, configuration, measure_served_latencies(backend, requests))
+        calibrated = calibrated_by_calls(backend, requests)
         label = configuration_label(pipeline, configuration)
         for load in loads:
             counts, draw = rng.poisson(load, seconds), int(rng.integers(1 << 31))
             arrivals = arrival_times(counts, draw)
             profiled = predict(pipeline, parameters, configuration, arrivals)
-            predicted = predict(calibrated, parameters, configuration, arrivals, overhead)
+            predicted = predict(calibrated, replace(parameters, added_latency=overhead), configuration, arrivals)
             records = _send(backend, counts, samples, draw, folder)
             row = {"configuration": label, "load": load, "offered": len(records)}
             row |= profiled.columns("profiled") | predicted.columns("predicted")
@@ -113,7 +114,6 @@ def predict(
     parameters: SimulationParameters,
     configuration: Configuration,
     arrivals: np.ndarray,
-    overhead: float = 0.0,
 ) -> Performance:
     """Simulate a fixed configuration under a load.
 
@@ -122,7 +122,6 @@ def predict(
         parameters: of the simulator; the interval is set to the duration of the load.
         configuration: ready from the start.
         arrivals: (M,) seconds, ascending.
-        overhead: seconds to add to the simulated latencies.
     """
     seconds = _duration(arrivals)
     settings = replace(parameters, interval=seconds)
@@ -136,7 +135,7 @@ def predict(
         latencies = np.concatenate([each.latencies[0, : each.completed[0]] for each in intervals])
         results.append((intervals[0].completed[0] / seconds, latencies.mean(), np.quantile(latencies, 0.95)))
     throughput, mean, p95 = np.mean(results, axis=0)
-    return Performance(float(throughput), float(mean) + overhead, float(p95) + overhead)
+    return Performance(float(throughput), float(mean), float(p95))
 
 
 def measured_performance(records: pd.DataFrame) -> Performance:
@@ -178,7 +177,11 @@ def calibrated_in(pipeline: Pipeline, run: LiveRun) -> Pipeline:
 
 
 def replay(
-    pipelines: Mapping[str, Pipeline], parameters: SimulationParameters, run: LiveRun, seeds: Sequence[int]
+    pipelines: Mapping[str, Pipeline],
+    parameters: SimulationParameters,
+    run: LiveRun,
+    seeds: Sequence[int],
+    added: Mapping[str, float] = MappingProxyType({}),
 ) -> pd.DataFrame:
     """Predict the latency of every interval of a live run from its arrivals and configurations.
 
@@ -190,6 +193,7 @@ def replay(
         parameters: of the simulator.
         run: a live run.
         seeds: of the service noise; predictions are means over them.
+        added: seconds that router and queues add, by the name of the prediction; none for the others.
 
     Returns:
         One row for each of the K intervals: ``time`` since the first decision and ``seconds`` measured from then on,
@@ -204,10 +208,10 @@ def replay(
     spans = np.array([step.span for step in run.steps]) - run.begin
     sent = (run.records["scheduled"] + run.records.attrs["started"] - run.begin).to_numpy()
     within = np.sort(sent[(sent >= 0) & (sent < np.ceil(spans[-1, 1]))])
-    predictions = {
-        name: np.mean([_predicted_latency(pipeline, parameters, run, within, seed) for seed in seeds], axis=0)
-        for name, pipeline in pipelines.items()
-    }
+    predictions = {}
+    for name, pipeline in pipelines.items():
+        device = pipeline, replace(parameters, added_latency=added.get(name, parameters.added_latency))
+        predictions[name] = np.mean([_predicted_latency(*device, run, within, seed) for seed in seeds], axis=0)
     measured = _measured_latency(run.records, run.begin, spans)
     seconds = spans[:, 1] - spans[:, 0]
     return pd.DataFrame({"time": spans[:, 0], "seconds": seconds, "measured": measured, **predictions})

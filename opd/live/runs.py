@@ -23,10 +23,11 @@ from opd.host.progress import progress_bar
 from opd.live.failures import count_failures, useless_reason
 from opd.live.load import start_load, summary
 from opd.live.run_log import collected_warnings
-from opd.live.traffic import Traffic
+from opd.live.traffic import Traffic, samples_path
 from opd.measurement import SimulationParameters, Span
 from opd.objective import Objective
 from opd.pipeline import Configuration, Pipeline
+from opd.serving.emulation.pipeline import emulated_pipeline, emulated_samples
 from opd.serving.local import LocalBackend
 from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
 from opd.serving.monitoring.source import MonitoringError
@@ -39,7 +40,10 @@ if TYPE_CHECKING:
 ANSWER_SECONDS = 30.0
 """Time limit for outstanding answers after the last request was sent."""
 
-BACKENDS = ("simulated", "local", "kubernetes")
+EMULATED = "emulated"
+"""The backend with emulated replicas on this machine."""
+
+BACKENDS = ("simulated", "local", EMULATED, "kubernetes")
 
 LiveBackend: TypeAlias = "LocalBackend | DeployedPipeline"
 """A backend that accepts real requests."""
@@ -50,7 +54,7 @@ class LiveSite:
     """Location of the pipeline of a live evaluation.
 
     Attributes:
-        backend: ``simulated``, ``local`` or ``kubernetes``.
+        backend: ``simulated``, ``local``, ``emulated`` or ``kubernetes``.
         folder: for settings, logs and metrics of local processes, and for the load generator's files.
         standbys: processes that each local stage keeps warm.
         cluster_settings: for ``kubernetes``, YAML file that the pipeline was deployed with.
@@ -72,6 +76,23 @@ class LiveSite:
         if self.backend == "kubernetes" and not (self.cluster_settings and self.router_address):
             raise ValueError("backend 'kubernetes' needs cluster_settings and router_address; see docs/kubernetes.md")
 
+    @property
+    def emulated(self) -> bool:
+        """Whether the replicas are emulated, here or as the cluster's settings say."""
+        if self.backend != "kubernetes":
+            return self.backend == EMULATED
+        from opd.cluster.settings import read_settings  # only this backend needs the extra `cluster`
+
+        return read_settings(Path(self.cluster_settings)).emulated
+
+    def served(self, pipeline: Pipeline) -> Pipeline:
+        """The pipeline as it is served: under a name that says so if its replicas are emulated."""
+        return emulated_pipeline(pipeline) if self.emulated else pipeline
+
+    def samples(self, source: str | Path) -> Path:
+        """File of the requests that a pipeline is loaded with, see :func:`opd.live.traffic.samples_path`."""
+        return emulated_samples(self.folder) if self.emulated else samples_path(source)
+
     def open_backend(
         self, pipeline: Pipeline, parameters: SimulationParameters, initial: Configuration
     ) -> AbstractContextManager[LiveBackend]:
@@ -82,8 +103,8 @@ class LiveSite:
         Raises:
             MonitoringError: if the cluster's Prometheus is not named or does not answer.
         """
-        if self.backend == "local":
-            return LocalBackend(pipeline, parameters, initial, self.folder, standbys=self.standbys)
+        if self.backend in ("local", EMULATED):
+            return LocalBackend(self.served(pipeline), parameters, initial, self.folder, standbys=self.standbys)
         # Only this backend needs the extra `cluster`.
         from opd.cluster.settings import read_settings
         from opd.live.deployed import DeployedPipeline
@@ -96,7 +117,7 @@ class LiveSite:
         settings = read_settings(Path(self.cluster_settings))
         monitor = PrometheusUrl(url, labels=settings.series_labels)
         monitor.check()
-        return DeployedPipeline(pipeline, settings, monitor, parameters.interval, self.router_address)
+        return DeployedPipeline(self.served(pipeline), settings, monitor, parameters.interval, self.router_address)
 
 
 class LiveRun(NamedTuple):

@@ -29,6 +29,7 @@ from opd.live.run_log import collected_warnings
 from opd.measurement import SimulationParameters
 from opd.objective import Objective
 from opd.pipeline import Configuration, Pipeline
+from opd.serving.emulation.pipeline import emulated_pipeline, is_emulated
 from opd.serving.local import LocalBackend
 
 
@@ -61,6 +62,7 @@ def serve(
     initial: Configuration | None = None,
     store: str | None = None,
     standbys: int = 0,
+    emulated: bool = False,
 ) -> Generator[ServingStatus, None, None]:
     """Start a pipeline on this machine and let a policy decide every interval until the iterator is closed.
 
@@ -76,6 +78,7 @@ def serve(
         initial: first configuration; by default the smallest.
         store: URL of the model store; by default that of the project.
         standbys: processes that each stage keeps warm.
+        emulated: serve it by emulated replicas, under a name that says so; the policy decides as for real ones.
 
     Yields:
         The status as soon as the pipeline serves, and after every interval.
@@ -85,15 +88,16 @@ def serve(
         AlreadyControlledError: if another process controls it in ``folder``.
     """
     first = pipeline.smallest_configuration() if initial is None else initial
+    served = emulated_pipeline(pipeline) if emulated else pipeline
     with (
         collected_warnings(show=False) as warnings,
-        LocalBackend(pipeline, parameters, first, folder, store, standbys) as backend,
+        LocalBackend(served, parameters, first, folder, store, standbys) as backend,
     ):
         backend.begin_run()  # requests may arrive from now on
-        yield ServingStatus(pipeline, backend.address, first, None, _taken(warnings))
+        yield ServingStatus(served, backend.address, first, None, _taken(warnings))
         warm_up(pipeline, policy, forecast)
-        for step in run(backend, pipeline, policy, forecast, objective, sys.maxsize):
-            yield ServingStatus(pipeline, backend.address, step.configuration, step, _taken(warnings))
+        for step in run(backend, served, policy, forecast, objective, sys.maxsize):
+            yield ServingStatus(served, backend.address, step.configuration, step, _taken(warnings))
 
 
 def _taken(messages: list[str]) -> tuple[str, ...]:
@@ -141,6 +145,7 @@ def status_facts(status: ServingStatus) -> dict[str, Any]:
     tasks = [task.name for task in status.pipeline.tasks]
     facts = {
         "pipeline": status.pipeline.name,
+        "emulated": is_emulated(status.pipeline.name),
         "address": status.address,
         "stages": [
             {"task": task, "variant": variant.name, "replicas": stage.replicas, "batch_size": stage.batch_size}
@@ -195,6 +200,8 @@ def _interruptible() -> Iterator[None]:
 def render(status: ServingStatus) -> RenderableType:
     """Draw a status: load, latency against the service level, the last decision, and a table of the stages."""
     lines = [Text(f"{status.pipeline.name} at {status.address}", style="bold")]
+    if is_emulated(status.pipeline.name):
+        lines.append(Text("replicas   emulated: they take the profiled times and no cores", style="yellow"))
     if status.pipeline.assumed_note:
         lines.append(Text(f"profile    {status.pipeline.assumed_note}", style="yellow"))
     if status.step is None:

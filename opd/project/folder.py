@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,11 +19,18 @@ import yaml
 from pydantic import ValidationError
 
 from opd.host.documents import DocumentError, describe_problems
-from opd.host.paths import package_path
+from opd.host.paths import package_path, project_path
 from opd.measurement import SimulationParameters
 from opd.objective import Objective
 from opd.pipeline import Pipeline
-from opd.profiling.pipeline_file import FILE_NAME, PipelineFile, is_reference, read_pipeline_file, shipped_pipelines
+from opd.profiling.pipeline_file import (
+    FILE_NAME,
+    PipelineFile,
+    is_reference,
+    pipeline_path,
+    read_pipeline_file,
+    shipped_pipelines,
+)
 from opd.profiling.pipelines import load_pipeline
 from opd.serving.models import CLASS
 from opd.workload.trace_files import SYNTHETIC_FILE
@@ -49,9 +56,13 @@ class Project:
 
     Attributes:
         root: the folder, absolute.
+        shipped: name of a pipeline that ships with the package, in place of the folder's own; empty for that.
+        emulated: whether it is served by emulated replicas.
     """
 
     root: Path
+    shipped: str = ""
+    emulated: bool = False
 
     @classmethod
     def at(cls, folder: Path) -> Project:
@@ -65,10 +76,24 @@ class Project:
                 raise ProjectError(f"{folder} is no project: it has no {name}; make one with `opd init {folder}`")
         return cls(folder.resolve())
 
+    @classmethod
+    def to_emulate(cls, source: Path) -> Project:
+        """Open a project whose pipeline is emulated, or a pipeline that ships, with the models of the project here.
+
+        Raises:
+            ProjectError: if it is neither.
+        """
+        if str(source) in shipped_pipelines() and not (source / FILE_NAME).is_file():
+            return cls(project_path(), str(source), emulated=True)
+        try:
+            return replace(cls.at(source), emulated=True)
+        except ProjectError as error:
+            raise ProjectError(f"{error}, or name one of the pipelines {', '.join(shipped_pipelines())}") from error
+
     @property
     def pipeline_path(self) -> Path:
         """The pipeline file."""
-        return self.root / FILE_NAME
+        return pipeline_path(self.shipped) if self.shipped else self.root / FILE_NAME
 
     @cached_property
     def file(self) -> PipelineFile:
@@ -77,7 +102,7 @@ class Project:
 
     def pipeline(self) -> Pipeline:
         """The pipeline with its measured profile."""
-        return load_pipeline(self.root)
+        return load_pipeline(self.shipped or self.root)
 
     @property
     def objective(self) -> Objective:
@@ -85,12 +110,14 @@ class Project:
         return self.file.weights or self.file.service_level
 
     def parameters(self) -> dict[str, Any]:
-        """Content of ``params.yaml``.
+        """Content of ``params.yaml``; a pipeline that ships needs none and then gets that of new projects.
 
         Raises:
             ProjectError: if it is not a mapping.
         """
         path = self.root / PARAMETERS_FILE
+        if self.shipped and not path.is_file():
+            path = package_path("project", "template", PARAMETERS_FILE)
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:

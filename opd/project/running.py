@@ -20,6 +20,7 @@ from opd.live.load import offer
 from opd.live.serve import ServingStatus, serve
 from opd.pipeline import Pipeline
 from opd.project.folder import PARAMETERS_FILE, Project, ProjectError
+from opd.serving.emulation.pipeline import SUFFIX, emulated_samples
 from opd.serving.samples import read_samples
 from opd.serving.store import store_url
 from opd.solvers import IpaParameters
@@ -32,7 +33,7 @@ FALLBACK_POLICY = "myopic-backlog"
 """Decides where no agent has been trained."""
 
 ADDRESS_FILE = "address.json"
-"""File in ``.cache/serving`` with the address of the pipeline that is served."""
+"""File in :func:`serving_folder` with the address of the pipeline that is served."""
 
 
 class Decider(NamedTuple):
@@ -85,24 +86,37 @@ def serve_project(
 ) -> Generator[ServingStatus, None, None]:
     """Serve a pipeline until the iterator is closed; its address is in :data:`ADDRESS_FILE` meanwhile.
 
+    The replicas of a project that is emulated are emulated.
+
     Yields:
         The status as soon as it serves, and after every interval.
     """
     warm_up(pipeline, chosen.policy, chosen.forecast)
-    folder = project.root / ".cache" / "serving"
+    folder = serving_folder(project)
     folder.mkdir(parents=True, exist_ok=True)
     address = folder / ADDRESS_FILE
     statuses = serve(
         pipeline, chosen.policy, chosen.forecast, project.objective, project.simulation(), folder,
-        store=store_url(), standbys=standbys,
+        store=store_url(), standbys=standbys, emulated=project.emulated,
     )  # fmt: skip
     try:
         for status in statuses:
-            address.write_text(json.dumps({"address": status.address, "model": pipeline.name}) + "\n")
+            address.write_text(json.dumps({"address": status.address, "model": status.pipeline.name}) + "\n")
             yield status
     finally:
         statuses.close()
         address.unlink(missing_ok=True)
+
+
+def served_name(project: Project) -> str:
+    """Name under which the pipeline of a project answers requests."""
+    return project.file.name + SUFFIX if project.emulated else project.file.name
+
+
+def serving_folder(project: Project) -> Path:
+    """Folder of the processes of a project that is served; each emulated pipeline has its own."""
+    folder = project.root / ".cache" / "serving"
+    return folder / served_name(project) if project.emulated else folder
 
 
 def served_address(project: Project) -> str:
@@ -111,11 +125,12 @@ def served_address(project: Project) -> str:
     Raises:
         ProjectError: if it is not served here.
     """
-    file = project.root / ".cache" / "serving" / ADDRESS_FILE
+    file = serving_folder(project) / ADDRESS_FILE
     if not file.is_file():
+        name = project.shipped or project.root.name
         raise ProjectError(
-            f"{project.root.name} is not served on this machine; start `opd serve {project.root.name}` in another "
-            "terminal, or name an --address"
+            f"{served_name(project)} is not served on this machine; start `opd serve {name}"
+            f"{' --emulated' if project.emulated else ''}` in another terminal, or name an --address"
         )
     return str(json.loads(file.read_text())["address"])
 
@@ -147,21 +162,29 @@ def steady_counts(rate: float, seconds: int) -> np.ndarray:
 def send_load(project: Project, address: str, counts: np.ndarray, output: Path, seed: int = 0) -> pd.DataFrame:
     """Send a load of the project's samples, and write a record of every request; Ctrl-C ends it early.
 
+    An emulated pipeline gets the requests of :func:`opd.serving.emulation.pipeline.emulated_samples`.
+
     Returns:
         The records of :func:`opd.live.load.offer`.
     """
-    file = project.file
-    if file.samples is None:
-        raise ProjectError(f"{project.pipeline_path} names no samples; requests are drawn from them")
-    samples = read_samples(project.root / file.samples)
+    samples, name = read_samples(_samples_file(project)), served_name(project)
 
     async def send() -> pd.DataFrame:
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        return await offer(address, file.name, counts, samples, seed, stop=stop)
+        return await offer(address, name, counts, samples, seed, stop=stop)
 
     records = asyncio.run(send())
     output.parent.mkdir(parents=True, exist_ok=True)
     records.to_parquet(output)
     return records
+
+
+def _samples_file(project: Project) -> Path:
+    """File of the requests that are sent to a project."""
+    if project.emulated:
+        return emulated_samples(serving_folder(project))
+    if project.file.samples is None:
+        raise ProjectError(f"{project.pipeline_path} names no samples; requests are drawn from them")
+    return project.root / project.file.samples

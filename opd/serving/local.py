@@ -19,6 +19,7 @@ from typing import IO
 from opd.control.loop import ApplyError
 from opd.measurement import SimulationParameters
 from opd.pipeline import Configuration, Pipeline, check_feasible
+from opd.serving.emulation.host import HostedReplica, emulation_of
 from opd.serving.local_stage import LocalStage
 from opd.serving.monitoring.prometheus import open_monitor
 from opd.serving.processes import STOP_SECONDS, ServerProcess, StartError, stop_all
@@ -44,12 +45,13 @@ class LocalBackend(TelemetryBackend):
     """A pipeline of server processes on the loopback interface.
 
     Args:
-        pipeline: the pipeline; its variants are in the model store.
+        pipeline: the pipeline; its variants are in the model store. The replicas of an emulated one
+            (:func:`opd.serving.emulation.pipeline.emulated_pipeline`) are emulated, and need no store.
         parameters: interval, batch timeout and maximum age of requests, as for the simulator.
         configuration: first configuration.
         folder: folder for settings, logs and metrics of this run; only one controller at a time may use it.
         store: URL of the model store; by default :func:`opd.serving.store.store_url`.
-        standbys: processes without a variant that each stage keeps running.
+        standbys: processes without a variant that each stage keeps running; none if replicas are emulated.
         max_queue: requests that may wait at a stage.
 
     Raises:
@@ -83,11 +85,11 @@ class LocalBackend(TelemetryBackend):
             monitor = open_monitor(folder / "monitor")
             acquired.callback(monitor.close)
             super().__init__(pipeline, configuration, monitor, parameters.interval)
+            self.emulation = acquired.enter_context(emulation_of(pipeline, folder, parameters.service_noise))
             acquired.callback(self._stop_stages)
             for task, stage in zip(pipeline.tasks, configuration, strict=True):
-                self.stages.append(
-                    LocalStage(pipeline.name, task, settings, url, folder, stage, standbys, self._closing)
-                )
+                common = pipeline.name, task, settings, url, folder, stage, standbys, self._closing
+                self.stages.append(LocalStage(*common, emulation=self.emulation))
             self.router = self._start_router(settings, folder)
             # Front to back, so that each server can still pass on the requests it has accepted.
             acquired.callback(stop_all, [self.router], self._request_seconds)
@@ -127,9 +129,10 @@ class LocalBackend(TelemetryBackend):
 
     # ----------------------------------------------------------------------------------------------- processes
 
-    def processes(self) -> list[ServerProcess]:
-        """All running processes."""
-        return [self.router, *(process for stage in self.stages for process in stage.processes())]
+    def processes(self) -> list[ServerProcess | HostedReplica]:
+        """All running processes; emulated replicas share one."""
+        shared = [self.emulation.process] if self.emulation else []
+        return [self.router, *shared, *(process for stage in self.stages for process in stage.processes())]
 
     def _start_router(self, settings: StageSettings, folder: Path) -> SupervisedServer:
         parameters = {
@@ -189,7 +192,8 @@ class LocalBackend(TelemetryBackend):
         if self._closing.is_set():
             return
         self.router.reconcile()
-        targets = {process.name: process.metrics_address for process in self.processes()}
+        named = {process.metrics_address: process.name for process in reversed(self.processes())}
+        targets = {name: address for address, name in named.items()}
         if targets != self._targets:
             self.monitor.set_targets(targets)
             self._targets = targets

@@ -20,6 +20,7 @@ from typing import Any
 import requests
 
 from opd.pipeline import StageConfiguration, Task, Variant
+from opd.serving.emulation.host import EmulationHost, HostedReplica
 from opd.serving.processes import ServerProcess, model_process
 from opd.serving.settings import ServerSettings, StageSettings
 from opd.serving.stage_queue import ReplicaEndpoint
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 class LocalReplica:
     """A process with a variant; draining once it gets no new requests."""
 
-    process: ServerProcess
+    process: ServerProcess | HostedReplica
     variant: int
     draining: bool = False
 
@@ -48,10 +49,12 @@ class LocalStage:
         store: URL of the model store.
         folder: folder for settings and logs of its processes.
         target: desired configuration; change it with :meth:`set_target`.
-        standbys: number of processes kept running without a variant, so that a new replica starts faster.
+        standbys: number of processes kept running without a variant, so that a new replica starts faster; none are
+            if replicas are emulated.
         closing: once it is set, nothing is started any more.
         backoff: failed starts of the target's replicas.
         settled: whether the stage runs its target.
+        emulation: starts its replicas, which are emulated then; None if they are real.
     """
 
     pipeline: str
@@ -65,9 +68,10 @@ class LocalStage:
     backoff: StartBackoff = field(default_factory=StartBackoff)
     replicas: list[LocalReplica] = field(default_factory=list)
     settled: bool = False
+    emulation: EmulationHost | None = None
     _standby: list[ServerProcess] = field(default_factory=list)
     _standby_backoff: StartBackoff = field(default_factory=StartBackoff)
-    _stopping: list[ServerProcess] = field(default_factory=list)
+    _stopping: list[ServerProcess | HostedReplica] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=count)
     _next_probe: float = 0.0
     _pushed: dict[str, Any] | None = None
@@ -98,7 +102,7 @@ class LocalStage:
             parts.append(f"{process.name} began {seconds:.0f} s ago ({process.last_words()})")
         return ", ".join([*parts, *filter(None, [self.backoff.last_failure])])
 
-    def processes(self) -> list[ServerProcess]:
+    def processes(self) -> list[ServerProcess | HostedReplica]:
         """All processes of the stage."""
         return [self.queue, *(replica.process for replica in self.replicas), *self._standby, *self._stopping]
 
@@ -149,14 +153,14 @@ class LocalStage:
                 self._record_standby_failure(standby.failure_reason())
         self._stopping = [process for process in self._stopping if not process.ended()]
 
-    def _has_ended(self, process: ServerProcess) -> bool:
+    def _has_ended(self, process: ServerProcess | HostedReplica) -> bool:
         """Check whether a process has ended; one that is late to become ready is killed."""
         if process.late:
             self._kill(process)
             return True
         return process.ended()
 
-    def _kill(self, process: ServerProcess) -> None:
+    def _kill(self, process: ServerProcess | HostedReplica) -> None:
         process.kill()
         self._stopping.append(process)
 
@@ -189,7 +193,7 @@ class LocalStage:
     def _start_missing(self) -> None:
         # Assigning a standby may take seconds, in which the backend may close.
         while len(self._of_target()) < self.target.replicas and self.backoff.due and not self.closing.is_set():
-            process = self._assigned_standby() or self._new_process(self.task.variants[self.target.variant])
+            process = self._assigned_standby() or self._new_replica(self.task.variants[self.target.variant])
             self.replicas.append(LocalReplica(process, self.target.variant))
 
     def _of_target(self) -> list[LocalReplica]:
@@ -214,6 +218,11 @@ class LocalStage:
                 standby.started, standby.was_ready = time.monotonic(), False
                 return standby
         return None
+
+    def _new_replica(self, variant: Variant) -> ServerProcess | HostedReplica:
+        if self.emulation is None:
+            return self._new_process(variant)
+        return self.emulation.replica(f"{self.task.name}-{next(self._numbers)}", self.pipeline, self.task, variant)
 
     def _new_process(self, variant: Variant | None) -> ServerProcess:
         """Start a replica of a variant; a standby if that is None."""
@@ -271,6 +280,8 @@ class LocalStage:
 
     def _start_standby(self) -> None:
         """Start a missing standby; the stage works without those that do not start."""
+        if self.emulation is not None:
+            return
         if not self.settled or not self._standby_backoff.due or len(self._standby) >= self.standbys:
             return
         try:

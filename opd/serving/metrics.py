@@ -13,6 +13,7 @@ from prometheus_client import Counter, Gauge, Histogram
 # Seconds, in steps of 25 % up to the age at which requests are dropped: a quantile read from the buckets is at most an
 # eighth off.
 LATENCY_BUCKETS = tuple(round(0.002 * 1.25**step, 6) for step in range(39)) + (float("inf"),)
+LATE_BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, float("inf"))
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, float("inf"))
 
 PIPELINE = ("pipeline",)
@@ -37,6 +38,7 @@ STAGE_QUEUE = "opd_stage_queue_length"
 STAGE_REPLICAS = "opd_stage_replicas"
 # A replica.
 MODEL_SECONDS = "opd_model_seconds"
+EMULATED_LATE = "opd_emulated_late_seconds"
 
 requests = Counter(REQUESTS, "requests that arrived", PIPELINE)
 answers = Counter(ANSWERS, "requests that ended, by outcome", (*PIPELINE, "outcome"))
@@ -55,3 +57,6 @@ stage_queue = Gauge(STAGE_QUEUE, "requests waiting", STAGE)
 stage_replicas = Gauge(STAGE_REPLICAS, "replicas that take work", MODEL)
 
 model_seconds = Histogram(MODEL_SECONDS, "seconds of one inference", MODEL, buckets=LATENCY_BUCKETS)
+emulated_late = Histogram(
+    EMULATED_LATE, "seconds that an emulated replica answers later than it should", MODEL, buckets=LATE_BUCKETS
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -40,17 +40,14 @@ class StageSettings(DocumentModel):
         return self.drop_after + self.call_timeout
 
 
-class ServerSettings(DocumentModel):
-    """Settings of one server process."""
+class ProcessSettings(DocumentModel):
+    """Name, addresses and life of a server process, ``python -m MODULE FILE`` with these settings in the file."""
 
-    kind: str
-    """One of :data:`RUNTIMES`, or the import path of another runtime."""
+    module: ClassVar[str]
+    """The module that reads the settings and serves."""
 
     name: str
     """Name of the model it serves: the task, or the pipeline for a router."""
-
-    parameters: dict[str, Any] = {}
-    """Parameters of the runtime."""
 
     host: str = "127.0.0.1"
     """Address to listen on."""
@@ -67,6 +64,23 @@ class ServerSettings(DocumentModel):
     end_with_parent: bool = False
     """End when standard input closes, which happens when the parent process ends."""
 
+    @property
+    def document(self) -> str:
+        """JSON document of the settings, which the server process reads."""
+        return self.model_dump_json(indent=2) + "\n"
+
+
+class ServerSettings(ProcessSettings):
+    """Settings of the process of a replica, a queue or a router."""
+
+    module = "opd.serving.server"
+
+    kind: str = "model"
+    """One of :data:`RUNTIMES`, or the import path of another runtime."""
+
+    parameters: dict[str, Any] = {}
+    """Parameters of the runtime."""
+
     @field_validator("kind")
     @classmethod
     def _check_kind(cls, kind: str) -> str:
@@ -78,8 +92,3 @@ class ServerSettings(DocumentModel):
     def runtime(self) -> str:
         """Import path of the runtime."""
         return RUNTIMES.get(self.kind, self.kind)
-
-    @property
-    def document(self) -> str:
-        """JSON document of the settings, which the server process reads."""
-        return self.model_dump_json(indent=2) + "\n"

@@ -10,10 +10,14 @@ order of time, until the next one.
 A reconfiguration never loses work. New replicas serve after the variant's start-up time; until all of them do,
 replicas of the previous variant go on; surplus replicas leave at once, and a batch they have begun is finished.
 
-Compiled functions take a :class:`~opd.simulator.simulator.SimulatorState` and change it in place.
+Where replicas share the cores of the device, stages depend on each other and are served together, from one batch that
+begins or ends to the next. All batches progress at one speed; when it changes, what is left of them is stretched.
 
-They are all in this module because Numba's cache notices changes in the file of a function, but not in the files of
-the functions that it calls.
+Compiled functions take a :class:`~opd.simulator.simulator.SimulatorState` and change it in place; ``device`` is a
+:class:`~opd.simulator.simulator.Device`.
+
+Those that call each other are all in this module because Numba's cache notices changes in the file of a function, but
+not in the files of the functions that it calls.
 """
 
 from __future__ import annotations
@@ -230,24 +234,22 @@ def _service_factor(generator, factors):
 
 
 @njit(cache=True)
-def _serve(state, e, n, batch_size, service_time, end, timeout, drop_after, generator, factors, interval):
-    """Serve one stage until ``end``; record its batches in ``interval`` if that has places for them.
+def _serve(state, e, n, batch_size, service_time, end, speed, device, interval, left, generator):
+    """Serve one stage at ``speed`` until ``end``; return whether the next queue had room.
 
-    Returns:
-        requests that left the queue, their summed seconds there, requests that reneged, and if the next queue had room.
+    Adds to ``left`` the requests that left the queue, and to the measurements of ``interval`` their seconds in the
+    stage, requests that reneged, and batches if there are places for them.
     """
     times, births, length = state.queue_time[e, n], state.queue_birth[e, n], state.queue_length[e, n]
     free, retire, places = state.replica_free[e, n], state.replica_retire[e, n], state.replicas[e, n]
-    start, next_places = state.now[e], state.queue_time.shape[2]
-    head = 0
-    reneged = 0
-    seconds = 0.0
-    room = True
+    now, next_places, factors = state.now[e], times.shape[0], device.factors
+    timeout, drop_after = device.batch_timeout, device.drop_after
+    head, reneged, seconds, room = 0, 0, 0.0, True
     while head < length:
         r = _first_idle(free, retire, places)
         if r < 0:
             break
-        begin = max(free[r], _time_due(times, head, length, batch_size, timeout), start)
+        begin = max(free[r], _time_due(times, head, length, batch_size, timeout), now)
         if begin >= end:
             break
         if begin >= retire[r]:
@@ -265,50 +267,92 @@ def _serve(state, e, n, batch_size, service_time, end, timeout, drop_after, gene
         if not room:
             break
         variant = state.replica_variant[e, n, r]
-        free[r] = begin + service_time[n, variant, size] * _service_factor(generator, factors)
+        free[r] = begin + service_time[n, variant, size] * _service_factor(generator, factors) / speed
         if interval.busy.shape[2] > 0:
             interval.busy[e, n, variant] += free[r] - begin
             interval.batches[e, n, variant, size] += 1
         seconds = _pass_on(state, e, n, head, size, free[r], seconds)
         head += size
     waited_too_long, seconds = _keep_waiting(state, e, n, head, end, drop_after, seconds)
-    return head + waited_too_long, seconds, reneged + waited_too_long, room
+    left[n] += head + waited_too_long
+    interval.task_latency[e, n] += seconds
+    interval.dropped[e] += reneged + waited_too_long
+    return room
+
+
+# --- shared cores ----------------------------------------------------------------------------------------------------
+
+
+@njit(cache=True)
+def _is_serving(state, e, n, r):
+    """Check whether a replica serves a batch; one that is still starting is ready when it is idle."""
+    return max(state.now[e], state.replica_ready[e, n, r]) < state.replica_free[e, n, r] < np.inf
+
+
+@njit(cache=True)
+def _speed(state, e, cores, device_cores):
+    """Speed of all batches: 1, or less if the replicas that serve them need more cores than the device has."""
+    busy = 0.0
+    for n in range(state.replicas.shape[1]):
+        for r in range(state.replicas[e, n]):
+            if _is_serving(state, e, n, r):
+                busy += cores[n, state.replica_variant[e, n, r]]
+    return device_cores / busy if busy > device_cores else 1.0
+
+
+@njit(cache=True)
+def _stretch(state, e, factor, interval):
+    """Let everything that is being served take ``factor`` times as long from now on."""
+    now = state.now[e]
+    for n in range(state.replicas.shape[1]):
+        free, times = state.replica_free[e, n], state.queue_time[e, n + 1]
+        for r in range(state.replicas[e, n]):
+            if _is_serving(state, e, n, r):
+                if interval.busy.shape[2] > 0:
+                    interval.busy[e, n, state.replica_variant[e, n, r]] += (factor - 1.0) * (free[r] - now)
+                free[r] = now + factor * (free[r] - now)
+        for request in range(state.queue_length[e, n + 1]):
+            if times[request] > now:
+                interval.task_latency[e, n] += (factor - 1.0) * (times[request] - now)
+                times[request] = now + factor * (times[request] - now)
+
+
+@njit(cache=True)
+def _next_event(state, e, configuration, timeout):
+    """The next time at which a batch begins or ends, and the stage where one begins, or -1."""
+    time, stage = np.inf, -1
+    for n in range(state.replicas.shape[1]):
+        times, free, length = state.queue_time[e, n], state.replica_free[e, n], state.queue_length[e, n]
+        r = _first_idle(free, state.replica_retire[e, n], state.replicas[e, n]) if length > 0 else -1
+        if r >= 0:
+            begin = max(free[r], _time_due(times, 0, length, configuration[n, 2], timeout), state.now[e])
+            if begin < time:
+                time, stage = begin, n
+        for r in range(state.replicas[e, n]):
+            if _is_serving(state, e, n, r) and free[r] <= time:
+                time, stage = free[r], -1
+    return time, stage
+
+
+@njit(cache=True)
+def _serve_together(state, e, configuration, tables, end, speed, device, interval, left, generator):
+    """Serve all stages until ``end``, what is under way at ``speed`` at first; return whether the queues had room."""
+    room = True
+    while room:
+        speed_before, speed = speed, _speed(state, e, tables.cores, device.cores)
+        if speed != speed_before:
+            _stretch(state, e, speed_before / speed, interval)
+        time, n = _next_event(state, e, configuration, device.batch_timeout)
+        if time > end or (n >= 0 and time == end):
+            break
+        state.now[e] = time
+        if n >= 0:
+            size, just_after = configuration[n, 2], np.nextafter(time, np.inf)
+            room = _serve(state, e, n, size, tables.service_time, just_after, speed, device, interval, left, generator)
+    return room
 
 
 # --- arrivals --------------------------------------------------------------------------------------------------------
-
-
-@njit(cache=True)
-def _arrive(state, e, counts, generator):
-    """Spread each second's count uniformly over that second; the gaps of k uniforms are k + 1 exponentials."""
-    times, births, length = state.queue_time[e, 0], state.queue_birth[e, 0], state.queue_length[e, 0]
-    for second in range(counts.shape[0]):
-        k = counts[second]
-        if k == 0:
-            continue
-        if length + k > times.shape[0]:
-            return False
-        total = 0.0
-        for request in range(length, length + k):
-            total += generator.standard_exponential()
-            times[request] = total
-        total += generator.standard_exponential()
-        for request in range(length, length + k):
-            times[request] = state.now[e] + second + times[request] / total
-            births[request] = times[request]
-        length += k
-    state.queue_length[e, 0] = length
-    return True
-
-
-@njit(cache=True)
-def draw_arrivals(state, counts, interval, generator):
-    """Draw the arrivals of one interval for every environment; return whether the queues had room."""
-    room = True
-    for e in range(counts.shape[0]):
-        interval.offered[e] = counts[e].sum()
-        room = _arrive(state, e, counts[e], generator) and room
-    return room
 
 
 @njit(cache=True)
@@ -343,17 +387,17 @@ def _percentile_99(values):
 
 
 @njit(cache=True)
-def _complete(state, e, end, objective, interval):
-    """Remove the requests that left the last task by ``end``; record their number, latencies and those within it."""
+def _complete(state, e, end, device, interval):
+    """Remove the requests that left the last task by ``end``; record number, latencies and those within the level."""
     last = state.queue_time.shape[1] - 1
     times, births, length = state.queue_time[e, last], state.queue_birth[e, last], state.queue_length[e, last]
     done = _waiting(state, e, last, end)
     interval.completed[e] = done
     if done > 0:
-        latencies = times[:done] - births[:done]
+        latencies = times[:done] - births[:done] + device.added_latency
         if interval.latencies.shape[1] > 0:
             interval.latencies[e, :done] = latencies
-        interval.within[e] = np.count_nonzero(latencies <= objective)
+        interval.within[e] = np.count_nonzero(latencies <= device.objective)
         interval.latency_mean[e] = latencies.mean()
         interval.latency_p99[e] = _percentile_99(latencies)
     else:
@@ -367,37 +411,30 @@ def _complete(state, e, end, objective, interval):
 
 
 @njit(cache=True)
-def simulate(state, configurations, tables, length, timeout, drop_after, objective, factors, interval, generator):
+def simulate(state, configurations, tables, device, interval, generator):
     """Simulate one interval of every environment, given its arrivals; return whether all queues had room."""
-    room = True
+    tasks, room = state.replicas.shape[1], True
+    left = np.zeros(tasks, dtype=np.int64)
     for e in range(state.now.shape[0]):
-        end = state.now[e] + length
+        end = state.now[e] + device.interval
+        speed = _speed(state, e, tables.cores, device.cores) if device.cores > 0.0 else 1.0
         interval.dropped[e] = 0
-        for n in range(state.replicas.shape[1]):
+        for n in range(tasks):
             variant, replicas, batch_size = configurations[e, n]
             _reconfigure(state, e, n, variant, replicas, tables.startup_time[n, variant])
-            left, seconds, reneged, fits = _serve(
-                state, e, n, batch_size, tables.service_time, end, timeout, drop_after, generator, factors, interval
-            )
-            room = room and fits
-            interval.dropped[e] += reneged
-            interval.task_latency[e, n] = seconds / left if left > 0 else tables.service_time[n, variant, 1]
             interval.ready_throughput[e, n] = _ready_throughput(state, e, n, end, batch_size, tables.service_time)
+            interval.task_latency[e, n], left[n] = 0.0, 0
+        if device.cores > 0.0:
+            room &= _serve_together(state, e, configurations[e], tables, end, speed, device, interval, left, generator)
+        for n in range(tasks):
+            variant, _, batch_size = configurations[e, n]
+            room &= _serve(state, e, n, batch_size, tables.service_time, end, speed, device, interval, left, generator)
+            alone = tables.service_time[n, variant, 1]
+            interval.task_latency[e, n] = interval.task_latency[e, n] / left[n] if left[n] > 0 else alone
             interval.queue[e, n] = _waiting(state, e, n, end)
-        _complete(state, e, end, objective, interval)
+        _complete(state, e, end, device, interval)
         state.now[e] = end
     return room
-
-
-@njit(cache=True)
-def first_out_of_bounds(configurations, variants, max_replicas, max_batch_size):
-    """First environment with a configuration that would index outside the arrays of the kernel, or -1."""
-    for e in range(configurations.shape[0]):
-        for n in range(configurations.shape[1]):
-            variant, replicas, batch_size = configurations[e, n]
-            if not (0 <= variant < variants[n] and 1 <= replicas <= max_replicas and 1 <= batch_size <= max_batch_size):
-                return e
-    return -1
 
 
 # --- planning --------------------------------------------------------------------------------------------------------
@@ -406,19 +443,12 @@ def first_out_of_bounds(configurations, variants, max_replicas, max_batch_size):
 @njit(cache=True)
 def _copy_state(source, target):
     """Make the one environment of ``target`` that of ``source``."""
-    target.now[0] = source.now[0]
-    for stage in range(source.queue_length.shape[1]):
-        length = source.queue_length[0, stage]
-        target.queue_length[0, stage] = length
-        target.queue_time[0, stage, :length] = source.queue_time[0, stage, :length]
-        target.queue_birth[0, stage, :length] = source.queue_birth[0, stage, :length]
-    for n in range(source.replicas.shape[1]):
-        places = source.replicas[0, n]
-        target.replicas[0, n] = places
-        target.replica_variant[0, n, :places] = source.replica_variant[0, n, :places]
-        target.replica_ready[0, n, :places] = source.replica_ready[0, n, :places]
-        target.replica_free[0, n, :places] = source.replica_free[0, n, :places]
-        target.replica_retire[0, n, :places] = source.replica_retire[0, n, :places]
+    longest = source.queue_length.max()
+    target.now[:], target.queue_length[:], target.replicas[:] = source.now, source.queue_length, source.replicas
+    target.queue_time[:, :, :longest] = source.queue_time[:, :, :longest]
+    target.queue_birth[:, :, :longest] = source.queue_birth[:, :, :longest]
+    target.replica_variant[:], target.replica_ready[:] = source.replica_variant, source.replica_ready
+    target.replica_free[:], target.replica_retire[:] = source.replica_free, source.replica_retire
 
 
 @njit(cache=True)
@@ -447,13 +477,13 @@ def roll_out(present, scratch, candidates, arrivals, continuation, tables, devic
         arrivals: :class:`~opd.simulator.rollouts.Arrivals` of F futures and H intervals.
         continuation: :class:`~opd.simulator.rollouts.Continuation`.
         tables: of the pipeline.
-        device: length, timeout, drop_after, objective and factors as in :func:`simulate`.
+        device: as in :func:`simulate`.
         interval: measurements of one environment; overwritten.
         record: measurements by candidate, future and interval; written.
         chosen: (C, F, H, N, 3) the configurations that ran; written.
         generator: of the service times.
     """
-    length, last = device[0], len(continuation.loads) - 1
+    length, last = device.interval, len(continuation.loads) - 1
     for c in range(candidates.shape[0]):
         for f in range(arrivals.times.shape[0]):
             _copy_state(present, scratch)
@@ -466,5 +496,5 @@ def roll_out(present, scratch, candidates, arrivals, continuation, tables, devic
                 end = np.searchsorted(arrivals.times[f], scratch.now[0] + length)
                 add_arrivals(scratch, arrivals.times[f, begin:end], interval)
                 begin = end
-                simulate(scratch, chosen[c, f, h : h + 1], tables, *device, interval, generator)  # type: ignore[call-arg]
+                simulate(scratch, chosen[c, f, h : h + 1], tables, device, interval, generator)
                 _record(interval, record, c, f, h)

@@ -9,7 +9,7 @@ import numpy as np
 from opd.measurement import Interval, SimulationParameters, StageState
 from opd.pipeline import Pipeline
 from opd.simulator import kernel
-from opd.simulator.simulator import blank_interval, empty_state, most_replicas, place_stages, service_factors
+from opd.simulator.simulator import blank_interval, device_of, empty_state, most_replicas, place_stages
 
 PLANNED_LOAD = 1.1
 """Load that the later intervals of a rollout are planned for, in terms of the mean that comes in them. A solver that
@@ -83,8 +83,7 @@ class RolloutSimulator:
     """
 
     def __init__(self, pipeline: Pipeline, parameters: SimulationParameters) -> None:
-        self._pipeline, self._parameters = pipeline, parameters
-        self._factors = service_factors(parameters)
+        self._pipeline, self._device = pipeline, device_of(pipeline, parameters)
         self._interval = blank_interval((1,), len(pipeline.tasks))
         self._make_room(1)
 
@@ -105,7 +104,7 @@ class RolloutSimulator:
         self, candidates: np.ndarray, arrivals: Arrivals, continuation: Continuation, generator: np.random.Generator
     ) -> Rollouts:
         """Run candidates (C, N, 3) against all futures; the generator draws service times."""
-        p, tasks = self._parameters, len(self._pipeline.tasks)
+        tasks = len(self._pipeline.tasks)
         shape = (len(candidates), *arrivals.loads.shape)
         record, chosen = blank_interval(shape, tasks), np.zeros((*shape, tasks, 3), dtype=np.int64)
         kernel.roll_out(
@@ -115,7 +114,7 @@ class RolloutSimulator:
             arrivals,
             continuation,
             self._pipeline.tables,
-            (float(p.interval), p.batch_timeout, p.drop_after, self._pipeline.service_level.seconds, self._factors),
+            self._device,
             self._interval,
             record,
             chosen,

@@ -6,11 +6,13 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 from scipy.special import ndtri
 
 from opd.measurement import Interval, SimulationParameters, StageState
 from opd.pipeline import Configuration, Pipeline, StageConfiguration, as_array, check_feasible
 from opd.simulator import kernel
+from opd.simulator.arrivals import draw_arrivals
 
 QUANTILES = 1 << 14
 """Number of quantiles that represent the distribution of service times."""
@@ -44,6 +46,35 @@ class SimulatorState(NamedTuple):
     replica_retire: np.ndarray
 
 
+class Device(NamedTuple):
+    """Parameters of the device as compiled code takes them.
+
+    Attributes:
+        interval: seconds.
+        batch_timeout: seconds.
+        drop_after: seconds.
+        objective: seconds of the service level.
+        factors: of :func:`service_factors`.
+        added_latency: seconds.
+        cores: that busy replicas share; 0 where each has its own.
+    """
+
+    interval: float
+    batch_timeout: float
+    drop_after: float
+    objective: float
+    factors: np.ndarray
+    added_latency: float
+    cores: float
+
+
+def device_of(pipeline: Pipeline, parameters: SimulationParameters) -> Device:
+    """The device of a pipeline."""
+    p, objective = parameters, pipeline.service_level.seconds
+    seconds = float(p.interval), float(p.batch_timeout), float(p.drop_after), float(objective)
+    return Device(*seconds, service_factors(p), float(p.added_latency), float(p.device_cores))
+
+
 def empty_state(environments: int, tasks: int, queue_places: int, replica_places: int) -> SimulatorState:
     """A state without requests or replicas."""
     queues = (environments, tasks + 1, queue_places)
@@ -68,8 +99,10 @@ def roomy_state(
     service_time = pipeline.tables.service_time
     slowest = float(np.max(service_time[np.isfinite(service_time)]))
     # A queue holds at most the requests that are young enough to be served, those on their way, and one interval
-    # to come. Rates hold for whole seconds; such a span can touch one more at each end.
+    # to come. Rates hold for whole seconds; such a span can touch one more at each end. Where cores are shared, a batch
+    # can be on its way for longer.
     places = (int(np.ceil(parameters.drop_after + parameters.interval + 3 * slowest)) + 2) * max_rate
+    places += most_replicas(pipeline) * pipeline.max_batch_size if parameters.device_cores else 0
     return empty_state(environments, len(pipeline.tasks), places, most_replicas(pipeline))
 
 
@@ -184,7 +217,7 @@ class Simulator:
         self.record_batches = record_batches
         self.parameters = parameters
         self.max_rate = max_rate
-        self._factors = service_factors(parameters)
+        self._device = device_of(pipeline, parameters)
         self.reseed(seed)
         self._state = roomy_state(pipeline, parameters, environments, max_rate)
 
@@ -244,7 +277,7 @@ class Simulator:
                 "higher one"
             )
         interval = self._blank_interval()
-        self._require_room(kernel.draw_arrivals(self._state, counts, interval, self._arrivals))
+        self._require_room(draw_arrivals(self._state, counts, interval, self._arrivals))
         return self._simulate(configurations, interval)
 
     def step_arrivals(self, configuration: np.ndarray, times: np.ndarray) -> Interval:
@@ -280,19 +313,8 @@ class Simulator:
         return measured._replace(busy=np.zeros(places[:-1]), batches=np.zeros(places, dtype=np.int64))
 
     def _simulate(self, configurations: np.ndarray, interval: Interval) -> Interval:
-        p = self.parameters
-        room = kernel.simulate(
-            self._state,
-            configurations,
-            self.pipeline.tables,
-            float(p.interval),
-            p.batch_timeout,
-            p.drop_after,
-            self.pipeline.service_level.seconds,
-            self._factors,
-            interval,
-            self._service,
-        )
+        tables = self.pipeline.tables
+        room = kernel.simulate(self._state, configurations, tables, self._device, interval, self._service)
         self._require_room(room)
         return interval
 
@@ -300,7 +322,7 @@ class Simulator:
         """Raise unless ``configurations`` are valid indices for the compiled code, which does no checks."""
         self._require_shape("configurations", configurations, (environments, len(self.pipeline.tasks), 3))
         limits = self.pipeline.max_replicas, self.pipeline.max_batch_size
-        e = kernel.first_out_of_bounds(configurations, self.pipeline.tables.variant_counts, *limits)
+        e = _first_out_of_bounds(configurations, self.pipeline.tables.variant_counts, *limits)
         if e >= 0:
             check_feasible(self.pipeline, tuple(StageConfiguration(*stage) for stage in configurations[e].tolist()))
 
@@ -317,3 +339,14 @@ class Simulator:
                 f"a queue of pipeline {self.pipeline.name!r} is full ({self._state.queue_time.shape[2]} requests); "
                 f"create the simulator with max_rate above {self.max_rate}"
             )
+
+
+@njit(cache=True)
+def _first_out_of_bounds(configurations, variants, max_replicas, max_batch_size):
+    """First environment with a configuration that would index outside the arrays of the kernel, or -1."""
+    for e in range(configurations.shape[0]):
+        for n in range(configurations.shape[1]):
+            variant, replicas, batch_size = configurations[e, n]
+            if not (0 <= variant < variants[n] and 1 <= replicas <= max_replicas and 1 <= batch_size <= max_batch_size):
+                return e
+    return -1

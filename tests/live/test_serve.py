@@ -21,6 +21,7 @@ from tiny_local import Load, fill_store, outcomes
 from opd.cli.command import plain_data
 from opd.live.serve import ServingStatus, render, status_facts
 from opd.measurement import Calibration, unmeasured
+from opd.serving.emulation.pipeline import emulated_pipeline
 
 # --- the status ------------------------------------------------------------------------------------------------------
 
@@ -50,6 +51,13 @@ def test_the_status_says_which_figures_are_assumed(step):
     status = replace(status_after(step), pipeline=replace(ocr_pipeline(), tasks=(typed, *others)))
     note = f"assumed, not measured: {first.name}/{first.variants[0].name}"
     assert note in drawn(status) and "assumed" not in drawn(status_after(step))
+
+
+def test_the_status_says_that_replicas_are_emulated(step):
+    emulated = replace(status_after(step), pipeline=emulated_pipeline(ocr_pipeline()))
+    assert "ocr-emulated at 127.0.0.1:9\nreplicas   emulated: they take the profiled times" in drawn(emulated)
+    assert status_facts(emulated)["emulated"] and status_facts(emulated)["pipeline"] == "ocr-emulated"
+    assert "emulated" not in drawn(status_after(step)) and not status_facts(status_after(step))["emulated"]
 
 
 def test_the_status_shows_load_latency_decision_and_stages(step):
@@ -112,7 +120,7 @@ def test_the_status_for_programs_is_json(step):
     blind = replace(step, interval=unmeasured(ocr_pipeline()))
     assert plain_data(status_facts(status_after(blind)))["offered"] is None
     first = ServingStatus(ocr_pipeline(), "127.0.0.1:9", SMALL, warnings=("a replica ended",))
-    assert plain_data(status_facts(first)).keys() == {"pipeline", "address", "stages", "warnings"}
+    assert plain_data(status_facts(first)).keys() == {"pipeline", "emulated", "address", "stages", "warnings"}
 
 
 # --- the end ---------------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ class Job:
             "seed": self.seed,
             **objective_fields(self.problem.objective),
             "training": asdict(self.parameters),
-            "simulation": asdict(self.problem.simulation),
+            "simulation": self.problem.simulation.described(),
             "data": data,
             "largest_load": float(self.problem.training.forecasts.max()),
         }

@@ -31,7 +31,8 @@ from opd.cluster.names import (
 )
 from opd.cluster.settings import HTTP, ClusterSettings
 from opd.pipeline import Pipeline, Task, Variant
-from opd.serving.settings import ServerSettings
+from opd.serving.emulation.settings import EmulationSettings, replica_settings
+from opd.serving.settings import ProcessSettings, ServerSettings
 from opd.serving.store import CACHE_VARIABLE
 
 USER = 10001
@@ -77,7 +78,7 @@ class Pod:
     """
 
     name: str
-    server: ServerSettings
+    server: ProcessSettings
     labels: Mapping[str, str]
     millicores: int
     memory: str
@@ -117,7 +118,7 @@ def _container(pod: Pod, settings: ClusterSettings) -> dict[str, Any]:
         "name": CONTAINER,
         "image": settings.image,
         "imagePullPolicy": settings.pull_policy,
-        "command": ["python", "-m", "opd.serving.server"],
+        "command": ["python", "-m", pod.server.module],
         "args": [f"{SETTINGS_FOLDER}/{SETTINGS_FILE}"],
         "env": [
             {"name": "HOME", "value": "/tmp"},
@@ -205,7 +206,9 @@ def queue_pod(pipeline: Pipeline, task: Task, settings: ClusterSettings) -> Pod:
 
 
 def model_pod(pipeline: Pipeline, task: Task, variant: Variant, settings: ClusterSettings) -> Pod:
-    """Return the pod of one replica of a variant."""
+    """Return the pod of one replica of a variant; it is emulated if the settings say so."""
+    if settings.emulated:
+        return _emulated_pod(pipeline, task, variant, settings)
     parameters = {"pipeline": pipeline.name, "task": task.name, "variant": variant.name, "store": settings.store}
     return Pod(
         name=model_name(pipeline.name, task.name, variant.name),
@@ -214,6 +217,18 @@ def model_pod(pipeline: Pipeline, task: Task, variant: Variant, settings: Cluste
         millicores=1000 * variant.cores,
         memory=settings.model_memory,
         caches_models=True,
+    )
+
+
+def _emulated_pod(pipeline: Pipeline, task: Task, variant: Variant, settings: ClusterSettings) -> Pod:
+    ports: dict[str, Any] = {f"{each}_port": port for each, port in settings.ports.items()}
+    replica = replica_settings(pipeline.name, task, variant, settings.grpc_port, settings.emulated_noise)
+    return Pod(
+        name=model_name(pipeline.name, task.name, variant.name),
+        server=EmulationSettings(name=task.name, replicas={variant.name: replica}, host="0.0.0.0", **ports),
+        labels=labels(pipeline.name, MODEL, task.name, variant.name),
+        millicores=settings.emulated_millicores,
+        memory=settings.emulated_memory,
     )
 
 

@@ -240,7 +240,7 @@ def describe_run(
             for pipeline in pipelines
         },
         **objective_fields(setting.objective),
-        "simulation": asdict(setting.simulation),
+        "simulation": setting.simulation.described(),
         "ipa": asdict(setting.ipa),
         "calibration": setting.calibration,
         "hardware": hardware(),
