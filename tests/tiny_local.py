@@ -45,4 +45,5 @@ def outcomes(records):
 
 
 def queue_status(backend, position):
-    return backend.stages[position].queue.http("GET", "/stage")
+    """State of a stage in the first gateway."""
+    return backend.gateways.servers[0].http("GET", f"/stages/{backend.stages[position].task.name}")

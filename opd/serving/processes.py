@@ -23,7 +23,7 @@ from typing import Any
 import requests
 
 from opd.host.waiting import wait_until
-from opd.serving.settings import ServerSettings
+from opd.serving.settings import ProcessSettings, ServerSettings
 
 START_SECONDS = 30.0
 """A server that is not ready after this time has failed to start."""
@@ -104,7 +104,7 @@ class ServerProcess:
         was_ready: whether it has been ready since then; the owner sets it.
     """
 
-    def __init__(self, name: str, settings: ServerSettings, folder: Path, threads: int = 1) -> None:
+    def __init__(self, name: str, settings: ProcessSettings, folder: Path, threads: int = 1) -> None:
         ports = {name: hold_port(self) for name in ("http_port", "grpc_port", "metrics_port")}
         self.name, self.folder, self._threads = name, folder, threads
         self.settings = settings.model_copy(update={**ports, "end_with_parent": True})
@@ -119,7 +119,7 @@ class ServerProcess:
         with self._log.open("ab") as log:
             self._log_begin = log.tell()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "opd.serving.server", str(document)],
+                [sys.executable, "-m", self.settings.module, str(document)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -226,7 +226,7 @@ def model_process(
         cores: threads of the model; a standby gets them with its variant.
     """
     parameters = {"pipeline": pipeline, "task": task, "variant": variant, "store": store}
-    return ServerProcess(name, ServerSettings(kind="model", name=task, parameters=parameters), folder, cores)
+    return ServerProcess(name, ServerSettings(name=task, parameters=parameters), folder, cores)
 
 
 def stop_all(processes: Iterable[ServerProcess], drain_seconds: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""The process of a replica, a stage queue or a router: MLServer with one model, configured by one JSON document.
+"""The process of a replica: MLServer with one model, configured by one JSON document.
 
 ``python -m opd.serving.server FILE`` serves until it is stopped. There is one process per replica and no parallel
 workers: the operating system, or the cluster, is the process manager.
@@ -6,14 +6,8 @@ workers: the operating system, or the cluster, is the process manager.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import os
-import sys
-import threading
-from pathlib import Path
 
-import uvloop
 from mlserver import MLServer
 from mlserver.settings import ModelParameters, ModelSettings, Settings
 from prometheus_client import start_http_server
@@ -21,10 +15,7 @@ from prometheus_client import start_http_server
 from opd.serving.message_server import MessageServer
 from opd.serving.protocol import GRPC_MESSAGE_BYTES
 from opd.serving.settings import ServerSettings
-
-GRACE_SECONDS = 3600.0
-"""Longer than any request lives. The controller or the cluster that stops a server also kills it after its grace
-period; a second limit here could only shorten that."""
+from opd.serving.starting import GRACE_SECONDS, run_server
 
 
 class DrainingServer(MLServer):
@@ -46,17 +37,6 @@ class DrainingServer(MLServer):
         # MLServer cancels running gRPC calls after five seconds; by the time it stops gRPC, none is left.
         await self._grpc_server._server.stop(GRACE_SECONDS)
         await super().stop(sig)
-
-
-def end_with_parent() -> None:
-    """End this process at once when its standard input closes: its requests came from the parent, which is gone."""
-
-    def watch() -> None:
-        while os.read(sys.stdin.fileno(), 1024):
-            pass
-        os._exit(0)
-
-    threading.Thread(target=watch, daemon=True, name="parent").start()
 
 
 async def serve(settings: ServerSettings) -> None:
@@ -92,19 +72,7 @@ async def serve(settings: ServerSettings) -> None:
         raise SystemExit(1)
 
 
-def main() -> None:
-    """Run the server described by the file that the command line names."""
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    settings = ServerSettings.model_validate_json(Path(sys.argv[1]).read_text())
-    if settings.end_with_parent:
-        end_with_parent()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+if __name__ == "__main__":
     # MLServer logs a stack trace for every request that fails, including those that are refused.
     logging.getLogger("mlserver.grpc").setLevel(logging.CRITICAL)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(settings))
-
-
-if __name__ == "__main__":
-    main()
+    run_server(ServerSettings, serve)

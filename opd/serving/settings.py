@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -10,7 +10,6 @@ from opd.host.documents import DocumentModel
 
 RUNTIMES = {
     "model": "opd.serving.model_runtime.ModelRuntime",
-    "queue": "opd.serving.runtimes.QueueRuntime",
     "router": "opd.serving.runtimes.RouterRuntime",
 }
 """Import paths of the runtimes of this package, by kind."""
@@ -40,23 +39,20 @@ class StageSettings(DocumentModel):
         return self.drop_after + self.call_timeout
 
 
-class ServerSettings(DocumentModel):
-    """Settings of one server process."""
+class ProcessSettings(DocumentModel):
+    """Name, addresses and life of a server process, ``python -m MODULE FILE`` with these settings in the file."""
 
-    kind: str
-    """One of :data:`RUNTIMES`, or the import path of another runtime."""
+    module: ClassVar[str]
+    """The module that reads the settings and serves."""
 
     name: str
-    """Name of the model it serves: the task, or the pipeline for a router."""
-
-    parameters: dict[str, Any] = {}
-    """Parameters of the runtime."""
+    """Name of the model it serves: the task, or the pipeline for a gateway."""
 
     host: str = "127.0.0.1"
     """Address to listen on."""
 
     http_port: int = 8080
-    """Port for health checks, the runtime's own routes and REST inference."""
+    """Port for health checks, the server's own routes and REST inference."""
 
     grpc_port: int = 8081
     """Port for inference."""
@@ -66,6 +62,23 @@ class ServerSettings(DocumentModel):
 
     end_with_parent: bool = False
     """End when standard input closes, which happens when the parent process ends."""
+
+    @property
+    def document(self) -> str:
+        """JSON document of the settings, which the server process reads."""
+        return self.model_dump_json(indent=2) + "\n"
+
+
+class ServerSettings(ProcessSettings):
+    """Settings of the process of a replica."""
+
+    module = "opd.serving.server"
+
+    kind: str = "model"
+    """One of :data:`RUNTIMES`, or the import path of another runtime."""
+
+    parameters: dict[str, Any] = {}
+    """Parameters of the runtime."""
 
     @field_validator("kind")
     @classmethod
@@ -79,7 +92,27 @@ class ServerSettings(DocumentModel):
         """Import path of the runtime."""
         return RUNTIMES.get(self.kind, self.kind)
 
-    @property
-    def document(self) -> str:
-        """JSON document of the settings, which the server process reads."""
-        return self.model_dump_json(indent=2) + "\n"
+
+class GatewayStage(DocumentModel):
+    """A stage of the pipeline."""
+
+    task: str = Field(min_length=1)
+    """Name of the task, and of the model that its replicas serve."""
+
+    adapter: dict[str, Any] = {}
+    """Steps that make the input of the stage, see :mod:`opd.serving.adapters`; none if empty."""
+
+
+class GatewaySettings(ProcessSettings):
+    """Settings of the process of a gateway."""
+
+    module = "opd.serving.gateway"
+
+    stages: list[GatewayStage] = Field(min_length=1)
+    """In the order in which a request visits them."""
+
+    queue: StageSettings = StageSettings()
+    """Of the queue of every stage; the batch size is set while it runs."""
+
+    objective: float = Field(gt=0.0)
+    """Seconds of the service level: requests that are completed within them are counted."""

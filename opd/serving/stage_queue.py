@@ -12,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Coroutine, Hashable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import grpc
 from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
@@ -50,12 +50,22 @@ PROBE_SECONDS = 0.5
 _GONE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 
 
-class ReplicaEndpoint(NamedTuple):
-    """Name of a replica, the variant it runs, and ``host:port`` of its gRPC endpoint."""
+@dataclass(frozen=True)
+class ReplicaEndpoint:
+    """A replica as others tell a queue of it.
+
+    Attributes:
+        name: of the replica.
+        variant: that it runs.
+        address: ``host:port`` of its gRPC endpoint.
+        share: part of it that belongs to this queue if several queues use it; it stays the same replica if that
+            changes.
+    """
 
     name: Annotated[str, Field(min_length=1)]
     variant: Annotated[str, Field(min_length=1)]
     address: Annotated[str, Field(pattern=r"^[^\s:]+:\d{1,5}$")]
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = field(default=1.0, compare=False)
 
 
 @dataclass(eq=False)
@@ -63,7 +73,7 @@ class Replica:
     """A replica as its queue sees it.
 
     Attributes:
-        endpoint: name, variant and address.
+        endpoint: name, variant, address and share.
         client: connection to it.
         serving: number of requests it is working on.
         retired: it gets no more requests.
@@ -184,7 +194,9 @@ class StageQueue:
         for endpoint in known.keys() - set(endpoints):
             self._retire(known[endpoint])
         for endpoint in dict.fromkeys(endpoints):
-            if endpoint not in known:
+            if endpoint in known:
+                known[endpoint].endpoint = endpoint
+            else:
                 self._replicas.append(Replica(endpoint, self._connect(endpoint.address)))
                 self._idle.append(self._replicas[-1])
         self._count_replicas()
@@ -196,7 +208,7 @@ class StageQueue:
             "batch_size": self.settings.batch_size,
             "waiting": len(self._waiting),
             "replicas": [
-                {**r.endpoint._asdict(), "serving": r.serving, "retired": r.retired, "failed": r.failed}
+                {**asdict(r.endpoint), "serving": r.serving, "retired": r.retired, "failed": r.failed}
                 for r in self._replicas
             ],
         }
@@ -365,7 +377,10 @@ class StageQueue:
         self._spawn(replica.client.close())
 
     def _count_replicas(self) -> None:
-        working = Counter(r.endpoint.variant for r in self._replicas if not (r.retired or r.failed))
+        working: defaultdict[str, float] = defaultdict(float)
+        for replica in self._replicas:
+            if not (replica.retired or replica.failed):
+                working[replica.endpoint.variant] += replica.endpoint.share
         self._variants |= set(working)
         for variant in self._variants:
             metrics.stage_replicas.labels(*self._labels, variant).set(working[variant])

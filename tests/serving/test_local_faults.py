@@ -50,21 +50,13 @@ def test_a_stopped_replica_is_detected_and_replaced(backend, tmp_path):
     assert outcomes(Load(backend, tmp_path, [3]).records()) == {"completed": 3}
 
 
-def test_a_killed_queue_comes_back_and_its_requests_are_answered(backend, tmp_path):
-    traffic = Load(backend, tmp_path, [10] * 5)
-    time.sleep(2)
-    os.kill(backend.stages[1].queue.pid, signal.SIGKILL)
-    assert outcomes(traffic.records()) == {"completed": 50}
-
-
-@pytest.mark.parametrize("which", ["queue", "router"])
-def test_a_stopped_queue_or_router_is_detected_and_restarted(backend, tmp_path, monkeypatch, which):
-    server = {"queue": backend.stages[0].queue, "router": backend.router}[which]
+def test_a_stopped_gateway_is_detected_and_restarted(backend, tmp_path, monkeypatch):
+    (gateway,) = backend.gateways.servers
     monkeypatch.setattr(processes, "HTTP_TIMEOUT", 0.5)
     monkeypatch.setattr(supervised_server, "PROBE_SECONDS", 0.2)
-    stopped = server.pid
+    stopped = gateway.pid
     os.kill(stopped, signal.SIGSTOP)
-    eventually(lambda: server.pid != stopped and server.answers)
+    eventually(lambda: gateway.pid != stopped and gateway.answers)
     eventually(lambda: backend.stages[0].settled)
     assert outcomes(Load(backend, tmp_path, [3]).records()) == {"completed": 3}
 
@@ -97,9 +89,8 @@ def test_an_error_names_what_is_missing_when_the_time_is_over(backend, without_s
         backend.apply(stages((FAST, 1, 1), (SLOW, 2, 1)))
 
 
-@pytest.mark.parametrize("which", ["queue", "router"])
-def test_the_error_for_a_server_that_cannot_start_gives_the_reason(backend, which):
-    server = {"queue": backend.stages[0].queue, "router": backend.router}[which]
+def test_the_error_for_a_gateway_that_cannot_start_gives_the_reason(backend):
+    (server,) = backend.gateways.servers
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with backend._changed:  # the processes are not reconciled meanwhile
@@ -115,18 +106,18 @@ def test_the_error_for_a_server_that_cannot_start_gives_the_reason(backend, whic
 # --- replicas that come and go ---------------------------------------------------------------------------------------
 
 
-def test_a_draining_replica_runs_until_the_queue_reports_that_it_has_finished(backend):
-    stage = backend.stages[0]
+def test_a_draining_replica_runs_until_the_gateway_reports_that_it_has_finished(backend):
+    stage, (gateway,) = backend.stages[0], backend.gateways.servers
     with backend._changed:  # the processes are not reconciled meanwhile
-        os.kill(stage.queue.pid, signal.SIGSTOP)
+        os.kill(gateway.pid, signal.SIGSTOP)
         (replica,) = stage.replicas
         replica.draining = True
         try:
             stage._stop_drained()
-            assert not stage._push({"batch_size": 2, "replicas": []})
+            assert not backend.gateways.configure("first", 2, [])
         finally:
-            os.kill(stage.queue.pid, signal.SIGCONT)
-        stage._stop_drained()  # the state of the queue is unknown until it is configured again
+            os.kill(gateway.pid, signal.SIGCONT)
+        stage._stop_drained()  # what the gateway uses is unknown until it is configured again
         assert stage.replicas == [replica] and replica.process.alive
     eventually(lambda: stage.settled and replica not in stage.replicas)
 
