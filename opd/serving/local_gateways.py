@@ -9,9 +9,8 @@ from typing import Any
 
 import requests
 
-from opd.serving.gateway.shares import share_of
+from opd.serving.replicas import ReplicaEndpoint, share_of
 from opd.serving.settings import GatewaySettings
-from opd.serving.stage_queue import ReplicaEndpoint
 from opd.serving.supervised_server import SupervisedServer
 
 

@@ -21,7 +21,7 @@ import requests
 from opd.pipeline import StageConfiguration, Task, Variant
 from opd.serving.local_gateways import LocalGateways
 from opd.serving.processes import ServerProcess, model_process
-from opd.serving.stage_queue import ReplicaEndpoint
+from opd.serving.replicas import ReplicaEndpoint
 from opd.serving.supervised_server import PROBE_SECONDS, StartBackoff
 
 logger = logging.getLogger(__name__)

@@ -8,10 +8,7 @@ from pydantic import Field, field_validator
 
 from opd.host.documents import DocumentModel
 
-RUNTIMES = {
-    "model": "opd.serving.model_runtime.ModelRuntime",
-    "router": "opd.serving.runtimes.RouterRuntime",
-}
+RUNTIMES = {"model": "opd.serving.model_runtime.ModelRuntime"}
 """Import paths of the runtimes of this package, by kind."""
 
 

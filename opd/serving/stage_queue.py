@@ -17,11 +17,10 @@ from collections.abc import Callable, Collection, Coroutine, Hashable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
-from typing import Annotated, Any
+from typing import Any
 
 import grpc
 from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
-from pydantic import Field
 
 from opd.serving import metrics
 from opd.serving.batching import join, rows, signature, split
@@ -39,6 +38,7 @@ from opd.serving.protocol import (
     ServingError,
     TooOldError,
 )
+from opd.serving.replicas import Replica, ReplicaEndpoint
 from opd.serving.settings import StageSettings
 
 logger = logging.getLogger(__name__)
@@ -48,43 +48,6 @@ PROBE_SECONDS = 0.5
 
 # The replica is gone or hangs; any other status is the model's answer to its input.
 _GONE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
-
-
-@dataclass(frozen=True)
-class ReplicaEndpoint:
-    """A replica as others tell a queue of it.
-
-    Attributes:
-        name: of the replica.
-        variant: that it runs.
-        address: ``host:port`` of its gRPC endpoint.
-        share: part of it that belongs to this queue if several queues use it; it stays the same replica if that
-            changes.
-    """
-
-    name: Annotated[str, Field(min_length=1)]
-    variant: Annotated[str, Field(min_length=1)]
-    address: Annotated[str, Field(pattern=r"^[^\s:]+:\d{1,5}$")]
-    share: Annotated[float, Field(gt=0.0, le=1.0)] = field(default=1.0, compare=False)
-
-
-@dataclass(eq=False)
-class Replica:
-    """A replica as its queue sees it.
-
-    Attributes:
-        endpoint: name, variant, address and share.
-        client: connection to it.
-        serving: number of requests it is working on.
-        retired: it gets no more requests.
-        failed: it did not answer, and gets no requests until it does.
-    """
-
-    endpoint: ReplicaEndpoint
-    client: Client
-    serving: int = 0
-    retired: bool = False
-    failed: bool = False
 
 
 @dataclass(eq=False)
@@ -97,7 +60,7 @@ class QueuedRequest:
         joined: time at which it joined the queue.
         expires: time at which it is dropped if it still waits.
         answer: future of its answer.
-        retried: whether a replica has failed with it.
+        failed_with: the replica that has failed with it, if one has.
     """
 
     message: ModelInferRequest = field(repr=False)
@@ -105,7 +68,12 @@ class QueuedRequest:
     joined: float
     expires: float
     answer: asyncio.Future[ModelInferResponse] = field(repr=False)
-    retried: bool = False
+    failed_with: Replica | None = field(default=None, repr=False)
+
+    @property
+    def retried(self) -> bool:
+        """Whether a replica has failed with it."""
+        return self.failed_with is not None
 
     @cached_property
     def signature(self) -> Hashable:
@@ -190,12 +158,13 @@ class StageQueue:
             ValueError: if the batch size is below 1.
         """
         self.settings = StageSettings(**{**self.settings.model_dump(), "batch_size": batch_size})
-        known = {replica.endpoint: replica for replica in self._replicas if not replica.retired}
-        for endpoint in known.keys() - set(endpoints):
-            self._retire(known[endpoint])
-        for endpoint in dict.fromkeys(endpoints):
-            if endpoint in known:
-                known[endpoint].endpoint = endpoint
+        known = {replica.endpoint.identity: replica for replica in self._replicas if not replica.retired}
+        wanted = {endpoint.identity: endpoint for endpoint in endpoints}
+        for identity in known.keys() - wanted.keys():
+            self._retire(known[identity])
+        for identity, endpoint in wanted.items():
+            if identity in known:
+                known[identity].endpoint = endpoint
             else:
                 self._replicas.append(Replica(endpoint, self._connect(endpoint.address)))
                 self._idle.append(self._replicas[-1])
@@ -208,7 +177,7 @@ class StageQueue:
             "batch_size": self.settings.batch_size,
             "waiting": len(self._waiting),
             "replicas": [
-                {**asdict(r.endpoint), "serving": r.serving, "retired": r.retired, "failed": r.failed}
+                {**asdict(r.endpoint), "serving": r.serving, "retired": r.retired, "failed": r.failed and not r.garbled}
                 for r in self._replicas
             ],
         }
@@ -223,18 +192,29 @@ class StageQueue:
         loop = asyncio.get_running_loop()
         now = loop.time()
         self._drop_expired(now)
-        while self._waiting and self._idle:
+        due = math.inf
+        while self._waiting and (replica := self._next_replica()):
             size, may_grow = self._next_batch()
             due = self._waiting[0].joined + self.settings.batch_timeout
             if may_grow and now < due:
                 break
-            replica, batch = self._idle.popleft(), self._take_batch(size, now)
+            due = math.inf
+            self._idle.remove(replica)
+            batch = self._take_batch(size, now)
             replica.serving = len(batch)
             self._spawn(self._serve(replica, batch))
         metrics.stage_queue.labels(*self._labels).set(len(self._waiting))
         if self._waiting:
-            due = self._waiting[0].joined + self.settings.batch_timeout if self._idle else math.inf
             self._timer = loop.call_at(min(due, self._next_expiry), self._dispatch)
+
+    def _next_replica(self) -> Replica | None:
+        """Return the replica idle longest; the one that has failed with the next request only if no other works."""
+        spared = self._waiting[0].failed_with
+        found = next((replica for replica in self._idle if replica is not spared), None)
+        if found or not self._idle:
+            return found
+        works = any(r is not spared and not (r.failed or r.retired) for r in self._replicas)
+        return None if works else self._idle[0]
 
     def _next_batch(self) -> tuple[int, bool]:
         """Return the number of requests that the next batch can have now, and whether later ones could still join."""
@@ -310,8 +290,7 @@ class StageQueue:
         try:
             answers = split(answer, [rows(queued.message) for queued in batch], self._labels[1])
         except ServingError as error:
-            for queued in batch:
-                self._fail(queued, error)
+            self._distrust(replica, batch, error)
             return
         for queued, part in zip(batch, answers, strict=True):
             part.id = queued.message.id
@@ -336,8 +315,16 @@ class StageQueue:
         else:
             self._fail(batch[0], ServingError(f"the model failed ({code.name}): {details}"))
 
+    def _distrust(self, replica: Replica, batch: list[QueuedRequest], error: ServingError) -> None:
+        """Let another replica answer what this one answered with garbage; a request that gets that twice fails."""
+        if batch[0].retried:  # alone; it is the request that the model cannot answer
+            self._fail(batch[0], error)
+            return
+        replica.garbled = True
+        self._retry_elsewhere(replica, batch, str(error))
+
     def _retry_elsewhere(self, replica: Replica, batch: list[QueuedRequest], details: str) -> None:
-        logger.warning("stage %s: replica %s does not answer: %s", self._labels[1], replica.endpoint.name, details)
+        logger.warning("stage %s: replica %s does not serve: %s", self._labels[1], replica.endpoint.name, details)
         if not replica.failed and not replica.retired:
             replica.failed = True
             self._count_replicas()
@@ -346,17 +333,19 @@ class StageQueue:
             if request.retried:
                 self._fail(request, ReplicaFailedError(f"two replicas failed with this request; the last: {details}"))
             else:
-                request.retried = True
+                request.failed_with = replica
                 metrics.stage_retries.labels(*self._labels).inc()
                 self._waiting.appendleft(request)
                 self._note_expiry(request)
 
     async def _probe(self, replica: Replica) -> None:
         """Probe a failed replica until it answers or is retired."""
+        if replica.garbled:  # it would answer at once
+            await asyncio.sleep(PROBE_SECONDS)
         while not replica.retired:
             answers = not replica.serving and await replica.client.ready(PROBE_SECONDS)
             if answers and not replica.retired:  # it may be retired during the call
-                replica.failed = False
+                replica.failed = replica.garbled = False
                 self._idle.append(replica)
                 self._count_replicas()
                 self._dispatch()

@@ -49,7 +49,7 @@ class GatewayServicer(GRPCInferenceServiceServicer):  # type: ignore[misc]
         self, request: messages.ModelReadyRequest, context: aio.ServicerContext
     ) -> messages.ModelReadyResponse:
         """Tell whether the pipeline takes requests."""
-        return messages.ModelReadyResponse(ready=request.name == self._gateway.name)
+        return messages.ModelReadyResponse(ready=self._gateway.ready and request.name == self._gateway.name)
 
     async def ServerLive(  # noqa: N802
         self, request: messages.ServerLiveRequest, context: aio.ServicerContext
@@ -61,7 +61,7 @@ class GatewayServicer(GRPCInferenceServiceServicer):  # type: ignore[misc]
         self, request: messages.ServerReadyRequest, context: aio.ServicerContext
     ) -> messages.ServerReadyResponse:
         """Tell that the server takes requests."""
-        return messages.ServerReadyResponse(ready=True)
+        return messages.ServerReadyResponse(ready=self._gateway.ready)
 
     async def ServerMetadata(  # noqa: N802
         self, request: messages.ServerMetadataRequest, context: aio.ServicerContext

@@ -15,7 +15,7 @@ from opd.serving.gateway.grpc_service import SERVER_NAME, unknown_model
 from opd.serving.gateway.walk import Gateway
 from opd.serving.json_requests import JsonRequest, answer_document
 from opd.serving.protocol import GRPC_MESSAGE_BYTES, ServingError
-from opd.serving.stage_queue import ReplicaEndpoint
+from opd.serving.replicas import ReplicaEndpoint
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +44,8 @@ class GatewayHttp:
         """Return the application with all routes."""
         application = web.Application(client_max_size=GRPC_MESSAGE_BYTES, middlewares=[_errors_as_json])
         application.router.add_get("/v2", self._server)
-        application.router.add_get("/v2/health/live", _ok)
-        application.router.add_get("/v2/health/ready", _ok)
+        application.router.add_get("/v2/health/live", _live)
+        application.router.add_get("/v2/health/ready", self._ready)
         application.router.add_get("/v2/models/{model}", self._metadata)
         application.router.add_get("/v2/models/{model}/ready", self._ready)
         application.router.add_post("/v2/models/{model}/infer", self._infer)
@@ -61,8 +61,10 @@ class GatewayHttp:
         return web.json_response({"name": self._gateway.name, "platform": SERVER_NAME, "inputs": [], "outputs": []})
 
     async def _ready(self, request: web.Request) -> web.Response:
-        self._require_model(request)
-        return web.json_response({"name": self._gateway.name, "ready": True})
+        if "model" in request.match_info:
+            self._require_model(request)
+        ready = self._gateway.ready
+        return web.json_response({"name": self._gateway.name, "ready": ready}, status=200 if ready else 503)
 
     async def _infer(self, request: web.Request) -> web.Response:
         self._require_model(request)
@@ -96,7 +98,7 @@ class GatewayHttp:
         return task
 
 
-async def _ok(request: web.Request) -> web.Response:
+async def _live(request: web.Request) -> web.Response:
     return web.json_response({"live": True})
 
 

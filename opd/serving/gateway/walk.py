@@ -22,8 +22,9 @@ from opd.serving.protocol import (
     age_of,
     outcome_of,
 )
+from opd.serving.replicas import ReplicaEndpoint
 from opd.serving.settings import GatewaySettings
-from opd.serving.stage_queue import ReplicaEndpoint, StageQueue
+from opd.serving.stage_queue import StageQueue
 
 
 class Gateway:
@@ -33,13 +34,16 @@ class Gateway:
         settings: stages, their adapters and the limits of their queues.
         connect: creates the client of the model of a task at an address.
 
+    Attributes:
+        ready: whether it should get requests; those that come are served in any case.
+
     Raises:
         ValueError: if two stages have one task.
         AdapterError: if an adapter cannot be loaded.
     """
 
     def __init__(self, settings: GatewaySettings, connect: Callable[[str, str], Client] = Client) -> None:
-        self.name, self._objective = settings.name, settings.objective
+        self.name, self.ready, self._objective = settings.name, True, settings.objective
         self._queues: dict[str, StageQueue] = {}
         for stage in settings.stages:
             if stage.task in self._queues:
