@@ -50,6 +50,25 @@ def test_a_stopped_replica_is_detected_and_replaced(backend, tmp_path):
     assert outcomes(Load(backend, tmp_path, [3]).records()) == {"completed": 3}
 
 
+def test_a_killed_gateway_comes_back_and_callers_that_retry_lose_nothing(backend, tmp_path):
+    traffic = Load(backend, tmp_path, [20] * 6, retry=True)
+    time.sleep(3)
+    os.kill(backend.gateways.servers[0].pid, signal.SIGKILL)
+    assert outcomes(traffic.records()) == {"completed": 120}
+
+
+def test_a_killed_gateway_loses_only_what_it_held_and_what_comes_before_it_is_back(backend, tmp_path):
+    backend.apply(stages((SLOW, 1, 1), (SLOW, 1, 1)))
+    traffic = Load(backend, tmp_path, [10] * 6)
+    time.sleep(3)
+    os.kill(backend.gateways.servers[0].pid, signal.SIGKILL)
+    records = traffic.records()
+    assert set(records["outcome"]) <= {"completed", "failed"}
+    failed = records[records["outcome"] == "failed"]
+    assert set(failed["code"]) <= {"UNAVAILABLE"}  # so that callers know that they may send again
+    assert records["outcome"].iloc[-1] == "completed"
+
+
 def test_a_stopped_gateway_is_detected_and_restarted(backend, tmp_path, monkeypatch):
     (gateway,) = backend.gateways.servers
     monkeypatch.setattr(processes, "HTTP_TIMEOUT", 0.5)
