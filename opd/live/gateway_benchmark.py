@@ -265,7 +265,10 @@ def main(
     points: Annotated[int, typer.Option(min=1, help="measure only the first points")] = len(POINTS),
 ) -> None:
     """Measure CPU time and latency that a gateway adds, by stages and replicas, beside the layout it replaced."""
-    measured = [measure_point(*point, requests, old) for point in progress_bar(POINTS[:points], desc="points")]
+    measured = [
+        measure_point(stages, replicas, requests, old)
+        for stages, replicas in progress_bar(POINTS[:points], desc="points")
+    ]
     single, load = (pd.concat(tables, ignore_index=True) for tables in zip(*measured, strict=True))
     columns = ["layout", "stages", "replicas", "cpu_ms", "added_p50_ms", "added_p95_ms"]
     output.mkdir(parents=True, exist_ok=True)

@@ -103,11 +103,12 @@ class StageQueue:
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         # Without a first value a series is absent, and an absent series does not mean zero load.
-        metrics.stage_requests.labels(*self._labels)
-        metrics.stage_latency.labels(*self._labels)
-        metrics.stage_queue.labels(*self._labels)
-        for outcome in OUTCOMES:
-            metrics.stage_answers.labels(*self._labels, outcome)
+        self._requests = metrics.stage_requests.labels(*self._labels)
+        self._latency = metrics.stage_latency.labels(*self._labels)
+        self._length = metrics.stage_queue.labels(*self._labels)
+        self._waits = metrics.stage_wait.labels(*self._labels)
+        self._sizes = metrics.stage_batch.labels(*self._labels)
+        self._outcomes = {outcome: metrics.stage_answers.labels(*self._labels, outcome) for outcome in OUTCOMES}
 
     async def submit(self, message: ModelInferRequest, age: float = 0.0) -> ModelInferResponse:
         """Queue one request and wait for its answer.
@@ -124,7 +125,7 @@ class StageQueue:
             ReplicaFailedError: if two replicas failed with the request.
             ServingError: if the model failed on it.
         """
-        metrics.stage_requests.labels(*self._labels).inc()
+        self._requests.inc()
         if len(self._waiting) >= self.settings.max_queue:
             self._count(REJECTED)
             raise QueueFullError(
@@ -203,7 +204,7 @@ class StageQueue:
             batch = self._take_batch(size, now)
             replica.serving = len(batch)
             self._spawn(self._serve(replica, batch))
-        metrics.stage_queue.labels(*self._labels).set(len(self._waiting))
+        self._length.set(len(self._waiting))
         if self._waiting:
             self._timer = loop.call_at(min(due, self._next_expiry), self._dispatch)
 
@@ -250,7 +251,7 @@ class StageQueue:
     def _take_batch(self, size: int, now: float) -> list[QueuedRequest]:
         batch = [self._waiting.popleft() for _ in range(size)]
         for request in batch:
-            metrics.stage_wait.labels(*self._labels).observe(now - request.joined)
+            self._waits.observe(now - request.joined)
         return batch
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -285,7 +286,7 @@ class StageQueue:
             return
         now = loop.time()
         metrics.stage_service.labels(*self._labels, replica.endpoint.variant).observe(now - begin)
-        metrics.stage_batch.labels(*self._labels).observe(len(batch))
+        self._sizes.observe(len(batch))
         metrics.stage_batches.labels(*self._labels, replica.endpoint.variant, len(batch)).inc()
         try:
             answers = split(answer, [rows(queued.message) for queued in batch], self._labels[1])
@@ -296,7 +297,7 @@ class StageQueue:
             part.id = queued.message.id
             if not queued.answer.done():
                 queued.answer.set_result(part)
-            metrics.stage_latency.labels(*self._labels).observe(now - queued.joined)
+            self._latency.observe(now - queued.joined)
             self._count(COMPLETED)
 
     async def _recover(self, replica: Replica, batch: list[QueuedRequest], error: grpc.aio.AioRpcError) -> None:
@@ -383,4 +384,4 @@ class StageQueue:
         self._count(DROPPED if isinstance(error, TooOldError) else FAILED)
 
     def _count(self, outcome: str) -> None:
-        metrics.stage_answers.labels(*self._labels, outcome).inc()
+        self._outcomes[outcome].inc()

@@ -29,11 +29,11 @@ def short_pauses(monkeypatch):
 
 def test_a_killed_replica_is_reported_and_replaced_and_its_requests_are_answered(backend, tmp_path, caplog):
     backend.apply(stages((SLOW, 2, 1), (FAST, 1, 1)))
-    traffic = Load(backend, tmp_path, [20] * 5)
+    traffic = Load(backend, tmp_path, [8] * 5)  # no more than the queue holds, however long it takes
     time.sleep(2)
     killed = backend.stages[0].replicas[0].process
     os.kill(killed.pid, signal.SIGKILL)
-    assert outcomes(traffic.records()) == {"completed": 100}
+    assert outcomes(traffic.records()) == {"completed": 40}
     eventually(lambda: backend.stages[0].settled)
     names = [replica["name"] for replica in queue_status(backend, 0)["replicas"]]
     assert len(names) == 2 and killed.name not in names
@@ -51,10 +51,10 @@ def test_a_stopped_replica_is_detected_and_replaced(backend, tmp_path):
 
 
 def test_a_killed_gateway_comes_back_and_callers_that_retry_lose_nothing(backend, tmp_path):
-    traffic = Load(backend, tmp_path, [20] * 6, retry=True)
+    traffic = Load(backend, tmp_path, [6] * 6, retry=True)  # no more than the queue holds, however long it takes
     time.sleep(3)
     os.kill(backend.gateways.servers[0].pid, signal.SIGKILL)
-    assert outcomes(traffic.records()) == {"completed": 120}
+    assert outcomes(traffic.records()) == {"completed": 36}
 
 
 def test_a_killed_gateway_loses_only_what_it_held_and_what_comes_before_it_is_back(backend, tmp_path):
