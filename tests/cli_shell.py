@@ -27,7 +27,7 @@ tasks:
       - {name: small, model: store, accuracy: 0.5, cores: 1}
 """
 
-PROFILED = ("first,small,1", "first,large,2", "first,queue,2", "second,small,1", "third,small,1")
+PROFILED = ("first,small,1", "first,large,2", "first,stage,2", "second,small,1", "third,small,1")
 """Task, variant and cores of everything that these tests deploy."""
 
 

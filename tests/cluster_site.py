@@ -25,7 +25,7 @@ from serving_models import push_variant
 from opd import cli
 from opd.cluster.api import Cluster
 from opd.cluster.connection import credentials
-from opd.cluster.names import ROUTER, selector
+from opd.cluster.names import GATEWAY, selector
 from opd.cluster.pods import is_ready
 from opd.cluster.resources import POD
 from opd.live.load import start_load
@@ -38,7 +38,7 @@ IMAGE = "opd.invalid/set-by-the-overlay:0"
 
 
 class Forward:
-    """A local port that the API server forwards to the router; needs neither ingress nor DNS."""
+    """A local port that the API server forwards to a gateway; needs neither ingress nor DNS."""
 
     def __init__(self, kubeconfig, cluster, pipeline):
         self._kubeconfig, self._cluster, self._pipeline = kubeconfig, cluster, pipeline
@@ -59,7 +59,7 @@ class Forward:
 
     def _carry(self, connection):
         with connection:
-            pods, _ = self._cluster.list(POD, selector(self._pipeline, ROUTER))
+            pods, _ = self._cluster.list(POD, selector(self._pipeline, GATEWAY))
             pod = next(pod["metadata"]["name"] for pod in pods if is_ready(pod))
             api = CoreV1Api(ApiClient(credentials(self._kubeconfig)))  # opening a stream changes its client
             call = api.connect_get_namespaced_pod_portforward

@@ -46,7 +46,7 @@ FULL = changed(
     pod_monitor=True,
     monitoring_labels={"release": "prometheus"},
     network_policy=True,
-    control_plane_blocks=["10.0.0.0/24"],
+    gateways=2,
     dashboard=True,
 )
 

@@ -274,10 +274,10 @@ def test_the_same_folder_runs_on_a_cluster(profiled: Profiling, cluster: tuple[A
     (user.shop / "cluster.yaml").write_text(yaml.safe_dump({"image": "registry.example/opd:1", "store": str(store)}))
     place = ["shop", "--namespace", "space", "--kubeconfig", config]
     preview = user("deploy", *place, "--dry-run")
-    assert f"would be copied into {store}" in preview.err and "tabular-router" in preview.out
+    assert f"would be copied into {store}" in preview.err and "tabular-gateway" in preview.out
     assert not any(store.iterdir()) and not api.all("deployments")
     deployed = user("deploy", *place)
-    assert "the router calls our_code:named; the image must have" in deployed.err
+    assert "the gateway calls our_code:named; the image must have" in deployed.err
     assert "stored restore/knn-200" in deployed.err and "pipeline tabular serves" in deployed.out
     assert {path.parent.name for path in store.glob("*/*/manifest.json")} == {
         v for names in KEPT.values() for v in names

@@ -135,7 +135,7 @@ class TinyDeployment(TinyCluster):
         for manifest in pipeline_objects(self.pipeline, INITIAL, self.settings):
             self.api.put(manifest)
         eventually(lambda: self.pods("first") == self.pods("second") == {"small": 1})
-        eventually(lambda: all(map(self.queue_ready, ("first", "second"))))
+        eventually(self.gateway_ready)
 
     def __exit__(self, *raised: Any) -> None:
         self.prometheus.close()
@@ -153,9 +153,9 @@ class TinyDeployment(TinyCluster):
         names = [pod["metadata"]["labels"]["opd.io/variant"] for pod in self.ready_replicas(task)]
         return {name: names.count(name) for name in names}
 
-    def queue_ready(self, task: str) -> bool:
-        """Return whether a task's queue serves."""
-        return any(map(is_ready, self.api.all("pods", opd_io__task=task, app_kubernetes_io__component="queue")))
+    def gateway_ready(self) -> bool:
+        """Return whether a gateway serves."""
+        return any(map(is_ready, self.api.all("pods", app_kubernetes_io__component="gateway")))
 
     def state(self, task: str) -> dict[str, str]:
         """What a stage's ConfigMap holds."""

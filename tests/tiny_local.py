@@ -31,10 +31,10 @@ def fill_store(store):
 class Load:
     """Texts sent by the load generator while a test does something else."""
 
-    def __init__(self, backend, tmp_path, counts, texts=("hello",)):
+    def __init__(self, backend, tmp_path, counts, texts=("hello",), retry=False):
         payloads = tmp_path / "payloads.parquet"
         pd.DataFrame({"payload": [text.encode() for text in texts]}).to_parquet(payloads)
-        self._process = start_load(backend.address, "tiny", counts, payloads, 0, tmp_path / "requests.parquet")
+        self._process = start_load(backend.address, "tiny", counts, payloads, 0, tmp_path / "requests.parquet", retry)
 
     def records(self):
         return self._process.finish(60)
@@ -45,4 +45,5 @@ def outcomes(records):
 
 
 def queue_status(backend, position):
-    return backend.stages[position].queue.http("GET", "/stage")
+    """State of a stage in the first gateway."""
+    return backend.gateways.servers[0].http("GET", f"/stages/{backend.stages[position].task.name}")

@@ -82,10 +82,10 @@ def _store_models(file: Path, url: str, dry_run: bool) -> None:
 
 
 def _note_functions(pipeline: Pipeline) -> None:
-    """Tell which modules the image must have, because the router calls functions in them."""
+    """Tell which modules the image must have, because the gateway calls functions in them."""
     functions = [task.adapter["function"] for task in pipeline.tasks if task.adapter and "function" in task.adapter]
     if functions:
-        say(f"note: the router calls {', '.join(functions)}; the image must have these modules (docs/kubernetes.md)")
+        say(f"note: the gateway calls {', '.join(functions)}; the image must have these modules (docs/kubernetes.md)")
 
 
 @command("opd status shop -n edge", "serving,cluster")

@@ -1,9 +1,10 @@
 """A cluster as a backend of the control loop.
 
-What a stage runs stands in its ConfigMap, which its queue follows. A change of variant starts the new workload next to
-the old one, waits until its replicas are ready, writes the ConfigMap, waits until the queue reports that it serves with
-the new variant, and only then deletes the old workload. Every step begins from the state of the cluster, not from what
-this process remembers, so a change that was interrupted anywhere is completed or cleared away by the next one.
+What a stage runs stands in its ConfigMap, which the gateways follow. A change of variant starts the new workload next
+to the old one, waits until its replicas are ready, writes the ConfigMap, waits until every gateway reports that it
+serves with the new variant, and only then deletes the old workload. Every step begins from the state of the cluster,
+not from what this process remembers, so a change that was interrupted anywhere is completed or cleared away by the next
+one.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from opd.cluster.pods import (
 )
 from opd.cluster.resources import NODE, POD, Object, ObjectChange
 from opd.cluster.settings import ClusterSettings
-from opd.cluster.status import ask_queue
+from opd.cluster.status import ask_gateways
 from opd.cluster.transition import Move, describe, plan
 from opd.control.loop import ApplyError, ObservationError
 from opd.host.waiting import wait_while
@@ -59,7 +60,7 @@ class ChangeTimes:
     Attributes:
         poll_seconds: between two looks at the pods.
         unschedulable_seconds: a pod that no node takes for this long counts as failed.
-        switch_seconds: a queue has this long to adopt what its ConfigMap holds.
+        switch_seconds: the gateways have this long to adopt what a ConfigMap holds.
     """
 
     poll_seconds: float = 0.5
@@ -184,7 +185,7 @@ class KubernetesBackend(TelemetryBackend):
             self._carry_out(moves, deadline)
 
     def _carry_out(self, moves: list[Move], deadline: float) -> None:
-        """Carry out one round: make room, start, wait, switch the queues, delete, and start what had no room before."""
+        """Carry out one round: make room, start, wait, switch gateways, delete, and start what had no room before."""
         self._scale({(m.stage, m.old.variant): m.kept for m in moves if m.in_place}, deadline)
         starting = {(m.stage, m.new.variant): m.first for m in moves}
         growing = {
@@ -196,7 +197,7 @@ class KubernetesBackend(TelemetryBackend):
         for move in moves:
             self._stages.write(move.stage, move.new)
         for move in moves:
-            self._wait_for_queue(move, deadline)
+            self._wait_for_gateways(move, deadline)
         replaced = {(m.stage, m.old.variant) for m in moves if m.old.variant != m.new.variant}
         self._workloads.delete(lambda key: key in replaced)
         complete = {(m.stage, m.new.variant): m.new.replicas for m in moves}
@@ -350,32 +351,31 @@ class KubernetesBackend(TelemetryBackend):
             if key in wanted and (reason := refusal_reason(workload)):
                 raise UnreadyError(f"{self._workloads.name(key)} gets no pods: {reason}")
 
-    def _wait_for_queue(self, move: Move, deadline: float) -> None:
-        """Wait until the queue serves with the new variant and batch size.
+    def _wait_for_gateways(self, move: Move, deadline: float) -> None:
+        """Wait until every gateway serves with the new variant and batch size.
 
         Raises:
-            UnreadyError: if it does not in time; the old replicas must stay then.
+            UnreadyError: if one does not in time; the old replicas must stay then.
         """
         task = self.pipeline.tasks[move.stage]
         variant = task.variants[move.new.variant].name
 
         def missing() -> str:
             try:
-                status = ask_queue(self._cluster, self.pipeline.name, task.name)
+                found = ask_gateways(self._cluster, self.pipeline.name, task.name)
             except ClusterError as error:
                 return str(error)
-            if status is None:
-                return "no queue pod is ready"
-            serving = [replica["variant"] for replica in status["replicas"] if not replica["retired"]]
-            least = min(move.first, move.new.replicas)
-            if status["batch_size"] == move.new.batch_size and set(serving) == {variant} and len(serving) >= least:
+            serving = [each for status in found for each in status["replicas"] if not each["retired"]]
+            sizes, variants = {status["batch_size"] for status in found}, {each["variant"] for each in serving}
+            enough = len({each["name"] for each in serving}) >= min(move.first, move.new.replicas)
+            if sizes == {move.new.batch_size} and variants == {variant} and enough:
                 return ""
-            return f"it serves with {serving}, batch size {status['batch_size']}"
+            return f"{len(found)} gateways serve with {sorted(variants)}, batch sizes {sorted(sizes)}"
 
         seconds = self._times.switch_seconds
         if problem := self._wait_while(missing, min(deadline, time.monotonic() + seconds)):
             raise UnreadyError(
-                f"the queue of {task.name!r} does not serve with {move.first} replicas of {variant!r}, batch size "
-                f"{move.new.batch_size}, after {seconds:g} s: {problem}; look at its log, and whether the API server "
-                "may connect to it"
+                f"the gateways do not serve {task.name!r} with {move.first} replicas of {variant!r}, batch size "
+                f"{move.new.batch_size}, after {seconds:g} s: {problem}; look at their logs, and whether the API "
+                "server may connect to them"
             )

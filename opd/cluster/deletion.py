@@ -10,7 +10,7 @@ from opd.cluster.api import Cluster
 from opd.cluster.errors import ForbiddenError, LeftoverError, NotFoundError
 from opd.cluster.lease import LeaseTimes
 from opd.cluster.manifests.pipeline import STAGE_VARIANT
-from opd.cluster.names import CONTROLLER, MODEL, QUEUE, ROUTER, labels, lease_name, selector
+from opd.cluster.names import CONTROLLER, GATEWAY, MODEL, labels, lease_name, selector
 from opd.cluster.owned_objects import WORKLOADS, delete_objects, find_owned, role_of
 from opd.cluster.pods import has_ended
 from opd.cluster.resources import CONFIG_MAP, LEASE, POD, Object, ObjectChange, resource_of
@@ -21,7 +21,7 @@ POLL_SECONDS = 0.5
 RENEWED_SECONDS = 1.5 * LeaseTimes().retry
 """A running controller renews its Lease within this time."""
 
-_STEPS = ("", ROUTER, QUEUE, MODEL, "")
+_STEPS = ("", GATEWAY, MODEL, "")
 """Order of deletion: state of the stages, components, one after another as their pods end, and everything else."""
 
 
@@ -29,7 +29,7 @@ def delete_pipeline(cluster: Cluster, pipeline: str, seconds: float, dry_run: bo
     """Delete a pipeline completely without losing a request that it has received.
 
     The state of the stages is deleted first, because no controller can create anything again without it; then the
-    router, which finishes its open requests, then queues and replicas, then everything else. Events stay until the
+    gateways, which finish their open requests, then the replicas, then everything else. Events stay until the
     cluster forgets them.
 
     Args:

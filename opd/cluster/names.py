@@ -17,8 +17,11 @@ from pydantic import AfterValidator
 from opd.pipeline import Pipeline
 from opd.profiling.pipeline_file import PipelineFile
 
-ROUTER, QUEUE, MODEL = COMPONENTS = ("router", "queue", "model")
+GATEWAY, MODEL = COMPONENTS = ("gateway", "model")
 """Component labels of a pipeline's pods."""
+
+STAGE = "stage"
+"""Component label of the ConfigMaps that hold the configuration of stages."""
 
 CONTROLLER = "controller"
 """Component label of the controller's objects."""
@@ -104,19 +107,9 @@ def quoted(text: object) -> str:
     return repr(text) if len(str(text)) <= 2 * MAX_LABEL else f"{str(text)[:MAX_LABEL]!r}..."
 
 
-def router_name(pipeline: str) -> str:
-    """Return the name of the router's Deployment, Service and settings."""
-    return f"{pipeline}-router"
-
-
-def queue_name(pipeline: str, task: str) -> str:
-    """Return the name of a queue's Deployment, Service and settings."""
-    return f"{pipeline}-{task}-queue"
-
-
-def queue_account_name(pipeline: str) -> str:
-    """Return the name of the ServiceAccount, Role and RoleBinding with which queues find their replicas."""
-    return f"{pipeline}-queue"
+def gateway_name(pipeline: str) -> str:
+    """Return the name of the gateways' Deployment, Service, settings, account, and of its Role and RoleBinding."""
+    return f"{pipeline}-gateway"
 
 
 def stage_name(pipeline: str, task: str) -> str:
@@ -183,10 +176,10 @@ def check_names(pipeline: Pipeline | PipelineFile) -> None:
     check_name("pipeline", pipeline.name)
     if not pipeline.name[0].isalpha():
         raise BadNameError(f"pipeline {pipeline.name!r} must begin with a letter, as names of Services do")
-    names = [router_name(pipeline.name), queue_account_name(pipeline.name)]
+    names = [gateway_name(pipeline.name)]
     for task in pipeline.tasks:
         check_name("task", task.name)
-        names += [of(pipeline.name, task.name) for of in (queue_name, stage_name, models_name)]
+        names += [of(pipeline.name, task.name) for of in (stage_name, models_name)]
         for variant in task.variants:
             check_name(f"variant of task {task.name!r}", variant.name)
             names.append(model_name(pipeline.name, task.name, variant.name))

@@ -14,9 +14,9 @@ from opd.cluster.deployed_state import StageStateError, read_stage
 from opd.cluster.errors import ClusterError, NotDeployedError
 from opd.cluster.inputs import Stages, complete_configuration, feasible_configuration
 from opd.cluster.lease import Lease
-from opd.cluster.manifests.pipeline import pipeline_objects
+from opd.cluster.manifests.pipeline import STAGE_BATCH_SIZE, STAGE_VARIANT, pipeline_objects
 from opd.cluster.manifests.workloads import renewed_by_surge, replicas_of, template_of
-from opd.cluster.names import QUEUE, router_name, service_host
+from opd.cluster.names import gateway_name, service_host
 from opd.cluster.owned_objects import apply_objects, delete_objects, find_owned, prune_objects, superseded_workloads
 from opd.cluster.pods import requested_cores
 from opd.cluster.resources import Object, ObjectChange, Resource
@@ -47,7 +47,7 @@ class PipelineStatus(NamedTuple):
         serves: whether all pods are ready.
         leader: holder of the controllers' Lease, empty if there is none.
         controllers: states of the controllers in the namespace, such as ``warming up``, by pod; only those that answer.
-        components: router, queues and models, each with the texts of :data:`COLUMNS`, empty where one does not apply.
+        components: gateways and models, each with the texts of :data:`COLUMNS`, empty where one does not apply.
     """
 
     serves: bool
@@ -57,7 +57,7 @@ class PipelineStatus(NamedTuple):
 
 
 COLUMNS = ("COMPONENT", "TASK", "VARIANT", "READY", "BATCH", "WAITING", "TROUBLE")
-"""Parts of a component's status; waiting requests are ``?`` if the queue cannot be asked."""
+"""Parts of a component's status; waiting requests are ``?`` if no gateway can be asked."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def preview(
 
 def address(pipeline: Pipeline, settings: ClusterSettings) -> str:
     """Return where clients inside the cluster reach a pipeline, for people."""
-    host = service_host(router_name(pipeline.name), settings.namespace)
+    host = service_host(gateway_name(pipeline.name), settings.namespace)
     return f"model {pipeline.name} at {host}, gRPC {settings.grpc_port}, HTTP {settings.http_port}"
 
 
@@ -159,9 +159,9 @@ def status(cluster: Cluster, name: str) -> PipelineStatus:
     components = []
     for each in workloads:
         batch_size = waiting = ""
-        if each.component == QUEUE:
-            batch_size = stages[each.task]["data"].get("batch_size", "?") if each.task in stages else ""
-            waiting = queued_requests(cluster, name, each.task)
+        stage = stages.get(each.task, {}).get("data") or {}
+        if each.variant and each.variant == stage.get(STAGE_VARIANT):
+            batch_size, waiting = stage.get(STAGE_BATCH_SIZE, "?"), queued_requests(cluster, name, each.task)
         ready = f"{each.ready}/{each.wanted}"
         components.append((each.component, each.task, each.variant, ready, batch_size, waiting, each.trouble))
     serves = bool(workloads) and all(each.serves for each in workloads)

@@ -99,8 +99,7 @@ class Overlay(DocumentModel):
     """Changes to all pods and to those of each component; without any it changes nothing."""
 
     all: TemplatePatch = TemplatePatch()
-    router: TemplatePatch = TemplatePatch()
-    queue: TemplatePatch = TemplatePatch()
+    gateway: TemplatePatch = TemplatePatch()
     model: TemplatePatch = TemplatePatch()
 
     @property

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from opd.cluster.api import Cluster
 from opd.cluster.errors import ClusterError
-from opd.cluster.names import labels, router_name
+from opd.cluster.names import gateway_name, labels
 from opd.cluster.resources import DEPLOYMENT, Object
 from opd.control.loop import Step
 from opd.pipeline import Configuration, Pipeline, Task
@@ -115,7 +115,7 @@ class Recorder:
     ) -> None:
         self._cluster, self._pipeline, self._metrics, self._holder = cluster, pipeline, metrics, holder
         self._events = events
-        self._router_uid = ""
+        self._gateway_uid = ""
 
     def decision(self, step: Step, before: Configuration) -> None:
         """Record one step of the control loop.
@@ -161,7 +161,7 @@ class Recorder:
         }
 
     def event(self, reason: str, note: str, kind: str = "Normal") -> None:
-        """Create an Event of the router; a failure is only logged."""
+        """Create an Event of the gateway; a failure is only logged."""
         logger.log(logging.WARNING if kind == "Warning" else logging.INFO, "%s: %s", reason, note)
         if not self._events:
             return
@@ -171,24 +171,24 @@ class Recorder:
             logger.warning("the event was not recorded: %s", error)
 
     def _event(self, reason: str, note: str, kind: str) -> Object:
-        now, name = datetime.now(UTC), router_name(self._pipeline.name)
+        now, name = datetime.now(UTC), gateway_name(self._pipeline.name)
         second = now.strftime("%Y-%m-%dT%H:%M:%SZ")
         metadata = {
             "name": f"{name}.{time.time_ns():x}{uuid.uuid4().hex[:4]}",
             "namespace": self._cluster.namespace,
             "labels": labels(self._pipeline.name),
         }
-        router = {
+        gateway = {
             **DEPLOYMENT.type_fields,
             "name": name,
             "namespace": self._cluster.namespace,
-            **self._uid_of_router(name),
+            **self._uid_of_gateway(name),
         }
         return {
             "apiVersion": "v1",
             "kind": "Event",
             "metadata": metadata,
-            "involvedObject": router,
+            "involvedObject": gateway,
             "reason": reason,
             "message": note,
             "type": kind,
@@ -202,14 +202,14 @@ class Recorder:
             "reportingInstance": self._holder,
         }
 
-    def _uid_of_router(self, name: str) -> dict[str, str]:
-        """Return the field by which ``kubectl describe`` finds a router's Events; empty if it cannot be read."""
-        if not self._router_uid:
+    def _uid_of_gateway(self, name: str) -> dict[str, str]:
+        """Return the field by which ``kubectl describe`` finds a gateway's Events; empty if it cannot be read."""
+        if not self._gateway_uid:
             try:
-                self._router_uid = str(self._cluster.get(DEPLOYMENT, name)["metadata"]["uid"])
+                self._gateway_uid = str(self._cluster.get(DEPLOYMENT, name)["metadata"]["uid"])
             except ClusterError as error:
-                logger.warning("the event will not be listed with the router: %s", error)
-        return {"uid": self._router_uid} if self._router_uid else {}
+                logger.warning("the event will not be listed with the gateway: %s", error)
+        return {"uid": self._gateway_uid} if self._gateway_uid else {}
 
     def _stages(self, configuration: Configuration) -> dict[str, Any]:
         """The stages by task; a variant that the task does not have, which a policy may want, as a number."""

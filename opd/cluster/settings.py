@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import re
 from collections.abc import Mapping
@@ -37,14 +36,6 @@ def _matching(pattern: str, example: str) -> AfterValidator:
         return text
 
     return AfterValidator(check)
-
-
-def _check_network(block: str) -> str:
-    try:
-        ipaddress.ip_network(block)
-    except ValueError as error:
-        raise ValueError(f"{error}; give something like 10.0.0.0/24") from error
-    return block
 
 
 _TAG_OR_DIGEST = r"(:[\w.-]+|@sha256:[0-9a-f]{64}|:[\w.-]+@sha256:[0-9a-f]{64})"
@@ -85,17 +76,14 @@ class ClusterSettings(DocumentModel):
     stage: StageSettings = StageSettings()
     """how every stage forms batches"""
 
-    router_millicores: Millicores = 500
-    """CPU of the router in thousandths of a core"""
+    gateways: int = Field(default=1, ge=1, le=64)
+    """gateways side by side, each with its share of the replicas"""
 
-    queue_millicores: Millicores = 500
-    """CPU of each queue in thousandths of a core"""
+    gateway_millicores: Millicores = 1000
+    """CPU of each gateway in thousandths of a core; it uses one core at most"""
 
-    router_memory: Memory = "512Mi"
-    """memory of the router"""
-
-    queue_memory: Memory = "512Mi"
-    """memory of each queue"""
+    gateway_memory: Memory = "512Mi"
+    """memory of each gateway"""
 
     model_memory: Memory = "1Gi"
     """memory of each replica"""
@@ -138,7 +126,7 @@ class ClusterSettings(DocumentModel):
     """Istio Gateway, ``name`` or ``namespace/name``, through which requests arrive; none if empty"""
 
     istio_host: HostName = "*"
-    """host name of the requests that the gateway hands to the router"""
+    """host name of the requests that Istio hands to the pipeline"""
 
     pod_monitor: bool = False
     """whether to make a PodMonitor for the Prometheus operator"""
@@ -155,11 +143,8 @@ class ClusterSettings(DocumentModel):
     monitoring_namespace: DnsLabel = "monitoring"
     """namespace from which metrics may be read under the network policy"""
 
-    control_plane_blocks: list[Annotated[str, AfterValidator(_check_network)]] = []
-    """CIDR blocks of the API server, which asks queues for their state; any if empty"""
-
     api_server_ports: list[Port] = [443, 6443]
-    """ports to which queues may connect under the network policy"""
+    """ports of the API server to which gateways may connect under the network policy"""
 
     store_ports: list[Port] = [443, 9000]
     """ports of the model store to which replicas may connect under the network policy"""

@@ -1,4 +1,4 @@
-"""State of a deployed pipeline: its workloads with their pods, its stages, queues and leader."""
+"""State of a deployed pipeline: its workloads with their pods, its stages, gateways and leader."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from opd.cluster.errors import ClusterError, ForbiddenError, NotFoundError, NotS
 from opd.cluster.manifests.pipeline import STAGE_VARIANT
 from opd.cluster.manifests.pods import SETTINGS_ANNOTATION
 from opd.cluster.manifests.workloads import replicas_of, template_of
-from opd.cluster.names import COMPONENT_LABEL, CONTROLLER, NAME_LABEL, QUEUE, lease_name, selector
+from opd.cluster.names import COMPONENT_LABEL, CONTROLLER, GATEWAY, NAME_LABEL, lease_name, selector
 from opd.cluster.owned_objects import WORKLOADS, find_owned, identity_of, role_of
 from opd.cluster.pods import failure_reason, has_ended, is_ready, refusal_reason, unschedulable_reason
 from opd.cluster.resources import CONFIG_MAP, DEPLOYMENT, LEASE, POD, SELDON_DEPLOYMENT, Object, resource_of
@@ -24,12 +24,12 @@ POLL_SECONDS = 0.5
 
 
 class WorkloadStatus(NamedTuple):
-    """State of a router, a queue, or the replicas of a variant.
+    """State of the gateways, or of the replicas of a variant.
 
     Attributes:
         name: of the object.
-        component: ``router``, ``queue`` or ``model``.
-        task: empty for the router.
+        component: ``gateway`` or ``model``.
+        task: empty for gateways.
         variant: empty unless they are replicas.
         wanted: pods.
         ready: pods of the wanted state.
@@ -53,7 +53,7 @@ class WorkloadStatus(NamedTuple):
 def workload_statuses(
     cluster: Cluster, pipeline: str, included: Callable[[Object], bool] = lambda _: True
 ) -> list[WorkloadStatus]:
-    """Return the state of router, queues and replicas.
+    """Return the state of gateways and replicas.
 
     Args:
         cluster: the namespace.
@@ -150,20 +150,19 @@ def wait_until_serving(
 
 def stage_config_maps(cluster: Cluster, pipeline: str) -> dict[str, Object]:
     """Return the ConfigMaps that hold the configuration of stages, by task."""
-    found, _ = cluster.list(CONFIG_MAP, selector(pipeline, QUEUE))
+    found, _ = cluster.list(CONFIG_MAP, selector(pipeline))
     return {role_of(each)[1]: each for each in found if STAGE_VARIANT in (each.get("data") or {})}
 
 
-def ask_queue(cluster: Cluster, pipeline: str, task: str) -> dict[str, Any] | None:
-    """Return what a task's queue reports about itself; None if none of its pods is ready.
+def ask_gateways(cluster: Cluster, pipeline: str, task: str) -> list[dict[str, Any]]:
+    """Return what every gateway that is ready reports about a stage.
 
     Raises:
         ClusterError: as every call.
     """
-    for pod in filter(is_ready, cluster.list(POD, selector(pipeline, QUEUE, task))[0]):
-        if port := _http_port(pod):
-            return dict(cluster.ask_pod(pod["metadata"]["name"], port, "/stage"))
-    return None
+    pods = filter(is_ready, cluster.list(POD, selector(pipeline, GATEWAY))[0])
+    asked = [(pod["metadata"]["name"], port) for pod in pods if (port := _http_port(pod))]
+    return [dict(cluster.ask_pod(name, port, f"/stages/{task}")) for name, port in asked]
 
 
 def _http_port(pod: Object) -> int | None:
@@ -172,12 +171,12 @@ def _http_port(pod: Object) -> int | None:
 
 
 def queued_requests(cluster: Cluster, pipeline: str, task: str) -> str:
-    """Return the number of requests in a task's queue, as it reports; ``?`` if it cannot be asked."""
+    """Return the number of requests that wait at a stage, as the gateways report; ``?`` if they cannot be asked."""
     try:
-        if report := ask_queue(cluster, pipeline, task):
-            return str(report["waiting"])
+        if reports := ask_gateways(cluster, pipeline, task):
+            return str(sum(int(report["waiting"]) for report in reports))
     except (ClusterError, KeyError, TypeError, ValueError) as error:
-        logger.info("the queue of %s does not report how many requests wait: %s", task, error)
+        logger.info("the gateways do not report how many requests wait at %s: %s", task, error)
     return "?"
 
 

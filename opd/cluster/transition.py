@@ -20,7 +20,7 @@ class Move(NamedTuple):
         old: what it runs.
         new: what it is to run.
         kept: replicas of the old variant that go on until the new ones serve.
-        first: replicas of the new variant that start next to those; the queue switches when they are ready.
+        first: replicas of the new variant that start next to those; the gateways switch when they are ready.
     """
 
     stage: int

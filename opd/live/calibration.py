@@ -1,4 +1,4 @@
-"""Measurements on an idle pipeline, one call at a time: latencies of served replicas, overhead of router and queues."""
+"""Measurements on an idle pipeline, one call at a time: latencies of served replicas, overhead of the gateway."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Callee(NamedTuple):
 
 @asynccontextmanager
 async def connect(backend: LocalBackend) -> AsyncIterator[tuple[list[Callee], Callee]]:
-    """Connect to the first replica of each stage, in order, and to the router."""
+    """Connect to the first replica of each stage, in order, and to the gateway."""
     replicas = [
         Callee(
             Client(stage.replicas[0].process.grpc_address, stage.task.name),
@@ -52,11 +52,11 @@ async def connect(backend: LocalBackend) -> AsyncIterator[tuple[list[Callee], Ca
         )
         for stage in backend.stages
     ]
-    router = Callee(Client(backend.address, backend.pipeline.name), load_adapter(None, "router"))
+    gateway = Callee(Client(backend.address, backend.pipeline.name), load_adapter(None, "gateway"))
     try:
-        yield replicas, router
+        yield replicas, gateway
     finally:
-        for callee in (*replicas, router):
+        for callee in (*replicas, gateway):
             await callee.client.close()
 
 
@@ -137,7 +137,7 @@ def measure_call_seconds(backend: LocalBackend, samples: Sequence[ModelInferRequ
 
 
 def measure_served_latencies(backend: LocalBackend, samples: Sequence[ModelInferRequest]) -> list[dict[int, float]]:
-    """Measure how long a queue waits for a replica of each stage: one call at a time with pauses, as under light load.
+    """Measure how long a replica of each stage lets a gateway wait: single calls with pauses, as under light load.
 
     In addition to the model's own time, this includes gRPC, MLServer and waking up a process that slept. The profiler,
     which calls the model in a busy loop, sees none of these.
@@ -175,7 +175,7 @@ async def _call_stages(backend: LocalBackend, samples: Sequence[ModelInferReques
     return results
 
 
-# ------------------------------------------------------------------------------ overhead of router and queues
+# --------------------------------------------------------------------------------- overhead of the gateway
 
 
 def measure_overhead(
@@ -185,7 +185,7 @@ def measure_overhead(
     warm_up: int = 20,
     idle_seconds: float = 10.0,
 ) -> dict[str, Any]:
-    """Send every request twice, one at a time: directly to one replica of each stage, and to the router.
+    """Send every request twice, one at a time: directly to one replica of each stage, and to the gateway.
 
     Args:
         backend: the pipeline, up and idle, with batch size 1 in all stages.
@@ -195,12 +195,12 @@ def measure_overhead(
         idle_seconds: time without requests, to measure the CPU time that the processes take when idle.
 
     Returns:
-        Milliseconds per request: ``cpu_ms``, CPU time of router and queues on top of what they take when idle,
+        Milliseconds per request: ``cpu_ms``, CPU time of the gateway on top of what it takes when idle,
         measured over the whole run because the system counts in steps of 10 ms; mean and percentiles of the latency of
         direct and routed requests, and of the latency that routing adds.
 
     Raises:
-        RuntimeError: if router and replicas give different answers.
+        RuntimeError: if gateway and replicas give different answers.
     """
     requests = list(islice(cycle(samples), count))
     direct, routed, cpu_seconds = complete(_call_both(backend, requests[:warm_up], requests[warm_up:], idle_seconds))
@@ -226,33 +226,33 @@ async def _call_both(
     idle_seconds: float,
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Seconds of every direct and every routed request, and CPU seconds of all routed ones."""
-    async with connect(backend) as (replicas, router):
-        await _alternate(replicas, router, warm_up)
+    async with connect(backend) as (replicas, gateway):
+        await _alternate(replicas, gateway, warm_up)
         idle_before = _cpu_seconds(backend)
         await asyncio.sleep(idle_seconds)
         idle_rate = (_cpu_seconds(backend) - idle_before) / idle_seconds  # mostly for answering scrapes
         before, begin = _cpu_seconds(backend), time.perf_counter()
-        direct, routed = await _alternate(replicas, router, samples)
+        direct, routed = await _alternate(replicas, gateway, samples)
         idle = idle_rate * (time.perf_counter() - begin)
         return direct, routed, _cpu_seconds(backend) - before - idle
 
 
 async def _alternate(
-    replicas: Sequence[Callee], router: Callee, samples: Sequence[ModelInferRequest]
+    replicas: Sequence[Callee], gateway: Callee, samples: Sequence[ModelInferRequest]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds of every request through the replicas called one after the other, and through the router."""
+    """Seconds of every request through the replicas called one after the other, and through the gateway."""
     direct, routed = np.zeros(len(samples)), np.zeros(len(samples))
     for number, request in enumerate(samples):
         expected, direct[number] = await timed_calls(replicas, request)
-        answer, routed[number] = await timed_calls([router], request)
+        answer, routed[number] = await timed_calls([gateway], request)
         if contents_of(answer) != contents_of(expected):
             raise RuntimeError(
-                f"request {number}: the router's answer differs from that of the replicas called directly"
+                f"request {number}: the gateway's answer differs from that of the replicas called directly"
             )
     return direct, routed
 
 
 def _cpu_seconds(backend: LocalBackend) -> float:
-    """CPU seconds that router and queues have used so far."""
-    times = [psutil.Process(p.pid).cpu_times() for p in (backend.router, *(stage.queue for stage in backend.stages))]
+    """CPU seconds that the gateways have used so far."""
+    times = [psutil.Process(p.pid).cpu_times() for p in backend.gateways.servers]
     return sum(each.user + each.system for each in times)

@@ -1,4 +1,4 @@
-"""Deployed pipeline as a live backend: requests go to its router, and policies reconfigure it from here."""
+"""Deployed pipeline as a live backend: requests go to its gateways, and policies reconfigure it from here."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class DeployedPipeline(KubernetesBackend):
         settings: that it was deployed with.
         monitor: source of metrics; closed with the block.
         interval_seconds: seconds between two decisions.
-        address: ``host:port`` of the router's gRPC endpoint as reached from here.
+        address: ``host:port`` of the gateway's gRPC endpoint as reached from here.
 
     Raises:
         CredentialsError: if there is no kubeconfig.

@@ -65,7 +65,7 @@ def measure_fidelity(
     """Run every configuration under every load, and simulate the same arrivals.
 
     Two predictions precede the load: ``profiled`` from the pipeline's profiles, and ``predicted`` from calibrated ones
-    (:func:`opd.live.calibration.calibrated_by_calls`), with the latency that router and queues add.
+    (:func:`opd.live.calibration.calibrated_by_calls`), with the latency that the gateway adds.
 
     Args:
         backend: the pipeline, up and idle; nothing else should run on the machine.
@@ -74,7 +74,7 @@ def measure_fidelity(
         loads: mean requests/s; the count of each second is drawn from a Poisson distribution.
         seconds: duration of each load.
         samples: file of requests, see :mod:`opd.serving.samples`.
-        overhead: seconds that router and queues add, see :func:`opd.live.calibration.measure_overhead`.
+        overhead: seconds that the gateway adds, see :func:`opd.live.calibration.measure_overhead`.
         folder: for the load generator's files.
         seed: of counts, arrival times and requests.
 

@@ -113,17 +113,19 @@ async def offer(
     seed: int,
     timeout: float = TIMEOUT_SECONDS,
     stop: asyncio.Event | None = None,
+    retry: bool = False,
 ) -> pd.DataFrame:
     """Offer a load and record every request.
 
     Args:
-        address: ``host:port`` of the gRPC endpoint.
+        address: ``host:port`` of the gRPC endpoint, or several, see :class:`opd.serving.client.Client`.
         model: name of the model or pipeline there.
         counts: (T,) requests in each second.
         samples: each request is one of these, drawn at random.
         seed: of times and of the draw.
         timeout: seconds until a request counts as unanswered.
         stop: ends the run early when set.
+        retry: send a request again, within its timeout, if the server is away or ends during it.
 
     Returns:
         One row per request in the order of sending, with the columns of :class:`RequestRecord`. Its ``attrs`` hold
@@ -138,7 +140,7 @@ async def offer(
         raise LoadError("there are no samples to send; give at least one")
     choices = np.random.default_rng([seed, 1]).integers(len(samples), size=len(times))
     stop = stop or asyncio.Event()
-    client = Client(address, model)
+    client = Client(address, model, retry)
     try:
         await _require_ready(client)
         run = _OpenLoop(client, samples, timeout)
@@ -300,7 +302,9 @@ class LoadGenerator(NamedTuple):
         return pd.read_parquet(self.output)
 
 
-def start_load(address: str, model: str, counts: np.ndarray, samples: Path, seed: int, output: Path) -> LoadGenerator:
+def start_load(
+    address: str, model: str, counts: np.ndarray, samples: Path, seed: int, output: Path, retry: bool = False
+) -> LoadGenerator:
     """Start a load generator; it ends when this process does.
 
     Args:
@@ -310,12 +314,14 @@ def start_load(address: str, model: str, counts: np.ndarray, samples: Path, seed
         samples: file of requests, see :mod:`opd.serving.samples`.
         seed: of times and of the draw.
         output: Parquet file for the records; an existing one is removed.
+        retry: see :func:`offer`.
     """
     output.unlink(missing_ok=True)
     table = output.with_suffix(".counts.csv")
     pd.Series(counts, name="requests").to_csv(table, index=False)
     options = dict(address=address, model=model, counts=table, samples=samples, seed=seed, output=output)
     command = [sys.executable, "-m", "opd.live.load", *(f"--{name}={value}" for name, value in options.items())]
+    command += ["--retry"] if retry else []
     return LoadGenerator(supervisor.start(command, stdout=subprocess.DEVNULL), output)
 
 
@@ -343,6 +349,7 @@ def main(
     output: Annotated[Path, typer.Option(help="Parquet file for the records")],
     seed: Annotated[int, typer.Option(help="seed of times and of the draw")] = 0,
     timeout: Annotated[float, typer.Option(help="seconds until a request counts as unanswered")] = TIMEOUT_SECONDS,
+    retry: Annotated[bool, typer.Option(help="send again if the server is away or ends during a request")] = False,
 ) -> None:
     """Offer open-loop load, write one record per request, and print a summary as JSON.
 
@@ -354,7 +361,7 @@ def main(
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        return await offer(address, model, read_counts(counts), read_samples(samples), seed, timeout, stop)
+        return await offer(address, model, read_counts(counts), read_samples(samples), seed, timeout, stop, retry)
 
     try:
         records = asyncio.run(run())

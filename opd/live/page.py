@@ -75,7 +75,7 @@ def _setup(summary: Mapping[str, Any]) -> str:
     return (
         f"Pipeline {summary['pipeline']}, backend {summary['backend']}, monitoring by {summary['monitoring']}. "
         f"Traffic: {summary['traffic']}. Hardware: {hardware['processor']}, {hardware['cores']} cores, shared by "
-        f"replicas, queues, router, load generator and monitoring. Written by `{NOTEBOOK}`, which `make live` runs."
+        f"replicas, gateway, load generator and monitoring. Written by `{NOTEBOOK}`, which `make live` runs."
         + (f" Profile: {summary['assumed']}." if summary["assumed"] else "")
     )
 
@@ -117,8 +117,8 @@ def _runs(policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _overhead(overhead: Mapping[str, Any]) -> list[str]:
     added = overhead["added_ms"]
     return [
-        "## Overhead of router and queues",
-        f"Router and queues take {overhead['cpu_ms']:.1f} ms of CPU time per request. They add {added['p50']:.1f} ms "
+        "## Overhead of the gateway",
+        f"The gateway takes {overhead['cpu_ms']:.1f} ms of CPU time per request. It adds {added['p50']:.1f} ms "
         f"of latency in the median and {added['p95']:.1f} ms at the 95th percentile to calling the replicas directly, "
         f"one after the other ({overhead['direct_ms']['p50']:.1f} ms in the median). Measured with "
         f"{overhead['requests']} requests, one at a time.",
@@ -173,7 +173,7 @@ def _closed_loop(replays: pd.DataFrame) -> list[str]:
     if "calibrated" in predictions:
         about += (
             " `calibrated` predictions use the profile as the run's own calibration had corrected it when it ended, "
-            "plus the overhead of router and queues."
+            "plus the overhead of the gateway."
         )
     return [
         "## Fidelity in the closed loop",

@@ -58,7 +58,7 @@ class LiveSite:
         folder: for settings, logs and metrics of local processes, and for the load generator's files.
         standbys: processes that each local stage keeps warm.
         cluster_settings: for ``kubernetes``, YAML file that the pipeline was deployed with.
-        router_address: for ``kubernetes``, ``host:port`` of the router's gRPC endpoint as reached from here.
+        gateway_address: for ``kubernetes``, ``host:port`` of the gateway's gRPC endpoint as reached from here.
 
     Raises:
         ValueError: if there is no such backend, or a setting of ``kubernetes`` is missing.
@@ -68,13 +68,13 @@ class LiveSite:
     folder: Path
     standbys: int = 0
     cluster_settings: str = ""
-    router_address: str = ""
+    gateway_address: str = ""
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
             raise ValueError(f"backend {self.backend!r} is not one of {', '.join(BACKENDS)}")
-        if self.backend == "kubernetes" and not (self.cluster_settings and self.router_address):
-            raise ValueError("backend 'kubernetes' needs cluster_settings and router_address; see docs/kubernetes.md")
+        if self.backend == "kubernetes" and not (self.cluster_settings and self.gateway_address):
+            raise ValueError("backend 'kubernetes' needs cluster_settings and gateway_address; see docs/kubernetes.md")
 
     @property
     def emulated(self) -> bool:
@@ -117,7 +117,7 @@ class LiveSite:
         settings = read_settings(Path(self.cluster_settings))
         monitor = PrometheusUrl(url, labels=settings.series_labels)
         monitor.check()
-        return DeployedPipeline(self.served(pipeline), settings, monitor, parameters.interval, self.router_address)
+        return DeployedPipeline(self.served(pipeline), settings, monitor, parameters.interval, self.gateway_address)
 
 
 class LiveRun(NamedTuple):

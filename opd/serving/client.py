@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -26,6 +27,27 @@ CHANNEL_OPTIONS = (
     ("grpc.enable_http_proxy", 0),
 )
 
+_RETRY = {
+    "name": [{"service": "inference.GRPCInferenceService"}],
+    "waitForReady": True,
+    "retryPolicy": {
+        "maxAttempts": 5,
+        "initialBackoff": "0.5s",
+        "maxBackoff": "4s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    },
+}
+
+RETRYING = (
+    ("grpc.service_config", json.dumps({"methodConfig": [_RETRY]})),
+    ("grpc.per_rpc_retry_buffer_size", GRPC_MESSAGE_BYTES),  # a longer request would not be sent again
+)
+"""Channel options of a caller that waits for a gateway, and sends again what a killed one held."""
+
+BALANCING = (("grpc.lb_policy_name", "round_robin"),)
+"""Channel options of a caller of several gateways."""
+
 Result = TypeVar("Result")
 
 
@@ -39,13 +61,16 @@ class Client:
     """Calls one model of one server, within the event loop that is running when it is created.
 
     Args:
-        address: ``host:port`` of the server's gRPC endpoint.
+        address: ``host:port`` of the server's gRPC endpoint, or ``ipv4:host:port,host:port`` of several, which get
+            calls in turn.
         model: name of the model there.
+        retry: whether to call again when no server is there or one ended during a call.
     """
 
-    def __init__(self, address: str, model: str) -> None:
+    def __init__(self, address: str, model: str, retry: bool = False) -> None:
         self.address, self.model = address, model
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        options = CHANNEL_OPTIONS + (BALANCING if "," in address else ()) + (RETRYING if retry else ())
+        self._channel = grpc.aio.insecure_channel(address, options=options)
         self._stub = GRPCInferenceServiceStub(self._channel)
 
     async def infer(

@@ -1,4 +1,4 @@
-"""Requests in the JSON form of the Open Inference Protocol, checked value by value.
+"""Requests and answers in the JSON form of the Open Inference Protocol; requests are checked value by value.
 
 A request is ``{"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [0.5, 1.5]}]}``, optionally with
 ``id``, ``parameters`` and the selected ``outputs``. Values are nested or flat in row-major order.
@@ -12,12 +12,13 @@ from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from mlserver.grpc.dataplane_pb2 import InferParameter, ModelInferRequest
+from mlserver.grpc.dataplane_pb2 import InferParameter, ModelInferRequest, ModelInferResponse
 from pydantic import Field, model_validator
 
 from opd.host.documents import DocumentModel
 from opd.serving.contents import DATATYPES, TensorError
-from opd.serving.tensors import add_tensor
+from opd.serving.protocol import ServingError
+from opd.serving.tensors import add_tensor, tensors_of
 
 ParameterValues: TypeAlias = dict[str, bool | Annotated[int, Field(ge=-(2**63), lt=2**63)] | str]
 
@@ -90,6 +91,51 @@ class JsonRequest(DocumentModel):
 def _parameters(values: Mapping[str, bool | int | str]) -> dict[str, InferParameter]:
     fields = {bool: "bool_param", int: "int64_param", str: "string_param"}
     return {name: InferParameter(**{fields[type(value)]: value}) for name, value in values.items()}
+
+
+def answer_document(answer: ModelInferResponse) -> dict[str, Any]:
+    """Return an answer as plain data for JSON: values flat in row-major order, text for BYTES, null for "not a number".
+
+    Args:
+        answer: whose contents fit its shapes.
+
+    Raises:
+        ServingError: if BYTES are not text in UTF-8.
+    """
+    arrays = tensors_of(answer)
+    return {
+        "model_name": answer.model_name,
+        "id": answer.id,
+        "parameters": _values(answer.parameters),
+        "outputs": [
+            {
+                "name": tensor.name,
+                "shape": list(tensor.shape),
+                "datatype": tensor.datatype,
+                "parameters": _values(tensor.parameters),
+                "data": _json_values(tensor.name, arrays[tensor.name]),
+            }
+            for tensor in answer.outputs
+        ],
+    }
+
+
+def _values(parameters: Mapping[str, InferParameter]) -> dict[str, Any]:
+    return {
+        name: getattr(parameter, field)
+        for name, parameter in parameters.items()
+        if (field := parameter.WhichOneof("parameter_choice"))
+    }
+
+
+def _json_values(name: str, array: npt.NDArray[Any]) -> list[Any]:
+    values = array.ravel().tolist()
+    if array.dtype.kind == "f":
+        return [value if math.isfinite(value) else None for value in values]
+    try:
+        return [value.decode() if isinstance(value, bytes) else value for value in values]
+    except UnicodeDecodeError as error:
+        raise ServingError(f"output {name!r} is not text, which JSON cannot hold; ask by gRPC") from error
 
 
 # ------------------------------------------------------------------------------------------------------ values

@@ -1,4 +1,4 @@
-"""A pipeline on this machine, as a backend of the control loop: one process per replica.
+"""A pipeline on this machine, as a backend of the control loop: a gateway, and one process per replica.
 
 .. code-block:: python
 
@@ -20,12 +20,12 @@ from opd.control.loop import ApplyError
 from opd.measurement import SimulationParameters
 from opd.pipeline import Configuration, Pipeline, check_feasible
 from opd.serving.emulation.host import HostedReplica, emulation_of
+from opd.serving.local_gateways import LocalGateways
 from opd.serving.local_stage import LocalStage
 from opd.serving.monitoring.prometheus import open_monitor
 from opd.serving.processes import STOP_SECONDS, ServerProcess, StartError, stop_all
-from opd.serving.settings import ServerSettings, StageSettings
+from opd.serving.settings import GatewaySettings, GatewayStage, StageSettings
 from opd.serving.store import store_url
-from opd.serving.supervised_server import SupervisedServer
 from opd.serving.telemetry import TelemetryBackend
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,8 @@ class LocalBackend(TelemetryBackend):
         folder: folder for settings, logs and metrics of this run; only one controller at a time may use it.
         store: URL of the model store; by default :func:`opd.serving.store.store_url`.
         standbys: processes without a variant that each stage keeps running; none if replicas are emulated.
-        max_queue: requests that may wait at a stage.
+        max_queue: requests that may wait at a stage, in each gateway.
+        gateways: number of gateways side by side.
 
     Raises:
         AlreadyControlledError: if another controller uses ``folder``.
@@ -69,13 +70,13 @@ class LocalBackend(TelemetryBackend):
         store: str | None = None,
         standbys: int = 0,
         max_queue: int = 1000,
+        gateways: int = 1,
     ) -> None:
         check_feasible(pipeline, configuration)
         settings = StageSettings(
             batch_timeout=parameters.batch_timeout, drop_after=parameters.drop_after, max_queue=max_queue
         )
         url = store if store is not None else store_url()
-        self._request_seconds = settings.request_seconds
         self._targets: dict[str, str] = {}
         self._changed = threading.Condition()
         self.stages: list[LocalStage] = []
@@ -87,12 +88,12 @@ class LocalBackend(TelemetryBackend):
             super().__init__(pipeline, configuration, monitor, parameters.interval)
             self.emulation = acquired.enter_context(emulation_of(pipeline, folder, parameters.service_noise))
             acquired.callback(self._stop_stages)
+            self.gateways = LocalGateways(_gateway_settings(pipeline, settings), folder, gateways)
+            # Before the replicas, which its running requests still need.
+            acquired.callback(stop_all, self.gateways.servers, settings.request_seconds)
             for task, stage in zip(pipeline.tasks, configuration, strict=True):
-                common = pipeline.name, task, settings, url, folder, stage, standbys, self._closing
+                common = pipeline.name, task, self.gateways, url, folder, stage, standbys, self._closing
                 self.stages.append(LocalStage(*common, emulation=self.emulation))
-            self.router = self._start_router(settings, folder)
-            # Front to back, so that each server can still pass on the requests it has accepted.
-            acquired.callback(stop_all, [self.router], self._request_seconds)
             reconciler = threading.Thread(target=self._reconcile_until_closed, daemon=True, name="reconciler")
             reconciler.start()
             acquired.callback(reconciler.join, STOP_SECONDS)
@@ -106,8 +107,8 @@ class LocalBackend(TelemetryBackend):
 
     @property
     def address(self) -> str:
-        """``host:port`` for requests; the model is named like the pipeline."""
-        return self.router.grpc_address
+        """Target of gRPC for requests, ``host:port`` of a single gateway; the model is named like the pipeline."""
+        return self.gateways.address
 
     def apply(self, configuration: Configuration) -> None:
         """Run ``configuration``; returns once it serves, while replaced replicas drain in the background.
@@ -132,28 +133,14 @@ class LocalBackend(TelemetryBackend):
     def processes(self) -> list[ServerProcess | HostedReplica]:
         """All running processes; emulated replicas share one."""
         shared = [self.emulation.process] if self.emulation else []
-        return [self.router, *shared, *(process for stage in self.stages for process in stage.processes())]
-
-    def _start_router(self, settings: StageSettings, folder: Path) -> SupervisedServer:
-        parameters = {
-            "pipeline": self.pipeline.name,
-            "stages": [
-                {"task": stage.task.name, "address": stage.queue.grpc_address, "adapter": stage.task.adapter}
-                for stage in self.stages
-            ],
-            "drop_after": settings.drop_after,
-            "call_timeout": settings.call_timeout,
-            "objective": self.pipeline.service_level.seconds,
-        }
-        server = ServerSettings(kind="router", name=self.pipeline.name, parameters=parameters)
-        return SupervisedServer("router", server, folder)
+        return [*self.gateways.servers, *shared, *(process for stage in self.stages for process in stage.processes())]
 
     def _set_targets(self, configuration: Configuration) -> None:
         for stage, target in zip(self.stages, configuration, strict=True):
             stage.set_target(target)
 
     def _reach(self, configuration: Configuration) -> None:
-        """Wait until every stage runs its part of ``configuration`` and the router answers."""
+        """Wait until every stage runs its part of ``configuration`` and the gateways answer."""
         with self._changed:
             self._set_targets(configuration)
             self._changed.wait_for(lambda: self._errors() or self._is_settled(), APPLY_SECONDS)
@@ -165,17 +152,15 @@ class LocalBackend(TelemetryBackend):
 
     def _errors(self) -> list[str]:
         """Reasons why the targets cannot be reached."""
-        stages = [backoff for stage in self.stages for backoff in (stage.queue.backoff, stage.backoff)]
-        return [backoff.error for backoff in (self.router.backoff, *stages) if backoff.error]
+        return self.gateways.errors() + [stage.backoff.error for stage in self.stages if stage.backoff.error]
 
     def _is_settled(self) -> bool:
         """Check whether the targets are running."""
-        return self.router.answers and all(stage.settled for stage in self.stages)
+        return self.gateways.answer and all(stage.settled for stage in self.stages)
 
     def _missing(self) -> list[str]:
         """Descriptions of what is not running yet."""
-        router = [] if self.router.answers else [f"the router does not answer ({self.router.last_words()})"]
-        return router + [stage.missing() for stage in self.stages if not stage.settled]
+        return self.gateways.missing() + [stage.missing() for stage in self.stages if not stage.settled]
 
     def _reconcile_until_closed(self) -> None:
         while not self._closing.wait(RECONCILE_SECONDS):
@@ -187,11 +172,11 @@ class LocalBackend(TelemetryBackend):
                 logger.exception("reconciling the processes failed; trying again")
 
     def _reconcile(self) -> None:
+        self.gateways.reconcile()
         for stage in self.stages:
             stage.reconcile()
         if self._closing.is_set():
             return
-        self.router.reconcile()
         named = {process.metrics_address: process.name for process in reversed(self.processes())}
         targets = {name: address for address, name in named.items()}
         if targets != self._targets:
@@ -203,7 +188,6 @@ class LocalBackend(TelemetryBackend):
         self._acquired.close()
 
     def _stop_stages(self) -> None:
-        stop_all([stage.queue for stage in self.stages], self._request_seconds)
         stop_all([process for stage in self.stages for process in stage.processes()])
 
     def __enter__(self) -> LocalBackend:
@@ -211,6 +195,11 @@ class LocalBackend(TelemetryBackend):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _gateway_settings(pipeline: Pipeline, queue: StageSettings) -> GatewaySettings:
+    stages = [GatewayStage(task=task.name, adapter=dict(task.adapter or {})) for task in pipeline.tasks]
+    return GatewaySettings(name=pipeline.name, stages=stages, queue=queue, objective=pipeline.service_level.seconds)
 
 
 def _lock(folder: Path, pipeline: str) -> IO[str]:

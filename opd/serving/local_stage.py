@@ -1,9 +1,9 @@
-"""One stage on this machine: its queue and its replicas, reconciled with their desired state.
+"""The replicas of one stage on this machine, reconciled with their desired state.
 
 :meth:`LocalStage.reconcile` looks at what is running and takes the next steps towards the target. It is called several
 times a second, never waits, and nothing else touches the processes. A change of variant, a scale-up and the replacement
-of a dead replica are therefore the same thing: start what is missing, wait until it is ready, switch the queue over,
-drain the other replicas and stop them.
+of a dead replica are therefore the same thing: start what is missing, wait until it is ready, switch the gateways
+over, drain the other replicas and stop them.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import requests
 
 from opd.pipeline import StageConfiguration, Task, Variant
 from opd.serving.emulation.host import EmulationHost, HostedReplica
+from opd.serving.local_gateways import LocalGateways
 from opd.serving.processes import ServerProcess, model_process
-from opd.serving.settings import ServerSettings, StageSettings
-from opd.serving.stage_queue import ReplicaEndpoint
-from opd.serving.supervised_server import PROBE_SECONDS, StartBackoff, SupervisedServer
+from opd.serving.replicas import ReplicaEndpoint
+from opd.serving.supervised_server import PROBE_SECONDS, StartBackoff
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ class LocalStage:
     Attributes:
         pipeline: name of the pipeline.
         task: task of the stage.
-        settings: settings of its queue.
+        gateways: send it requests.
         store: URL of the model store.
         folder: folder for settings and logs of its processes.
         target: desired configuration; change it with :meth:`set_target`.
@@ -59,7 +58,7 @@ class LocalStage:
 
     pipeline: str
     task: Task
-    settings: StageSettings
+    gateways: LocalGateways
     store: str
     folder: Path
     target: StageConfiguration
@@ -74,12 +73,7 @@ class LocalStage:
     _stopping: list[ServerProcess | HostedReplica] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=count)
     _next_probe: float = 0.0
-    _pushed: dict[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        parameters = {"pipeline": self.pipeline, "task": self.task.name, "settings": self.settings.model_dump()}
-        server = ServerSettings(kind="queue", name=self.task.name, parameters=parameters)
-        self.queue = SupervisedServer(f"{self.task.name}-queue", server, self.folder)
+    _switched: bool = False
 
     # ------------------------------------------------------------------------------------------- for the backend
 
@@ -91,8 +85,6 @@ class LocalStage:
 
     def missing(self) -> str:
         """Describe what the stage lacks to run its target."""
-        if not self.queue.answers:
-            return f"{self.queue.name} does not answer ({self.queue.last_words()})"
         replicas = self._of_target()
         ready = sum(replica.process.was_ready for replica in replicas)
         variant = self._variant_name(self.target.variant)
@@ -104,12 +96,11 @@ class LocalStage:
 
     def processes(self) -> list[ServerProcess | HostedReplica]:
         """All processes of the stage."""
-        return [self.queue, *(replica.process for replica in self.replicas), *self._standby, *self._stopping]
+        return [*(replica.process for replica in self.replicas), *self._standby, *self._stopping]
 
     def reconcile(self) -> None:
         """Take the next steps towards the target, without waiting."""
         for step in (
-            self._reconcile_queue,
             self._remove_ended,
             self._note_ready,
             self._drain_surplus,
@@ -122,21 +113,6 @@ class LocalStage:
             if self.closing.is_set():
                 return
             step()
-
-    # --------------------------------------------------------------------------------------------- the queue
-
-    def _reconcile_queue(self) -> None:
-        if self.queue.reconcile():
-            self._pushed = None
-
-    def _call_queue(self, method: str, body: dict[str, Any] | None = None) -> dict[str, Any] | None:
-        """Return the queue's status; None if it does not answer."""
-        if not self.queue.answers:  # a call may take seconds; its own probes are enough
-            return None
-        try:
-            return dict(self.queue.http(method, "/stage", body))
-        except requests.RequestException:  # it has died or hangs, which its next probes will show
-            return None
 
     # ------------------------------------------------------------------------------------------ the replicas
 
@@ -231,7 +207,7 @@ class LocalStage:
         return model_process(process, self.pipeline, self.task.name, name, self.store, self.folder, cores)
 
     def _switch(self) -> None:
-        """Point the queue at the target's replicas once all are ready; until then the others keep serving."""
+        """Point the gateways at the target's replicas once all are ready; until then the others keep serving."""
         ready = [replica for replica in self._of_target() if replica.process.was_ready]
         others = [r for r in self.replicas if r.variant != self.target.variant and not r.draining]
         complete = len(ready) >= self.target.replicas
@@ -240,38 +216,29 @@ class LocalStage:
             replica.draining = complete or not replica.process.was_ready
         serving = [replica for replica in others if not replica.draining] or ready
         endpoints = [
-            ReplicaEndpoint(
-                replica.process.name, self._variant_name(replica.variant), replica.process.grpc_address
-            )._asdict()
+            ReplicaEndpoint(replica.process.name, self._variant_name(replica.variant), replica.process.grpc_address)
             for replica in serving
         ]
-        pushed = self._push({"batch_size": self.target.batch_size, "replicas": endpoints})
-        self.settled = complete and pushed
-
-    def _push(self, desired: dict[str, Any]) -> bool:
-        """Configure the queue unless it is up to date; return whether it is now."""
-        if desired != self._pushed:
-            self._pushed = desired if self._call_queue("PUT", desired) is not None else None
-        return self._pushed is not None
+        self._switched = self.gateways.configure(self.task.name, self.target.batch_size, endpoints)
+        self.settled = complete and self._switched
 
     def _kill_unresponsive(self) -> None:
-        """Kill replicas that do not answer the queue although their process is running."""
+        """Kill replicas that do not answer a gateway although their process is running."""
         if time.monotonic() < self._next_probe:
             return
         self._next_probe = time.monotonic() + PROBE_SECONDS
-        status = self._call_queue("GET") or {"replicas": []}
-        failed = {replica["name"] for replica in status["replicas"] if replica["failed"]}
+        failed = {replica["name"] for replica in self.gateways.replicas(self.task.name) or [] if replica["failed"]}
         for process in (replica.process for replica in self.replicas):
             if process.was_ready and process.name in failed:
                 process.kill()
 
     def _stop_drained(self) -> None:
-        """Stop draining replicas that the queue no longer uses; only a queue that is up to date can tell."""
+        """Stop draining replicas that no gateway uses any more; only gateways that are up to date can tell."""
         draining = [replica for replica in self.replicas if replica.draining]
-        status = self._call_queue("GET") if draining and self._pushed is not None else None
-        if status is None:
+        known = self.gateways.replicas(self.task.name) if draining and self._switched else None
+        if known is None:
             return
-        in_use = {replica["name"] for replica in status["replicas"]}
+        in_use = {replica["name"] for replica in known}
         for replica in draining:
             if replica.process.name not in in_use:
                 replica.process.stop()

@@ -1,7 +1,7 @@
 """MLServer's gRPC endpoint for runtimes that work on the protocol's messages as they arrive.
 
-MLServer turns the values of a request into Python lists and those of an answer back. Queues and routers only pass them
-on, and models that use numpy read raw contents directly.
+MLServer turns the values of a request into Python lists and those of an answer back. Models that use numpy read raw
+contents directly.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ PIPELINE = ("pipeline",)
 STAGE = ("pipeline", "task")
 MODEL = ("pipeline", "task", "variant")
 
-# The router: a request from end to end.
+# A request from end to end.
 REQUESTS = "opd_requests"
 ANSWERS = "opd_answers"
 WITHIN = "opd_answers_within_objective"
@@ -54,7 +54,7 @@ stage_batch = Histogram(STAGE_BATCH, "requests in one call to a replica", STAGE,
 stage_batches = Counter(STAGE_BATCHES, "calls to a replica, by the number of requests", (*MODEL, "size"))
 stage_retries = Counter(STAGE_RETRIES, "requests sent again because a replica failed", STAGE)
 stage_queue = Gauge(STAGE_QUEUE, "requests waiting", STAGE)
-stage_replicas = Gauge(STAGE_REPLICAS, "replicas that take work", MODEL)
+stage_replicas = Gauge(STAGE_REPLICAS, "replicas that take work, or parts of them that this gateway uses", MODEL)
 
 model_seconds = Histogram(MODEL_SECONDS, "seconds of one inference", MODEL, buckets=LATENCY_BUCKETS)
 emulated_late = Histogram(

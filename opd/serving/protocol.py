@@ -2,7 +2,8 @@
 
 Requests and answers are the protocol's own messages, whole: any number of named tensors of any datatype, with typed or
 raw contents, an id, parameters, and a selection of outputs. The first axis of every tensor counts the rows of a
-request. Clients, queues and routers pass the messages on over gRPC as they are (:mod:`opd.serving.message_server`).
+request. Clients and gateways pass the messages on over gRPC as they are, and models get them so
+(:mod:`opd.serving.message_server`).
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """Largest request that the pipeline accepts, and largest batch that a queue forms."""
 
 GRPC_MESSAGE_BYTES = 2 * MAX_MESSAGE_BYTES
-"""Largest message that clients and servers receive: the router can still tell the sender of a request that is too large
-what to do about it."""
+"""Largest message that clients and servers receive: the gateway can still tell the sender of a request that is too
+large what to do about it."""
 
 
 class ServingError(MLServerError):
@@ -52,23 +53,14 @@ class ReplicaFailedError(ServingError):
     http_status, code = 409, StatusCode.ABORTED
 
 
-class StageUnreachableError(ServingError):
-    """A stage stayed unavailable until the request reached its maximum age."""
-
-    http_status, code = 503, StatusCode.UNAVAILABLE
-
-
 class TooOldError(ServingError):
     """The request waited in the pipeline for longer than ``drop_after``."""
 
     http_status, code = 504, StatusCode.DEADLINE_EXCEEDED
 
 
-ERRORS = {error.code: error for error in ServingError.__subclasses__()}
-"""Errors by their gRPC status."""
-
 # MLServer answers with UNKNOWN for an HTTP status that it does not know; its own errors never use these.
-STATUS_CODE_MAPPING.update({error.http_status: code for code, error in ERRORS.items()})
+STATUS_CODE_MAPPING.update({error.http_status: error.code for error in ServingError.__subclasses__()})
 
 COMPLETED, REJECTED, DROPPED, FAILED = OUTCOMES = ("completed", "rejected", "dropped", "failed")
 """Outcomes of requests: answered, rejected by a full queue, dropped for age, or anything else."""

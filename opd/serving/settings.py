@@ -8,11 +8,7 @@ from pydantic import Field, field_validator
 
 from opd.host.documents import DocumentModel
 
-RUNTIMES = {
-    "model": "opd.serving.model_runtime.ModelRuntime",
-    "queue": "opd.serving.runtimes.QueueRuntime",
-    "router": "opd.serving.runtimes.RouterRuntime",
-}
+RUNTIMES = {"model": "opd.serving.model_runtime.ModelRuntime"}
 """Import paths of the runtimes of this package, by kind."""
 
 
@@ -47,13 +43,13 @@ class ProcessSettings(DocumentModel):
     """The module that reads the settings and serves."""
 
     name: str
-    """Name of the model it serves: the task, or the pipeline for a router."""
+    """Name of the model it serves: the task, or the pipeline for a gateway."""
 
     host: str = "127.0.0.1"
     """Address to listen on."""
 
     http_port: int = 8080
-    """Port for health checks, the runtime's own routes and REST inference."""
+    """Port for health checks, the server's own routes and REST inference."""
 
     grpc_port: int = 8081
     """Port for inference."""
@@ -71,7 +67,7 @@ class ProcessSettings(DocumentModel):
 
 
 class ServerSettings(ProcessSettings):
-    """Settings of the process of a replica, a queue or a router."""
+    """Settings of the process of a replica."""
 
     module = "opd.serving.server"
 
@@ -92,3 +88,28 @@ class ServerSettings(ProcessSettings):
     def runtime(self) -> str:
         """Import path of the runtime."""
         return RUNTIMES.get(self.kind, self.kind)
+
+
+class GatewayStage(DocumentModel):
+    """A stage of the pipeline."""
+
+    task: str = Field(min_length=1)
+    """Name of the task, and of the model that its replicas serve."""
+
+    adapter: dict[str, Any] = {}
+    """Steps that make the input of the stage, see :mod:`opd.serving.adapters`; none if empty."""
+
+
+class GatewaySettings(ProcessSettings):
+    """Settings of the process of a gateway."""
+
+    module = "opd.serving.gateway"
+
+    stages: list[GatewayStage] = Field(min_length=1)
+    """In the order in which a request visits them."""
+
+    queue: StageSettings = StageSettings()
+    """Of the queue of every stage; the batch size is set while it runs."""
+
+    objective: float = Field(gt=0.0)
+    """Seconds of the service level: requests that are completed within them are counted."""

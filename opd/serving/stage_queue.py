@@ -12,16 +12,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Coroutine, Hashable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
-from typing import Annotated, Any, NamedTuple
+from typing import Any
 
 import grpc
 from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
-from pydantic import Field
 
 from opd.serving import metrics
 from opd.serving.batching import join, rows, signature, split
@@ -39,6 +38,7 @@ from opd.serving.protocol import (
     ServingError,
     TooOldError,
 )
+from opd.serving.replicas import Replica, ReplicaEndpoint
 from opd.serving.settings import StageSettings
 
 logger = logging.getLogger(__name__)
@@ -48,33 +48,6 @@ PROBE_SECONDS = 0.5
 
 # The replica is gone or hangs; any other status is the model's answer to its input.
 _GONE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
-
-
-class ReplicaEndpoint(NamedTuple):
-    """Name of a replica, the variant it runs, and ``host:port`` of its gRPC endpoint."""
-
-    name: Annotated[str, Field(min_length=1)]
-    variant: Annotated[str, Field(min_length=1)]
-    address: Annotated[str, Field(pattern=r"^[^\s:]+:\d{1,5}$")]
-
-
-@dataclass(eq=False)
-class Replica:
-    """A replica as its queue sees it.
-
-    Attributes:
-        endpoint: name, variant and address.
-        client: connection to it.
-        serving: number of requests it is working on.
-        retired: it gets no more requests.
-        failed: it did not answer, and gets no requests until it does.
-    """
-
-    endpoint: ReplicaEndpoint
-    client: Client
-    serving: int = 0
-    retired: bool = False
-    failed: bool = False
 
 
 @dataclass(eq=False)
@@ -87,7 +60,7 @@ class QueuedRequest:
         joined: time at which it joined the queue.
         expires: time at which it is dropped if it still waits.
         answer: future of its answer.
-        retried: whether a replica has failed with it.
+        failed_with: the replica that has failed with it, if one has.
     """
 
     message: ModelInferRequest = field(repr=False)
@@ -95,7 +68,12 @@ class QueuedRequest:
     joined: float
     expires: float
     answer: asyncio.Future[ModelInferResponse] = field(repr=False)
-    retried: bool = False
+    failed_with: Replica | None = field(default=None, repr=False)
+
+    @property
+    def retried(self) -> bool:
+        """Whether a replica has failed with it."""
+        return self.failed_with is not None
 
     @cached_property
     def signature(self) -> Hashable:
@@ -125,11 +103,12 @@ class StageQueue:
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         # Without a first value a series is absent, and an absent series does not mean zero load.
-        metrics.stage_requests.labels(*self._labels)
-        metrics.stage_latency.labels(*self._labels)
-        metrics.stage_queue.labels(*self._labels)
-        for outcome in OUTCOMES:
-            metrics.stage_answers.labels(*self._labels, outcome)
+        self._requests = metrics.stage_requests.labels(*self._labels)
+        self._latency = metrics.stage_latency.labels(*self._labels)
+        self._length = metrics.stage_queue.labels(*self._labels)
+        self._waits = metrics.stage_wait.labels(*self._labels)
+        self._sizes = metrics.stage_batch.labels(*self._labels)
+        self._outcomes = {outcome: metrics.stage_answers.labels(*self._labels, outcome) for outcome in OUTCOMES}
 
     async def submit(self, message: ModelInferRequest, age: float = 0.0) -> ModelInferResponse:
         """Queue one request and wait for its answer.
@@ -146,7 +125,7 @@ class StageQueue:
             ReplicaFailedError: if two replicas failed with the request.
             ServingError: if the model failed on it.
         """
-        metrics.stage_requests.labels(*self._labels).inc()
+        self._requests.inc()
         if len(self._waiting) >= self.settings.max_queue:
             self._count(REJECTED)
             raise QueueFullError(
@@ -180,11 +159,14 @@ class StageQueue:
             ValueError: if the batch size is below 1.
         """
         self.settings = StageSettings(**{**self.settings.model_dump(), "batch_size": batch_size})
-        known = {replica.endpoint: replica for replica in self._replicas if not replica.retired}
-        for endpoint in known.keys() - set(endpoints):
-            self._retire(known[endpoint])
-        for endpoint in dict.fromkeys(endpoints):
-            if endpoint not in known:
+        known = {replica.endpoint.identity: replica for replica in self._replicas if not replica.retired}
+        wanted = {endpoint.identity: endpoint for endpoint in endpoints}
+        for identity in known.keys() - wanted.keys():
+            self._retire(known[identity])
+        for identity, endpoint in wanted.items():
+            if identity in known:
+                known[identity].endpoint = endpoint
+            else:
                 self._replicas.append(Replica(endpoint, self._connect(endpoint.address)))
                 self._idle.append(self._replicas[-1])
         self._count_replicas()
@@ -196,7 +178,7 @@ class StageQueue:
             "batch_size": self.settings.batch_size,
             "waiting": len(self._waiting),
             "replicas": [
-                {**r.endpoint._asdict(), "serving": r.serving, "retired": r.retired, "failed": r.failed}
+                {**asdict(r.endpoint), "serving": r.serving, "retired": r.retired, "failed": r.failed and not r.garbled}
                 for r in self._replicas
             ],
         }
@@ -211,18 +193,29 @@ class StageQueue:
         loop = asyncio.get_running_loop()
         now = loop.time()
         self._drop_expired(now)
-        while self._waiting and self._idle:
+        due = math.inf
+        while self._waiting and (replica := self._next_replica()):
             size, may_grow = self._next_batch()
             due = self._waiting[0].joined + self.settings.batch_timeout
             if may_grow and now < due:
                 break
-            replica, batch = self._idle.popleft(), self._take_batch(size, now)
+            due = math.inf
+            self._idle.remove(replica)
+            batch = self._take_batch(size, now)
             replica.serving = len(batch)
             self._spawn(self._serve(replica, batch))
-        metrics.stage_queue.labels(*self._labels).set(len(self._waiting))
+        self._length.set(len(self._waiting))
         if self._waiting:
-            due = self._waiting[0].joined + self.settings.batch_timeout if self._idle else math.inf
             self._timer = loop.call_at(min(due, self._next_expiry), self._dispatch)
+
+    def _next_replica(self) -> Replica | None:
+        """Return the replica idle longest; the one that has failed with the next request only if no other works."""
+        spared = self._waiting[0].failed_with
+        found = next((replica for replica in self._idle if replica is not spared), None)
+        if found or not self._idle:
+            return found
+        works = any(r is not spared and not (r.failed or r.retired) for r in self._replicas)
+        return None if works else self._idle[0]
 
     def _next_batch(self) -> tuple[int, bool]:
         """Return the number of requests that the next batch can have now, and whether later ones could still join."""
@@ -258,7 +251,7 @@ class StageQueue:
     def _take_batch(self, size: int, now: float) -> list[QueuedRequest]:
         batch = [self._waiting.popleft() for _ in range(size)]
         for request in batch:
-            metrics.stage_wait.labels(*self._labels).observe(now - request.joined)
+            self._waits.observe(now - request.joined)
         return batch
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -293,19 +286,18 @@ class StageQueue:
             return
         now = loop.time()
         metrics.stage_service.labels(*self._labels, replica.endpoint.variant).observe(now - begin)
-        metrics.stage_batch.labels(*self._labels).observe(len(batch))
+        self._sizes.observe(len(batch))
         metrics.stage_batches.labels(*self._labels, replica.endpoint.variant, len(batch)).inc()
         try:
             answers = split(answer, [rows(queued.message) for queued in batch], self._labels[1])
         except ServingError as error:
-            for queued in batch:
-                self._fail(queued, error)
+            self._distrust(replica, batch, error)
             return
         for queued, part in zip(batch, answers, strict=True):
             part.id = queued.message.id
             if not queued.answer.done():
                 queued.answer.set_result(part)
-            metrics.stage_latency.labels(*self._labels).observe(now - queued.joined)
+            self._latency.observe(now - queued.joined)
             self._count(COMPLETED)
 
     async def _recover(self, replica: Replica, batch: list[QueuedRequest], error: grpc.aio.AioRpcError) -> None:
@@ -324,8 +316,16 @@ class StageQueue:
         else:
             self._fail(batch[0], ServingError(f"the model failed ({code.name}): {details}"))
 
+    def _distrust(self, replica: Replica, batch: list[QueuedRequest], error: ServingError) -> None:
+        """Let another replica answer what this one answered with garbage; a request that gets that twice fails."""
+        if batch[0].retried:  # alone; it is the request that the model cannot answer
+            self._fail(batch[0], error)
+            return
+        replica.garbled = True
+        self._retry_elsewhere(replica, batch, str(error))
+
     def _retry_elsewhere(self, replica: Replica, batch: list[QueuedRequest], details: str) -> None:
-        logger.warning("stage %s: replica %s does not answer: %s", self._labels[1], replica.endpoint.name, details)
+        logger.warning("stage %s: replica %s does not serve: %s", self._labels[1], replica.endpoint.name, details)
         if not replica.failed and not replica.retired:
             replica.failed = True
             self._count_replicas()
@@ -334,17 +334,19 @@ class StageQueue:
             if request.retried:
                 self._fail(request, ReplicaFailedError(f"two replicas failed with this request; the last: {details}"))
             else:
-                request.retried = True
+                request.failed_with = replica
                 metrics.stage_retries.labels(*self._labels).inc()
                 self._waiting.appendleft(request)
                 self._note_expiry(request)
 
     async def _probe(self, replica: Replica) -> None:
         """Probe a failed replica until it answers or is retired."""
+        if replica.garbled:  # it would answer at once
+            await asyncio.sleep(PROBE_SECONDS)
         while not replica.retired:
             answers = not replica.serving and await replica.client.ready(PROBE_SECONDS)
             if answers and not replica.retired:  # it may be retired during the call
-                replica.failed = False
+                replica.failed = replica.garbled = False
                 self._idle.append(replica)
                 self._count_replicas()
                 self._dispatch()
@@ -365,7 +367,10 @@ class StageQueue:
         self._spawn(replica.client.close())
 
     def _count_replicas(self) -> None:
-        working = Counter(r.endpoint.variant for r in self._replicas if not (r.retired or r.failed))
+        working: defaultdict[str, float] = defaultdict(float)
+        for replica in self._replicas:
+            if not (replica.retired or replica.failed):
+                working[replica.endpoint.variant] += replica.endpoint.share
         self._variants |= set(working)
         for variant in self._variants:
             metrics.stage_replicas.labels(*self._labels, variant).set(working[variant])
@@ -379,4 +384,4 @@ class StageQueue:
         self._count(DROPPED if isinstance(error, TooOldError) else FAILED)
 
     def _count(self, outcome: str) -> None:
-        metrics.stage_answers.labels(*self._labels, outcome).inc()
+        self._outcomes[outcome].inc()

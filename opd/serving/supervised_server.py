@@ -1,6 +1,6 @@
 """A server that is restarted when it ends or stops responding.
 
-Stage queues and routers are supervised: clients know their addresses. A replica is not; another one replaces it.
+Gateways are supervised: clients know their addresses. A replica is not; another one replaces it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from opd.serving.processes import ServerProcess
-from opd.serving.settings import ServerSettings
+from opd.serving.settings import ProcessSettings
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class SupervisedServer(ServerProcess):
         backoff: its failed starts.
     """
 
-    def __init__(self, name: str, settings: ServerSettings, folder: Path) -> None:
+    def __init__(self, name: str, settings: ProcessSettings, folder: Path) -> None:
         self.answers, self.backoff = False, StartBackoff()
         super().__init__(name, settings, folder)
 

@@ -96,7 +96,7 @@ class Telemetry:
             MonitoringError: if the monitor cannot be read.
         """
         oldest = now - HISTORY_SECONDS - STALE_SECONDS
-        # At the beginning of a run, samples from before it show that the router is monitored.
+        # At the beginning of a run, samples from before it show that the gateway is monitored.
         known = self._requests(max(oldest, min(begin, now - STALE_SECONDS)), now)
         found = [series for each in known if len((series := _kept(each, each.times >= begin)).times)]
         if not found:
@@ -320,7 +320,7 @@ class TelemetryBackend:
         if self._idle:
             raise NoRequestsError("no request has arrived yet")
         if not len(history):
-            raise ObservationError("the router was scraped less than twice")
+            raise ObservationError("the gateway was scraped less than twice")
         return Observation(
             history=history,
             available_cores=self.available_cores(),

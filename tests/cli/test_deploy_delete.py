@@ -7,13 +7,13 @@ from opd import cli
 
 def test_the_life_of_a_pipeline(shell):
     assert shell.deploy() == cli.DONE, shell.err
-    assert re.search(r"^Deployment +tiny-router +created$", shell.out, re.MULTILINE)
-    assert "tiny-router.space.svc, gRPC 8081" in shell.out
+    assert re.search(r"^Deployment +tiny-gateway +created$", shell.out, re.MULTILINE)
+    assert "tiny-gateway.space.svc, gRPC 8081" in shell.out
     assert shell.stage("first") == {"variant": "small", "replicas": "1", "batch_size": "1"}
 
     assert shell("status") == cli.DONE
     assert re.search(r"^model +first +small +1/1", shell.out, re.MULTILINE)
-    assert re.search(r"^queue +second +- +1/1 +1 +0", shell.out, re.MULTILINE)
+    assert re.search(r"^model +second +small +1/1 +1 +0", shell.out, re.MULTILINE)
 
     shell.api.requests.clear()
     assert shell.deploy() == cli.DONE
@@ -56,7 +56,7 @@ def specified(api):
 
 def test_dry_runs_write_nothing(shell):
     assert shell.deploy("--dry-run") == cli.DONE
-    assert "+++ Deployment/tiny-router then" in shell.out and not shell.api.objects
+    assert "+++ Deployment/tiny-gateway then" in shell.out and not shell.api.objects
     assert shell.deploy() == cli.DONE
     before = specified(shell.api)
     shell.api.requests.clear()
@@ -65,7 +65,7 @@ def test_dry_runs_write_nothing(shell):
     assert "+        image: opd:2" in shell.out
     assert "+  variant: large" in shell.out and "+++ Deployment/tiny-first-large then" in shell.out
     assert shell("delete", "--dry-run") == cli.DONE
-    assert re.search(r"^Deployment +tiny-router +would be deleted$", shell.out, re.MULTILINE)
+    assert re.search(r"^Deployment +tiny-gateway +would be deleted$", shell.out, re.MULTILINE)
     assert all("dryRun=All" in target for _, target in shell.writes())
     assert specified(shell.api) == before
 
@@ -132,9 +132,9 @@ def test_a_change_ends_when_the_lease_is_lost(shell):
 
 
 def test_foreign_objects_are_not_touched(shell):
-    theirs = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "tiny-router", "namespace": "space"}}
+    theirs = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "tiny-gateway", "namespace": "space"}}
     shell.api.put({**theirs, "spec": {"selector": {"app": "theirs"}}})
     assert shell.deploy() == cli.REFUSED
     assert "is not of pipeline 'tiny'" in shell.err and not shell.writes()
     assert shell("delete") == cli.NOT_DEPLOYED
-    assert shell.names("services") == {"tiny-router"}
+    assert shell.names("services") == {"tiny-gateway"}

@@ -123,7 +123,7 @@ def test_a_malicious_overlay_is_refused(shell, text, words):
         ("name: tiny", "name: 1tiny", "must begin with a letter"),
         ("name: tiny", "name: [tiny]", "name (line 2) must be text"),
         ("name: first", "name: 'first\\nx'", "tasks[0].name (line 7) is not of the right form"),
-        ("name: large", "name: queue", "2 objects"),
+        ("name: large", "name: stage", "2 objects"),
         ("replicas: 3", "replicas: 1000000000", "limits.replicas (line 4) must be at most 1000, not 1000000000"),
         ("replicas: 3", "replicas: true", "whole number"),
         ("batch_size: 4", "batch_size: 1024000", "must be at most 1024"),

@@ -191,10 +191,10 @@ def test_models_are_copied_where_the_pods_look_for_them(settings, deploy, shell,
     store.mkdir()
     assert deploy("--dry-run", "--json") == cli.DONE
     assert f"the models would be copied into {store}" in shell.err and not any(store.iterdir())
-    assert any("shop-router" in each for each in json.loads(shell.out)["differences"])
+    assert any("shop-gateway" in each for each in json.loads(shell.out)["differences"])
     assert deploy("--no-store", "--json") == cli.DONE, shell.err
     assert not any(store.iterdir())
-    assert {"kind": "Deployment", "name": "shop-router", "result": "created"} in json.loads(shell.out)["changes"]
+    assert {"kind": "Deployment", "name": "shop-gateway", "result": "created"} in json.loads(shell.out)["changes"]
     assert deploy() == cli.DONE
     assert shell.err.count("stored ") == 4 and (store / "scale" / "one" / "manifest.json").is_file()
     assert deploy() == cli.DONE and "stored" not in shell.err
@@ -225,7 +225,7 @@ def test_functions_that_the_image_must_have_are_named(settings, deploy, shell, s
     path = shop / "pipeline.yaml"
     path.write_text(path.read_text().replace("{pick: [scaled], rename: {scaled: value}}", "helpers:value"))
     assert deploy("--dry-run") == cli.DONE, shell.err
-    assert "the router calls helpers:value; the image must have these modules" in shell.err
+    assert "the gateway calls helpers:value; the image must have these modules" in shell.err
 
 
 def test_settings_of_the_command_line_replace_the_file_in_the_folder(settings, deploy, shell, shop):
@@ -234,7 +234,7 @@ def test_settings_of_the_command_line_replace_the_file_in_the_folder(settings, d
     other.write_text("{image: 'opd:2', store: /models}")
     for options, image in ((["--image=opd:3"], "opd:3"), ([f"--settings={other}"], "opd:2"), ([], "opd:1")):
         assert deploy("--no-store", *options) == cli.DONE, shell.err
-        pod = shell.api.find("deployments", "shop-router")["spec"]["template"]["spec"]
+        pod = shell.api.find("deployments", "shop-gateway")["spec"]["template"]["spec"]
         assert pod["containers"][0]["image"] == image
 
 

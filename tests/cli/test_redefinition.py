@@ -93,6 +93,6 @@ def test_an_overlay_and_settings_reach_the_pods(shell):
     pods = {
         name: shell.api.find("deployments", name)["spec"]["template"]["spec"] for name in shell.names("deployments")
     }
-    assert pods["tiny-first-small"]["nodeSelector"] == {"disk": "fast"} and "nodeSelector" not in pods["tiny-router"]
+    assert pods["tiny-first-small"]["nodeSelector"] == {"disk": "fast"} and "nodeSelector" not in pods["tiny-gateway"]
     assert {pod["containers"][0]["image"] for pod in pods.values()} == {"opd:2"}
     assert not any("dashboard" in name for name in shell.names("configmaps"))

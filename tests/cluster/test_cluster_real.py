@@ -17,7 +17,7 @@ from deadlines import eventually
 
 from opd import cli
 from opd.cluster.deletion import delete_pipeline
-from opd.cluster.names import MODEL, QUEUE, selector
+from opd.cluster.names import GATEWAY, MODEL, selector
 from opd.cluster.owned_objects import find_owned
 from opd.cluster.pods import is_terminating
 from opd.cluster.resources import LEASE, POD
@@ -83,10 +83,11 @@ def other_variant(site):
 
 
 def serving(site):
-    """Batch size and variants that the queue of the first stage reports."""
+    """Batch size and variants that a gateway reports of the first stage."""
     task = site.pipeline.tasks[0].name
-    pods, _ = site.cluster.list(POD, selector(site.pipeline.name, QUEUE, task))
-    status = site.cluster.ask_pod(next(p["metadata"]["name"] for p in pods if not is_terminating(p)), 8080, "/stage")
+    pods, _ = site.cluster.list(POD, selector(site.pipeline.name, GATEWAY))
+    gateway = next(pod["metadata"]["name"] for pod in pods if not is_terminating(pod))
+    status = site.cluster.ask_pod(gateway, 8080, f"/stages/{task}")
     return status["batch_size"], sorted(each["variant"] for each in status["replicas"] if not each["retired"])
 
 

@@ -81,8 +81,8 @@ def test_a_limited_run_leads_decides_records_and_ends(world, caplog):
     assert lines[0]["calibration"]["first"]["factor"] == 1.0 and lines[0]["calibration"]["first"]["deviation"] > 0.0
     assert lines[0]["score"]["cost"] == 3.0 and lines[0]["reason"] == ""
     found = events(world)
-    router = world.api.find("deployments", "tiny-router")["metadata"]
-    about = {"name": "tiny-router", "uid": router["uid"], "kind": "Deployment", "apiVersion": "apps/v1"}
+    gateway = world.api.find("deployments", "tiny-gateway")["metadata"]
+    about = {"name": "tiny-gateway", "uid": gateway["uid"], "kind": "Deployment", "apiVersion": "apps/v1"}
     assert found["Reconfigured"]["involvedObject"] == {**about, "namespace": "space"}
     assert "surge" in found["Reconfiguring"]["message"]
     text = generate_latest(made.metrics.registry).decode()
@@ -111,16 +111,16 @@ def test_metrics_of_a_removed_variant_do_not_stop_the_controller(world, monkeypa
     assert world.state("first")["variant"] == "large"
 
 
-def test_events_are_created_even_if_the_router_cannot_be_read(world):
-    world.api.refuse("GET .*deployments/tiny-router", 403, 10**6)
+def test_events_are_created_even_if_the_gateway_cannot_be_read(world):
+    world.api.refuse("GET .*deployments/tiny-gateway", 403, 10**6)
     controller(world, decisions=1).run()
     assert "uid" not in events(world)["Reconfigured"]["involvedObject"]
 
 
-def test_the_router_is_read_once_for_all_events(world):
+def test_the_gateway_is_read_once_for_all_events(world):
     controller(world, decisions=1).run()
     assert len(events(world)) == 2
-    assert len([target for _, target, _ in world.api.requests if target.endswith("deployments/tiny-router")]) == 1
+    assert len([target for _, target, _ in world.api.requests if target.endswith("deployments/tiny-gateway")]) == 1
 
 
 def test_a_logged_error_is_one_line_with_its_stack_trace():

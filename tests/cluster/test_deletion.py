@@ -51,20 +51,20 @@ def test_a_running_controller_is_named_and_its_lease_is_deleted_once_it_ends(spa
         assert [change.before["kind"] for change in space.delete()] == ["Lease"] and not space.api.objects
 
 
-def test_the_router_is_deleted_before_what_it_needs(space):
+def test_the_gateway_is_deleted_before_what_it_needs(space):
     space.deploy()
-    space.kubelet.behave("tiny-router", stop_seconds=0.5)
+    space.kubelet.behave("tiny-gateway", stop_seconds=0.5)
     seen = []
 
     def look():
-        if space.names("pods") and "tiny-router" not in space.names("deployments"):
-            routers = space.api.all("pods", app_kubernetes_io__component="router")
-            queues = [each for each in space.names("deployments") if each.endswith("-queue")]
-            seen.append((len(routers), len(queues)))
+        if space.names("pods") and "tiny-gateway" not in space.names("deployments"):
+            gateways = space.api.all("pods", app_kubernetes_io__component="gateway")
+            models = [each for each in space.names("deployments") if each.endswith("-small")]
+            seen.append((len(gateways), len(models)))
 
     space.api.fail("GET .*pods", look, 999)
     space.delete()
-    assert (1, 2) in seen and all(queues == 2 for routers, queues in seen if routers)
+    assert (1, 2) in seen and all(models == 2 for gateways, models in seen if gateways)
 
 
 def test_a_controller_creates_nothing_once_the_state_of_stages_is_deleted(tmp_path):
@@ -108,6 +108,6 @@ def test_built_in_kinds_must_be_readable(space):
 def test_objects_owned_by_other_objects_are_left_to_garbage_collection(space):
     space.deploy()
     owner = [{"apiVersion": "v1", "kind": "SeldonDeployment", "name": "x", "uid": "1"}]
-    space.api.edit("services", "tiny-router", lambda found: found["metadata"].update(ownerReferences=owner))
+    space.api.edit("services", "tiny-gateway", lambda found: found["metadata"].update(ownerReferences=owner))
     space.delete()
-    assert space.names("services") == {"tiny-router"}
+    assert space.names("services") == {"tiny-gateway"}

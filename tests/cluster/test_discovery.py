@@ -19,20 +19,21 @@ from small_pipelines import stages
 from opd.cluster.api import Cluster
 from opd.cluster.backend import KubernetesBackend
 from opd.cluster.connection import credentials
-from opd.cluster.discovering_queue import Discovery, DiscoverySettings, desired_endpoints
+from opd.cluster.discovery import Discovery, desired_state, gateways_of
 from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.resources import POD
 from opd.cluster.settings import ClusterSettings
 from opd.live.load import start_load
 from opd.pipeline import Pipeline, ServiceLevel, Task, Variant
 from opd.serving.monitoring.prometheus import PrometheusUrl
-from opd.serving.stage_queue import ReplicaEndpoint
+from opd.serving.replicas import ReplicaEndpoint
 
-SETTINGS = DiscoverySettings("space", "opd.io/task=first", "tiny-first-stage", 8081)
+OURS = {"app.kubernetes.io/name": "opd", "app.kubernetes.io/instance": "tiny"}
 
 
-def pod(name, variant="small", ready=True, leaving=False, address="10.0.0.1"):
-    metadata = {"name": name, "namespace": "space", "labels": {"opd.io/task": "first", "opd.io/variant": variant}}
+def pod(name, variant="small", ready=True, leaving=False, address="10.0.0.1", component="model"):
+    labels = {**OURS, "app.kubernetes.io/component": component, "opd.io/task": "first", "opd.io/variant": variant}
+    metadata = {"name": name, "namespace": "space", "labels": labels}
     if leaving:
         metadata["deletionTimestamp"] = "2030-01-01T00:00:00Z"
     condition = {"type": "Ready", "status": "True" if ready else "False"}
@@ -40,13 +41,17 @@ def pod(name, variant="small", ready=True, leaving=False, address="10.0.0.1"):
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {}, "status": status}
 
 
+def gateway(name, **state):
+    return pod(name, "", component="gateway", **state)
+
+
 def stage(variant="small", batch_size="2"):
-    data = {"variant": variant, "replicas": "1", "batch_size": batch_size}
+    labels = {**OURS, "app.kubernetes.io/component": "stage", "opd.io/task": "first"}
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {"name": "tiny-first-stage", "namespace": "space"},
-        "data": data,
+        "metadata": {"name": "tiny-first-stage", "namespace": "space", "labels": labels},
+        "data": {"variant": variant, "replicas": "1", "batch_size": batch_size},
     }
 
 
@@ -74,78 +79,105 @@ def place(name, variant="small", address="10.0.0.1:8081"):
         # A pod that was not serving is not taken for a variant that nobody wants.
         (stage("large"), [pod("a")], [], []),
         (stage(), [pod("a", address="")], [], []),
+        # No pod is ready at all, as on a node that the cluster has lost sight of: what serves goes on.
+        (stage(), [pod("a", ready=False), pod("b", ready=False, leaving=True)], [place("a"), place("b")], [place("a")]),
+        (stage(), [pod("a", ready=False)], [], []),
     ],
 )
 def test_the_ready_pods_of_the_wanted_variant(config, pods, serving, chosen):
-    assert desired_endpoints(config, by_name(*pods), 8081, (1, serving)) == (2, chosen)
+    assert desired_state(config, by_name(*pods), 8081, (1, serving)) == (2, chosen)
 
 
 @pytest.mark.parametrize("config", [stage(batch_size="0"), stage(batch_size="x"), stage(variant=""), {"data": None}])
 def test_a_malformed_configmap_changes_nothing(config):
-    assert desired_endpoints(config, by_name(pod("a")), 8081, (1, [])) is None
+    assert desired_state(config, by_name(pod("a")), 8081, (1, [])) is None
+
+
+def test_the_gateways_are_those_that_are_ready_and_oneself():
+    pods = by_name(pod("a"), gateway("g2"), gateway("g1", ready=False), gateway("g3", leaving=True), gateway("g0"))
+    assert gateways_of(pods, "g1") == ["g0", "g1", "g2"]
 
 
 # --- through the API -------------------------------------------------------------------------------------------------
 
 
-class ConfiguredQueue:
-    """Records how a queue would be configured."""
+class ConfiguredGateway:
+    """Records how a gateway would be configured."""
 
     def __init__(self):
         self.states = []
 
-    def __call__(self, batch_size, replicas):
-        self.states.append((batch_size, [each.name for each in replicas]))
+    def __call__(self, stages):
+        batch_size, replicas = stages["first"]
+        self.states.append((batch_size, [each.name for each in replicas], [each.share for each in replicas]))
 
-    def ends_with(self, batch_size, *names):
-        eventually(lambda: self.states[-1:] == [(batch_size, list(names))])
+    def ends_with(self, batch_size, *names, shares=None):
+        eventually(lambda: self.states[-1:] == [(batch_size, list(names), shares or [1.0] * len(names))])
 
 
 @pytest.fixture
-def queue(server, cluster):
+def told(server, cluster):
     server.put(stage())
     server.put(pod("a"))
-    queue = ConfiguredQueue()
-    discovery = Discovery(cluster, SETTINGS, queue)
-    queue.ends_with(2, "a")
+    told = ConfiguredGateway()
+    discovery = Discovery(cluster, "tiny", ["first"], 8081, "g1", told)
+    told.ends_with(2, "a")
     eventually(lambda: server.watches() == 2)
-    yield queue
+    yield told
     discovery.close()
     server.end_watches()
 
 
-def test_pods_and_configuration_are_followed(server, queue):
+def test_a_gateway_of_a_pipeline_without_replicas_is_told_so(server, cluster):
+    told = []
+    discovery = Discovery(cluster, "tiny", ["first"], 8081, "g1", told.append)
+    eventually(lambda: told == [{}])
+    discovery.close()
+    server.end_watches()
+
+
+def test_replicas_are_divided_again_when_a_gateway_comes_or_goes(server, told):
+    server.put(pod("b"))
+    server.put(pod("c"))
+    told.ends_with(2, "a", "b", "c")
+    server.put(gateway("g0"))
+    told.ends_with(2, "b", "c", shares=[0.5, 1.0])
+    server.edit("pods", "g0", lambda found: found["metadata"].update(deletionTimestamp="2030-01-01T00:00:00Z"))
+    told.ends_with(2, "a", "b", "c")
+
+
+def test_pods_and_configuration_are_followed(server, told):
     server.put(pod("b", "large"))
     server.edit("configmaps", "tiny-first-stage", lambda found: found["data"].update(variant="large", batch_size="4"))
-    queue.ends_with(4, "b")
+    told.ends_with(4, "b")
     server.put(pod("c", "large"))
-    queue.ends_with(4, "b", "c")
+    told.ends_with(4, "b", "c")
     server.edit("pods", "b", lambda found: found["metadata"].update(deletionTimestamp="2030-01-01T00:00:00Z"))
-    queue.ends_with(4, "c")
+    told.ends_with(4, "c")
 
 
-def test_a_deleted_or_malformed_configuration_changes_nothing(server, queue):
-    before = len(queue.states)
+def test_a_deleted_or_malformed_configuration_changes_nothing(server, told):
+    before = len(told.states)
     server.edit("configmaps", "tiny-first-stage", lambda found: found["data"].update(batch_size="many"))
     server.remove(("v1", "configmaps", "space", "tiny-first-stage"))
     time.sleep(0.3)
-    assert len(queue.states) == before
+    assert len(told.states) == before
     server.put(stage(batch_size="1"))
-    queue.ends_with(1, "a")
+    told.ends_with(1, "a")
 
 
-def test_without_the_api_server_the_known_state_stays_and_later_changes_are_seen(server, queue):
-    before = len(queue.states)
+def test_without_the_api_server_the_known_state_stays_and_later_changes_are_seen(server, told):
+    before = len(told.states)
     server.stop()
     server.put(pod("b"))
     time.sleep(0.5)
-    assert len(queue.states) == before
+    assert len(told.states) == before
     server.start()
-    queue.ends_with(2, "a", "b")
+    told.ends_with(2, "a", "b")
 
 
 @pytest.mark.parametrize("fault", ["gone", "ended", "expired token", "500"])
-def test_faults_of_watches_are_overcome(server, queue, fault):
+def test_faults_of_watches_are_overcome(server, told, fault):
     if fault == "gone":
         server.forget_history()
     elif fault == "ended":
@@ -154,7 +186,7 @@ def test_faults_of_watches_are_overcome(server, queue, fault):
         server.refuse("GET", 401 if fault == "expired token" else 500, 4)
         server.end_watches()
     server.put(pod("b"))
-    queue.ends_with(2, "a", "b")
+    told.ends_with(2, "a", "b")
 
 
 # --- for real --------------------------------------------------------------------------------------------------------
@@ -227,24 +259,25 @@ def test_a_deployed_pipeline_is_reconfigured_under_load_without_losing_a_request
 
 
 def ready_address(api):
-    """Of the router, once everything is ready; nothing before."""
+    """Of the gateway, once everything is ready; nothing before."""
     pods = api.all("pods")
     ready = [{"type": "Ready", "status": "True"} in each["status"].get("conditions", []) for each in pods]
-    if len(pods) < 5 or not all(ready):
+    if len(pods) < 3 or not all(ready):
         return None
-    router = api.all("pods", app_kubernetes_io__component="router")[0]
-    return f"{router['status']['podIP']}:8081"
+    return f"{gateway_pod(api)['status']['podIP']}:8081"
+
+
+def gateway_pod(api):
+    return api.all("pods", app_kubernetes_io__component="gateway")[0]
 
 
 def assert_refuses_configuration(api):
     """The ConfigMap alone says what a stage runs."""
-    queue = api.all("pods", opd_io__task="first", app_kubernetes_io__component="queue")[0]
-    url = f"http://{queue['status']['podIP']}:8080/stage"
+    url = f"http://{gateway_pod(api)['status']['podIP']}:8080/stages/first"
     answer = requests.put(url, json={"batch_size": 4, "replicas": []}, timeout=PATIENCE)
-    assert answer.status_code == 400 and "follows ConfigMap 'tiny-first-stage'" in answer.text
+    assert answer.status_code == 409 and "follows the ConfigMap of each stage" in answer.json()["error"]
 
 
 def serving(cluster, api, task):
-    queue = api.all("pods", opd_io__task=task, app_kubernetes_io__component="queue")[0]["metadata"]["name"]
-    status = cluster.ask_pod(queue, 8080, "/stage")
+    status = cluster.ask_pod(gateway_pod(api)["metadata"]["name"], 8080, f"/stages/{task}")
     return status["batch_size"], [each["variant"] for each in status["replicas"] if not each["retired"]]

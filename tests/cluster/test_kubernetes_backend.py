@@ -23,7 +23,7 @@ from opd.objective import Weights
 def test_the_cores_of_the_nodes_are_a_limit_if_they_are_read(world):
     world.api.put({"apiVersion": "v1", "kind": "Node", **node("node", "6500m")})
     backend = world.backend(read_nodes=True)
-    assert backend.available_cores() == 5.0  # 6.5 less 0.5 each of a router and two queues, the replicas being ours
+    assert backend.available_cores() == 5.5  # 6.5 less 1 of a gateway, the replicas being ours
     world.api.edit("nodes", "node", lambda found: found["status"]["allocatable"].update(cpu="64"))
     assert backend.available_cores() == 6.0
     world.api.refuse("GET /api/v1/nodes", 403, 9)
@@ -39,7 +39,7 @@ def test_a_tainted_node_counts_if_replicas_tolerate_it(tmp_path, flavour):
         assert world.backend(read_nodes=True).available_cores() == 0
         overlay = Overlay(all={"spec": {"tolerations": [{"key": "edge", "operator": "Exists"}]}})
         tolerant = settings(flavour=flavour, overlay=overlay)
-        assert world.backend(read_nodes=True, settings=tolerant).available_cores() == 2.5
+        assert world.backend(read_nodes=True, settings=tolerant).available_cores() == 3.0
 
 
 # --- normal life -----------------------------------------------------------------------------------------------------
@@ -79,10 +79,10 @@ def test_old_replicas_serve_until_the_new_ones_do(world):
     assert {"small": 1} in seen and {} not in seen
 
 
-def test_the_old_workload_stays_until_the_queue_has_switched(world):
-    world.api.refuse("GET .*proxy/stage", 503, 12, message="no endpoints")
+def test_the_old_workload_stays_until_the_gateway_has_switched(world):
+    world.api.refuse("GET .*proxy/stages/first", 503, 12, message="no endpoints")
     seen = []
-    world.api.fail("GET .*proxy/stage", lambda: seen.append(world.workloads()), 1)
+    world.api.fail("GET .*proxy/stages/first", lambda: seen.append(world.workloads()), 1)
     world.backend().apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
     assert seen and "tiny-first-small" in seen[0]
     assert world.workloads() == {"tiny-first-large", "tiny-second-small"}
@@ -123,10 +123,10 @@ def test_replicas_that_never_become_ready_are_rolled_back_at_the_deadline(world,
     assert world.workloads() == {"tiny-first-small", "tiny-second-small"}
 
 
-def test_a_queue_that_does_not_switch_keeps_the_old_replicas(world):
-    world.api.refuse("GET .*proxy/stage", 403, 999, message="not through this proxy")
+def test_a_gateway_that_does_not_switch_keeps_the_old_replicas(world):
+    world.api.refuse("GET .*proxy/stages/first", 403, 999, message="not through this proxy")
     backend = world.backend(settings=settings(apply_seconds=3), times=ChangeTimes(0.02, 0.5, 0.5))
-    with within(), pytest.raises(ApplyError, match="queue of 'first' does not serve.*not through this proxy"):
+    with within(), pytest.raises(ApplyError, match="gateways do not serve 'first'.*not through this proxy"):
         backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
     assert world.pods("first")["small"] == 1
 
@@ -215,7 +215,7 @@ def test_a_malformed_configmap_is_an_error_at_the_start_and_repaired_later(world
     assert world.state("first") == {"variant": "small", "replicas": "1", "batch_size": "1"}
 
 
-def test_an_interrupted_change_is_cleared_away_before_the_queue_switched(world):
+def test_an_interrupted_change_is_cleared_away_before_the_gateway_switched(world):
     variant = world.pipeline.tasks[0].variants[LARGE]
     world.api.put(model_workload(world.pipeline, world.pipeline.tasks[0], variant, 1, world.settings))
     world.api.edit("deployments", "tiny-second-small", lambda found: found["spec"].update(replicas=3))
@@ -225,7 +225,7 @@ def test_an_interrupted_change_is_cleared_away_before_the_queue_switched(world):
     eventually(lambda: world.pods("second") == {"small": 1})
 
 
-def test_an_interrupted_change_is_completed_after_the_queue_switched(world):
+def test_an_interrupted_change_is_completed_after_the_gateway_switched(world):
     variant = world.pipeline.tasks[0].variants[LARGE]
     world.api.put(model_workload(world.pipeline, world.pipeline.tasks[0], variant, 1, world.settings))
     world.api.edit("configmaps", "tiny-first-stage", lambda found: found["data"].update(variant="large"))

@@ -98,7 +98,7 @@ def test_any_feasible_configuration_gives_valid_objects_in_one_namespace_that_re
         resources = server_of(workload)["resources"]
         assert resources["requests"] == resources["limits"]
         requested += replicas_of(workload) * millicores(resources["requests"]["cpu"]) / 1000
-    overhead = (FULL.router_millicores + len(pipeline.tasks) * FULL.queue_millicores) / 1000
+    overhead = FULL.gateways * FULL.gateway_millicores / 1000
     assert requested == pytest.approx(used_cores(pipeline, configuration) + overhead)
 
 

@@ -7,71 +7,78 @@ from manifest_objects import FLAVOURS, FULL, PLAIN, changed, find, objects_of, s
 from small_pipelines import ocr_pipeline
 
 from opd.cluster import names
+from opd.cluster.gateway_settings import ClusterGatewaySettings
 from opd.cluster.manifests.pipeline import stage_config
-from opd.cluster.manifests.pods import DISCOVERING_QUEUE, SECURITY_CONTEXT
+from opd.cluster.manifests.pods import SECURITY_CONTEXT
 from opd.cluster.manifests.workloads import model_workload, replicas_of, template_of, with_replicas
 from opd.cluster.overlay import Overlay
+from opd.cluster.owned_objects import role_of
 from opd.pipeline import InfeasibleError, Pipeline, ServiceLevel, StageConfiguration, Task, Variant
 from opd.profiling.pipelines import load_pipeline
 from opd.serving.settings import ServerSettings, StageSettings
+
+BUDGET = "PodDisruptionBudget"
 
 
 def test_every_server_can_read_its_settings():
     objects = objects_of()
     for workload in workloads(objects):
-        mounted = find(objects, "ConfigMap", workload["metadata"]["name"])
-        server = ServerSettings(**json.loads(mounted["data"]["server.json"]))
+        mounted = find(objects, "ConfigMap", workload["metadata"]["name"])["data"]["server.json"]
+        module = server_of(workload)["command"][-1]
+        server = {each.module: each for each in (ServerSettings, ClusterGatewaySettings)}[module].model_validate_json(
+            mounted
+        )
         component = workload["metadata"]["labels"][names.COMPONENT_LABEL]
-        assert server.kind == (DISCOVERING_QUEUE if component == names.QUEUE else component)
+        assert isinstance(server, ClusterGatewaySettings) == (component == "gateway")
         ports = {port["name"]: port["containerPort"] for port in server_of(workload)["ports"]}
         assert ports == {"http": server.http_port, "grpc": server.grpc_port, "metrics": server.metrics_port}
         assert server_of(workload)["readinessProbe"]["httpGet"]["path"] == f"/v2/models/{server.name}/ready"
-        if component == names.QUEUE:
-            StageSettings(**server.parameters["settings"])
 
 
-def test_the_router_knows_the_services_of_the_queues_in_order():
-    objects = objects_of()
-    router = json.loads(find(objects, "ConfigMap", "ocr-router")["data"]["server.json"])
-    assert router["parameters"]["stages"] == [
-        {"task": "text-detection", "address": "ocr-text-detection-queue.pipelines.svc:8081", "adapter": None},
-        {"task": "text-recognition", "address": "ocr-text-recognition-queue.pipelines.svc:8081", "adapter": None},
+def test_the_gateway_knows_the_stages_in_order_and_its_own_name():
+    objects = objects_of(settings=changed(PLAIN, gateways=3))
+    settings = json.loads(find(objects, "ConfigMap", "ocr-gateway")["data"]["server.json"])
+    assert settings["stages"] == [
+        {"task": "text-detection", "adapter": {}},
+        {"task": "text-recognition", "adapter": {}},
     ]
-    for task in ("text-detection", "text-recognition"):
-        service = find(objects, "Service", f"ocr-{task}-queue")["spec"]
-        pod = template_of(find(objects, "Deployment", f"ocr-{task}-queue"))
-        assert service["selector"].items() <= pod["metadata"]["labels"].items()
-        assert {port["name"]: port["port"] for port in service["ports"]}["grpc"] == 8081
+    assert (settings["namespace"], settings["replica_port"]) == ("pipelines", 8081)
+    gateway, service = find(objects, "Deployment", "ocr-gateway"), find(objects, "Service", "ocr-gateway")["spec"]
+    assert replicas_of(gateway) == 3
+    assert service["selector"].items() <= template_of(gateway)["metadata"]["labels"].items()
+    assert {port["name"]: port["port"] for port in service["ports"]}["grpc"] == 8081
+    own_name = {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
+    assert own_name in server_of(gateway)["env"]
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_a_queue_selects_only_the_replicas_of_its_task(flavour):
+def test_the_labels_of_replicas_and_stages_tell_their_task(flavour):
     objects = objects_of(flavour)
-    for task in ("text-detection", "text-recognition"):
-        server = json.loads(find(objects, "ConfigMap", f"ocr-{task}-queue")["data"]["server.json"])
-        discover = server["parameters"]["discover"]
-        wanted = dict(part.split("=") for part in discover["selector"].split(","))
-        selected = [
-            manifest["metadata"]["labels"][names.TASK_LABEL]
-            for manifest in workloads(objects)
-            if wanted.items() <= template_of(manifest)["metadata"]["labels"].items()
-        ]
-        assert selected == [task]
-        assert discover["namespace"] == "pipelines"
-        assert discover["port"] == 8081
-        assert find(objects, "ConfigMap", discover["stage"])["data"].keys() == {"variant", "replicas", "batch_size"}
+    models = [each for each in workloads(objects) if each["metadata"]["labels"][names.COMPONENT_LABEL] == "model"]
+    for task, workload in zip(("text-detection", "text-recognition"), models, strict=True):
+        assert role_of(template_of(workload))[:2] == ("model", task)
+        stage = find(objects, "ConfigMap", f"ocr-{task}-stage")
+        assert role_of(stage)[:2] == ("stage", task)
+        assert stage["data"].keys() == {"variant", "replicas", "batch_size"}
 
 
-def test_only_queues_have_access_to_the_api_server_with_minimal_rights():
+def test_only_gateways_have_access_to_the_api_server_with_minimal_rights():
     objects = objects_of()
     for workload in workloads(objects):
         pod, component = template_of(workload)["spec"], workload["metadata"]["labels"][names.COMPONENT_LABEL]
-        assert pod["automountServiceAccountToken"] == (component == "queue")
-        assert pod.get("serviceAccountName") == ("ocr-queue" if component == "queue" else None)
-    (rule,) = find(objects, "Role", "ocr-queue")["rules"]
+        assert pod["automountServiceAccountToken"] == (component == "gateway")
+        assert pod.get("serviceAccountName") == ("ocr-gateway" if component == "gateway" else None)
+    (rule,) = find(objects, "Role", "ocr-gateway")["rules"]
     assert rule == {"apiGroups": [""], "resources": ["configmaps", "pods"], "verbs": ["get", "list", "watch"]}
-    binding = find(objects, "RoleBinding", "ocr-queue")
-    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "ocr-queue", "namespace": "pipelines"}]
+    binding = find(objects, "RoleBinding", "ocr-gateway")
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "ocr-gateway", "namespace": "pipelines"}]
+
+
+@pytest.mark.parametrize("gateways", [1, 2])
+def test_one_of_several_gateways_may_be_evicted_and_the_only_one_does_not_stop_a_drain(gateways):
+    budgets = [each for each in objects_of(settings=changed(PLAIN, gateways=gateways)) if each["kind"] == BUDGET]
+    of_gateways = [each["spec"] for each in budgets if each["metadata"]["name"] == "ocr-gateway"]
+    assert [each["maxUnavailable"] for each in of_gateways] == [1] * (gateways > 1)
 
 
 def test_the_config_map_of_a_stage_holds_its_configuration():
@@ -99,9 +106,9 @@ def test_a_pod_drains_and_finishes_the_longest_request_before_it_is_killed():
     assert model["containers"][0]["lifecycle"]["preStop"] == {"exec": {"command": ["sleep", "7"]}}
     # A request that waited almost 20 s is still served, which may take another 3.5 s.
     assert model["terminationGracePeriodSeconds"] == 7 + 24 + 5
-    queue = find(objects, "Deployment", "ocr-text-detection-queue")["spec"]
-    assert "lifecycle" not in queue["template"]["spec"]["containers"][0]
-    assert queue["strategy"] == {"type": "Recreate"}
+    gateway = find(objects, "Deployment", "ocr-gateway")["spec"]
+    assert gateway["template"]["spec"]["containers"][0]["lifecycle"] == model["containers"][0]["lifecycle"]
+    assert gateway["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
 
 
 @pytest.mark.parametrize(
@@ -115,7 +122,7 @@ def test_the_hash_of_the_settings_changes_with_the_settings_of_a_pod(changes):
         ]
 
     pairs = zip(hashes(PLAIN), hashes(changed(PLAIN, **changes)), strict=True)
-    assert [old != new for old, new in pairs] == [False, False, True, True, False]
+    assert [old != new for old, new in pairs] == [True, True, False]
 
 
 def test_only_replicas_get_the_credentials_of_the_store():
@@ -184,11 +191,7 @@ def test_network_policies_allow_only_the_path_of_requests():
         return labels[names.COMPONENT_LABEL], labels.get(names.TASK_LABEL)
 
     talking = {(part(one), part(other)) for one in pods for other in pods if may_talk(one, other, 8081)}
-    router = ("router", None)
-    queues = [("queue", task) for task in ("text-detection", "text-recognition")]
-    models = [("model", task) for _, task in queues]
-    expected = {(router, queue) for queue in queues} | set(zip(queues, models, strict=True))
-    assert talking == expected
+    assert talking == {(("gateway", None), ("model", task)) for task in ("text-detection", "text-recognition")}
     assert not any(may_talk(one, other, 8082) for one in pods for other in pods)
     open_to_all = {
         (policy["podSelector"]["matchLabels"][names.COMPONENT_LABEL], port)
@@ -196,7 +199,7 @@ def test_network_policies_allow_only_the_path_of_requests():
         for port in (8080, 8081, 8082)
         if allows(policy["ingress"], "from", {"app": "other"}, port)
     }
-    assert open_to_all == {("router", 8080), ("router", 8081)}
+    assert open_to_all == {("gateway", 8080), ("gateway", 8081)}
 
 
 def test_extra_objects_are_made_only_on_request():
@@ -245,7 +248,7 @@ def test_the_name_of_a_pipeline_must_begin_with_a_letter():
         names.check_names(renamed(pipeline="3d"))
 
 
-@pytest.mark.parametrize("variant", ["queue", "stage", "models"])
+@pytest.mark.parametrize("variant", ["stage", "models"])
 def test_two_objects_must_not_share_a_name(variant):
     with pytest.raises(names.BadNameError, match=f"'ocr-detection-{variant}'"):
         names.check_names(renamed(variant=variant))

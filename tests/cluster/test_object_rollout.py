@@ -16,32 +16,32 @@ EVERYTHING = dict(network_policy=True, istio_gateway="gate", pod_monitor=True, d
 def test_everything_is_created_once(space):
     assert space.deploy(**EVERYTHING) == {"created"}
     assert space.deploy(**EVERYTHING) == {"unchanged"}
-    assert len(space.api.all("deployments")) == 5
+    assert len(space.api.all("deployments")) == 3
 
 
 def test_fields_missing_from_a_manifest_are_removed_and_additions_by_others_stay(space):
     overlay = Overlay(all={"spec": {"nodeSelector": {"disk": "fast"}}})
     space.deploy(overlay=overlay)
-    space.api.edit("deployments", "tiny-router", lambda found: found["metadata"].update(annotations={"team": "a"}))
-    space.api.edit("services", "tiny-router", lambda found: found["spec"].update(clusterIP="10.0.0.9"))
+    space.api.edit("deployments", "tiny-gateway", lambda found: found["metadata"].update(annotations={"team": "a"}))
+    space.api.edit("services", "tiny-gateway", lambda found: found["spec"].update(clusterIP="10.0.0.9"))
     assert space.deploy() == {"changed", "unchanged"}
-    router = space.api.find("deployments", "tiny-router")
-    assert "nodeSelector" not in router["spec"]["template"]["spec"]
-    assert router["metadata"]["annotations"] == {"team": "a"}
-    assert space.api.find("services", "tiny-router")["spec"]["clusterIP"] == "10.0.0.9"
+    gateway = space.api.find("deployments", "tiny-gateway")
+    assert "nodeSelector" not in gateway["spec"]["template"]["spec"]
+    assert gateway["metadata"]["annotations"] == {"team": "a"}
+    assert space.api.find("services", "tiny-gateway")["spec"]["clusterIP"] == "10.0.0.9"
 
 
 def test_an_object_that_changes_during_a_rollout_is_read_again(space):
     space.deploy()
 
     def meddle():
-        space.api.edit("deployments", "tiny-router", lambda found: found["metadata"].update(annotations={"b": "c"}))
+        space.api.edit("deployments", "tiny-gateway", lambda found: found["metadata"].update(annotations={"b": "c"}))
 
-    space.api.fail("PUT .*tiny-router", meddle)
+    space.api.fail("PUT .*tiny-gateway", meddle)
     space.deploy(image="opd:2")
-    router = space.api.find("deployments", "tiny-router")
-    assert router["metadata"]["annotations"] == {"b": "c"}
-    assert router["spec"]["template"]["spec"]["containers"][0]["image"] == "opd:2"
+    gateway = space.api.find("deployments", "tiny-gateway")
+    assert gateway["metadata"]["annotations"] == {"b": "c"}
+    assert gateway["spec"]["template"]["spec"]["containers"][0]["image"] == "opd:2"
 
 
 @pytest.mark.parametrize("capacity, fewest", [(6, 1), (2, 0)])

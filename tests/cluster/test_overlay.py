@@ -115,10 +115,9 @@ def test_a_container_is_added():
 
 
 def test_changes_of_a_component_are_applied_after_those_of_all():
-    text = "{all: {spec: {priority: 1, hostname: a}}, queue: {spec: {priority: 2}}, model: {spec: {priority: 3}}}"
-    assert applied(text, "queue")["spec"]["priority"] == 2
-    assert applied(text, "queue")["spec"]["hostname"] == "a"
-    assert applied(text, "router")["spec"]["priority"] == 1
+    text = "{all: {spec: {priority: 1, hostname: a}}, gateway: {spec: {priority: 2}}, model: {spec: {priority: 3}}}"
+    assert applied(text, "gateway")["spec"]["priority"] == 2
+    assert applied(text, "gateway")["spec"]["hostname"] == "a"
 
 
 def test_the_changes_to_the_spec_of_a_component_can_be_read():
@@ -245,10 +244,10 @@ def test_any_structure_is_an_overlay_or_refused_with_a_named_error(sections):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[]", "must be a mapping of all, router"),
-        ("all", "must be a mapping of all, router"),
-        ("{models: {}}", "models is not a known key; known are all, router"),
-        ("{controller: {}}", "controller is not a known key; known are all, router, queue, model$"),
+        ("[]", "must be a mapping of all, gateway"),
+        ("all", "must be a mapping of all, gateway"),
+        ("{models: {}}", "models is not a known key; known are all, gateway"),
+        ("{controller: {}}", "controller is not a known key; known are all, gateway, model$"),
         ("{1: {}}", r"\[1\] must be text, not 1"),
         ("{all: null}", "all must be a mapping"),
         ("{all: {kind: Secret}}", "all.kind is not a known key; known are metadata, spec"),

@@ -17,7 +17,7 @@ from opd.cluster.status import (
 
 
 def deployment(name, image_generation=1, **status):
-    its_labels = {"app.kubernetes.io/component": "router"}
+    its_labels = {"app.kubernetes.io/component": "gateway"}
     metadata = {"name": name, "labels": its_labels, "generation": image_generation}
     kind = {"apiVersion": "apps/v1", "kind": "Deployment"}
     return {**kind, "metadata": metadata, "spec": {"replicas": 1}, "status": status}
@@ -69,7 +69,7 @@ def test_missing_pods_and_the_reason_are_reported(space, reason):
     space.kubelet.behave("tiny-second-small", broken=reason)
     told = []
     list(apply_objects(space.cluster, space.manifests()))
-    eventually(lambda: sum(each.serves for each in workload_statuses(space.cluster, "tiny")) == 4)
+    eventually(lambda: sum(each.serves for each in workload_statuses(space.cluster, "tiny")) == 2)
     with pytest.raises(NotServingError, match=f"tiny-second-small 0 of 1.*{reason}"):
         wait_until_serving(space.cluster, "tiny", 0.5, told.append)
     assert told == ["tiny-second-small 0 of 1"]
@@ -80,7 +80,7 @@ def test_status_and_waiting_need_no_rights_beyond_the_role_view(space):
     space.api.refuse("GET .*(roles|rolebindings|secrets|leases|proxy)", 403, 99)
     space.api.refuse("GET .*(seldon|istio|monitoring)", 403, 99)
     wait_until_serving(space.cluster, "tiny", PATIENCE)
-    assert len(workload_statuses(space.cluster, "tiny")) == 5
+    assert len(workload_statuses(space.cluster, "tiny")) == 3
     assert (queued_requests(space.cluster, "tiny", "first"), leader(space.cluster, "tiny")) == ("?", "?")
 
 
@@ -113,8 +113,8 @@ def test_controllers_of_a_pipeline_report_what_they_do(space):
     assert controller_states(space.cluster, "tiny") == {}
 
 
-def test_queued_requests_are_unknown_if_the_queue_does_not_answer(space):
+def test_queued_requests_are_unknown_if_the_gateway_does_not_answer(space):
     space.deploy()
     assert queued_requests(space.cluster, "tiny", "first") == "0"
-    space.api.refuse("GET .*proxy/stage", 403)
+    space.api.refuse("GET .*proxy/stages/first", 403)
     assert queued_requests(space.cluster, "tiny", "first") == "?"

@@ -21,7 +21,7 @@ from opd.serving.settings import StageSettings
         ({"flavour": "helm"}, "must be 'deployment' or 'seldon', not 'helm'"),
         ({"pull_policy": "Sometimes"}, "must be 'Always', 'IfNotPresent' or 'Never', not 'Sometimes'"),
         ({"storage_secret": "../secret"}, "storage_secret: '../secret' is malformed"),
-        ({"router_millicores": 0}, "router_millicores must be at least 1, not 0"),
+        ({"gateway_millicores": 0}, "gateway_millicores must be at least 1, not 0"),
         ({"model_memory": "-1Gi"}, "malformed"),
         ({"model_memory": "1e9"}, "malformed"),
         ({"grpc_port": 8080}, "must differ"),
@@ -33,7 +33,7 @@ from opd.serving.settings import StageSettings
         ({"apply_seconds": float("nan")}, "apply_seconds must be a finite number"),
         ({"istio_gateway": "a/b/c"}, "istio_gateway: 'a/b/c' is malformed; give something like istio-system/gateway"),
         ({"istio_host": "ocr_example"}, "malformed"),
-        ({"control_plane_blocks": ["everywhere"]}, "control_plane_blocks"),
+        ({"gateways": 0}, "gateways must be at least 1, not 0"),
         ({"monitoring_labels": {"app.kubernetes.io/name": "mine"}}, "belongs to opd"),
         ({"monitoring_labels": {"release": "two words"}}, "cannot be the value of a label"),
     ],
@@ -82,7 +82,10 @@ def test_with_a_pod_monitor_the_namespace_identifies_the_series():
             "batch_size .*must be at least 1, not 0",
         ),
         ("{image: 'opd:1', store: /m, stage: {batch_size: many}}", "stage"),
-        ("{image: 'opd:1', store: /m, router_millicores: '5'}", "router_millicores .* must be a whole number, not '5'"),
+        (
+            "{image: 'opd:1', store: /m, gateway_millicores: '5'}",
+            "gateway_millicores .* must be a whole number, not '5'",
+        ),
     ],
 )
 def test_a_file_with_wrong_settings_is_refused(tmp_path, text, message):

@@ -48,7 +48,7 @@ class Kubelet:
         self._gone_since: dict[str, float] = {}
         self._closing = threading.Event()
         self._processes = PodProcesses(self.api, self.folder, net) if self.folder else None
-        self.api.proxy = self._processes.get if self._processes else lambda pod, *_: self._queue_status(pod)
+        self.api.proxy = self._processes.get if self._processes else lambda pod, _, path: self._stage_status(pod, path)
         self._thread = threading.Thread(target=self._run, daemon=True, name="kubelet")
         self._thread.start()
 
@@ -214,10 +214,9 @@ class Kubelet:
 
     # ------------------------------------------------------------------------------------- asking pods
 
-    def _queue_status(self, pod: dict) -> dict:
-        """What a queue would answer that has seen the state of the cluster."""
-        labels = pod["metadata"]["labels"]
-        task = labels["opd.io/task"]
+    def _stage_status(self, pod: dict, path: str) -> dict:
+        """What a gateway would answer that has seen the state of the cluster."""
+        labels, task = pod["metadata"]["labels"], path.removeprefix("/stages/")
         stage = self.api.find("configmaps", f"{labels['app.kubernetes.io/instance']}-{task}-stage")["data"]
         replicas = [
             {"name": each["metadata"]["name"], "variant": stage["variant"], "retired": False}

@@ -69,6 +69,10 @@ def is_model(metadata: dict) -> bool:
     return metadata["labels"].get("app.kubernetes.io/component") == "model"
 
 
+OURS = ("HOME", "POD_NAME")
+"""Variables whose values in a real pod would be wrong or unknown here."""
+
+
 class PodProcesses:
     """Servers as the containers of pods, on addresses of the loopback interface.
 
@@ -99,7 +103,8 @@ class PodProcesses:
             text = text.replace(f"{name}.{namespace}.svc", str(address))
         path = self._folder / f"{pod['metadata']['name']}.json"
         path.write_text(text)
-        environment = {each["name"]: each["value"] for each in container["env"] if each["name"] != "HOME"}
+        environment = {each["name"]: each["value"] for each in container["env"] if each["name"] not in OURS}
+        environment["POD_NAME"] = pod["metadata"]["name"]
         environment["OPD_MODEL_CACHE"] = str(self._folder / "cache" / pod["metadata"]["name"])
         with (self._folder / f"{pod['metadata']['name']}.log").open("ab") as log:
             return subprocess.Popen(

@@ -105,7 +105,7 @@ def test_fidelity_predicts_the_arrivals_that_are_sent(backend, pages, tmp_path):
 def test_the_stages_report_the_applied_configuration(backend):
     backend.apply(CHANGES[1])
     for stage, wanted in zip(backend.stages, CHANGES[1], strict=True):
-        status = stage.queue.http("GET", "/stage")
+        status = backend.gateways.servers[0].http("GET", f"/stages/{stage.task.name}")
         serving = [replica for replica in status["replicas"] if not replica["retired"]]
         assert (status["batch_size"], len(serving)) == (wanted.batch_size, wanted.replicas)
         assert {replica["variant"] for replica in serving} == {stage.task.variants[wanted.variant].name}

@@ -106,6 +106,6 @@ def test_every_end_of_a_server_is_reported_once_with_its_reason(caplog):
 
 def test_a_cluster_without_prometheus_url_is_refused(site, tmp_path, monkeypatch):
     monkeypatch.delenv("OPD_PROMETHEUS_URL", raising=False)
-    live_site = LiveSite("kubernetes", tmp_path, cluster_settings="settings.yaml", router_address=site.address)
+    live_site = LiveSite("kubernetes", tmp_path, cluster_settings="settings.yaml", gateway_address=site.address)
     with pytest.raises(MonitoringError, match="set OPD_PROMETHEUS_URL"):
         live_site.open_backend(site.pipeline, SimulationParameters(), SLOWER)

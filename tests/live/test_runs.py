@@ -32,7 +32,7 @@ def test_a_schedule_holds_every_configuration_equally_long_and_then_the_last():
     ("site", "message"),
     [
         (dict(backend="cloud"), "backend 'cloud' is not one of simulated, local, emulated, kubernetes"),
-        (dict(backend="kubernetes", router_address="127.0.0.1:1"), "needs cluster_settings and router_address"),
+        (dict(backend="kubernetes", gateway_address="127.0.0.1:1"), "needs cluster_settings and gateway_address"),
     ],
 )
 def test_an_impossible_site_is_refused(tmp_path, site, message):

@@ -139,5 +139,5 @@ def observed(backend):
 
 def test_a_second_controller_is_refused_and_the_error_names_the_first(backend, store):
     with pytest.raises(AlreadyControlledError, match=f"is controlled by process {os.getpid()}"):
-        LocalBackend(tiny_pipeline(), PARAMETERS, INITIAL, backend.router.folder, store)
-    assert backend.router.alive
+        LocalBackend(tiny_pipeline(), PARAMETERS, INITIAL, backend.gateways.servers[0].folder, store)
+    assert backend.gateways.servers[0].alive

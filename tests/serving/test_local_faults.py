@@ -29,11 +29,11 @@ def short_pauses(monkeypatch):
 
 def test_a_killed_replica_is_reported_and_replaced_and_its_requests_are_answered(backend, tmp_path, caplog):
     backend.apply(stages((SLOW, 2, 1), (FAST, 1, 1)))
-    traffic = Load(backend, tmp_path, [20] * 5)
+    traffic = Load(backend, tmp_path, [8] * 5)  # no more than the queue holds, however long it takes
     time.sleep(2)
     killed = backend.stages[0].replicas[0].process
     os.kill(killed.pid, signal.SIGKILL)
-    assert outcomes(traffic.records()) == {"completed": 100}
+    assert outcomes(traffic.records()) == {"completed": 40}
     eventually(lambda: backend.stages[0].settled)
     names = [replica["name"] for replica in queue_status(backend, 0)["replicas"]]
     assert len(names) == 2 and killed.name not in names
@@ -50,21 +50,32 @@ def test_a_stopped_replica_is_detected_and_replaced(backend, tmp_path):
     assert outcomes(Load(backend, tmp_path, [3]).records()) == {"completed": 3}
 
 
-def test_a_killed_queue_comes_back_and_its_requests_are_answered(backend, tmp_path):
-    traffic = Load(backend, tmp_path, [10] * 5)
-    time.sleep(2)
-    os.kill(backend.stages[1].queue.pid, signal.SIGKILL)
-    assert outcomes(traffic.records()) == {"completed": 50}
+def test_a_killed_gateway_comes_back_and_callers_that_retry_lose_nothing(backend, tmp_path):
+    traffic = Load(backend, tmp_path, [6] * 6, retry=True)  # no more than the queue holds, however long it takes
+    time.sleep(3)
+    os.kill(backend.gateways.servers[0].pid, signal.SIGKILL)
+    assert outcomes(traffic.records()) == {"completed": 36}
 
 
-@pytest.mark.parametrize("which", ["queue", "router"])
-def test_a_stopped_queue_or_router_is_detected_and_restarted(backend, tmp_path, monkeypatch, which):
-    server = {"queue": backend.stages[0].queue, "router": backend.router}[which]
+def test_a_killed_gateway_loses_only_what_it_held_and_what_comes_before_it_is_back(backend, tmp_path):
+    backend.apply(stages((SLOW, 1, 1), (SLOW, 1, 1)))
+    traffic = Load(backend, tmp_path, [10] * 6)
+    time.sleep(3)
+    os.kill(backend.gateways.servers[0].pid, signal.SIGKILL)
+    records = traffic.records()
+    assert set(records["outcome"]) <= {"completed", "failed"}
+    failed = records[records["outcome"] == "failed"]
+    assert set(failed["code"]) <= {"UNAVAILABLE"}  # so that callers know that they may send again
+    assert records["outcome"].iloc[-1] == "completed"
+
+
+def test_a_stopped_gateway_is_detected_and_restarted(backend, tmp_path, monkeypatch):
+    (gateway,) = backend.gateways.servers
     monkeypatch.setattr(processes, "HTTP_TIMEOUT", 0.5)
     monkeypatch.setattr(supervised_server, "PROBE_SECONDS", 0.2)
-    stopped = server.pid
+    stopped = gateway.pid
     os.kill(stopped, signal.SIGSTOP)
-    eventually(lambda: server.pid != stopped and server.answers)
+    eventually(lambda: gateway.pid != stopped and gateway.answers)
     eventually(lambda: backend.stages[0].settled)
     assert outcomes(Load(backend, tmp_path, [3]).records()) == {"completed": 3}
 
@@ -97,9 +108,8 @@ def test_an_error_names_what_is_missing_when_the_time_is_over(backend, without_s
         backend.apply(stages((FAST, 1, 1), (SLOW, 2, 1)))
 
 
-@pytest.mark.parametrize("which", ["queue", "router"])
-def test_the_error_for_a_server_that_cannot_start_gives_the_reason(backend, which):
-    server = {"queue": backend.stages[0].queue, "router": backend.router}[which]
+def test_the_error_for_a_gateway_that_cannot_start_gives_the_reason(backend):
+    (server,) = backend.gateways.servers
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with backend._changed:  # the processes are not reconciled meanwhile
@@ -115,18 +125,18 @@ def test_the_error_for_a_server_that_cannot_start_gives_the_reason(backend, whic
 # --- replicas that come and go ---------------------------------------------------------------------------------------
 
 
-def test_a_draining_replica_runs_until_the_queue_reports_that_it_has_finished(backend):
-    stage = backend.stages[0]
+def test_a_draining_replica_runs_until_the_gateway_reports_that_it_has_finished(backend):
+    stage, (gateway,) = backend.stages[0], backend.gateways.servers
     with backend._changed:  # the processes are not reconciled meanwhile
-        os.kill(stage.queue.pid, signal.SIGSTOP)
+        os.kill(gateway.pid, signal.SIGSTOP)
         (replica,) = stage.replicas
         replica.draining = True
         try:
             stage._stop_drained()
-            assert not stage._push({"batch_size": 2, "replicas": []})
+            assert not backend.gateways.configure("first", 2, [])
         finally:
-            os.kill(stage.queue.pid, signal.SIGCONT)
-        stage._stop_drained()  # the state of the queue is unknown until it is configured again
+            os.kill(gateway.pid, signal.SIGCONT)
+        stage._stop_drained()  # what the gateway uses is unknown until it is configured again
         assert stage.replicas == [replica] and replica.process.alive
     eventually(lambda: stage.settled and replica not in stage.replicas)
 

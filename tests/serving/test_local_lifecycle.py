@@ -19,11 +19,12 @@ from opd.serving import local, processes
 from opd.serving.client import Client
 from opd.serving.contents import payload_request, payloads_of
 from opd.serving.local import LocalBackend
+from opd.serving.local_gateways import LocalGateways
 from opd.serving.local_stage import LocalStage
 from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE
 from opd.serving.monitoring.source import MonitoringError
 from opd.serving.processes import StartError, direct_session
-from opd.serving.settings import StageSettings
+from opd.serving.settings import GatewaySettings, GatewayStage
 
 pytestmark = pytest.mark.processes
 
@@ -48,7 +49,7 @@ def test_no_process_outlives_its_controller(tmp_path, store, how):
     controller = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     with terminating(controller):
         word, *pids = controller.stdout.readline().split()
-        assert word == "up" and len(pids) == 5
+        assert word == "up" and len(pids) == 3
         family = [psutil.Process(controller.pid), *psutil.Process(controller.pid).children(recursive=True)]
         assert {int(pid) for pid in pids} <= {process.pid for process in family}
         controller.send_signal(how)
@@ -72,7 +73,7 @@ def test_closing_finishes_running_requests_however_long_that_takes(tmp_path, sto
 
 
 def accepted(backend):
-    """Requests that the router has accepted."""
+    """Requests that the gateway has accepted."""
     text = direct_session().get(f"http://{backend.processes()[0].metrics_address}/metrics", timeout=PATIENCE).text
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("opd_requests_total{"))
 
@@ -88,12 +89,15 @@ async def ask(backend, payloads):
 
 def test_nothing_is_started_once_the_backend_closes(tmp_path):
     closing = threading.Event()
-    stage = LocalStage("tiny", tiny_pipeline().tasks[0], StageSettings(), "", tmp_path, INITIAL[0], closing=closing)
+    first = tiny_pipeline().tasks[0]
+    settings = GatewaySettings(name="tiny", stages=[GatewayStage(task="first")], objective=1.0)
+    gateways = LocalGateways(settings, tmp_path)
+    gateways.servers[0].kill()
+    stage = LocalStage("tiny", first, gateways, "", tmp_path, INITIAL[0], closing=closing)
     closing.set()
-    stage.queue.kill()
-    eventually(stage.queue.ended)
     stage.reconcile()
-    assert stage.replicas == [] and not stage.queue.alive
+    assert stage.replicas == []
+    eventually(gateways.servers[0].ended)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Whole messages through router, queue and replica, as real processes: one model of two tensors, asked twice."""
+"""Whole messages through gateway and replicas, as real processes: one model of two tensors, asked twice."""
 
 import asyncio
 from contextlib import ExitStack
@@ -12,7 +12,7 @@ from opd.serving.client import Client
 from opd.serving.contents import payload_request
 from opd.serving.processes import ServerProcess, stop_all
 from opd.serving.protocol import MAX_MESSAGE_BYTES
-from opd.serving.settings import ServerSettings
+from opd.serving.settings import GatewaySettings, GatewayStage, ServerSettings
 from opd.serving.tensors import message_of, tensors_of
 
 pytestmark = pytest.mark.processes
@@ -20,35 +20,35 @@ pytestmark = pytest.mark.processes
 BATCH_SIZE = 2
 
 
+ADAPTERS = {"first": {"rename": {"offset": "shift"}}, "second": {"function": "tensor_models:once_more"}}
+
+
 @pytest.fixture(scope="module")
-def router(tmp_path_factory):
+def gateway(tmp_path_factory):
     """A pipeline that doubles and shifts twice; its first stage renames a tensor, its second calls a function."""
     folder = tmp_path_factory.mktemp("servers")
 
-    def start(name, kind, model, **parameters):
-        process = ServerProcess(name, ServerSettings(kind=kind, name=model, parameters=parameters), folder)
+    def start(name, settings):
+        process = ServerProcess(name, settings, folder)
         started.callback(stop_all, [process])
         return process
 
     with ExitStack() as started:
-        replica = start("replica", "tensor_models.Affine", "affine")
-        queue = start("queue", "queue", "affine", pipeline="twice", task="affine")
-        stages = [
-            {"task": "affine", "address": queue.grpc_address, "adapter": adapter}
-            for adapter in ({"rename": {"offset": "shift"}}, {"function": "tensor_models:once_more"})
-        ]
-        router = start("router", "router", "twice", pipeline="twice", stages=stages, objective=1.0)
-        eventually(lambda: all(process.ready() for process in (replica, queue, router)))
-        endpoint = {"name": "replica", "variant": "v", "address": replica.grpc_address}
-        queue.http("PUT", "/stage", {"batch_size": BATCH_SIZE, "replicas": [endpoint]})
-        yield router
+        replicas = {task: start(task, ServerSettings(kind="tensor_models.Affine", name=task)) for task in ADAPTERS}
+        stages = [GatewayStage(task=task, adapter=adapter) for task, adapter in ADAPTERS.items()]
+        gateway = start("gateway", GatewaySettings(name="twice", stages=stages, objective=1.0))
+        eventually(lambda: all(process.ready() for process in (*replicas.values(), gateway)))
+        for task, replica in replicas.items():
+            endpoint = {"name": "replica", "variant": "v", "address": replica.grpc_address}
+            gateway.http("PUT", f"/stages/{task}", {"batch_size": BATCH_SIZE, "replicas": [endpoint]})
+        yield gateway
 
 
-def ask(router, *requests):
+def ask(gateway, *requests):
     """Answers to requests that are sent together; the error of one that fails is its answer."""
 
     async def send():
-        client = Client(router.grpc_address, "twice")
+        client = Client(gateway.grpc_address, "twice")
         try:
             calls = [client.infer(request, 0.0, PATIENCE) for request in requests]
             return await asyncio.gather(*calls, return_exceptions=True)
@@ -66,9 +66,9 @@ def request_of(*rows, offset, raw=True):
 
 
 @pytest.mark.parametrize("raw", [True, False])
-def test_requests_of_several_rows_and_tensors_share_batches_and_get_their_own_answers(router, raw):
+def test_requests_of_several_rows_and_tensors_share_batches_and_get_their_own_answers(gateway, raw):
     requests = [request_of([1.0, 2.0], [3.0, 4.0], offset=1.0, raw=raw), request_of([5.0, 6.0], offset=-1.0, raw=raw)]
-    answers = ask(router, *requests)
+    answers = ask(gateway, *requests)
     first, second = map(tensors_of, answers)
     np.testing.assert_array_equal(first["y"], [[7, 11], [15, 19]])
     np.testing.assert_array_equal(second["y"], [[19, 23]])
@@ -79,11 +79,11 @@ def test_requests_of_several_rows_and_tensors_share_batches_and_get_their_own_an
     assert [bool(answer.raw_output_contents) for answer in answers] == [raw, raw]
 
 
-def test_a_request_selects_outputs_of_the_last_stage(router):
+def test_a_request_selects_outputs_of_the_last_stage(gateway):
     request = request_of([1.0, 2.0], offset=1.0)
     request.outputs.add(name="rows")
     request.outputs.add(name="y")
-    (answer,) = ask(router, request)
+    (answer,) = ask(gateway, request)
     assert list(tensors_of(answer)) == ["rows", "y"]
     np.testing.assert_array_equal(tensors_of(answer)["y"], [[7, 11]])
 
@@ -109,18 +109,18 @@ def with_shape(*shape):
         (
             message_of({"x": [[1.0]]}),
             "INVALID_ARGUMENT",
-            "stage 'affine', adapter rename: there is no tensor 'offset'",
+            "stage 'first', adapter rename: there is no tensor 'offset'",
         ),
         (message_of({"x": [[1.0]], "offset": [[1.0]], "z": [1]}), "INVALID_ARGUMENT", "the model takes x and shift"),
     ],
 )
-def test_a_wrong_request_gets_an_error_with_its_reason(router, request_, code, details):
-    (error,) = ask(router, request_)
+def test_a_wrong_request_gets_an_error_with_its_reason(gateway, request_, code, details):
+    (error,) = ask(gateway, request_)
     assert isinstance(error, grpc.aio.AioRpcError)
     assert error.code().name == code and details in error.details()
 
 
-def test_a_request_by_rest_is_answered_alike(router):
+def test_a_request_by_rest_is_answered_alike(gateway):
     body = {
         "id": "7",
         "parameters": {"unit": "cm"},
@@ -129,7 +129,7 @@ def test_a_request_by_rest_is_answered_alike(router):
             {"name": "offset", "shape": [2, 1], "datatype": "FP32", "data": [0.5, 1]},
         ],
     }
-    answer = router.http("POST", "/v2/models/twice/infer", body)
+    answer = gateway.http("POST", "/v2/models/twice/infer", body)
     outputs = {output["name"]: output for output in answer["outputs"]}
     assert (answer["id"], answer["model_name"]) == ("7", "twice")
     assert outputs["y"]["shape"] == [2, 1] and outputs["y"]["data"] == [6.0, 11.0]

@@ -67,7 +67,7 @@ def targets():
 @pytest.fixture(scope="module")
 def scraper(targets):
     opened = Scraper()
-    opened.set_targets({"router": targets[0].address})
+    opened.set_targets({"gateway": targets[0].address})
     yield opened
     opened.close()
 
@@ -75,7 +75,7 @@ def scraper(targets):
 @pytest.fixture(scope="module")
 def prometheus(targets, tmp_path_factory):
     opened = PrometheusServer(tmp_path_factory.mktemp("prometheus"))
-    opened.set_targets({"router": targets[0].address})
+    opened.set_targets({"gateway": targets[0].address})
     yield opened
     opened.close()
 
@@ -107,13 +107,13 @@ def scrapes(monitor, metric, count=1, seconds=60.0, **labels):
 
 def test_samples_have_the_names_labels_and_times_of_their_scrapes(monitor, targets):
     series = scrapes(monitor, "opd_requests_total", 3, pipeline='a "quoted" one')
-    assert series.labels["instance"] == "router" and series.labels["pipeline"] == 'a "quoted" one'
+    assert series.labels["instance"] == "gateway" and series.labels["pipeline"] == 'a "quoted" one'
     assert (series.values >= 3).all() and (np.diff(series.values) >= 0).all()
     assert (np.diff(series.times) > 0).all() and abs(series.times[-1] - time.time()) < 5.0
     assert monitor.samples("opd_requests_total", 60.0, pipeline="another") == []
     assert monitor.samples("opd_unheard_of", 60.0) == []
     up = scrapes(monitor, "up", 3)
-    assert up.labels["instance"] == "router" and (up.values == 1).all()
+    assert up.labels["instance"] == "gateway" and (up.values == 1).all()
     assert set(series.times) <= set(up.times) | {series.times[-1]}, "a scrape and its samples share one time"
     assert np.isnan(scrapes(monitor, "opd_broken").values).all()
 
@@ -157,7 +157,7 @@ def test_targets_come_go_and_fail(monitor, targets):
         monitor.set_targets({"queue": targets[1].address, "silent": silent})
         assert scrapes(monitor, "opd_requests_total", instance="queue").values[0] == 3
         assert scrapes(monitor, "up", instance="silent").values[-1] == 0
-    eventually(lambda: not monitor.samples("up", 2.0, instance="router"))
+    eventually(lambda: not monitor.samples("up", 2.0, instance="gateway"))
     assert monitor.samples("opd_requests_total", 60.0, instance="silent") == []
 
 
@@ -200,9 +200,9 @@ def test_each_run_reads_only_its_own_targets_from_a_server_named_by_its_url(fore
     monkeypatch.setenv(PROMETHEUS_URL_VARIABLE, foreign + "/")
     ours, other = open_monitor(tmp_path / "ours"), open_monitor(tmp_path / "other")
     assert ours.description == f"Prometheus server at {foreign}"
-    ours.set_targets({"router": targets[0].address})
-    other.set_targets({"router": targets[0].address, "queue": targets[1].address})
-    assert scrapes(ours, "opd_requests_total", 2, pipeline='a "quoted" one').labels["instance"] == "router"
+    ours.set_targets({"gateway": targets[0].address})
+    other.set_targets({"gateway": targets[0].address, "queue": targets[1].address})
+    assert scrapes(ours, "opd_requests_total", 2, pipeline='a "quoted" one').labels["instance"] == "gateway"
     scrapes(other, "up", instance="queue")
     assert len(other.samples("up", 60.0)) == 2
     assert len(ours.samples("up", 60.0)) == 1
@@ -216,10 +216,10 @@ def test_each_run_reads_only_its_own_targets_from_a_server_named_by_its_url(fore
 
 @needs_prometheus
 def test_the_error_for_a_server_that_does_not_read_our_targets_shows_how_to_configure_it(prometheus, targets, tmp_path):
-    prometheus.set_targets({"router": targets[0].address})
-    scrapes(prometheus, "up", instance="router")
+    prometheus.set_targets({"gateway": targets[0].address})
+    scrapes(prometheus, "up", instance="gateway")
     opened = open_monitor(tmp_path, prometheus.url)
-    opened.set_targets({"router": targets[0].address})
+    opened.set_targets({"gateway": targets[0].address})
     with pytest.raises(
         NoDataError, match=rf"file_sd_configs: \[{{files: \[{tmp_path}/targets.json\], refresh_interval: 1s}}\]"
     ):
@@ -274,7 +274,7 @@ def test_without_prometheus_the_scraper_is_used(tmp_path, monkeypatch):
 def test_the_scraper_forgets_what_is_old(targets, monkeypatch):
     monkeypatch.setattr(scraping, "KEEP_SECONDS", 0.5)
     opened = Scraper()
-    opened.set_targets({"router": targets[0].address})
+    opened.set_targets({"gateway": targets[0].address})
     scrapes(opened, "up")
     opened.set_targets({})
     eventually(lambda: not opened.samples("up", 60.0))
@@ -286,8 +286,8 @@ def test_a_target_that_hangs_delays_only_itself(targets):
     with socket.socket() as hanging:
         hanging.bind(("127.0.0.1", 0))
         hanging.listen()
-        opened.set_targets({"hanging": f"127.0.0.1:{hanging.getsockname()[1]}", "router": targets[0].address})
-        assert (scrapes(opened, "up", 3, instance="router").values == 1).all()
+        opened.set_targets({"hanging": f"127.0.0.1:{hanging.getsockname()[1]}", "gateway": targets[0].address})
+        assert (scrapes(opened, "up", 3, instance="gateway").values == 1).all()
         assert (scrapes(opened, "up", 1, instance="hanging").values == 0).all()
         opened.close()
 

@@ -10,9 +10,12 @@ from opd.serving.settings import ServerSettings
 
 pytestmark = pytest.mark.processes
 
+STORELESS = ServerSettings(name="first", parameters={"variant": "fast"})
+"""Of a server that ends as it starts, because it has a variant and no store to take it from."""
+
 
 def test_the_ports_of_a_starting_server_are_reserved(tmp_path):
-    process = ServerProcess("queue", ServerSettings(kind="queue", name="first"), tmp_path)
+    process = ServerProcess("replica", STORELESS, tmp_path)
     settings = process.settings
     for port in (settings.http_port, settings.grpc_port, settings.metrics_port):
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
@@ -28,11 +31,11 @@ def test_a_server_can_listen_on_a_held_port(request):
 
 
 def test_the_last_words_of_a_server_are_its_own(tmp_path):
-    (tmp_path / "queue.log").write_text("OSError: of an earlier one\n")
-    process = ServerProcess("queue", ServerSettings(kind="queue", name="first"), tmp_path)
+    (tmp_path / "replica.log").write_text("OSError: of an earlier one\n")
+    process = ServerProcess("replica", STORELESS, tmp_path)
     assert process.last_words() == "it wrote nothing"
     eventually(process.ended)
-    assert process.last_words().startswith("KeyError: 'pipeline'")
+    assert process.last_words().startswith("KeyError: 'store'")
 
 
 def test_last_errors_name_the_classes_of_others_only():
@@ -42,14 +45,14 @@ def test_last_errors_name_the_classes_of_others_only():
 
 
 def test_a_server_that_ends_before_it_is_ready_is_reported_at_once_with_its_exit_code_and_last_words(tmp_path):
-    process = ServerProcess("queue", ServerSettings(kind="queue", name="first"), tmp_path)
-    reason = r"queue ended before it was ready: KeyError: 'pipeline' \(exit code 1 after \d+\.\d s\)"
+    process = ServerProcess("replica", STORELESS, tmp_path)
+    reason = r"replica ended before it was ready: KeyError: 'store' \(exit code 1 after \d+\.\d s\)"
     with within(), pytest.raises(StartError, match=reason), running(process, 10 * PATIENCE):
         pass
 
 
 def test_the_reason_of_a_killed_server_names_the_signal(tmp_path):
-    process = ServerProcess("queue", ServerSettings(kind="queue", name="first"), tmp_path)
+    process = ServerProcess("replica", STORELESS, tmp_path)
     process.kill()
     eventually(process.ended)
     assert "killed by SIGKILL after" in process.failure_reason()

@@ -10,8 +10,9 @@ from virtual_time import run
 
 from opd.serving import stage_queue
 from opd.serving.protocol import ServingError
+from opd.serving.replicas import ReplicaEndpoint
 from opd.serving.settings import StageSettings
-from opd.serving.stage_queue import ReplicaEndpoint, StageQueue
+from opd.serving.stage_queue import StageQueue
 from opd.serving.tensors import answer_of, message_of, tensors_of
 
 SECONDS = 0.1
@@ -31,6 +32,9 @@ class Sums:
         if "short" in tensors:
             return answer_of({"sum": np.zeros(1)})
         return answer_of({"sum": sum(array.sum(axis=1) for array in tensors.values())})
+
+    async def ready(self, timeout):
+        return True
 
     async def close(self):
         pass

@@ -28,8 +28,9 @@ from opd.serving.protocol import (
     ServingError,
     TooOldError,
 )
+from opd.serving.replicas import ReplicaEndpoint
 from opd.serving.settings import StageSettings
-from opd.serving.stage_queue import ReplicaEndpoint, StageQueue
+from opd.serving.stage_queue import StageQueue
 from opd.serving.tensors import answer_of
 from opd.simulator.simulator import Simulator
 
@@ -48,7 +49,8 @@ class SlowServer:
     """Answers after the profile's time; can be down, refuse a payload, or break on one."""
 
     def __init__(self, address):
-        self.address, self.up, self.hangs, self.batches, self.closed = address, True, False, [], False
+        self.address, self.up, self.hangs, self.garbage = address, True, False, False
+        self.batches, self.closed = [], False
 
     async def infer(self, request, age, timeout):
         payloads = payloads_of(request)
@@ -63,7 +65,7 @@ class SlowServer:
             raise failure(grpc.StatusCode.INVALID_ARGUMENT, "element 0 is no image")
         if b"bug" in payloads:
             raise failure(grpc.StatusCode.INTERNAL, "index out of range")
-        if b"short" in payloads:
+        if self.garbage or b"short" in payloads:
             return ModelInferResponse()
         return answer_of({PAYLOAD: [payload.upper() for payload in payloads]}, raw=False)
 
@@ -342,6 +344,16 @@ def test_a_bad_request_fails_alone(payload, error):
 def test_an_answer_without_tensors_is_an_error():
     _, results = serve([dict(payload=b"short")])
     assert "model 't' gave a malformed answer: the message has no tensor" in str(results[0][1])
+
+
+def test_a_replica_that_answers_garbage_costs_no_request():
+    async def spoil(stage):
+        stage.servers["r0"].garbage = True
+
+    stage, results = serve([dict(payload=b"a"), dict(payload=b"b"), dict(delay=0.3)], spoil, replicas=2, batch_size=2)
+    assert [answer for _, answer in results] == [b"A", b"B", b"A"]
+    assert len(stage.servers["r0"].batches) == 1
+    assert not any(replica["failed"] for replica in stage.queue.status()["replicas"])  # it need not be replaced
 
 
 def test_a_cancelled_request_affects_no_other():

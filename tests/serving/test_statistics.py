@@ -43,8 +43,8 @@ def test_increases_of_adjacent_intervals_add_up(values, edges):
 
 
 def test_a_label_that_appears_late_counts_from_zero():
-    late = series([3, 4], [2, 5], instance="router")
-    scrapes = [series([0, 1, 2, 3, 4], [0, 1, 1, 1, 1], instance="router"), series([0.5], [1], instance="other")]
+    late = series([3, 4], [2, 5], instance="gateway")
+    scrapes = [series([0, 1, 2, 3, 4], [0, 1, 1, 1, 1], instance="gateway"), series([0.5], [1], instance="other")]
     whole = from_zero(late, scrapes)
     np.testing.assert_array_equal(whole.times, [1, 2, 3, 4])
     np.testing.assert_array_equal(whole.values, [0, 0, 2, 5])
@@ -52,8 +52,8 @@ def test_a_label_that_appears_late_counts_from_zero():
 
 
 def test_a_counter_seen_from_the_first_scrape_on_keeps_its_value():
-    counter = series([3, 4], [1000, 1001], instance="router")
-    for scrapes in ([], [series([3, 4], [1, 1], instance="router")], [series([2, 3], [0, 1], instance="router")]):
+    counter = series([3, 4], [1000, 1001], instance="gateway")
+    for scrapes in ([], [series([3, 4], [1, 1], instance="gateway")], [series([2, 3], [0, 1], instance="gateway")]):
         assert increase(from_zero(counter, scrapes), 0, 4) == 1
 
 

@@ -44,7 +44,7 @@ class Given:
 
 
 def requests(times, values, **labels):
-    return series(times, values, pipeline="ocr", instance="router", **labels)
+    return series(times, values, pipeline="ocr", instance="gateway", **labels)
 
 
 def observed_history(now, counter, **samples):
@@ -77,7 +77,7 @@ def test_the_history_covers_a_missed_scrape_a_restart_and_nan():
 def test_the_history_counts_no_requests_before_the_first():
     now = time.time()
     times = now - np.arange(5, -1, -1.0)
-    up = series(times, np.ones(6), instance="router")
+    up = series(times, np.ones(6), instance="gateway")
     np.testing.assert_allclose(
         observed_history(now, [requests(times[3:], [4, 6, 6])], up=[up]), [0, 0, 4, 2, 0], atol=1e-6
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opd.cluster.manifests.dashboard import dashboard_config
-from opd.cluster.names import MODEL, QUEUE, ROUTER, labels, models_name, pod_selector, queue_name, router_name
+from opd.cluster.names import GATEWAY, MODEL, gateway_name, labels, models_name, pod_selector
 from opd.cluster.resources import Object, manifest
 from opd.cluster.settings import METRICS, ClusterSettings
 from opd.pipeline import Pipeline
@@ -18,7 +18,12 @@ GRPC_SERVICE = "/inference.GRPCInferenceService/"
 
 def extra_objects(pipeline: Pipeline, settings: ClusterSettings) -> list[Object]:
     """Return the disruption budgets, and whatever else the settings ask for."""
-    objects = [_disruption_budget(pipeline, task.name, settings) for task in pipeline.tasks]
+    objects = [
+        _disruption_budget(pipeline, models_name(pipeline.name, task.name), MODEL, task.name, settings)
+        for task in pipeline.tasks
+    ]
+    if settings.gateways > 1:  # the only one must not keep a node from being drained
+        objects.append(_disruption_budget(pipeline, gateway_name(pipeline.name), GATEWAY, "", settings))
     if settings.network_policy:
         objects += _network_policies(pipeline, settings)
     if settings.istio_gateway:
@@ -30,10 +35,10 @@ def extra_objects(pipeline: Pipeline, settings: ClusterSettings) -> list[Object]
     return objects
 
 
-def _disruption_budget(pipeline: Pipeline, task: str, settings: ClusterSettings) -> Object:
-    """Let a node drain evict the replicas of a task one by one; router and queues have only one pod each anyway."""
-    spec = {"maxUnavailable": 1, "selector": pod_selector(pipeline.name, MODEL, task)}
-    name, its_labels = models_name(pipeline.name, task), labels(pipeline.name, MODEL, task)
+def _disruption_budget(pipeline: Pipeline, name: str, component: str, task: str, settings: ClusterSettings) -> Object:
+    """Let a node drain evict the pods of a component one by one."""
+    spec = {"maxUnavailable": 1, "selector": pod_selector(pipeline.name, component, task)}
+    its_labels = labels(pipeline.name, component, task)
     return manifest("policy/v1", "PodDisruptionBudget", name, its_labels, settings.namespace, spec=spec)
 
 
@@ -41,19 +46,15 @@ def _disruption_budget(pipeline: Pipeline, task: str, settings: ClusterSettings)
 
 
 def _network_policies(pipeline: Pipeline, settings: ClusterSettings) -> list[Object]:
-    """Let clients reach the router, the router the queues, each queue its task's replicas, and monitoring all pods."""
+    """Let everybody reach the gateways, these the replicas and the API server, and monitoring all pods."""
     name, grpc = pipeline.name, [settings.grpc_port]
-    router, queues = {"podSelector": pod_selector(name, ROUTER)}, {"podSelector": pod_selector(name, QUEUE)}
-    control_plane = [{"ipBlock": {"cidr": block}} for block in settings.control_plane_blocks]
+    gateways = {"podSelector": pod_selector(name, GATEWAY)}
+    models = [{"podSelector": pod_selector(name, MODEL)}]
     ingress = [_allow("from", [settings.http_port, settings.grpc_port])]
-    policies = [_network_policy(name, ROUTER, "", settings, ingress, [_allow("to", grpc, [queues])])]
+    egress = [_allow("to", grpc, models), _allow("to", settings.api_server_ports)]
+    policies = [_network_policy(name, GATEWAY, "", settings, ingress, egress)]
     for task in (each.name for each in pipeline.tasks):
-        queue = {"podSelector": pod_selector(name, QUEUE, task)}
-        models = {"podSelector": pod_selector(name, MODEL, task)}
-        ingress = [_allow("from", grpc, [router]), _allow("from", [settings.http_port], control_plane)]
-        egress = [_allow("to", grpc, [models]), _allow("to", settings.api_server_ports)]
-        policies.append(_network_policy(name, QUEUE, task, settings, ingress, egress))
-        ingress, egress = [_allow("from", grpc, [queue])], [_allow("to", settings.store_ports)]
+        ingress, egress = [_allow("from", grpc, [gateways])], [_allow("to", settings.store_ports)]
         policies.append(_network_policy(name, MODEL, task, settings, ingress, egress))
     return policies
 
@@ -62,7 +63,7 @@ def _network_policy(
     pipeline: str, component: str, task: str, settings: ClusterSettings, ingress: list[Any], egress: list[Any]
 ) -> Object:
     """Return a policy that also allows scraping metrics and resolving names."""
-    names = {ROUTER: router_name(pipeline), QUEUE: queue_name(pipeline, task), MODEL: models_name(pipeline, task)}
+    names = {GATEWAY: gateway_name(pipeline), MODEL: models_name(pipeline, task)}
     monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.monitoring_namespace}}}
     dns = {"ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]}
     spec = {
@@ -87,12 +88,12 @@ def _allow(direction: str, ports: Sequence[int], peers: Sequence[Mapping[str, An
 
 
 def _virtual_service(pipeline: Pipeline, settings: ClusterSettings) -> Object:
-    """Send requests for this pipeline from the gateway to the router; Istio does not retry, the queues do."""
+    """Send requests for this pipeline from Istio's gateway to ours; Istio does not retry, ours does."""
     paths = {GRPC_SERVICE: settings.grpc_port, f"/v2/models/{pipeline.name}/": settings.http_port}
     routes = [
         {
             "match": [{"uri": {"prefix": prefix}}],
-            "route": [{"destination": {"host": router_name(pipeline.name), "port": {"number": port}}}],
+            "route": [{"destination": {"host": gateway_name(pipeline.name), "port": {"number": port}}}],
             "timeout": f"{settings.stage.request_seconds:g}s",
             "retries": {"attempts": 0},
         }
@@ -104,12 +105,12 @@ def _virtual_service(pipeline: Pipeline, settings: ClusterSettings) -> Object:
 
 def _destination_rule(pipeline: Pipeline, settings: ClusterSettings) -> Object:
     policy = {"connectionPool": {"tcp": {"connectTimeout": "2s"}}, "loadBalancer": {"simple": "LEAST_REQUEST"}}
-    spec = {"host": router_name(pipeline.name), "trafficPolicy": policy}
+    spec = {"host": gateway_name(pipeline.name), "trafficPolicy": policy}
     return _istio_object("DestinationRule", pipeline.name, spec, settings)
 
 
 def _istio_object(kind: str, pipeline: str, spec: dict[str, Any], settings: ClusterSettings) -> Object:
-    name, its_labels = router_name(pipeline), labels(pipeline, ROUTER)
+    name, its_labels = gateway_name(pipeline), labels(pipeline, GATEWAY)
     return manifest("networking.istio.io/v1", kind, name, its_labels, settings.namespace, spec=spec)
 
 

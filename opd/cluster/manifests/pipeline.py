@@ -7,9 +7,9 @@ replicas, and the content of the stages' ConfigMaps.
 from __future__ import annotations
 
 from opd.cluster.manifests.extras import extra_objects
-from opd.cluster.manifests.pods import SETTINGS_FILE, Pod, model_pod, queue_pod, router_pod
-from opd.cluster.manifests.workloads import RECREATE, SURGE, deployment, model_workload, renewed_by_surge
-from opd.cluster.names import QUEUE, check_names, labels, match_labels, queue_account_name, stage_name
+from opd.cluster.manifests.pods import SETTINGS_FILE, Pod, gateway_pod, model_pod
+from opd.cluster.manifests.workloads import SURGE, deployment, model_workload, renewed_by_surge
+from opd.cluster.names import GATEWAY, STAGE, check_names, gateway_name, labels, match_labels, stage_name
 from opd.cluster.resources import Object, manifest
 from opd.cluster.settings import ClusterSettings
 from opd.pipeline import Configuration, Pipeline, StageConfiguration, Task, check_feasible
@@ -30,23 +30,21 @@ def pipeline_objects(pipeline: Pipeline, configuration: Configuration, settings:
     """
     check_names(pipeline)
     check_feasible(pipeline, configuration)
-    router = router_pod(pipeline, settings)
-    queues = [queue_pod(pipeline, task, settings) for task in pipeline.tasks]
+    gateway = gateway_pod(pipeline, settings)
     models = [model_pod(pipeline, task, variant, settings) for task in pipeline.tasks for variant in task.variants]
     chosen = list(zip(pipeline.tasks, pipeline.selected(configuration), strict=True))
     surge = renewed_by_surge(pipeline, configuration)
     return [
-        *_queue_account(pipeline, settings),
+        *_gateway_account(pipeline, settings),
         *extra_objects(pipeline, settings),
-        *(_settings_config(pod, settings) for pod in (router, *queues, *models)),
+        *(_settings_config(pod, settings) for pod in (gateway, *models)),
         *(stage_config(pipeline, task, stage, settings) for task, (_, stage) in chosen),
-        *(_service(pod, settings) for pod in (router, *queues)),
-        *(deployment(pod, 1, RECREATE, settings) for pod in queues),
+        _service(gateway, settings),
         *(
             model_workload(pipeline, task, variant, stage.replicas, settings, surge)
             for task, (variant, stage) in chosen
         ),
-        deployment(router, 1, SURGE, settings),
+        deployment(gateway, settings.gateways, SURGE, settings),
     ]
 
 
@@ -58,7 +56,7 @@ def stage_config(pipeline: Pipeline, task: Task, stage: StageConfiguration, sett
         STAGE_BATCH_SIZE: str(stage.batch_size),
     }
     name = stage_name(pipeline.name, task.name)
-    return manifest("v1", "ConfigMap", name, labels(pipeline.name, QUEUE, task.name), settings.namespace, data=data)
+    return manifest("v1", "ConfigMap", name, labels(pipeline.name, STAGE, task.name), settings.namespace, data=data)
 
 
 def _settings_config(pod: Pod, settings: ClusterSettings) -> Object:
@@ -74,9 +72,9 @@ def _service(pod: Pod, settings: ClusterSettings) -> Object:
     return manifest("v1", "Service", pod.name, pod.labels, settings.namespace, spec=spec)
 
 
-def _queue_account(pipeline: Pipeline, settings: ClusterSettings) -> list[Object]:
-    """Return the account of the queues, which may only look at pods and at the configuration of their stage."""
-    name, its_labels, namespace = queue_account_name(pipeline.name), labels(pipeline.name, QUEUE), settings.namespace
+def _gateway_account(pipeline: Pipeline, settings: ClusterSettings) -> list[Object]:
+    """Return the account of the gateways, which may only look at pods and at the configuration of the stages."""
+    name, its_labels, namespace = gateway_name(pipeline.name), labels(pipeline.name, GATEWAY), settings.namespace
     rule = {"apiGroups": [""], "resources": ["configmaps", "pods"], "verbs": ["get", "list", "watch"]}
     subject = {"kind": "ServiceAccount", "name": name, "namespace": namespace}
     role = {"apiGroup": RBAC, "kind": "Role", "name": name}

@@ -1,6 +1,6 @@
-"""The pods of a pipeline: its router, a queue for each task, and the replicas of each variant.
+"""The pods of a pipeline: its gateways, and the replicas of each variant.
 
-Each has one container, a server of :mod:`opd.serving.server` with its settings mounted.
+Each has one container, a server process with its settings mounted.
 
 The security context is that of the container, because Seldon Core replaces the pod's by its own.
 """
@@ -14,25 +14,12 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from opd.cluster.names import (
-    COMPONENT_LABEL,
-    CONTAINER,
-    MODEL,
-    QUEUE,
-    ROUTER,
-    labels,
-    model_name,
-    queue_account_name,
-    queue_name,
-    router_name,
-    selector,
-    service_host,
-    stage_name,
-)
+from opd.cluster.gateway_settings import POD_NAME_VARIABLE, ClusterGatewaySettings
+from opd.cluster.names import COMPONENT_LABEL, CONTAINER, GATEWAY, MODEL, gateway_name, labels, model_name
 from opd.cluster.settings import HTTP, ClusterSettings
 from opd.pipeline import Pipeline, Task, Variant
 from opd.serving.emulation.settings import EmulationSettings, replica_settings
-from opd.serving.settings import ProcessSettings, ServerSettings
+from opd.serving.settings import GatewayStage, ProcessSettings, ServerSettings
 from opd.serving.store import CACHE_VARIABLE
 
 USER = 10001
@@ -46,9 +33,6 @@ CACHE_FOLDER = "/cache"
 
 SETTINGS_ANNOTATION = "opd.io/settings"
 """Hash of the settings and the pod template: a change replaces the pods, and identifies the current ones."""
-
-DISCOVERING_QUEUE = "opd.cluster.discovering_queue.DiscoveringQueueRuntime"
-"""Import path of the queues' runtime."""
 
 SECURITY_CONTEXT: Mapping[str, Any] = {
     "runAsNonRoot": True,
@@ -73,7 +57,6 @@ class Pod:
         millicores: CPU, thousandths of a core.
         memory: as Kubernetes writes it.
         account: ServiceAccount whose token is mounted; none if empty.
-        drains: whether a terminating pod still serves for a while, because clients may still send to it.
         caches_models: whether it pulls variants from the model store.
     """
 
@@ -83,7 +66,6 @@ class Pod:
     millicores: int
     memory: str
     account: str = ""
-    drains: bool = True
     caches_models: bool = False
 
 
@@ -138,12 +120,15 @@ def _container(pod: Pod, settings: ClusterSettings) -> dict[str, Any]:
             {"name": "tmp", "mountPath": "/tmp"},
         ],
     }
+    if pod.account:  # it looks for itself among the pods
+        own_name = {"fieldRef": {"fieldPath": "metadata.name"}}
+        container["env"].append({"name": POD_NAME_VARIABLE, "valueFrom": own_name})
     if pod.caches_models:
         container["env"].append({"name": CACHE_VARIABLE, "value": CACHE_FOLDER})
         container["volumeMounts"].append({"name": "cache", "mountPath": CACHE_FOLDER})
         if settings.storage_secret:
             container["envFrom"] = [{"secretRef": {"name": settings.storage_secret}}]
-    if pod.drains and settings.drain_seconds:
+    if settings.drain_seconds:
         # The handler `sleep` needs no program, but older clusters and the schema of SeldonDeployment lack it.
         container["lifecycle"] = {"preStop": {"exec": {"command": ["sleep", str(settings.drain_seconds)]}}}
     return container
@@ -159,49 +144,24 @@ def _probe(path: str, period: int, timeout: int, failures: int) -> dict[str, Any
     return {"httpGet": get, "periodSeconds": period, "timeoutSeconds": timeout, "failureThreshold": failures}
 
 
-def router_pod(pipeline: Pipeline, settings: ClusterSettings) -> Pod:
-    """Return the router's pod, which knows the Services of the queues in the order of the tasks."""
-    hosts = [service_host(queue_name(pipeline.name, task.name), settings.namespace) for task in pipeline.tasks]
-    parameters = {
-        "pipeline": pipeline.name,
-        "stages": [
-            {"task": task.name, "address": f"{host}:{settings.grpc_port}", "adapter": task.adapter}
-            for task, host in zip(pipeline.tasks, hosts, strict=True)
-        ],
-        "drop_after": settings.stage.drop_after,
-        "call_timeout": settings.stage.call_timeout,
-        "objective": pipeline.service_level.seconds,
-    }
-    return Pod(
-        name=router_name(pipeline.name),
-        server=_server(ROUTER, pipeline.name, parameters, settings),
-        labels=labels(pipeline.name, ROUTER),
-        millicores=settings.router_millicores,
-        memory=settings.router_memory,
+def gateway_pod(pipeline: Pipeline, settings: ClusterSettings) -> Pod:
+    """Return the pod of a gateway, which discovers the replicas by their labels."""
+    server = ClusterGatewaySettings(
+        name=pipeline.name,
+        stages=[GatewayStage(task=task.name, adapter=dict(task.adapter or {})) for task in pipeline.tasks],
+        queue=settings.stage,
+        objective=pipeline.service_level.seconds,
+        namespace=settings.namespace,
+        replica_port=settings.grpc_port,
+        **_listening(settings),
     )
-
-
-def queue_pod(pipeline: Pipeline, task: Task, settings: ClusterSettings) -> Pod:
-    """Return the pod of a task's queue, which discovers the task's replicas by their labels."""
-    parameters = {
-        "pipeline": pipeline.name,
-        "task": task.name,
-        "settings": settings.stage.model_dump(),
-        "discover": {
-            "namespace": settings.namespace,
-            "selector": selector(pipeline.name, MODEL, task.name),
-            "stage": stage_name(pipeline.name, task.name),
-            "port": settings.grpc_port,
-        },
-    }
     return Pod(
-        name=queue_name(pipeline.name, task.name),
-        server=_server(DISCOVERING_QUEUE, task.name, parameters, settings),
-        labels=labels(pipeline.name, QUEUE, task.name),
-        millicores=settings.queue_millicores,
-        memory=settings.queue_memory,
-        account=queue_account_name(pipeline.name),
-        drains=False,  # the router has no other queue to send to, so the next one should start at once
+        name=gateway_name(pipeline.name),
+        server=server,
+        labels=labels(pipeline.name, GATEWAY),
+        millicores=settings.gateway_millicores,
+        memory=settings.gateway_memory,
+        account=gateway_name(pipeline.name),
     )
 
 
@@ -212,7 +172,7 @@ def model_pod(pipeline: Pipeline, task: Task, variant: Variant, settings: Cluste
     parameters = {"pipeline": pipeline.name, "task": task.name, "variant": variant.name, "store": settings.store}
     return Pod(
         name=model_name(pipeline.name, task.name, variant.name),
-        server=_server(MODEL, task.name, parameters, settings),
+        server=ServerSettings(name=task.name, parameters=parameters, **_listening(settings)),
         labels=labels(pipeline.name, MODEL, task.name, variant.name),
         millicores=1000 * variant.cores,
         memory=settings.model_memory,
@@ -221,17 +181,15 @@ def model_pod(pipeline: Pipeline, task: Task, variant: Variant, settings: Cluste
 
 
 def _emulated_pod(pipeline: Pipeline, task: Task, variant: Variant, settings: ClusterSettings) -> Pod:
-    ports: dict[str, Any] = {f"{each}_port": port for each, port in settings.ports.items()}
     replica = replica_settings(pipeline.name, task, variant, settings.grpc_port, settings.emulated_noise)
     return Pod(
         name=model_name(pipeline.name, task.name, variant.name),
-        server=EmulationSettings(name=task.name, replicas={variant.name: replica}, host="0.0.0.0", **ports),
+        server=EmulationSettings(name=task.name, replicas={variant.name: replica}, **_listening(settings)),
         labels=labels(pipeline.name, MODEL, task.name, variant.name),
         millicores=settings.emulated_millicores,
         memory=settings.emulated_memory,
     )
 
 
-def _server(kind: str, name: str, parameters: dict[str, Any], settings: ClusterSettings) -> ServerSettings:
-    ports: dict[str, Any] = {f"{each}_port": port for each, port in settings.ports.items()}
-    return ServerSettings(kind=kind, name=name, parameters=parameters, host="0.0.0.0", **ports)
+def _listening(settings: ClusterSettings) -> dict[str, Any]:
+    return {"host": "0.0.0.0", **{f"{name}_port": port for name, port in settings.ports.items()}}

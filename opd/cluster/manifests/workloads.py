@@ -1,7 +1,7 @@
-"""Workloads: Deployments of router and queues, and one workload per variant in the chosen flavour.
+"""Workloads: the Deployment of the gateways, and one workload per variant in the chosen flavour.
 
-Router and queues are plain Deployments in both flavours: they are not models, and Seldon Core 1 neither supports the
-strategy ``Recreate`` nor leaves a pod's Service to others.
+Gateways are a plain Deployment in both flavours: they are not models, and Seldon Core 1 does not leave a pod's Service
+to others.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from opd.pipeline import Configuration, Pipeline, Task, Variant, used_cores
 
 SURGE: Mapping[str, Any] = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
 IN_PLACE: Mapping[str, Any] = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
-RECREATE: Mapping[str, Any] = {"type": "Recreate"}
-"""Deployment strategies: start the new pod first, stop an old one first, or stop all old ones first."""
+"""Deployment strategies: start the new pod first, or stop an old one first."""
 
 
 def renewed_by_surge(pipeline: Pipeline, configuration: Configuration) -> bool:
