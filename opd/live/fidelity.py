@@ -193,7 +193,7 @@ def replay(
         parameters: of the simulator.
         run: a live run.
         seeds: of the service noise; predictions are means over them.
-        added: seconds that router and queues add, by the name of the prediction; none for the others.
+        added: seconds that the gateway adds, by the name of the prediction; none for the others.
 
     Returns:
         One row for each of the K intervals: ``time`` since the first decision and ``seconds`` measured from then on,
