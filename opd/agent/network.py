@@ -1,170 +1,166 @@
-"""The agent's network (Sec. IV-C): residual features extractor, masked autoregressive actor, critic.
+"""The agent's network in torch (Sec. IV-C): the policy of :mod:`opd.agent.scoring` with a critic, for training.
 
-A fully connected layer and residual blocks turn the state of Eq. 5 into features. From these the heads of
-:mod:`opd.agent.heads` choose an action, and the critic estimates the value of the state. E is the number of states in a
-batch, S the size of a state, N the number of tasks, K the largest number of options of any choice.
+Residual blocks over an encoding of the stages give features. A score of every option follows from these, from the
+stage and from the options chosen before; the log-probability of an action is the sum over its choices. B situations of
+pipelines of any shape form a batch; each has M sequences of choices.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding
 
-from opd.agent.deployed import PolicyWeights
-from opd.agent.heads import Heads, choose, limits_of, masks_of
-from opd.measurement import state_names
-from opd.pipeline import Pipeline, from_choices
-
-MASKED = -1e9
-"""Logit of an option that is not allowed."""
+from opd.agent.scoring import NODE_INPUTS, OPTION_INPUTS, STAGE_INPUTS, Expanded, ScoringWeights
 
 
-class ResidualBlock(nn.Module):
-    """Two fully connected layers and a shortcut, as in He et al. (2016)."""
+class Batch(NamedTuple):
+    """Situations of several pipelines; all stages, steps and options stand one after another.
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.inner = nn.Linear(width, width)
-        self.outer = nn.Linear(width, width)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(E, width) to (E, width)."""
-        return torch.relu(features + self.outer(torch.relu(self.inner(features))))
-
-
-class FeaturesExtractor(nn.Module):
-    """Standardised states through one fully connected layer and residual blocks."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, inputs: int, width: int, blocks: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(inputs))
-        self.register_buffer("std", torch.ones(inputs))
-        self.reduce = nn.Linear(inputs, width)
-        self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
-
-    def standardise_by(self, states: np.ndarray) -> None:
-        """Take mean and standard deviation from a sample of states (M, S); constant inputs are only centred."""
-        std = states.std(axis=0)
-        self.mean.copy_(torch.as_tensor(states.mean(axis=0)))
-        self.std.copy_(torch.as_tensor(np.where(std < 1e-3, 1.0, std)))
-
-    def forward(self, states: Tensor) -> Tensor:
-        """(E, S) to (E, width)."""
-        return self.blocks(torch.relu(self.reduce(((states - self.mean) / self.std).clamp(-10.0, 10.0))))
-
-
-class Action(NamedTuple):
-    """Actions for E states, with what PPO stores of them."""
-
-    choices: Tensor  # (E, N, 3)
-    masks: Tensor  # (E, 3 N, K)
-    log_prob: Tensor  # (E,)
-    value: Tensor  # (E,)
-
-
-class ActorCritic(nn.Module):
-    """Policy and value function over one features extractor.
-
-    Args:
-        pipeline: fixes the inputs, the choices and the masks.
-        width: neurons of every hidden layer.
-        blocks: number of residual blocks.
+    Attributes:
+        node: (B, NODE_INPUTS).
+        stages: (sum of N, STAGE_INPUTS).
+        owner: (sum of N,) situation of each stage.
+        options: (R, OPTION_INPUTS).
+        step: (R,) step of each option.
+        kind: (R,) kind of choice of each option.
+        chosen: (P,) option that each step chose.
+        stage: (P,) stage of each step.
+        sequence: (P,) sequence of each step, counted through all situations.
+        place: (P,) place of the step in its sequence.
+        sequences: number of all sequences, B M.
     """
 
-    def __init__(self, pipeline: Pipeline, width: int = 128, blocks: int = 2) -> None:
+    node: Tensor
+    stages: Tensor
+    owner: Tensor
+    options: Tensor
+    step: Tensor
+    kind: Tensor
+    chosen: Tensor
+    stage: Tensor
+    sequence: Tensor
+    place: Tensor
+    sequences: int
+
+
+def batch_of(groups: Sequence[Expanded]) -> Batch:
+    """Join the choices of several pipelines; all have as many sequences in a situation."""
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in Batch._fields[:-1]}
+    situations = stages = options = steps = sequences = 0
+    for group in groups:
+        many, tasks = group.stages.shape[:2]
+        length = 3 * tasks
+        in_all = len(group.chosen) // length
+        place = np.tile(np.arange(length), in_all)
+        sequence = np.repeat(np.arange(in_all), length)
+        parts["node"].append(group.node)
+        parts["stages"].append(group.stages.reshape(many * tasks, -1))
+        parts["owner"].append(situations + np.repeat(np.arange(many), tasks))
+        parts["options"].append(group.options)
+        parts["step"].append(steps + group.step)
+        parts["kind"].append(group.step % 3)
+        parts["chosen"].append(options + group.chosen)
+        parts["stage"].append(stages + sequence // (in_all // many) * tasks + place // 3)
+        parts["sequence"].append(sequences + sequence)
+        parts["place"].append(place)
+        situations, stages, options = situations + many, stages + many * tasks, options + len(group.options)
+        steps, sequences = steps + len(group.chosen), sequences + in_all
+    return Batch(*(torch.from_numpy(np.concatenate(part)) for part in parts.values()), sequences)
+
+
+class Evaluation(NamedTuple):
+    """What the network says of choices: log-probability and entropy by sequence, value by situation."""
+
+    log_prob: Tensor
+    entropy: Tensor
+    value: Tensor
+
+
+class AgentNetwork(nn.Module):
+    """Policy and value function over one features extractor; parameters are named as :class:`ScoringWeights`.
+
+    Args:
+        width: neurons of every hidden layer.
+        blocks: residual blocks.
+    """
+
+    def __init__(self, width: int = 64, blocks: int = 2) -> None:
         super().__init__()
-        self.tasks = len(pipeline.tasks)
-        self.limits = limits_of(pipeline)
-        steps, options = 3 * self.tasks, int(self.limits.options.max())
-        self.features_extractor = FeaturesExtractor(len(state_names(pipeline)), width, blocks)
-        self.context = nn.Linear(width, width)
-        self.choice_embedding = nn.Parameter(torch.randn(steps, options, width) * 0.1)
-        self.head_shift = nn.Parameter(torch.zeros(steps, width))
-        self.head_weight = nn.Parameter(torch.empty(steps, options, width))
-        self.head_bias = nn.Parameter(torch.zeros(steps, options))
+
+        def matrix(*shape: int, gain: float = 1.0) -> nn.Parameter:
+            return nn.Parameter(torch.randn(*shape) * gain * np.sqrt(2.0 / shape[-1]))
+
+        self.node_weight = matrix(width, NODE_INPUTS, gain=0.7)
+        self.stage_weight = matrix(width, STAGE_INPUTS)
+        self.stage_bias = nn.Parameter(torch.zeros(width))
+        self.pooled_weight = matrix(width, 2 * width, gain=0.7)
+        self.reduce_bias = nn.Parameter(torch.zeros(width))
+        self.block_weight = matrix(blocks, 2, width, width, gain=0.5)
+        self.block_bias = nn.Parameter(torch.zeros(blocks, 2, width))
+        self.context_weight = matrix(3, width, width, gain=0.5)
+        self.context_bias = nn.Parameter(torch.zeros(3, width))
+        self.own_weight = matrix(3, width, width, gain=0.5)
+        self.chosen_weight = matrix(3, width, OPTION_INPUTS, gain=0.2)
+        self.option_weight = matrix(3, width, OPTION_INPUTS)
+        self.score_weight = matrix(3, width, gain=0.3)
         self.critic = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.orthogonal_(module.weight, np.sqrt(2.0))
-                nn.init.zeros_(module.bias)
-        for step in range(len(self.head_weight)):
-            nn.init.orthogonal_(self.head_weight.data[step], 0.01)
 
-    @property
-    def heads(self) -> Heads:
-        """The weights of the heads, sharing memory with the parameters."""
-        parts = (self.choice_embedding, self.head_shift, self.head_weight, self.head_bias)
-        return Heads(*(part.detach().numpy() for part in parts))
+    def weights(self) -> ScoringWeights:
+        """The policy as arrays, sharing memory with the parameters."""
+        return ScoringWeights(*(getattr(self, name).detach().numpy() for name in ScoringWeights._fields))
 
-    @torch.no_grad()
-    def act(self, states: Tensor, generator: torch.Generator | None) -> Action:
-        """Choose an action for every state.
+    def _features(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Features (B, W) and encoded stages (sum of N, W)."""
+        hidden = torch.relu(batch.stages @ self.stage_weight.T + self.stage_bias)
+        many, width = len(batch.node), hidden.shape[1]
+        owner = batch.owner[:, None].expand(-1, width)
+        mean = hidden.new_zeros(many, width).scatter_reduce(0, owner, hidden, "mean", include_self=False)
+        top = hidden.new_zeros(many, width).scatter_reduce(0, owner, hidden, "amax")
+        pooled = torch.cat([mean, top], dim=1) @ self.pooled_weight.T
+        features = torch.relu(batch.node @ self.node_weight.T + pooled + self.reduce_bias)
+        for weight, bias in zip(self.block_weight, self.block_bias, strict=True):
+            inner = torch.relu(features @ weight[0].T + bias[0])
+            features = torch.relu(features + inner @ weight[1].T + bias[1])
+        return features, hidden
 
-        Args:
-            states: (E, S); the first entry of each is the number of cores available now.
-            generator: source of randomness to sample with; without one the choice is greedy.
-        """
-        features = self.features_extractor(states)
-        shape = len(states), 3 * self.tasks
-        uniform = torch.full(shape, -1.0) if generator is None else torch.rand(shape, generator=generator)
-        context, cores = self.context(features).numpy(), states[:, 0].double().numpy()
-        chosen = choose(self.heads, self.limits, context, cores, uniform.numpy())
-        choices, masks, log_prob = map(torch.from_numpy, chosen)
-        return Action(choices.reshape(-1, self.tasks, 3), masks, log_prob, self.critic(features).squeeze(1))
+    def _contexts(self, batch: Batch, features: Tensor, hidden: Tensor) -> Tensor:
+        """(P, W) context of every step: features, own stage, and the options chosen before in the sequence."""
+        kind = batch.place % 3
+        of_node = torch.einsum("kvw,bw->bkv", self.context_weight, features) + self.context_bias
+        of_stage = torch.einsum("kvw,bw->bkv", self.own_weight, hidden)
+        added = torch.einsum("kvd,pd->pkv", self.chosen_weight, batch.options[batch.chosen])
+        added = added[torch.arange(len(kind)), kind]
+        longest = int(batch.place.max()) + 1
+        laid_out = added.new_zeros(batch.sequences, longest, added.shape[1])
+        before = laid_out.index_put((batch.sequence, batch.place), added).cumsum(dim=1) - laid_out.index_put(
+            (batch.sequence, batch.place), added
+        )
+        owner = batch.owner[batch.stage]
+        return of_node[owner, kind] + of_stage[batch.stage, kind] + before[batch.sequence, batch.place]
 
-    def configure(self, states: np.ndarray) -> np.ndarray:
-        """(E, N, 3) greedy configurations for states (E, S)."""
-        return from_choices(self.act(torch.as_tensor(states), None).choices.numpy())
-
-    def masks(self, states: Tensor, choices: Tensor) -> Tensor:
-        """(E, 3 N, K) masks under which choices (E, N, 3) are made in states (E, S)."""
-        cores, taken = states[:, 0].double().numpy(), choices.reshape(len(choices), -1).numpy()
-        return torch.from_numpy(masks_of(self.limits, cores, taken, self.head_bias.shape[1]))
-
-    def evaluate(self, states: Tensor, choices: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probability (E,), entropy (E,) and value (E,) of stored actions under their stored masks.
-
-        The choices are known, so all heads are computed in one product.
-        """
-        features = self.features_extractor(states)
-        context = self.context(features)
-        taken = choices.reshape(len(choices), -1).T
-        hidden = []
-        for step, shift in enumerate(self.head_shift):
-            hidden.append(torch.relu(context + shift))
-            context = context + embedding(taken[step], self.choice_embedding[step])
-        logits = torch.baddbmm(self.head_bias[:, None], torch.stack(hidden), self.head_weight.transpose(1, 2))
-        log_probs = torch.log_softmax(logits.masked_fill(~masks.transpose(0, 1), MASKED), dim=-1)
-        log_prob = log_probs.gather(2, taken[..., None]).squeeze(2).sum(dim=0)
-        entropy = -(log_probs.exp() * log_probs).sum(dim=(0, 2))
-        return log_prob, entropy, self.critic(features).squeeze(1)
-
-    @torch.no_grad()
-    def action_of(self, states: Tensor, choices: Tensor) -> Action:
-        """Choices (E, N, 3) made by something else in states (E, S), as if the network had chosen them."""
-        masks = self.masks(states, choices)
-        log_prob, _, value = self.evaluate(states, choices, masks)
-        return Action(choices, masks, log_prob, value)
-
-
-def export(network: ActorCritic) -> PolicyWeights:
-    """The part of a network that decides, as arrays."""
-    arrays = {
-        name.removeprefix("features_extractor.").replace(".", "_"): tensor.numpy().astype(np.float32)
-        for name, tensor in network.state_dict().items()
-    }
-    for kind in ("weight", "bias"):
-        blocks = [
-            [arrays[f"blocks_{block}_{layer}_{kind}"] for layer in ("inner", "outer")]
-            for block in range(len(network.features_extractor.blocks))
-        ]
-        shape = arrays[f"context_{kind}"].shape
-        arrays[f"block_{kind}"] = np.array(blocks, dtype=np.float32).reshape(-1, 2, *shape)
-    return PolicyWeights(**{name: arrays[name] for name in PolicyWeights._fields})
+    def forward(self, batch: Batch) -> Evaluation:
+        """Log-probability (B M,), entropy (B M,) and value (B,)."""
+        features, hidden = self._features(batch)
+        contexts = self._contexts(batch, features, hidden)
+        scores = batch.options.new_empty(len(batch.options))
+        for kind in range(3):
+            rows = torch.nonzero(batch.kind == kind).squeeze(1)
+            inner = torch.relu(batch.options[rows] @ self.option_weight[kind].T + contexts[batch.step[rows]])
+            scores = scores.index_put((rows,), inner @ self.score_weight[kind])
+        steps = len(batch.chosen)
+        with torch.no_grad():
+            top = scores.new_full((steps,), -torch.inf).scatter_reduce(0, batch.step, scores, "amax")
+        shifted = scores - top[batch.step]
+        total = scores.new_zeros(steps).index_add(0, batch.step, shifted.exp())
+        log_probs = shifted - total.log()[batch.step]
+        by_step = torch.zeros(steps).index_add(0, batch.step, -log_probs.exp() * log_probs)
+        zeros = torch.zeros(batch.sequences)
+        return Evaluation(
+            zeros.index_add(0, batch.sequence, log_probs[batch.chosen]),
+            zeros.index_add(0, batch.sequence, by_step),
+            self.critic(features).squeeze(1),
+        )
