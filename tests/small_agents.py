@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from opd.agent.deployed import Agent
-from opd.agent.network import ActorCritic, export
+from opd.agent.single.deployed import Agent
+from opd.agent.single.network import ActorCritic, export
 from opd.measurement import state_names
 from opd.objective import Weights
 from opd.pipeline import Configuration, Pipeline

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from small_pipelines import ocr_pipeline, varying_workload
 
-from opd.agent.network import ActorCritic
-from opd.agent.problem import Problem, TrainingParameters, expert_table
+from opd.agent.single.network import ActorCritic
+from opd.agent.single.problem import Problem, TrainingParameters, expert_table
 from opd.measurement import SimulationParameters, state_names
 from opd.objective import Weights
 from opd.pipeline import Pipeline, as_array

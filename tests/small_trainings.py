@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from small_pipelines import ocr_pipeline, steady_workload, varying_workload
 
-from opd.agent.ppo import PPOTrainer
-from opd.agent.problem import Problem, TrainingParameters, expert_table
+from opd.agent.single.ppo import PPOTrainer
+from opd.agent.single.problem import Problem, TrainingParameters, expert_table
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import Pipeline, ServiceLevel, Task, Variant

@@ -1,1 +1,1 @@
-"""The learned policy: network, training and the deployed agent."""
+"""Learned policies; :mod:`opd.agent.single` is the agent that is trained for one pipeline."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from opd.agent.deployed import Agent
+from opd.agent.single.deployed import Agent
 from opd.control import (
     AGENT,
     DECISION_SHARE,

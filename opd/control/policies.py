@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from opd.agent.deployed import Agent
+from opd.agent.single.deployed import Agent
 from opd.measurement import Observation, SimulationParameters, backlog, observed_state, planned_load
 from opd.objective import Weights
 from opd.pipeline import Configuration, Pipeline, ServiceLevel

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from opd.agent.deployed import Agent, PolicyWeights
+from opd.agent.single.deployed import Agent, PolicyWeights
 from opd.control import AGENT, DEPLOYABLE_POLICIES
 from opd.control.factory import KnownLoad, build_policy
 from opd.control.loop import expected_load

@@ -8,7 +8,7 @@ from typing import Any
 
 import papermill
 
-from opd.agent.problem import TrainingParameters, agent_objective
+from opd.agent.single.problem import TrainingParameters, agent_objective
 from opd.control import AGENT, BASELINES, is_user_policy
 from opd.host.documents import DocumentError
 from opd.host.imports import import_object

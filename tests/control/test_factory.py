@@ -12,7 +12,7 @@ from deadlines import PATIENCE
 from small_agents import agent_for, trained_with
 from small_pipelines import every_configuration, ocr_pipeline
 
-from opd.agent.deployed import Agent
+from opd.agent.single.deployed import Agent
 from opd.control import DEPLOYABLE_POLICIES, POLICIES
 from opd.control.factory import agent_policy, build_policy
 from opd.control.policies import TRAINED_LOAD_SHARE

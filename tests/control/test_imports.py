@@ -22,7 +22,7 @@ def loaded_by(modules: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "modules",
-    ["opd.control.loop, opd.control.policies, opd.workload.forecast, opd.agent.deployed", "opd.control.factory"],
+    ["opd.control.loop, opd.control.policies, opd.workload.forecast, opd.agent.single.deployed", "opd.control.factory"],
 )
 def test_deciding_loads_neither_a_training_library_nor_an_environment(modules: str):
     assert not loaded_by(modules) & HEAVY

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from small_agents import ThriftyAgent, agent_for, trained_with
 from small_pipelines import ocr_pipeline, pipelines, stages, varying_workload, within_limits
 
-from opd.agent.deployed import Agent
+from opd.agent.single.deployed import Agent
 from opd.control import loop as control
 from opd.control.factory import agent_policy
 from opd.control.loop import ApplyError, Guard, NoRequestsError, ObservationError, run

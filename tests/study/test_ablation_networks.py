@@ -16,9 +16,9 @@ from small_study import (
     some_states,
 )
 
-from opd.agent.network import ActorCritic
-from opd.agent.ppo import train
-from opd.agent.rollout import training_reward
+from opd.agent.single.network import ActorCritic
+from opd.agent.single.ppo import train
+from opd.agent.single.rollout import training_reward
 from opd.measurement import running_configurations, state_names
 from opd.pipeline import as_array, to_choices
 from opd.simulator.environment import admit

@@ -21,9 +21,9 @@ from small_study import (
     some_states,
 )
 
-from opd.agent.deployed import Agent
-from opd.agent.network import ActorCritic, export
-from opd.agent.ppo import CHECKPOINT, PPOTrainer
+from opd.agent.single.deployed import Agent
+from opd.agent.single.network import ActorCritic, export
+from opd.agent.single.ppo import CHECKPOINT, PPOTrainer
 from opd.control.policies import AgentPolicy, ClairvoyantPolicy, MyopicPolicy, Policy
 from opd.measurement import Observation
 from opd.objective import Weights

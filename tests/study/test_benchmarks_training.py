@@ -14,9 +14,9 @@ from small_pipelines import everything_selectable, ocr_pipeline, varying_workloa
 from small_study import PARAMETERS, SIMULATION, WEIGHTS, small_problem
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
-from opd.agent.network import ActorCritic
-from opd.agent.ppo import train
-from opd.agent.rollout import Validation, validate
+from opd.agent.single.network import ActorCritic
+from opd.agent.single.ppo import train
+from opd.agent.single.rollout import Validation, validate
 from opd.pipeline import as_array, as_configuration, from_choices
 from opd.simulator.environment import PipelineEnv, PipelineVectorEnv
 from opd.study.benchmarks.budgets import SMOKE

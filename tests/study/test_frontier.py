@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from small_pipelines import ocr_pipeline
 from small_study import CYCLE, PARAMETERS, setting_on, waves
 
-from opd.agent import jobs as jobs_module
-from opd.agent.jobs import Job, run_job
-from opd.agent.problem import expert_table
+from opd.agent.single import jobs as jobs_module
+from opd.agent.single.jobs import Job, run_job
+from opd.agent.single.problem import expert_table
 from opd.objective import Weights
 from opd.solvers import IpaParameters
 from opd.study.analysis import frontier

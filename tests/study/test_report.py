@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_pipelines import varying_workload
 
-from opd.agent.problem import Problem, TrainingParameters
+from opd.agent.single.problem import Problem, TrainingParameters
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import Pipeline, ServiceLevel, Task, Variant

@@ -11,8 +11,8 @@ from small_agents import agent_for, trained_with
 from small_pipelines import ocr_pipeline
 from small_study import setting_on, waves
 
-from opd.agent.deployed import Agent
-from opd.agent.problem import TrainingParameters
+from opd.agent.single.deployed import Agent
+from opd.agent.single.problem import TrainingParameters
 from opd.control import AGENT
 from opd.measurement import Observation
 from opd.objective import Weights

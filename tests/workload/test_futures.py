@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from opd.workload.forecast import HISTORY_SECONDS, RecentMaximum
 from opd.workload.futures import Futures, NearestFutures, RecentFutures
+from opd.workload.quantile_futures import QuantileFutures
 
 PREDICT = RecentMaximum()
 
@@ -18,6 +19,12 @@ PREDICT = RecentMaximum()
 @pytest.fixture(scope="module")
 def nearest(trace) -> NearestFutures:
     return NearestFutures.of(trace.counts[trace.split("train")][:40_000], PREDICT.predict_many)
+
+
+@pytest.fixture(scope="module", params=["nearest", "recent", "quantiles"])
+def source(request, nearest, forecaster) -> Futures:
+    """Each source of futures in turn."""
+    return {"nearest": nearest, "recent": RecentFutures(), "quantiles": QuantileFutures(forecaster)}[request.param]
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -72,21 +79,24 @@ def test_recent_futures_rise_as_often_as_they_fall():
     paths=st.integers(1, 500),
     seconds=st.integers(1, 150),
 )
-def test_every_source_gives_counts_for_any_history(nearest, history, predicted, paths, seconds):
-    sources: tuple[Futures, ...] = (nearest, RecentFutures())
-    for futures in sources:
-        drawn = futures.sample(np.array(history, dtype=np.int64), predicted, paths, seconds, rng())
-        assert drawn.shape == (paths, seconds)
-        assert drawn.dtype == np.int64
-        assert (drawn >= 0).all()
+def test_futures_are_counts_for_any_history(source, history, predicted, paths, seconds):
+    drawn = source.sample(np.array(history, dtype=np.int64), predicted, paths, seconds, rng())
+    assert drawn.shape == (paths, seconds)
+    assert drawn.dtype == np.int64
+    assert (drawn >= 0).all()
 
 
-def test_only_the_last_two_minutes_matter_and_the_generator_decides(nearest, trace):
+def test_only_the_last_two_minutes_matter_and_the_generator_decides(source, trace):
     history = trace.counts[-500:]
-    for futures in (nearest, RecentFutures()):
-        shorter = futures.sample(history[-HISTORY_SECONDS:], 9.0, 8, 60, rng(1))
-        np.testing.assert_array_equal(futures.sample(history, 9.0, 8, 60, rng(1)), shorter)
-        assert not np.array_equal(shorter, futures.sample(history, 9.0, 8, 60, rng(2)))
+    shorter = source.sample(history[-HISTORY_SECONDS:], 9.0, 8, 60, rng(1))
+    np.testing.assert_array_equal(source.sample(history, 9.0, 8, 60, rng(1)), shorter)
+    assert not np.array_equal(shorter, source.sample(history, 9.0, 8, 60, rng(2)))
+
+
+def test_pickled_futures_draw_the_same(source, trace):
+    drawn = source.sample(trace.counts[-120:], 9.0, 16, 60, rng())
+    copy = pickle.loads(pickle.dumps(source))
+    np.testing.assert_array_equal(copy.sample(trace.counts[-120:], 9.0, 16, 60, rng()), drawn)
 
 
 def test_futures_do_not_look_beyond_the_trace_they_were_made_of(trace):
@@ -95,12 +105,6 @@ def test_futures_do_not_look_beyond_the_trace_they_were_made_of(trace):
     one, other = (NearestFutures.of(counts[:20_000], PREDICT.predict_many) for counts in (known, changed))
     np.testing.assert_array_equal(one.features, other.features)
     assert (one.moments[-1] + 60 <= 20_000) and one.counts.max() < 77
-
-
-def test_pickled_futures_draw_the_same(nearest, trace):
-    drawn = nearest.sample(trace.counts[-120:], 9.0, 16, 60, rng())
-    copy = pickle.loads(pickle.dumps(nearest))
-    np.testing.assert_array_equal(copy.sample(trace.counts[-120:], 9.0, 16, 60, rng()), drawn)
 
 
 def test_too_short_a_trace_is_refused():

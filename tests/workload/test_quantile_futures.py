@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -138,20 +137,6 @@ def test_ranks_are_inverted(values, seed):
     np.testing.assert_allclose(at_ranks(quantiles, numbers)[unclipped], values[unclipped], atol=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    history=st.lists(st.integers(0, 2000), max_size=150),
-    predicted=st.floats(0.0, 3000.0),
-    paths=st.integers(1, 60),
-    seconds=st.integers(1, 150),
-)
-def test_futures_are_counts_for_any_history(forecaster, history, predicted, paths, seconds):
-    drawn = QuantileFutures(forecaster).sample(np.array(history, dtype=np.int64), predicted, paths, seconds, rng())
-    assert drawn.shape == (paths, seconds)
-    assert drawn.dtype == np.int64
-    assert (drawn >= 0).all()
-
-
 @given(known=st.lists(st.integers(0, 50), min_size=1, max_size=130))
 def test_a_shorter_history_counts_as_one_with_the_mean_of_its_first_ten_seconds_before_it(forecaster, known):
     padded = np.concatenate([np.full(120, np.mean(known[:10])), known])
@@ -190,8 +175,8 @@ def test_patterns_between_their_own_quantiles_give_the_loads_that_came(forecaste
     np.testing.assert_allclose(loads[usual], counts[ends[:, None] + np.arange(60)][usual], atol=0.02)
 
 
-def test_stored_and_pickled_forecasters_draw_the_same(forecaster, trace, tmp_path):
+def test_stored_forecasters_draw_the_same(forecaster, trace, tmp_path):
     forecaster.save(tmp_path / "forecaster.npz")
     drawn = QuantileFutures(forecaster).sample(trace.counts[-120:], 9.0, 16, 60, rng())
-    for copy in (Forecaster.load(tmp_path / "forecaster.npz"), pickle.loads(pickle.dumps(forecaster))):
-        np.testing.assert_array_equal(QuantileFutures(copy).sample(trace.counts[-120:], 9.0, 16, 60, rng()), drawn)
+    copy = QuantileFutures(Forecaster.load(tmp_path / "forecaster.npz"))
+    np.testing.assert_array_equal(copy.sample(trace.counts[-120:], 9.0, 16, 60, rng()), drawn)

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from opd.agent.network import MASKED, Action, ActorCritic, FeaturesExtractor, ResidualBlock
-from opd.agent.ppo import PPOTrainer
+from opd.agent.single.network import MASKED, Action, ActorCritic, FeaturesExtractor, ResidualBlock
+from opd.agent.single.ppo import PPOTrainer
 from opd.measurement import Interval, Score, running_configurations, state_names
 from opd.pipeline import Pipeline
 from opd.simulator.environment import PipelineVectorEnv, action_masks, action_space, admit
@@ -147,7 +147,7 @@ class AblatedTrainer(PPOTrainer):
         network_class: class of the network.
         penalty: reward that a refused action costs in training. In validation and evaluation a refusal has no cost
             beyond the configuration that keeps running.
-        arguments: of :class:`~opd.agent.ppo.PPOTrainer`.
+        arguments: of :class:`~opd.agent.single.ppo.PPOTrainer`.
     """
 
     def __init__(self, network_class: type[ActorCritic], penalty: float, *arguments: Any) -> None:

@@ -34,10 +34,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from opd.agent.jobs import Job
-from opd.agent.network import ActorCritic
-from opd.agent.ppo import train
-from opd.agent.problem import Problem, TrainingParameters
+from opd.agent.single.jobs import Job
+from opd.agent.single.network import ActorCritic
+from opd.agent.single.ppo import train
+from opd.agent.single.problem import Problem, TrainingParameters
 from opd.control import AGENT
 from opd.control.policies import MyopicPolicy, Policy
 from opd.host.archive import written_whole
@@ -203,7 +203,7 @@ _UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.Unp
 
 @dataclass(frozen=True)
 class AblationTraining(Job):
-    """The training of one ablation with one seed: :class:`opd.agent.jobs.Job` for networks of any class.
+    """The training of one ablation with one seed: :class:`opd.agent.single.jobs.Job` for networks of any class.
 
     Attributes:
         penalty: reward that a refused action costs; 0 for networks that are never refused.

@@ -24,8 +24,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from opd.agent.jobs import Job, run_jobs
-from opd.agent.problem import Problem, TrainingParameters, build_problem, expert_table
+from opd.agent.single.jobs import Job, run_jobs
+from opd.agent.single.problem import Problem, TrainingParameters, build_problem, expert_table
 from opd.control import AGENT
 from opd.objective import Weights
 from opd.pipeline import Pipeline

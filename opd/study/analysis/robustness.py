@@ -30,8 +30,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from opd.agent.jobs import Job, run_jobs
-from opd.agent.problem import TrainingParameters, build_problem
+from opd.agent.single.jobs import Job, run_jobs
+from opd.agent.single.problem import TrainingParameters, build_problem
 from opd.control import AGENT
 from opd.host.parallel import run_tasks
 from opd.host.progress import progress_bar

@@ -23,7 +23,7 @@ import pandas as pd
 import scipy.stats
 import typer
 
-from opd.agent.problem import TrainingParameters
+from opd.agent.single.problem import TrainingParameters
 from opd.control.factory import reactive_policy, solver_for
 from opd.control.thresholds import EVERY_PIPELINE, FILE_NAME, KINDS, Thresholds
 from opd.host.parallel import run_tasks

@@ -1,11 +1,12 @@
-"""Proximal policy optimisation by Stable-Baselines3 and sb3-contrib: peers of the training in ``opd.agent.ppo``.
+"""Proximal policy optimisation by Stable-Baselines3 and sb3-contrib: peers of the training in ``opd.agent.single.ppo``.
 
 Both learn on :class:`opd.simulator.environment.PipelineEnv`, as their users would: 32 copies in a ``DummyVecEnv`` (one
 process, because a step takes less time than its transfer to another process), observations and rewards normalised by
 ``VecNormalize``, and a learning rate that decreases to zero. The environments of :data:`BATCHED` are stepped together
 instead, which shows how much of the difference is the cost of stepping them one by one. Parameters with the same
-meaning have the values of :class:`opd.agent.problem.TrainingParameters`, including the decreasing entropy coefficient,
-which is constant in these libraries. Monitor wrappers and progress bars are left out, which favours the peers' speed.
+meaning have the values of :class:`opd.agent.single.problem.TrainingParameters`, including the decreasing entropy
+coefficient, which is constant in these libraries. Monitor wrappers and progress bars are left out, which favours the
+peers' speed.
 
 The network has the trunk of ours without the standardisation, which ``VecNormalize`` does: one layer and the same
 residual blocks, shared by policy and value, then one hidden layer of the same width each. The heads differ: theirs
@@ -39,8 +40,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
-from opd.agent.network import FeaturesExtractor
-from opd.agent.problem import Configure, Problem, TrainingParameters
+from opd.agent.single.network import FeaturesExtractor
+from opd.agent.single.problem import Configure, Problem, TrainingParameters
 from opd.measurement import running_configurations
 from opd.pipeline import Pipeline, from_choices
 from opd.simulator.environment import PipelineEnv, PipelineVectorEnv, admit

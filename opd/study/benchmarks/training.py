@@ -43,8 +43,8 @@ import pandas as pd
 import torch
 import yaml
 
-from opd.agent.problem import Problem, TrainingParameters, build_problem, expert_table, table_policy
-from opd.agent.rollout import Validation, validate
+from opd.agent.single.problem import Problem, TrainingParameters, build_problem, expert_table, table_policy
+from opd.agent.single.rollout import Validation, validate
 from opd.host.parallel import run_tasks
 from opd.host.paths import project_path
 from opd.host.progress import progress_bar

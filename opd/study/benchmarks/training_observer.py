@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from opd.agent.ppo import PPOTrainer, train
-from opd.agent.problem import Configure, ExpertMode, Problem, TrainingParameters, expert_table
-from opd.agent.rollout import Validation, ipa_drops, validate
+from opd.agent.single.ppo import PPOTrainer, train
+from opd.agent.single.problem import Configure, ExpertMode, Problem, TrainingParameters, expert_table
+from opd.agent.single.rollout import Validation, ipa_drops, validate
 
 Observe = Callable[[int, Callable[[], Configure]], Validation]
 """Called with the number of steps so far and a function that copies the greedy policy; returns the validation."""
@@ -91,7 +91,7 @@ class ObservedTrainer(PPOTrainer):
 
 
 def train_agent(method: str, problem: Problem, parameters: TrainingParameters, seed: int, observe: Observe) -> None:
-    """Train our agent from end to end: the expert's table, then :func:`opd.agent.ppo.train`.
+    """Train our agent from end to end: the expert's table, then :func:`opd.agent.single.ppo.train`.
 
     Args:
         method: a key of :data:`MODES`.

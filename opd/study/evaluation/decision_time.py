@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from opd.agent.deployed import Agent
-from opd.agent.network import ActorCritic, export
+from opd.agent.single.deployed import Agent
+from opd.agent.single.network import ActorCritic, export
 from opd.control.factory import agent_policy
 from opd.control.policies import IpaPolicy, Policy
 from opd.host.progress import progress_bar

@@ -11,8 +11,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from opd.agent.problem import Problem, TrainingParameters, expert_table, table_policy
-from opd.agent.rollout import Validation, validate
+from opd.agent.single.problem import Problem, TrainingParameters, expert_table, table_policy
+from opd.agent.single.rollout import Validation, validate
 from opd.study.plots.style import legend_below, ordered, policy_style, save_figure
 
 _CURVES = {
@@ -51,7 +51,7 @@ def plot_training(
     A line is a seed, a ring its checkpoint that was kept.
 
     Args:
-        curves: columns policy, seed, update and the metrics of :func:`opd.agent.ppo.read_metrics`.
+        curves: columns policy, seed, update and the metrics of :func:`opd.agent.single.ppo.read_metrics`.
         references: by agent and by baseline, its ``reward`` and ``dropped`` on the same validation episodes.
         title: of the figure.
         path: image file to write.

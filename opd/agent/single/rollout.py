@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opd.agent.network import Action, ActorCritic
-from opd.agent.problem import Configure, Problem, TrainingParameters, look_up, table_policy
+from opd.agent.single.network import Action, ActorCritic
+from opd.agent.single.problem import Configure, Problem, TrainingParameters, look_up, table_policy
 from opd.measurement import Interval, Score
 from opd.pipeline import from_choices
 from opd.simulator.environment import PipelineVectorEnv

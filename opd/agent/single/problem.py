@@ -46,7 +46,7 @@ class TrainingParameters:
         width: neurons of a hidden layer.
         blocks: residual blocks.
         expert: ``myopic``, ``ipa`` or ``clairvoyant``.
-        expert_mode: ``pretrain``, ``paper`` or ``none``, see :mod:`opd.agent.imitation`.
+        expert_mode: ``pretrain``, ``paper`` or ``none``, see :mod:`opd.agent.single.imitation`.
         expert_frequency: f of Alg. 2, in mode ``paper``.
         cloning_steps: gradient steps of behaviour cloning, in mode ``pretrain``.
         perturbation_share: share of demonstrated decisions that are replaced by another one when they are executed.

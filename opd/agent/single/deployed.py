@@ -1,7 +1,8 @@
 """The trained agent as it is deployed: one compiled forward pass, and the file that holds its weights.
 
-Training uses the network of :mod:`opd.agent.network`. Here its weights are plain arrays and a whole configuration is
-chosen in one call of compiled code, without torch: for a single state the overhead of many small calls dominates.
+Training uses the network of :mod:`opd.agent.single.network`. Here its weights are plain arrays and a whole
+configuration is chosen in one call of compiled code, without torch: for a single state the overhead of many small calls
+dominates.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from opd.agent.compatibility import PROFILE_TOLERANCE, pipeline_differences
-from opd.agent.heads import Heads, choose, limits_of
+from opd.agent.single.compatibility import PROFILE_TOLERANCE, pipeline_differences
+from opd.agent.single.heads import Heads, choose, limits_of
 from opd.host.archive import ArchiveError, load_archive, save_archive
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, as_configuration, from_choices
 

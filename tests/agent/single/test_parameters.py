@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from small_trainings import SHORT
 
-from opd.agent.problem import TrainingParameters
+from opd.agent.single.problem import TrainingParameters
 
 
 @pytest.mark.parametrize(

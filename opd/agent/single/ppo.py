@@ -17,10 +17,18 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from opd.agent.imitation import Imitation, TableExpert, demonstrate, paper_guide
-from opd.agent.network import ActorCritic
-from opd.agent.problem import Problem, TrainingParameters
-from opd.agent.rollout import RewardScale, Samples, Validation, begin_episodes, collect_rollout, ipa_drops, validate
+from opd.agent.single.imitation import Imitation, TableExpert, demonstrate, paper_guide
+from opd.agent.single.network import ActorCritic
+from opd.agent.single.problem import Problem, TrainingParameters
+from opd.agent.single.rollout import (
+    RewardScale,
+    Samples,
+    Validation,
+    begin_episodes,
+    collect_rollout,
+    ipa_drops,
+    validate,
+)
 from opd.host.archive import written_whole
 from opd.simulator.environment import PipelineVectorEnv
 

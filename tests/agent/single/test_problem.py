@@ -9,8 +9,8 @@ import pytest
 from small_pipelines import ocr_pipeline, steady_workload
 from small_trainings import problem_for
 
-from opd.agent.problem import agent_objective, expert_table, look_up, table_policy
-from opd.agent.rollout import begin_episodes
+from opd.agent.single.problem import agent_objective, expert_table, look_up, table_policy
+from opd.agent.single.rollout import begin_episodes
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import ServiceLevel, as_configuration

@@ -7,9 +7,9 @@ from dataclasses import asdict, replace
 import pytest
 from small_trainings import SHORT, WEIGHTS, problem_for
 
-from opd.agent import jobs
-from opd.agent.deployed import Agent
-from opd.agent.jobs import Job, run_job
+from opd.agent.single import jobs
+from opd.agent.single.deployed import Agent
+from opd.agent.single.jobs import Job, run_job
 from opd.control.factory import agent_policy
 from opd.measurement import idle_observation
 from opd.pipeline import ServiceLevel

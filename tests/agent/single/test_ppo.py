@@ -12,12 +12,12 @@ import torch
 from small_pipelines import best_steady, ocr_pipeline, steady_workload
 from small_trainings import QUIET, SHORT, WEIGHTS, assert_same_weights, problem_for, trainer_for, weights_of
 
-from opd.agent import ppo
-from opd.agent.deployed import Agent
-from opd.agent.network import export
-from opd.agent.ppo import CHECKPOINT, PPOTrainer, ppo_loss, read_metrics, train
-from opd.agent.problem import ExpertMode, Problem, TrainingParameters
-from opd.agent.rollout import Samples, Validation
+from opd.agent.single import ppo
+from opd.agent.single.deployed import Agent
+from opd.agent.single.network import export
+from opd.agent.single.ppo import CHECKPOINT, PPOTrainer, ppo_loss, read_metrics, train
+from opd.agent.single.problem import ExpertMode, Problem, TrainingParameters
+from opd.agent.single.rollout import Samples, Validation
 from opd.pipeline import Pipeline, ServiceLevel, StageConfiguration, Task, Variant, as_array
 from opd.simulator.environment import PipelineVectorEnv
 from opd.workload.trace import Workload

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from small_trainings import SHORT, overloaded_problem, problem_for
 
-from opd.agent.problem import table_policy
-from opd.agent.rollout import ipa_drops, validate
+from opd.agent.single.problem import table_policy
+from opd.agent.single.rollout import ipa_drops, validate
 from opd.pipeline import as_array
 
 

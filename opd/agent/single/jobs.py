@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from opd.agent.deployed import Agent, CheckpointError
-from opd.agent.network import export
-from opd.agent.ppo import train
-from opd.agent.problem import Problem, TrainingParameters
+from opd.agent.single.deployed import Agent, CheckpointError
+from opd.agent.single.network import export
+from opd.agent.single.ppo import train
+from opd.agent.single.problem import Problem, TrainingParameters
 from opd.host.parallel import run_tasks
 from opd.objective import objective_fields
 

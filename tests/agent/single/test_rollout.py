@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from small_pipelines import within_limits
 from small_trainings import overloaded_problem, trainer_for
 
-from opd.agent.ppo import ppo_loss
-from opd.agent.problem import ExpertMode
-from opd.agent.rollout import RewardScale, Samples, compute_gae
+from opd.agent.single.ppo import ppo_loss
+from opd.agent.single.problem import ExpertMode
+from opd.agent.single.rollout import RewardScale, Samples, compute_gae
 from opd.pipeline import StageConfiguration, from_choices
 
 # --- advantages ------------------------------------------------------------------------------------------------------

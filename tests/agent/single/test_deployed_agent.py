@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from small_agents import PARAMETERS, agent_for, opinionated, random_states
 from small_pipelines import ocr_pipeline, pipelines, within_limits
 
-from opd.agent.compatibility import PROFILE_TOLERANCE
-from opd.agent.deployed import FORMAT, Agent, CheckpointError
-from opd.agent.network import export
+from opd.agent.single.compatibility import PROFILE_TOLERANCE
+from opd.agent.single.deployed import FORMAT, Agent, CheckpointError
+from opd.agent.single.network import export
 from opd.host.archive import load_archive, save_archive
 from opd.pipeline import InfeasibleError, Pipeline, ServiceLevel, from_choices
 from opd.profiling.synthetic import synthetic_pipeline
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 
 # --- decisions -------------------------------------------------------------------------------------------------------
 
@@ -261,7 +261,7 @@ def test_an_agent_is_loaded_and_decides_without_torch(saved):
     expected = agent_for(ocr_pipeline()).decide(state)
     code = (
         f"import sys; sys.path.append({str(TESTS)!r}); from pathlib import Path; import numpy as np; "
-        "from opd.agent.deployed import Agent; "
+        "from opd.agent.single.deployed import Agent; "
         f"from small_pipelines import ocr_pipeline; agent = Agent.load(Path({str(saved)!r}), ocr_pipeline()); "
         f"print(agent.decide(np.array({state.tolist()}, dtype=np.float32)) == {tuple(map(tuple, expected))!r}, "
         "'torch' in sys.modules)"

@@ -7,9 +7,9 @@ import pytest
 import torch
 from small_trainings import SHORT, problem_for, trainer_for
 
-from opd.agent.imitation import Demonstrations, demonstrate
-from opd.agent.ppo import PPOTrainer
-from opd.agent.problem import look_up
+from opd.agent.single.imitation import Demonstrations, demonstrate
+from opd.agent.single.ppo import PPOTrainer
+from opd.agent.single.problem import look_up
 from opd.pipeline import from_choices
 
 

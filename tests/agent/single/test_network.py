@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from small_agents import opinionated, random_states
 from small_pipelines import everything_selectable, ocr_pipeline, pipelines, within_limits
 
-from opd.agent.network import ActorCritic, FeaturesExtractor
+from opd.agent.single.network import ActorCritic, FeaturesExtractor
 from opd.pipeline import InfeasibleError, StageConfiguration, as_array, check_feasible, from_choices, to_choices
 
 SEEDS = st.integers(0, 10_000)

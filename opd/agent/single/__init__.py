@@ -1,0 +1,1 @@
+"""The agent for one pipeline: network, training and the deployed agent."""
