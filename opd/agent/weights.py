@@ -34,6 +34,12 @@ class TrainedAgent:
     weights: ScoringWeights
     about: Mapping[str, Any]
 
+    @property
+    def origin(self) -> str:
+        """How it was trained, in words."""
+        pipeline = self.about.get("fine_tuned_for")
+        return "trained for every pipeline" if pipeline is None else f"fine-tuned for pipeline {pipeline!r}"
+
     def save(self, path: Path) -> None:
         """Write one file, completely or not at all."""
         save_archive(path, FORMAT, dict(self.about), self.weights._asdict())
@@ -48,7 +54,8 @@ class TrainedAgent:
         try:
             about, arrays = load_archive(path, FORMAT)
         except ArchiveError as error:
-            raise WeightsError(f"{error}; train an agent with `make agent`, or reinstall the package") from error
+            remedy = "reinstall the package" if path == SHIPPED else "train the agent again"
+            raise WeightsError(f"{error}; {remedy}") from error
         missing = set(ScoringWeights._fields) - set(arrays)
         if missing:
             raise WeightsError(f"{path} is no agent, it lacks {', '.join(sorted(missing))}; train it again")

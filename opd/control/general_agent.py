@@ -59,6 +59,7 @@ class GeneralAgentPolicy(Policy):
         self._descriptions: OrderedDict[tuple[object, ...], Description] = OrderedDict()
         self._greedy = np.full((1, 3 * len(pipeline.tasks)), -1.0)
         self._strange = _out_of_distribution(pipeline)
+        self.origin = agent.origin
 
     def warm_up(self, observation: Observation) -> None:
         """Decide once, and let the fallback policy do so if it will be needed."""
@@ -68,7 +69,10 @@ class GeneralAgentPolicy(Policy):
         """The agent's choices, or the planner's decision where the situation is out of the agent's distribution."""
         description = self._description(observation)
         load = planned_load(observation) + backlog(observation, self._simulation.interval)
-        self.fallback = bool(self._strange) or load > LARGEST_SHARE * description.loads[-1]
+        most = LARGEST_SHARE * description.loads[-1]
+        above = f"a load of {load:.3g} requests/s is above {most:.3g}" if load > most else ""
+        self.fallback_reason = self._strange or above
+        self.fallback = bool(self.fallback_reason)
         if self.fallback:
             return self._fallback().decide(observation)
         quantiles = self._futures.quantiles(observation.history, observation.predicted_load)

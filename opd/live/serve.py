@@ -162,6 +162,7 @@ def status_facts(status: ServingStatus) -> dict[str, Any]:
         "within": float(step.score.within[0]),
         "idle": step.idle,
         "fallback": step.fallback,
+        "fallback_reason": step.fallback_reason,
         "refused": step.refused,
     }
 
@@ -227,7 +228,8 @@ def _latency(pipeline: Pipeline, step: Step) -> Text:
 def _decision(step: Step) -> Text:
     if step.idle:
         return Text("decision   none before the first request, configuration kept")
-    by = " by the fallback policy" if step.fallback else ""
+    because = f" ({step.fallback_reason})" if step.fallback_reason else ""
+    by = f" by the fallback policy{because}" if step.fallback else ""
     text = Text(f"decision   {1e3 * step.decision_seconds:.0f} ms{by}")
     if step.refused:
         text.append(f", not applied: {step.refused}", style="red")
