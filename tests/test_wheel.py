@@ -45,13 +45,13 @@ def test_the_wheel_carries_the_data_of_the_package_and_nothing_else(wheel: Path)
 
 LIBRARY = """
 import gymnasium, numpy as np
-import opd, opd.simulator
+import opd
 from opd.profiling.pipelines import load_pipeline
 from opd.solvers import greedy
 from opd.workload.trace import load_trace
 
 print(opd.__file__)
-environment = gymnasium.make("opd/Pipeline-v0", pipeline="video")
+environment = gymnasium.make("opd.simulator.environment:opd/Pipeline-v0", pipeline="video")
 environment.reset(seed=0)
 print(environment.step(environment.action_space.sample())[1])
 several = gymnasium.make_vec("opd/Pipeline-v0", 3, vectorization_mode="vector_entry_point", pipeline="nlp")

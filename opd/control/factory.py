@@ -23,6 +23,7 @@ from opd.control import (
     policy_label,
 )
 from opd.control.general_agent import GeneralAgentPolicy
+from opd.control.lookahead import ForesightPolicy, LookaheadPolicy
 from opd.control.policies import (
     AgentPolicy,
     BacklogPolicy,
@@ -41,6 +42,7 @@ from opd.host.archive import archive_format
 from opd.measurement import SimulationParameters
 from opd.objective import Objective, objective_from
 from opd.pipeline import Pipeline, ServiceLevel
+from opd.planner.lookahead import Planner, PlannerParameters
 from opd.solvers import IpaParameters, ipa_dynamic_program, ipa_highs
 from opd.solvers.exact import solver_for
 from opd.solvers.ladder import Solve
@@ -151,10 +153,6 @@ def _planner(
     name: str,
 ) -> Policy:
     """Build a policy that plans by simulation; outside the simulator its time is limited."""
-    # Imported here because the simulator loads Gymnasium, which no other policy needs.
-    from opd.control.lookahead import ForesightPolicy, LookaheadPolicy
-    from opd.planner.lookahead import Planner, PlannerParameters
-
     effort = PlannerParameters() if simulated else PlannerParameters(milliseconds=LIVE_MILLISECONDS)
     policy = ForesightPolicy if name == "foresight" else LookaheadPolicy
     plan = partial(Planner, objective=objective, simulation=simulation, solve=solve, parameters=effort)

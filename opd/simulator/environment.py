@@ -1,4 +1,8 @@
-"""The Markov decision process of Sec. IV-B as Gymnasium environments: ``opd/Pipeline-v0``, alone and vectorised."""
+"""The Markov decision process of Sec. IV-B as Gymnasium environments: ``opd/Pipeline-v0``, alone and vectorised.
+
+Importing this module registers them; ``gymnasium.make("opd.simulator.environment:opd/Pipeline-v0")`` imports it by
+itself.
+"""
 
 from __future__ import annotations
 
@@ -73,8 +77,8 @@ class PipelineEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         refused_penalty: reward lost by a refused action, at least 0. ``info["reward"]`` is without it.
 
     Example:
-        >>> import gymnasium, opd.simulator
-        >>> environment = gymnasium.make("opd/Pipeline-v0", pipeline="video")
+        >>> import gymnasium
+        >>> environment = gymnasium.make("opd.simulator.environment:opd/Pipeline-v0", pipeline="video")
         >>> state, info = environment.reset(seed=0)
         >>> state, reward, terminated, truncated, info = environment.step(environment.action_space.sample())
         >>> terminated, truncated
@@ -169,8 +173,9 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             of at least 0.
 
     Example:
-        >>> import gymnasium, opd.simulator
-        >>> environments = gymnasium.make_vec("opd/Pipeline-v0", num_envs=32, pipeline="video")
+        >>> import gymnasium
+        >>> name = "opd.simulator.environment:opd/Pipeline-v0"
+        >>> environments = gymnasium.make_vec(name, num_envs=32, pipeline="video")
         >>> states, infos = environments.reset(seed=0)
         >>> states, rewards, terminated, truncated, infos = environments.step(environments.action_space.sample())
         >>> rewards.shape
@@ -377,3 +382,10 @@ def admit(pipeline: Pipeline, running: np.ndarray, wanted: np.ndarray) -> tuple[
     """
     refused = used_cores(pipeline, wanted) > pipeline.capacity
     return np.where(refused[:, None, None], running, wanted), refused
+
+
+gymnasium.register(
+    id="opd/Pipeline-v0",
+    entry_point=f"{__name__}:PipelineEnv",
+    vector_entry_point=f"{__name__}:PipelineVectorEnv",
+)

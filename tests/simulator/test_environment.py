@@ -38,8 +38,9 @@ def test_the_environment_is_registered_and_passes_the_checks_of_gymnasium():
 
 
 @pytest.mark.processes
-def test_gymnasium_finds_the_environment_by_the_name_of_its_package(tmp_path):
-    program = 'import gymnasium; print(gymnasium.make("opd.simulator:opd/Pipeline-v0", pipeline="video").reset(seed=0))'
+def test_gymnasium_finds_the_environment_by_the_name_of_its_module(tmp_path):
+    name = "opd.simulator.environment:opd/Pipeline-v0"
+    program = f'import gymnasium; print(gymnasium.make("{name}", pipeline="video").reset(seed=0))'
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE
     )
