@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from opd.agent.general_ppo import GeneralParameters, improve, roll_out
 from opd.agent.network import AgentNetwork
@@ -16,9 +19,12 @@ from opd.agent.practice import PracticeProblem, begin_practice
 from opd.agent.scoring import ScoringWeights, choose
 from opd.agent.weights import TrainedAgent
 from opd.host.archive import written_whole
+from opd.host.progress import progress_bar
+
+_Count = Annotated[int, Field(ge=1)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config={"extra": "forbid", "allow_inf_nan": False})
 class FineTuning:
     """Effort of fine-tuning.
 
@@ -31,12 +37,12 @@ class FineTuning:
         decisions: in each of them.
     """
 
-    updates: int = 30
-    rollouts: int = 6
-    learning_rate: float = 1e-4
-    validate_every: int = 5
-    episodes: int = 32
-    decisions: int = 60
+    updates: _Count = 30
+    rollouts: _Count = 6
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
+    validate_every: _Count = 5
+    episodes: _Count = 32
+    decisions: _Count = 60
 
 
 def fine_tune(
@@ -46,6 +52,7 @@ def fine_tune(
     parameters: FineTuning,
     seed: int,
     metrics: Path | None = None,
+    title: str = "fine-tuning",
 ) -> TrainedAgent:
     """Train an agent further for one pipeline.
 
@@ -56,6 +63,7 @@ def fine_tune(
         parameters: effort.
         seed: of everything random.
         metrics: CSV file for the figures of every update.
+        title: of the progress.
     """
     p = parameters
     torch.manual_seed(seed)
@@ -64,7 +72,7 @@ def fine_tune(
     optimizer = torch.optim.Adam(network.parameters(), lr=p.learning_rate, eps=1e-5)
     best = validated(network, validation, p), deepcopy(network.state_dict())
     rows = [{"update": 0.0, "validation": best[0]}]
-    for update in range(p.updates):
+    for update in progress_bar(range(p.updates), desc=title, unit="update"):
         for group in optimizer.param_groups:
             group["lr"] = p.learning_rate * (1.0 - 0.9 * update / p.updates)
         rng = np.random.default_rng([seed, update])

@@ -201,8 +201,10 @@ def agent_policy(agent: Agent) -> AgentPolicy:
     )
 
 
-def agent_kind(path: Path) -> str:
-    """The policy that decides by a file: ``agent``, or ``agent-single`` if it is no file of the former."""
+def agent_kind(name: str, path: Path) -> str:
+    """The policy of an agent that has a name of its own, such as ``agent-frugal``: that of the format of its file."""
+    if name in POLICIES:
+        return name
     return AGENT if archive_format(path) == FORMAT else SINGLE_AGENT
 
 

@@ -40,6 +40,7 @@ class ServingStatus:
         pipeline: its definition.
         address: ``host:port`` for requests.
         configuration: that runs.
+        origin: how the agent that decides was trained; empty for other policies.
         step: the last interval and its decision; None before the first.
         warnings: since the last status, such as replicas that ended.
     """
@@ -47,6 +48,7 @@ class ServingStatus:
     pipeline: Pipeline
     address: str
     configuration: Configuration
+    origin: str = ""
     step: Step | None = None
     warnings: tuple[str, ...] = ()
 
@@ -90,10 +92,11 @@ def serve(
         LocalBackend(pipeline, parameters, first, folder, store, standbys) as backend,
     ):
         backend.begin_run()  # requests may arrive from now on
-        yield ServingStatus(pipeline, backend.address, first, None, _taken(warnings))
+        origin = getattr(policy, "origin", "")
+        yield ServingStatus(pipeline, backend.address, first, origin, None, _taken(warnings))
         warm_up(pipeline, policy, forecast)
         for step in run(backend, pipeline, policy, forecast, objective, sys.maxsize):
-            yield ServingStatus(pipeline, backend.address, step.configuration, step, _taken(warnings))
+            yield ServingStatus(pipeline, backend.address, step.configuration, origin, step, _taken(warnings))
 
 
 def _taken(messages: list[str]) -> tuple[str, ...]:
@@ -142,6 +145,7 @@ def status_facts(status: ServingStatus) -> dict[str, Any]:
     facts = {
         "pipeline": status.pipeline.name,
         "address": status.address,
+        "agent": status.origin,
         "stages": [
             {"task": task, "variant": variant.name, "replicas": stage.replicas, "batch_size": stage.batch_size}
             | {"service_factor": factor, "service_deviation": deviation}
@@ -198,6 +202,8 @@ def render(status: ServingStatus) -> RenderableType:
     lines = [Text(f"{status.pipeline.name} at {status.address}", style="bold")]
     if status.pipeline.assumed_note:
         lines.append(Text(f"profile    {status.pipeline.assumed_note}", style="yellow"))
+    if status.origin:
+        lines.append(Text(f"agent      {status.origin}"))
     if status.step is None:
         lines.append(Text("serving; warming up for the first decision"))
     elif status.step.idle and status.step.interval.offered[0] == 0:

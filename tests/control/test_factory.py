@@ -113,7 +113,8 @@ def test_a_file_of_either_kind_of_agent_is_told_by_its_format(tmp_path):
     pipeline, single, tuned = ocr_pipeline(), tmp_path / "single.npz", tmp_path / "tuned.npz"
     agent_for(pipeline).save(single)
     replace(TrainedAgent.load(), about={"fine_tuned_for": "ocr"}).save(tuned)
-    assert (agent_kind(single), agent_kind(tuned), agent_kind(tmp_path / "none")) == (SINGLE_AGENT, AGENT, SINGLE_AGENT)
+    assert (agent_kind("mine", single), agent_kind("mine", tuned)) == (SINGLE_AGENT, AGENT)
+    assert (agent_kind("agent", single), agent_kind("mine", tmp_path / "none")) == (AGENT, SINGLE_AGENT)
     assert build(AGENT, pipeline).origin == "trained for every pipeline"
     assert build(AGENT, pipeline, agent=tuned).origin == "fine-tuned for pipeline 'ocr'"
     with pytest.raises(WeightsError, match="has format 'opd agent 2', not 'opd agent 3'; train the agent again"):

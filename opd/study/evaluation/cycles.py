@@ -84,7 +84,7 @@ class Setting:
                 f"no policy {name!r} for pipeline {pipeline.name!r} and seed {seed}; there are "
                 f"{', '.join((*READY_POLICIES, *trained))}, or module:Class"
             )
-        kind, seconds = name if path is None else agent_kind(path), self.decision_share * self.simulation.interval
+        kind, seconds = name if path is None else agent_kind(name, path), self.decision_share * self.simulation.interval
         known = pipeline, self.objective, self.simulation, self.ipa, seed, path
         return build_policy(
             kind,
@@ -98,7 +98,7 @@ class Setting:
         """How the one agent was trained, in words, for every policy that is this agent."""
         files = {AGENT: SHIPPED} | {name: path for (owner, name, _), path in self.agents.items() if owner == pipeline}
         known = {name: files[name] for name in policies if name in files}
-        return {name: TrainedAgent.load(path).origin for name, path in known.items() if agent_kind(path) == AGENT}
+        return {name: TrainedAgent.load(path).origin for name, path in known.items() if agent_kind(name, path) == AGENT}
 
     @property
     def usual_load(self) -> float:

@@ -151,7 +151,9 @@ def training_findings(
     Returns:
         A sentence for each agent.
     """
-    found = []
+    found: list[str] = []
+    if not runs:
+        return found
     for agent, own in pd.DataFrame(runs).groupby("policy", sort=False):
         myopic, ipa = references[str(agent)]["myopic"], references[str(agent)]["ipa"]
         above, more = (own["reward"] > myopic["reward"]).sum(), (own["dropped"] > ipa["dropped"]).sum()
@@ -160,3 +162,18 @@ def training_findings(
             f"above it in {above} of {len(own)} trainings. More requests dropped than by IPA in {more} of {len(own)}."
         )
     return found
+
+
+def tuning_findings(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Compare fine-tuned agents with what they were, a sentence for each.
+
+    Args:
+        runs: of :func:`opd.study.evaluation.training.tuning_summary`.
+    """
+    return [
+        f"{run['policy']}, seed {run['seed']}: fine-tuning raised the validation from {run['untuned']:.3f} to "
+        f"{run['selection']:.3f}."
+        if run["update"]
+        else f"{run['policy']}, seed {run['seed']}: fine-tuning found nothing better; the agent stays as it was."
+        for run in runs
+    ]
