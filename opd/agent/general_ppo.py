@@ -44,17 +44,17 @@ class GeneralParameters:
         max_grad_norm: norm to which larger gradients are scaled down.
     """
 
-    problems: int = 16
+    problems: int = 24
     episodes: int = 12
     decisions: int = 24
     epochs: int = 3
-    minibatch: int = 768
+    minibatch: int = 1152
     learning_rate: float = 3e-4
     discount: float = 0.9
     gae_lambda: float = 0.9
     clip_range: float = 0.2
     value_coefficient: float = 0.5
-    entropy_coefficient: float = 0.002
+    entropy_coefficient: float = 0.001
     demonstration_weight: float = 0.05
     target_kl: float = 0.02
     max_grad_norm: float = 0.5
@@ -108,9 +108,14 @@ def solver_choices(problem: PracticeProblem, episodes: Episodes) -> np.ndarray:
     return solved_choices(problem.description, loads[:, 1] + loads[:, -1])
 
 
+LARGE_LEAD = 10.0
+"""Lead, in shares of the cores, from which on leads are compressed: an overload of many intervals must not dominate.
+With a smaller one the policy would learn to take risks, as what a burst costs would count for less than it does."""
+
+
 def squashed(leads: np.ndarray) -> np.ndarray:
-    """Leads with large ones compressed, which keeps overloads from dominating."""
-    return np.sign(leads) * np.log1p(np.abs(leads))
+    """Leads with very large ones compressed."""
+    return LARGE_LEAD * np.sign(leads) * np.log1p(np.abs(leads) / LARGE_LEAD)
 
 
 class Experience(NamedTuple):
@@ -162,7 +167,7 @@ def general_ppo_loss(
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1.0 - p.clip_range, 1.0 + p.clip_range)
     policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()  # Eq. 12
-    value_loss = (value - returns).square().mean()
+    value_loss = torch.nn.functional.smooth_l1_loss(value, returns)
     loss = policy_loss + p.value_coefficient * value_loss - p.entropy_coefficient * entropy.mean()  # Eq. 11
     return loss, float(((ratio - 1.0) - log_ratio).mean().detach())
 

@@ -22,7 +22,10 @@ from numba import njit
 
 from opd.agent.description import LOADS, OBJECTIVE, REFERENCES
 
-OPTION_INPUTS = 24 + 3 * REFERENCES
+PROSPECTS = 3
+"""Configurations of a stage with which the prospects of an option are compared."""
+
+OPTION_INPUTS = 24 + 3 * REFERENCES + 2 * PROSPECTS
 STAGE_INPUTS = OPTION_INPUTS + 10
 NODE_INPUTS = LOADS + OBJECTIVE + 2 * REFERENCES + 5
 
@@ -107,7 +110,43 @@ def _rate_in(d, s, e, n, z, f, k, interval):
 
 
 @njit(cache=True)
-def _describe_option(d, s, e, rows, budget, carried, largest, n, z, f, k, out):
+def _prospect(d, s, e, n, z, f, k, carried, interval):
+    """Expected reward of a stage in the next interval (0) or the second one (1), in cores, as if no other were slower.
+
+    Throughput, unmet and spare load of Eq. 3 are means over quantiles of the load; with them count accuracy, service
+    time, cores and batch size.
+    """
+    loads, o = s.loads[e], d.objective
+    rate = min(_rate_in(d, s, e, n, z, f, k, interval), carried)
+    if interval == 0:
+        waiting = loads[_WAITING]
+        low, middle, upper, high = loads[_LOW], loads[_MEDIAN], loads[_UPPER], loads[_HIGH]
+    else:
+        waiting = 0.0
+        middle, high = loads[_MEDIAN_2], loads[_HIGH_2]
+        low, upper = max(2.0 * middle - high, 0.0), 0.5 * (middle + high)
+    balance = 0.0
+    for load, weight in ((low, 0.25), (middle, 0.35), (upper, 0.2), (high, 0.2)):
+        excess = load + waiting - rate
+        balance -= weight * (o[3] * max(excess, 0.0) + o[4] * max(-excess, 0.0))
+    cores = (f + 1) * d.cores[n, z]
+    return d.worth[n, z] + o[2] * rate + balance - cores - o[5] * (1 << k) - o[6] * d.service[n, z, k]
+
+
+@njit(cache=True)
+def _prospects(d, s, e, rows, n, carried, out):
+    """Write the prospects (PROSPECTS, 2) of what runs and of two references."""
+    for interval in range(2):
+        z, f, k = s.running[e, n]
+        out[0, interval] = _prospect(d, s, e, n, z, f, k, carried, interval)
+        z, f, k = d.solved[rows[3], n]
+        out[1, interval] = _prospect(d, s, e, n, z, f, k, carried, interval)
+        z, f, k = d.solved[rows[0], n]
+        out[2, interval] = _prospect(d, s, e, n, z, f, k, carried, interval)
+
+
+@njit(cache=True)
+def _describe_option(d, s, e, rows, prospects, budget, carried, largest, n, z, f, k, out):
     """Describe the option to run f + 1 replicas of variant z with batch size 2 ** k in stage n.
 
     Args:
@@ -115,6 +154,7 @@ def _describe_option(d, s, e, rows, budget, carried, largest, n, z, f, k, out):
         s: situations.
         e: which one.
         rows: of the references.
+        prospects: of the configurations to compare with.
         budget: cores that this stage may take.
         carried: requests/s of the slowest stage chosen so far; infinite before the first.
         largest: exponent of the largest batch size chosen so far.
@@ -160,6 +200,11 @@ def _describe_option(d, s, e, rows, budget, carried, largest, n, z, f, k, out):
         out[place] = 1.0 if z == zr else 0.0
         out[place + 1] = _ratio(rate, _rate(d, n, zr, fr, kr))
         out[place + 2] = 1.0 if z == zr and f == fr and k == kr else 0.0
+    place = 24 + 3 * REFERENCES
+    for interval in range(2):
+        own = _prospect(d, s, e, n, z, f, k, carried, interval)
+        for other in range(PROSPECTS):
+            out[place + 2 * other + interval] = _squash(own - prospects[other, interval])
 
 
 @njit(cache=True)
@@ -167,7 +212,9 @@ def _describe_stage(d, s, e, rows, n, out):
     """Describe stage n as it is: what runs, and what was measured."""
     loads = s.loads[e]
     z, f, k = s.running[e, n]
-    _describe_option(d, s, e, rows, d.capacity - d.reserve[n], np.inf, k, n, z, f, k, out[:OPTION_INPUTS])
+    prospects = np.zeros((PROSPECTS, 2))
+    _prospects(d, s, e, rows, n, np.inf, prospects)
+    _describe_option(d, s, e, rows, prospects, d.capacity - d.reserve[n], np.inf, k, n, z, f, k, out[:OPTION_INPUTS])
     place = OPTION_INPUTS
     running = (f + 1) * (1 << k) / d.service[n, z, k]
     out[place] = _ratio(s.throughput[e, n], running)
@@ -239,21 +286,25 @@ def _describe_choice(d, s, e, rows, budget, carried, largest, n, kind, z, f, out
     load = s.loads[e, _PLANNED] + s.loads[e, _WAITING]
     count = 0
     places = np.empty(len(out), dtype=np.int64)
+    prospects = np.zeros((PROSPECTS, 2))
+    _prospects(d, s, e, rows, n, carried, prospects)
     if kind == 0:
         for option in range(d.variants[n]):
             if _fits(d, n, option, budget):
                 replicas = _usual_replicas(d, rows, n, option, usual, budget, load)
-                _describe_option(d, s, e, rows, budget, carried, largest, n, option, replicas, usual, out[count])
+                _describe_option(
+                    d, s, e, rows, prospects, budget, carried, largest, n, option, replicas, usual, out[count]
+                )
                 places[count] = option
                 count += 1
     elif kind == 1:
         for option in range(_most_replicas(d, n, z, budget)):
-            _describe_option(d, s, e, rows, budget, carried, largest, n, z, option, usual, out[count])
+            _describe_option(d, s, e, rows, prospects, budget, carried, largest, n, z, option, usual, out[count])
             places[count] = option
             count += 1
     else:
         for option in range(d.service.shape[2]):
-            _describe_option(d, s, e, rows, budget, carried, largest, n, z, f, option, out[count])
+            _describe_option(d, s, e, rows, prospects, budget, carried, largest, n, z, f, option, out[count])
             places[count] = option
             count += 1
     return count, places
