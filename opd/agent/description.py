@@ -140,7 +140,8 @@ def describe(
         worth=worth - np.where(present, worth, -np.inf).max(axis=1, keepdims=True),
         cores=tables.cores,
         startup=np.where(present, tables.startup_time / simulation.interval, 0.0),
-        service=np.where(present[..., None], tables.service_time[:, :, tables.batch_sizes], 1.0),
+        # In one layout for all pipelines: compiled code is compiled for each layout that it meets.
+        service=np.ascontiguousarray(np.where(present[..., None], tables.service_time[:, :, tables.batch_sizes], 1.0)),
         reserve=smallest.sum() - np.cumsum(smallest),
         variants=tables.variant_counts,
         capacity=float(pipeline.capacity),

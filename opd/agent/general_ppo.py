@@ -18,7 +18,7 @@ from torch import Tensor
 from opd.agent.cloning import imitation_loss
 from opd.agent.demonstrations import PlannerDemonstrations
 from opd.agent.description import Description, Situations
-from opd.agent.network import AgentNetwork, batch_of
+from opd.agent.network import AgentNetwork, Batch, batch_of
 from opd.agent.practice import Episodes, PracticeProblem, begin_practice, solved_choices
 from opd.agent.scoring import Expanded, ScoringWeights, choose, expand
 
@@ -147,27 +147,44 @@ def _expanded(rollout: Rollout, rows: np.ndarray) -> Expanded:
     return Expanded(*expand(rollout.description, rollout.situations.part(rows), rollout.choices[rows][:, None]))
 
 
-def general_ppo_loss(
-    network: AgentNetwork,
-    parts: Sequence[tuple[Experience, np.ndarray]],
-    parameters: GeneralParameters,
-) -> tuple[Tensor, float]:
-    """Negative of Eq. 11 on some decisions of each experience, and the approximate KL divergence."""
-    p = parameters
-    expanded = [_expanded(each.rollout, rows) for each, rows in parts]
-    old, advantage, returns = (
-        torch.from_numpy(np.concatenate(columns)).float()
-        for columns in zip(
+class Minibatch(NamedTuple):
+    """Decisions of several experiences: what the network sees, and (M,) log-probabilities, advantages and returns."""
+
+    batch: Batch
+    log_prob: Tensor
+    advantage: Tensor
+    returns: Tensor
+
+
+def minibatches(experience: Sequence[Experience], size: int, rng: np.random.Generator) -> list[Minibatch]:
+    """Divide all decisions at random; describing their options takes long, so every epoch has the same minibatches."""
+    sizes = [len(each.returns) for each in experience]
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    row = np.concatenate([np.arange(many) for many in sizes])
+    found = []
+    for part in np.array_split(rng.permutation(len(owner)), max(len(owner) // size, 1)):
+        parts = [(experience[i], row[part[owner[part] == i]]) for i in np.unique(owner[part])]
+        expanded = [_expanded(each.rollout, rows) for each, rows in parts]
+        columns = zip(
             *((each.rollout.log_prob[rows], each.advantages[rows], each.returns[rows]) for each, rows in parts),
             strict=True,
         )
-    )
-    log_prob, entropy, value = network(batch_of(expanded))
-    log_ratio = log_prob - old
+        numbers = (torch.from_numpy(np.concatenate(column)).float() for column in columns)
+        found.append(Minibatch(batch_of(expanded), *numbers))
+    return found
+
+
+def general_ppo_loss(
+    network: AgentNetwork, minibatch: Minibatch, parameters: GeneralParameters
+) -> tuple[Tensor, float]:
+    """Negative of Eq. 11 on a minibatch, and the approximate KL divergence."""
+    p = parameters
+    log_prob, entropy, value = network(minibatch.batch)
+    log_ratio = log_prob - minibatch.log_prob
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1.0 - p.clip_range, 1.0 + p.clip_range)
-    policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()  # Eq. 12
-    value_loss = torch.nn.functional.smooth_l1_loss(value, returns)
+    policy_loss = -torch.min(ratio * minibatch.advantage, clipped * minibatch.advantage).mean()  # Eq. 12
+    value_loss = torch.nn.functional.smooth_l1_loss(value, minibatch.returns)
     loss = policy_loss + p.value_coefficient * value_loss - p.entropy_coefficient * entropy.mean()  # Eq. 11
     return loss, float(((ratio - 1.0) - log_ratio).mean().detach())
 
@@ -183,14 +200,11 @@ def improve(
     """One update: epochs of minibatches over the experience of several problems."""
     p = parameters
     experience = [evaluated(network, each, p) for each in rollouts]
-    sizes = [len(each.returns) for each in experience]
-    owner = np.repeat(np.arange(len(sizes)), sizes)
-    row = np.concatenate([np.arange(size) for size in sizes])
+    parts = minibatches(experience, p.minibatch, rng)
     divergence = 0.0
     for _ in range(p.epochs):
-        for part in np.array_split(rng.permutation(len(owner)), max(len(owner) // p.minibatch, 1)):
-            parts = [(experience[i], row[part[owner[part] == i]]) for i in np.unique(owner[part])]
-            loss, divergence = general_ppo_loss(network, parts, p)
+        for number in rng.permutation(len(parts)):
+            loss, divergence = general_ppo_loss(network, parts[number], p)
             if demonstrations and p.demonstration_weight > 0.0:
                 shown = [demonstrations[i] for i in rng.choice(len(demonstrations), 6)]
                 groups = [(each, rng.integers(len(each.values), size=8)) for each in shown]

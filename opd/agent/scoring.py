@@ -92,7 +92,10 @@ def _share_ready(until, interval):
 
 @njit(cache=True)
 def _rate_in(d, s, e, n, z, f, k, interval):
-    """Requests/s in the mean of a coming interval; until all replicas serve, those of the running variant go on."""
+    """Requests/s in the mean of a coming interval; until all replicas serve, those of the running variant go on.
+
+    A batch size applies to all of them at once.
+    """
     each = (1 << k) / d.service[n, z, k]
     serving = min(s.serving[e, n, z], f + 1.0)
     starting = min(s.starting[e, n, z], f + 1.0 - serving)
@@ -103,8 +106,7 @@ def _rate_in(d, s, e, n, z, f, k, interval):
     running = s.running[e, n, 0]
     if running != z and serving < f + 1.0:
         until = d.startup[n, z] if new > 0.0 else s.wait[e, n, z]
-        size = s.running[e, n, 2]
-        old = s.serving[e, n, running] * (1 << size) / d.service[n, running, size]
+        old = s.serving[e, n, running] * (1 << k) / d.service[n, running, k]
         rate += (1.0 - _share_ready(until, interval)) * old
     return rate
 
