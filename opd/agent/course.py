@@ -28,8 +28,8 @@ from opd.host.archive import written_whole
 from opd.host.parallel import task_pool
 from opd.host.progress import progress_bar
 
-CHECKPOINT, METRICS = "checkpoint.pt", "metrics.csv"
-"""Files of a course."""
+CHECKPOINT, METRICS, LOSSES = "checkpoint.pt", "metrics.csv", "round-{}.csv"
+"""Files of a course: the state of PPO and its figures, and the imitation loss of every round."""
 
 _SAVE_EVERY = 10
 
@@ -92,6 +92,8 @@ def run_course(
         path = folder / f"round-{number}.pt"
         if not path.is_file():
             losses = imitate(network, shown, p.cloning_steps, p.cloning_rate, np.random.default_rng([p.seed, number]))
+            with written_whole(folder / LOSSES.format(number)) as unfinished:
+                pd.DataFrame({"loss": losses}).to_csv(unfinished, index_label="step")
             print(f"round {number + 1} of {p.rounds}: imitation loss {np.mean(losses[-100:]):.3f}", flush=True)
             with written_whole(path) as unfinished:
                 torch.save(network.state_dict(), unfinished)
