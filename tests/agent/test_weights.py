@@ -25,7 +25,7 @@ def test_a_stored_agent_comes_back(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(WeightsError, match=r"there is no file .*nowhere\.npz; train an agent with `make agent`"):
+    with pytest.raises(WeightsError, match=r"there is no file .*nowhere\.npz; train the agent again"):
         TrainedAgent.load(tmp_path / "nowhere.npz")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -47,7 +48,7 @@ def tuning_summary(curves: pd.DataFrame) -> list[dict[str, Any]]:
     """Return, for every tuned agent and seed, the update that was kept, its validation, and that before tuning."""
     rows = []
     for (policy, seed), run in curves.groupby(["policy", "seed"], sort=False):
-        best = run.loc[run["validation"].idxmax()]
+        best = run.iloc[int(np.argmax(run["validation"]))]
         kept = {"update": int(best["update"]), "selection": float(best["validation"])}
         rows.append({"policy": policy, "seed": seed} | kept | {"untuned": float(run["validation"].iloc[0])})
     return rows
@@ -70,8 +71,8 @@ def plot_tuning(curves: pd.DataFrame, title: str, path: str | Path) -> Figure:
             axes.plot(
                 run["update"], gain, color=style.colour, marker="o", ms=3, lw=1, label="" if number else style.label
             )
-            best = gain.idxmax()
-            axes.plot(run["update"][best], gain[best], marker="o", ms=9, mfc="none", color=style.colour)
+            best = int(np.argmax(gain))
+            axes.plot(run["update"].iloc[best], gain.iloc[best], marker="o", ms=9, mfc="none", color=style.colour)
     axes.set(xlabel="update", ylabel="gain of reward per decision\nin validation", title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend_below(figure, axes)
