@@ -25,7 +25,7 @@ export OMP_NUM_THREADS ?= 1
 export NUMBA_CACHE_DIR ?= $(CURDIR)/.cache/numba
 export OPD_TWITTER_TRACE := $(TWITTER_TRACE)
 
-.PHONY: help repro study live bench test test-slow lint lab clean
+.PHONY: help repro study agent live bench test test-slow lint lab clean
 
 help: ## list the commands
 	@echo "Commands (each creates $(VENV) when it is missing or out of date):"
@@ -38,6 +38,10 @@ repro: $(READY) $(if $(filter twitter,$(TRACE)),twitter) ## run the paper's stud
 
 study: $(READY) twitter ## run the full study on the Twitter trace: hours, restartable
 	dvc repro study/dvc.yaml
+
+agent: $(READY) $(if $(TWITTER_TRACE),twitter) ## train the one agent for every pipeline from nothing: up to three hours, restartable
+	dvc repro agent/dvc.yaml
+	@echo "figures and comparison: reports/agent; to ship the agent: cp models/agent/agent.npz opd/agent/agent.npz"
 
 live: $(READY) ## serve the OCR pipeline on this machine, under load and policies: about half an hour
 	dvc repro live/dvc.yaml

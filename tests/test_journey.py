@@ -222,7 +222,7 @@ def test_training_and_evaluation_cover_every_policy(evaluated: tuple[User, Answe
     user, trained, answer = evaluated
     assert "damping is now 1 (before: 8): the counts of load.csv are taken as they are" in trained.err
     assert "damping is now" not in answer.err
-    assert [each["policy"] for each in trained.json["runs"]] == ["agent"]
+    assert [each["policy"] for each in trained.json["tuned"]] == ["agent"]
     assert (user.shop / "models" / "agents" / "tabular" / "agent-0.npz").is_file()
     labels = [name.rpartition(":")[2] for name in POLICIES]
     assert sorted(row["policy"] for row in answer.json) == sorted(labels)

@@ -91,8 +91,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_stage_leaves_its_results(study: Path):
     evaluation = pd.read_csv(study / "reports/evaluation.csv")
     assert set(evaluation["pipeline"]) == {"video", "nlp"}
-    assert set(evaluation["policy"]) == {"random", "greedy", "ipa", "myopic", "clairvoyant", "agent"}
-    assert len(evaluation) == 2 * 6 * 3
+    assert set(evaluation["policy"]) == {"random", "greedy", "ipa", "myopic", "clairvoyant", "agent", "agent-single"}
+    assert len(evaluation) == 2 * 7 * 3
     assert evaluation.notna().all(axis=None)
     times = pd.read_csv(study / "reports/decision_time.csv")
     assert set(zip(times["stages"], times["variants"], strict=True)) == {(2, 5), (3, 5), (4, 6), (6, 8), (10, 10)}

@@ -177,7 +177,7 @@ def _shown(table: Any) -> Any:
 
 @command("opd train shop")
 def train(folder: Folder, trace: Trace = None, again: Again = False, as_json: Json = False) -> int:
-    """Train an agent for the pipeline, and the load forecast that it needs. Resumable."""
+    """Fine-tune the agent for the pipeline, and train the load forecast that it needs. Resumable."""
     project = _run_on_trace(folder, trace, "train", again)
     summary = project.report("training", project.file.name, "summary.json")
     if as_json:
@@ -185,7 +185,8 @@ def train(folder: Folder, trace: Trace = None, again: Again = False, as_json: Js
     else:
         import pandas as pd
 
-        _print_frame(pd.DataFrame(summary["runs"]), as_json=False)
+        for runs in filter(None, (summary["runs"], summary["tuned"])):
+            _print_frame(pd.DataFrame(runs), as_json=False)
     return DONE
 
 
@@ -242,7 +243,7 @@ def _print_frame(frame: Any, as_json: bool) -> None:
 def serve(
     folder: Folder,
     policy: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A policy, or module:Class (default: the agent if trained).")
+        str | None, typer.Option(metavar="NAME", help="A policy, or module:Class (default: the agent).")
     ] = None,
     standbys: Annotated[int, typer.Option(min=0, help="Processes that each stage keeps warm.")] = 0,
     emulated: Emulated = False,

@@ -16,6 +16,7 @@ from opd.cluster.names import check_name, check_names
 from opd.cluster.options import Place, RunOptions, SettingsOptions
 from opd.cluster.overlay import read_overlay
 from opd.cluster.settings import ClusterSettings, read_settings
+from opd.control import policy_label
 from opd.control.factory import KnownLoad, build_policy
 from opd.host.documents import as_model, read_document
 from opd.host.errors import problem_list
@@ -168,7 +169,7 @@ def controller_of(cluster: Cluster, source: str, settings: ClusterSettings, opti
     simulation = SimulationParameters(**parameters["simulation"])
     objective = load_objective(_source(source), parameters.get("weights"))
     ipa = IpaParameters(**parameters.get("ipa", {}))
-    agent = options.agent or _default_agent(project, pipeline.name)
+    agent = options.agent or _default_agent(project, pipeline.name, options.policy)
     interval = options.interval or simulation.interval
     seconds = options.decision_share * interval
     file = options.forecaster or project / "models" / "forecaster.npz"
@@ -201,10 +202,10 @@ def _project_of(source: str) -> Path:
     return file.parent if file and (file.parent / "params.yaml").is_file() else project_path()
 
 
-def _default_agent(project: Path, name: str) -> Path | None:
-    """Return the checkpoint of the pipeline's agent, as trained or as the controller's pod mounts it."""
+def _default_agent(project: Path, name: str, policy: str) -> Path | None:
+    """Return the file of the pipeline's agent, as trained or as the controller's pod mounts it, if there is one."""
     models = project / "models"
-    candidates = models / "agents" / name / "agent-0.npz", models / "agent.npz"
+    candidates = models / "agents" / name / f"{policy_label(policy)}-0.npz", models / "agent.npz"
     return next((path for path in candidates if path.is_file()), None)
 
 

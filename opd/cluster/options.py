@@ -92,7 +92,7 @@ class RunOptions:
         float, Option(min=0.001, max=1.0, help="Of the interval that a decision of module:Class may take.")
     ] = DECISION_SHARE
     agent: Annotated[
-        File, Option(metavar="FILE", help="Trained agent (default: models/agents/PIPELINE/agent-0.npz).")
+        File, Option(metavar="FILE", help="Trained agent (default: models/agents/PIPELINE/POLICY-0.npz or as shipped).")
     ] = None
     forecaster: Annotated[File, Option(metavar="FILE", help="Default: models/forecaster.npz.")] = None
     params: Annotated[File, Option(metavar="FILE", help="Weights and times (default: params.yaml).")] = None

@@ -156,6 +156,7 @@ class Recorder:
             "wanted": None if step.decided is None else self._stages(step.decided),
             "configuration": self._stages(step.configuration),
             "by_expert": step.fallback,
+            "fallback_reason": step.fallback_reason,
             "decision_seconds": step.decision_seconds,
             "score": {name: _plain(value[0]) for name, value in step.score._asdict().items()},
         }

@@ -5,6 +5,14 @@ The names of the policies stand here, because importing this package loads nothi
 """
 
 AGENT = "agent"
+"""The one agent for every pipeline, as it ships or fine-tuned."""
+
+TUNED_AGENT = "agent-tuned"
+"""In tables that compare both, the one agent fine-tuned for the pipeline."""
+
+SINGLE_AGENT = "agent-single"
+"""An agent that was trained for one pipeline from nothing."""
+
 REACTIVE_POLICIES = ("hpa", "queue-threshold", "ladder")
 """Autoscalers that answer what was measured, see :mod:`opd.control.reactive`."""
 
@@ -17,7 +25,10 @@ BASELINES = (
 )
 """Policies without training; ``ipa`` and ``dynamic-program`` solve the same problem by different methods."""
 
-POLICIES = (*BASELINES, AGENT)
+READY_POLICIES = (*BASELINES, AGENT)
+"""Policies that decide about any pipeline at once."""
+
+POLICIES = (*READY_POLICIES, SINGLE_AGENT)
 SIMULATED_POLICIES = ("clairvoyant", "foresight")
 """Policies that need the coming load, which only the simulator knows."""
 

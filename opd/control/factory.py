@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from opd.agent.single.deployed import Agent
+from opd.agent.weights import FORMAT, SHIPPED, TrainedAgent
 from opd.control import (
     AGENT,
     DECISION_SHARE,
@@ -17,9 +18,11 @@ from opd.control import (
     PLANNERS,
     POLICIES,
     REACTIVE_POLICIES,
+    SINGLE_AGENT,
     is_user_policy,
     policy_label,
 )
+from opd.control.general_agent import GeneralAgentPolicy
 from opd.control.lookahead import ForesightPolicy, LookaheadPolicy
 from opd.control.policies import (
     AgentPolicy,
@@ -35,11 +38,13 @@ from opd.control.policies import (
 from opd.control.reactive import HpaPolicy, LadderPolicy, QueueThresholdPolicy
 from opd.control.thresholds import HpaThresholds, QueueThresholds, Thresholds, tuned_thresholds
 from opd.control.user_policy import UserPolicy, load_user_policy
+from opd.host.archive import archive_format
 from opd.measurement import SimulationParameters
 from opd.objective import Objective, objective_from
 from opd.pipeline import Pipeline, ServiceLevel
 from opd.planner.lookahead import Planner, PlannerParameters
-from opd.solvers import IpaParameters, ipa_dynamic_program, ipa_highs, myopic
+from opd.solvers import IpaParameters, ipa_dynamic_program, ipa_highs
+from opd.solvers.exact import solver_for
 from opd.solvers.ladder import Solve
 from opd.solvers.service_level import best_for_level, greedy_for_level, ipa_for_level
 from opd.workload.futures import Futures, RecentFutures
@@ -52,7 +57,7 @@ class KnownLoad(NamedTuple):
     """What is known of a load before it comes.
 
     Attributes:
-        futures: loads that ``lookahead`` plans for; by default those of the last two minutes.
+        futures: loads that ``lookahead`` and ``agent`` plan for; by default those of the last two minutes.
         usual: requests/s in the mean, for which autoscalers are designed; None for what their first decision sees.
     """
 
@@ -82,14 +87,14 @@ def build_policy(
         simulation: its batch timeout, interval and noise are those that policies plan with.
         ipa: weights of IPA's own objective.
         seed: of ``random``, and of what ``lookahead`` draws.
-        agent: checkpoint of ``agent``.
+        agent: file of ``agent``, by default the one that ships; or of ``agent-single``, which has no default.
         simulated: whether the policy runs in the simulator, which knows the coming load.
         decision_seconds: limit of a decision of a user's policy; by default half the interval of ``simulation``.
         load: what is known of it beforehand.
 
     Raises:
-        ValueError: if there is no such policy, or no checkpoint for ``agent``.
-        PolicyError, CheckpointError: if a user's policy, or the checkpoint, cannot be used for the pipeline.
+        ValueError: if there is no such policy, or no file for ``agent-single``.
+        PolicyError, CheckpointError, WeightsError: if a user's policy, or the file of an agent, cannot be used.
     """
     solvers, solve = _solver_policies(pipeline, objective, simulation, ipa), solver_for(objective, simulation)
     backlog = BacklogPolicy(solvers["myopic"](), simulation.interval)
@@ -100,13 +105,18 @@ def build_policy(
     futures, usual = load or KnownLoad()
     if name in REACTIVE_POLICIES:
         return reactive_policy(pipeline, solve, simulation.interval, tuned_thresholds(name, pipeline.name), usual)
+    planner = partial(_planner, pipeline, objective, simulation, solve, futures, simulated, seed)
     if name in PLANNERS:
-        return _planner(name, pipeline, objective, simulation, solve, futures, simulated, seed)
+        return planner(name)
     makers: dict[str, Callable[[], Policy]] = solvers | {
         "random": lambda: RandomPolicy(pipeline, seed),
         "myopic-backlog": lambda: backlog,
         "clairvoyant": lambda: ClairvoyantPolicy(solvers["myopic"]()),
-        AGENT: lambda: agent_policy(_load(agent, pipeline)),
+        AGENT: lambda: GeneralAgentPolicy(
+            *(pipeline, objective, simulation, solve, TrainedAgent.load(agent or SHIPPED), futures),
+            fallback=partial(planner, "lookahead"),
+        ),
+        SINGLE_AGENT: lambda: agent_policy(_load(agent, pipeline)),
     }
     return makers[name]()
 
@@ -133,7 +143,6 @@ def _solver_policies(
 
 
 def _planner(
-    name: str,
     pipeline: Pipeline,
     objective: Objective,
     simulation: SimulationParameters,
@@ -141,19 +150,13 @@ def _planner(
     futures: Futures,
     simulated: bool,
     seed: int,
+    name: str,
 ) -> Policy:
     """Build a policy that plans by simulation; outside the simulator its time is limited."""
     effort = PlannerParameters() if simulated else PlannerParameters(milliseconds=LIVE_MILLISECONDS)
     policy = ForesightPolicy if name == "foresight" else LookaheadPolicy
     plan = partial(Planner, objective=objective, simulation=simulation, solve=solve, parameters=effort)
     return policy(pipeline, plan, futures, seed)
-
-
-def solver_for(objective: Objective, simulation: SimulationParameters) -> Solve:
-    """The myopic solver for an objective; for a service level it plans with the latency's percentile."""
-    if isinstance(objective, ServiceLevel):
-        return partial(best_for_level, level=objective, simulation=simulation)
-    return partial(myopic, weights=objective, batch_timeout=simulation.batch_timeout)
 
 
 def reactive_policy(
@@ -198,7 +201,14 @@ def agent_policy(agent: Agent) -> AgentPolicy:
     )
 
 
+def agent_kind(name: str, path: Path) -> str:
+    """The policy of an agent that has a name of its own, such as ``agent-frugal``: that of the format of its file."""
+    if name in POLICIES:
+        return name
+    return AGENT if archive_format(path) == FORMAT else SINGLE_AGENT
+
+
 def _load(path: Path | None, pipeline: Pipeline) -> Agent:
     if path is None:
-        raise ValueError("policy 'agent' needs the checkpoint of a trained agent; name its file")
+        raise ValueError("policy 'agent-single' needs the file of an agent that was trained for the pipeline; name it")
     return Agent.load(path, pipeline)

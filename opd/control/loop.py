@@ -81,6 +81,7 @@ class Step:
         configuration: what ran in the interval.
         refused: why the policy did not decide, or its decision was not applied; else empty.
         fallback: whether the fallback policy of an agent or of a user's policy decided.
+        fallback_reason: why an agent left the decision to it; else empty.
         idle: whether no request had arrived since the run began, so that nothing was decided.
         decision_seconds: d_t of Alg. 1, forecast and features included.
         span: the time that was measured.
@@ -95,6 +96,7 @@ class Step:
     configuration: Configuration
     refused: str
     fallback: bool
+    fallback_reason: str
     idle: bool
     decision_seconds: float
     span: Span
@@ -153,6 +155,7 @@ class Decision(NamedTuple):
     predicted_load: float = np.nan
     forecast_failure: str = ""
     fallback: bool = False
+    fallback_reason: str = ""
     decision_seconds: float = 0.0
     refused: str = ""
     idle: bool = False
@@ -186,9 +189,9 @@ def decide(
     seconds = perf_counter() - begin
     # A policy need not have the attributes of Policy.
     refused, fallback = getattr(policy, "refused", ""), getattr(policy, "fallback", False)
-    return Decision(
-        observation, decided, predicted_load, failure, fallback, seconds, "; ".join(filter(None, [refused, *reasons]))
-    )
+    because = getattr(policy, "fallback_reason", "")
+    refused = "; ".join(filter(None, [refused, *reasons]))
+    return Decision(observation, decided, predicted_load, failure, fallback, because, seconds, refused)
 
 
 def apply(backend: Backend, guard: Guard, decision: Decision) -> str:

@@ -25,6 +25,12 @@ class Policy(Protocol):
     fallback: bool = False
     """True if the last decision was the fallback policy's."""
 
+    fallback_reason: str = ""
+    """Why an agent left its last decision to the fallback policy; else empty."""
+
+    origin: str = ""
+    """How the weights of an agent were trained; empty for other policies."""
+
     refused: str = ""
     """Why the policy's own last decision was refused and the fallback policy decided; else empty."""
 
@@ -233,11 +239,20 @@ class AgentPolicy(Policy):
     def decide(self, observation: Observation) -> Configuration:
         """One forward pass on the state of Eq. 5, or the decision of the fallback policy."""
         self._recovery = RECOVERY_DECISIONS if _backlogged(observation) else max(self._recovery - 1, 0)
-        untrained = planned_load(observation) > self._trained_load or not _is_profiled(observation)
-        self.fallback = self._fallback_policy is not None and (untrained or self._recovery > 0)
+        self.fallback_reason = self._reason(observation) if self._fallback_policy is not None else ""
+        self.fallback = bool(self.fallback_reason)
         if self._fallback_policy is not None and self.fallback:
             return self._fallback_policy.decide(observation)
         return self._agent.decide(observed_state(self._agent.pipeline, observation)[0])
+
+    def _reason(self, observation: Observation) -> str:
+        """Why the situation is unlike those of training; empty if it is not."""
+        load = planned_load(observation)
+        if load > self._trained_load:
+            return f"a load of {load:.3g} requests/s is above {self._trained_load:.3g}, which was rare in training"
+        if not _is_profiled(observation):
+            return "the device is faster or slower than in training"
+        return "requests have piled up" if self._recovery > 0 else ""
 
 
 def _is_profiled(observation: Observation) -> bool:

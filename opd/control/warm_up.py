@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from opd.agent.single.deployed import Agent, PolicyWeights
-from opd.control import AGENT, DEPLOYABLE_POLICIES
+from opd.control import DEPLOYABLE_POLICIES, SINGLE_AGENT
 from opd.control.factory import KnownLoad, build_policy
 from opd.control.loop import expected_load
 from opd.control.policies import Policy
@@ -76,7 +76,7 @@ def fill_cache() -> None:
         trained = Forecaster.load(forecaster)
         load = KnownLoad(futures_of(trained))
         for name, objective in product(DEPLOYABLE_POLICIES, objectives):
-            file = agent if name == AGENT else None
+            file = agent if name == SINGLE_AGENT else None
             policy = build_policy(name, pipeline, objective, simulation, IpaParameters(), agent=file, load=load)
             warm_up(pipeline, policy, trained.predict)
 

@@ -73,6 +73,14 @@ def load_archive(path: Path, format_name: str) -> tuple[dict[str, Any], dict[str
     return metadata, arrays
 
 
+def archive_format(path: Path) -> str:
+    """Name and version of the format of an archive; empty if there is none."""
+    try:
+        return _read(path)[0]
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError):
+        return ""
+
+
 def _read(path: Path) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()  # compares checksums

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from typing import Any, TypeVar
@@ -26,13 +27,22 @@ def run_tasks(
         tasks: what differs.
         workers: processes; with one worker everything runs in this process.
     """
-    if workers == 1 or len(tasks) == 1:
-        yield from (function(shared, task) for task in tasks)
+    with task_pool(function, shared, min(workers, len(tasks))) as run:
+        yield from run(tasks)
+
+
+@contextmanager
+def task_pool(
+    function: Callable[[Shared, Task], Result], shared: Shared, workers: int
+) -> Iterator[Callable[[Sequence[Task]], Iterator[Result]]]:
+    """Yield what :func:`run_tasks` does with tasks, for several rounds of them in the same processes."""
+    if workers <= 1:
+        yield lambda tasks: (function(shared, task) for task in tasks)
         return
     # Spawned, not forked: a fork of a process with threads can hang, and torch and gRPC have threads.
     with ProcessPoolExecutor(workers, get_context("spawn"), _prepare, (function, shared)) as pool:
         try:
-            yield from pool.map(_run, tasks)
+            yield lambda tasks: pool.map(_run, tasks)
         finally:
             pool.shutdown(cancel_futures=True)
 

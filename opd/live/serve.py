@@ -41,6 +41,7 @@ class ServingStatus:
         pipeline: its definition.
         address: ``host:port`` for requests.
         configuration: that runs.
+        origin: how the agent that decides was trained; empty for other policies.
         step: the last interval and its decision; None before the first.
         warnings: since the last status, such as replicas that ended.
     """
@@ -48,6 +49,7 @@ class ServingStatus:
     pipeline: Pipeline
     address: str
     configuration: Configuration
+    origin: str = ""
     step: Step | None = None
     warnings: tuple[str, ...] = ()
 
@@ -94,10 +96,11 @@ def serve(
         LocalBackend(served, parameters, first, folder, store, standbys) as backend,
     ):
         backend.begin_run()  # requests may arrive from now on
-        yield ServingStatus(served, backend.address, first, None, _taken(warnings))
+        origin = getattr(policy, "origin", "")
+        yield ServingStatus(served, backend.address, first, origin, None, _taken(warnings))
         warm_up(pipeline, policy, forecast)
         for step in run(backend, served, policy, forecast, objective, sys.maxsize):
-            yield ServingStatus(served, backend.address, step.configuration, step, _taken(warnings))
+            yield ServingStatus(served, backend.address, step.configuration, origin, step, _taken(warnings))
 
 
 def _taken(messages: list[str]) -> tuple[str, ...]:
@@ -147,6 +150,7 @@ def status_facts(status: ServingStatus) -> dict[str, Any]:
         "pipeline": status.pipeline.name,
         "emulated": is_emulated(status.pipeline.name),
         "address": status.address,
+        "agent": status.origin,
         "stages": [
             {"task": task, "variant": variant.name, "replicas": stage.replicas, "batch_size": stage.batch_size}
             | {"service_factor": factor, "service_deviation": deviation}
@@ -167,6 +171,7 @@ def status_facts(status: ServingStatus) -> dict[str, Any]:
         "within": float(step.score.within[0]),
         "idle": step.idle,
         "fallback": step.fallback,
+        "fallback_reason": step.fallback_reason,
         "refused": step.refused,
     }
 
@@ -204,6 +209,8 @@ def render(status: ServingStatus) -> RenderableType:
         lines.append(Text("replicas   emulated: they take the profiled times and no cores", style="yellow"))
     if status.pipeline.assumed_note:
         lines.append(Text(f"profile    {status.pipeline.assumed_note}", style="yellow"))
+    if status.origin:
+        lines.append(Text(f"agent      {status.origin}"))
     if status.step is None:
         lines.append(Text("serving; warming up for the first decision"))
     elif status.step.idle and status.step.interval.offered[0] == 0:
@@ -234,7 +241,8 @@ def _latency(pipeline: Pipeline, step: Step) -> Text:
 def _decision(step: Step) -> Text:
     if step.idle:
         return Text("decision   none before the first request, configuration kept")
-    by = " by the fallback policy" if step.fallback else ""
+    because = f" ({step.fallback_reason})" if step.fallback_reason else ""
+    by = f" by the fallback policy{because}" if step.fallback else ""
     text = Text(f"decision   {1e3 * step.decision_seconds:.0f} ms{by}")
     if step.refused:
         text.append(f", not applied: {step.refused}", style="red")

@@ -97,12 +97,22 @@ class Planner:
         return feasible(self._pipeline, np.concatenate([*near, self._continuation.table]))
 
     def decide(self, observation: Observation, counts: np.ndarray, generator: np.random.Generator) -> Configuration:
-        """The best candidate.
+        """The best candidate; see :meth:`compare`."""
+        candidates, values = self.compare(observation, counts, generator)
+        return as_configuration(candidates[int(np.argmax(values))])
+
+    def compare(
+        self, observation: Observation, counts: np.ndarray, generator: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The candidates of the last round, and what they are worth.
 
         Args:
             observation: the present.
             counts: (F, T) requests of each second of the futures, :attr:`futures` and :attr:`seconds` of them.
             generator: of the arrivals within each second, and of service times.
+
+        Returns:
+            (C, N, 3) candidates; (C,) mean reward of an interval over the futures, less what dropped requests cost.
         """
         begin, p = perf_counter(), self._parameters
         arrivals = draw_arrivals(counts, self._simulation.interval, generator)
@@ -118,7 +128,7 @@ class Planner:
                 candidates, total = candidates[best], total[best]
             total = total + self._returns(candidates, arrivals.part(met, met + futures), generator).sum(axis=1)
             met += futures
-        return as_configuration(candidates[int(np.argmax(total))])
+        return candidates, total / met
 
     def _returns(self, candidates: np.ndarray, arrivals: Arrivals, generator: np.random.Generator) -> np.ndarray:
         """(C, F) mean reward of an interval, less what dropped requests cost."""

@@ -8,8 +8,9 @@ from typing import Any
 
 import papermill
 
+from opd.agent.fine_tuning import FineTuning
 from opd.agent.single.problem import TrainingParameters, agent_objective
-from opd.control import AGENT, BASELINES, is_user_policy
+from opd.control import READY_POLICIES, is_user_policy
 from opd.host.documents import DocumentError
 from opd.host.imports import import_object
 from opd.measurement import SimulationParameters
@@ -72,14 +73,19 @@ def _agent_problems(project: Project, parameters: Mapping[str, Any]) -> Iterator
         return  # a wrong type, which is found elsewhere
     for name, changes in agents.items():
         place = f"{PARAMETERS_FILE}, agents.{name}"
-        if not isinstance(changes, Mapping) or not set(changes) <= {"weights", "training"}:
-            yield place, f"it is {changes!r:.80}; write a mapping of weights and training, or {{}}"
+        if not isinstance(changes, Mapping) or not set(changes) <= {"kind", "weights", "training"}:
+            yield place, f"it is {changes!r:.80}; write a mapping of kind, weights and training, or {{}}"
             continue
-        if isinstance(own := changes.get("training", {}), Mapping):
+        kind, own = changes.get("kind", "single"), changes.get("training", {})
+        if kind not in ("single", "tuned"):
+            yield place, f"kind is {kind!r:.80}; write single or tuned"
+            continue
+        if isinstance(own, Mapping) and kind == "single":
             own = {**training, **own}
         try:
             if "training" in changes:
-                parameter_section(f"agents.{name}.training", TrainingParameters, own)
+                model = TrainingParameters if kind == "single" else FineTuning
+                parameter_section(f"agents.{name}.training", model, own)
             if "weights" in changes:
                 agent_objective(project.objective, changes["weights"], project.file.name)
         except (AttributeError, TypeError, ValueError) as error:  # weights that are no mapping, or no numbers
@@ -88,8 +94,8 @@ def _agent_problems(project: Project, parameters: Mapping[str, Any]) -> Iterator
 
 def _policy_problems(parameters: Mapping[str, Any]) -> Iterator[str]:
     """Find policies that there are not, and classes that cannot be imported."""
-    agents, policies = parameters.get("agents", {AGENT: {}}), parameters.get("policies", [])
-    known = [*BASELINES, *(agents if isinstance(agents, Mapping) else ())]
+    agents, policies = parameters.get("agents", {}), parameters.get("policies", [])
+    known = list(dict.fromkeys([*READY_POLICIES, *(agents if isinstance(agents, Mapping) else ())]))
     for name in policies if isinstance(policies, list) else ():
         if not isinstance(name, str):
             yield f"{name!r:.80} is no name; write names of policies, or module:Class"

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from opd.control import AGENT
-from opd.control.factory import KnownLoad, build_policy
+from opd.control import AGENT, policy_label
+from opd.control.factory import KnownLoad, agent_kind, build_policy
 from opd.control.policies import Policy
 from opd.control.warm_up import warm_up
 from opd.live.load import offer
@@ -29,9 +29,6 @@ from opd.workload.forecast import Forecaster, RecentMaximum
 from opd.workload.quantile_futures import futures_of
 from opd.workload.trace import load_trace
 
-FALLBACK_POLICY = "myopic-backlog"
-"""Decides where no agent has been trained."""
-
 ADDRESS_FILE = "address.json"
 """File in :func:`serving_folder` with the address of the pipeline that is served."""
 
@@ -43,7 +40,7 @@ class Decider(NamedTuple):
         name: of the policy.
         policy: decides.
         forecast: predicted maximum load (requests/s) for a history of per-second counts.
-        notes: what was replaced because it has not been trained.
+        notes: how an agent was trained, and what is replaced because it has not been trained.
     """
 
     name: str
@@ -58,17 +55,14 @@ def decider(project: Project, pipeline: Pipeline, name: str | None, seed: int = 
     Args:
         project: the project, whose agent and forecaster are used if they were trained.
         pipeline: its pipeline.
-        name: of the policy, or ``module:Class``; by default the agent, or :data:`FALLBACK_POLICY` without one.
+        name: of the policy, or ``module:Class``; by default the agent.
         seed: of the policy.
 
     Raises:
-        ValueError: if there is no such policy, or no trained agent for ``agent``.
+        ValueError: if there is no such policy, or it has not been trained.
     """
-    notes = []
-    agent = project.root / "models" / "agents" / pipeline.name / "agent-0.npz"
-    if name is None and not agent.is_file():
-        notes.append(f"no agent was trained; {FALLBACK_POLICY} decides (train one with `opd train`)")
-    chosen = name or (AGENT if agent.is_file() else FALLBACK_POLICY)
+    notes, chosen = [], name or AGENT
+    agent = project.root / "models" / "agents" / pipeline.name / f"{policy_label(chosen)}-0.npz"
     known = agent if agent.is_file() else None
     file = project.root / "models" / "forecaster.npz"
     forecaster: Forecaster | RecentMaximum = RecentMaximum()
@@ -77,7 +71,11 @@ def decider(project: Project, pipeline: Pipeline, name: str | None, seed: int = 
     else:
         notes.append("no forecaster was trained; the largest load of the last 20 s is the forecast")
     common = pipeline, project.objective, project.simulation(), IpaParameters(), seed, known
-    policy = build_policy(chosen, *common, load=KnownLoad(futures_of(forecaster)))
+    kind = chosen if known is None else agent_kind(chosen, known)
+    policy = build_policy(kind, *common, load=KnownLoad(futures_of(forecaster)))
+    if policy.origin:
+        hint = "" if known else "; `opd train` fine-tunes it for this one"
+        notes.insert(0, f"the agent was {policy.origin}{hint}")
     return Decider(chosen, policy, forecaster.predict, tuple(notes))
 
 

@@ -14,7 +14,7 @@ from gymnasium.spaces import Box, MultiDiscrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from opd.measurement import Interval, Score, SimulationParameters, score, state_names, state_vector
+from opd.measurement import Interval, Observation, Score, SimulationParameters, score, state_names, state_vector
 from opd.objective import Objective, Weights, check_objective, profiled_service_time, profiled_throughput
 from opd.pipeline import (
     InfeasibleError,
@@ -27,6 +27,7 @@ from opd.pipeline import (
 )
 from opd.profiling.pipelines import load_pipeline
 from opd.simulator.simulator import Simulator
+from opd.workload.forecast import HISTORY_SECONDS
 from opd.workload.trace import Workload
 
 
@@ -206,14 +207,14 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             raise ValueError(f"refused_penalty {refused_penalty} must be a finite number of at least 0")
         self.refused_penalty = refused_penalty
         _check_workload(self.workload, parameters, episode_length)
-        self._simulator = Simulator(self.pipeline, parameters, num_envs, int(self.workload.counts.max()), seed)
+        self.simulator = Simulator(self.pipeline, parameters, num_envs, int(self.workload.counts.max()), seed)
         shape = (num_envs, len(self.pipeline.tasks))
         self.decision = np.zeros(num_envs, dtype=np.int64)
         self.decisions_left = np.zeros(num_envs, dtype=np.int64)
         self.configurations = np.zeros((*shape, 3), dtype=np.int64)
-        self._task_latency = np.zeros(shape)
-        self._ready_throughput = np.zeros(shape)
-        self._queue = np.zeros(shape)
+        self.task_latency = np.zeros(shape)
+        self.ready_throughput = np.zeros(shape)
+        self.queue = np.zeros(shape)
         self.single_observation_space = Box(0.0, np.inf, (len(state_names(self.pipeline)),), np.float32)
         self.single_action_space = action_space(self.pipeline)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -272,10 +273,10 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.decisions_left[environments] = np.minimum(self._episode_length, self.workload.decisions - decisions)
         self.configurations[environments] = configurations
         for environment, configuration in zip(environments, configurations, strict=True):
-            self._simulator.reset(as_configuration(configuration), np.array([environment]))
-        self._task_latency[environments] = profiled_service_time(self.pipeline, configurations)
-        self._ready_throughput[environments] = profiled_throughput(self.pipeline, configurations)
-        self._queue[environments] = 0
+            self.simulator.reset(as_configuration(configuration), np.array([environment]))
+        self.task_latency[environments] = profiled_service_time(self.pipeline, configurations)
+        self.ready_throughput[environments] = profiled_throughput(self.pipeline, configurations)
+        self.queue[environments] = 0
 
     def state(self) -> np.ndarray:
         """(E, S) state of Eq. 5 at the coming decision."""
@@ -285,18 +286,33 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self.workload.forecasts[self.decision],
             self.workload.windows(self.decision - 1).mean(axis=1),
             self.configurations,
-            self._task_latency,
-            self._ready_throughput,
-            self._queue,
+            self.task_latency,
+            self.ready_throughput,
+            self.queue,
+        )
+
+    def observation(self, environment: int) -> Observation:
+        """What a policy may know in one episode at the coming decision, without the future."""
+        now = int(self.decision[environment]) * self.workload.interval
+        return Observation(
+            history=self.workload.counts[max(now - HISTORY_SECONDS, 0) : now],
+            available_cores=float(self.pipeline.capacity),
+            configuration=as_configuration(self.configurations[environment]),
+            task_latency=self.task_latency[environment],
+            ready_throughput=self.ready_throughput[environment],
+            queue=self.queue[environment],
+            incoming_load=float(self.workload.counts[now - self.workload.interval : now].mean()),
+            predicted_load=float(self.workload.forecasts[self.decision[environment]]),
+            stages=self.simulator.stage_states(environment),
         )
 
     def run_interval(self, configurations: np.ndarray) -> tuple[Score, Interval]:
         """Run ``configurations`` (E, N, 3), which must be feasible, for one interval."""
-        interval = self._simulator.step(configurations, self.workload.windows(self.decision))
+        interval = self.simulator.step(configurations, self.workload.windows(self.decision))
         self.configurations = configurations.copy()
-        self._task_latency = interval.task_latency
-        self._ready_throughput = interval.ready_throughput
-        self._queue = interval.queue
+        self.task_latency = interval.task_latency
+        self.ready_throughput = interval.ready_throughput
+        self.queue = interval.queue
         self.decision = self.decision + 1
         self.decisions_left = self.decisions_left - 1
         return score(self.pipeline, self.objective, configurations, interval, self.workload.interval), interval
@@ -307,7 +323,7 @@ class PipelineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if decisions is None:
             last = self.workload.decisions - self._episode_length
             decisions = self.np_random.integers(1, last + 1, len(environments))
-        self._simulator.reseed(int(self.np_random.integers(2**31)))
+        self.simulator.reseed(int(self.np_random.integers(2**31)))
         smallest = as_array(self.pipeline.smallest_configuration())
         self.begin(
             environments,

@@ -253,6 +253,20 @@ class Simulator:
         """What is under way in the stages of one copy."""
         return stage_states(self._state, environment)
 
+    def replica_counts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Replicas of every variant in every copy, each (E, N, Z).
+
+        Returns:
+            how many serve, how many are starting, and the seconds until the last of these serves.
+        """
+        state, variants = self._state, int(self.pipeline.tables.variant_counts.max())
+        used = np.arange(state.replica_ready.shape[2]) < state.replicas[..., None]
+        until = np.where(used, state.replica_ready - state.now[:, None, None], 0.0)
+        own = used[..., None] & (state.replica_variant[..., None] == np.arange(variants))
+        starting = own & (until > 0.0)[..., None]
+        waits = np.where(starting, until[..., None], 0.0).max(axis=2)
+        return (own.sum(axis=2) - starting.sum(axis=2)).astype(float), starting.sum(axis=2).astype(float), waits
+
     def step(self, configurations: np.ndarray, counts: np.ndarray) -> Interval:
         """Apply a configuration to every copy and simulate one interval.
 

@@ -15,13 +15,16 @@ from typing import Protocol
 import numpy as np
 from scipy.spatial import KDTree
 
-from opd.workload.forecast_network import BIN_SECONDS, HALF_REQUEST, HISTORY_SECONDS, INTERVALS
+from opd.workload.forecast_network import BIN_SECONDS, HALF_REQUEST, HISTORY_SECONDS, INTERVALS, QUANTILES
 
 FUTURE_SECONDS = INTERVALS * BIN_SECONDS
 """Seconds that follow every moment which :class:`NearestFutures` can choose; futures are scored for as long."""
 
 NEIGHBOURS = 100
 """Similar moments among which futures are drawn."""
+
+SAMPLED = 64
+"""Futures from which quantiles are taken where nothing predicts them."""
 
 _FEATURE_WEIGHTS = (1.0, 1.0, 0.5, 0.3)
 
@@ -46,8 +49,26 @@ class Futures(Protocol):
         """
         ...
 
+    def quantiles(self, history: np.ndarray, predicted_load: float) -> np.ndarray:
+        """(6, 7) requests/s, quantiles of the mean load in each of the next six intervals of ten seconds.
 
-class RecentFutures:
+        The probabilities are :data:`opd.workload.forecast_network.QUANTILES`; the arguments are those of
+        :meth:`sample`.
+        """
+        ...
+
+
+class SampledQuantiles:
+    """Quantiles of a source of futures that has no others: those of some sampled ones, the same in every call."""
+
+    def quantiles(self: Futures, history: np.ndarray, predicted_load: float) -> np.ndarray:
+        """See :meth:`Futures.quantiles`."""
+        drawn = self.sample(history, predicted_load, SAMPLED, FUTURE_SECONDS, np.random.default_rng(0))
+        means = drawn.reshape(SAMPLED, INTERVALS, BIN_SECONDS).mean(axis=2)
+        return np.quantile(means, QUANTILES, axis=0).T
+
+
+class RecentFutures(SampledQuantiles):
     """Futures without training: the last two minutes from a random second on, at the present level.
 
     The level is the mean of the last ten seconds. Every other future runs backwards, so that a rise is as likely as a
@@ -81,7 +102,7 @@ def rounded(loads: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class NearestFutures:
+class NearestFutures(SampledQuantiles):
     """Futures that followed the most similar moments of a trace.
 
     Moments are similar if their forecasts and their loads of the last ten seconds and two minutes are.

@@ -76,9 +76,7 @@ class QuantileFutures:
         self, history: np.ndarray, predicted_load: float, paths: int, seconds: int, generator: np.random.Generator
     ) -> np.ndarray:
         """See :meth:`opd.workload.futures.Futures.sample`; without history, the load was ``predicted_load``."""
-        known = np.asarray(history[-HISTORY_SECONDS:], dtype=np.float64)
-        if len(known) == 0:
-            known = np.full(BIN_SECONDS, max(predicted_load, 0.0))
+        known = _known(history, predicted_load)
         network = self.forecaster.network
         inputs, levels = quantile_inputs(known, np.array([len(known)]), network)
         quantiles = np.repeat(load_quantiles(inputs, network), paths, axis=0)
@@ -89,6 +87,16 @@ class QuantileFutures:
         loads = means + np.sqrt(means + HALF_REQUEST) * patterns.departures[stretch]
         interval = np.minimum(np.arange(-(-seconds // BIN_SECONDS)), INTERVALS - 1)
         return rounded(loads[:, interval].reshape(paths, -1)[:, :seconds], generator)
+
+    def quantiles(self, history: np.ndarray, predicted_load: float) -> np.ndarray:
+        """See :meth:`opd.workload.futures.Futures.quantiles`."""
+        known = _known(history, predicted_load)
+        return self.forecaster.quantiles(known, np.array([len(known)]))[0]
+
+
+def _known(history: np.ndarray, predicted_load: float) -> np.ndarray:
+    known = np.asarray(history[-HISTORY_SECONDS:], dtype=np.float64)
+    return known if len(known) else np.full(BIN_SECONDS, max(predicted_load, 0.0))
 
 
 def futures_of(forecaster: object) -> Futures:

@@ -127,7 +127,7 @@ def test_recommendations_of_an_assumed_profile_say_so(shop, capsys):
     [
         ("clairvoyant", "policy 'clairvoyant' is not one of"),
         ("mioypc", "policy 'mioypc' is not one of"),
-        ("agent", "checkpoint of a trained agent"),
+        ("agent-single", "file of an agent that was trained for the pipeline"),
         ("no_such_module_of_mine:Policy", "policy 'no_such_module_of_mine:Policy' cannot be imported"),
     ],
 )

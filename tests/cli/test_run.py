@@ -25,7 +25,7 @@ from opd.workload.trace import load_trace
     "options, words",
     [
         (["--policy=clairvoyant", "--prometheus=http://127.0.0.1:1"], "policy 'clairvoyant' is not one of"),
-        (["--policy=agent", "--prometheus=http://127.0.0.1:1"], "checkpoint of a trained agent"),
+        (["--policy=agent-single", "--prometheus=http://127.0.0.1:1"], "file of an agent that was trained"),
         (
             ["--policy=greedy", "--prometheus=http://127.0.0.1:1", "--forecaster=nosuch"],
             "there is no file nosuch; train one",

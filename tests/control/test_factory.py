@@ -12,9 +12,10 @@ from deadlines import PATIENCE
 from small_agents import agent_for, trained_with
 from small_pipelines import every_configuration, ocr_pipeline
 
-from opd.agent.single.deployed import Agent
-from opd.control import DEPLOYABLE_POLICIES, POLICIES
-from opd.control.factory import agent_policy, build_policy
+from opd.agent.single.deployed import Agent, CheckpointError
+from opd.agent.weights import TrainedAgent, WeightsError
+from opd.control import AGENT, DEPLOYABLE_POLICIES, POLICIES, SINGLE_AGENT
+from opd.control.factory import agent_kind, agent_policy, build_policy
 from opd.control.policies import TRAINED_LOAD_SHARE
 from opd.measurement import Observation, SimulationParameters, idle_observation
 from opd.objective import Weights
@@ -35,14 +36,14 @@ def build(name, pipeline, **options):
 def test_policies_by_name_decide_within_the_limits(name, tmp_path):
     pipeline, path = ocr_pipeline(), tmp_path / "agent"
     agent_for(pipeline).save(path)
-    policy = build(name, pipeline, agent=path, simulated=True)
+    policy = build(name, pipeline, agent=path if name == SINGLE_AGENT else None, simulated=True)
     assert policy.decide(observation(pipeline, 5.0)) in every_configuration(pipeline)
 
 
 @pytest.mark.parametrize(
     "name, remedy",
     [
-        ("agent", "needs the checkpoint"),
+        ("agent-single", "needs the file of an agent that was trained for the pipeline"),
         ("oracle", f"'oracle' is not one of {', '.join(DEPLOYABLE_POLICIES)}, or module:Class$"),
         ("clairvoyant", "is not one of random, greedy.* outside the simulator"),
     ],
@@ -88,6 +89,38 @@ def test_an_agent_without_a_largest_load_has_no_fallback(largest_load):
     policy = agent_policy(Agent(pipeline, agent_for(pipeline).weights, parameters))
     policy.decide(observation(pipeline, 8000.0))
     assert not policy.fallback
+
+
+def test_the_agent_leaves_to_the_planner_what_is_unlike_its_training_and_says_why():
+    pipeline = ocr_pipeline()
+    policy = build(AGENT, pipeline, simulated=True)
+    policy.decide(observation(pipeline, 5.0))
+    assert not policy.fallback and policy.fallback_reason == ""
+    above = observation(pipeline, 8000.0)
+    assert policy.decide(above) == build("lookahead", pipeline, simulated=True).decide(above)
+    assert policy.fallback and policy.fallback_reason.startswith("a load of 8e+03 requests/s is above ")
+    slow = replace(pipeline, tasks=tuple(_starting_in(task, 91.0) for task in pipeline.tasks))
+    strange = build(AGENT, slow, simulated=True)
+    strange.decide(observation(slow, 5.0))
+    assert strange.fallback_reason == "a start-up time of 91 s is above 90 s"
+
+
+def _starting_in(task, seconds):
+    return replace(task, variants=tuple(replace(each, startup_time=seconds) for each in task.variants))
+
+
+def test_a_file_of_either_kind_of_agent_is_told_by_its_format(tmp_path):
+    pipeline, single, tuned = ocr_pipeline(), tmp_path / "single.npz", tmp_path / "tuned.npz"
+    agent_for(pipeline).save(single)
+    replace(TrainedAgent.load(), about={"fine_tuned_for": "ocr"}).save(tuned)
+    assert (agent_kind("mine", single), agent_kind("mine", tuned)) == (SINGLE_AGENT, AGENT)
+    assert (agent_kind("agent", single), agent_kind("mine", tmp_path / "none")) == (AGENT, SINGLE_AGENT)
+    assert build(AGENT, pipeline).origin == "trained for every pipeline"
+    assert build(AGENT, pipeline, agent=tuned).origin == "fine-tuned for pipeline 'ocr'"
+    with pytest.raises(WeightsError, match="has format 'opd agent 2', not 'opd agent 3'; train the agent again"):
+        build(AGENT, pipeline, agent=single)
+    with pytest.raises(CheckpointError, match="has format 'opd agent 3', not 'opd agent 2'; train the agent again"):
+        build(SINGLE_AGENT, pipeline, agent=tuned)
 
 
 def test_the_names_of_policies_load_nothing_else():

@@ -14,7 +14,7 @@ from deadlines import PATIENCE
 from small_agents import ThriftyAgent, agent_for
 from small_pipelines import ocr_pipeline
 
-from opd.control import POLICIES
+from opd.control import POLICIES, SINGLE_AGENT
 from opd.control.factory import agent_policy, build_policy
 from opd.control.user_policy import UserPolicy
 from opd.control.warm_up import COMPILED_VARIABLE, warm_up
@@ -38,7 +38,8 @@ def test_decisions_are_as_if_there_had_been_no_warm_up(name, tmp_path):
     file = tmp_path / "agent"
     agent_for(ocr_pipeline()).save(file)
     known = ocr_pipeline(), Weights(), SimulationParameters(), IpaParameters()
-    cold, warm = (build_policy(name, *known, seed=3, agent=file, simulated=True) for _ in range(2))
+    given = file if name == SINGLE_AGENT else None
+    cold, warm = (build_policy(name, *known, seed=3, agent=given, simulated=True) for _ in range(2))
     warm_up(ocr_pipeline(), warm, RecentMaximum().predict)
     assert [cold.decide(seen) for seen in observations(6)] == [warm.decide(seen) for seen in observations(6)]
 

@@ -33,7 +33,7 @@ def drawn(status):
 
 
 def status_after(step):
-    return ServingStatus(ocr_pipeline(), "127.0.0.1:9", step.configuration, step)
+    return ServingStatus(ocr_pipeline(), "127.0.0.1:9", step.configuration, step=step)
 
 
 @pytest.fixture
@@ -85,9 +85,11 @@ def test_the_status_shows_how_service_times_compare_with_the_profiles(step):
 
 def test_the_status_names_failures_refusals_and_fallbacks(step):
     failed = step.interval._replace(failed=np.array([7.0]))
-    text = drawn(status_after(replace(step, interval=failed, refused="needs 12 cores", fallback=True)))
+    text = drawn(
+        status_after(replace(step, interval=failed, refused="needs 12 cores", fallback=True, fallback_reason="late"))
+    )
     assert "7 of 40 requests got no answer" in text
-    assert "by the fallback policy, not applied: needs 12 cores" in text
+    assert "by the fallback policy (late), not applied: needs 12 cores" in text
 
 
 def test_before_the_first_request_the_status_is_calm(step):
@@ -102,7 +104,8 @@ def test_before_the_first_request_the_status_is_calm(step):
 
 
 def test_before_the_first_decision_and_without_measurements_nothing_is_invented(step):
-    first = drawn(ServingStatus(ocr_pipeline(), "127.0.0.1:9", SMALL))
+    first = drawn(ServingStatus(ocr_pipeline(), "127.0.0.1:9", SMALL, "trained for every pipeline"))
+    assert "agent      trained for every pipeline" in first
     assert "warming up for the first decision" in first and "?" in first
     score = step.score._replace(within=np.full(1, np.nan))
     blind = replace(step, interval=unmeasured(ocr_pipeline()), predicted_load=np.nan, score=score)

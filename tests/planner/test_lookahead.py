@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_pipelines import ocr_pipeline, stages
 
-from opd.control.factory import build_policy, solver_for
+from opd.control.factory import build_policy
 from opd.measurement import Observation, SimulationParameters, StageState, idle_observation
 from opd.objective import Weights
 from opd.pipeline import Pipeline, ServiceLevel, as_array, as_configuration, check_feasible
@@ -19,6 +19,7 @@ from opd.planner.lookahead import Planner, PlannerParameters
 from opd.planner.present import present_stages
 from opd.simulator.backend import SimulatedBackend
 from opd.solvers import IpaParameters
+from opd.solvers.exact import solver_for
 
 PARAMETERS = SimulationParameters(service_noise=0.0)
 IPA = IpaParameters()
@@ -98,6 +99,45 @@ def test_a_backlog_that_the_forecast_does_not_show_is_planned_for():
     assert busy[0].replicas / pipeline.tasks[0].variants[busy[0].variant].service_time(busy[0].batch_size) > (
         calm[0].replicas / pipeline.tasks[0].variants[calm[0].variant].service_time(calm[0].batch_size)
     )
+
+
+def test_what_a_candidate_is_worth_by_hand():
+    """Nothing arrives, and only latency and cost count: 0.1 + 0.05 s, 2 cores at 0.15 and batches of 1 at 0.02."""
+    pipeline, weights = ocr_pipeline(), Weights(alpha=0.0, beta=0.0, gamma=0.0, delta=0.0)
+    planner = planner_of(pipeline, weights, futures=(2,))
+    nothing = np.zeros((2, planner.seconds), dtype=np.int64)
+    candidates, values = planner.compare(observed(pipeline, 0.0), nothing, np.random.default_rng(0))
+    smallest = (candidates == as_array(stages((0, 1, 1), (0, 1, 1)))).all(axis=(1, 2))
+    assert values[smallest].tolist() == pytest.approx([-0.15 - 0.3 - 0.02])
+    assert values[~smallest].max() < values[smallest][0]
+
+
+def test_what_is_decided_is_the_best_of_what_is_compared():
+    pipeline, weights = ocr_pipeline(), Weights()
+    planner = planner_of(pipeline, weights, futures=(4, 4))
+    counts = np.random.default_rng(1).poisson(8.0, (8, planner.seconds))
+    seen = observed(pipeline, 8.0)
+    candidates, values = planner.compare(seen, counts, np.random.default_rng(0))
+    decided = planner.decide(seen, counts, np.random.default_rng(0))
+    assert decided == as_configuration(candidates[values.argmax()])
+
+
+def test_rounds_keep_the_best_and_mean_over_all_futures():
+    """Without noise, two rounds of 3 and 5 futures say of what is left the same as one round of 8."""
+    pipeline, weights = ocr_pipeline(), Weights()
+    counts = np.random.default_rng(1).poisson(8.0, (8, planner_of(pipeline, weights).seconds))
+    seen = observed(pipeline, 8.0)
+    rounds, once, first = (
+        planner_of(pipeline, weights, futures=futures, kept=0.2, fewest=4).compare(
+            seen, counts[: sum(futures)], np.random.default_rng(0)
+        )
+        for futures in ((3, 5), (8,), (3,))
+    )
+    assert len(rounds[0]) == max(int(np.ceil(0.2 * len(once[0]))), 4) < len(once[0])
+    same = (once[0][None] == rounds[0][:, None]).all(axis=(2, 3))
+    np.testing.assert_allclose(rounds[1], once[1][same.argmax(axis=1)])
+    best = first[0][np.argsort(-first[1], kind="stable")[: len(rounds[0])]]
+    np.testing.assert_array_equal(rounds[0], best)
 
 
 @settings(deadline=None, max_examples=20)

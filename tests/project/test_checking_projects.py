@@ -126,7 +126,7 @@ def test_mistakes_in_every_part_are_found_together(shop):
         ("params.yaml, forecast", "epochs must be at least 1, not 0"),
         ("params.yaml, training", "updates must be at least 1, not 0"),
         ("params.yaml, training", "update is not a known key"),
-        ("params.yaml, agents.agent", "it is 3; write a mapping of weights and training"),
+        ("params.yaml, agents.agent", "it is 3; write a mapping of kind, weights and training"),
         ("params.yaml, policies", "'mioypc' is not one of random, greedy,"),
         ("params.yaml, policies", "'no_such_module:Mine' cannot be imported: No module named 'no_such_module'"),
         ("trace", "line 8: count '-1' is negative"),

@@ -312,3 +312,33 @@ def test_the_error_for_a_full_queue_names_the_remedy():
 def test_parameters_out_of_range_are_refused(parameter, value):
     with pytest.raises(ValueError, match=rf"{parameter}\n.*input_value={value!r}"):
         SimulationParameters(**{parameter: value})
+
+
+def test_replicas_are_counted_by_hand():
+    """10 s after a change: a third replica took 3 s to start, the one of another variant has 2 of 12 s to go."""
+    simulator = Simulator(two_stage_pipeline(), SimulationParameters(service_noise=0.0))
+    simulator.reset(stages((0, 2, 1), (0, 2, 1)))
+    simulator.step(np.array([[[0, 3, 1], [2, 1, 1]]]), np.zeros((1, 10), dtype=np.int64))
+    serving, starting, wait = simulator.replica_counts()
+    assert serving.tolist() == [[[3.0, 0.0, 0.0], [2.0, 0.0, 0.0]]]
+    assert starting.tolist() == [[[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]]
+    np.testing.assert_allclose(wait, [[[0.0, 0.0, 0.0], [0.0, 0.0, 2.0]]])
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 5))
+def test_replicas_are_counted_as_the_stages_of_each_copy_show_them(seed, steps):
+    rng = np.random.default_rng(seed)
+    simulator = Simulator(two_stage_pipeline(), SimulationParameters(), environments=4, max_rate=60, seed=seed)
+    simulator.reset(stages((0, 1, 1), (0, 1, 1)))
+    for configurations in random_configurations(rng, steps, 4):
+        simulator.step(configurations, rng.poisson(8.0, (4, 10)))
+    counted = simulator.replica_counts()
+    for e in range(4):
+        expected = np.zeros((3, 2, 3))
+        for n, stage in enumerate(simulator.stage_states(e)):
+            for variant, ready, *_ in stage.replicas:
+                expected[int(ready > 0.0), n, int(variant)] += 1
+                expected[2, n, int(variant)] = max(expected[2, n, int(variant)], ready)
+        for found, wanted in zip(counted, expected, strict=True):
+            np.testing.assert_allclose(found[e], wanted, atol=1e-9)

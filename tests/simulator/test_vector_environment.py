@@ -13,6 +13,8 @@ from small_pipelines import ocr_pipeline, pipelines, steady_workload, varying_wo
 
 from opd.measurement import Score, SimulationParameters, state_names
 from opd.objective import Weights
+from opd.pipeline import as_configuration
+from opd.simulator.backend import SimulatedBackend
 from opd.simulator.environment import PipelineEnv, PipelineVectorEnv
 
 WEIGHTS = Weights(alpha=10.0, beta=0.5, gamma=0.25, delta=0.125, cost_weight=0.75, batch_weight=0.0625)
@@ -82,6 +84,39 @@ def test_an_episode_outside_its_workload_is_refused(decision):
 def test_a_workload_on_another_grid_is_refused():
     with pytest.raises(ValueError, match="forecasts every 5 s, the simulation decides every 10 s"):
         PipelineVectorEnv(ocr_pipeline(), steady_workload(5, interval=5), WEIGHTS, QUIET, num_envs=1)
+
+
+def test_an_episode_is_observed_as_the_simulated_backend_is():
+    """The same seed, load and configurations: everything that is no future is the same at every decision."""
+    workload, start = varying_workload(), 14
+    episodes = PipelineVectorEnv(ocr_pipeline(), workload, WEIGHTS, QUIET, num_envs=1, seed=3)
+    episodes.begin(np.zeros(1, dtype=int), np.array([start]), rows(*SMALLEST)[None])
+    now = start * workload.interval
+    backend = SimulatedBackend(
+        ocr_pipeline(), QUIET, workload.counts[:now], workload.counts[now:], as_configuration(rows(*SMALLEST)), seed=3
+    )
+    changing = [SMALLEST, ((1, 2, 2), (0, 1, 1)), ((1, 1, 1), (2, 1, 2)), ((0, 3, 1), (1, 2, 1))]
+    for decision, configuration in enumerate(changing):
+        seen, expected = episodes.observation(0), backend.observe()
+        for name in ("history", "task_latency", "ready_throughput", "queue"):
+            np.testing.assert_allclose(getattr(seen, name), getattr(expected, name), atol=1e-9, err_msg=name)
+        for name in ("available_cores", "configuration", "incoming_load"):
+            assert getattr(seen, name) == getattr(expected, name), name
+        for stage, other in zip(seen.stages, expected.stages, strict=True):
+            for name in stage._fields:
+                np.testing.assert_allclose(getattr(stage, name), getattr(other, name), atol=1e-9, err_msg=name)
+        assert seen.predicted_load == workload.forecasts[start + decision]
+        assert seen.coming_load is seen.coming_counts is None
+        episodes.run_interval(rows(*configuration)[None])
+        backend.apply(as_configuration(rows(*configuration)))
+        backend.wait()
+    assert seen.queue.any()
+
+
+def test_an_early_episode_has_a_short_history():
+    episodes = PipelineVectorEnv(ocr_pipeline(), varying_workload(), WEIGHTS, QUIET, num_envs=2)
+    episodes.begin(np.arange(2), np.array([3, 30]), np.stack([rows(*SMALLEST)] * 2))
+    assert [len(episodes.observation(e).history) for e in range(2)] == [30, 120]
 
 
 # --- the interface of Gymnasium --------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def test_policies_take_turns_and_forecasts_are_timed_apart(clock):
 
 
 def test_a_stall_of_the_machine_is_in_no_total(clock, monkeypatch):
-    def policies(pipeline, ipa, seed):
+    def policies(pipeline, ipa, forecaster, seed):
         # Its second cycle is of calls 6 to 11, of which the first is to warm up.
         return {"quick": Steady(clock, pipeline, "quick", 2.0), "stalled": Steady(clock, pipeline, "stalled", 3.0, 8)}
 

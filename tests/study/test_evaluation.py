@@ -13,7 +13,7 @@ from small_pipelines import ocr_pipeline
 from small_study import CYCLE, setting_on, waves
 from user_projects import user_project
 
-from opd.control import BASELINES
+from opd.control import READY_POLICIES
 from opd.profiling.pipelines import common_objective, load_pipeline
 from opd.solvers import greedy
 from opd.study.evaluation.cycles import (
@@ -39,7 +39,7 @@ def cycle_of(policy, seed, setting):
 def setting(tmp_path_factory):
     path = tmp_path_factory.mktemp("agents") / "agent.npz"
     agent_for(ocr_pipeline()).save(path)
-    return setting_on(waves(), {("ocr", "agent", 3): path})
+    return setting_on(waves(), {("ocr", "agent-single", 3): path})
 
 
 def test_a_cycle_is_every_interval_of_its_1200_seconds(setting):
@@ -53,7 +53,7 @@ def test_a_cycle_is_every_interval_of_its_1200_seconds(setting):
         assert step.refused == ""
 
 
-@pytest.mark.parametrize("policy", [*BASELINES, "agent"])
+@pytest.mark.parametrize("policy", [*READY_POLICIES, "agent-single"])
 def test_every_policy_meets_the_same_load_and_keeps_the_limits(setting, policy):
     steps = cycle_of(policy, 3, setting)
     assert len(steps) == 120
@@ -137,9 +137,11 @@ def test_two_policies_of_one_name_are_refused(setting):
         evaluate(cells, setting)
 
 
-@pytest.mark.parametrize(("policy", "seed"), [("oracle", 3), ("agent", 4)])
+@pytest.mark.parametrize(("policy", "seed"), [("oracle", 3), ("agent-single", 4)])
 def test_an_unknown_policy_is_answered_with_those_there_are(setting, policy, seed):
-    with pytest.raises(ValueError, match=rf"no policy '{policy}' for pipeline 'ocr' and seed {seed}.*myopic.*agent"):
+    with pytest.raises(
+        ValueError, match=rf"no policy '{policy}' for pipeline 'ocr' and seed {seed}.*myopic.*agent, agent-single"
+    ):
         setting.policy(policy, ocr_pipeline(), seed)
 
 

@@ -70,7 +70,14 @@ def test_the_area_is_that_of_all_unit_squares_below_a_point(points):
 def points_of(**policies) -> pd.DataFrame:
     """One row for every price and seed of a policy, given as {seed: [(cost, qos), ...]}."""
     rows = [
-        {"pipeline": "video", "policy": policy, "cost_weight": 0.1 * (n + 1), "seed": seed, "cost": cost, "qos": qos}
+        {
+            "pipeline": "video",
+            "policy": policy.replace("_", "-"),
+            "cost_weight": 0.1 * (n + 1),
+            "seed": seed,
+            "cost": cost,
+            "qos": qos,
+        }
         for policy, seeds in policies.items()
         for seed, points in seeds.items()
         for n, (cost, qos) in enumerate(points)
@@ -81,7 +88,7 @@ def points_of(**policies) -> pd.DataFrame:
 POINTS = points_of(
     ipa={0: [(6.0, 5.0), (4.0, 3.0)], 1: [(6.0, 5.0), (4.0, 3.0)]},
     myopic={0: [(4.0, 5.0), (2.0, 1.0)], 1: [(4.0, 5.0), (2.0, 1.0)]},
-    agent={0: [(4.0, 6.0), (2.0, 2.0)], 1: [(4.0, 5.0), (2.0, 2.0)]},
+    agent_single={0: [(4.0, 6.0), (2.0, 2.0)], 1: [(4.0, 5.0), (2.0, 2.0)]},
 )
 
 
@@ -92,7 +99,7 @@ def test_hypervolumes_and_ratios_by_hand():
     wanted = ["reference_qos", "hypervolume", "agent_times", "agent_times_min", "agent_times_max"]
     assert table.loc[(ANY, "ipa"), wanted].tolist() == pytest.approx([1.0, 20.0, 29 / 20, 26 / 20, 32 / 20])
     assert table.loc[(ANY, "myopic"), wanted].tolist() == pytest.approx([1.0, 24.0, 29 / 24, 26 / 24, 32 / 24])
-    assert table.loc[(ANY, "agent"), wanted].tolist() == [1.0, 29.0, 1.0, 1.0, 1.0]
+    assert table.loc[(ANY, "agent-single"), wanted].tolist() == [1.0, 29.0, 1.0, 1.0, 1.0]
     # Above 3, the lowest of IPA: 4 x 2, 6 x 2, and the agent's 6 x 3 and 6 x 2.
     assert table.loc[(SERVED, "ipa"), wanted].tolist() == pytest.approx([3.0, 8.0, 15 / 8, 12 / 8, 18 / 8])
     assert table.loc[(SERVED, "myopic"), wanted].tolist() == pytest.approx([3.0, 12.0, 15 / 12, 1.0, 18 / 12])
@@ -106,7 +113,7 @@ def test_the_agents_areas_in_words():
 
 
 def test_pipelines_in_which_the_agents_area_is_the_smaller_are_named():
-    worse = POINTS.assign(pipeline="nlp", qos=POINTS["qos"] - 2.0 * (POINTS["policy"] == "agent"))
+    worse = POINTS.assign(pipeline="nlp", qos=POINTS["qos"] - 2.0 * (POINTS["policy"] == "agent-single"))
     lines = times_of_the_agent(hypervolumes(pd.concat([POINTS, worse]), {"video": 10, "nlp": 10})).splitlines()
     # Above 0 the agent's are 6 x 4 and 6 x 3, against IPA's 2 x 3 + 4 x 5 and the myopic solver's 2 x 1 + 6 x 5.
     assert lines[0].startswith("* reference lowest of any policy: at least as large as ipa's in 1 of 2 pipelines")
@@ -119,7 +126,7 @@ LOSING = pd.concat(
         points_of(
             ipa={0: [(6.0, 5.0), (3.0, 4.0)], 1: [(6.0, 5.0), (3.0, 4.0)]},
             myopic={0: [(3.0, 4.0), (1.0, 1.0)], 1: [(3.0, 4.0), (1.0, 1.0)]},
-            agent={0: [(4.0, 4.0), (1.0, 1.0)], 1: [(5.0, 3.0), (1.0, 1.0)]},
+            agent_single={0: [(4.0, 4.0), (1.0, 1.0)], 1: [(5.0, 3.0), (1.0, 1.0)]},
         ).assign(dropped=[8.0, 0.0, 4.0, 0.0, 0.0, 1200.0, 0.0, 1800.0, 0.0, 0.0, 0.0, 0.5]),
         POINTS.assign(pipeline="ocr"),
     ]
@@ -146,10 +153,13 @@ def test_prices_at_which_requests_are_dropped():
     assert drops(LOSING).splitlines() == [
         "* ipa: video only at 0.1 (6.0); none at any price on ocr",
         "* myopic: video from 0.2 up (1,500.0); none at any price on ocr",
-        "* agent: video from 0.2 up (0.2); none at any price on ocr",
+        "* agent-single: video from 0.2 up (0.2); none at any price on ocr",
     ]
     more = LOSING.assign(dropped=LOSING["cost_weight"] * 100.0)
-    assert drops(more).splitlines()[2] == "* agent: video from 0.1 up (10.0 to 20.0); ocr from 0.1 up (10.0 to 20.0)"
+    assert (
+        drops(more).splitlines()[2]
+        == "* agent-single: video from 0.1 up (10.0 to 20.0); ocr from 0.1 up (10.0 to 20.0)"
+    )
 
 
 def test_the_sweep_in_words_says_where_the_agent_loses():
@@ -173,7 +183,7 @@ def test_the_figure_of_the_frontier_names_ratios_and_what_lies_outside():
         "above IPA's lowest QoS: 1.875 × IPA, 1.250 × myopic",
     ]
     assert [text.get_text().splitlines() for text in axes.texts] == [
-        ["myopic: 1 below, down to QoS 1", "agent: 1 below, down to QoS 2"]
+        ["myopic: 1 below, down to QoS 1", "agent-single: 1 below, down to QoS 2"]
     ]
     (steps,) = [line for line in axes.lines if line.get_drawstyle() == "steps-post" and line.get_color() == "#0173b2"]
     assert steps.get_xydata().tolist() == [[2.0, 2.0], [4.0, 5.5]]
@@ -223,7 +233,7 @@ def test_a_point_is_the_mean_of_the_cycles_of_the_evaluation(setting, finished):
     agents = {("ocr", 2.0, 1): folder / "ocr" / "2-1.npz"}
     own = priced_setting(setting, 2.0, agents)
     assert own.ipa == IpaParameters(10.0, 2.0, 0.02) and own.objective == Weights(cost_weight=2.0)
-    for policy in ("ipa", "myopic", "agent"):
+    for policy in ("ipa", "myopic", "agent-single"):
         steps = run_cycle(pipeline, own.policy(policy, pipeline, 1), CYCLE, 1, own)
         expected = [np.mean([getattr(step.score, name)[0] for step in steps]) for name in ("cost", "qos")]
         assert table.loc[(policy, 2.0, 1), ["cost", "qos"]].tolist() == pytest.approx(expected)
@@ -258,22 +268,24 @@ def test_an_interrupted_sweep_goes_on(setting, finished, trainings, tmp_path, mo
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(jobs_module, "run_job", interrupted)
         swept(setting, tmp_path)
-    assert trainings == ["ocr agent-0.15 0", "ocr agent-0.15 1"]
+    assert trainings == ["ocr agent-single-0.15 0", "ocr agent-single-0.15 1"]
     assert swept(setting, tmp_path).equals(finished[1])
-    assert trainings[2:] == ["ocr agent-2 0", "ocr agent-2 1"]
+    assert trainings[2:] == ["ocr agent-single-2 0", "ocr agent-single-2 1"]
 
 
 def test_an_agent_of_the_study_takes_the_place_of_a_training(setting, trainings, tmp_path):
     job = frontier_jobs([ocr_pipeline()], setting, PARAMETERS, [0.15], [0], tmp_path)["ocr", 0.15, 0]
-    studied = Job("agent", 0, job.problem, job.parameters, tmp_path / "studied" / "agent-0.npz")
+    studied = Job("agent-single", 0, job.problem, job.parameters, tmp_path / "studied" / "agent-0.npz")
     run_job(studied)
-    known = replace(setting, agents={("ocr", "agent", 0): studied.path, ("ocr", "agent", 1): tmp_path / "none.npz"})
+    known = replace(
+        setting, agents={("ocr", "agent-single", 0): studied.path, ("ocr", "agent-single", 1): tmp_path / "none.npz"}
+    )
     jobs = frontier_jobs([ocr_pipeline()], known, PARAMETERS, PRICES, SEEDS, tmp_path)
     assert [job.path.name for job in jobs.values()] == ["agent-0.npz", "0.15-1.npz", "2-0.npz", "2-1.npz"]
     other = replace(PARAMETERS, width=8)
     jobs = frontier_jobs([ocr_pipeline()], known, other, [0.15], [0], tmp_path)
     assert [job.path.name for job in jobs.values()] == ["0.15-0.npz"]
-    assert trainings == ["ocr agent 0"]
+    assert trainings == ["ocr agent-single 0"]
 
 
 def test_the_frontier_is_drawn(finished):

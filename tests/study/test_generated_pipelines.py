@@ -14,8 +14,6 @@ from opd.profiling.generated import FIRST_UNSEEN, generate_pipeline
 from opd.study.analysis import generated_pipelines
 from opd.study.analysis.generated_pipelines import (
     COLUMNS,
-    RescaledForecaster,
-    RescaledFutures,
     evaluate_generated,
     generated_cells,
     generated_findings,
@@ -25,8 +23,6 @@ from opd.study.analysis.generated_pipelines import (
     run_generated,
     summarise_generated,
 )
-from opd.workload.forecast import RecentMaximum
-from opd.workload.quantile_futures import futures_of
 
 SETTING = setting_on(waves(), {})
 CELLS = generated_cells(
@@ -44,28 +40,6 @@ def test_cells_take_turns_with_the_cycles_and_seeds_that_training_leaves_out():
         (0, "inside", 20_000), (1, "inside", 16_000), (0, "outside", 20_000)
     ]  # fmt: skip
     assert CELLS[0].runs == (("greedy", 0), ("greedy", 1), ("random", 0), ("random", 1))
-
-
-def test_a_rescaled_forecaster_forecasts_in_the_scale_of_its_history():
-    seen = []
-
-    class Noting(RecentMaximum):
-        def predict(self, history):
-            seen.append(history)
-            return super().predict(history)
-
-    history = np.arange(1.0, 31.0)
-    assert RescaledForecaster(Noting(), 3.0).predict(history) == pytest.approx(30.0)
-    np.testing.assert_allclose(seen[0], 3.0 * history)
-
-
-def test_rescaled_futures_have_the_level_of_the_history():
-    futures = futures_of(RescaledForecaster(RecentMaximum(), 4.0))
-    assert isinstance(futures, RescaledFutures)
-    drawn = futures.sample(np.full(120, 5), 5.0, 200, 30, np.random.default_rng(0))
-    assert drawn.shape == (200, 30)
-    assert drawn.dtype == np.int64
-    assert drawn.mean() == pytest.approx(5.0, rel=0.02)
 
 
 def test_every_pipeline_has_its_own_load_and_objective():

@@ -13,7 +13,7 @@ from small_study import setting_on, waves
 
 from opd.agent.single.deployed import Agent
 from opd.agent.single.problem import TrainingParameters
-from opd.control import AGENT
+from opd.control import AGENT, SINGLE_AGENT
 from opd.measurement import Observation
 from opd.objective import Weights
 from opd.study.analysis.devices import (
@@ -72,7 +72,7 @@ def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("agents")
     made = []
     for number, (name, level, forecaster) in enumerate((("home", 8.0, RecentMaximum()), ("other", 6.0, LastCount()))):
-        agents = {("ocr", AGENT, seed): folder / name / f"{seed}.npz" for seed in (0, 1)}
+        agents = {("ocr", SINGLE_AGENT, seed): folder / name / f"{seed}.npz" for seed in (0, 1)}
         for (*_, seed), path in agents.items():
             agent_for(ocr_pipeline(), 2 * number + seed).save(path)
         made.append(setting_on(waves(name, level, damping=8), agents, forecaster))
@@ -157,9 +157,12 @@ def test_only_agents_that_are_missing_are_trained_and_only_once(settings, tmp_pa
         return trained_agents([ocr_pipeline()], settings[1], quick, seeds, known, into, workers=1)
 
     train([0], known)
-    agent_for(ocr_pipeline()).save(known / "ocr" / "agent-1.npz")  # trained in some other way
+    agent_for(ocr_pipeline()).save(known / "ocr" / "agent-single-1.npz")  # trained in some other way
     paths = train([0, 1], folder)
-    assert paths == {("ocr", AGENT, 0): known / "ocr/agent-0.npz", ("ocr", AGENT, 1): folder / "ocr/agent-1.npz"}
+    assert paths == {
+        ("ocr", SINGLE_AGENT, 0): known / "ocr/agent-single-0.npz",
+        ("ocr", SINGLE_AGENT, 1): folder / "ocr/agent-single-1.npz",
+    }
     before = [path.stat().st_mtime_ns for path in paths.values()]
     assert train([0, 1], folder) == paths
     assert [path.stat().st_mtime_ns for path in paths.values()] == before
@@ -212,7 +215,7 @@ def test_on_another_trace_agent_and_forecaster_are_those_of_their_training(setti
     ):
         setting = replace(brought, trace=there.trace)
         found = of(rows, OTHER_TRACE, variant)
-        for name in (AGENT, "ipa"):
+        for name in (SINGLE_AGENT, "ipa"):
             steps = run_cycle(ocr_pipeline(), setting.policy(name, ocr_pipeline(), 1), cycle, 1, setting)
             assert found.loc[name, "reward"] == pytest.approx(cycle_summary(steps)["reward"])
 
@@ -234,15 +237,16 @@ def test_a_factor_is_reported_where_there_is_one(rows):
 
 
 def test_decisions_of_the_fallback_are_counted(settings, tmp_path, rows):
-    assert (rows["by_expert"] == 0).all()  # these agents name no largest load
+    assert (rows.loc[rows["policy"] != AGENT, "by_expert"] == 0).all()  # the others name no largest load
     agent = agent_for(ocr_pipeline())
     Agent(agent.pipeline, agent.weights, trained_with(0.0, Weights())).save(tmp_path / "beyond.npz")
-    home = replace(settings[0], agents={("ocr", AGENT, 0): tmp_path / "beyond.npz"})
+    home = replace(settings[0], agents={("ocr", SINGLE_AGENT, 0): tmp_path / "beyond.npz"})
     counted = evaluate_robustness(all_conditions(home, [CYCLE], settings[1], [LATER])[:1], [ocr_pipeline()], [0])
-    assert counted.set_index("policy")["by_expert"].to_dict() == {name: 120 * (name == AGENT) for name in POLICIES}
+    decided = counted.set_index("policy")["by_expert"]
+    assert decided.to_dict() == {name: 120 * (name == SINGLE_AGENT) for name in POLICIES}
     # An agent that leaves everything to its fallback is that fallback, the myopic policy with backlog.
     rewards = counted.set_index("policy")["reward"]
-    assert rewards[AGENT] == rewards["myopic-backlog"] != rewards["myopic"]
+    assert rewards[SINGLE_AGENT] == rewards["myopic-backlog"] != rewards["myopic"]
 
 
 def test_the_table_is_the_same_for_any_number_of_workers(settings):

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from opd.workload.forecast import HISTORY_SECONDS, RecentMaximum
+from opd.workload.forecast_network import INTERVALS, QUANTILES
 from opd.workload.futures import Futures, NearestFutures, RecentFutures
 from opd.workload.quantile_futures import QuantileFutures
+from opd.workload.rescaled import RescaledFutures
 
 PREDICT = RecentMaximum()
 
@@ -69,7 +72,41 @@ def test_recent_futures_rise_as_often_as_they_fall():
     assert (drawn[:, -1] > rising[-10:].mean()).mean() == pytest.approx(0.5, abs=0.1)
 
 
+def test_quantiles_of_a_constant_load_are_that_load():
+    history = np.full(HISTORY_SECONDS, 7)
+    near = NearestFutures.of(np.full(1000, 7), PREDICT.predict_many)
+    for futures in (near, RecentFutures()):
+        np.testing.assert_array_equal(futures.quantiles(history, 7.0), np.full((INTERVALS, len(QUANTILES)), 7.0))
+
+
+def test_quantiles_are_those_of_the_means_of_ten_seconds():
+    """Without history, of ten Poisson counts of mean 40: the mean is 40, the standard deviation 2."""
+    found = RecentFutures().quantiles(np.zeros(0, dtype=int), 40.0)
+    expected = 40.0 + 2.0 * stats.norm.ppf(QUANTILES)
+    np.testing.assert_allclose(found[:, 1:-1].mean(axis=0), expected[1:-1], atol=0.6)
+
+
+def test_quantiles_of_what_always_followed():
+    stretch = rng(3).integers(0, 1000, 300)
+    futures = NearestFutures.of(np.tile(stretch, 450), PREDICT.predict_many)
+    coming = stretch[:60].reshape(INTERVALS, 10).mean(axis=1)
+    found = futures.quantiles(stretch, PREDICT.predict(stretch))
+    np.testing.assert_allclose(found, np.repeat(coming[:, None], len(QUANTILES), axis=1))
+
+
 # Properties
+
+
+@settings(max_examples=25, deadline=None)
+@given(history=st.lists(st.integers(0, 2000), max_size=150), predicted=st.floats(0.0, 3000.0))
+def test_quantiles_of_every_source_rise_and_repeat(nearest, history, predicted):
+    known = np.array(history, dtype=np.int64)
+    sources: tuple[Futures, ...] = (nearest, RecentFutures(), RescaledFutures(RecentFutures(), 3.0))
+    for futures in sources:
+        found = futures.quantiles(known, predicted)
+        assert found.shape == (INTERVALS, len(QUANTILES))
+        assert (np.diff(found, axis=1) >= 0.0).all() and (found >= 0.0).all()
+        np.testing.assert_array_equal(futures.quantiles(known, predicted), found)
 
 
 @settings(max_examples=40, deadline=None)

@@ -114,6 +114,18 @@ def test_futures_follow_the_patterns(forecaster, trace):
     assert 0.4 < nearer_high.mean() < 0.6
 
 
+def test_quantiles_are_those_that_the_forecaster_predicts(forecaster, trace):
+    futures = QuantileFutures(forecaster)
+    end = trace.split("test").start + 5000
+    expected = forecaster.quantiles(trace.counts, np.array([end]))[0]
+    assert expected.shape == (INTERVALS, COUNT)
+    for known in (trace.counts[end - 120 : end], trace.counts[end - 1000 : end]):
+        np.testing.assert_allclose(futures.quantiles(known, 9.0), expected, rtol=1e-5)
+    # Without any history the forecast was the load, for as long as it matters.
+    empty = futures.quantiles(np.zeros(0), 9.0)
+    np.testing.assert_allclose(empty, futures.quantiles(np.full(120, 9.0), 9.0), rtol=1e-4)
+
+
 # Properties
 
 

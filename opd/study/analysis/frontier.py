@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 from opd.agent.single.jobs import Job, run_jobs
 from opd.agent.single.problem import Problem, TrainingParameters, build_problem, expert_table
-from opd.control import AGENT
+from opd.control import SINGLE_AGENT
 from opd.objective import Weights
 from opd.pipeline import Pipeline
 from opd.solvers import IpaParameters
@@ -35,7 +35,7 @@ from opd.study.evaluation.cycles import EvaluationCell, Setting, evaluate
 from opd.study.plots.style import legend_below, ordered, panel_grid, policy_style, short_label
 from opd.workload.trace import Cycle
 
-POLICIES = ("ipa", "myopic", AGENT)
+POLICIES = ("ipa", "myopic", SINGLE_AGENT)
 
 EXPERT: Final = "myopic"
 """The expert of the agents, whatever the study's parameters say."""
@@ -77,7 +77,7 @@ def frontier_jobs(
             priced = _priced(problem, cost_weight)
             for seed in seeds:
                 path = folder / pipeline.name / f"{cost_weight:g}-{seed}.npz"
-                job = Job(f"{AGENT}-{cost_weight:g}", seed, priced, own, path)
+                job = Job(f"{SINGLE_AGENT}-{cost_weight:g}", seed, priced, own, path)
                 jobs[pipeline.name, cost_weight, seed] = _trained_already(job, setting) or job
     return jobs
 
@@ -93,8 +93,8 @@ def _priced(problem: Problem, cost_weight: float) -> Problem:
 
 def _trained_already(job: Job, setting: Setting) -> Job | None:
     """The same training with the study's name, if the study has run it."""
-    path = setting.agents.get((job.problem.pipeline.name, AGENT, job.seed))
-    known = replace(job, policy=AGENT, path=path) if path else None
+    path = setting.agents.get((job.problem.pipeline.name, SINGLE_AGENT, job.seed))
+    known = replace(job, policy=SINGLE_AGENT, path=path) if path else None
     return known if known and known.done else None
 
 
@@ -105,7 +105,7 @@ def priced_setting(setting: Setting, cost_weight: float, agents: Mapping[Key, Pa
     """The setting in which every policy optimises with one price per core."""
     assert isinstance(setting.objective, Weights)
     weights = replace(setting.objective, cost_weight=cost_weight)
-    here = {(name, AGENT, seed): path for (name, price, seed), path in agents.items() if price == cost_weight}
+    here = {(name, SINGLE_AGENT, seed): path for (name, price, seed), path in agents.items() if price == cost_weight}
     return replace(setting, objective=weights, ipa=IpaParameters.from_weights(weights), agents=here)
 
 
@@ -211,7 +211,7 @@ def hypervolumes(points: pd.DataFrame, capacities: Mapping[str, int]) -> pd.Data
         cost = float(capacities[str(pipeline)])
         for name, lowest in ((ANY, here["qos"].min()), (SERVED, here.loc[here["policy"] == "ipa", "qos"].min())):
             areas = _areas(here, (cost, float(lowest)))
-            ratios = areas.rdiv(areas[AGENT], axis=0).where(areas > 0.0)
+            ratios = areas.rdiv(areas[SINGLE_AGENT], axis=0).where(areas > 0.0)
             for policy in dict.fromkeys(here["policy"]):
                 row = {"pipeline": pipeline, "reference": name, "policy": policy}
                 row |= {"reference_cost": cost, "reference_qos": lowest}
@@ -225,7 +225,7 @@ def times_of_the_agent(areas: pd.DataFrame) -> str:
     An item a reference and policy; pipelines with a mean ratio below 1 are named.
     """
     lines = []
-    others = areas[areas["policy"] != AGENT].groupby(["reference", "policy"], sort=False)
+    others = areas[areas["policy"] != SINGLE_AGENT].groupby(["reference", "policy"], sort=False)
     for (reference, policy), rows in others:
         times = rows.set_index("pipeline")["agent_times"]
         count = f"{(times >= 1.0).sum()} of {times.notna().sum()} pipelines with an area"
@@ -258,8 +258,8 @@ def dominated_points(points: pd.DataFrame) -> pd.DataFrame:
         being the policy. Of several points of one policy it is that of the highest QoS, then of the lowest weight.
     """
     means = mean_points(points)
-    own = means[means["policy"] == AGENT].drop(columns="policy")
-    others = means[means["policy"] != AGENT].set_index("pipeline").add_prefix("by_").reset_index()
+    own = means[means["policy"] == SINGLE_AGENT].drop(columns="policy")
+    others = means[means["policy"] != SINGLE_AGENT].set_index("pipeline").add_prefix("by_").reset_index()
     pairs = own.merge(others.rename(columns={"by_policy": "by"}), on="pipeline")
     no_worse = (pairs["by_cost"] <= pairs["cost"]) & (pairs["by_qos"] >= pairs["qos"])
     better = (pairs["by_cost"] < pairs["cost"]) | (pairs["by_qos"] > pairs["qos"])
@@ -271,7 +271,7 @@ def dominations(points: pd.DataFrame) -> str:
     """List the agent's dominated points and the points that dominate them, in Markdown."""
     beaten = dominated_points(points)
     count = len(beaten[["pipeline", "cost_weight"]].drop_duplicates())
-    whole = int((mean_points(points)["policy"] == AGENT).sum())
+    whole = int((mean_points(points)["policy"] == SINGLE_AGENT).sum())
     text = f"Points of other policies dominate {count or 'none'} of the agent's {whole} points (means of the seeds)"
     text += ": they cost no more, have no lower QoS, and are better in one of the two.\n\n" if count else "."
     return text + "\n".join(
@@ -344,10 +344,10 @@ def plot_frontier(points: pd.DataFrame, areas: pd.DataFrame, label: str) -> Figu
     """
     prices = ", ".join(f"{price:g}" for price in sorted(set(points["cost_weight"])))
     figure, panels = panel_grid(points["pipeline"], 4.4, 3.8, f"QoS and cost at prices per core of {prices}\n{label}")
-    agent = policy_style(AGENT)
+    agent = policy_style(SINGLE_AGENT)
     for pipeline, axes in panels.items():
         here = points[points["pipeline"] == pipeline]
-        single, means = here[here["policy"] == AGENT], mean_points(here)
+        single, means = here[here["policy"] == SINGLE_AGENT], mean_points(here)
         axes.scatter(
             single["cost"], single["qos"], s=28, color=agent.colour, marker=agent.marker, alpha=0.3, linewidths=0,
             label=f"{agent.label}, one seed",

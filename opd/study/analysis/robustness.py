@@ -5,8 +5,8 @@ same profiles, and meet the same requests on the same device for one cycle and s
 
 What to know when reading the results:
 
-* On another trace the agent brings the forecaster that it was trained with, and the rules and solvers use that one too.
-  They bring nothing else, so their loss there is the cost of a foreign forecaster.
+* On another trace the agent that was trained for one pipeline brings the forecaster of its training, and the others use
+  that one too. They bring nothing else, so their loss there is the cost of a foreign forecaster.
 * A forecaster that fails does so after its first forecast in a cycle, which chooses the initial configuration.
 * Where every variant is wrong by its own factor, the device differs between cycles and seeds.
 * Greedy, IPA and myopic do not learn: their seed is that of the requests.
@@ -14,8 +14,8 @@ What to know when reading the results:
   plans for the load and the backlog: a baseline with as much information as the agent.
 * Lookahead draws its futures from the forecaster; where that fails, from the last two minutes. The ladder takes no
   forecast.
-* The agent is the deployed one. Its fallback policy, which is that very baseline, decides outside the agent's training
-  distribution and while requests pile up; its decisions are counted.
+* Agents are the deployed ones. Outside the distribution of its training, the planner decides for the one agent, and
+  that very baseline for the agent of one pipeline, also while requests pile up; these decisions are counted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import pandas as pd
 
 from opd.agent.single.jobs import Job, run_jobs
 from opd.agent.single.problem import TrainingParameters, build_problem
-from opd.control import AGENT
+from opd.control import AGENT, SINGLE_AGENT
 from opd.host.parallel import run_tasks
 from opd.host.progress import progress_bar
 from opd.pipeline import Pipeline
@@ -42,7 +42,7 @@ from opd.workload.forecast import HISTORY_SECONDS, Forecaster
 from opd.workload.trace import CYCLE_SECONDS, Cycle, Trace, cycle_counts
 from opd.workload.trace_limits import MIN_SECONDS
 
-POLICIES = (AGENT, "lookahead", "ladder", "myopic-backlog", "myopic", "ipa", "greedy")
+POLICIES = (AGENT, SINGLE_AGENT, "lookahead", "ladder", "myopic-backlog", "myopic", "ipa", "greedy")
 
 AS_TRAINED = "as trained"
 OTHER_TRACE = "other trace"
@@ -257,11 +257,11 @@ def trained_agents(
             pipeline, setting.trace, setting.forecaster, setting.objective, setting.simulation, parameters
         )
         for seed in seeds:
-            name = f"{pipeline.name}/{AGENT}-{seed}.npz"
-            earlier = Job(AGENT, seed, problem, parameters, known / name)
+            name = f"{pipeline.name}/{SINGLE_AGENT}-{seed}.npz"
+            earlier = Job(SINGLE_AGENT, seed, problem, parameters, known / name)
             jobs.append(earlier if earlier.done else replace(earlier, path=folder / name))
     run_jobs(jobs, workers)
-    return {(job.problem.pipeline.name, AGENT, job.seed): job.path for job in jobs}
+    return {(job.problem.pipeline.name, SINGLE_AGENT, job.seed): job.path for job in jobs}
 
 
 class RobustnessCell(NamedTuple):
@@ -289,7 +289,7 @@ def evaluate_robustness(
         A row a cycle with the columns of :data:`COLUMNS`: ``reward`` and ``qos`` (Eqs. 7 and 3) and ``cost`` (cores)
         are means over its decisions. ``dropped`` counts requests, ``refused`` decisions, ``fallbacks`` decisions
         without a forecast, for which the control loop took the largest load of the last 20 s, and ``by_expert``
-        decisions of the agent's fallback policy.
+        decisions of an agent's fallback policy.
     """
     cells = [
         RobustnessCell(condition, pipeline, policy, cycle, seed)

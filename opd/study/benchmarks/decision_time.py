@@ -1,7 +1,7 @@
 """Decision time of the agent and of solvers as pipelines grow (Fig. 6), up to ten stages with ten variants.
 
 IPA's problem is solved by HiGHS, by Gurobi as far as its size-limited licence permits, and by exact dynamic
-programming; all must find the same optimum. The exact myopic solver, the fallback of a deployed agent, is also timed.
+programming; all must find the same optimum. The exact myopic solver is also timed.
 Every decision follows the same forecast, which is timed separately. Times are wall-clock times on one thread.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from opd.control import AGENT
+from opd.control import AGENT, SINGLE_AGENT
 from opd.control.policies import IpaPolicy, MyopicPolicy
 from opd.host.progress import progress_bar
 from opd.measurement import SimulationParameters
@@ -35,7 +35,10 @@ from opd.workload.trace import load_trace
 REFERENCE = "ipa-highs"
 GUROBI = "ipa-gurobi"
 EXPERT = "myopic"
-"""The fallback of a deployed agent; it solves Eq. 7 instead of IPA's problem."""
+"""The fallback of an agent for one pipeline; it solves Eq. 7 instead of IPA's problem."""
+
+OTHERS = (AGENT, SINGLE_AGENT, EXPERT)
+"""Policies that do not solve IPA's problem."""
 
 TOLERANCE = 1e-6
 """Tolerated difference between the optima of two solvers, in units of IPA's objective, which is about 10 to 100."""
@@ -95,7 +98,7 @@ def _measure_pipeline(
 ) -> pd.DataFrame:
     """The rows of one size, without its stages and variants."""
     ipa, seen = IpaParameters(), observations(pipeline, counts, budget.decisions)
-    deciders = policies(pipeline, ipa, seed)
+    deciders = policies(pipeline, ipa, forecaster, seed)
     deciders[EXPERT] = MyopicPolicy(pipeline, Weights(), SimulationParameters.batch_timeout)
     skipped = ""
     try:
@@ -118,7 +121,9 @@ def _measure_pipeline(
     for column in ("median", "p99", "total", "decision"):
         table[f"{column}_ratio"] = table[f"{column}_ms"] / agent[f"{column}_ms"]
     table["largest_gap"] = [
-        np.nan if name in (AGENT, EXPERT) else _largest_gap(pipeline, ipa, cycles[name][0], cycles[REFERENCE][0], name)
+        np.nan
+        if name in (AGENT, SINGLE_AGENT, EXPERT)
+        else _largest_gap(pipeline, ipa, cycles[name][0], cycles[REFERENCE][0], name)
         for name in table["policy"]
     ]
     table["skipped"] = ""

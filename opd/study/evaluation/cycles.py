@@ -1,7 +1,7 @@
 """Evaluation (Sec. VI): every policy on every pipeline, cycle and seed, through the same control loop.
 
-With the same seed all policies meet the same requests, so rows can be compared in pairs. The seed of an agent is the
-seed of its training.
+With the same seed all policies meet the same requests, so rows can be compared in pairs. The seed of an agent that was
+trained for the pipeline is also that of its training.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from opd.control import AGENT, BASELINES, DECISION_SHARE, is_user_policy, policy_label
-from opd.control.factory import KnownLoad, build_policy
+from opd.agent.weights import SHIPPED, TrainedAgent
+from opd.control import AGENT, DECISION_SHARE, READY_POLICIES, is_user_policy, policy_label
+from opd.control.factory import KnownLoad, agent_kind, build_policy
 from opd.control.loop import Step, run
 from opd.control.policies import Policy
 from opd.control.warm_up import warm_up
@@ -71,19 +72,19 @@ class Setting:
     calibration: bool = False
 
     def policy(self, name: str, pipeline: Pipeline, seed: int) -> Policy:
-        """Build a baseline, one of the trained agents or a user's policy.
+        """Build one of the trained agents, a policy that needs no training or a user's policy.
 
         Raises:
             ValueError: if it is none of these.
         """
         path = self.agents.get((pipeline.name, name, seed))
-        if path is None and name not in BASELINES and not is_user_policy(name):
+        if path is None and name not in READY_POLICIES and not is_user_policy(name):
             trained = sorted({policy for _, policy, _ in self.agents})
             raise ValueError(
                 f"no policy {name!r} for pipeline {pipeline.name!r} and seed {seed}; there are "
-                f"{', '.join((*BASELINES, *trained))}, or module:Class"
+                f"{', '.join((*READY_POLICIES, *trained))}, or module:Class"
             )
-        kind, seconds = name if path is None else AGENT, self.decision_share * self.simulation.interval
+        kind, seconds = name if path is None else agent_kind(name, path), self.decision_share * self.simulation.interval
         known = pipeline, self.objective, self.simulation, self.ipa, seed, path
         return build_policy(
             kind,
@@ -92,6 +93,12 @@ class Setting:
             decision_seconds=seconds,
             load=KnownLoad(futures_of(self.forecaster), self.usual_load),
         )
+
+    def origins(self, pipeline: str, policies: Iterable[str]) -> dict[str, str]:
+        """How the one agent was trained, in words, for every policy that is this agent."""
+        files = {AGENT: SHIPPED} | {name: path for (owner, name, _), path in self.agents.items() if owner == pipeline}
+        known = {name: files[name] for name in policies if name in files}
+        return {name: TrainedAgent.load(path).origin for name, path in known.items() if agent_kind(name, path) == AGENT}
 
     @property
     def usual_load(self) -> float:
@@ -236,6 +243,7 @@ def describe_run(
                 "variants": [len(task.variants) for task in pipeline.tasks],
                 "capacity": pipeline.capacity,
                 "assumed": pipeline.assumed_variants,
+                "agents": setting.origins(pipeline.name, policies),
             }
             for pipeline in pipelines
         },

@@ -1,8 +1,8 @@
-"""Decision time of the agent and of exact solvers as pipelines grow (Fig. 6).
+"""Decision time of agents and of exact solvers as pipelines grow (Fig. 6).
 
-The time includes the forecast and the features, on one thread. It depends on the size of the network and the pipeline,
-not on what was learned, so the agents here are untrained and the pipelines synthetic. Policies take turns, cycle by
-cycle, and H is that of the median cycle: a stall of the machine affects one cycle of one policy and no median.
+The time includes the forecast and the features, on one thread. It depends on the size of network and pipeline, not on
+what was learned, so the agent for one pipeline is untrained here and the pipelines are synthetic. Policies take turns,
+cycle by cycle, and H is that of the median cycle: a stall of the machine affects one cycle of one policy and no median.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ import torch
 
 from opd.agent.single.deployed import Agent
 from opd.agent.single.network import ActorCritic, export
-from opd.control.factory import agent_policy
+from opd.control import AGENT, SINGLE_AGENT
+from opd.control.factory import KnownLoad, agent_policy, build_policy
 from opd.control.policies import IpaPolicy, Policy
 from opd.host.progress import progress_bar
-from opd.measurement import Observation, idle_observation
+from opd.measurement import Observation, SimulationParameters, idle_observation
+from opd.objective import Weights
 from opd.pipeline import Configuration, Pipeline
 from opd.profiling.synthetic import synthetic_pipeline
 from opd.solvers import IpaParameters, ipa_dynamic_program, ipa_highs
 from opd.workload.forecast import Forecaster
+from opd.workload.quantile_futures import futures_of
 
 SIZES = ((2, 5), (3, 5), (4, 6), (6, 8), (10, 10))
 
@@ -92,12 +95,14 @@ def time_summary(cycles: Sequence[Decided]) -> dict[str, float]:
     return {"median_ms": float(median), "p99_ms": float(p99), "total_ms": float(np.median(together.sum(axis=1)))}
 
 
-def policies(pipeline: Pipeline, ipa: IpaParameters, seed: int) -> dict[str, Policy]:
+def policies(pipeline: Pipeline, ipa: IpaParameters, forecaster: Forecaster, seed: int) -> dict[str, Policy]:
     """Make the policies to time, by their names in the table."""
     torch.manual_seed(seed)
-    agent = Agent(pipeline, export(ActorCritic(pipeline)), {"untrained": True})
+    known = pipeline, Weights(), SimulationParameters(), ipa, seed
+    single = Agent(pipeline, export(ActorCritic(pipeline)), {"untrained": True})
     return {
-        "agent": agent_policy(agent),
+        AGENT: build_policy(AGENT, *known, simulated=True, load=KnownLoad(futures_of(forecaster))),
+        SINGLE_AGENT: agent_policy(single),
         "ipa-highs": IpaPolicy(pipeline, ipa, ipa_highs),
         "dynamic-program": IpaPolicy(pipeline, ipa, ipa_dynamic_program),
     }
@@ -131,6 +136,6 @@ def measure_decision_times(
         pipeline = synthetic_pipeline(stages, variants, seed)
         seen = observations(pipeline, counts, decisions)
         size = {"stages": stages, "variants": variants}
-        cycles = take_turns(policies(pipeline, ipa, seed), seen, forecaster, repetitions)
+        cycles = take_turns(policies(pipeline, ipa, forecaster, seed), seen, forecaster, repetitions)
         rows += [size | {"policy": name} | time_summary(each) for name, each in cycles.items()]
     return pd.DataFrame(rows)

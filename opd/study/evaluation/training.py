@@ -1,16 +1,19 @@
-"""Training runs: their curves (Fig. 7), the checkpoints that were kept, and solvers on the same episodes."""
+"""Training runs: their curves (Fig. 7), what was kept of them, and solvers on the same episodes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from opd.agent.single.jobs import Job
+from opd.agent.single.ppo import read_metrics
 from opd.agent.single.problem import Problem, TrainingParameters, expert_table, table_policy
 from opd.agent.single.rollout import Validation, validate
 from opd.study.plots.style import legend_below, ordered, policy_style, save_figure
@@ -34,8 +37,52 @@ def validation_references(problem: Problem, parameters: TrainingParameters) -> d
     }
 
 
+def training_curves(jobs: Sequence[Job], pipeline: str) -> pd.DataFrame:
+    """Return every metric of every update of finished jobs, with pipeline, policy and seed; empty without jobs."""
+    keys = ["pipeline", "policy", "seed", "update"]
+    tables = [read_metrics(job.folder).assign(pipeline=pipeline, policy=job.policy, seed=job.seed) for job in jobs]
+    return pd.concat(tables).set_index(keys).reset_index() if tables else pd.DataFrame(columns=keys)
+
+
+def tuning_summary(curves: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return, for every tuned agent and seed, the update that was kept, its validation, and that before tuning."""
+    rows = []
+    for (policy, seed), run in curves.groupby(["policy", "seed"], sort=False):
+        best = run.iloc[int(np.argmax(run["validation"]))]
+        kept = {"update": int(best["update"]), "selection": float(best["validation"])}
+        rows.append({"policy": policy, "seed": seed} | kept | {"untuned": float(run["validation"].iloc[0])})
+    return rows
+
+
+def plot_tuning(curves: pd.DataFrame, title: str, path: str | Path) -> Figure:
+    """Draw the validation of fine-tuning by update, relative to the agent before it; rings mark what was kept.
+
+    Args:
+        curves: of :meth:`opd.agent.tuning.TuningJob.curve`, one below the other.
+        title: of the figure.
+        path: image file to write.
+    """
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    axes.axhline(0.0, color="0.4", linestyle="--", linewidth=1.3, label="before tuning")
+    for policy in ordered(curves["policy"]):
+        style, seeds = policy_style(policy), curves[curves["policy"] == policy].groupby("seed")
+        for number, (_, run) in enumerate(seeds):
+            gain = run["validation"] - run["validation"].iloc[0]
+            axes.plot(
+                run["update"], gain, color=style.colour, marker="o", ms=3, lw=1, label="" if number else style.label
+            )
+            best = int(np.argmax(gain))
+            axes.plot(run["update"].iloc[best], gain.iloc[best], marker="o", ms=9, mfc="none", color=style.colour)
+    axes.set(xlabel="update", ylabel="gain of reward per decision\nin validation", title=title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    legend_below(figure, axes)
+    return save_figure(figure, path)
+
+
 def training_summary(curves: pd.DataFrame) -> list[dict[str, Any]]:
     """Return, for every agent and seed, the validation of the checkpoint that was kept and its update."""
+    if curves.empty:
+        return []
     validated = curves.dropna(subset="validation/selection").reset_index(drop=True)
     best = validated.loc[validated.groupby(["policy", "seed"])["validation/selection"].idxmax()]
     columns = {"validation/reward": "reward", "validation/dropped": "dropped", "validation/selection": "selection"}

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-REFERENCES = ("clairvoyant",)
-"""Policies that cannot run outside a simulator, because they know the load to come; none is called the best."""
+from opd.control import SIMULATED_POLICIES
 
 _TROUBLE = {
     "dropped": "requests dropped",
@@ -39,7 +38,7 @@ def evaluation_findings(evaluation: pd.DataFrame, about: Mapping[str, Any]) -> l
     """
     found: list[Finding] = []
     for pipeline, rows in evaluation.groupby("pipeline", sort=False):
-        own = [*_trouble(rows), *_assumed(str(pipeline), about), *_level(rows, about), _best(rows, about)]
+        own = [*_trouble(rows), *_described(str(pipeline), about), *_level(rows, about), _best(rows, about)]
         prefix = f"{pipeline}: " if evaluation["pipeline"].nunique() > 1 else ""
         found += [finding._replace(text=prefix + finding.text) for finding in own]
     return sorted(found, key=lambda finding: not finding.trouble)
@@ -60,10 +59,13 @@ def _trouble(rows: pd.DataFrame) -> list[Finding]:
     return found
 
 
-def _assumed(pipeline: str, about: Mapping[str, Any]) -> list[Finding]:
-    """Name the variants whose profiles somebody typed."""
-    assumed = about["pipelines"].get(pipeline, {}).get("assumed")
-    return [Finding(f"Profiles that are assumed, not measured: {', '.join(assumed)}.")] if assumed else []
+def _described(pipeline: str, about: Mapping[str, Any]) -> list[Finding]:
+    """Name the variants whose profiles somebody typed, and say how agents were trained."""
+    known = about["pipelines"].get(pipeline, {})
+    found = [Finding(f"Policy {policy} was {origin}.") for policy, origin in known.get("agents", {}).items()]
+    if assumed := known.get("assumed"):
+        found.insert(0, Finding(f"Profiles that are assumed, not measured: {', '.join(assumed)}."))
+    return found
 
 
 def ranked(rows: pd.DataFrame) -> pd.DataFrame:
@@ -76,8 +78,8 @@ def ranked(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_policy(summary: pd.DataFrame) -> int | None:
-    """Row of the best policy that can run in practice; None if there is none."""
-    possible = summary.index[~summary["policy"].isin(REFERENCES)]
+    """Row of the best policy that can run outside a simulator; None if there is none."""
+    possible = summary.index[~summary["policy"].isin(SIMULATED_POLICIES)]
     return int(possible[0]) if len(possible) else None
 
 
@@ -105,7 +107,7 @@ def _best(rows: pd.DataFrame, about: Mapping[str, Any]) -> Finding:
     best = summary.loc[first]
     unit = " cores" if "service_level" in about else ""
     text = f"Best by mean reward: {best['policy']} with {best['reward']:.3f}{unit} at {best['cost']:.2f} cores"
-    others = summary[~summary["policy"].isin((*REFERENCES, best["policy"]))]
+    others = summary[~summary["policy"].isin((*SIMULATED_POLICIES, best["policy"]))]
     if len(others):
         second = others.iloc[0]
         equal = others.loc[others["reward"] == best["reward"], "policy"]
@@ -149,7 +151,9 @@ def training_findings(
     Returns:
         A sentence for each agent.
     """
-    found = []
+    found: list[str] = []
+    if not runs:
+        return found
     for agent, own in pd.DataFrame(runs).groupby("policy", sort=False):
         myopic, ipa = references[str(agent)]["myopic"], references[str(agent)]["ipa"]
         above, more = (own["reward"] > myopic["reward"]).sum(), (own["dropped"] > ipa["dropped"]).sum()
@@ -158,3 +162,18 @@ def training_findings(
             f"above it in {above} of {len(own)} trainings. More requests dropped than by IPA in {more} of {len(own)}."
         )
     return found
+
+
+def tuning_findings(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Compare fine-tuned agents with what they were, a sentence for each.
+
+    Args:
+        runs: of :func:`opd.study.evaluation.training.tuning_summary`.
+    """
+    return [
+        f"{run['policy']}, seed {run['seed']}: fine-tuning raised the validation from {run['untuned']:.3f} to "
+        f"{run['selection']:.3f}."
+        if run["update"]
+        else f"{run['policy']}, seed {run['seed']}: fine-tuning found nothing better; the agent stays as it was."
+        for run in runs
+    ]

@@ -143,7 +143,7 @@ def _criteria_section(evaluation: pd.DataFrame) -> list[str]:
     found = criteria(evaluation)
     text = [
         "## Acceptance criteria",
-        "Means over all cycles and seeds. `agent`, trained with the weights above, must have at least the reward of "
+        "Means over all cycles and seeds. `agent`, the one agent for every pipeline, must have at least the reward of "
         "the myopic solver, which maximises the same reward exactly for the forecast load, and at least the QoS of "
         "IPA, and must not drop more requests than IPA in any cycle. `agent-frugal`, trained with a higher price per "
         "core, must have at least the QoS of IPA at no more than its cost.",
@@ -244,7 +244,7 @@ def _decision_section(times: pd.DataFrame) -> list[str]:
     paper = ", ".join(f"{percent} %" for percent in PAPER_SPEEDUPS)
     return [
         "## Decision time",
-        "Forecast and features included, on one thread, on synthetic pipelines and with untrained agents, because "
+        "Forecast and features included, on one thread, on synthetic pipelines; `agent-single` is untrained, because "
         "the time does not depend on what an agent has learned. H is the time for all decisions of a cycle "
         "(Alg. 1), the median of several cycles in which the policies take turns. HiGHS and the dynamic program "
         "find the same optimum of IPA's problem; HiGHS replaces the paper's solver. The paper reports that IPA is "

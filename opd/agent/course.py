@@ -1,0 +1,194 @@
+"""The course: the one agent trained from nothing. Every step leaves a file, so an interrupted course goes on there.
+
+Rounds of imitation come first. In each, the planner demonstrates on generated pipelines in situations that the agent
+of the round before has led to, and the network learns from all demonstrations so far. Then PPO goes on from the last
+of them. Loads come from the training days of every trace given; pipelines are generated from seeds that evaluation
+never uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from opd.agent.cloning import imitate
+from opd.agent.demonstrations import Lesson, PlannerDemonstrations, demonstrate_on
+from opd.agent.general_ppo import GeneralParameters, Rollout, improve, roll_out
+from opd.agent.network import AgentNetwork
+from opd.agent.practice import PracticeProblem, generated_problem
+from opd.agent.scoring import ScoringWeights
+from opd.agent.weights import TrainedAgent
+from opd.host.archive import written_whole
+from opd.host.parallel import task_pool
+from opd.host.progress import progress_bar
+
+CHECKPOINT, METRICS, LOSSES = "checkpoint.pt", "metrics.csv", "round-{}.csv"
+"""Files of a course: the state of PPO and its figures, and the imitation loss of every round."""
+
+_SAVE_EVERY = 10
+
+
+@dataclass(frozen=True)
+class CourseParameters:
+    """What a course does.
+
+    Attributes:
+        rounds: of demonstrations and imitation.
+        pipelines: that are demonstrated on in a round.
+        cloning_steps: gradient steps of imitation in a round.
+        cloning_rate: peak of its learning rate.
+        updates: of PPO.
+        pool: generated pipelines that PPO practises on.
+        width: neurons of every hidden layer of the network.
+        blocks: residual blocks.
+        seed: of everything random.
+    """
+
+    rounds: int = 3
+    pipelines: int = 260
+    cloning_steps: int = 1500
+    cloning_rate: float = 1e-3
+    updates: int = 300
+    pool: int = 240
+    width: int = 64
+    blocks: int = 2
+    seed: int = 0
+
+
+class _Practice(NamedTuple):
+    """A rollout to collect: seed of the pipeline, weights, seed of the episodes."""
+
+    pipeline: int
+    weights: ScoringWeights
+    seed: int
+    parameters: GeneralParameters
+
+
+def run_course(
+    lesson: Lesson, folder: Path, parameters: CourseParameters, ppo: GeneralParameters, workers: int
+) -> TrainedAgent:
+    """Train the agent.
+
+    Args:
+        lesson: traces and devices.
+        folder: for everything that an interrupted course needs to go on.
+        parameters: of the course.
+        ppo: of its last part.
+        workers: processes.
+    """
+    p = parameters
+    torch.manual_seed(p.seed)
+    network = AgentNetwork(p.width, p.blocks)
+    shown: list[PlannerDemonstrations] = []
+    weights: ScoringWeights | None = None
+    for number in range(p.rounds):
+        shown += _demonstrations(lesson, folder / f"round-{number}", number, p, weights, workers)
+        path = folder / f"round-{number}.pt"
+        if not path.is_file():
+            losses = imitate(network, shown, p.cloning_steps, p.cloning_rate, np.random.default_rng([p.seed, number]))
+            with written_whole(folder / LOSSES.format(number)) as unfinished:
+                pd.DataFrame({"loss": losses}).to_csv(unfinished, index_label="step")
+            print(f"round {number + 1} of {p.rounds}: imitation loss {np.mean(losses[-100:]):.3f}", flush=True)
+            with written_whole(path) as unfinished:
+                torch.save(network.state_dict(), unfinished)
+        network.load_state_dict(torch.load(path, weights_only=True))
+        weights = copied(network)
+    _practise(lesson, network, shown, folder, p, ppo, workers)
+    return TrainedAgent(copied(network), {"course": asdict(p), "ppo": asdict(ppo), "traces": list(lesson.traces)})
+
+
+def copied(network: AgentNetwork) -> ScoringWeights:
+    """The policy as arrays of their own."""
+    return ScoringWeights(*(np.array(part) for part in network.weights()))
+
+
+def _demonstrations(
+    lesson: Lesson, folder: Path, number: int, p: CourseParameters, weights: ScoringWeights | None, workers: int
+) -> Iterator[PlannerDemonstrations]:
+    """Demonstrate in one round, with progress; what is there already is read."""
+    first = (p.seed * 100 + number) * p.pipelines
+    tasks = [(seed, weights, folder / f"{seed}.npz") for seed in range(first, first + p.pipelines)]
+    with task_pool(demonstrate_on, lesson, 1 if all(path.is_file() for *_, path in tasks) else workers) as run:
+        done = progress_bar(run(tasks), total=len(tasks), desc=f"demonstrations {number + 1}", unit="pipeline")
+        yield from map(PlannerDemonstrations.load, done)
+
+
+def _practise(
+    lesson: Lesson,
+    network: AgentNetwork,
+    shown: Sequence[PlannerDemonstrations],
+    folder: Path,
+    p: CourseParameters,
+    ppo: GeneralParameters,
+    workers: int,
+) -> None:
+    """PPO from the last checkpoint on."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=ppo.learning_rate, eps=1e-5)
+    metrics = _resume(folder, network, optimizer)
+    with task_pool(_collect, lesson, workers) as run:
+        for update in range(len(metrics), p.updates):
+            for group in optimizer.param_groups:
+                group["lr"] = ppo.learning_rate * (1.0 - 0.9 * update / p.updates)
+            rng = np.random.default_rng([p.seed, 1_000, update])
+            rollouts = _rollouts(run, network, p, ppo, rng)
+            metrics.append(improve(network, optimizer, rollouts, shown, ppo, rng))
+            if (update + 1) % _SAVE_EVERY == 0 or update + 1 == p.updates:
+                _save(folder, network, optimizer, metrics)
+                recent = np.mean([each["lead"] for each in metrics[-_SAVE_EVERY:]])
+                print(f"update {update + 1} of {p.updates}: lead {recent:+.2%} of the cores", flush=True)
+
+
+def _rollouts(
+    run: Callable[[Sequence[_Practice]], Iterator[Rollout]],
+    network: AgentNetwork,
+    p: CourseParameters,
+    ppo: GeneralParameters,
+    rng: np.random.Generator,
+) -> list[Rollout]:
+    """Collect the experience of one update."""
+    weights = copied(network)
+    chosen = FIRST_PRACTICE + p.seed * p.pool + rng.choice(p.pool, ppo.problems, replace=False)
+    return list(run([_Practice(int(seed), weights, int(rng.integers(2**31)), ppo) for seed in chosen]))
+
+
+FIRST_PRACTICE = 500_000
+"""Seeds from here on are those of pipelines that PPO practises on."""
+
+_problems: dict[int, PracticeProblem] = {}
+"""Of this process, by seed: solving for the loads of a pipeline can take a second."""
+
+
+def _collect(lesson: Lesson, task: _Practice) -> Rollout:
+    if task.pipeline not in _problems:
+        name = list(lesson.traces)[task.pipeline % len(lesson.traces)]
+        _problems[task.pipeline] = generated_problem(
+            task.pipeline, lesson.simulation, lesson.traces[name], "train", lesson.loads[name]
+        )
+    return roll_out(_problems[task.pipeline], task.weights, task.seed, task.parameters)
+
+
+def _save(
+    folder: Path, network: AgentNetwork, optimizer: torch.optim.Optimizer, metrics: list[dict[str, float]]
+) -> None:
+    with written_whole(folder / METRICS) as unfinished:
+        pd.DataFrame(metrics).to_csv(unfinished, index_label="update")
+    state: dict[str, Any] = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "metrics": metrics}
+    with written_whole(folder / CHECKPOINT) as unfinished:
+        torch.save(state, unfinished)
+
+
+def _resume(folder: Path, network: AgentNetwork, optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
+    """Restore the checkpoint of a folder, if there is one; return its metrics."""
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        return []
+    state = torch.load(path, weights_only=True)
+    network.load_state_dict(state["network"])
+    optimizer.load_state_dict(state["optimizer"])
+    return list(state["metrics"])

@@ -1,0 +1,140 @@
+"""Demonstrations: situations in which the planner has compared many configurations.
+
+The planner meets situations that it, the agent or a solver has led to (DAgger, Ross et al. 2011). It tells of the best
+configurations what each is worth, not only which one is best: most situations have several that are about as good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from opd.agent.description import Description, Situations, core_price
+from opd.agent.practice import Load, PracticeProblem, begin_practice, generated_problem, solved_choices
+from opd.agent.scoring import ScoringWeights, choose
+from opd.host.archive import load_archive, save_archive
+from opd.measurement import SimulationParameters
+from opd.pipeline import to_choices
+from opd.planner.lookahead import Planner, PlannerParameters
+from opd.workload.trace import Trace
+
+FORMAT = "opd demonstrations 1"
+
+COMPARED = 6
+"""Configurations of a situation that are kept, the best ones."""
+
+EFFORT = PlannerParameters(futures=(6, 12), kept=0.25, fewest=COMPARED)
+EPISODES, DECISIONS, SHOWN = 6, 20, 0.5
+"""Episodes on a pipeline, decisions in each of them, and the share of these that the planner makes as well."""
+
+
+class PlannerDemonstrations(NamedTuple):
+    """The planner's comparisons in S situations of one pipeline.
+
+    Attributes:
+        description: of the pipeline.
+        situations: S of them.
+        choices: (S, 6, N, 3) the best configurations, the best one first.
+        values: (S, 6) mean reward of an interval, in cores; minus infinity where fewer were compared.
+    """
+
+    description: Description
+    situations: Situations
+    choices: np.ndarray
+    values: np.ndarray
+
+    def save(self, path: Path) -> None:
+        """Write an archive that :meth:`load` reads."""
+        arrays = {f"description_{name}": np.asarray(part) for name, part in self.description._asdict().items()}
+        arrays |= {f"situations_{name}": part for name, part in self.situations._asdict().items()}
+        save_archive(path, FORMAT, {}, arrays | {"choices": self.choices, "values": self.values})
+
+    @classmethod
+    def load(cls, path: Path) -> PlannerDemonstrations:
+        """Read demonstrations."""
+        _, arrays = load_archive(path, FORMAT)
+        known = {name: arrays[f"description_{name}"] for name in Description._fields}
+        plain = {name: part if part.ndim else part.item() for name, part in known.items()}
+        seen = Situations(*(arrays[f"situations_{name}"] for name in Situations._fields))
+        return cls(Description(**plain), seen, arrays["choices"], arrays["values"])
+
+
+class Lesson(NamedTuple):
+    """What demonstrations are made with.
+
+    Attributes:
+        simulation: behaviour of devices.
+        traces: by name.
+        loads: the training days of each of them.
+    """
+
+    simulation: SimulationParameters
+    traces: Mapping[str, Trace]
+    loads: Mapping[str, Load]
+
+
+def demonstrate_on(lesson: Lesson, task: tuple[int, ScoringWeights | None, Path]) -> Path:
+    """Demonstrate on the generated pipeline of a seed, after an agent's decisions if there is one; write the file."""
+    seed, weights, path = task
+    if not path.is_file():
+        name = list(lesson.traces)[seed % len(lesson.traces)]
+        problem = generated_problem(seed, lesson.simulation, lesson.traces[name], "train", lesson.loads[name])
+        demonstrate(problem, weights, np.random.default_rng([seed, 1])).save(path)
+    return path
+
+
+def demonstrate(
+    problem: PracticeProblem, weights: ScoringWeights | None, rng: np.random.Generator
+) -> PlannerDemonstrations:
+    """Let the planner compare configurations in situations of one problem.
+
+    Args:
+        problem: to demonstrate on.
+        weights: of the agent that acts; without one, the planner and the solver do.
+        rng: source of everything random.
+    """
+    planner = Planner(problem.pipeline, problem.objective, problem.simulation, problem.solve, EFFORT)
+    episodes = begin_practice(problem, EPISODES, DECISIONS, rng)
+    shown: list[tuple[Situations, np.ndarray, np.ndarray]] = []
+    tasks = len(problem.description.cores)
+    for _ in range(DECISIONS):
+        seen = episodes.situations()
+        actions = _actions(problem.description, seen, weights, tasks, rng)
+        for e in np.flatnonzero(rng.random(EPISODES) < SHOWN):
+            choices, values = _compare(planner, problem, episodes, int(e), rng)
+            shown.append((seen.part(slice(e, e + 1)), choices, values))
+            if weights is None and rng.random() < 0.7:
+                actions[e] = choices[0]
+        episodes.run(actions)
+    situations = Situations(*(np.concatenate(parts) for parts in zip(*(each[0] for each in shown), strict=True)))
+    choices, values = (np.stack([each[i] for each in shown]) for i in (1, 2))
+    return PlannerDemonstrations(problem.description, situations, choices.astype(np.int16), values)
+
+
+def _actions(
+    description: Description, seen: Situations, weights: ScoringWeights | None, tasks: int, rng: np.random.Generator
+) -> np.ndarray:
+    """The agent's choices, now and then drawn; without an agent, the solver's for about the planned load."""
+    many = len(seen.loads)
+    if weights is None:
+        return solved_choices(description, (seen.loads[:, 1] + seen.loads[:, -1]) * rng.lognormal(-0.05, 0.2, many))
+    uniform = np.where(rng.random((many, 1)) < 0.2, rng.random((many, 3 * tasks)), -1.0)
+    return choose(weights, description, seen, uniform)[0]
+
+
+def _compare(
+    planner: Planner, problem: PracticeProblem, episodes: object, e: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """(6, N, 3) the best configurations of one episode and (6,) their values in cores."""
+    observation = episodes.envs.observation(e)  # type: ignore[attr-defined]
+    counts = problem.load.futures.sample(
+        observation.history, observation.predicted_load, planner.futures, planner.seconds, rng
+    )
+    candidates, returns = planner.compare(observation, counts, rng)
+    best = np.argsort(-returns, kind="stable")[:COMPARED]
+    fill = np.concatenate([best, np.repeat(best[:1], COMPARED - len(best))])
+    values = np.where(np.arange(COMPARED) < len(best), returns[fill] / core_price(problem.objective), -np.inf)
+    return to_choices(candidates[fill]), values

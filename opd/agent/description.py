@@ -1,0 +1,214 @@
+"""What the agent is told, as arrays: the pipeline and its objective, and the situation at a decision.
+
+The description of a pipeline holds its profiles, limits and objective, and the configurations that the exact solver
+finds for a ladder of loads. It changes only with the device. A situation is what an observation says at one decision:
+loads that may come, what runs and what serves. Configurations are indices here: variant, replicas - 1, log2 of the
+batch size. N tasks, Z variants, K batch sizes, E situations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from opd.measurement import Observation, SimulationParameters, StageState, backlog, planned_load
+from opd.objective import Objective
+from opd.pipeline import Pipeline, ServiceLevel, as_array, to_choices
+from opd.profiling.attainable import attainable_load
+from opd.solvers.ladder import Solve
+
+REFERENCES = 4
+"""Solved configurations that every option is compared with."""
+
+LOADS = 10
+"""Loads of a situation, see :func:`load_outlook`."""
+
+OBJECTIVE = 8
+"""Figures that describe an objective."""
+
+SOLVED_LOADS = 96
+"""Loads for which the solver's configurations are kept."""
+
+
+class Description(NamedTuple):
+    """A pipeline on its device, with its objective.
+
+    Attributes:
+        worth: (N, Z) what a variant's accuracy is worth, less that of the most accurate one of its task, in cores.
+        cores: (N, Z) of one replica; infinite where a task has no such variant.
+        startup: (N, Z) start-up time, in intervals.
+        service: (N, Z, K) seconds of a full batch.
+        reserve: (N,) cores that one replica of the smallest variant of every later task needs.
+        variants: (N,) number of variants.
+        capacity: W_max, cores of the device that are free.
+        replicas: F_max.
+        interval: seconds between two decisions.
+        timeout: seconds after which a partial batch is taken.
+        seconds: latency of the service level.
+        objective: (8,) see :func:`objective_figures`.
+        loads: (L,) requests/s, ascending.
+        solved: (L, N, 3) the solver's choices for these loads.
+    """
+
+    worth: np.ndarray
+    cores: np.ndarray
+    startup: np.ndarray
+    service: np.ndarray
+    reserve: np.ndarray
+    variants: np.ndarray
+    capacity: float
+    replicas: int
+    interval: float
+    timeout: float
+    seconds: float
+    objective: np.ndarray
+    loads: np.ndarray
+    solved: np.ndarray
+
+
+class Situations(NamedTuple):
+    """E decisions of one pipeline.
+
+    Attributes:
+        loads: (E, 10) requests/s, see :func:`load_outlook`.
+        running: (E, N, 3) choices.
+        serving: (E, N, Z) replicas that serve.
+        starting: (E, N, Z) replicas that are starting.
+        wait: (E, N, Z) intervals until the last of these serves.
+        latency: (E, N) l, seconds.
+        throughput: (E, N) t, requests/s.
+        queue: (E, N) requests waiting.
+    """
+
+    loads: np.ndarray
+    running: np.ndarray
+    serving: np.ndarray
+    starting: np.ndarray
+    wait: np.ndarray
+    latency: np.ndarray
+    throughput: np.ndarray
+    queue: np.ndarray
+
+    def part(self, rows: np.ndarray | slice) -> Situations:
+        """Some of the situations."""
+        return Situations(*(each[rows] for each in self))
+
+
+def core_price(objective: Objective) -> float:
+    """Reward of a core, the unit in which rewards of all objectives can be compared."""
+    return 1.0 if isinstance(objective, ServiceLevel) else max(objective.cost_weight, 1e-3)
+
+
+def objective_figures(objective: Objective) -> np.ndarray:
+    """(8,) an objective in cores: kind, accuracy, throughput, unmet and spare load, batch, latency, percentile."""
+    if isinstance(objective, ServiceLevel):
+        tail = -np.log1p(-objective.percentile / 100.0)
+        return np.array([1.0, objective.accuracy_weight, 0.0, 0.0, 0.0, 0.0, 0.0, tail])
+    o, price = objective, core_price(objective)
+    parts = [o.alpha, o.beta, o.gamma, o.delta, o.batch_weight, 1.0]
+    return np.array([0.0, *(part / price for part in parts), 0.0])
+
+
+def describe(
+    pipeline: Pipeline,
+    objective: Objective,
+    simulation: SimulationParameters,
+    solve: Solve,
+    solved_loads: int = SOLVED_LOADS,
+) -> Description:
+    """Describe a pipeline as its device is now.
+
+    Args:
+        pipeline: with the capacity that is free and the latencies that are known.
+        objective: of the reward.
+        simulation: interval and batch timeout.
+        solve: the exact solver of the objective.
+        solved_loads: number of loads to solve for, up to the largest that the device carries.
+    """
+    tables = pipeline.tables
+    accuracy_worth = (
+        objective.accuracy_weight / len(pipeline.tasks) if isinstance(objective, ServiceLevel) else objective.alpha
+    )
+    worth = accuracy_worth / core_price(objective) * tables.accuracy
+    present = np.isfinite(tables.cores)
+    smallest = tables.cores.min(axis=1)
+    highest = max(attainable_load(pipeline, np.finfo(float).max), 1.0)
+    loads = np.append(0.0, np.geomspace(min(1.0, highest / 2.0), highest, solved_loads))
+    return Description(
+        worth=worth - np.where(present, worth, -np.inf).max(axis=1, keepdims=True),
+        cores=tables.cores,
+        startup=np.where(present, tables.startup_time / simulation.interval, 0.0),
+        # In one layout for all pipelines: compiled code is compiled for each layout that it meets.
+        service=np.ascontiguousarray(np.where(present[..., None], tables.service_time[:, :, tables.batch_sizes], 1.0)),
+        reserve=smallest.sum() - np.cumsum(smallest),
+        variants=tables.variant_counts,
+        capacity=float(pipeline.capacity),
+        replicas=pipeline.max_replicas,
+        interval=float(simulation.interval),
+        timeout=float(simulation.batch_timeout),
+        seconds=float(pipeline.service_level.seconds),
+        objective=objective_figures(objective),
+        loads=loads,
+        solved=to_choices(np.array([as_array(solve(pipeline, float(load))) for load in loads])),
+    )
+
+
+def load_outlook(incoming: np.ndarray, planned: np.ndarray, quantiles: np.ndarray, waiting: np.ndarray) -> np.ndarray:
+    """Collect the loads of situations.
+
+    Args:
+        incoming: (E,) mean of the last interval, requests/s.
+        planned: (E,) the larger of that and the forecast maximum of the next 20 s.
+        quantiles: (E, 6, 7) of the mean load in the coming intervals.
+        waiting: (E,) requests/s that would clear the queues within an interval.
+
+    Returns:
+        (E, 10): incoming, planned; quantiles 0.1, 0.5, 0.75, 0.9 of the next interval, 0.5 and 0.9 of the second, 0.5
+        of the last; waiting.
+    """
+    first, second, last = quantiles[:, 0], quantiles[:, 1], quantiles[:, -1]
+    parts = [incoming, planned, *first[:, [1, 3, 4, 5]].T, *second[:, [3, 5]].T, last[:, 3], waiting]
+    return np.stack(parts, axis=1).astype(np.float64)
+
+
+def replica_counts(stages: Sequence[StageState], variants: int, interval: float) -> tuple[np.ndarray, ...]:
+    """(N, Z) replicas that serve, replicas that are starting, and intervals until the last of these serves."""
+    shape = (len(stages), variants)
+    serving, starting, wait = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    for n, stage in enumerate(stages):
+        for variant, ready, *_ in stage.replicas:
+            z = int(variant)
+            if ready > 0.0:
+                starting[n, z] += 1.0
+                wait[n, z] = max(wait[n, z], ready / interval)
+            else:
+                serving[n, z] += 1.0
+    return serving, starting, wait
+
+
+def situation_of(description: Description, observation: Observation, quantiles: np.ndarray) -> Situations:
+    """The one situation of an observation; without ``stages``, all replicas of what runs are taken to serve.
+
+    Args:
+        description: of the pipeline.
+        observation: at the decision.
+        quantiles: (6, 7) of the mean load in the coming intervals, requests/s.
+    """
+    running = to_choices(as_array(observation.configuration))
+    shape = description.cores.shape
+    if observation.stages:
+        serving, starting, wait = replica_counts(observation.stages, shape[1], description.interval)
+    else:
+        serving, starting, wait = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+        serving[np.arange(shape[0]), running[:, 0]] = running[:, 1] + 1.0
+    loads = load_outlook(
+        np.array([observation.incoming_load]),
+        np.array([planned_load(observation)]),
+        quantiles[None],
+        np.array([backlog(observation, description.interval)]),
+    )
+    rest = (running, serving, starting, wait)
+    measured = (observation.task_latency, observation.ready_throughput, observation.queue)
+    return Situations(loads, *(each[None] for each in rest), *(each[None].astype(np.float64) for each in measured))

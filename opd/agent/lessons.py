@@ -1,0 +1,63 @@
+"""What the one agent learns from: the traces that are here, each with a forecaster of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from opd.agent.demonstrations import Lesson
+from opd.agent.practice import Load
+from opd.measurement import SimulationParameters
+from opd.workload.forecast import Forecaster, ForecastParameters
+from opd.workload.forecast_training import train_forecaster
+from opd.workload.trace import Trace, load_trace
+from opd.workload.trace_files import locate
+
+
+def traces_here(sources: Sequence[str]) -> list[str]:
+    """Those of some traces, named as :func:`opd.workload.trace.load_trace` takes them, whose files are here."""
+    return [source for source in sources if _is_here(source)]
+
+
+def _is_here(source: str) -> bool:
+    try:
+        return locate(source).is_file()
+    except FileNotFoundError:
+        return False
+
+
+def forecaster_for(trace: Trace, parameters: ForecastParameters, seed: int, path: Path) -> Forecaster:
+    """Train the forecaster of a trace and save it, unless it is there already."""
+    if not path.is_file():
+        train_forecaster(trace, parameters, seed).save(path)
+    return Forecaster.load(path, trace.damping)
+
+
+def prepare_lesson(
+    sources: Sequence[str],
+    damping: int,
+    parameters: ForecastParameters,
+    simulation: SimulationParameters,
+    seed: int,
+    folder: Path,
+) -> tuple[Lesson, dict[str, Forecaster]]:
+    """Load traces, and train or read the forecaster of each.
+
+    Args:
+        sources: the traces.
+        damping: every count is divided by it.
+        parameters: of the forecasters.
+        simulation: behaviour of devices.
+        seed: of the forecasters.
+        folder: for the forecasters.
+
+    Returns:
+        What demonstrations are made with, and the forecasters by name of their trace.
+    """
+    traces = {trace.name: trace for trace in (load_trace(source, damping) for source in sources)}
+    forecasters = {
+        name: forecaster_for(trace, parameters, seed, folder / f"forecaster-{name}.npz")
+        for name, trace in traces.items()
+    }
+    loads = {name: Load.of(trace, "train", forecasters[name], simulation.interval) for name, trace in traces.items()}
+    return Lesson(simulation, traces, loads), forecasters

@@ -1,0 +1,51 @@
+"""Figure of the course of the one agent: imitation and PPO."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from opd.agent.course import LOSSES, METRICS
+from opd.control import AGENT
+from opd.study.plots.style import policy_style, save_figure
+
+_SMOOTHED = 20
+"""Values that a thick line averages."""
+
+
+def plot_course(folder: Path, title: str, path: str | Path) -> Figure:
+    """Draw the imitation loss of every round, and PPO's lead over the exact solver in training episodes.
+
+    Args:
+        folder: of :func:`opd.agent.course.run_course`.
+        title: of the figure.
+        path: image file to write.
+    """
+    rounds = [pd.read_csv(file)["loss"] for file in sorted(folder.glob(LOSSES.format("*")))]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+    figure.suptitle(title)
+    begin = 0
+    for number, losses in enumerate(rounds):
+        _draw(left, begin + np.arange(len(losses)), losses)
+        begin += len(losses)
+        if number + 1 < len(rounds):
+            left.axvline(begin, color="0.6", linestyle=":")
+    left.set(xlabel="gradient step; dotted: the next round of demonstrations", ylabel="imitation loss")
+    if (folder / METRICS).is_file():
+        metrics = pd.read_csv(folder / METRICS)
+        _draw(right, metrics["update"].to_numpy(), 100.0 * metrics["lead"])
+    right.axhline(0.0, color="0.4", linestyle="--", linewidth=1)
+    right.set(xlabel="update of PPO", ylabel="lead over the myopic solver with backlog\nin training, % of its cores")
+    return save_figure(figure, path)
+
+
+def _draw(axes: Axes, places: np.ndarray, values: pd.Series) -> None:
+    """Draw values thin and their moving average thick."""
+    colour = policy_style(AGENT).colour
+    axes.plot(places, values, color=colour, linewidth=0.6, alpha=0.4)
+    axes.plot(places, values.rolling(_SMOOTHED, min_periods=1).mean(), color=colour, linewidth=1.8)

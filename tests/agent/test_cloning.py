@@ -1,0 +1,77 @@
+"""Imitation: targets by hand, and a loss that falls."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from small_pipelines import ocr_pipeline
+from small_situations import described, random_situations, untrained
+
+from opd.agent.cloning import TOLERANCE, imitate, imitation_loss, targets
+from opd.agent.demonstrations import COMPARED, PlannerDemonstrations
+from opd.agent.scoring import choose
+from opd.pipeline import Pipeline, ServiceLevel, Task, Variant
+
+ROWS = np.arange(8)
+
+
+def made_demonstrations(pipeline: Pipeline, best: list, values: list[float], seed: int = 0) -> PlannerDemonstrations:
+    """Eight situations in which configurations ``best`` (indices) are worth ``values``; the first one fills up."""
+    d = described(pipeline)
+    filled = best + best[:1] * (COMPARED - len(best))
+    worth = values + [-np.inf] * (COMPARED - len(values))
+    choices = np.repeat(np.array(filled, dtype=np.int16)[None], len(ROWS), axis=0)
+    return PlannerDemonstrations(
+        d, random_situations(d, len(ROWS), seed), choices, np.repeat(np.array(worth)[None], len(ROWS), axis=0)
+    )
+
+
+OTHER = [[[0, 0, 1], [2, 0, 0]], [[1, 0, 0], [0, 1, 1]]]
+"""Of 1 + 4 cores, and of 2 + 2."""
+
+
+def test_targets_by_hand():
+    """The best uses 5 cores: what is worth a tolerance of these less is e times less likely."""
+    tolerance = 5.0 * TOLERANCE
+    shown = made_demonstrations(ocr_pipeline(), [*OTHER, OTHER[0]], [3.0, 3.0 - tolerance, 3.0 - 2.0 * tolerance])
+    expected = np.array([1.0, np.exp(-1.0), np.exp(-2.0), 0.0, 0.0, 0.0])
+    np.testing.assert_allclose(targets(shown, ROWS[:2]), np.repeat(expected[None] / expected.sum(), 2, axis=0))
+
+
+def test_configurations_of_equal_worth_are_equally_likely():
+    shown = made_demonstrations(ocr_pipeline(), OTHER, [-4.0, -4.0])
+    np.testing.assert_allclose(targets(shown, ROWS)[:, :3], np.repeat([[0.5, 0.5, 0.0]], len(ROWS), axis=0))
+
+
+def test_the_loss_by_hand():
+    """Where there is no choice, everything is certain. Of two equal actions one is a logarithm of 2 away."""
+    task = Task("only", tuple(Variant(name, 0.9, 1, {1: 0.1}, 1.0) for name in ("one", "other")))
+    two = Pipeline("two", (task,), 1, 1, 1, ServiceLevel(1.0))
+    one = Pipeline("one", (Task("only", task.variants[:1]),), 1, 1, 1, ServiceLevel(1.0))
+    network = untrained(0)
+    with torch.no_grad():
+        network.score_weight.zero_()
+    certain, open_choice = (made_demonstrations(each, [[[0, 0, 0]]], [1.0]) for each in (one, two))
+    assert float(imitation_loss(network, [(certain, ROWS)]).detach()) == pytest.approx(0.0, abs=1e-6)
+    assert float(imitation_loss(network, [(open_choice, ROWS)]).detach()) == pytest.approx(np.log(2.0), abs=1e-5)
+    both = float(imitation_loss(network, [(open_choice, ROWS), (certain, ROWS)]).detach())
+    assert both == pytest.approx(np.log(2.0) / 2.0, abs=1e-5)
+
+
+def test_imitation_lowers_the_loss_until_the_agent_chooses_what_was_shown():
+    shown = made_demonstrations(ocr_pipeline(), [[[0, 0, 1], [2, 0, 0]]], [1.0])
+    network = untrained(0)
+    before = float(imitation_loss(network, [(shown, ROWS)]).detach())
+    losses = imitate(network, [shown], 60, 3e-3, np.random.default_rng(0))
+    after = float(imitation_loss(network, [(shown, ROWS)]).detach())
+    assert len(losses) == 60
+    assert after < 0.3 * before
+    chosen, _ = choose(network.weights(), shown.description, shown.situations, np.full((len(ROWS), 6), -1.0))
+    assert (chosen == shown.choices[:, 0]).all()
+
+
+def test_imitation_depends_on_the_seed_alone():
+    shown = [made_demonstrations(ocr_pipeline(), OTHER, [1.0, 0.99], seed) for seed in (1, 2)]
+    runs = [imitate(untrained(0), shown, 3, 1e-3, np.random.default_rng(seed)) for seed in (4, 4, 5)]
+    assert runs[0] == runs[1] != runs[2]
