@@ -8,12 +8,19 @@ import torch
 from small_pipelines import ocr_pipeline
 from small_situations import described, random_situations, untrained
 
+from opd.agent import cloning
 from opd.agent.cloning import TOLERANCE, imitate, imitation_loss, targets
 from opd.agent.demonstrations import COMPARED, PlannerDemonstrations
 from opd.agent.scoring import choose
 from opd.pipeline import Pipeline, ServiceLevel, Task, Variant
 
 ROWS = np.arange(8)
+
+
+@pytest.fixture(autouse=True)
+def small_minibatches(monkeypatch):
+    monkeypatch.setattr(cloning, "PIPELINES", 2)
+    monkeypatch.setattr(cloning, "SITUATIONS", 8)
 
 
 def made_demonstrations(pipeline: Pipeline, best: list, values: list[float], seed: int = 0) -> PlannerDemonstrations:
@@ -63,9 +70,9 @@ def test_imitation_lowers_the_loss_until_the_agent_chooses_what_was_shown():
     shown = made_demonstrations(ocr_pipeline(), [[[0, 0, 1], [2, 0, 0]]], [1.0])
     network = untrained(0)
     before = float(imitation_loss(network, [(shown, ROWS)]).detach())
-    losses = imitate(network, [shown], 60, 3e-3, np.random.default_rng(0))
+    losses = imitate(network, [shown], 80, 1e-2, np.random.default_rng(0))
     after = float(imitation_loss(network, [(shown, ROWS)]).detach())
-    assert len(losses) == 60
+    assert len(losses) == 80
     assert after < 0.3 * before
     chosen, _ = choose(network.weights(), shown.description, shown.situations, np.full((len(ROWS), 6), -1.0))
     assert (chosen == shown.choices[:, 0]).all()

@@ -14,10 +14,12 @@ from opd.agent.general_ppo import (
     LARGE_LEAD,
     Experience,
     GeneralParameters,
+    Minibatch,
     Rollout,
     evaluated,
     general_ppo_loss,
     improve,
+    minibatches,
     roll_out,
     squashed,
 )
@@ -121,6 +123,26 @@ def test_advantages_of_an_episode_do_not_depend_on_the_others():
 # --- the update ------------------------------------------------------------------------------------------------------
 
 
+def whole(experience: Experience) -> Minibatch:
+    """All decisions of an experience in one minibatch."""
+    (only,) = minibatches([experience], len(experience.returns), np.random.default_rng(0))
+    return only
+
+
+def test_minibatches_hold_every_decision_once():
+    network = untrained(0)
+    rollouts = [made_rollout(network, np.zeros((many, 2)), np.zeros((many + 1, 2), dtype=int)) for many in (3, 5)]
+    numbers = np.split(np.arange(16.0), [6])
+    experience = [Experience(each, own, -own) for each, own in zip(rollouts, numbers, strict=True)]
+    found = minibatches(experience, 5, np.random.default_rng(1))
+    assert [len(each.returns) for each in found] == [6, 5, 5]
+    advantages = np.concatenate([each.advantage.numpy() for each in found])
+    assert sorted(advantages.tolist()) == list(range(16))
+    for each in found:
+        assert torch.equal(each.returns, -each.advantage)
+        assert len(network(each.batch).log_prob) == len(each.returns)
+
+
 def test_the_loss_by_hand():
     """Nothing has changed, so the ratio is 1: minus the mean advantage, half the error in value, less the entropy."""
     network = valued(untrained(0), 1.0)
@@ -129,7 +151,7 @@ def test_the_loss_by_hand():
     rollout = made_rollout(network, np.zeros((2, 2)), np.array([[0, 1], [0, 1], [0, 0]]))
     experience = Experience(rollout, np.array([1.0, 2.0, -1.0, 4.0]), np.array([1.0, 3.0, 1.0, 1.0]))  # Huber: 2 - 1/2
     parameters = GeneralParameters(value_coefficient=0.5, entropy_coefficient=0.1)
-    loss, divergence = general_ppo_loss(network, [(experience, np.arange(4))], parameters)
+    loss, divergence = general_ppo_loss(network, whole(experience), parameters)
     assert float(loss.detach()) == pytest.approx(-6.0 / 4.0 + 0.5 * 1.5 / 4.0 - 0.1 * np.log(2.0), abs=1e-5)
     assert divergence == pytest.approx(0.0, abs=1e-6)
 
@@ -141,7 +163,7 @@ def test_ratios_beyond_the_clip_range_earn_nothing_more():
     before = rollout._replace(log_prob=rollout.log_prob - np.log(3.0))
     experience = Experience(before, np.array([1.0]), np.array([0.0]))
     parameters = GeneralParameters(clip_range=0.2, entropy_coefficient=0.0)
-    loss, divergence = general_ppo_loss(network, [(experience, np.array([0]))], parameters)
+    loss, divergence = general_ppo_loss(network, whole(experience), parameters)
     assert float(loss.detach()) == pytest.approx(-1.2, abs=1e-5)
     assert divergence == pytest.approx(2.0 - np.log(3.0), abs=1e-4)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from small_pipelines import steady_workload, varying_workload
+from small_pipelines import ocr_pipeline, steady_workload, varying_workload
 from small_situations import QUIET, load_of, small_practice
 from small_traces import make_trace
 
 from opd.agent.description import Situations, core_price, situation_of
 from opd.agent.practice import BURST_SHARE, DROP_PENALTY, Episodes, begin_practice, generated_problem, solved_choices
-from opd.pipeline import as_configuration, check_feasible, used_cores
+from opd.pipeline import Pipeline, as_configuration, check_feasible, used_cores
 from opd.profiling.generated import generate_pipeline
 from opd.workload.rescaled import RescaledFutures
 
@@ -64,9 +66,19 @@ def test_a_generated_problem_has_its_own_load_on_its_own_device(seed):
 # --- episodes --------------------------------------------------------------------------------------------------------
 
 
+def slow_to_start() -> Pipeline:
+    """The small pipeline, whose replicas now start in 8 to 32 s and so over several decisions."""
+    pipeline = ocr_pipeline()
+    tasks = tuple(
+        replace(task, variants=tuple(replace(each, startup_time=8.0 * each.startup_time) for each in task.variants))
+        for task in pipeline.tasks
+    )
+    return replace(pipeline, tasks=tasks)
+
+
 def test_the_agent_sees_in_training_what_it_sees_when_deployed():
     """Through changes of all kinds, the situations of episodes are those of their observations."""
-    problem, random = small_practice(), rng(4)
+    problem, random = small_practice(slow_to_start()), rng(4)
     d = problem.description
     episodes = begin_practice(problem, 4, 8, random)
     for _ in range(8):
