@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class PlannerDemonstrations(NamedTuple):
         """Read demonstrations."""
         _, arrays = load_archive(path, FORMAT)
         known = {name: arrays[f"description_{name}"] for name in Description._fields}
-        plain = {name: part if part.ndim else part.item() for name, part in known.items()}
+        plain: dict[str, Any] = {name: part if part.ndim else part.item() for name, part in known.items()}
         seen = Situations(*(arrays[f"situations_{name}"] for name in Situations._fields))
         return cls(Description(**plain), seen, arrays["choices"], arrays["values"])
 

@@ -8,7 +8,7 @@ pipelines of any shape form a batch; each has M sequences of choices.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -69,7 +69,8 @@ def batch_of(groups: Sequence[Expanded]) -> Batch:
         parts["place"].append(place)
         situations, stages, options = situations + many, stages + many * tasks, options + len(group.options)
         steps, sequences = steps + len(group.chosen), sequences + in_all
-    return Batch(*(torch.from_numpy(np.concatenate(part)) for part in parts.values()), sequences)
+    joined: dict[str, Any] = {name: torch.from_numpy(np.concatenate(part)) for name, part in parts.items()}
+    return Batch(**joined, sequences=sequences)
 
 
 class Evaluation(NamedTuple):
