@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 STATES_SECONDS = 0.1
 """Age at which the known states of the replicas are asked for again."""
 
+OPEN_SECONDS = 120.0
+"""Time limit for the start of the process. It may be long, because a process that has failed is noticed at once."""
+
 PROCESS = "emulated"
 """Name of the process and of its files."""
 
@@ -89,7 +92,7 @@ def emulation_host(folder: Path, noise: float) -> Iterator[EmulationHost]:
     """
     host = EmulationHost(folder, noise)
     first = host.process
-    with running(first, START_SECONDS):
+    with running(first, OPEN_SECONDS):
         try:
             yield host
         finally:
