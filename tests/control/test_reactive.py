@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_pipelines import ocr_pipeline, pipelines, stages, within_limits
 
-from opd.control.factory import reactive_policy, solver_for
+from opd.control.factory import reactive_policy
 from opd.control.loop import run
 from opd.control.reactive import (
     HpaPolicy,
@@ -27,6 +27,7 @@ from opd.objective import Weights, throughput
 from opd.pipeline import ServiceLevel, as_array, used_cores
 from opd.simulator.backend import SimulatedBackend
 from opd.solvers import myopic
+from opd.solvers.exact import solver_for
 from opd.solvers.ladder import build_ladder, lowest_carrying
 
 WEIGHTS, SIMULATION = Weights(), SimulationParameters()

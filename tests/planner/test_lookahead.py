@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_pipelines import ocr_pipeline, stages
 
-from opd.control.factory import build_policy, solver_for
+from opd.control.factory import build_policy
 from opd.measurement import Observation, SimulationParameters, StageState, idle_observation
 from opd.objective import Weights
 from opd.pipeline import Pipeline, ServiceLevel, as_array, as_configuration, check_feasible
@@ -19,6 +19,7 @@ from opd.planner.lookahead import Planner, PlannerParameters
 from opd.planner.present import present_stages
 from opd.simulator.backend import SimulatedBackend
 from opd.solvers import IpaParameters
+from opd.solvers.exact import solver_for
 
 PARAMETERS = SimulationParameters(service_noise=0.0)
 IPA = IpaParameters()

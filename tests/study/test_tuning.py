@@ -10,8 +10,9 @@ from small_pipelines import ocr_pipeline
 from small_study import SIMULATION, WEIGHTS
 from small_traces import make_trace
 
-from opd.control.factory import reactive_policy, solver_for
+from opd.control.factory import reactive_policy
 from opd.control.thresholds import EVERY_PIPELINE, KINDS, LadderThresholds, read_thresholds
+from opd.solvers.exact import solver_for
 from opd.study.analysis.tuning import (
     DROP_PENALTY,
     ROUNDS,

@@ -24,7 +24,7 @@ import scipy.stats
 import typer
 
 from opd.agent.single.problem import TrainingParameters
-from opd.control.factory import reactive_policy, solver_for
+from opd.control.factory import reactive_policy
 from opd.control.thresholds import EVERY_PIPELINE, FILE_NAME, KINDS, Thresholds
 from opd.host.parallel import run_tasks
 from opd.host.progress import progress_bar
@@ -33,7 +33,7 @@ from opd.objective import Objective
 from opd.pipeline import Configuration, Pipeline
 from opd.profiling.pipelines import common_objective, load_pipeline
 from opd.solvers import IpaParameters
-from opd.solvers.ladder import Solve
+from opd.solvers.exact import Solve, solver_for
 from opd.study.evaluation.batched import run_cycles
 from opd.study.evaluation.cycles import Setting
 from opd.workload.check_trace import WRONG_INPUT

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ import torch
 from opd.agent.single.deployed import Agent
 from opd.agent.single.network import ActorCritic, export
 from opd.control.factory import agent_policy
-from opd.control.policies import IpaPolicy, Policy
+from opd.control.policies import Policy, SolverPolicy
 from opd.host.progress import progress_bar
 from opd.measurement import Observation, idle_observation
 from opd.pipeline import Configuration, Pipeline
@@ -98,8 +99,8 @@ def policies(pipeline: Pipeline, ipa: IpaParameters, seed: int) -> dict[str, Pol
     agent = Agent(pipeline, export(ActorCritic(pipeline)), {"untrained": True})
     return {
         "agent": agent_policy(agent),
-        "ipa-highs": IpaPolicy(pipeline, ipa, ipa_highs),
-        "dynamic-program": IpaPolicy(pipeline, ipa, ipa_dynamic_program),
+        "ipa-highs": SolverPolicy(pipeline, partial(ipa_highs, parameters=ipa)),
+        "dynamic-program": SolverPolicy(pipeline, partial(ipa_dynamic_program, parameters=ipa)),
     }
 
 
