@@ -17,7 +17,7 @@ from opd.measurement import Observation, SimulationParameters, StageState, backl
 from opd.objective import Objective
 from opd.pipeline import Pipeline, ServiceLevel, as_array, to_choices
 from opd.profiling.attainable import attainable_load
-from opd.solvers.ladder import Solve
+from opd.solvers.exact import Solve
 
 REFERENCES = 4
 """Solved configurations that every option is compared with."""

@@ -14,8 +14,7 @@ from opd.pipeline import Pipeline, from_choices, to_choices, used_cores
 from opd.profiling.calibrated import calibrated_pipeline
 from opd.profiling.generated import draw_speed, generate_pipeline
 from opd.simulator.environment import PipelineVectorEnv
-from opd.solvers.exact import solver_for
-from opd.solvers.ladder import Solve
+from opd.solvers.exact import Solve, solver_for
 from opd.workload.forecast import Forecaster
 from opd.workload.futures import Futures
 from opd.workload.quantile_futures import futures_of

@@ -28,12 +28,9 @@ from opd.control.policies import (
     AgentPolicy,
     BacklogPolicy,
     ClairvoyantPolicy,
-    GreedyPolicy,
-    IpaPolicy,
-    MyopicPolicy,
     Policy,
     RandomPolicy,
-    ServiceLevelPolicy,
+    SolverPolicy,
 )
 from opd.control.reactive import HpaPolicy, LadderPolicy, QueueThresholdPolicy
 from opd.control.thresholds import HpaThresholds, QueueThresholds, Thresholds, tuned_thresholds
@@ -43,10 +40,9 @@ from opd.measurement import SimulationParameters
 from opd.objective import Objective, objective_from
 from opd.pipeline import Pipeline, ServiceLevel
 from opd.planner.lookahead import Planner, PlannerParameters
-from opd.solvers import IpaParameters, ipa_dynamic_program, ipa_highs
-from opd.solvers.exact import solver_for
-from opd.solvers.ladder import Solve
-from opd.solvers.service_level import best_for_level, greedy_for_level, ipa_for_level
+from opd.solvers import IpaParameters, greedy, ipa_highs
+from opd.solvers.exact import Solve, expert_solver, ipa_solver_for, solver_for
+from opd.solvers.service_level import greedy_for_level
 from opd.workload.futures import Futures, RecentFutures
 
 LIVE_MILLISECONDS = 500.0
@@ -96,8 +92,9 @@ def build_policy(
         ValueError: if there is no such policy, or no file for ``agent-single``.
         PolicyError, CheckpointError, WeightsError: if a user's policy, or the file of an agent, cannot be used.
     """
-    solvers, solve = _solver_policies(pipeline, objective, simulation, ipa), solver_for(objective, simulation)
-    backlog = BacklogPolicy(solvers["myopic"](), simulation.interval)
+    solvers = _solvers(objective, simulation, ipa)
+    solve = solvers["myopic"]
+    backlog = BacklogPolicy(SolverPolicy(pipeline, solve), simulation.interval)
     if is_user_policy(name):
         limit = decision_seconds or DECISION_SHARE * simulation.interval
         return UserPolicy(policy_label(name), load_user_policy(name, pipeline, objective), pipeline, backlog, limit)
@@ -108,10 +105,12 @@ def build_policy(
     planner = partial(_planner, pipeline, objective, simulation, solve, futures, simulated, seed)
     if name in PLANNERS:
         return planner(name)
-    makers: dict[str, Callable[[], Policy]] = solvers | {
+    if name in solvers:
+        return SolverPolicy(pipeline, solvers[name])
+    makers: dict[str, Callable[[], Policy]] = {
         "random": lambda: RandomPolicy(pipeline, seed),
         "myopic-backlog": lambda: backlog,
-        "clairvoyant": lambda: ClairvoyantPolicy(solvers["myopic"]()),
+        "clairvoyant": lambda: ClairvoyantPolicy(SolverPolicy(pipeline, solve)),
         AGENT: lambda: GeneralAgentPolicy(
             *(pipeline, objective, simulation, solve, TrainedAgent.load(agent or SHIPPED), futures),
             fallback=partial(planner, "lookahead"),
@@ -121,25 +120,14 @@ def build_policy(
     return makers[name]()
 
 
-def _solver_policies(
-    pipeline: Pipeline, objective: Objective, simulation: SimulationParameters, ipa: IpaParameters
-) -> dict[str, Callable[[], Policy]]:
-    """The policies that solve for the forecast load; for a service level they plan with the latency's percentile."""
+def _solvers(objective: Objective, simulation: SimulationParameters, ipa: IpaParameters) -> dict[str, Solve]:
+    """The solvers that are policies, by name; for a service level they plan with the latency's percentile."""
+    by_program = ipa_solver_for(objective, simulation, ipa)
+    solvers = {"dynamic-program": by_program, "myopic": solver_for(objective, simulation)}
     if isinstance(objective, ServiceLevel):
-        for_level = partial(ServiceLevelPolicy, pipeline, objective, simulation)
-        constrained = partial(for_level, partial(ipa_for_level, parameters=ipa))
-        return {
-            "greedy": partial(for_level, greedy_for_level),
-            "ipa": constrained,
-            "dynamic-program": constrained,
-            "myopic": partial(for_level, best_for_level),
-        }
-    return {
-        "greedy": partial(GreedyPolicy, pipeline),
-        "ipa": partial(IpaPolicy, pipeline, ipa, ipa_highs),
-        "dynamic-program": partial(IpaPolicy, pipeline, ipa, ipa_dynamic_program),
-        "myopic": partial(MyopicPolicy, pipeline, objective, simulation.batch_timeout),
-    }
+        cheapest = partial(greedy_for_level, level=objective, simulation=simulation)
+        return solvers | {"greedy": cheapest, "ipa": by_program}
+    return solvers | {"greedy": greedy, "ipa": partial(ipa_highs, parameters=ipa)}
 
 
 def _planner(
@@ -194,11 +182,8 @@ def agent_policy(agent: Agent) -> AgentPolicy:
     if not np.isfinite(parameters.get("largest_load", np.inf)):
         return AgentPolicy(agent)
     objective, simulation = objective_from(parameters), SimulationParameters(**parameters["simulation"])
-    ipa = IpaParameters.from_objective(objective, len(pipeline.tasks))
-    expert = "dynamic-program" if parameters["training"]["expert"] == "ipa" else "myopic"
-    return AgentPolicy(
-        agent, BacklogPolicy(_solver_policies(pipeline, objective, simulation, ipa)[expert](), simulation.interval)
-    )
+    expert = expert_solver(parameters["training"]["expert"], objective, simulation, len(pipeline.tasks))
+    return AgentPolicy(agent, BacklogPolicy(SolverPolicy(pipeline, expert), simulation.interval))
 
 
 def agent_kind(name: str, path: Path) -> str:

@@ -14,7 +14,7 @@ from opd.control.policies import Policy, present_pipeline
 from opd.measurement import Observation, SimulationParameters, backlog, planned_load
 from opd.objective import Objective
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, as_configuration, from_choices
-from opd.solvers.ladder import Solve
+from opd.solvers.exact import Solve
 from opd.workload.futures import Futures
 
 _KEPT = 8

@@ -5,18 +5,17 @@ The baselines of Sec. VI-A, exact optimisers of the reward as references, and th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
 from opd.agent.single.deployed import Agent
-from opd.measurement import Observation, SimulationParameters, backlog, observed_state, planned_load
-from opd.objective import Weights
-from opd.pipeline import Configuration, Pipeline, ServiceLevel
+from opd.measurement import Observation, backlog, observed_state, planned_load
+from opd.pipeline import Configuration, Pipeline
 from opd.profiling.calibrated import calibrated_pipeline
-from opd.solvers import IpaParameters, greedy, ipa_highs, myopic, random_configuration
+from opd.solvers import random_configuration
+from opd.solvers.exact import Solve
 
 
 class Policy(Protocol):
@@ -73,82 +72,25 @@ class RandomPolicy(Policy):
         return random_configuration(on_available_cores(self._pipeline, observation), self._generator)
 
 
-class _StatelessPolicy(Policy):
-    """A policy that remembers nothing, so that a decision nobody uses compiles what the others need."""
+class SolverPolicy(Policy):
+    """A solver for the forecast load; it knows no start-up times and no later intervals.
+
+    Args:
+        pipeline: the pipeline to control.
+        solve: the solver, such as :func:`opd.solvers.greedy`, or the exact one of an objective,
+            :func:`opd.solvers.exact.solver_for`.
+    """
+
+    def __init__(self, pipeline: Pipeline, solve: Solve) -> None:
+        self._pipeline, self._solve = pipeline, solve
 
     def warm_up(self, observation: Observation) -> None:
-        """Decide once."""
+        """Decide once; nothing is remembered."""
         self.decide(observation)
-
-
-class GreedyPolicy(_StatelessPolicy):
-    """The cheapest configuration that carries the forecast."""
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
-
-    def decide(self, observation: Observation) -> Configuration:
-        """Fewest cores for the forecast load."""
-        return greedy(present_pipeline(self._pipeline, observation), observation.predicted_load)
-
-
-class IpaPolicy(_StatelessPolicy):
-    """IPA with the capacity limit added, solved exactly.
-
-    Args:
-        pipeline: the pipeline to control.
-        parameters: weights of IPA's objective.
-        solve: :func:`opd.solvers.ipa_highs` or :func:`opd.solvers.ipa_dynamic_program`.
-    """
-
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        parameters: IpaParameters,
-        solve: Callable[[Pipeline, float, IpaParameters], Configuration] = ipa_highs,
-    ) -> None:
-        self._pipeline, self._parameters, self._solve = pipeline, parameters, solve
-
-    def decide(self, observation: Observation) -> Configuration:
-        """The optimum of IPA's objective for the forecast load."""
-        return self._solve(present_pipeline(self._pipeline, observation), observation.predicted_load, self._parameters)
-
-
-class MyopicPolicy(_StatelessPolicy):
-    """The exact maximiser of Eq. 7 for the forecast load; ignores start-up times and later intervals."""
-
-    def __init__(self, pipeline: Pipeline, weights: Weights, batch_timeout: float) -> None:
-        self._pipeline, self._weights, self._batch_timeout = pipeline, weights, batch_timeout
-
-    def decide(self, observation: Observation) -> Configuration:
-        """The best configuration for a single interval if the forecast is right."""
-        pipeline = present_pipeline(self._pipeline, observation)
-        return myopic(pipeline, observation.predicted_load, self._weights, self._batch_timeout)
-
-
-class ServiceLevelPolicy(_StatelessPolicy):
-    """A solver of :mod:`opd.solvers.service_level` for the forecast load.
-
-    Args:
-        pipeline: the pipeline to control.
-        level: the service level.
-        simulation: batch timeout and noise to plan with.
-        solve: the solver.
-    """
-
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        level: ServiceLevel,
-        simulation: SimulationParameters,
-        solve: Callable[[Pipeline, float, ServiceLevel, SimulationParameters], Configuration],
-    ) -> None:
-        self._pipeline, self._level, self._simulation, self._solve = pipeline, level, simulation, solve
 
     def decide(self, observation: Observation) -> Configuration:
         """The solver's configuration if the forecast is right."""
-        pipeline = present_pipeline(self._pipeline, observation)
-        return self._solve(pipeline, observation.predicted_load, self._level, self._simulation)
+        return self._solve(present_pipeline(self._pipeline, observation), observation.predicted_load)
 
 
 class ClairvoyantPolicy(Policy):

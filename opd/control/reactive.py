@@ -26,7 +26,8 @@ from opd.control.thresholds import HpaThresholds, LadderThresholds, QueueThresho
 from opd.measurement import Observation
 from opd.objective import profiled_throughput
 from opd.pipeline import Configuration, Pipeline, as_array, as_configuration
-from opd.solvers.ladder import Ladder, Solve, build_ladder, lowest_carrying
+from opd.solvers.exact import Solve
+from opd.solvers.ladder import Ladder, build_ladder, lowest_carrying
 
 TOLERANCE = 0.1
 """Relative distance from its target up to which an autoscaler changes nothing: the default of Kubernetes."""

@@ -22,7 +22,7 @@ from opd.planner.candidates import feasible, neighbours
 from opd.planner.present import present_stages
 from opd.profiling.attainable import attainable_load
 from opd.simulator.rollouts import Arrivals, Continuation, RolloutSimulator, draw_arrivals
-from opd.solvers.ladder import Solve
+from opd.solvers.exact import Solve
 
 DROP_PENALTY = 0.05
 """Reward lost per dropped request, as in training: Eq. 7 itself does not count them."""

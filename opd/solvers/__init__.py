@@ -5,8 +5,8 @@ of the coming seconds, and returns a configuration within the limits of Eq. 4, w
 """
 
 from opd.solvers.baselines import greedy, random_configuration
-from opd.solvers.ipa import IpaParameters, ipa_dynamic_program, ipa_highs, ipa_objective, ipa_table
-from opd.solvers.myopic import myopic, myopic_table, predicted_reward
+from opd.solvers.ipa import IpaParameters, ipa_dynamic_program, ipa_highs, ipa_objective
+from opd.solvers.myopic import myopic, predicted_reward
 
 __all__ = [
     "IpaParameters",
@@ -14,9 +14,7 @@ __all__ = [
     "ipa_dynamic_program",
     "ipa_highs",
     "ipa_objective",
-    "ipa_table",
     "myopic",
-    "myopic_table",
     "predicted_reward",
     "random_configuration",
 ]

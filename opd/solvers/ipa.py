@@ -130,11 +130,6 @@ def ipa_dynamic_program(pipeline: Pipeline, load: float, parameters: IpaParamete
     return _configure(pipeline, load, parameters, best_within_latency)
 
 
-def ipa_table(pipeline: Pipeline, parameters: IpaParameters, max_load: int) -> np.ndarray:
-    """(max_load + 1, N, 3) IPA's configurations for the loads 0..max_load, to look up by the rounded load."""
-    return np.array([ipa_dynamic_program(pipeline, float(load), parameters) for load in range(max_load + 1)])
-
-
 def _mip(
     cores: np.ndarray, latency: np.ndarray, score: np.ndarray, capacity: int, limit: float
 ) -> tuple[highspy.HighsLp, np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +10,10 @@ import numpy as np
 from opd.objective import profiled_throughput, throughput
 from opd.pipeline import Configuration, Pipeline
 from opd.profiling.attainable import attainable_load
+from opd.solvers.exact import Solve
 
 LOADS = 128
 """Number of loads, evenly spaced up to the largest that the device carries, for which the rungs are solved."""
-
-Solve = Callable[[Pipeline, float], Configuration]
-"""The configuration for a load in requests/s."""
 
 
 @dataclass(frozen=True)

@@ -235,21 +235,3 @@ def myopic(pipeline: Pipeline, load: float, weights: Weights, batch_timeout: flo
     )
     selected, replicas = _maximise(instance, pipeline.tables.batch_sizes).T
     return as_configuration(options.configuration(selected, replicas))
-
-
-def myopic_table(pipeline: Pipeline, weights: Weights, max_load: int, batch_timeout: float) -> np.ndarray:
-    """:func:`myopic` for every whole load, as a table to look up by the rounded load: the expert of Alg. 2.
-
-    Args:
-        pipeline: the pipeline.
-        weights: of Eqs. 3 and 7.
-        max_load: highest load in requests/s.
-        batch_timeout: seconds after which a partial batch is taken.
-
-    Returns:
-        (max_load + 1, N, 3) variant, replicas and batch size for the loads 0..max_load.
-
-    Raises:
-        ValueError: if ``batch_timeout`` is out of its range.
-    """
-    return np.array([myopic(pipeline, float(load), weights, batch_timeout) for load in range(max_load + 1)])

@@ -18,9 +18,10 @@ from opd.control import AGENT, DEPLOYABLE_POLICIES, POLICIES, SINGLE_AGENT
 from opd.control.factory import agent_kind, agent_policy, build_policy
 from opd.control.policies import TRAINED_LOAD_SHARE
 from opd.measurement import Observation, SimulationParameters, idle_observation
-from opd.objective import Weights
-from opd.pipeline import Pipeline
-from opd.solvers import IpaParameters, ipa_dynamic_program, myopic
+from opd.objective import Objective, Weights
+from opd.pipeline import Configuration, Pipeline, ServiceLevel
+from opd.solvers import IpaParameters, greedy, ipa_dynamic_program, ipa_highs, myopic
+from opd.solvers.service_level import best_for_level, greedy_for_level, ipa_for_level
 
 
 def observation(pipeline: Pipeline, predicted_load: float, incoming_load: float = 5.0) -> Observation:
@@ -38,6 +39,31 @@ def test_policies_by_name_decide_within_the_limits(name, tmp_path):
     agent_for(pipeline).save(path)
     policy = build(name, pipeline, agent=path if name == SINGLE_AGENT else None, simulated=True)
     assert policy.decide(observation(pipeline, 5.0)) in every_configuration(pipeline)
+
+
+def test_policies_that_solve_do_so_for_the_objective():
+    """Of a service level, IPA is solved by dynamic programming only: HiGHS knows no percentiles."""
+    pipeline, simulation, ipa = ocr_pipeline(capacity=16), SimulationParameters(), IpaParameters()
+    level = ServiceLevel(pipeline.service_level.seconds, accuracy_weight=20.0)
+    by_program = ipa_for_level(pipeline, 7.0, level, simulation, ipa)
+    expected: dict[Objective, dict[str, Configuration]] = {
+        Weights(): {
+            "greedy": greedy(pipeline, 7.0),
+            "ipa": ipa_highs(pipeline, 7.0, ipa),
+            "dynamic-program": ipa_dynamic_program(pipeline, 7.0, ipa),
+            "myopic": myopic(pipeline, 7.0, Weights(), simulation.batch_timeout),
+        },
+        level: {
+            "greedy": greedy_for_level(pipeline, 7.0, level, simulation),
+            "ipa": by_program,
+            "dynamic-program": by_program,
+            "myopic": best_for_level(pipeline, 7.0, level, simulation),
+        },
+    }
+    for objective, decisions in expected.items():
+        for name, decision in decisions.items():
+            policy = build_policy(name, pipeline, objective, simulation, ipa)
+            assert policy.decide(observation(pipeline, 7.0)) == decision, (objective, name)
 
 
 @pytest.mark.parametrize(

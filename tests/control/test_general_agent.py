@@ -13,7 +13,7 @@ from opd.agent.weights import TrainedAgent
 from opd.control import general_agent
 from opd.control.general_agent import LARGEST_BATCH, LARGEST_SHARE, LONGEST_START, MOST_REPLICAS, GeneralAgentPolicy
 from opd.control.loop import run
-from opd.control.policies import GreedyPolicy, present_pipeline
+from opd.control.policies import SolverPolicy, present_pipeline
 from opd.measurement import Calibration, Observation, backlog, idle_observation, planned_load
 from opd.objective import Objective, Weights
 from opd.pipeline import InfeasibleError, Pipeline, as_array, check_feasible
@@ -22,6 +22,7 @@ from opd.profiling.calibrated import calibrated_pipeline
 from opd.profiling.generated import generate_pipeline
 from opd.profiling.pipelines import load_pipeline
 from opd.simulator.backend import SimulatedBackend
+from opd.solvers import greedy
 from opd.solvers.exact import solver_for
 from opd.workload.forecast import RecentMaximum
 from opd.workload.futures import RecentFutures
@@ -35,9 +36,9 @@ class Fallbacks:
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline, self.made = pipeline, 0
 
-    def __call__(self) -> GreedyPolicy:
+    def __call__(self) -> SolverPolicy:
         self.made += 1
-        return GreedyPolicy(self.pipeline)
+        return SolverPolicy(self.pipeline, greedy)
 
 
 def policy_for(pipeline: Pipeline, objective: Objective = PLAIN, seed: int = 0) -> tuple[GeneralAgentPolicy, Fallbacks]:
@@ -186,7 +187,7 @@ def test_the_planner_decides_for_a_pipeline_unlike_any_in_training(strange):
     assert fallbacks.made == 0
     seen = observed(strange)
     for _ in range(3):
-        assert policy.decide(seen) == GreedyPolicy(strange).decide(seen)
+        assert policy.decide(seen) == SolverPolicy(strange, greedy).decide(seen)
         assert policy.fallback
     assert fallbacks.made == 1
 

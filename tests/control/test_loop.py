@@ -15,13 +15,14 @@ from opd.agent.single.deployed import Agent
 from opd.control import loop as control
 from opd.control.factory import agent_policy
 from opd.control.loop import ApplyError, Guard, NoRequestsError, ObservationError, run
-from opd.control.policies import TRAINED_LOAD_SHARE, AgentPolicy, GreedyPolicy, Policy
+from opd.control.policies import TRAINED_LOAD_SHARE, AgentPolicy, Policy, SolverPolicy
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import InfeasibleError, as_array
 from opd.profiling.calibrated import calibrated_pipeline
 from opd.simulator.backend import SimulatedBackend
 from opd.simulator.environment import PipelineVectorEnv
+from opd.solvers import greedy
 
 WEIGHTS = Weights()
 QUIET = SimulationParameters(service_noise=0.0)
@@ -224,7 +225,7 @@ def test_cores_that_are_taken_away_are_respected_at_once():
 
 
 @pytest.mark.parametrize(
-    "policy", [GreedyPolicy(ocr_pipeline()), AgentPolicy(agent_for(ocr_pipeline()))], ids=lambda p: type(p).__name__
+    "policy", [SolverPolicy(ocr_pipeline(), greedy), AgentPolicy(agent_for(ocr_pipeline()))], ids=["solver", "agent"]
 )
 def test_where_nothing_fits_the_cores_that_are_left_what_runs_goes_on(policy):
     class Crowded(SimulatedBackend):

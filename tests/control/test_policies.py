@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,21 +18,19 @@ from opd.control.policies import (
     AgentPolicy,
     BacklogPolicy,
     ClairvoyantPolicy,
-    GreedyPolicy,
-    IpaPolicy,
-    MyopicPolicy,
     Policy,
     RandomPolicy,
-    ServiceLevelPolicy,
+    SolverPolicy,
 )
-from opd.measurement import Calibration, Observation, SimulationParameters
+from opd.measurement import Calibration, Observation
 from opd.objective import Weights
 from opd.pipeline import StageConfiguration, used_cores
 from opd.profiling.calibrated import calibrated_pipeline
 from opd.solvers import IpaParameters, greedy, ipa_dynamic_program, ipa_highs, myopic
-from opd.solvers.service_level import best_for_level
 
-WEIGHTS = Weights()
+IPA, HIGHS = (partial(solve, parameters=IpaParameters()) for solve in (ipa_dynamic_program, ipa_highs))
+MYOPIC = partial(myopic, weights=Weights(), batch_timeout=0.25)
+SOLVERS = (greedy, IPA, HIGHS, MYOPIC)
 SMALLEST = ocr_pipeline().smallest_configuration()
 GOOD = (StageConfiguration(1, 2, 1), StageConfiguration(0, 2, 2))
 
@@ -59,11 +58,8 @@ def test_every_policy_decides_within_the_limits_and_the_cores_that_are_left(pipe
     seen = replace(observation(pipeline, load, coming_load=load), available_cores=left)
     for policy in (
         RandomPolicy(pipeline, seed),
-        GreedyPolicy(pipeline),
-        IpaPolicy(pipeline, IpaParameters()),
-        IpaPolicy(pipeline, IpaParameters(), ipa_dynamic_program),
-        MyopicPolicy(pipeline, WEIGHTS, 0.25),
-        ClairvoyantPolicy(MyopicPolicy(pipeline, WEIGHTS, 0.25)),
+        *(SolverPolicy(pipeline, solve) for solve in SOLVERS),
+        ClairvoyantPolicy(SolverPolicy(pipeline, MYOPIC)),
         AgentPolicy(agent_for(pipeline, seed)),
     ):
         assert within_limits(pipeline, policy.decide(seen), left), type(policy).__name__
@@ -74,26 +70,19 @@ def calibration(pipeline, factor):
     return Calibration(np.full(shape, factor), np.zeros(shape), np.full(shape, 0.01), factor)
 
 
-def test_the_policies_plan_with_calibrated_profiles():
+@pytest.mark.parametrize("solve", SOLVERS)
+def test_solvers_plan_with_calibrated_profiles(solve):
     pipeline = ocr_pipeline(capacity=16)
     seen = replace(observation(pipeline, predicted_load=10.0), calibration=calibration(pipeline, 2.0))
     slower = calibrated_pipeline(pipeline, np.full(pipeline.tables.cores.shape, 2.0))
-    level = pipeline.service_level
-    for_level = ServiceLevelPolicy(pipeline, level, SimulationParameters(), best_for_level)
-    decisions = {
-        GreedyPolicy(pipeline): greedy(slower, 10.0),
-        IpaPolicy(pipeline, IpaParameters(), ipa_dynamic_program): ipa_dynamic_program(slower, 10.0, IpaParameters()),
-        MyopicPolicy(pipeline, WEIGHTS, 0.25): myopic(slower, 10.0, WEIGHTS, 0.25),
-        for_level: best_for_level(slower, 10.0, level, SimulationParameters()),
-    }
-    for policy, expected in decisions.items():
-        assert policy.decide(seen) == expected, type(policy).__name__
-        assert policy.decide(replace(seen, calibration=None)) != expected, type(policy).__name__
+    policy, expected = SolverPolicy(pipeline, solve), solve(slower, 10.0)
+    assert policy.decide(seen) == expected
+    assert policy.decide(replace(seen, calibration=None)) != expected
 
 
 def test_on_a_device_unlike_its_profile_the_fallback_of_an_agent_decides():
     pipeline = ocr_pipeline()
-    policy = AgentPolicy(agent_for(pipeline), BacklogPolicy(GreedyPolicy(pipeline), 10.0))
+    policy = AgentPolicy(agent_for(pipeline), BacklogPolicy(SolverPolicy(pipeline, greedy), 10.0))
     seen = observation(pipeline, predicted_load=6.0)
     for factor, fallback in ((1.0, False), (1.08, False), (0.85, True), (1.3, True), (1.0, False)):
         decided = policy.decide(replace(seen, calibration=calibration(pipeline, factor)))
@@ -103,22 +92,18 @@ def test_on_a_device_unlike_its_profile_the_fallback_of_an_agent_decides():
             assert decided == greedy(slower, 9.0)
 
 
-def test_the_baselines_plan_for_the_forecast_and_only_the_clairvoyant_for_the_truth():
+def test_a_solver_plans_for_the_forecast_and_the_clairvoyant_for_the_truth():
     pipeline = ocr_pipeline(capacity=16)
     seen = observation(pipeline, predicted_load=4.0, coming_load=25.0)
-    assert GreedyPolicy(pipeline).decide(seen) == greedy(pipeline, 4.0)
-    assert IpaPolicy(pipeline, IpaParameters()).decide(seen) == ipa_highs(pipeline, 4.0, IpaParameters())
-    by_program = IpaPolicy(pipeline, IpaParameters(), ipa_dynamic_program).decide(seen)
-    assert by_program == ipa_dynamic_program(pipeline, 4.0, IpaParameters())
-    assert MyopicPolicy(pipeline, WEIGHTS, 0.25).decide(seen) == myopic(pipeline, 4.0, WEIGHTS, 0.25)
-    clairvoyant = ClairvoyantPolicy(MyopicPolicy(pipeline, WEIGHTS, 0.25)).decide(seen)
-    assert clairvoyant == myopic(pipeline, 25.0, WEIGHTS, 0.25) != myopic(pipeline, 4.0, WEIGHTS, 0.25)
+    assert SolverPolicy(pipeline, MYOPIC).decide(seen) == MYOPIC(pipeline, 4.0)
+    clairvoyant = ClairvoyantPolicy(SolverPolicy(pipeline, MYOPIC)).decide(seen)
+    assert clairvoyant == MYOPIC(pipeline, 25.0) != MYOPIC(pipeline, 4.0)
 
 
 def test_the_clairvoyant_policy_says_where_it_cannot_work():
     pipeline = ocr_pipeline()
     with pytest.raises(ValueError, match="needs the coming load, which only the simulated backend knows"):
-        ClairvoyantPolicy(MyopicPolicy(pipeline, WEIGHTS, 0.25)).decide(observation(pipeline))
+        ClairvoyantPolicy(SolverPolicy(pipeline, MYOPIC)).decide(observation(pipeline))
 
 
 def test_random_decisions_repeat_for_a_seed_and_only_then():

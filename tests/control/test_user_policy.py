@@ -16,13 +16,14 @@ from user_projects import user_project
 
 from opd.control.factory import build_policy
 from opd.control.loop import run
-from opd.control.policies import BacklogPolicy, MyopicPolicy
+from opd.control.policies import BacklogPolicy, SolverPolicy
 from opd.control.user_policy import PolicyError, UserPolicy
 from opd.measurement import SimulationParameters, idle_observation
 from opd.objective import Weights
 from opd.pipeline import Pipeline
 from opd.simulator.backend import SimulatedBackend
 from opd.solvers import IpaParameters
+from opd.solvers.exact import solver_for
 
 QUIET = SimulationParameters(service_noise=0.0)
 SMALLEST = stages((0, 1, 1), (0, 1, 1))
@@ -31,7 +32,7 @@ TOO_LARGE = stages((1, 2, 1), (2, 2, 1))
 
 
 def fallback_for(pipeline):
-    return BacklogPolicy(MyopicPolicy(pipeline, Weights(), 0.25), 10)
+    return BacklogPolicy(SolverPolicy(pipeline, solver_for(Weights(), SimulationParameters())), 10)
 
 
 class Answers:

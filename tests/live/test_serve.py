@@ -132,11 +132,13 @@ SERVING = """
 import sys
 from pathlib import Path
 from tiny_local import PARAMETERS, tiny_pipeline
-from opd.control.policies import GreedyPolicy
+from opd.control.policies import SolverPolicy
 from opd.live.serve import serve, show
 from opd.objective import Weights
+from opd.solvers import greedy
 pipeline = tiny_pipeline()
-statuses = serve(pipeline, GreedyPolicy(pipeline), max, Weights(), PARAMETERS, Path({folder!r}), store={store!r})
+policy = SolverPolicy(pipeline, greedy)
+statuses = serve(pipeline, policy, max, Weights(), PARAMETERS, Path({folder!r}), store={store!r})
 show(statuses)
 """
 

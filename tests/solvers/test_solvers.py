@@ -19,9 +19,7 @@ from opd.solvers import (
     ipa_dynamic_program,
     ipa_highs,
     ipa_objective,
-    ipa_table,
     myopic,
-    myopic_table,
     predicted_reward,
     random_configuration,
 )
@@ -252,17 +250,6 @@ class TestLargerPipelines:
         rewards = [predicted_reward(pipeline, chosen, 12.0, WEIGHTS, TIMEOUT) for chosen in configurations]
         assert used_cores(pipeline, configurations[0]) < used_cores(pipeline, configurations[1])
         assert rewards[0] < rewards[1] <= rewards[2]
-
-    def test_tables_hold_the_solutions(self):
-        pipeline = synthetic_pipeline(3, 6, 2)
-        table = ipa_table(pipeline, PARAMETERS, 20)
-        assert table.shape == (21, 3, 3)
-        for load in (0, 1, 13, 20):
-            assert np.array_equal(table[load], ipa_dynamic_program(pipeline, load, PARAMETERS))
-        table = myopic_table(pipeline, WEIGHTS, 50, TIMEOUT)
-        assert table.shape == (51, 3, 3)
-        for load in (0, 1, 23, 50):
-            assert np.array_equal(table[load], myopic(pipeline, load, WEIGHTS, TIMEOUT))
 
 
 class TestRandom:

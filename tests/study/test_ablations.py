@@ -24,10 +24,11 @@ from small_study import (
 from opd.agent.single.deployed import Agent
 from opd.agent.single.network import ActorCritic, export
 from opd.agent.single.ppo import CHECKPOINT, PPOTrainer
-from opd.control.policies import AgentPolicy, ClairvoyantPolicy, MyopicPolicy, Policy
+from opd.control.policies import AgentPolicy, ClairvoyantPolicy, Policy, SolverPolicy
 from opd.measurement import Observation
 from opd.objective import Weights
 from opd.pipeline import StageConfiguration
+from opd.solvers.exact import solver_for
 from opd.study.analysis import ablations
 from opd.study.analysis.ablation_networks import (
     IndependentNetwork,
@@ -114,8 +115,8 @@ def test_a_policy_gets_the_forecast_of_its_environment():
 def test_the_myopic_solver_with_a_perfect_forecast_is_the_clairvoyant_one():
     setting = small_setting()
     policies = [
-        ForecastOverride(MyopicPolicy(ocr_pipeline(), WEIGHTS, SIMULATION.batch_timeout), "perfect"),
-        ClairvoyantPolicy(MyopicPolicy(ocr_pipeline(), WEIGHTS, SIMULATION.batch_timeout)),
+        ForecastOverride(SolverPolicy(ocr_pipeline(), solver_for(WEIGHTS, SIMULATION)), "perfect"),
+        ClairvoyantPolicy(SolverPolicy(ocr_pipeline(), solver_for(WEIGHTS, SIMULATION))),
     ]
     runs = [run_cycle(ocr_pipeline(), policy, CYCLES[1], 0, setting) for policy in policies]
     assert [step.configuration for step in runs[0]] == [step.configuration for step in runs[1]]

@@ -13,13 +13,12 @@ from pydantic.dataclasses import dataclass
 
 from opd.measurement import SimulationParameters
 from opd.objective import Objective
-from opd.pipeline import Pipeline, ServiceLevel
-from opd.solvers import IpaParameters, ipa_table, myopic_table
-from opd.solvers.service_level import best_for_level, ipa_for_level
+from opd.pipeline import Pipeline
+from opd.solvers import IpaParameters, ipa_dynamic_program
+from opd.solvers.exact import Expert, expert_solver, solution_table
 from opd.workload.forecast import Forecaster
 from opd.workload.trace import Trace, Workload, burst_starts
 
-Expert = Literal["myopic", "ipa", "clairvoyant"]
 ExpertMode = Literal["paper", "pretrain", "none"]
 _Count = Annotated[int, Field(ge=1)]
 _Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -151,17 +150,8 @@ def agent_objective(
 def expert_table(
     pipeline: Pipeline, objective: Objective, simulation: SimulationParameters, expert: Expert, max_load: int
 ) -> np.ndarray:
-    """(max_load + 1, N, 3) an expert's configuration for every whole load.
-
-    The clairvoyant expert has the table of the myopic one and looks up the true load instead of the forecast.
-    """
-    ipa = IpaParameters.from_objective(objective, len(pipeline.tasks))
-    if isinstance(objective, ServiceLevel):
-        solve = partial(ipa_for_level, parameters=ipa) if expert == "ipa" else best_for_level
-        return np.array([solve(pipeline, float(load), objective, simulation) for load in range(max_load + 1)])
-    if expert == "ipa":
-        return ipa_table(pipeline, ipa, max_load)
-    return myopic_table(pipeline, objective, max_load, simulation.batch_timeout)
+    """(max_load + 1, N, 3) an expert's configuration for every whole load."""
+    return solution_table(pipeline, expert_solver(expert, objective, simulation, len(pipeline.tasks)), max_load)
 
 
 def build_problem(
@@ -182,7 +172,7 @@ def build_problem(
     )
     max_load = int(max(training.forecasts.max(), validation.forecasts.max(), trace.counts.max()))
     expert = expert_table(pipeline, objective, simulation, parameters.expert, max_load)
-    reference = ipa_table(pipeline, IpaParameters(), max_load)
+    reference = solution_table(pipeline, partial(ipa_dynamic_program, parameters=IpaParameters()), max_load)
     return Problem(
         pipeline, objective, simulation, training, validation, training_bursts, validation_bursts, expert, reference
     )

@@ -39,13 +39,13 @@ from opd.agent.single.network import ActorCritic
 from opd.agent.single.ppo import train
 from opd.agent.single.problem import Problem, TrainingParameters
 from opd.control import AGENT
-from opd.control.policies import MyopicPolicy, Policy
+from opd.control.policies import Policy, SolverPolicy
 from opd.host.archive import written_whole
 from opd.host.parallel import run_tasks
 from opd.host.progress import progress_bar
 from opd.measurement import Observation, observed_state
-from opd.objective import Weights
 from opd.pipeline import Configuration, Pipeline, as_configuration
+from opd.solvers.exact import solver_for
 from opd.study.analysis.ablation_networks import AblatedTrainer, IndependentNetwork, PlainNetwork, QueuelessNetwork
 from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle
 from opd.workload.forecast import RecentMaximum
@@ -333,8 +333,7 @@ def run_ablation(study: AblationStudy, run: AblationRun) -> list[dict[str, Any]]
     else:
         known = study.problems[run.pipeline].pipeline
         pipeline = known if environment.startup else without_startup(known)
-        assert isinstance(study.setting.objective, Weights)
-        policy = MyopicPolicy(pipeline, study.setting.objective, study.setting.simulation.batch_timeout)
+        policy = SolverPolicy(pipeline, solver_for(study.setting.objective, study.setting.simulation))
     policy = ForecastOverride(policy, environment.forecast)
     rows = []
     for cycle in study.cycles:

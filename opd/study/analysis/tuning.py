@@ -33,8 +33,7 @@ from opd.objective import Objective
 from opd.pipeline import Configuration, Pipeline
 from opd.profiling.pipelines import common_objective, load_pipeline
 from opd.solvers import IpaParameters
-from opd.solvers.exact import solver_for
-from opd.solvers.ladder import Solve
+from opd.solvers.exact import Solve, solver_for
 from opd.study.evaluation.batched import run_cycles
 from opd.study.evaluation.cycles import Setting
 from opd.workload.check_trace import WRONG_INPUT

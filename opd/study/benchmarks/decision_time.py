@@ -7,17 +7,20 @@ Every decision follows the same forecast, which is timed separately. Times are w
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 
 from opd.control import AGENT, SINGLE_AGENT
-from opd.control.policies import IpaPolicy, MyopicPolicy
+from opd.control.policies import SolverPolicy
 from opd.host.progress import progress_bar
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import Pipeline
 from opd.profiling.synthetic import synthetic_pipeline
 from opd.solvers import IpaParameters, ipa_objective
+from opd.solvers.exact import solver_for
 from opd.study.benchmarks import DisagreementError
 from opd.study.benchmarks.budgets import FULL, DecisionBudget
 from opd.study.benchmarks.peer_gurobi import GurobiUnavailable, ipa_gurobi
@@ -99,10 +102,10 @@ def _measure_pipeline(
     """The rows of one size, without its stages and variants."""
     ipa, seen = IpaParameters(), observations(pipeline, counts, budget.decisions)
     deciders = policies(pipeline, ipa, forecaster, seed)
-    deciders[EXPERT] = MyopicPolicy(pipeline, Weights(), SimulationParameters.batch_timeout)
+    deciders[EXPERT] = SolverPolicy(pipeline, solver_for(Weights(), SimulationParameters()))
     skipped = ""
     try:
-        gurobi = IpaPolicy(pipeline, ipa, ipa_gurobi)
+        gurobi = SolverPolicy(pipeline, partial(ipa_gurobi, parameters=ipa))
         time_cycle(gurobi, seen, forecaster)  # programmes differ with the load; the licence must permit all of them
         deciders[GUROBI] = gurobi
     except GurobiUnavailable as error:

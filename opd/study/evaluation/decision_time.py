@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from opd.agent.single.deployed import Agent
 from opd.agent.single.network import ActorCritic, export
 from opd.control import AGENT, SINGLE_AGENT
 from opd.control.factory import KnownLoad, agent_policy, build_policy
-from opd.control.policies import IpaPolicy, Policy
+from opd.control.policies import Policy, SolverPolicy
 from opd.host.progress import progress_bar
 from opd.measurement import Observation, SimulationParameters, idle_observation
 from opd.objective import Weights
@@ -103,8 +104,8 @@ def policies(pipeline: Pipeline, ipa: IpaParameters, forecaster: Forecaster, see
     return {
         AGENT: build_policy(AGENT, *known, simulated=True, load=KnownLoad(futures_of(forecaster))),
         SINGLE_AGENT: agent_policy(single),
-        "ipa-highs": IpaPolicy(pipeline, ipa, ipa_highs),
-        "dynamic-program": IpaPolicy(pipeline, ipa, ipa_dynamic_program),
+        "ipa-highs": SolverPolicy(pipeline, partial(ipa_highs, parameters=ipa)),
+        "dynamic-program": SolverPolicy(pipeline, partial(ipa_dynamic_program, parameters=ipa)),
     }
 
 
