@@ -105,16 +105,15 @@ def build_policy(
     futures, usual = load or KnownLoad()
     if name in REACTIVE_POLICIES:
         return reactive_policy(pipeline, solve, simulation.interval, tuned_thresholds(name, pipeline.name), usual)
-    planner = partial(_planner, pipeline, objective, simulation, solve, futures, simulated, seed)
-    if name in PLANNERS:
-        return planner(name)
+    known = pipeline, objective, simulation, solve
+    planner = partial(_planner, *known, futures, simulated, seed)
     makers: dict[str, Callable[[], Policy]] = solvers | {
         "random": lambda: RandomPolicy(pipeline, seed),
         "myopic-backlog": lambda: backlog,
         "clairvoyant": lambda: ClairvoyantPolicy(solvers["myopic"]()),
+        **{each: partial(planner, each) for each in PLANNERS},
         AGENT: lambda: GeneralAgentPolicy(
-            *(pipeline, objective, simulation, solve, TrainedAgent.load(agent or SHIPPED), futures),
-            fallback=partial(planner, "lookahead"),
+            *known, TrainedAgent.load(agent or SHIPPED), futures, partial(planner, "lookahead")
         ),
         SINGLE_AGENT: lambda: agent_policy(_load(agent, pipeline)),
     }
