@@ -148,6 +148,23 @@ def _prospects(d, s, e, rows, n, carried, out):
 
 
 @njit(cache=True)
+def _compare_option(d, s, e, rows, prospects, carried, n, z, f, k, out):
+    """Compare an option with the solved configurations, and its prospects with those of three configurations."""
+    rate = _rate(d, n, z, f, k)
+    for r in range(REFERENCES):
+        zr, fr, kr = d.solved[rows[r], n]
+        place = 3 * r
+        out[place] = 1.0 if z == zr else 0.0
+        out[place + 1] = _ratio(rate, _rate(d, n, zr, fr, kr))
+        out[place + 2] = 1.0 if z == zr and f == fr and k == kr else 0.0
+    place = 3 * REFERENCES
+    for interval in range(2):
+        own = _prospect(d, s, e, n, z, f, k, carried, interval)
+        for other in range(PROSPECTS):
+            out[place + 2 * other + interval] = _squash(own - prospects[other, interval])
+
+
+@njit(cache=True)
 def _describe_option(d, s, e, rows, prospects, budget, carried, largest, n, z, f, k, out):
     """Describe the option to run f + 1 replicas of variant z with batch size 2 ** k in stage n.
 
@@ -196,17 +213,7 @@ def _describe_option(d, s, e, rows, prospects, budget, carried, largest, n, z, f
     out[21] = max(k - largest, 0) / 3.0
     out[22] = _ratio(rate, loads[_LATER])
     out[23] = _ratio(rate, old)
-    for r in range(REFERENCES):
-        zr, fr, kr = d.solved[rows[r], n]
-        place = 24 + 3 * r
-        out[place] = 1.0 if z == zr else 0.0
-        out[place + 1] = _ratio(rate, _rate(d, n, zr, fr, kr))
-        out[place + 2] = 1.0 if z == zr and f == fr and k == kr else 0.0
-    place = 24 + 3 * REFERENCES
-    for interval in range(2):
-        own = _prospect(d, s, e, n, z, f, k, carried, interval)
-        for other in range(PROSPECTS):
-            out[place + 2 * other + interval] = _squash(own - prospects[other, interval])
+    _compare_option(d, s, e, rows, prospects, carried, n, z, f, k, out[24:])
 
 
 @njit(cache=True)

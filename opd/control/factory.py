@@ -102,18 +102,16 @@ def build_policy(
     futures, usual = load or KnownLoad()
     if name in REACTIVE_POLICIES:
         return reactive_policy(pipeline, solve, simulation.interval, tuned_thresholds(name, pipeline.name), usual)
-    planner = partial(_planner, pipeline, objective, simulation, solve, futures, simulated, seed)
-    if name in PLANNERS:
-        return planner(name)
-    if name in solvers:
-        return SolverPolicy(pipeline, solvers[name])
+    known = pipeline, objective, simulation, solve
+    planner = partial(_planner, *known, futures, simulated, seed)
     makers: dict[str, Callable[[], Policy]] = {
+        **{each: partial(SolverPolicy, pipeline, solver) for each, solver in solvers.items()},
         "random": lambda: RandomPolicy(pipeline, seed),
         "myopic-backlog": lambda: backlog,
         "clairvoyant": lambda: ClairvoyantPolicy(SolverPolicy(pipeline, solve)),
+        **{each: partial(planner, each) for each in PLANNERS},
         AGENT: lambda: GeneralAgentPolicy(
-            *(pipeline, objective, simulation, solve, TrainedAgent.load(agent or SHIPPED), futures),
-            fallback=partial(planner, "lookahead"),
+            *known, TrainedAgent.load(agent or SHIPPED), futures, partial(planner, "lookahead")
         ),
         SINGLE_AGENT: lambda: agent_policy(_load(agent, pipeline)),
     }
