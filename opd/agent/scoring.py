@@ -4,13 +4,11 @@ An action is chosen task by task, and within a task variant, replicas and batch 
 sees the earlier ones. It is masked by the cores that remain once the cheapest completion of the later tasks is set
 aside, so every action is feasible by construction (Eq. 4).
 
-Every option is completed to a whole configuration of its stage and described by the same figures: what it is worth and
-costs, what it carries in comparison with the loads that may come, now and once its replicas have started, and how it
-compares with what runs and with what the exact solver would run. The network scores these figures. So it knows no
-number of tasks, variants, replicas or batch sizes.
+Every option is completed to a configuration of its stage and described by the same figures: what it is worth, costs and
+carries, now and once its replicas have started, in comparison with the loads that may come, with what runs and with
+what the exact solver would run. So the network knows no number of tasks, variants, replicas or batch sizes.
 
-Training and deployment share this code. All compiled functions are in this module because Numba's cache notices changes
-in the file of a function, but not in the files of the functions that it calls.
+Training and deployment share this code. It is one module because Numba's cache notices changes in one file only.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -89,8 +88,8 @@ def build_policy(
         load: what is known of it beforehand.
 
     Raises:
-        ValueError: if there is no such policy, or no file for ``agent-single``.
-        PolicyError, CheckpointError, WeightsError: if a user's policy, or the file of an agent, cannot be used.
+        ValueError, PolicyError, CheckpointError, WeightsError: if there is no such policy, or if a user's policy or the
+            file of an agent is missing or cannot be used.
     """
     solvers = _solvers(objective, simulation, ipa)
     solve = solvers["myopic"]
@@ -102,20 +101,18 @@ def build_policy(
     futures, usual = load or KnownLoad()
     if name in REACTIVE_POLICIES:
         return reactive_policy(pipeline, solve, simulation.interval, tuned_thresholds(name, pipeline.name), usual)
+    if name in solvers:
+        return SolverPolicy(pipeline, solvers[name])
+    if name == SINGLE_AGENT:
+        return agent_policy(_load(agent, pipeline))
     known = pipeline, objective, simulation, solve
     planner = partial(_planner, *known, futures, simulated, seed)
-    makers: dict[str, Callable[[], Policy]] = {
-        **{each: partial(SolverPolicy, pipeline, solver) for each, solver in solvers.items()},
-        "random": lambda: RandomPolicy(pipeline, seed),
-        "myopic-backlog": lambda: backlog,
-        "clairvoyant": lambda: ClairvoyantPolicy(SolverPolicy(pipeline, solve)),
-        **{each: partial(planner, each) for each in PLANNERS},
-        AGENT: lambda: GeneralAgentPolicy(
-            *known, TrainedAgent.load(agent or SHIPPED), futures, partial(planner, "lookahead")
-        ),
-        SINGLE_AGENT: lambda: agent_policy(_load(agent, pipeline)),
-    }
-    return makers[name]()
+    if name == AGENT:
+        return GeneralAgentPolicy(*known, TrainedAgent.load(agent or SHIPPED), futures, partial(planner, "lookahead"))
+    if name in PLANNERS:
+        return planner(name)
+    simple = {"random": RandomPolicy(pipeline, seed), "myopic-backlog": backlog}
+    return simple.get(name) or ClairvoyantPolicy(SolverPolicy(pipeline, solve))
 
 
 def _solvers(objective: Objective, simulation: SimulationParameters, ipa: IpaParameters) -> dict[str, Solve]:

@@ -19,7 +19,7 @@ from opd.host.progress import progress_bar
 from opd.measurement import SimulationParameters
 from opd.pipeline import Pipeline, as_array, to_choices
 from opd.profiling.pipelines import load_pipeline
-from opd.simulator import environment, kernel
+from opd.simulator import environment, kernel, simulator
 from opd.simulator.environment import PipelineEnv, PipelineVectorEnv
 from opd.simulator.simulator import Simulator
 from opd.study.benchmarks.budgets import FULL, SimulatorBudget
@@ -146,7 +146,7 @@ def _simulator_steps(pipeline: Pipeline, environments: int, steps: int, seed: in
 # ------------------------------------------------------------------------------------------------- parts of a step
 
 _PARTS: tuple[tuple[str, Any, str], ...] = (
-    ("arrivals drawn (compiled)", kernel, "draw_arrivals"),
+    ("arrivals drawn (compiled)", simulator, "draw_arrivals"),
     ("kernel", kernel, "simulate"),
     ("counts looked up", Workload, "windows"),
     ("reward", environment, "score"),
