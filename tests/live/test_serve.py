@@ -123,7 +123,7 @@ def test_the_status_for_programs_is_json(step):
     blind = replace(step, interval=unmeasured(ocr_pipeline()))
     assert plain_data(status_facts(status_after(blind)))["offered"] is None
     first = ServingStatus(ocr_pipeline(), "127.0.0.1:9", SMALL, warnings=("a replica ended",))
-    assert plain_data(status_facts(first)).keys() == {"pipeline", "emulated", "address", "stages", "warnings"}
+    assert plain_data(status_facts(first)).keys() == {"pipeline", "emulated", "address", "agent", "stages", "warnings"}
 
 
 # --- the end ---------------------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def times() -> pd.DataFrame:
 
 
 def test_every_size_has_the_agent_and_every_solver(times):
-    policies = {AGENT, "ipa-highs", "dynamic-program", GUROBI, "myopic"}
+    policies = {AGENT, SINGLE_AGENT, "ipa-highs", "dynamic-program", GUROBI, "myopic"}
     for size in SIZES:
         rows = times[(times["stages"] == size[0]) & (times["variants"] == size[1])]
         assert set(rows["policy"]) == policies
@@ -90,7 +90,7 @@ def test_every_size_has_the_agent_and_every_solver(times):
 
 
 def test_the_solvers_that_are_compared_found_the_same_optimum(times):
-    others = times["policy"].isin([AGENT, "myopic"])  # solve no problem of IPA's
+    others = times["policy"].isin([AGENT, SINGLE_AGENT, "myopic"])  # solve no problem of IPA's
     assert (times.loc[~others & (times["skipped"] == ""), "largest_gap"] <= decision_time.TOLERANCE).all()
     assert times.loc[others, "largest_gap"].isna().all()
 
@@ -108,7 +108,7 @@ def test_ratios_are_to_the_agent_of_the_same_size(times):
 
 
 def test_without_gurobi_the_others_are_measured(monkeypatch):
-    def unavailable(*_):
+    def unavailable(*_, **__):
         raise GurobiUnavailable("no licence today")
 
     monkeypatch.setattr(decision_time, "ipa_gurobi", unavailable)
@@ -124,10 +124,10 @@ def test_without_gurobi_the_others_are_measured(monkeypatch):
 def test_a_licence_that_reaches_for_some_loads_only_leaves_a_row_that_says_so(monkeypatch):
     solved = []
 
-    def too_large_at_last(*problem):
+    def too_large_at_last(*problem, **parameters):
         if len(solved) == 2:
             raise GurobiUnavailable("too large")
-        solved.append(ipa_dynamic_program(*problem))
+        solved.append(ipa_dynamic_program(*problem, **parameters))
         return solved[-1]
 
     monkeypatch.setattr(decision_time, "ipa_gurobi", too_large_at_last)

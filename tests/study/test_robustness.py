@@ -366,6 +366,7 @@ def test_the_figure_has_a_line_for_every_world(rows):
         "myopic with backlog",
         "lookahead",
         "agent",
+        "agent-single",
     ]
     assert leads.get_xlabel().endswith("(linear up to ±0.1, logarithmic beyond)")
     assert drops.get_xlabel() == "requests per cycle, mean\n(linear up to 1, logarithmic beyond)"

@@ -148,7 +148,7 @@ def _requests(number: float) -> str:
 
 # -------------------------------------------------------------------------------------------------------------- figure
 
-_LINE, _SPAN = 0.72, 0.6
+_LINE, _SPAN = 0.84, 0.6
 """Height of a line in inches, and the share of it for its marks; the rest separates the lines."""
 
 Places = Mapping[tuple[str, str], int]
