@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from small_pipelines import every_configuration, ocr_pipeline
 
-from opd.control import AGENT
+from opd.control import AGENT, SINGLE_AGENT
 from opd.pipeline import used_cores
 from opd.profiling.synthetic import synthetic_pipeline
 from opd.solvers import IpaParameters, ipa_dynamic_program, ipa_highs, ipa_objective
