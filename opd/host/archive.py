@@ -24,11 +24,14 @@ class ArchiveError(RuntimeError):
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; the file there replaces ``path`` at the end, unless an exception is raised."""
+    """Yield a path to write to; the file there replaces ``path`` at the end, or goes if an exception is raised."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.part")
-    yield unfinished
-    unfinished.replace(path)
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def save_archive(path: Path, format_name: str, metadata: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:

@@ -3,6 +3,8 @@
 Nothing here was measured. The figures imitate profiles of real model families: accuracy rises ever more slowly with
 service time, larger variants have more cores and start more slowly, and a batch takes less time than its requests
 one by one.
+
+Sizes are given, and the committed decision times are of these pipelines; :mod:`opd.profiling.generated` draws sizes.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import typer
 import yaml
 from pydantic import Field
 
+from opd.host.archive import written_whole
 from opd.host.documents import DocumentError, DocumentModel, as_model, read_document
 from opd.workload.trace import Split, Trace, cycle_from_start, evaluation_cycles, load_trace
 from opd.workload.trace_files import TWITTER_FILE, is_bundled, locate
@@ -130,12 +131,8 @@ def write_trace(params: Path, source: str) -> str:
     new = _with_value(params, params.read_text(encoding="utf-8"), "trace", value)
     if damping != before:
         new = _with_value(params, new, "damping", str(damping))
-    unfinished = params.with_name(f"{params.name}.new")
-    try:
+    with written_whole(params) as unfinished:
         unfinished.write_text(new, encoding="utf-8")
-        unfinished.replace(params)
-    finally:
-        unfinished.unlink(missing_ok=True)
     if damping == before:
         return ""
     counts = "taken as they are" if damping == 1 else f"divided by {damping}"

@@ -50,6 +50,7 @@ def test_a_file_is_replaced_only_once_it_is_whole(tmp_path):
         unfinished.write_text("new")
         raise RuntimeError("power cut")
     assert path.read_text() == "older"
+    assert list(tmp_path.iterdir()) == [path]
     with written_whole(path) as unfinished:
         unfinished.write_text("new")
     assert path.read_text() == "new"
