@@ -127,18 +127,32 @@ def blank_interval(shape: tuple[int, ...], tasks: int, latencies: int = 0) -> In
     )
 
 
+@njit(cache=True)
+def under_way(state, e, n):
+    """The arrays of :class:`~opd.measurement.StageState` for one stage of one environment."""
+    now = state.now[e]
+    times, births = state.queue_time[e, n], state.queue_birth[e, n]
+    waiting = np.empty((np.searchsorted(times[: state.queue_length[e, n]], now, "right"), 2))
+    waiting[:, 0] = now - times[: len(waiting)]
+    waiting[:, 1] = now - births[: len(waiting)]
+    times, births = state.queue_time[e, n + 1], state.queue_birth[e, n + 1]
+    length = state.queue_length[e, n + 1]
+    first = np.searchsorted(times[:length], now, "right")
+    in_service = np.empty((length - first, 2))
+    in_service[:, 0] = times[first:length] - now
+    in_service[:, 1] = now - births[first:length]
+    replicas = np.empty((state.replicas[e, n], 4))
+    for r in range(len(replicas)):
+        replicas[r, 0] = state.replica_variant[e, n, r]
+        replicas[r, 1] = max(state.replica_ready[e, n, r] - now, 0.0)
+        replicas[r, 2] = max(state.replica_free[e, n, r] - now, 0.0)
+        replicas[r, 3] = max(state.replica_retire[e, n, r] - now, 0.0)
+    return waiting, in_service, replicas
+
+
 def stage_states(state: SimulatorState, e: int) -> tuple[StageState, ...]:
     """What is under way in the stages of one environment."""
-    now, stages = state.now[e], []
-    for n in range(state.replicas.shape[1]):
-        here, later = ((state.queue_time[e, k], state.queue_birth[e, k], state.queue_length[e, k]) for k in (n, n + 1))
-        waiting = np.stack([now - here[0][: here[2]], now - here[1][: here[2]]], axis=1)
-        leaving = np.stack([later[0][: later[2]] - now, now - later[1][: later[2]]], axis=1)
-        places = state.replicas[e, n]
-        times = (each[e, n, :places] for each in (state.replica_ready, state.replica_free, state.replica_retire))
-        replicas = np.stack([state.replica_variant[e, n, :places], *(np.maximum(each - now, 0.0) for each in times)], 1)
-        stages.append(StageState(waiting[waiting[:, 0] >= 0.0], leaving[leaving[:, 0] > 0.0], replicas))
-    return tuple(stages)
+    return tuple(StageState(*under_way(state, e, n)) for n in range(state.replicas.shape[1]))
 
 
 def place_stages(state: SimulatorState, stages: tuple[StageState, ...]) -> None:
