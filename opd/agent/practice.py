@@ -25,7 +25,7 @@ REDUCED_SHARE = 0.3
 """Share of the generated devices on which other work takes some of the cores."""
 
 STRETCH = 4320
-"""Decisions of the load that a generated pipeline meets, those of half a day."""
+"""Decisions of the load that a generated pipeline meets, those of half a day; fewer where the load is shorter."""
 
 BURST_SHARE = 0.3
 """Share of the episodes that begin shortly before a burst of the load."""
@@ -113,9 +113,11 @@ def generated_problem(
         least = int(used_cores(pipeline, pipeline.smallest_configuration()))
         pipeline = replace(pipeline, capacity=int(rng.integers(least, pipeline.capacity, endpoint=True)))
     damping = generated.damping(int(trace.recorded[trace.split("train")].max()))
-    first = int(rng.integers(load.workload.decisions - STRETCH))
-    recorded = trace.recorded[trace.split(split)][first * simulation.interval : (first + STRETCH) * simulation.interval]
-    own = load.stretch(first, STRETCH).rescaled(recorded, damping, damping / trace.damping)
+    decisions = min(STRETCH, load.workload.decisions)
+    first = int(rng.integers(load.workload.decisions - decisions, endpoint=True))
+    seconds = slice(first * simulation.interval, (first + decisions) * simulation.interval)
+    recorded = trace.recorded[trace.split(split)][seconds]
+    own = load.stretch(first, decisions).rescaled(recorded, damping, damping / trace.damping)
     return practice_problem(pipeline, generated.objective, simulation, own)
 
 

@@ -75,8 +75,7 @@ def build_policy(
     """Build the policy called ``name``; every run needs its own, because some remember what they decided.
 
     Args:
-        name: of :data:`opd.control.POLICIES`, outside the simulator of :data:`opd.control.DEPLOYABLE_POLICIES`; or
-            ``module:Class``, with ``myopic-backlog`` as the fallback.
+        name: of :data:`opd.control.POLICIES`, live of :data:`opd.control.DEPLOYABLE_POLICIES`; or ``module:Class``.
         pipeline: the pipeline to control.
         objective: of the reward that the myopic policies maximise; greedy and IPA keep the latency of a service level.
         simulation: its batch timeout, interval and noise are those that policies plan with.
@@ -88,11 +87,9 @@ def build_policy(
         load: what is known of it beforehand.
 
     Raises:
-        ValueError, PolicyError, CheckpointError, WeightsError: if there is no such policy, or if a user's policy or the
-            file of an agent is missing or cannot be used.
+        ValueError, PolicyError, CheckpointError, WeightsError: if there is no such policy, or its file cannot be used.
     """
-    solvers = _solvers(objective, simulation, ipa)
-    solve = solvers["myopic"]
+    solve = (solvers := _solvers(objective, simulation, ipa))["myopic"]
     backlog = BacklogPolicy(SolverPolicy(pipeline, solve), simulation.interval)
     if is_user_policy(name):
         limit = decision_seconds or DECISION_SHARE * simulation.interval
@@ -105,12 +102,12 @@ def build_policy(
         return SolverPolicy(pipeline, solvers[name])
     if name == SINGLE_AGENT:
         return agent_policy(_load(agent, pipeline))
-    known = pipeline, objective, simulation, solve
-    planner = partial(_planner, *known, futures, simulated, seed)
-    if name == AGENT:
-        return GeneralAgentPolicy(*known, TrainedAgent.load(agent or SHIPPED), futures, partial(planner, "lookahead"))
+    planner = partial(_planner, pipeline, objective, simulation, solve, futures, simulated, seed)
     if name in PLANNERS:
         return planner(name)
+    if name == AGENT:
+        weights, fallback = TrainedAgent.load(agent or SHIPPED), partial(planner, "lookahead")
+        return GeneralAgentPolicy(pipeline, objective, simulation, solve, weights, futures, fallback)
     simple = {"random": RandomPolicy(pipeline, seed), "myopic-backlog": backlog}
     return simple.get(name) or ClairvoyantPolicy(SolverPolicy(pipeline, solve))
 

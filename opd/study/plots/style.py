@@ -50,7 +50,7 @@ _STYLES = {
     "foresight": Style("foresight (lookahead that knows the load)", "#404040", "H"),
     "agent": Style("agent", PALETTE[0], "o"),
     "agent-tuned": Style("agent-tuned", "#004a80", "X"),
-    "agent-single": Style("agent-single", PALETTE[9], "s"),
+    "agent-single": Style("agent-single", PALETTE[9], "P"),
     "agent-frugal": Style("agent-frugal", PALETTE[3], "*"),
 }
 """Policies that ship, from the simplest to the agents. References are muted, so that five strong colours are enough."""
