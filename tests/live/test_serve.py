@@ -115,7 +115,7 @@ def test_the_status_for_programs_is_json(step):
     blind = replace(step, interval=unmeasured(ocr_pipeline()))
     assert plain_data(status_facts(status_after(blind)))["offered"] is None
     first = ServingStatus(ocr_pipeline(), "127.0.0.1:9", SMALL, warnings=("a replica ended",))
-    assert plain_data(status_facts(first)).keys() == {"pipeline", "address", "stages", "warnings"}
+    assert plain_data(status_facts(first)).keys() == {"pipeline", "address", "agent", "stages", "warnings"}
 
 
 # --- the end ---------------------------------------------------------------------------------------------------------

@@ -185,7 +185,7 @@ def test_the_figure_of_the_frontier_names_ratios_and_what_lies_outside():
     assert [text.get_text().splitlines() for text in axes.texts] == [
         ["myopic: 1 below, down to QoS 1", "agent-single: 1 below, down to QoS 2"]
     ]
-    (steps,) = [line for line in axes.lines if line.get_drawstyle() == "steps-post" and line.get_color() == "#0173b2"]
+    (steps,) = [line for line in axes.lines if line.get_drawstyle() == "steps-post" and line.get_color() == "#56b4e9"]
     assert steps.get_xydata().tolist() == [[2.0, 2.0], [4.0, 5.5]]
 
 
