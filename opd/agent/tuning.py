@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -90,6 +90,26 @@ def tuning_problems(
         pipeline, objective, simulation, Load.of(trace, "train", forecaster, simulation.interval)
     )
     return problem, problem._replace(load=Load.of(trace, "validation", forecaster, simulation.interval))
+
+
+def tuning_jobs(
+    policy: str,
+    seeds: Sequence[int],
+    problems: tuple[PracticeProblem, PracticeProblem],
+    parameters: Mapping[str, Any],
+    folder: Path,
+) -> list[TuningJob]:
+    """Make the jobs that begin with the agent that ships, one for each seed.
+
+    Args:
+        policy: name of the tuned agent.
+        seeds: of the trainings.
+        problems: of :func:`tuning_problems`.
+        parameters: departures from the defaults of :class:`FineTuning`.
+        folder: of the tuned agents.
+    """
+    agent, effort = TrainedAgent.load(), FineTuning(**parameters)
+    return [TuningJob(policy, seed, agent, *problems, effort, folder / f"{policy}-{seed}.npz") for seed in seeds]
 
 
 def run_tuning_job(job: TuningJob) -> Path:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from opd.control import SIMULATED_POLICIES
+REFERENCES = ("clairvoyant", "foresight")
+"""Policies that cannot run outside a simulator, because they know the load to come; none is called the best."""
 
 _TROUBLE = {
     "dropped": "requests dropped",
@@ -79,7 +80,7 @@ def ranked(rows: pd.DataFrame) -> pd.DataFrame:
 
 def best_policy(summary: pd.DataFrame) -> int | None:
     """Row of the best policy that can run outside a simulator; None if there is none."""
-    possible = summary.index[~summary["policy"].isin(SIMULATED_POLICIES)]
+    possible = summary.index[~summary["policy"].isin(REFERENCES)]
     return int(possible[0]) if len(possible) else None
 
 
@@ -107,7 +108,7 @@ def _best(rows: pd.DataFrame, about: Mapping[str, Any]) -> Finding:
     best = summary.loc[first]
     unit = " cores" if "service_level" in about else ""
     text = f"Best by mean reward: {best['policy']} with {best['reward']:.3f}{unit} at {best['cost']:.2f} cores"
-    others = summary[~summary["policy"].isin((*SIMULATED_POLICIES, best["policy"]))]
+    others = summary[~summary["policy"].isin((*REFERENCES, best["policy"]))]
     if len(others):
         second = others.iloc[0]
         equal = others.loc[others["reward"] == best["reward"], "policy"]
