@@ -254,7 +254,7 @@ def test_a_served_pipeline_loses_nothing_and_ends_completely(evaluated: tuple[Us
     assert process.returncode == 0, out + err
     assert "Traceback" not in err and "every process has ended" in out
     assert "fallback" not in out  # the user's policy decided
-    assert len(processes) >= 1 + 1 + 2 * 3 and all(map(ended, processes))
+    assert len(processes) >= 1 + 1 + 2 * 2 and all(map(ended, processes))
     assert not address.is_file()
 
 

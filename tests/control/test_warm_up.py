@@ -89,16 +89,19 @@ DECIDE = """
 import sys
 from pathlib import Path
 import numpy as np
-from opd.control.factory import build_policy
+from opd.control.factory import KnownLoad, build_policy
 from opd.control.warm_up import warm_up
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.profiling.pipelines import load_pipeline
 from opd.solvers import IpaParameters
 from opd.workload.forecast import Forecaster
+from opd.workload.quantile_futures import futures_of
 folder, pipeline = Path(sys.argv[1]), load_pipeline("nlp")
-policy = build_policy("agent", pipeline, Weights(), SimulationParameters(), IpaParameters(), agent=folder / "agent.npz")
-warm_up(pipeline, policy, Forecaster.load(folder / "forecaster.npz").predict)
+forecaster, known = Forecaster.load(folder / "forecaster.npz"), (Weights(), SimulationParameters(), IpaParameters())
+load = KnownLoad(futures_of(forecaster))
+for name, file in (("agent", None), ("agent-single", folder / "agent.npz")):
+    warm_up(pipeline, build_policy(name, pipeline, *known, agent=file, load=load), forecaster.predict)
 """
 
 
