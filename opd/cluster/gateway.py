@@ -11,9 +11,9 @@ import os
 from opd.cluster.api import Cluster
 from opd.cluster.discovery import Discovery, StageState
 from opd.cluster.gateway_settings import POD_NAME_VARIABLE, ClusterGatewaySettings
-from opd.serving.gateway.server import endpoints, stopped
+from opd.serving.gateway.server import endpoints
 from opd.serving.gateway.walk import Gateway
-from opd.serving.starting import run_server
+from opd.serving.starting import run_server, stopped
 
 
 async def serve(settings: ClusterGatewaySettings) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 
 import numpy as np
@@ -10,15 +9,12 @@ import numpy as np
 from opd.agent.description import Description, describe, situation_of
 from opd.agent.scoring import choose
 from opd.agent.weights import TrainedAgent
-from opd.control.policies import Policy, present_pipeline
+from opd.control.policies import PerDevice, Policy
 from opd.measurement import Observation, SimulationParameters, backlog, planned_load
 from opd.objective import Objective
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, as_configuration, from_choices
 from opd.solvers.exact import Solve
 from opd.workload.futures import Futures
-
-_KEPT = 8
-"""Descriptions kept for devices that change: each holds the solver's configurations for many loads."""
 
 LARGEST_SHARE = 1.5
 """Load, as a share of what the device carries, above which the planner decides: everything is used then."""
@@ -53,10 +49,12 @@ class GeneralAgentPolicy(Policy):
         futures: Futures,
         fallback: Callable[[], Policy],
     ) -> None:
-        self._pipeline, self._objective, self._simulation, self._solve = pipeline, objective, simulation, solve
+        self._pipeline, self._interval = pipeline, simulation.interval
+        self._descriptions: PerDevice[Description] = PerDevice(
+            pipeline, lambda present: describe(present, objective, simulation, solve)
+        )
         self._weights, self._futures = agent.weights, futures
         self._make_fallback, self._fallback_policy = fallback, None  # type: Callable[[], Policy], Policy | None
-        self._descriptions: OrderedDict[tuple[object, ...], Description] = OrderedDict()
         self._greedy = np.full((1, 3 * len(pipeline.tasks)), -1.0)
         self._strange = _out_of_distribution(pipeline)
         self.origin = agent.origin
@@ -67,8 +65,8 @@ class GeneralAgentPolicy(Policy):
 
     def decide(self, observation: Observation) -> Configuration:
         """The agent's choices, or the planner's decision where the situation is out of the agent's distribution."""
-        description = self._description(observation)
-        load = planned_load(observation) + backlog(observation, self._simulation.interval)
+        description = self._descriptions.now(observation)
+        load = planned_load(observation) + backlog(observation, self._interval)
         most = LARGEST_SHARE * description.loads[-1]
         above = f"a load of {load:.3g} requests/s is above {most:.3g}" if load > most else ""
         self.fallback_reason = self._strange or above
@@ -89,18 +87,6 @@ class GeneralAgentPolicy(Policy):
         if self._fallback_policy is None:
             self._fallback_policy = self._make_fallback()
         return self._fallback_policy
-
-    def _description(self, observation: Observation) -> Description:
-        """The description of the pipeline as its device is now."""
-        known = observation.calibration
-        key = (observation.available_cores, *(() if known is None else (known.factor.tobytes(), known.slope.tobytes())))
-        if key not in self._descriptions:
-            present = present_pipeline(self._pipeline, observation)
-            self._descriptions[key] = describe(present, self._objective, self._simulation, self._solve)
-            if len(self._descriptions) > _KEPT:
-                self._descriptions.popitem(last=False)
-        self._descriptions.move_to_end(key)
-        return self._descriptions[key]
 
 
 def _out_of_distribution(pipeline: Pipeline) -> str:

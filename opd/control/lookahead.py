@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
-from opd.control.policies import Policy, present_pipeline
+from opd.control.policies import PerDevice, Policy
 from opd.measurement import Observation
 from opd.pipeline import Configuration, Pipeline
 from opd.planner.lookahead import Planner
 from opd.workload.futures import Futures
-
-_KEPT = 8
-"""Planners kept for devices that change: each holds the solver's configurations for a device."""
 
 
 class LookaheadPolicy(Policy):
@@ -31,9 +27,9 @@ class LookaheadPolicy(Policy):
     def __init__(
         self, pipeline: Pipeline, plan: Callable[[Pipeline], Planner], futures: Futures, seed: int = 0
     ) -> None:
-        self._pipeline, self._plan, self._futures = pipeline, plan, futures
+        self._planners: PerDevice[Planner] = PerDevice(pipeline, plan)
+        self._futures = futures
         self._generator = np.random.default_rng(seed)
-        self._planners: OrderedDict[tuple[object, ...], Planner] = OrderedDict()
 
     def warm_up(self, observation: Observation) -> None:
         """Decide once, with a generator of its own."""
@@ -43,7 +39,7 @@ class LookaheadPolicy(Policy):
 
     def decide(self, observation: Observation) -> Configuration:
         """The candidate with the best mean reward over the futures."""
-        planner = self._planner(observation)
+        planner = self._planners.now(observation)
         counts = self._counts(observation, planner)
         return planner.decide(observation, counts, self._generator)
 
@@ -51,17 +47,6 @@ class LookaheadPolicy(Policy):
         """(F, T) counts per second that may come."""
         history, load = observation.history, observation.predicted_load
         return self._futures.sample(history, load, planner.futures, planner.seconds, self._generator)
-
-    def _planner(self, observation: Observation) -> Planner:
-        """The planner for the device as it is now."""
-        known = observation.calibration
-        key = (observation.available_cores, *(() if known is None else (known.factor.tobytes(), known.slope.tobytes())))
-        if key not in self._planners:
-            self._planners[key] = self._plan(present_pipeline(self._pipeline, observation))
-            if len(self._planners) > _KEPT:
-                self._planners.popitem(last=False)
-        self._planners.move_to_end(key)
-        return self._planners[key]
 
 
 class ForesightPolicy(LookaheadPolicy):

@@ -5,8 +5,10 @@ The baselines of Sec. VI-A, exact optimisers of the reward as references, and th
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -58,6 +60,35 @@ def present_pipeline(pipeline: Pipeline, observation: Observation) -> Pipeline:
     known = observation.calibration
     calibrated = pipeline if known is None else calibrated_pipeline(pipeline, known.factor, known.slope)
     return on_available_cores(calibrated, observation)
+
+
+Made = TypeVar("Made")
+
+
+class PerDevice(Generic[Made]):
+    """What is made for a pipeline on its device, kept while devices change: making it solves for many loads.
+
+    Args:
+        pipeline: as profiled.
+        make: makes it for the pipeline as its device is now.
+    """
+
+    kept = 8
+
+    def __init__(self, pipeline: Pipeline, make: Callable[[Pipeline], Made]) -> None:
+        self._pipeline, self._make = pipeline, make
+        self._made: OrderedDict[tuple[object, ...], Made] = OrderedDict()
+
+    def now(self, observation: Observation) -> Made:
+        """What belongs to the device as it is at an observation."""
+        known = observation.calibration
+        key = (observation.available_cores, *(() if known is None else (known.factor.tobytes(), known.slope.tobytes())))
+        if key not in self._made:
+            self._made[key] = self._make(present_pipeline(self._pipeline, observation))
+            if len(self._made) > self.kept:
+                self._made.popitem(last=False)
+        self._made.move_to_end(key)
+        return self._made[key]
 
 
 class RandomPolicy(Policy):

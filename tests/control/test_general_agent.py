@@ -124,8 +124,8 @@ def test_calibration_changes_the_description():
     """A device twice as slow: service times double, and half the load is what it carries."""
     pipeline = ocr_pipeline()
     policy, _ = policy_for(pipeline)
-    as_profiled = policy._description(observed(pipeline))
-    slower = policy._description(observed(pipeline, calibration=calibration(pipeline, 2.0)))
+    as_profiled = policy._descriptions.now(observed(pipeline))
+    slower = policy._descriptions.now(observed(pipeline, calibration=calibration(pipeline, 2.0)))
     expected = calibrated_pipeline(pipeline, np.full((2, 3), 2.0), np.zeros((2, 3)))
     sizes = pipeline.tables.batch_sizes
     present = np.isfinite(pipeline.tables.cores)

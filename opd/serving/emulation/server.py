@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import selectors
-import signal
 from typing import Any
 
 from aiohttp import web
@@ -14,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from opd.serving.emulation.replica import EmulatedReplica
 from opd.serving.emulation.settings import EmulationSettings, Failure, ReplicaSettings
-from opd.serving.starting import GRACE_SECONDS
+from opd.serving.starting import GRACE_SECONDS, stopped
 
 logger = logging.getLogger(__name__)
 
@@ -152,10 +151,8 @@ async def _errors_as_json(request: web.Request, handler: Any) -> web.StreamRespo
 
 async def serve(settings: EmulationSettings) -> None:
     """Serve until SIGTERM or SIGINT, which let running requests finish."""
+    ended = asyncio.create_task(stopped())  # from the start, so that a signal ends it properly before it serves, too
     replicas = EmulatedReplicas(settings.host)
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     metrics_server, _ = start_http_server(settings.metrics_port, settings.host)
     runner = web.AppRunner(replicas.application(), access_log=None)
     await runner.setup()
@@ -163,7 +160,7 @@ async def serve(settings: EmulationSettings) -> None:
         for name, each in settings.replicas.items():
             await replicas.open(name, each)
         await web.TCPSite(runner, settings.host, settings.http_port).start()
-        await stop.wait()
+        await ended
         await replicas.close_all()
     finally:
         await runner.cleanup()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -14,7 +13,7 @@ from opd.serving.gateway.grpc_service import grpc_server
 from opd.serving.gateway.http_service import GatewayHttp
 from opd.serving.gateway.walk import Gateway
 from opd.serving.settings import GatewaySettings
-from opd.serving.starting import GRACE_SECONDS
+from opd.serving.starting import GRACE_SECONDS, stopped
 
 
 async def serve(settings: GatewaySettings) -> None:
@@ -22,14 +21,6 @@ async def serve(settings: GatewaySettings) -> None:
     gateway = Gateway(settings)
     async with endpoints(gateway, settings):
         await stopped()
-
-
-async def stopped() -> None:
-    """Wait for SIGTERM or SIGINT."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await stop.wait()
 
 
 @asynccontextmanager
