@@ -21,7 +21,7 @@ from opd.agent.cloning import imitate
 from opd.agent.demonstrations import Lesson, PlannerDemonstrations, demonstrate_on
 from opd.agent.general_ppo import GeneralParameters, Rollout, improve, roll_out
 from opd.agent.network import AgentNetwork
-from opd.agent.practice import PracticeProblem, generated_problem
+from opd.agent.practice import PracticeProblem
 from opd.agent.scoring import ScoringWeights
 from opd.agent.weights import TrainedAgent
 from opd.host.archive import written_whole
@@ -98,14 +98,11 @@ def run_course(
             with written_whole(path) as unfinished:
                 torch.save(network.state_dict(), unfinished)
         network.load_state_dict(torch.load(path, weights_only=True))
-        weights = copied(network)
+        weights = network.copied_weights()
     _practise(lesson, network, shown, folder, p, ppo, workers)
-    return TrainedAgent(copied(network), {"course": asdict(p), "ppo": asdict(ppo), "traces": list(lesson.traces)})
-
-
-def copied(network: AgentNetwork) -> ScoringWeights:
-    """The policy as arrays of their own."""
-    return ScoringWeights(*(np.array(part) for part in network.weights()))
+    return TrainedAgent(
+        network.copied_weights(), {"course": asdict(p), "ppo": asdict(ppo), "traces": list(lesson.traces)}
+    )
 
 
 def _demonstrations(
@@ -152,7 +149,7 @@ def _rollouts(
     rng: np.random.Generator,
 ) -> list[Rollout]:
     """Collect the experience of one update."""
-    weights = copied(network)
+    weights = network.copied_weights()
     chosen = FIRST_PRACTICE + p.seed * p.pool + rng.choice(p.pool, ppo.problems, replace=False)
     return list(run([_Practice(int(seed), weights, int(rng.integers(2**31)), ppo) for seed in chosen]))
 
@@ -166,10 +163,7 @@ _problems: dict[int, PracticeProblem] = {}
 
 def _collect(lesson: Lesson, task: _Practice) -> Rollout:
     if task.pipeline not in _problems:
-        name = list(lesson.traces)[task.pipeline % len(lesson.traces)]
-        _problems[task.pipeline] = generated_problem(
-            task.pipeline, lesson.simulation, lesson.traces[name], "train", lesson.loads[name]
-        )
+        _problems[task.pipeline] = lesson.problem(task.pipeline)
     return roll_out(_problems[task.pipeline], task.weights, task.seed, task.parameters)
 
 

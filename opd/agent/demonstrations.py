@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from opd.agent.description import Description, Situations, core_price
-from opd.agent.practice import Load, PracticeProblem, begin_practice, generated_problem, solved_choices
+from opd.agent.practice import Episodes, Load, PracticeProblem, begin_practice, generated_problem, solved_choices
 from opd.agent.scoring import ScoringWeights, choose
 from opd.host.archive import load_archive, save_archive
 from opd.measurement import SimulationParameters
@@ -75,14 +75,17 @@ class Lesson(NamedTuple):
     traces: Mapping[str, Trace]
     loads: Mapping[str, Load]
 
+    def problem(self, seed: int) -> PracticeProblem:
+        """The generated pipeline of a seed; the traces take turns."""
+        name = list(self.traces)[seed % len(self.traces)]
+        return generated_problem(seed, self.simulation, self.traces[name], "train", self.loads[name])
+
 
 def demonstrate_on(lesson: Lesson, task: tuple[int, ScoringWeights | None, Path]) -> Path:
     """Demonstrate on the generated pipeline of a seed, after an agent's decisions if there is one; write the file."""
     seed, weights, path = task
     if not path.is_file():
-        name = list(lesson.traces)[seed % len(lesson.traces)]
-        problem = generated_problem(seed, lesson.simulation, lesson.traces[name], "train", lesson.loads[name])
-        demonstrate(problem, weights, np.random.default_rng([seed, 1])).save(path)
+        demonstrate(lesson.problem(seed), weights, np.random.default_rng([seed, 1])).save(path)
     return path
 
 
@@ -126,10 +129,10 @@ def _actions(
 
 
 def _compare(
-    planner: Planner, problem: PracticeProblem, episodes: object, e: int, rng: np.random.Generator
+    planner: Planner, problem: PracticeProblem, episodes: Episodes, e: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """(6, N, 3) the best configurations of one episode and (6,) their values in cores."""
-    observation = episodes.envs.observation(e)  # type: ignore[attr-defined]
+    observation = episodes.envs.observation(e)
     counts = problem.load.futures.sample(
         observation.history, observation.predicted_load, planner.futures, planner.seconds, rng
     )

@@ -89,8 +89,9 @@ def fine_tune(
     if metrics is not None:
         with written_whole(metrics) as unfinished:
             pd.DataFrame(rows).to_csv(unfinished, index=False)
-    weights = ScoringWeights(*(np.array(part) for part in network.weights()))
-    return replace(agent, weights=weights, about={**agent.about, "fine_tuned_for": training.pipeline.name})
+    return replace(
+        agent, weights=network.copied_weights(), about={**agent.about, "fine_tuned_for": training.pipeline.name}
+    )
 
 
 def loaded(weights: ScoringWeights) -> AgentNetwork:

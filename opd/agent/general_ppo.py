@@ -104,7 +104,7 @@ def roll_out(problem: PracticeProblem, weights: ScoringWeights, seed: int, param
 
 def solver_choices(problem: PracticeProblem, episodes: Episodes) -> np.ndarray:
     """(E, N, 3) what the solver runs for the planned load and what waits."""
-    loads = episodes.situations().loads
+    loads = episodes.loads()
     return solved_choices(problem.description, loads[:, 1] + loads[:, -1])
 
 

@@ -110,6 +110,10 @@ class AgentNetwork(nn.Module):
         self.score_weight = matrix(3, width, gain=0.3)
         self.critic = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
 
+    def copied_weights(self) -> ScoringWeights:
+        """The policy as arrays of their own."""
+        return ScoringWeights(*(np.array(part) for part in self.weights()))
+
     def weights(self) -> ScoringWeights:
         """The policy as arrays, sharing memory with the parameters."""
         return ScoringWeights(*(getattr(self, name).detach().numpy() for name in ScoringWeights._fields))

@@ -11,6 +11,7 @@ from opd.agent.description import Description, Situations, core_price, describe,
 from opd.measurement import Interval, Score, SimulationParameters
 from opd.objective import Objective
 from opd.pipeline import Pipeline, from_choices, to_choices, used_cores
+from opd.planner.lookahead import DROP_PENALTY
 from opd.profiling.calibrated import calibrated_pipeline
 from opd.profiling.generated import draw_speed, generate_pipeline
 from opd.simulator.environment import PipelineVectorEnv
@@ -29,9 +30,6 @@ STRETCH = 4320
 
 BURST_SHARE = 0.3
 """Share of the episodes that begin shortly before a burst of the load."""
-
-DROP_PENALTY = 0.05
-"""Reward lost per dropped request, as in planning."""
 
 
 class Load(NamedTuple):
@@ -142,16 +140,20 @@ class Episodes:
         )
         self.envs.begin(np.arange(many), decisions, from_choices(choices))
 
-    def situations(self) -> Situations:
-        """What the agent sees now."""
+    def loads(self) -> np.ndarray:
+        """(E, 10) requests/s, see :func:`~opd.agent.description.load_outlook`."""
         envs, load = self.envs, self.problem.load
         incoming = load.workload.windows(envs.decision - 1).mean(axis=1)
         planned = np.maximum(load.workload.forecasts[envs.decision], incoming)
-        interval = self.problem.simulation.interval
-        outlook = load_outlook(incoming, planned, load.quantiles[envs.decision], envs.queue.sum(axis=1) / interval)
+        waiting = envs.queue.sum(axis=1) / self.problem.simulation.interval
+        return load_outlook(incoming, planned, load.quantiles[envs.decision], waiting)
+
+    def situations(self) -> Situations:
+        """What the agent sees now."""
+        envs, interval = self.envs, self.problem.simulation.interval
         serving, starting, wait = envs.simulator.replica_counts()
         return Situations(
-            outlook,
+            self.loads(),
             to_choices(envs.configurations),
             serving,
             starting,
