@@ -18,6 +18,7 @@ from torch import Tensor
 from opd.agent.cloning import imitation_loss
 from opd.agent.demonstrations import PlannerDemonstrations
 from opd.agent.description import Description, Situations
+from opd.agent.experience import compute_gae
 from opd.agent.network import AgentNetwork, Batch, batch_of
 from opd.agent.practice import Episodes, PracticeProblem, begin_practice, solved_choices
 from opd.agent.scoring import Expanded, ScoringWeights, choose, expand
@@ -133,11 +134,7 @@ def evaluated(network: AgentNetwork, rollout: Rollout, parameters: GeneralParame
     value = network(batch_of([_expanded(rollout, rows)])).value.numpy()
     leads = squashed(rollout.leads)
     values = value.reshape(len(leads) + 1, -1)
-    deltas = leads + parameters.discount * values[1:] - values[:-1]
-    advantages, advantage = np.zeros_like(deltas), np.zeros(deltas.shape[1])
-    for t in range(len(deltas) - 1, -1, -1):
-        advantage = deltas[t] + parameters.discount * parameters.gae_lambda * advantage
-        advantages[t] = advantage
+    advantages = compute_gae(leads, values, parameters.discount, parameters.gae_lambda)
     returns = advantages + values[:-1]
     scale = max(float(advantages.std()), 1e-4)
     return Experience(rollout, (advantages / scale).ravel(), returns.ravel())

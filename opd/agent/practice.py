@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from opd.agent.description import Description, Situations, core_price, describe, load_outlook
+from opd.agent.experience import episode_starts
 from opd.measurement import Interval, Score, SimulationParameters
 from opd.objective import Objective
 from opd.pipeline import Pipeline, from_choices, to_choices, used_cores
@@ -174,12 +175,7 @@ def begin_practice(problem: PracticeProblem, many: int, length: int, rng: np.ran
     """Episodes at random decisions, some shortly before bursts, running what is solved for about the present load."""
     load, d = problem.load, problem.description
     latest = load.workload.decisions - length - 1
-    decisions = rng.integers(1, latest, many)
-    usable = load.bursts[load.bursts < latest]
-    bursts = int(round(BURST_SHARE * many))
-    if len(usable) and bursts:
-        lead = rng.integers(1, max(length // 2, 1), bursts, endpoint=True)
-        decisions[:bursts] = np.maximum(rng.choice(usable, bursts) - lead, 1)
+    decisions = episode_starts(latest, load.bursts, int(round(BURST_SHARE * many)), many, length, rng)
     loads = load.workload.windows(decisions - 1).mean(axis=1) * rng.lognormal(0.1, 0.25, many)
     return Episodes(problem, decisions, solved_choices(d, loads), length, int(rng.integers(2**31)))
 

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opd.agent.experience import compute_gae
 from opd.agent.single.network import Action, ActorCritic
 from opd.agent.single.problem import TrainingParameters, look_up
-from opd.agent.single.rollout import Guide, RewardScale, compute_gae, training_reward
+from opd.agent.single.rollout import Guide, RewardScale, training_reward
 from opd.pipeline import from_choices, to_choices
 from opd.simulator.environment import PipelineVectorEnv
 

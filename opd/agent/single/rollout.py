@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opd.agent.experience import compute_gae, episode_starts
 from opd.agent.single.network import Action, ActorCritic
 from opd.agent.single.problem import Configure, Problem, TrainingParameters, look_up, table_policy
 from opd.measurement import Interval, Score
@@ -42,11 +43,7 @@ def begin_episodes(
     latest = workload.decisions - length
     if latest < 2:
         raise ValueError(f"a workload of {workload.decisions} decisions is too short for episodes of {length}")
-    decisions = generator.integers(1, latest, size=num_envs)
-    usable = bursts[bursts < latest]
-    if len(usable):
-        lead = generator.integers(1, max(length // 2, 1), size=burst_episodes, endpoint=True)
-        decisions[:burst_episodes] = np.maximum(generator.choice(usable, size=burst_episodes) - lead, 1)
+    decisions = episode_starts(latest, bursts, burst_episodes, num_envs, length, generator)
     envs = PipelineVectorEnv(
         problem.pipeline,
         workload,
@@ -86,29 +83,6 @@ class RewardScale(NamedTuple):
         """Scaled rewards, of any shape."""
         scaled = (rewards - self.mean) / self.std
         return np.sign(scaled) * np.log1p(np.abs(scaled))
-
-
-def compute_gae(rewards: np.ndarray, values: np.ndarray, discount: float, gae_lambda: float) -> np.ndarray:
-    """Generalised advantage estimation (Schulman et al., 2016) for episodes that are truncated, not terminated.
-
-    The advantage at t is the sum over k >= t of (gamma lambda)^(k - t) (r_k + gamma V(s_k+1) - V(s_k)).
-
-    Args:
-        rewards: (T, E).
-        values: (T + 1, E); the last row is the value of the state after the truncation.
-        discount: gamma.
-        gae_lambda: lambda.
-
-    Returns:
-        (T, E) estimates of the advantage of Eq. 9.
-    """
-    deltas = rewards + discount * values[1:] - values[:-1]
-    advantages = np.zeros_like(deltas)
-    advantage = np.zeros(rewards.shape[1])
-    for t in range(len(rewards) - 1, -1, -1):
-        advantage = deltas[t] + discount * gae_lambda * advantage
-        advantages[t] = advantage
-    return advantages
 
 
 class Samples(NamedTuple):
