@@ -9,18 +9,20 @@ never uses.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from opd.agent.cloning import imitate
 from opd.agent.demonstrations import Lesson, PlannerDemonstrations, demonstrate_on
-from opd.agent.general_ppo import GeneralParameters, Rollout, improve, roll_out
 from opd.agent.network import AgentNetwork
+from opd.agent.ppo import PpoParameters, Rollout, improve, roll_out
 from opd.agent.practice import PracticeProblem
 from opd.agent.scoring import ScoringWeights
 from opd.agent.weights import TrainedAgent
@@ -34,14 +36,17 @@ CHECKPOINT, METRICS, LOSSES = "checkpoint.pt", "metrics.csv", "round-{}.csv"
 _SAVE_EVERY = 10
 
 
-@dataclass(frozen=True)
+_Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, config={"extra": "forbid", "allow_inf_nan": False})
 class CourseParameters:
     """What a course does.
 
     Attributes:
-        rounds: of demonstrations and imitation.
-        pipelines: that are demonstrated on in a round.
-        cloning_steps: gradient steps of imitation in a round.
+        pipelines: that are demonstrated on in each round. Most in the last one, whose situations are those of an agent
+            that already decides well.
+        cloning_steps: gradient steps of imitation in each round.
         cloning_rate: peak of its learning rate.
         updates: of PPO.
         pool: generated pipelines that PPO practises on.
@@ -50,15 +55,21 @@ class CourseParameters:
         seed: of everything random.
     """
 
-    rounds: int = 3
-    pipelines: int = 260
-    cloning_steps: int = 1500
-    cloning_rate: float = 1e-3
-    updates: int = 300
-    pool: int = 240
-    width: int = 64
-    blocks: int = 2
-    seed: int = 0
+    pipelines: tuple[_Count, ...] = (300, 600, 1200)
+    cloning_steps: tuple[_Count, ...] = (1500, 1500, 3000)
+    cloning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
+    updates: Annotated[int, Field(ge=0)] = 300
+    pool: _Count = 240
+    width: _Count = 64
+    blocks: _Count = 2
+    seed: Annotated[int, Field(ge=0, le=9)] = 0
+
+    def __post_init__(self) -> None:
+        if len(self.pipelines) != len(self.cloning_steps):
+            raise ValueError(
+                f"pipelines has {len(self.pipelines)} rounds and cloning_steps {len(self.cloning_steps)}; "
+                "give both as many"
+            )
 
 
 class _Practice(NamedTuple):
@@ -67,11 +78,11 @@ class _Practice(NamedTuple):
     pipeline: int
     weights: ScoringWeights
     seed: int
-    parameters: GeneralParameters
+    parameters: PpoParameters
 
 
 def run_course(
-    lesson: Lesson, folder: Path, parameters: CourseParameters, ppo: GeneralParameters, workers: int
+    lesson: Lesson, folder: Path, parameters: CourseParameters, ppo: PpoParameters, workers: int
 ) -> TrainedAgent:
     """Train the agent.
 
@@ -87,14 +98,14 @@ def run_course(
     network = AgentNetwork(p.width, p.blocks)
     shown: list[PlannerDemonstrations] = []
     weights: ScoringWeights | None = None
-    for number in range(p.rounds):
+    for number, steps in enumerate(p.cloning_steps):
         shown += _demonstrations(lesson, folder / f"round-{number}", number, p, weights, workers)
         path = folder / f"round-{number}.pt"
         if not path.is_file():
-            losses = imitate(network, shown, p.cloning_steps, p.cloning_rate, np.random.default_rng([p.seed, number]))
+            losses = imitate(network, shown, steps, p.cloning_rate, np.random.default_rng([p.seed, number]))
             with written_whole(folder / LOSSES.format(number)) as unfinished:
                 pd.DataFrame({"loss": losses}).to_csv(unfinished, index_label="step")
-            print(f"round {number + 1} of {p.rounds}: imitation loss {np.mean(losses[-100:]):.3f}", flush=True)
+            print(f"round {number + 1} of {len(p.pipelines)}: imitation loss {np.mean(losses[-100:]):.3f}", flush=True)
             with written_whole(path) as unfinished:
                 torch.save(network.state_dict(), unfinished)
         network.load_state_dict(torch.load(path, weights_only=True))
@@ -109,8 +120,8 @@ def _demonstrations(
     lesson: Lesson, folder: Path, number: int, p: CourseParameters, weights: ScoringWeights | None, workers: int
 ) -> Iterator[PlannerDemonstrations]:
     """Demonstrate in one round, with progress; what is there already is read."""
-    first = (p.seed * 100 + number) * p.pipelines
-    tasks = [(seed, weights, folder / f"{seed}.npz") for seed in range(first, first + p.pipelines)]
+    first = p.seed * SEEDS_OF_A_COURSE + sum(p.pipelines[:number])
+    tasks = [(seed, weights, folder / f"{seed}.npz") for seed in range(first, first + p.pipelines[number])]
     with task_pool(demonstrate_on, lesson, 1 if all(path.is_file() for *_, path in tasks) else workers) as run:
         done = progress_bar(run(tasks), total=len(tasks), desc=f"demonstrations {number + 1}", unit="pipeline")
         yield from map(PlannerDemonstrations.load, done)
@@ -122,7 +133,7 @@ def _practise(
     shown: Sequence[PlannerDemonstrations],
     folder: Path,
     p: CourseParameters,
-    ppo: GeneralParameters,
+    ppo: PpoParameters,
     workers: int,
 ) -> None:
     """PPO from the last checkpoint on."""
@@ -145,7 +156,7 @@ def _rollouts(
     run: Callable[[Sequence[_Practice]], Iterator[Rollout]],
     network: AgentNetwork,
     p: CourseParameters,
-    ppo: GeneralParameters,
+    ppo: PpoParameters,
     rng: np.random.Generator,
 ) -> list[Rollout]:
     """Collect the experience of one update."""
@@ -153,6 +164,9 @@ def _rollouts(
     chosen = FIRST_PRACTICE + p.seed * p.pool + rng.choice(p.pool, ppo.problems, replace=False)
     return list(run([_Practice(int(seed), weights, int(rng.integers(2**31)), ppo) for seed in chosen]))
 
+
+SEEDS_OF_A_COURSE = 50_000
+"""Pipelines of courses with different seeds are different ones."""
 
 FIRST_PRACTICE = 500_000
 """Seeds from here on are those of pipelines that PPO practises on."""

@@ -13,8 +13,8 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from opd.agent.general_ppo import GeneralParameters, improve, roll_out
 from opd.agent.network import AgentNetwork
+from opd.agent.ppo import PpoParameters, improve, roll_out
 from opd.agent.practice import PracticeProblem, begin_practice
 from opd.agent.scoring import ScoringWeights, choose
 from opd.agent.weights import TrainedAgent
@@ -68,7 +68,7 @@ def fine_tune(
     p = parameters
     torch.manual_seed(seed)
     network = loaded(agent.weights)
-    ppo = GeneralParameters(learning_rate=p.learning_rate, demonstration_weight=0.0, problems=p.rollouts)
+    ppo = PpoParameters(learning_rate=p.learning_rate, demonstration_weight=0.0, problems=p.rollouts)
     optimizer = torch.optim.Adam(network.parameters(), lr=p.learning_rate, eps=1e-5)
     best = validated(network, validation, p), deepcopy(network.state_dict())
     rows = [{"update": 0.0, "validation": best[0]}]

@@ -21,14 +21,14 @@ from opd.control import (
     is_user_policy,
     policy_label,
 )
-from opd.control.general_agent import GeneralAgentPolicy
+from opd.control.agent import AgentPolicy
 from opd.control.lookahead import ForesightPolicy, LookaheadPolicy
 from opd.control.policies import (
-    AgentPolicy,
     BacklogPolicy,
     ClairvoyantPolicy,
     Policy,
     RandomPolicy,
+    SingleAgentPolicy,
     SolverPolicy,
 )
 from opd.control.reactive import HpaPolicy, LadderPolicy, QueueThresholdPolicy
@@ -107,7 +107,7 @@ def build_policy(
         return planner(name)
     if name == AGENT:
         weights, fallback = TrainedAgent.load(agent or SHIPPED), partial(planner, "lookahead")
-        return GeneralAgentPolicy(pipeline, objective, simulation, solve, weights, futures, fallback)
+        return AgentPolicy(pipeline, objective, simulation, solve, weights, futures, fallback)
     simple = {"random": RandomPolicy(pipeline, seed), "myopic-backlog": backlog}
     return simple.get(name) or ClairvoyantPolicy(SolverPolicy(pipeline, solve))
 
@@ -165,17 +165,17 @@ def _check_known(name: str, simulated: bool) -> None:
         raise ValueError(f"policy {name!r} is not one of {', '.join(known)}, or module:Class{reason}")
 
 
-def agent_policy(agent: Agent) -> AgentPolicy:
+def agent_policy(agent: Agent) -> SingleAgentPolicy:
     """Build the policy of an agent, with the expert of its training as its fallback.
 
     The fallback also plans for the backlog. An agent with parameters that state no ``largest_load`` has no fallback.
     """
     parameters, pipeline = agent.parameters, agent.pipeline
     if not np.isfinite(parameters.get("largest_load", np.inf)):
-        return AgentPolicy(agent)
+        return SingleAgentPolicy(agent)
     objective, simulation = objective_from(parameters), SimulationParameters(**parameters["simulation"])
     expert = expert_solver(parameters["training"]["expert"], objective, simulation, len(pipeline.tasks))
-    return AgentPolicy(agent, BacklogPolicy(SolverPolicy(pipeline, expert), simulation.interval))
+    return SingleAgentPolicy(agent, BacklogPolicy(SolverPolicy(pipeline, expert), simulation.interval))
 
 
 def agent_kind(name: str, path: Path) -> str:

@@ -180,7 +180,7 @@ TRAINED_FACTOR = 0.1
 """Difference of service times from their profiles, in logarithms, up to which the agent decides."""
 
 
-class AgentPolicy(Policy):
+class SingleAgentPolicy(Policy):
     """A trained agent with a fallback policy outside its training distribution.
 
     A network extrapolates badly: under overload it mostly repeats its last decision, which is then far too small. The

@@ -15,7 +15,7 @@ from opd.agent.single.deployed import Agent
 from opd.control import loop as control
 from opd.control.factory import agent_policy
 from opd.control.loop import ApplyError, Guard, NoRequestsError, ObservationError, run
-from opd.control.policies import TRAINED_LOAD_SHARE, AgentPolicy, Policy, SolverPolicy
+from opd.control.policies import TRAINED_LOAD_SHARE, Policy, SingleAgentPolicy, SolverPolicy
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import InfeasibleError, as_array
@@ -225,7 +225,9 @@ def test_cores_that_are_taken_away_are_respected_at_once():
 
 
 @pytest.mark.parametrize(
-    "policy", [SolverPolicy(ocr_pipeline(), greedy), AgentPolicy(agent_for(ocr_pipeline()))], ids=["solver", "agent"]
+    "policy",
+    [SolverPolicy(ocr_pipeline(), greedy), SingleAgentPolicy(agent_for(ocr_pipeline()))],
+    ids=["solver", "agent"],
 )
 def test_where_nothing_fits_the_cores_that_are_left_what_runs_goes_on(policy):
     class Crowded(SimulatedBackend):
@@ -370,7 +372,7 @@ def test_the_loop_and_the_training_environment_are_the_same_world():
     history, counts = workload.counts[: 10 * start], workload.counts[10 * start :]
     backend = SimulatedBackend(ocr_pipeline(), QUIET, history, counts, GOOD, seed)
     forecasts = iter(workload.forecasts[start:])
-    steps = loop(backend, AgentPolicy(agent), 40, forecast=lambda history: float(next(forecasts)))
+    steps = loop(backend, SingleAgentPolicy(agent), 40, forecast=lambda history: float(next(forecasts)))
     for step in steps:
         configuration = agent.decide(episodes.state()[0])
         score, _ = episodes.run_interval(as_array(configuration)[None])

@@ -15,11 +15,11 @@ from small_pipelines import ocr_pipeline, pipelines, within_limits
 from opd.control.policies import (
     RECOVERY_DECISIONS,
     TRAINED_LOAD_SHARE,
-    AgentPolicy,
     BacklogPolicy,
     ClairvoyantPolicy,
     Policy,
     RandomPolicy,
+    SingleAgentPolicy,
     SolverPolicy,
 )
 from opd.measurement import Calibration, Observation
@@ -60,7 +60,7 @@ def test_every_policy_decides_within_the_limits_and_the_cores_that_are_left(pipe
         RandomPolicy(pipeline, seed),
         *(SolverPolicy(pipeline, solve) for solve in SOLVERS),
         ClairvoyantPolicy(SolverPolicy(pipeline, MYOPIC)),
-        AgentPolicy(agent_for(pipeline, seed)),
+        SingleAgentPolicy(agent_for(pipeline, seed)),
     ):
         assert within_limits(pipeline, policy.decide(seen), left), type(policy).__name__
 
@@ -82,7 +82,7 @@ def test_solvers_plan_with_calibrated_profiles(solve):
 
 def test_on_a_device_unlike_its_profile_the_fallback_of_an_agent_decides():
     pipeline = ocr_pipeline()
-    policy = AgentPolicy(agent_for(pipeline), BacklogPolicy(SolverPolicy(pipeline, greedy), 10.0))
+    policy = SingleAgentPolicy(agent_for(pipeline), BacklogPolicy(SolverPolicy(pipeline, greedy), 10.0))
     seen = observation(pipeline, predicted_load=6.0)
     for factor, fallback in ((1.0, False), (1.08, False), (0.85, True), (1.3, True), (1.0, False)):
         decided = policy.decide(replace(seen, calibration=calibration(pipeline, factor)))
@@ -140,7 +140,7 @@ def test_the_agent_sees_every_part_of_the_observation():
         available_cores=7.0,
         incoming_load=11.0,
     )
-    AgentPolicy(Recording()).decide(seen)  # type: ignore[arg-type]
+    SingleAgentPolicy(Recording()).decide(seen)  # type: ignore[arg-type]
     assert states[0].tolist() == [7, 13, 11, 0.25, 10, 1, 2, 1, 4, 3, 0.5, 50, 0, 2, 2, 2, 4]
 
 
@@ -173,7 +173,7 @@ def test_a_backlog_policy_plans_for_the_load_and_the_backlog():
 @pytest.mark.parametrize(("predicted", "incoming"), [(30.5, 5.0), (5.0, 31.0), (30.0, 30.0)])
 def test_the_fallback_decides_above_the_loads_of_training(predicted, incoming):
     agent = ThriftyAgent(ocr_pipeline(), 30.0 / TRAINED_LOAD_SHARE)
-    policy = AgentPolicy(agent, Planning())  # type: ignore[arg-type]
+    policy = SingleAgentPolicy(agent, Planning())  # type: ignore[arg-type]
     decided = policy.decide(replace(observation(ocr_pipeline(), predicted_load=predicted), incoming_load=incoming))
     assert policy.fallback == (max(predicted, incoming) > 30.0)
     assert decided == (GOOD if policy.fallback else SMALLEST)
@@ -181,7 +181,7 @@ def test_the_fallback_decides_above_the_loads_of_training(predicted, incoming):
 
 def test_after_a_backlog_the_fallback_decides_until_the_pipeline_has_recovered():
     agent = ThriftyAgent(ocr_pipeline())
-    policy = AgentPolicy(agent, Planning())  # type: ignore[arg-type]
+    policy = SingleAgentPolicy(agent, Planning())  # type: ignore[arg-type]
     calm = replace(observation(ocr_pipeline(), predicted_load=8.0), incoming_load=6.0, queue=np.array([5, 5]))
     # 10 wait: the requests of one second, and a forming batch of one at each of two stages.
     assert policy.decide(calm) == SMALLEST and not policy.fallback
@@ -194,7 +194,7 @@ def test_after_a_backlog_the_fallback_decides_until_the_pipeline_has_recovered()
 
 def test_forming_batches_are_no_backlog():
     """Large batches wait by design: one at every stage is allowed in addition to a second of load."""
-    policy = AgentPolicy(ThriftyAgent(ocr_pipeline()), Planning())  # type: ignore[arg-type]
+    policy = SingleAgentPolicy(ThriftyAgent(ocr_pipeline()), Planning())  # type: ignore[arg-type]
     batches = tuple(stage._replace(batch_size=4) for stage in SMALLEST)
     seen = replace(observation(ocr_pipeline(), predicted_load=8.0), incoming_load=8.0, configuration=batches)
     policy.decide(replace(seen, queue=np.array([8, 8])))
@@ -204,6 +204,6 @@ def test_forming_batches_are_no_backlog():
 
 
 def test_without_a_fallback_the_agent_always_decides():
-    policy = AgentPolicy(ThriftyAgent(ocr_pipeline()))  # type: ignore[arg-type]
+    policy = SingleAgentPolicy(ThriftyAgent(ocr_pipeline()))  # type: ignore[arg-type]
     seen = replace(observation(ocr_pipeline(), predicted_load=8000.0), queue=np.array([500, 500]))
     assert policy.decide(seen) == SMALLEST and not policy.fallback

@@ -24,7 +24,7 @@ from small_study import (
 from opd.agent.single.deployed import Agent
 from opd.agent.single.network import ActorCritic, export
 from opd.agent.single.ppo import CHECKPOINT, PPOTrainer
-from opd.control.policies import AgentPolicy, ClairvoyantPolicy, Policy, SolverPolicy
+from opd.control.policies import ClairvoyantPolicy, Policy, SingleAgentPolicy, SolverPolicy
 from opd.measurement import Observation
 from opd.objective import Weights
 from opd.pipeline import StageConfiguration
@@ -180,7 +180,7 @@ def test_every_ablation_departs_in_one_thing():
 def test_a_network_decides_as_the_deployed_agent_does():
     network = lively(ActorCritic(ocr_pipeline(), 16, 1))
     network.features_extractor.standardise_by(some_states().numpy())
-    policies = NetworkPolicy(ocr_pipeline(), network), AgentPolicy(Agent(ocr_pipeline(), export(network), {}))
+    policies = NetworkPolicy(ocr_pipeline(), network), SingleAgentPolicy(Agent(ocr_pipeline(), export(network), {}))
     first, second = (run_cycle(ocr_pipeline(), policy, CYCLES[0], 0, small_setting()) for policy in policies)
     assert [step.configuration for step in first] == [step.configuration for step in second]
 

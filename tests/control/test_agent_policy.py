@@ -10,8 +10,8 @@ from small_pipelines import ocr_pipeline, stages
 from small_situations import QUIET, untrained
 
 from opd.agent.weights import TrainedAgent
-from opd.control import general_agent
-from opd.control.general_agent import LARGEST_BATCH, LARGEST_SHARE, LONGEST_START, MOST_REPLICAS, GeneralAgentPolicy
+from opd.control import agent as agent_policy
+from opd.control.agent import LARGEST_BATCH, LARGEST_SHARE, LONGEST_START, MOST_REPLICAS, AgentPolicy
 from opd.control.loop import run
 from opd.control.policies import SolverPolicy, present_pipeline
 from opd.measurement import Calibration, Observation, backlog, idle_observation, planned_load
@@ -41,10 +41,10 @@ class Fallbacks:
         return SolverPolicy(self.pipeline, greedy)
 
 
-def policy_for(pipeline: Pipeline, objective: Objective = PLAIN, seed: int = 0) -> tuple[GeneralAgentPolicy, Fallbacks]:
+def policy_for(pipeline: Pipeline, objective: Objective = PLAIN, seed: int = 0) -> tuple[AgentPolicy, Fallbacks]:
     fallbacks = Fallbacks(pipeline)
     agent, solve = TrainedAgent(untrained(seed).weights(), {}), solver_for(objective, QUIET)
-    return GeneralAgentPolicy(pipeline, objective, QUIET, solve, agent, RecentFutures(), fallbacks), fallbacks
+    return AgentPolicy(pipeline, objective, QUIET, solve, agent, RecentFutures(), fallbacks), fallbacks
 
 
 def observed(pipeline: Pipeline, load: float = 8.0, **figures) -> Observation:
@@ -142,8 +142,8 @@ def test_descriptions_are_made_once_a_device_and_few_are_kept(monkeypatch):
         made.append(arguments[0].capacity)
         return original(*arguments)
 
-    original = general_agent.describe
-    monkeypatch.setattr(general_agent, "describe", noting)
+    original = agent_policy.describe
+    monkeypatch.setattr(agent_policy, "describe", noting)
     for free in [20.0, 20.0, 10.0, 20.0, 10.0]:
         policy.decide(observed(pipeline, available_cores=free))
     assert made == [20, 10]

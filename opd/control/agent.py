@@ -26,7 +26,7 @@ MOST_REPLICAS, LARGEST_BATCH = 24, 64
 """Limits of a stage above which the planner decides."""
 
 
-class GeneralAgentPolicy(Policy):
+class AgentPolicy(Policy):
     """One agent for every pipeline, device and objective.
 
     Args:

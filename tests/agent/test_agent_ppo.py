@@ -9,26 +9,26 @@ import pytest
 import torch
 from small_situations import calm_situations, described, small_practice, untrained
 
-from opd.agent import general_ppo
-from opd.agent.general_ppo import (
+from opd.agent import ppo as ppo_module
+from opd.agent.network import AgentNetwork, batch_of
+from opd.agent.ppo import (
     LARGE_LEAD,
     Experience,
-    GeneralParameters,
     Minibatch,
+    PpoParameters,
     Rollout,
     evaluated,
-    general_ppo_loss,
     improve,
     minibatches,
+    ppo_loss,
     roll_out,
     squashed,
 )
-from opd.agent.network import AgentNetwork, batch_of
 from opd.agent.practice import solved_choices
 from opd.agent.scoring import Expanded, expand
 from opd.pipeline import Pipeline, ServiceLevel, Task, Variant
 
-SHORT = GeneralParameters(episodes=3, decisions=5)
+SHORT = PpoParameters(episodes=3, decisions=5)
 
 
 # --- rollouts --------------------------------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ def test_the_solver_leads_itself_by_nothing(monkeypatch):
         loads = situations.loads
         return solved_choices(description, loads[:, 1] + loads[:, -1]), np.zeros(len(loads))
 
-    monkeypatch.setattr(general_ppo, "choose", as_the_solver)
+    monkeypatch.setattr(ppo_module, "choose", as_the_solver)
     rollout = roll_out(small_practice(), untrained(0).weights(), 3, SHORT)
     assert rollout.leads.shape == (5, 3)
     assert (rollout.leads == 0.0).all()
@@ -101,7 +101,7 @@ def test_advantages_by_hand():
     network = valued(untrained(0), 2.0)
     leads = LARGE_LEAD * np.array([[np.e - 1.0], [0.0], [1.0 - np.e]])
     rollout = made_rollout(network, leads, np.zeros((4, 1), dtype=np.int64))
-    found = evaluated(network, rollout, GeneralParameters(discount=0.5, gae_lambda=0.8))
+    found = evaluated(network, rollout, PpoParameters(discount=0.5, gae_lambda=0.8))
     last = -LARGE_LEAD + 0.5 * 2.0 - 2.0
     middle = 0.0 + 0.5 * 2.0 - 2.0 + 0.5 * 0.8 * last
     first = LARGE_LEAD + 0.5 * 2.0 - 2.0 + 0.5 * 0.8 * middle
@@ -114,10 +114,10 @@ def test_advantages_of_an_episode_do_not_depend_on_the_others():
     network = untrained(2)
     leads = np.random.default_rng(0).normal(size=(4, 3))
     rollout = made_rollout(network, leads, np.random.default_rng(1).integers(2, size=(5, 3)))
-    together = evaluated(network, rollout, GeneralParameters()).returns.reshape(4, 3)
+    together = evaluated(network, rollout, PpoParameters()).returns.reshape(4, 3)
     for e in range(3):
         one = made_rollout(network, leads[:, e : e + 1], rollout.choices[:, 0, 0].reshape(5, 3)[:, e : e + 1])
-        np.testing.assert_allclose(evaluated(network, one, GeneralParameters()).returns, together[:, e], rtol=1e-4)
+        np.testing.assert_allclose(evaluated(network, one, PpoParameters()).returns, together[:, e], rtol=1e-4)
 
 
 # --- the update ------------------------------------------------------------------------------------------------------
@@ -150,8 +150,8 @@ def test_the_loss_by_hand():
         network.score_weight.zero_()  # both variants are equally likely
     rollout = made_rollout(network, np.zeros((2, 2)), np.array([[0, 1], [0, 1], [0, 0]]))
     experience = Experience(rollout, np.array([1.0, 2.0, -1.0, 4.0]), np.array([1.0, 3.0, 1.0, 1.0]))  # Huber: 2 - 1/2
-    parameters = GeneralParameters(value_coefficient=0.5, entropy_coefficient=0.1)
-    loss, divergence = general_ppo_loss(network, whole(experience), parameters)
+    parameters = PpoParameters(value_coefficient=0.5, entropy_coefficient=0.1)
+    loss, divergence = ppo_loss(network, whole(experience), parameters)
     assert float(loss.detach()) == pytest.approx(-6.0 / 4.0 + 0.5 * 1.5 / 4.0 - 0.1 * np.log(2.0), abs=1e-5)
     assert divergence == pytest.approx(0.0, abs=1e-6)
 
@@ -162,8 +162,8 @@ def test_ratios_beyond_the_clip_range_earn_nothing_more():
     rollout = made_rollout(network, np.zeros((1, 1)), np.ones((2, 1), dtype=np.int64))
     before = rollout._replace(log_prob=rollout.log_prob - np.log(3.0))
     experience = Experience(before, np.array([1.0]), np.array([0.0]))
-    parameters = GeneralParameters(clip_range=0.2, entropy_coefficient=0.0)
-    loss, divergence = general_ppo_loss(network, whole(experience), parameters)
+    parameters = PpoParameters(clip_range=0.2, entropy_coefficient=0.0)
+    loss, divergence = ppo_loss(network, whole(experience), parameters)
     assert float(loss.detach()) == pytest.approx(-1.2, abs=1e-5)
     assert divergence == pytest.approx(2.0 - np.log(3.0), abs=1e-4)
 
@@ -176,7 +176,7 @@ def probability_of_the_second(network: AgentNetwork) -> float:
 def test_the_better_of_two_actions_becomes_more_likely():
     network, random = untrained(4), np.random.default_rng(0)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    parameters = replace(GeneralParameters(), minibatch=64, target_kl=1.0)
+    parameters = replace(PpoParameters(), minibatch=64, target_kl=1.0)
     found = [probability_of_the_second(network)]
     for _ in range(4):
         variants = random.integers(2, size=(9, 16))

@@ -8,11 +8,12 @@ the scales of pipelines. The planner's demonstrations keep a share in the loss.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from opd.agent.cloning import imitation_loss
@@ -23,9 +24,14 @@ from opd.agent.network import AgentNetwork, Batch, batch_of
 from opd.agent.practice import Episodes, PracticeProblem, begin_practice, solved_choices
 from opd.agent.scoring import Expanded, ScoringWeights, choose, expand
 
+_Count = Annotated[int, Field(ge=1)]
+_Positive = Annotated[float, Field(gt=0.0)]
+_NotNegative = Annotated[float, Field(ge=0.0)]
+_Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
-@dataclass(frozen=True)
-class GeneralParameters:
+
+@dataclass(frozen=True, config={"extra": "forbid", "allow_inf_nan": False})
+class PpoParameters:
     """Of PPO across pipelines.
 
     Attributes:
@@ -45,20 +51,20 @@ class GeneralParameters:
         max_grad_norm: norm to which larger gradients are scaled down.
     """
 
-    problems: int = 24
-    episodes: int = 12
-    decisions: int = 24
-    epochs: int = 3
-    minibatch: int = 1152
-    learning_rate: float = 3e-4
-    discount: float = 0.9
-    gae_lambda: float = 0.9
-    clip_range: float = 0.2
-    value_coefficient: float = 0.5
-    entropy_coefficient: float = 0.001
-    demonstration_weight: float = 0.05
-    target_kl: float = 0.02
-    max_grad_norm: float = 0.5
+    problems: _Count = 24
+    episodes: _Count = 12
+    decisions: _Count = 24
+    epochs: _Count = 3
+    minibatch: _Count = 1152
+    learning_rate: _Positive = 3e-4
+    discount: _Share = 0.9
+    gae_lambda: _Share = 0.9
+    clip_range: _Positive = 0.2
+    value_coefficient: _NotNegative = 0.5
+    entropy_coefficient: _NotNegative = 0.001
+    demonstration_weight: _NotNegative = 0.05
+    target_kl: _Positive = 0.02
+    max_grad_norm: _Positive = 0.5
 
 
 class Rollout(NamedTuple):
@@ -79,7 +85,7 @@ class Rollout(NamedTuple):
     leads: np.ndarray
 
 
-def roll_out(problem: PracticeProblem, weights: ScoringWeights, seed: int, parameters: GeneralParameters) -> Rollout:
+def roll_out(problem: PracticeProblem, weights: ScoringWeights, seed: int, parameters: PpoParameters) -> Rollout:
     """Act on a problem, drawing actions from the policy."""
     p = parameters
     begin = begin_practice(problem, p.episodes, p.decisions, np.random.default_rng(seed))
@@ -128,7 +134,7 @@ class Experience(NamedTuple):
 
 
 @torch.no_grad()
-def evaluated(network: AgentNetwork, rollout: Rollout, parameters: GeneralParameters) -> Experience:
+def evaluated(network: AgentNetwork, rollout: Rollout, parameters: PpoParameters) -> Experience:
     """Estimate advantages (Eq. 9) by generalised advantage estimation; episodes are truncated, not terminated."""
     rows = np.arange(len(rollout.choices))
     value = network(batch_of([_expanded(rollout, rows)])).value.numpy()
@@ -171,9 +177,7 @@ def minibatches(experience: Sequence[Experience], size: int, rng: np.random.Gene
     return found
 
 
-def general_ppo_loss(
-    network: AgentNetwork, minibatch: Minibatch, parameters: GeneralParameters
-) -> tuple[Tensor, float]:
+def ppo_loss(network: AgentNetwork, minibatch: Minibatch, parameters: PpoParameters) -> tuple[Tensor, float]:
     """Negative of Eq. 11 on a minibatch, and the approximate KL divergence."""
     p = parameters
     log_prob, entropy, value = network(minibatch.batch)
@@ -191,7 +195,7 @@ def improve(
     optimizer: torch.optim.Optimizer,
     rollouts: Sequence[Rollout],
     demonstrations: Sequence[PlannerDemonstrations],
-    parameters: GeneralParameters,
+    parameters: PpoParameters,
     rng: np.random.Generator,
 ) -> dict[str, float]:
     """One update: epochs of minibatches over the experience of several problems."""
@@ -201,7 +205,7 @@ def improve(
     divergence = 0.0
     for _ in range(p.epochs):
         for number in rng.permutation(len(parts)):
-            loss, divergence = general_ppo_loss(network, parts[number], p)
+            loss, divergence = ppo_loss(network, parts[number], p)
             if demonstrations and p.demonstration_weight > 0.0:
                 shown = [demonstrations[i] for i in rng.choice(len(demonstrations), 6)]
                 groups = [(each, rng.integers(len(each.values), size=8)) for each in shown]
