@@ -12,8 +12,8 @@ from opd.agent.demonstrations import PlannerDemonstrations
 from opd.agent.network import AgentNetwork, batch_of
 from opd.agent.scoring import Expanded, expand
 
-PIPELINES, SITUATIONS = 12, 16
-"""Pipelines of a minibatch, and situations of each of them."""
+PIPELINES, SITUATIONS, DRAWN = 12, 16, 2
+"""Pipelines of a minibatch, situations of each of them, and configurations that are drawn from the targets of each."""
 
 TOLERANCE = 0.02
 """Difference in value, as a share of the cores that run, that makes a configuration e times less likely as a target."""
@@ -29,15 +29,21 @@ def targets(demonstrations: PlannerDemonstrations, rows: np.ndarray) -> np.ndarr
     return weight / weight.sum(axis=1, keepdims=True)
 
 
-def imitation_loss(network: AgentNetwork, groups: Sequence[tuple[PlannerDemonstrations, np.ndarray]]) -> Tensor:
-    """Cross-entropy between targets and policy in some situations of some pipelines."""
-    expanded, wanted = [], []
+def imitation_loss(
+    network: AgentNetwork, groups: Sequence[tuple[PlannerDemonstrations, np.ndarray]], rng: np.random.Generator
+) -> Tensor:
+    """Cross-entropy between targets and policy in some situations of some pipelines.
+
+    It is estimated from configurations drawn from the targets: describing options takes most of the time of a step.
+    """
+    expanded = []
     for demonstrations, rows in groups:
         d, s = demonstrations.description, demonstrations.situations.part(rows)
-        expanded.append(Expanded(*expand(d, s, demonstrations.choices[rows].astype(np.int64))))
-        wanted.append(targets(demonstrations, rows))
-    log_prob = network(batch_of(expanded)).log_prob
-    return -(torch.from_numpy(np.concatenate(wanted)).float().ravel() * log_prob).sum() / sum(map(len, wanted))
+        likely = targets(demonstrations, rows).cumsum(axis=1)
+        drawn = (rng.random((len(rows), DRAWN, 1)) > likely[:, None, :-1]).sum(axis=2)
+        choices = demonstrations.choices[rows[:, None], drawn]
+        expanded.append(Expanded(*expand(d, s, choices.astype(np.int64))))
+    return -network(batch_of(expanded)).log_prob.mean()
 
 
 def imitate(
@@ -54,7 +60,7 @@ def imitate(
     for _ in range(steps):
         chosen = rng.choice(len(demonstrations), PIPELINES)
         groups = [(demonstrations[i], rng.integers(len(demonstrations[i].values), size=SITUATIONS)) for i in chosen]
-        loss = imitation_loss(network, groups)
+        loss = imitation_loss(network, groups, rng)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

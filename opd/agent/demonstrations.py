@@ -26,8 +26,8 @@ FORMAT = "opd demonstrations 1"
 COMPARED = 6
 """Configurations of a situation that are kept, the best ones."""
 
-EFFORT = PlannerParameters(futures=(6, 12), kept=0.25, fewest=COMPARED)
-EPISODES, DECISIONS, SHOWN = 6, 20, 0.5
+EFFORT = PlannerParameters(futures=(2, 4, 12), kept=0.35, fewest=COMPARED)
+EPISODES, DECISIONS, SHOWN = 6, 20, 0.25
 """Episodes on a pipeline, decisions in each of them, and the share of these that the planner makes as well."""
 
 

@@ -209,7 +209,7 @@ def improve(
             if demonstrations and p.demonstration_weight > 0.0:
                 shown = [demonstrations[i] for i in rng.choice(len(demonstrations), 6)]
                 groups = [(each, rng.integers(len(each.values), size=8)) for each in shown]
-                loss = loss + p.demonstration_weight * imitation_loss(network, groups)
+                loss = loss + p.demonstration_weight * imitation_loss(network, groups, rng)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), p.max_grad_norm)
