@@ -193,6 +193,12 @@ def ppo_loss(network: AgentNetwork, minibatch: Minibatch, parameters: PpoParamet
     return loss, float(((ratio - 1.0) - log_ratio).mean().detach())
 
 
+def decay_learning_rate(optimizer: torch.optim.Optimizer, initial: float, update: int, updates: int) -> None:
+    """Set the learning rate of an update: it falls linearly from ``initial`` to a tenth."""
+    for group in optimizer.param_groups:
+        group["lr"] = initial * (1.0 - 0.9 * update / updates)
+
+
 def improve(
     network: AgentNetwork,
     optimizer: torch.optim.Optimizer,
