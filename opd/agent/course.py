@@ -92,8 +92,13 @@ def run_course(
         parameters: of the course.
         ppo: of its last part.
         workers: processes.
+
+    Raises:
+        ValueError: if PPO needs more pipelines than there are to practise on.
     """
     p = parameters
+    if p.updates and ppo.problems > p.pool:
+        raise ValueError(f"{ppo.problems} problems of a rollout are more than the {p.pool} of pool; raise pool")
     torch.manual_seed(p.seed)
     network = AgentNetwork(p.width, p.blocks)
     shown: list[PlannerDemonstrations] = []

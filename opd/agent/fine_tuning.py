@@ -35,6 +35,9 @@ class FineTuning:
         validate_every: updates between two validations.
         episodes: of a validation, which are the same in each.
         decisions: in each of them.
+
+    Raises:
+        ValueError: if a value is out of its range.
     """
 
     updates: _Count = 30
@@ -43,6 +46,10 @@ class FineTuning:
     validate_every: _Count = 5
     episodes: _Count = 32
     decisions: _Count = 60
+
+    def __post_init__(self) -> None:
+        if self.updates % self.validate_every:
+            raise ValueError(f"updates {self.updates} is not a multiple of validate_every {self.validate_every}")
 
 
 def fine_tune(
