@@ -22,7 +22,7 @@ from pydantic.dataclasses import dataclass
 from opd.agent.cloning import imitate
 from opd.agent.demonstrations import Lesson, PlannerDemonstrations, demonstrate_on
 from opd.agent.network import AgentNetwork
-from opd.agent.ppo import PpoParameters, Rollout, improve, roll_out
+from opd.agent.ppo import PpoParameters, Rollout, decay_learning_rate, improve, roll_out
 from opd.agent.practice import PracticeProblem
 from opd.agent.scoring import ScoringWeights
 from opd.agent.weights import TrainedAgent
@@ -92,8 +92,13 @@ def run_course(
         parameters: of the course.
         ppo: of its last part.
         workers: processes.
+
+    Raises:
+        ValueError: if PPO needs more pipelines than there are to practise on.
     """
     p = parameters
+    if p.updates and ppo.problems > p.pool:
+        raise ValueError(f"{ppo.problems} problems of a rollout are more than the {p.pool} of pool; raise pool")
     torch.manual_seed(p.seed)
     network = AgentNetwork(p.width, p.blocks)
     shown: list[PlannerDemonstrations] = []
@@ -141,8 +146,7 @@ def _practise(
     metrics = _resume(folder, network, optimizer)
     with task_pool(_collect, lesson, workers) as run:
         for update in range(len(metrics), p.updates):
-            for group in optimizer.param_groups:
-                group["lr"] = ppo.learning_rate * (1.0 - 0.9 * update / p.updates)
+            decay_learning_rate(optimizer, ppo.learning_rate, update, p.updates)
             rng = np.random.default_rng([p.seed, 1_000, update])
             rollouts = _rollouts(run, network, p, ppo, rng)
             metrics.append(improve(network, optimizer, rollouts, shown, ppo, rng))

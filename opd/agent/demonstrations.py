@@ -133,9 +133,7 @@ def _compare(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(6, N, 3) the best configurations of one episode and (6,) their values in cores."""
     observation = episodes.envs.observation(e)
-    counts = problem.load.futures.sample(
-        observation.history, observation.predicted_load, planner.futures, planner.seconds, rng
-    )
+    counts = planner.draw(problem.load.futures, observation, rng)
     candidates, returns = planner.compare(observation, counts, rng)
     best = np.argsort(-returns, kind="stable")[:COMPARED]
     fill = np.concatenate([best, np.repeat(best[:1], COMPARED - len(best))])

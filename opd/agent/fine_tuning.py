@@ -14,7 +14,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from opd.agent.network import AgentNetwork
-from opd.agent.ppo import PpoParameters, improve, roll_out
+from opd.agent.ppo import PpoParameters, decay_learning_rate, improve, roll_out
 from opd.agent.practice import PracticeProblem, begin_practice
 from opd.agent.scoring import ScoringWeights, choose
 from opd.agent.weights import TrainedAgent
@@ -31,10 +31,13 @@ class FineTuning:
     Attributes:
         updates: of PPO, a multiple of ``validate_every``.
         rollouts: of an update.
-        learning_rate: of its first half; it falls linearly to a tenth.
+        learning_rate: at the beginning; it falls linearly to a tenth.
         validate_every: updates between two validations.
         episodes: of a validation, which are the same in each.
         decisions: in each of them.
+
+    Raises:
+        ValueError: if a value is out of its range.
     """
 
     updates: _Count = 30
@@ -43,6 +46,10 @@ class FineTuning:
     validate_every: _Count = 5
     episodes: _Count = 32
     decisions: _Count = 60
+
+    def __post_init__(self) -> None:
+        if self.updates % self.validate_every:
+            raise ValueError(f"updates {self.updates} is not a multiple of validate_every {self.validate_every}")
 
 
 def fine_tune(
@@ -73,8 +80,7 @@ def fine_tune(
     best = validated(network, validation, p), deepcopy(network.state_dict())
     rows = [{"update": 0.0, "validation": best[0]}]
     for update in progress_bar(range(p.updates), desc=title, unit="update"):
-        for group in optimizer.param_groups:
-            group["lr"] = p.learning_rate * (1.0 - 0.9 * update / p.updates)
+        decay_learning_rate(optimizer, p.learning_rate, update, p.updates)
         rng = np.random.default_rng([seed, update])
         weights = network.weights()
         rollouts = [roll_out(training, weights, int(rng.integers(2**31)), ppo) for _ in range(p.rollouts)]

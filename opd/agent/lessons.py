@@ -53,7 +53,12 @@ def prepare_lesson(
 
     Returns:
         What demonstrations are made with, and the forecasters by name of their trace.
+
+    Raises:
+        ValueError: if there is no trace.
     """
+    if not sources:
+        raise ValueError("there is no trace to learn from; name one whose file is here, such as synthetic")
     traces = {trace.name: trace for trace in (load_trace(source, damping) for source in sources)}
     forecasters = {
         name: forecaster_for(trace, parameters, seed, folder / f"forecaster-{name}.npz")

@@ -73,6 +73,18 @@ def batch_of(groups: Sequence[Expanded]) -> Batch:
     return Batch(**joined, sequences=sequences)
 
 
+def part_of(group: Expanded, rows: np.ndarray) -> Expanded:
+    """Some of the situations of one pipeline, in the order of ``rows``."""
+    steps = len(group.chosen) // len(group.node)  # of a situation
+    begin, end = (np.searchsorted(group.step, steps * edge) for edge in (rows, rows + 1))
+    count = end - begin
+    moved = np.cumsum(count) - count - begin  # how far the options of a situation move
+    places = np.arange(count.sum()) - np.repeat(moved, count)
+    step = group.step[places] + np.repeat(steps * (np.arange(len(rows)) - rows), count)
+    chosen = group.chosen.reshape(-1, steps)[rows] + moved[:, None]
+    return Expanded(group.node[rows], group.stages[rows], group.options[places], step, chosen.ravel())
+
+
 class Evaluation(NamedTuple):
     """What the network says of choices: log-probability and entropy by sequence, value by situation."""
 

@@ -20,7 +20,7 @@ from opd.agent.cloning import imitation_loss
 from opd.agent.demonstrations import PlannerDemonstrations
 from opd.agent.description import Description, Situations
 from opd.agent.experience import compute_gae
-from opd.agent.network import AgentNetwork, Batch, batch_of
+from opd.agent.network import AgentNetwork, Batch, batch_of, part_of
 from opd.agent.practice import Episodes, PracticeProblem, begin_practice, solved_choices
 from opd.agent.scoring import Expanded, ScoringWeights, choose, expand
 
@@ -126,9 +126,17 @@ def squashed(leads: np.ndarray) -> np.ndarray:
 
 
 class Experience(NamedTuple):
-    """A rollout with what PPO learns from: advantages and returns, each (D E,)."""
+    """What PPO learns from a rollout: D decisions of E episodes.
 
-    rollout: Rollout
+    Attributes:
+        expanded: choices in (D + 1) E situations; the last E are not learned from.
+        log_prob: (D E,) under the policy that acted.
+        advantages: (D E,).
+        returns: (D E,).
+    """
+
+    expanded: Expanded
+    log_prob: np.ndarray
     advantages: np.ndarray
     returns: np.ndarray
 
@@ -136,18 +144,14 @@ class Experience(NamedTuple):
 @torch.no_grad()
 def evaluated(network: AgentNetwork, rollout: Rollout, parameters: PpoParameters) -> Experience:
     """Estimate advantages (Eq. 9) by generalised advantage estimation; episodes are truncated, not terminated."""
-    rows = np.arange(len(rollout.choices))
-    value = network(batch_of([_expanded(rollout, rows)])).value.numpy()
+    expanded = Expanded(*expand(rollout.description, rollout.situations, rollout.choices[:, None]))
+    value = network(batch_of([expanded])).value.numpy()
     leads = squashed(rollout.leads)
     values = value.reshape(len(leads) + 1, -1)
     advantages = compute_gae(leads, values, parameters.discount, parameters.gae_lambda)
     returns = advantages + values[:-1]
     scale = max(float(advantages.std()), 1e-4)
-    return Experience(rollout, (advantages / scale).ravel(), returns.ravel())
-
-
-def _expanded(rollout: Rollout, rows: np.ndarray) -> Expanded:
-    return Expanded(*expand(rollout.description, rollout.situations.part(rows), rollout.choices[rows][:, None]))
+    return Experience(expanded, rollout.log_prob, (advantages / scale).ravel(), returns.ravel())
 
 
 class Minibatch(NamedTuple):
@@ -160,17 +164,16 @@ class Minibatch(NamedTuple):
 
 
 def minibatches(experience: Sequence[Experience], size: int, rng: np.random.Generator) -> list[Minibatch]:
-    """Divide all decisions at random; describing their options takes long, so every epoch has the same minibatches."""
+    """Divide all decisions at random; joining them takes time, so every epoch has the same minibatches."""
     sizes = [len(each.returns) for each in experience]
     owner = np.repeat(np.arange(len(sizes)), sizes)
     row = np.concatenate([np.arange(many) for many in sizes])
     found = []
     for part in np.array_split(rng.permutation(len(owner)), max(len(owner) // size, 1)):
         parts = [(experience[i], row[part[owner[part] == i]]) for i in np.unique(owner[part])]
-        expanded = [_expanded(each.rollout, rows) for each, rows in parts]
+        expanded = [part_of(each.expanded, rows) for each, rows in parts]
         columns = zip(
-            *((each.rollout.log_prob[rows], each.advantages[rows], each.returns[rows]) for each, rows in parts),
-            strict=True,
+            *((each.log_prob[rows], each.advantages[rows], each.returns[rows]) for each, rows in parts), strict=True
         )
         numbers = (torch.from_numpy(np.concatenate(column)).float() for column in columns)
         found.append(Minibatch(batch_of(expanded), *numbers))
@@ -190,6 +193,12 @@ def ppo_loss(network: AgentNetwork, minibatch: Minibatch, parameters: PpoParamet
     return loss, float(((ratio - 1.0) - log_ratio).mean().detach())
 
 
+def decay_learning_rate(optimizer: torch.optim.Optimizer, initial: float, update: int, updates: int) -> None:
+    """Set the learning rate of an update: it falls linearly from ``initial`` to a tenth."""
+    for group in optimizer.param_groups:
+        group["lr"] = initial * (1.0 - 0.9 * update / updates)
+
+
 def improve(
     network: AgentNetwork,
     optimizer: torch.optim.Optimizer,
@@ -200,8 +209,7 @@ def improve(
 ) -> dict[str, float]:
     """One update: epochs of minibatches over the experience of several problems."""
     p = parameters
-    experience = [evaluated(network, each, p) for each in rollouts]
-    parts = minibatches(experience, p.minibatch, rng)
+    parts = minibatches([evaluated(network, each, p) for each in rollouts], p.minibatch, rng)
     divergence = 0.0
     for _ in range(p.epochs):
         for number in rng.permutation(len(parts)):

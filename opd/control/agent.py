@@ -65,14 +65,11 @@ class AgentPolicy(Policy):
 
     def decide(self, observation: Observation) -> Configuration:
         """The agent's choices, or the planner's decision where the situation is out of the agent's distribution."""
-        description = self._descriptions.now(observation)
-        load = planned_load(observation) + backlog(observation, self._interval)
-        most = LARGEST_SHARE * description.loads[-1]
-        above = f"a load of {load:.3g} requests/s is above {most:.3g}" if load > most else ""
-        self.fallback_reason = self._strange or above
+        self.fallback_reason = self._strange or self._overload(observation)
         self.fallback = bool(self.fallback_reason)
         if self.fallback:
             return self._fallback().decide(observation)
+        description = self._descriptions.now(observation)
         quantiles = self._futures.quantiles(observation.history, observation.predicted_load)
         situation = situation_of(description, observation, quantiles)
         choices, _ = choose(self._weights, description, situation, self._greedy)
@@ -82,6 +79,12 @@ class AgentPolicy(Policy):
                 f"{self._pipeline.name!r}"
             )
         return as_configuration(from_choices(choices[0]))
+
+    def _overload(self, observation: Observation) -> str:
+        """What is too much of the load for the device, in words; empty if nothing is."""
+        load = planned_load(observation) + backlog(observation, self._interval)
+        most = LARGEST_SHARE * self._descriptions.now(observation).loads[-1]
+        return f"a load of {load:.3g} requests/s is above {most:.3g}" if load > most else ""
 
     def _fallback(self) -> Policy:
         if self._fallback_policy is None:

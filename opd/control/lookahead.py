@@ -45,8 +45,7 @@ class LookaheadPolicy(Policy):
 
     def _counts(self, observation: Observation, planner: Planner) -> np.ndarray:
         """(F, T) counts per second that may come."""
-        history, load = observation.history, observation.predicted_load
-        return self._futures.sample(history, load, planner.futures, planner.seconds, self._generator)
+        return planner.draw(self._futures, observation, self._generator)
 
 
 class ForesightPolicy(LookaheadPolicy):

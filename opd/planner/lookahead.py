@@ -23,6 +23,7 @@ from opd.planner.present import present_stages
 from opd.profiling.attainable import attainable_load
 from opd.simulator.rollouts import Arrivals, Continuation, RolloutSimulator, draw_arrivals
 from opd.solvers.exact import Solve
+from opd.workload.futures import Futures
 
 DROP_PENALTY = 0.05
 """Reward lost per dropped request, as in training: Eq. 7 itself does not count them."""
@@ -87,6 +88,11 @@ class Planner:
     def seconds(self) -> int:
         """Length of a rollout."""
         return self._intervals * self._simulation.interval
+
+    def draw(self, futures: Futures, observation: Observation, generator: np.random.Generator) -> np.ndarray:
+        """(F, T) requests of each second that may come, as many futures and as long as a decision takes."""
+        history, load = observation.history, observation.predicted_load
+        return futures.sample(history, load, self.futures, self.seconds, generator)
 
     def candidates(self, observation: Observation) -> np.ndarray:
         """(C, N, 3) configurations to try: neighbours of the running and of solved ones, and those of other loads."""

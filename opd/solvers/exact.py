@@ -21,7 +21,7 @@ from opd.solvers.service_level import best_for_level, ipa_for_level
 Solve = Callable[[Pipeline, float], Configuration]
 """A solver: the configuration of a pipeline for a load in requests/s."""
 
-Expert = Literal["myopic", "ipa", "clairvoyant"]
+Expert = Literal["myopic", "ipa", "clairvoyant", "lookahead"]
 """What an agent learns from."""
 
 
@@ -43,7 +43,8 @@ def expert_solver(expert: Expert, objective: Objective, simulation: SimulationPa
     """The solver that an agent learns from, and that decides where the agent cannot.
 
     Args:
-        expert: ``clairvoyant`` is the myopic solver; it is told the true load.
+        expert: ``clairvoyant`` is the myopic solver, which is told the true load. ``lookahead`` is a planner; where a
+            solver is needed, the myopic one stands for it.
         objective: of the agent; IPA takes its weights from it.
         simulation: behaviour of the device.
         tasks: number of tasks of the pipeline.

@@ -123,6 +123,11 @@ def test_advantages_of_an_episode_do_not_depend_on_the_others():
 # --- the update ------------------------------------------------------------------------------------------------------
 
 
+def experience_of(rollout: Rollout, advantages: np.ndarray, returns: np.ndarray) -> Experience:
+    expanded = Expanded(*expand(rollout.description, rollout.situations, rollout.choices[:, None]))
+    return Experience(expanded, rollout.log_prob, advantages, returns)
+
+
 def whole(experience: Experience) -> Minibatch:
     """All decisions of an experience in one minibatch."""
     (only,) = minibatches([experience], len(experience.returns), np.random.default_rng(0))
@@ -133,7 +138,7 @@ def test_minibatches_hold_every_decision_once():
     network = untrained(0)
     rollouts = [made_rollout(network, np.zeros((many, 2)), np.zeros((many + 1, 2), dtype=int)) for many in (3, 5)]
     numbers = np.split(np.arange(16.0), [6])
-    experience = [Experience(each, own, -own) for each, own in zip(rollouts, numbers, strict=True)]
+    experience = [experience_of(each, own, -own) for each, own in zip(rollouts, numbers, strict=True)]
     found = minibatches(experience, 5, np.random.default_rng(1))
     assert [len(each.returns) for each in found] == [6, 5, 5]
     advantages = np.concatenate([each.advantage.numpy() for each in found])
@@ -149,7 +154,8 @@ def test_the_loss_by_hand():
     with torch.no_grad():
         network.score_weight.zero_()  # both variants are equally likely
     rollout = made_rollout(network, np.zeros((2, 2)), np.array([[0, 1], [0, 1], [0, 0]]))
-    experience = Experience(rollout, np.array([1.0, 2.0, -1.0, 4.0]), np.array([1.0, 3.0, 1.0, 1.0]))  # Huber: 2 - 1/2
+    returns = np.array([1.0, 3.0, 1.0, 1.0])  # Huber: 2 - 1/2
+    experience = experience_of(rollout, np.array([1.0, 2.0, -1.0, 4.0]), returns)
     parameters = PpoParameters(value_coefficient=0.5, entropy_coefficient=0.1)
     loss, divergence = ppo_loss(network, whole(experience), parameters)
     assert float(loss.detach()) == pytest.approx(-6.0 / 4.0 + 0.5 * 1.5 / 4.0 - 0.1 * np.log(2.0), abs=1e-5)
@@ -161,7 +167,7 @@ def test_ratios_beyond_the_clip_range_earn_nothing_more():
     network = valued(untrained(0), 0.0)
     rollout = made_rollout(network, np.zeros((1, 1)), np.ones((2, 1), dtype=np.int64))
     before = rollout._replace(log_prob=rollout.log_prob - np.log(3.0))
-    experience = Experience(before, np.array([1.0]), np.array([0.0]))
+    experience = experience_of(before, np.array([1.0]), np.array([0.0]))
     parameters = PpoParameters(clip_range=0.2, entropy_coefficient=0.0)
     loss, divergence = ppo_loss(network, whole(experience), parameters)
     assert float(loss.detach()) == pytest.approx(-1.2, abs=1e-5)

@@ -11,7 +11,7 @@ from small_pipelines import every_configuration, ocr_pipeline, pipelines
 from small_situations import described, random_situations, untrained
 
 from opd.agent.description import Description
-from opd.agent.network import AgentNetwork, batch_of
+from opd.agent.network import AgentNetwork, batch_of, part_of
 from opd.agent.scoring import Expanded, ScoringWeights, choose, expand
 from opd.pipeline import Pipeline, as_array, to_choices
 from opd.profiling.generated import generate_pipeline
@@ -83,6 +83,18 @@ def test_values_and_entropies_keep_their_places():
     alone, together = network(batch_of(groups[1:2])), network(batch_of(groups))
     for name in ("value", "entropy"):
         torch.testing.assert_close(getattr(together, name)[5:10], getattr(alone, name), rtol=1e-4, atol=1e-4)
+
+
+def test_a_part_is_what_its_situations_alone_expand_to():
+    """Three sequences of choices in every situation, which differ in the number of their options."""
+    d, every = described(ocr_pipeline()), np.stack([as_array(each) for each in every_configuration(ocr_pipeline())])
+    choices = to_choices(every[np.random.default_rng(1).integers(len(every), size=(6, 3))])
+    s, rows = random_situations(d, 6, 3), np.array([4, 1, 1, 5])
+    whole = Expanded(*expand(d, s, choices))
+    alone = Expanded(*expand(d, s.part(rows), choices[rows]))
+    assert len({len(part_of(whole, rows[[i]]).options) for i in range(4)}) > 1
+    for name, found, expected in zip(Expanded._fields, part_of(whole, rows), alone, strict=True):
+        np.testing.assert_array_equal(found, expected, err_msg=name)
 
 
 def several_sequences() -> tuple[Description, Expanded, np.ndarray]:

@@ -79,7 +79,7 @@ def test_a_policy_that_cannot_be_built_is_named(name, remedy):
         build(name, ocr_pipeline())
 
 
-@pytest.mark.parametrize("expert", ["myopic", "ipa"])
+@pytest.mark.parametrize("expert", ["myopic", "ipa", "lookahead"])
 @pytest.mark.parametrize(("predicted", "incoming"), [(30.5, 5.0), (5.0, 31.0), (30.0, 30.0)])
 def test_the_expert_of_its_training_is_the_fallback_of_an_agent(expert, predicted, incoming):
     pipeline, weights = ocr_pipeline(), Weights(cost_weight=0.4)
@@ -88,9 +88,9 @@ def test_the_expert_of_its_training_is_the_fallback_of_an_agent(expert, predicte
     alone = agent_policy(agent).decide(seen)
     load = max(predicted, incoming)
     fallback = (
-        myopic(pipeline, load, weights, 0.5)
-        if expert == "myopic"
-        else ipa_dynamic_program(pipeline, load, IpaParameters(10.0, 0.4, 0.02))
+        ipa_dynamic_program(pipeline, load, IpaParameters(10.0, 0.4, 0.02))
+        if expert == "ipa"
+        else myopic(pipeline, load, weights, 0.5)
     )
     assert alone != fallback
     trained = trained_with(30.0 / TRAINED_LOAD_SHARE, weights, expert)

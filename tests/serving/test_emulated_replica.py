@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import grpc
 import numpy as np
 import pytest
+from aiohttp.test_utils import TestClient, TestServer
 from small_pipelines import ocr_pipeline
 
 from opd.host.waiting import wait_until
@@ -196,6 +197,35 @@ def test_a_crash_ends_running_requests_and_frees_the_name():
 
     with asyncio.Runner(loop_factory=precise_event_loop) as runner:
         assert runner.run(scenario()) in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+
+# The process of emulated replicas over HTTP
+
+
+def test_errors_of_the_process_are_told_in_json():
+    """A wrong document is 400, what does not fit what runs is 409, an unknown name 404."""
+
+    async def ask():
+        replicas, wanted = EmulatedReplicas("127.0.0.1"), settings_of().model_dump()
+        async with TestClient(TestServer(replicas.application())) as client:
+            found = []
+            for method, path, body in (
+                ("PUT", "/replicas/r", wanted),
+                ("PUT", "/replicas/r", wanted),
+                ("PUT", "/replicas/s", {**wanted, "latency": "fast"}),
+                ("PUT", "/replicas/t/failure", {"kind": "hang"}),
+                ("PUT", "/replicas/r/failure", {"kind": "luck"}),
+            ):
+                answer = await client.request(method, path, json=body)
+                found.append((answer.status, (await answer.json()).get("error", "")))
+        await replicas.close_all()
+        return found
+
+    with asyncio.Runner(loop_factory=precise_event_loop) as runner:
+        found = runner.run(ask())
+    assert [status for status, _ in found] == [200, 409, 400, 404, 400]
+    words = ("", "there is a replica 'r' already", "latency", "there is no replica 't'; there are r", "kind")
+    assert all(each in error for each, (_, error) in zip(words, found, strict=True))
 
 
 # Names

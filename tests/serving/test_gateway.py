@@ -117,6 +117,11 @@ def test_errors_are_told_in_json(method, path, body, status, words):
     assert found == status and words in answer["error"]
 
 
+def test_what_nobody_expected_is_told_as_well(monkeypatch):
+    monkeypatch.setattr(Gateway, "status", lambda self, task: 1 / 0)
+    assert call("GET", "/stages/a") == (500, {"error": "the server failed: division by zero"})
+
+
 def test_what_is_no_json_is_refused():
     status, answer = call("POST", "/v2/models/p/infer", data=b"{")
     assert status == 400 and "the request is not JSON" in answer["error"]

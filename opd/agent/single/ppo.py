@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from opd.agent.single.imitation import Imitation, TableExpert, demonstrate, paper_guide
+from opd.agent.single.imitation import Imitation, demonstrate, expert_of, paper_guide
 from opd.agent.single.network import ActorCritic
 from opd.agent.single.problem import Problem, TrainingParameters
 from opd.agent.single.rollout import (
@@ -89,7 +89,7 @@ class PPOTrainer:
         self.network = self.network_class(problem.pipeline, parameters.width, parameters.blocks)
         # The epsilon that PPO implementations share.
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=parameters.learning_rate, eps=1e-5, fused=True)
-        self.expert = TableExpert(problem.expert, parameters.expert == "clairvoyant")
+        self.expert = expert_of(problem, parameters.expert)
         self.reward_scale = RewardScale()
         self.best: tuple[float, dict[str, Tensor]] = -math.inf, {}
         self.metrics: list[dict[str, float]] = []
@@ -136,7 +136,7 @@ class PPOTrainer:
     def collect(self, update: int) -> tuple[Samples, dict[str, float]]:
         """Collect the samples of one rollout, and its metrics."""
         p = self.parameters
-        guide = paper_guide(self.expert, self.network, p, update) if p.expert_mode == "paper" else None
+        guide = paper_guide(self.expert, self.network, p, self.seed, update) if p.expert_mode == "paper" else None
         envs = self.begin((self.seed, 1 + update))
         return collect_rollout(self.network, envs, p, self.reward_scale, self._generator(update), guide)
 

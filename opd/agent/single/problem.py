@@ -17,6 +17,8 @@ from opd.pipeline import Pipeline
 from opd.solvers import IpaParameters, ipa_dynamic_program
 from opd.solvers.exact import Expert, expert_solver, solution_table
 from opd.workload.forecast import Forecaster
+from opd.workload.futures import Futures, RecentFutures
+from opd.workload.quantile_futures import futures_of
 from opd.workload.trace import Trace, Workload, burst_starts
 
 ExpertMode = Literal["paper", "pretrain", "none"]
@@ -44,7 +46,7 @@ class TrainingParameters:
         target_kl: approximate KL divergence above which an update skips its remaining epochs.
         width: neurons of a hidden layer.
         blocks: residual blocks.
-        expert: ``myopic``, ``ipa`` or ``clairvoyant``.
+        expert: ``myopic``, ``ipa``, ``clairvoyant`` or ``lookahead``, see :mod:`opd.agent.single.imitation`.
         expert_mode: ``pretrain``, ``paper`` or ``none``, see :mod:`opd.agent.single.imitation`.
         expert_frequency: f of Alg. 2, in mode ``paper``.
         cloning_steps: gradient steps of behaviour cloning, in mode ``pretrain``.
@@ -112,8 +114,10 @@ class Problem(NamedTuple):
         validation: workload of the validation days.
         training_bursts: decisions of ``training`` at which the load jumps.
         validation_bursts: decisions of ``validation`` at which the load jumps.
-        expert: (L + 1, N, 3) the expert's configuration for every whole load 0..L.
+        expert: (L + 1, N, 3) the expert's configuration for every whole load 0..L; where the expert is the planner, the
+            myopic solver's.
         reference: (L + 1, N, 3) IPA's; a checkpoint that drops more requests than IPA is penalised.
+        futures: source of the loads that the planner as an expert plans for.
     """
 
     pipeline: Pipeline
@@ -125,6 +129,7 @@ class Problem(NamedTuple):
     validation_bursts: np.ndarray
     expert: np.ndarray
     reference: np.ndarray
+    futures: Futures = RecentFutures()
 
 
 def agent_objective(
@@ -162,7 +167,7 @@ def build_problem(
     simulation: SimulationParameters,
     parameters: TrainingParameters,
 ) -> Problem:
-    """Workloads of the training and validation splits with their bursts, and the tables of expert and reference."""
+    """Workloads of the training and validation splits with their bursts, and what expert and reference need."""
     training, validation = (
         Workload.of(trace, split, simulation.interval, forecaster.predict_many) for split in ("train", "validation")
     )
@@ -173,9 +178,9 @@ def build_problem(
     max_load = int(max(training.forecasts.max(), validation.forecasts.max(), trace.counts.max()))
     expert = expert_table(pipeline, objective, simulation, parameters.expert, max_load)
     reference = solution_table(pipeline, partial(ipa_dynamic_program, parameters=IpaParameters()), max_load)
-    return Problem(
-        pipeline, objective, simulation, training, validation, training_bursts, validation_bursts, expert, reference
-    )
+    bursts = training_bursts, validation_bursts
+    futures = futures_of(forecaster)
+    return Problem(pipeline, objective, simulation, training, validation, *bursts, expert, reference, futures)
 
 
 def look_up(table: np.ndarray, loads: np.ndarray) -> np.ndarray:

@@ -9,10 +9,11 @@ from typing import Any
 
 from aiohttp import web
 from prometheus_client import start_http_server
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from opd.serving.emulation.replica import EmulatedReplica
 from opd.serving.emulation.settings import EmulationSettings, Failure, ReplicaSettings
+from opd.serving.http_errors import errors_as_json
 from opd.serving.starting import GRACE_SECONDS, stopped
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class EmulatedReplicas:
 
     def application(self) -> web.Application:
         """Return the application with all routes."""
-        application = web.Application(middlewares=[_errors_as_json])
+        application = web.Application(middlewares=[errors_as_json])
         application.router.add_get("/v2/health/live", self._live)
         application.router.add_get("/v2/models/{model}/ready", self._ready)
         application.router.add_get("/replicas", self._states)
@@ -116,7 +117,10 @@ class EmulatedReplicas:
 
     async def _open(self, request: web.Request) -> web.Response:
         settings = ReplicaSettings.model_validate_json(await request.read())
-        await self.open(request.match_info["name"], settings)
+        try:
+            await self.open(request.match_info["name"], settings)
+        except (ValueError, RuntimeError) as error:
+            raise web.HTTPConflict(text=str(error)) from error
         return web.json_response(self.states())
 
     async def _close(self, request: web.Request) -> web.Response:
@@ -135,18 +139,6 @@ class EmulatedReplicas:
                 text=f"there is no replica {name!r}; there are {', '.join(self._replicas) or 'none'}"
             )
         return name
-
-
-@web.middleware
-async def _errors_as_json(request: web.Request, handler: Any) -> web.StreamResponse:
-    """Answer every error with its status and ``{"error": message}``."""
-    try:
-        answer: web.StreamResponse = await handler(request)
-        return answer
-    except (ValidationError, ValueError, RuntimeError) as error:
-        return web.json_response({"error": str(error)}, status=400)
-    except web.HTTPException as error:
-        return web.json_response({"error": error.text or error.reason}, status=error.status)
 
 
 async def serve(settings: EmulationSettings) -> None:

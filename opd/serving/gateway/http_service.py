@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Awaitable, Callable
 
 from aiohttp import web
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from opd import __version__
 from opd.host.documents import DocumentError, as_model
 from opd.serving.gateway.grpc_service import SERVER_NAME, unknown_model
 from opd.serving.gateway.walk import Gateway
+from opd.serving.http_errors import errors_as_json
 from opd.serving.json_requests import JsonRequest, answer_document
-from opd.serving.protocol import GRPC_MESSAGE_BYTES, ServingError
+from opd.serving.protocol import GRPC_MESSAGE_BYTES
 from opd.serving.replicas import ReplicaEndpoint
-
-logger = logging.getLogger(__name__)
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class DesiredStage(BaseModel):
@@ -42,7 +37,7 @@ class GatewayHttp:
 
     def application(self) -> web.Application:
         """Return the application with all routes."""
-        application = web.Application(client_max_size=GRPC_MESSAGE_BYTES, middlewares=[_errors_as_json])
+        application = web.Application(client_max_size=GRPC_MESSAGE_BYTES, middlewares=[errors_as_json])
         application.router.add_get("/v2", self._server)
         application.router.add_get("/v2/health/live", _live)
         application.router.add_get("/v2/health/ready", self._ready)
@@ -100,20 +95,3 @@ class GatewayHttp:
 
 async def _live(request: web.Request) -> web.Response:
     return web.json_response({"live": True})
-
-
-@web.middleware
-async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer every error as the protocol wants it: its status, and ``{"error": message}``."""
-    try:
-        return await handler(request)
-    except ServingError as error:
-        status, message = error.http_status, str(error)
-    except (DocumentError, ValidationError) as error:
-        status, message = 400, str(error)
-    except web.HTTPException as error:
-        status, message = error.status, error.text or error.reason
-    except Exception as error:  # no error may end a call without a reason
-        logger.exception("%s %s failed", request.method, request.path)
-        status, message = 500, f"the gateway failed: {error}"
-    return web.json_response({"error": message}, status=status)

@@ -163,7 +163,10 @@ def with_forecast(workload: Workload, forecast: str) -> Workload:
 
 
 def in_environment(problem: Problem, environment: AblationEnvironment) -> Problem:
-    """The same problem in another environment; the expert ignores start-up times and follows the given forecast."""
+    """The same problem in another environment.
+
+    A solver as the expert ignores start-up times and follows the given forecast; the planner keeps its futures.
+    """
     return problem._replace(
         pipeline=problem.pipeline if environment.startup else without_startup(problem.pipeline),
         training=with_forecast(problem.training, environment.forecast),

@@ -14,7 +14,7 @@ from opd.agent.single.problem import TrainingParameters
     ("wrong", "message"),
     [
         ({"expert_mode": "oracle"}, r"expert_mode\n.*'paper', 'pretrain' or 'none' .*input_value='oracle'"),
-        ({"expert": "gurobi"}, r"expert\n.*'myopic', 'ipa' or 'clairvoyant' .*input_value='gurobi'"),
+        ({"expert": "gurobi"}, r"expert\n.*'myopic', 'ipa', 'clairvoyant' or 'lookahead' .*input_value='gurobi'"),
         ({"updates": 0}, r"updates\n.*greater than or equal to 1 .*input_value=0"),
         ({"num_envs": 0}, r"num_envs\n.*greater than or equal to 1 .*input_value=0"),
         ({"rollout_steps": -1}, r"rollout_steps\n.*greater than or equal to 1 .*input_value=-1"),

@@ -1,0 +1,37 @@
+"""A lesson that the tests of agents share: a trace of six hours, and a forecaster that has hardly learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from opd.agent.demonstrations import Lesson
+from opd.agent.lessons import prepare_lesson
+from opd.measurement import SimulationParameters
+from opd.workload.forecast import Forecaster, ForecastParameters
+from opd.workload.trace_limits import MIN_SECONDS
+
+BARELY = ForecastParameters(hidden_size=4, epochs=1, train_windows=200)
+
+
+class Prepared(NamedTuple):
+    """Sources and folder that a lesson was prepared from, and what came of it."""
+
+    sources: list[str]
+    folder: Path
+    lesson: Lesson
+    forecasters: dict[str, Forecaster]
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """The lesson of a load that swings between 100 and 500 requests/s, at damping 8."""
+    folder = tmp_path_factory.mktemp("lesson")
+    rate = 300.0 + 200.0 * np.sin(np.arange(MIN_SECONDS) / 900.0)
+    pd.DataFrame({"count": np.random.default_rng(0).poisson(rate)}).to_csv(folder / "waves.csv", index=False)
+    sources = [str(folder / "waves.csv")]
+    return Prepared(sources, folder, *prepare_lesson(sources, 8, BARELY, SimulationParameters(), 3, folder))

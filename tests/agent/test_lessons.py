@@ -1,0 +1,96 @@
+"""Lessons: traces that are not here are left out, and forecasters that are here are read."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from opd.agent import lessons, practice
+from opd.agent.description import describe
+from opd.agent.lessons import prepare_lesson, traces_here
+from opd.measurement import SimulationParameters
+from opd.workload.forecast import Forecaster, ForecasterError, ForecastParameters
+from opd.workload.futures import HISTORY_SECONDS
+
+
+def test_traces_that_are_not_here_are_left_out(prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPD_TWITTER_TRACE", str(tmp_path / "nowhere.tbz2"))
+    (mine,) = prepared.sources
+    asked = ["synthetic", "twitter", str(tmp_path / "missing.csv"), str(tmp_path), mine]
+    assert traces_here(asked) == ["synthetic", mine]
+    (tmp_path / "nowhere.tbz2").touch()
+    assert traces_here(["twitter"]) == ["twitter"]
+
+
+def test_a_lesson_has_the_training_days_of_every_trace(prepared):
+    lesson, (name,) = prepared.lesson, prepared.forecasters
+    trace, load = lesson.traces[name], lesson.loads[name]
+    assert (name, trace.damping) == ("waves.csv", 8)
+    np.testing.assert_array_equal(load.workload.counts, trace.counts[trace.split("train")])
+    assert len(load.quantiles) == len(load.workload.forecasts) == load.workload.decisions + 1
+    assert load.futures.forecaster is prepared.forecasters[name]
+
+
+def test_the_traces_take_turns(prepared, monkeypatch):
+    """Of two traces, pipelines of even seeds meet the first: ten times the load, and so ten times the damping."""
+    monkeypatch.setattr(practice, "describe", partial(describe, solved_loads=2))
+    (trace,), (load,) = prepared.lesson.traces.values(), prepared.lesson.loads.values()
+    larger = type(trace)("larger", 10 * trace.recorded, trace.raw_index, trace.damping)
+    lesson = prepared.lesson._replace(
+        traces={"larger": larger, "waves": trace},
+        loads={"larger": load._replace(bursts=load.bursts[:0]), "waves": load},
+    )
+    assert lesson.problem(0).load.futures.factor == pytest.approx(
+        10.0 * prepared.lesson.problem(0).load.futures.factor, rel=0.1
+    )
+    assert lesson.problem(1).load.futures.factor == prepared.lesson.problem(1).load.futures.factor
+
+
+def prepare_again(prepared, damping: int = 8):
+    """Prepare the same lesson where every training fails."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(lessons, "train_forecaster", lambda *given: pytest.fail("trained a forecaster again"))
+        given = prepared.sources, damping, ForecastParameters(), SimulationParameters(), 3, prepared.folder
+        return prepare_lesson(*given)
+
+
+def test_forecasters_are_read_if_they_are_there(prepared):
+    lesson, (read,) = prepare_again(prepared)[0], prepare_again(prepared)[1].values()
+    (trained,) = prepared.forecasters.values()
+    history = np.arange(HISTORY_SECONDS)
+    assert read.predict(history) == trained.predict(history)
+    assert (read.parameters, read.seed) == (trained.parameters, 3)
+    for name, load in lesson.loads.items():
+        np.testing.assert_array_equal(load.quantiles, prepared.lesson.loads[name].quantiles)
+
+
+def test_a_forecaster_of_another_damping_is_refused(prepared):
+    with pytest.raises(ForecasterError, match="trained at damping 8, but the load has damping 4"):
+        prepare_again(prepared, damping=4)
+
+
+def test_every_trace_gets_a_forecaster_of_its_own(prepared, tmp_path, monkeypatch):
+    """A second trace beside one that has a forecaster already: only the second one's is trained."""
+    (first,) = prepared.sources
+    content = (prepared.folder / "waves.csv").read_bytes()
+    (tmp_path / "others.csv").write_bytes(content)
+    (tmp_path / "forecaster-waves.csv.npz").write_bytes((prepared.folder / "forecaster-waves.csv.npz").read_bytes())
+    trained = []
+
+    def noting(trace, parameters, seed) -> Forecaster:
+        trained.append((trace.name, seed))
+        return prepared.forecasters["waves.csv"]
+
+    monkeypatch.setattr(lessons, "train_forecaster", noting)
+    both = [first, str(tmp_path / "others.csv")]
+    lesson, forecasters = prepare_lesson(both, 8, ForecastParameters(), SimulationParameters(), 5, tmp_path)
+    assert trained == [("others.csv", 5)]
+    assert (tmp_path / "forecaster-others.csv.npz").is_file()
+    assert list(lesson.traces) == list(lesson.loads) == list(forecasters) == ["waves.csv", "others.csv"]
+
+
+def test_without_a_trace_there_is_no_lesson(tmp_path):
+    with pytest.raises(ValueError, match="no trace to learn from; name one"):
+        prepare_lesson([], 8, ForecastParameters(), SimulationParameters(), 0, tmp_path)
