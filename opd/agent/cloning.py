@@ -55,7 +55,8 @@ def imitate(
 ) -> list[float]:
     """Train a network to choose as the planner would; return the loss of every step."""
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, eps=1e-5)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+    # A first part of exactly one step would divide by zero: no number of steps has one.
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.15)
     losses = []
     for _ in range(steps):
         chosen = rng.choice(len(demonstrations), PIPELINES)
