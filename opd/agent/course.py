@@ -8,8 +8,9 @@ never uses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -30,8 +31,8 @@ from opd.host.archive import written_whole
 from opd.host.parallel import task_pool
 from opd.host.progress import progress_bar
 
-CHECKPOINT, METRICS, LOSSES = "checkpoint.pt", "metrics.csv", "round-{}.csv"
-"""Files of a course: the state of PPO and its figures, and the imitation loss of every round."""
+ABOUT, CHECKPOINT, METRICS, LOSSES = "course.json", "checkpoint.pt", "metrics.csv", "round-{}.csv"
+"""Files of a course: its parameters, the state of PPO and its figures, and the imitation loss of every round."""
 
 _SAVE_EVERY = 10
 
@@ -94,11 +95,13 @@ def run_course(
         workers: processes.
 
     Raises:
-        ValueError: if PPO needs more pipelines than there are to practise on.
+        ValueError: if PPO needs more pipelines than there are to practise on, or the folder holds another course.
     """
     p = parameters
     if p.updates and ppo.problems > p.pool:
         raise ValueError(f"{ppo.problems} problems of a rollout are more than the {p.pool} of pool; raise pool")
+    about = {"course": asdict(p), "ppo": asdict(ppo), "traces": list(lesson.traces)}
+    _claim(folder, about | {"course": asdict(replace(p, updates=0))})  # it may be made longer
     torch.manual_seed(p.seed)
     network = AgentNetwork(p.width, p.blocks)
     shown: list[PlannerDemonstrations] = []
@@ -116,9 +119,23 @@ def run_course(
         network.load_state_dict(torch.load(path, weights_only=True))
         weights = network.copied_weights()
     _practise(lesson, network, shown, folder, p, ppo, workers)
-    return TrainedAgent(
-        network.copied_weights(), {"course": asdict(p), "ppo": asdict(ppo), "traces": list(lesson.traces)}
-    )
+    return TrainedAgent(network.copied_weights(), about)
+
+
+def _claim(folder: Path, about: Mapping[str, Any]) -> None:
+    """Leave the parameters of a course in its folder; refuse a folder that holds another one."""
+    path, mine = folder / ABOUT, json.loads(json.dumps(about))
+    if not path.is_file():
+        with written_whole(path) as unfinished:
+            unfinished.write_text(json.dumps(mine, indent=2) + "\n", encoding="utf-8")
+        return
+    known = json.loads(path.read_text(encoding="utf-8"))
+    other = [part for part in mine if known.get(part) != mine[part]]
+    if other:
+        raise ValueError(
+            f"{folder} holds a course with other settings of {', '.join(other)}, see {path.name} there; delete the "
+            "folder, or name another one"
+        )
 
 
 def _demonstrations(

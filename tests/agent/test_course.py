@@ -67,7 +67,7 @@ def assert_same_weights(one: ScoringWeights, other: ScoringWeights) -> None:
 
 FILES = {
     *("round-0/0.npz", "round-0/1.npz", "round-1/2.npz", "round-1/3.npz"),
-    *("round-0.pt", "round-0.csv", "round-1.pt", "round-1.csv", "metrics.csv", "checkpoint.pt"),
+    *("course.json", "round-0.pt", "round-0.csv", "round-1.pt", "round-1.csv", "metrics.csv", "checkpoint.pt"),
 }
 
 
@@ -80,6 +80,11 @@ def test_a_course_leaves_its_files(finished):
     metrics = pd.read_csv(folder / "metrics.csv")
     assert metrics["update"].tolist() == [0, 1] and np.isfinite(metrics.to_numpy()).all()
     assert agent.weights.stage_bias.shape == (8,) and all(np.isfinite(part).all() for part in agent.weights)
+
+
+def test_a_folder_with_another_course_is_refused(finished, prepared):
+    with pytest.raises(ValueError, match="holds a course with other settings of course, see course.json"):
+        run(prepared.lesson, finished[1], cloning_rate=0.5)
 
 
 def test_an_agent_says_how_it_was_trained(finished, tmp_path):
@@ -130,7 +135,7 @@ def test_an_interrupted_course_ends_with_the_same_weights(
         patched.setattr(module, name, called)
         with pytest.raises(PowerCut):
             run(prepared.lesson, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["course.json", *left])
     assert_same_weights(run(prepared.lesson, tmp_path).weights, finished[0].weights)
 
 
