@@ -33,6 +33,9 @@ DATA = (
     "project/notebooks/04_evaluation.ipynb",
     "project/template/gitignore",
     "project/template/samples/requests.json",
+    "view/page.css",
+    "view/page.html",
+    "view/page.js",
     "workload/synthetic_trace.parquet",
 )
 

@@ -14,6 +14,7 @@ import typer
 
 from opd.cluster import options
 from opd.cluster.errors import ClusterError, InputError, NotDeployedError, NotOursError
+from opd.host.json_data import plain_data
 
 logger = logging.getLogger(__name__)
 
@@ -102,11 +103,6 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 def print_json(result: Any) -> None:
     """Print a result as indented JSON; numbers that JSON does not have become null."""
     print(json.dumps(plain_data(result), indent=2))
-
-
-def plain_data(result: Any) -> Any:
-    """Turn a result into what JSON has; numbers that it does not have become null, and everything else text."""
-    return json.loads(json.dumps(result, default=str), parse_constant=lambda _: None)
 
 
 def say(text: str) -> None:

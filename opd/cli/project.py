@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,12 +15,12 @@ from opd.cli.command import (
     CommandError,
     Json,
     command,
-    plain_data,
     print_json,
     print_table,
     reading_input,
     say,
 )
+from opd.cluster import options
 
 if TYPE_CHECKING:
     from opd.project.folder import Project
@@ -247,9 +246,10 @@ def serve(
     ] = None,
     standbys: Annotated[int, typer.Option(min=0, help="Processes that each stage keeps warm.")] = 0,
     emulated: Emulated = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write every status as a line of JSON.")] = False,
+    view: options.Page = options.PAGE,
+    as_json: Annotated[bool, typer.Option("--json", help="Write every view as a line of JSON.")] = False,
 ) -> int:
-    """Serve the pipeline on this machine, decided every interval, with a live status; Ctrl-C drains and stops it."""
+    """Serve the pipeline on this machine, decided every interval, with a live view; Ctrl-C drains and stops it."""
     with reading_input():
         project = _open(folder, emulated)
         pipeline = project.pipeline()
@@ -257,17 +257,14 @@ def serve(
 
         if not emulated:
             store_models(project.pipeline_path, say)
-        from opd.live.serve import follow, show, status_facts
+        from opd.live.serve import show, show_as_json
         from opd.project.running import decider, serve_project
 
         chosen = decider(project, pipeline, policy)
     for note in chosen.notes:
         say(f"note: {note}")
-    statuses = serve_project(project, pipeline, chosen, standbys)
-    if as_json:
-        follow(statuses, lambda status: print(json.dumps(plain_data(status_facts(status))), flush=True))
-    else:
-        show(statuses)
+    views = serve_project(project, pipeline, chosen, standbys)
+    (show_as_json if as_json else show)(views, view)
     return DONE
 
 

@@ -8,10 +8,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,9 +26,13 @@ from opd.cluster.settings import ClusterSettings
 from opd.control.loop import ApplyError, run
 from opd.control.policies import Policy
 from opd.control.warm_up import warm_up
+from opd.host.get_server import Reply, get_server
 from opd.objective import Objective, Weights
 from opd.pipeline import Configuration, Pipeline
 from opd.serving.monitoring.source import Monitor
+from opd.view.model import View, view_of
+from opd.view.page import served_page
+from opd.view.terminal import Terminal
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,8 @@ RETRY_SECONDS = 5.0
 
 TURN_SECONDS = 0.2
 """Pause between two looks at the Lease while standing by."""
+
+LEADING, STANDING_BY = "leading", "standing by"
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class ControllerSettings:
         port: of ``/healthz``, ``/readyz`` and ``/metrics``; any free one if 0.
         host: address to listen on.
         read_nodes: look at the nodes for free cores.
+        page: host and port of the page with the live view; None for no page.
         dry_run: print what would change, and change nothing.
         decisions: number after which it ends; never if None, and it then waits for a pipeline that is not deployed yet.
         lead_seconds: to wait for leadership at most if ``decisions`` is given; the Lease of a controller that died
@@ -64,6 +70,7 @@ class ControllerSettings:
     port: int = 8080
     host: str = "0.0.0.0"
     read_nodes: bool = False
+    page: tuple[str, int] | None = None
     dry_run: bool = False
     decisions: int | None = None
     lead_seconds: float = 30.0
@@ -102,6 +109,7 @@ class Controller:
         policy: decides.
         forecast: predicted maximum load (requests/s) for a history of per-second counts.
         options: of the controller.
+        shows: each shows every new view, at once and without an error.
     """
 
     def __init__(
@@ -113,6 +121,7 @@ class Controller:
         policy: Policy,
         forecast: Callable[[np.ndarray], float],
         options: ControllerSettings,
+        shows: Sequence[Callable[[View], None]] = (),
     ) -> None:
         self.metrics = ControllerMetrics(pipeline.name)
         self._cluster, self._pipeline, self._settings, self._monitor = cluster, pipeline, settings, monitor
@@ -124,7 +133,9 @@ class Controller:
         self._backend: KubernetesBackend | None = None
         self._beat = time.monotonic()
         self._done = 0
-        self.pipeline, self.state, self.within = pipeline.name, "starting", ""
+        self._shows = shows
+        self._view = View(pipeline.name, "starting", agent=getattr(policy, "origin", ""))
+        self.pipeline, self.within = pipeline.name, ""
 
     # ---------------------------------------------------------------------------------------------- from outside
 
@@ -142,9 +153,14 @@ class Controller:
         return time.monotonic() - self._beat < limit
 
     @property
+    def state(self) -> str:
+        """What the controller does now, in words."""
+        return self._view.state
+
+    @property
     def ready(self) -> bool:
         """True if the controller leads or stands by to take over; false while it warms up."""
-        return self.state in ("leading", "standing by")
+        return self.state in (LEADING, STANDING_BY)
 
     def run(self) -> None:
         """Decide whenever this controller leads, until it is stopped or has made its decisions.
@@ -164,12 +180,12 @@ class Controller:
                     else:
                         self._stand_by()
         finally:
-            self.state = "ended"
+            self._enter("ended")
             self.metrics.set("leader", 0.0)
 
     def _warm_up(self) -> None:
         """Compile what decisions need before this controller may lead; a failure only makes the first one slow."""
-        self.state = "warming up"
+        self._enter("warming up")
         begin = time.monotonic()
         logger.info("warming up: decisions are compiled")
         try:
@@ -177,6 +193,15 @@ class Controller:
         except Exception:
             logger.warning("the warm-up failed", exc_info=True)
         logger.info("warmed up in %.1f s", time.monotonic() - begin)
+
+    def _enter(self, state: str) -> None:
+        """Show a new state; the figures of the last interval stay."""
+        self._show(replace(self._view, state=state))
+
+    def _show(self, view: View) -> None:
+        self._view = view
+        for show in self._shows:
+            show(view)
 
     # ---------------------------------------------------------------------------------------------- leading
 
@@ -187,7 +212,9 @@ class Controller:
 
     def _stand_by(self) -> None:
         """Wait for leadership: a moment, or as long as a run with a number of decisions may."""
-        self.state, self.within = "standing by", ""
+        self.within = ""
+        if self.state != STANDING_BY:  # the figures are another one's to show
+            self._show(View(self.pipeline, STANDING_BY, agent=self._view.agent))
         if self._options.decisions is None:
             self._stop.wait(TURN_SECONDS)
         else:
@@ -207,7 +234,7 @@ class Controller:
             if not isinstance(error, ClusterError | ApplyError):
                 logger.exception("the control loop failed unexpectedly")
             if not self._stop.is_set():
-                self.state = f"failing: {error}"
+                self._enter(f"failing: {error}")
                 logger.error("the control loop failed and begins again in %g s: %s", RETRY_SECONDS, error)
                 self._stop.wait(RETRY_SECONDS)
         finally:
@@ -233,14 +260,17 @@ class Controller:
             raise NotDeployedError(f"pipeline {self._pipeline.name!r} is not deployed: {error}") from error
 
     def _decide(self, backend: KubernetesBackend) -> None:
-        self.state, self.within = "leading", ""
-        before = backend.configuration
+        self.within = ""
+        known: dict[str, Any] = {"state": LEADING, "agent": self._view.agent}
+        self._show(view_of(self._pipeline, backend.configuration, **known))
         decisions = sys.maxsize if self._options.decisions is None else self._options.decisions - self._done
         loop = run(backend, self._pipeline, self._policy, self._forecast, self._options.objective, decisions)
         for step in loop:
             self._beat = time.monotonic()
-            self._recorder.decision(step, before)
-            before = step.configuration
+            self._recorder.decision(step)
+            view = view_of(self._pipeline, step.configuration, step, **known)
+            # An interval that the end cut short was not measured.
+            self._show(replace(view, interval=self._view.interval) if self._stop.is_set() else view)
             self.within = self._pipeline.service_level.stated(float(step.score.within[0]))
             self._done += 1
             self.metrics.set("leader", float(self._lease.held))
@@ -252,37 +282,34 @@ class Controller:
 def health_server(controller: Controller, host: str, port: int) -> Iterator[int]:
     """Serve ``/healthz``, ``/readyz`` and ``/metrics`` of a controller; yields the port."""
 
-    class Handler(BaseHTTPRequestHandler):
-        timeout = 5.0
+    def answer(path: str) -> Reply:
+        if path == "/metrics":
+            return Reply(200, generate_latest(controller.metrics.registry), CONTENT_TYPE_LATEST)
+        if path not in ("/healthz", "/readyz"):
+            return Reply(404, b"there are /healthz, /readyz and /metrics\n")
+        good = controller.healthy if path == "/healthz" else controller.ready
+        state = {name: getattr(controller, name) for name in ("state", "pipeline", "within")}
+        return Reply(200 if good else 503, json.dumps(state).encode(), "application/json")
 
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            if path == "/metrics":
-                self._answer(200, generate_latest(controller.metrics.registry), CONTENT_TYPE_LATEST)
-            elif path in ("/healthz", "/readyz"):
-                good = controller.healthy if path == "/healthz" else controller.ready
-                state = {name: getattr(controller, name) for name in ("state", "pipeline", "within")}
-                self._answer(200 if good else 503, json.dumps(state).encode(), "application/json")
-            else:
-                self._answer(404, b"there are /healthz, /readyz and /metrics\n", "text/plain")
+    with get_server(host, port, answer, "health") as chosen:
+        yield chosen
 
-        def _answer(self, code: int, content: bytes, kind: str) -> None:
-            self.send_response(code)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
 
-        def log_message(self, *_: Any) -> None:
-            """Log nothing: probes come every few seconds."""
+@contextmanager
+def shown(page: tuple[str, int] | None) -> Iterator[list[Callable[[View], None]]]:
+    """Serve the page, and where standard output is a terminal draw there as well; otherwise the log says it all.
 
-    server = ThreadingHTTPServer((host, port), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True, name="health").start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        server.server_close()
+    Yields:
+        what shows a view.
+    """
+    with ExitStack() as stack:
+        served = stack.enter_context(served_page(page))
+        shows: list[Callable[[View], None]] = [served.show]
+        if sys.stdout.isatty():
+            shows.append(stack.enter_context(Terminal(served.url)).show)
+        if served.url:
+            logger.info("the page with the live view is at %s", served.url)
+        yield shows
 
 
 def run_controller(
@@ -312,11 +339,12 @@ def run_controller(
         NotDeployedError: see :meth:`Controller.run`.
         LedByAnotherError: see :meth:`Controller.run`.
     """
-    controller = Controller(cluster, pipeline, settings, monitor, policy, forecast, options)
-    # A handler interrupts whatever the main thread does, so it must not take locks that the main thread may hold.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: threading.Thread(target=controller.stop, name="stop").start())
-    with health_server(controller, options.host, options.port) as port:
-        logger.info("controller %s of %s serves its state on port %d", controller.holder, pipeline.name, port)
-        controller.run()
+    with shown(options.page) as shows:
+        controller = Controller(cluster, pipeline, settings, monitor, policy, forecast, options, shows)
+        # A handler interrupts whatever the main thread does, so it must not take locks that the main thread may hold.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: threading.Thread(target=controller.stop, name="stop").start())
+        with health_server(controller, options.host, options.port) as port:
+            logger.info("controller %s of %s serves its state on port %d", controller.holder, pipeline.name, port)
+            controller.run()
     return 0

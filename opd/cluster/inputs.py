@@ -185,6 +185,7 @@ def controller_of(cluster: Cluster, source: str, settings: ClusterSettings, opti
         interval_seconds=interval,
         objective=objective,
         port=options.port,
+        page=options.view,
         read_nodes=options.read_nodes,
         dry_run=options.dry_run,
         decisions=options.decisions,

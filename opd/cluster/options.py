@@ -24,12 +24,33 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _address(text: str) -> tuple[str, int] | None:
+    if text == NO_PAGE:
+        return None
+    host, _, port = text.rpartition(":")
+    if not (host and port.isdecimal() and int(port) < 65_536):
+        raise typer.BadParameter(f"{text} is no HOST:PORT such as {PAGE}, with port 0 for any free one, nor {NO_PAGE}")
+    return host, int(port)
+
+
+PAGE, NO_PAGE = "127.0.0.1:8090", "none"
+"""Where the page of the live view is by default, and the word for no page."""
+
 Text = str | None
 File = Path | None
 Switch = bool | None
 
 DryRun = Annotated[bool, Option("--dry-run", help="Show what would change, change nothing.")]
 Wait = Annotated[float, Option(parser=_seconds, metavar="SECONDS", help="For pods, at most.")]
+Page = Annotated[
+    Any,  # host and port, or None; Typer takes the type from the parser
+    Option(
+        "--view",
+        parser=_address,
+        metavar="HOST:PORT",
+        help=f"Of the page with the live view; {NO_PAGE} for no page. It has no login: whoever reaches it sees it.",
+    ),
+]
 Stage = Annotated[
     list[str] | None,
     Option(
@@ -103,6 +124,7 @@ class RunOptions:
     decisions: Annotated[int | None, Option(min=1, metavar="N", help="After which to end (default: never).")] = None
     seed: Annotated[int, Option(help="Of policy random.")] = 0
     port: Annotated[int, Option(help="Of health and metrics, 0 for any free one.")] = 8080
+    view: Page = PAGE
     read_nodes: Annotated[bool, Option("--read-nodes", help="Respect nodes' free cores; needs a ClusterRole.")] = False
     dry_run: DryRun = False
 

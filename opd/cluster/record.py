@@ -19,13 +19,10 @@ from opd.cluster.api import Cluster
 from opd.cluster.errors import ClusterError
 from opd.cluster.names import gateway_name, labels
 from opd.cluster.resources import DEPLOYMENT, Object
-from opd.control.loop import Step
-from opd.pipeline import Configuration, Pipeline, Task
+from opd.control.loop import OUTCOMES, Step
+from opd.pipeline import Configuration, Pipeline, Task, configuration_text
 
 logger = logging.getLogger(__name__)
-
-APPLIED, KEPT, REFUSED = OUTCOMES = ("applied", "kept", "refused")
-"""Outcomes of a decision: another configuration runs, the same one goes on, or the policy's decision was refused."""
 
 STATE = ("available_cores", "incoming_load", "task_latency", "ready_throughput", "queue")
 """Fields of an observation that a log entry has."""
@@ -82,9 +79,9 @@ class ControllerMetrics:
         """Set the gauge of that name."""
         self._gauges[name].labels(self._pipeline).set(value)
 
-    def count(self, step: Step, outcome: str) -> None:
+    def count(self, step: Step) -> None:
         """Count one decision and set the gauges of its interval."""
-        self.decisions.labels(self._pipeline, outcome).inc()
+        self.decisions.labels(self._pipeline, step.outcome).inc()
         self.seconds.labels(self._pipeline).observe(step.decision_seconds)
         values = {name: float(getattr(step.score, name)[0]) for name in ("reward", "qos", "within", "cost")}
         for name, value in {**values, "forecast": step.predicted_load}.items():
@@ -117,20 +114,13 @@ class Recorder:
         self._events = events
         self._gateway_uid = ""
 
-    def decision(self, step: Step, before: Configuration) -> None:
-        """Record one step of the control loop.
-
-        Args:
-            step: the step.
-            before: what ran before it.
-        """
-        changed = step.configuration != before
-        outcome = REFUSED if step.refused else APPLIED if changed else KEPT
-        self._metrics.count(step, outcome)
+    def decision(self, step: Step) -> None:
+        """Record one step of the control loop."""
+        self._metrics.count(step)
         if step.observation and step.observation.calibration:
             self._metrics.calibrate(self._calibration(step), step.observation.calibration.device)
-        words = self._describe(step.configuration)
-        logger.info("%s: %s", outcome, words, extra={FIELDS: self.entry(step, outcome)})
+        words = configuration_text(self._pipeline, step.configuration)
+        logger.info("%s: %s", step.outcome, words, extra={FIELDS: self.entry(step)})
         if step.forecast_failure:
             instead = f"the largest load of the last 20 s, {step.predicted_load:g} requests/s, replaces it"
             self.event("ForecastFailed", f"{step.forecast_failure}; {instead}", "Warning")
@@ -138,16 +128,16 @@ class Recorder:
             replaced = step.fallback and step.decided == step.configuration
             source = "is the decision of the fallback policy" if replaced else "goes on"
             self.event("Refused", f"{step.refused}; {words} {source}", "Warning")
-        if changed:
+        if step.changed:
             self.event("Reconfigured", f"{words}; forecast {step.predicted_load:g} requests/s")
 
-    def entry(self, step: Step, outcome: str) -> dict[str, Any]:
+    def entry(self, step: Step) -> dict[str, Any]:
         """Return a step as plain data; unknown figures are null."""
         return {
             "event": "decision",
             "controller": self._holder,
             "pipeline": self._pipeline.name,
-            "outcome": outcome,
+            "outcome": step.outcome,
             "reason": step.refused,
             "state": {name: _plain(getattr(step.observation, name)) for name in STATE if step.observation},
             "calibration": self._calibration(step),
@@ -235,10 +225,6 @@ class Recorder:
                 self._pipeline.tasks, self._pipeline.selected(running), known, strict=True
             )
         }
-
-    def _describe(self, configuration: Configuration) -> str:
-        stages = self._stages(configuration).items()
-        return ", ".join(f"{task} {s['replicas']} x {s['variant']} batch {s['batch_size']}" for task, s in stages)
 
 
 def _variant_name(task: Task, index: int) -> str | int:

@@ -25,6 +25,9 @@ from opd.workload.forecast import RecentMaximum
 
 logger = logging.getLogger(__name__)
 
+APPLIED, KEPT, REFUSED = OUTCOMES = ("applied", "kept", "refused")
+"""Outcomes of a decision: another configuration runs, the same one goes on, or the policy's decision was refused."""
+
 
 class ObservationError(RuntimeError):
     """The state of the pipeline cannot be observed now, so no decision is possible."""
@@ -102,6 +105,16 @@ class Step:
     span: Span
     interval: Interval
     score: Score
+
+    @property
+    def changed(self) -> bool:
+        """Whether another configuration ran before."""
+        return self.observation is not None and self.observation.configuration != self.configuration
+
+    @property
+    def outcome(self) -> str:
+        """One of :data:`OUTCOMES`."""
+        return REFUSED if self.refused else APPLIED if self.changed else KEPT
 
 
 class Guard:

@@ -1,4 +1,4 @@
-"""A pipeline served on this machine for real callers: decided every interval until it is stopped, with a live status.
+"""A pipeline served on this machine for real callers: decided every interval until it is stopped, with a live view.
 
 .. code-block:: python
 
@@ -7,51 +7,35 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
 
-from opd.control.loop import Step, run
+from opd.control.loop import run
 from opd.control.policies import Policy
 from opd.control.warm_up import warm_up
 from opd.live.run_log import collected_warnings
 from opd.measurement import SimulationParameters
 from opd.objective import Objective
 from opd.pipeline import Configuration, Pipeline
-from opd.serving.emulation.pipeline import emulated_pipeline, is_emulated
+from opd.serving.emulation.pipeline import emulated_pipeline
 from opd.serving.local import LocalBackend
+from opd.view.model import View, view_of
+from opd.view.page import served_page
+from opd.view.terminal import Terminal
 
-
-@dataclass(frozen=True)
-class ServingStatus:
-    """State of a served pipeline after an interval.
-
-    Attributes:
-        pipeline: its definition.
-        address: ``host:port`` for requests.
-        configuration: that runs.
-        origin: how the agent that decides was trained; empty for other policies.
-        step: the last interval and its decision; None before the first.
-        warnings: since the last status, such as replicas that ended.
-    """
-
-    pipeline: Pipeline
-    address: str
-    configuration: Configuration
-    origin: str = ""
-    step: Step | None = None
-    warnings: tuple[str, ...] = ()
+SERVING = "serving"
+WARMING_UP = "serving; warming up for the first decision"
+STOPPING = "stopping: running requests are answered, new ones refused"
 
 
 def serve(
@@ -65,7 +49,7 @@ def serve(
     store: str | None = None,
     standbys: int = 0,
     emulated: bool = False,
-) -> Generator[ServingStatus, None, None]:
+) -> Generator[View, None, None]:
     """Start a pipeline on this machine and let a policy decide every interval until the iterator is closed.
 
     Closing it, or Ctrl-C, refuses new requests, answers those that are running, and ends every process.
@@ -83,7 +67,7 @@ def serve(
         emulated: serve it by emulated replicas, under a name that says so; the policy decides as for real ones.
 
     Yields:
-        The status as soon as the pipeline serves, and after every interval.
+        The view as soon as the pipeline serves, after every interval, and when Ctrl-C begins its end.
 
     Raises:
         StartError: if the pipeline does not start; nothing is left running.
@@ -91,97 +75,59 @@ def serve(
     """
     first = pipeline.smallest_configuration() if initial is None else initial
     served = emulated_pipeline(pipeline) if emulated else pipeline
-    with (
-        collected_warnings(show=False) as warnings,
-        LocalBackend(served, parameters, first, folder, store, standbys) as backend,
-    ):
+    with LocalBackend(served, parameters, first, folder, store, standbys) as backend:
         backend.begin_run()  # requests may arrive from now on
-        origin = getattr(policy, "origin", "")
-        yield ServingStatus(served, backend.address, first, origin, None, _taken(warnings))
-        warm_up(pipeline, policy, forecast)
-        for step in run(backend, served, policy, forecast, objective, sys.maxsize):
-            yield ServingStatus(served, backend.address, step.configuration, origin, step, _taken(warnings))
+        known: dict[str, Any] = {"address": backend.address, "agent": getattr(policy, "origin", "")}
+        view = view_of(served, first, state=WARMING_UP, **known)
+        try:
+            yield view
+            warm_up(pipeline, policy, forecast)
+            for step in run(backend, served, policy, forecast, objective, sys.maxsize):
+                view = view_of(served, step.configuration, step, state=SERVING, **known)
+                yield view
+        except KeyboardInterrupt:
+            yield replace(view, state=STOPPING)
+            raise
 
 
-def _taken(messages: list[str]) -> tuple[str, ...]:
-    """Take all messages out of a list that other threads append to."""
-    return tuple(messages.pop(0) for _ in range(len(messages)))
-
-
-def show(statuses: Generator[ServingStatus, None, None], console: Console | None = None) -> None:
-    """Show the status of a served pipeline in the terminal until Ctrl-C or SIGTERM; then drain it and return.
+def show(
+    views: Generator[View, None, None], page: tuple[str, int] | None = None, console: Console | None = None
+) -> None:
+    """Show a served pipeline in the terminal, and on a page, until Ctrl-C or SIGTERM; then drain it and return.
 
     A second Ctrl-C ends the processes without waiting for running requests.
 
     Args:
-        statuses: of :func:`serve`.
-        console: where to write; the terminal by default. Without a terminal every status is printed once.
+        views: of :func:`serve`.
+        page: host and port of the page; None for no page.
+        console: where to write; standard output by default. Where that is no terminal every view is a line.
     """
     screen = console or Console()
-    live = Live(console=screen, auto_refresh=False, transient=True)
-
-    def draw(status: ServingStatus) -> None:
-        for warning in status.warnings:
-            screen.print(Text(warning, style="yellow"), soft_wrap=True)
-        live.update(render(status), refresh=True)
-        if not screen.is_terminal:
-            screen.print(render(status), soft_wrap=True)
-
-    with live:
-        follow(statuses, draw)
+    with served_page(page) as served, Terminal(served.url, screen) as terminal:
+        follow(views, served.show, terminal.show)
     screen.print("stopped: running requests were answered, and every process has ended")
 
 
-def follow(statuses: Generator[ServingStatus, None, None], tell: Callable[[ServingStatus], None]) -> None:
-    """Pass on every status of a served pipeline until Ctrl-C or SIGTERM; then drain it and return.
+def show_as_json(views: Generator[View, None, None], page: tuple[str, int] | None = None) -> None:
+    """Do the same as :func:`show`, but write every view as a line of JSON, with the warnings since the last one."""
+
+    def write(view: View) -> None:
+        news = [warnings.pop(0) for _ in range(len(warnings))]  # other threads append meanwhile
+        print(json.dumps({**view.as_json(), "page": served.url, "warnings": news}), flush=True)
+
+    with served_page(page) as served, collected_warnings(show=False) as warnings:
+        follow(views, served.show, write)
+
+
+def follow(views: Generator[View, None, None], *shows: Callable[[View], None]) -> None:
+    """Pass on every view of a served pipeline until Ctrl-C or SIGTERM; then drain it and return.
 
     A second Ctrl-C ends the processes without waiting for running requests.
     """
-    with _interruptible(), closing(statuses), suppress(KeyboardInterrupt):
-        for status in statuses:
-            tell(status)
-
-
-def status_facts(status: ServingStatus) -> dict[str, Any]:
-    """Plain data of a status: address, configuration, warnings, and of the last interval load, latency and decision."""
-    chosen = status.pipeline.selected(status.configuration)
-    tasks = [task.name for task in status.pipeline.tasks]
-    facts = {
-        "pipeline": status.pipeline.name,
-        "emulated": is_emulated(status.pipeline.name),
-        "address": status.address,
-        "agent": status.origin,
-        "stages": [
-            {"task": task, "variant": variant.name, "replicas": stage.replicas, "batch_size": stage.batch_size}
-            | {"service_factor": factor, "service_deviation": deviation}
-            for task, (variant, stage), (factor, deviation) in zip(tasks, chosen, _calibration(status), strict=True)
-        ],
-        "warnings": list(status.warnings),
-    }
-    if status.step is None:
-        return facts
-    step, interval = status.step, status.step.interval
-    return facts | {
-        "seconds": step.span.seconds,
-        "offered": float(interval.offered[0]),
-        "failed": float(interval.failed[0]),
-        "forecast": float(step.predicted_load),
-        "latency_mean": float(interval.latency_mean[0]),
-        "latency_p99": float(interval.latency_p99[0]),
-        "within": float(step.score.within[0]),
-        "idle": step.idle,
-        "fallback": step.fallback,
-        "fallback_reason": step.fallback_reason,
-        "refused": step.refused,
-    }
-
-
-def _calibration(status: ServingStatus) -> list[tuple[float, float]]:
-    """Service time relative to the profile and its relative deviation for each task; NaN where nothing is known."""
-    observation = status.step.observation if status.step else None
-    if observation is None or observation.calibration is None:
-        return [(np.nan, np.nan)] * len(status.configuration)
-    return observation.calibration.of_variants(status.configuration)
+    with _interruptible(), closing(views), suppress(KeyboardInterrupt):
+        for view in views:
+            for show in shows:
+                show(view)
 
 
 @contextmanager
@@ -197,76 +143,3 @@ def _interruptible() -> Iterator[None]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
-
-
-# ------------------------------------------------------------------------------------------------------ rendering
-
-
-def render(status: ServingStatus) -> RenderableType:
-    """Draw a status: load, latency against the service level, the last decision, and a table of the stages."""
-    lines = [Text(f"{status.pipeline.name} at {status.address}", style="bold")]
-    if is_emulated(status.pipeline.name):
-        lines.append(Text("replicas   emulated: they take the profiled times and no cores", style="yellow"))
-    if status.pipeline.assumed_note:
-        lines.append(Text(f"profile    {status.pipeline.assumed_note}", style="yellow"))
-    if status.origin:
-        lines.append(Text(f"agent      {status.origin}"))
-    if status.step is None:
-        lines.append(Text("serving; warming up for the first decision"))
-    elif status.step.idle and status.step.interval.offered[0] == 0:
-        lines.append(Text("no requests yet; the configuration stays until the first one arrives"))
-    else:
-        lines += [_load(status.step), _latency(status.pipeline, status.step), _decision(status.step)]
-    return Group(*lines, _stages(status))
-
-
-def _load(step: Step) -> Text:
-    offered, failed = step.interval.offered[0], step.interval.failed[0]
-    rate = _number(offered / step.span.seconds, "requests/s")
-    forecast = _number(step.predicted_load, "requests/s")
-    text = Text(f"load       {rate}, forecast maximum {forecast}")
-    if failed > 0:
-        text.append(f", {failed:.0f} of {offered:.0f} requests got no answer", style="red")
-    return text
-
-
-def _latency(pipeline: Pipeline, step: Step) -> Text:
-    level, within = pipeline.service_level, step.score.within[0]
-    mean, p99 = step.interval.latency_mean[0], step.interval.latency_p99[0]
-    text = Text(f"latency    mean {_number(1e3 * mean, 'ms')}, p99 {_number(1e3 * p99, 'ms')}; ")
-    met = within >= level.percentile / 100
-    return text.append(level.stated(within), style="" if np.isnan(within) else "green" if met else "red")
-
-
-def _decision(step: Step) -> Text:
-    if step.idle:
-        return Text("decision   none before the first request, configuration kept")
-    because = f" ({step.fallback_reason})" if step.fallback_reason else ""
-    by = f" by the fallback policy{because}" if step.fallback else ""
-    text = Text(f"decision   {1e3 * step.decision_seconds:.0f} ms{by}")
-    if step.refused:
-        text.append(f", not applied: {step.refused}", style="red")
-    elif step.observation is not None:
-        changed = step.observation.configuration != step.configuration
-        text.append(", configuration changed" if changed else ", configuration kept")
-    if step.forecast_failure:
-        text.append(f"; {step.forecast_failure}", style="yellow")
-    return text
-
-
-def _stages(status: ServingStatus) -> Table:
-    table = Table("stage", "variant")
-    for column in ("replicas", "batch size", "waiting", "time / profile"):
-        table.add_column(column, justify="right")
-    chosen = list(status.pipeline.selected(status.configuration))
-    queues = status.step.interval.queue[0] if status.step else np.full(len(chosen), np.nan)
-    stages = zip(status.pipeline.tasks, chosen, queues, _calibration(status), strict=True)
-    for task, (variant, stage), waiting, (factor, deviation) in stages:
-        relative = "?" if np.isnan(factor) else f"{factor:.2f} ± {factor * deviation:.2f}"
-        replicas, batch_size = str(stage.replicas), str(stage.batch_size)
-        table.add_row(task.name, variant.name, replicas, batch_size, _number(waiting, "").strip(), relative)
-    return table
-
-
-def _number(value: float, unit: str) -> str:
-    return "?" if np.isnan(value) else f"{value:.3g} {unit}"

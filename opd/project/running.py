@@ -17,13 +17,14 @@ from opd.control.factory import KnownLoad, agent_kind, build_policy
 from opd.control.policies import Policy
 from opd.control.warm_up import warm_up
 from opd.live.load import offer
-from opd.live.serve import ServingStatus, serve
+from opd.live.serve import serve
 from opd.pipeline import Pipeline
 from opd.project.folder import PARAMETERS_FILE, Project, ProjectError
 from opd.serving.emulation.pipeline import SUFFIX, emulated_samples
 from opd.serving.samples import read_samples
 from opd.serving.store import store_url
 from opd.solvers import IpaParameters
+from opd.view.model import View
 from opd.workload.check_trace import trace_use, use_of
 from opd.workload.forecast import Forecaster, RecentMaximum
 from opd.workload.quantile_futures import futures_of
@@ -81,28 +82,28 @@ def decider(project: Project, pipeline: Pipeline, name: str | None, seed: int = 
 
 def serve_project(
     project: Project, pipeline: Pipeline, chosen: Decider, standbys: int = 0
-) -> Generator[ServingStatus, None, None]:
+) -> Generator[View, None, None]:
     """Serve a pipeline until the iterator is closed; its address is in :data:`ADDRESS_FILE` meanwhile.
 
     The replicas of a project that is emulated are emulated.
 
     Yields:
-        The status as soon as it serves, and after every interval.
+        The view as soon as it serves, and after every interval.
     """
     warm_up(pipeline, chosen.policy, chosen.forecast)
     folder = serving_folder(project)
     folder.mkdir(parents=True, exist_ok=True)
     address = folder / ADDRESS_FILE
-    statuses = serve(
+    views = serve(
         pipeline, chosen.policy, chosen.forecast, project.objective, project.simulation(), folder,
         store=store_url(), standbys=standbys, emulated=project.emulated,
     )  # fmt: skip
     try:
-        for status in statuses:
-            address.write_text(json.dumps({"address": status.address, "model": status.pipeline.name}) + "\n")
-            yield status
+        for view in views:
+            address.write_text(json.dumps({"address": view.address, "model": view.pipeline}) + "\n")
+            yield view
     finally:
-        statuses.close()
+        views.close()
         address.unlink(missing_ok=True)
 
 

@@ -3,11 +3,16 @@
 import json
 import logging
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 
 import pytest
+import requests
 from cli_shell import ROOT
 from deadlines import PATIENCE, eventually, terminating
 from emulator.prometheus import Prometheus
@@ -152,3 +157,57 @@ def test_every_line_of_the_log_of_a_run_is_a_json_object(shell, controlled):
     code, lines = log("--policy=clairvoyant")
     assert code == cli.REFUSED
     assert [line["level"] for line in lines] == ["ERROR"] and "'clairvoyant' is not one of" in lines[0]["message"]
+
+
+@pytest.mark.processes
+def test_a_run_on_a_terminal_shows_the_view_there_and_on_a_page(shell, controlled):
+    place = [shell.file, f"--kubeconfig={shell.config}", "--namespace=space", "--port=0", "--view=127.0.0.1:0"]
+    command = [sys.executable, "-m", "opd", "run", *place, *controlled]
+    master, slave = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
+    written = bytearray()
+    running = subprocess.Popen(command, stdout=slave, stderr=slave, env=environment)
+    os.close(slave)
+    reading = threading.Thread(target=read_all, args=(master, written), daemon=True)
+    reading.start()
+    with terminating(running):
+        url = eventually(lambda: re.search(rb"page +(http://127.0.0.1:\d+/)", written))[1].decode()
+        seen = eventually(lambda: (known := requests.get(f"{url}view.json", timeout=PATIENCE).json())["view"] and known)
+        eventually(lambda: len(requests.get(f"{url}view.json", timeout=PATIENCE).json()["course"]["end"]) > 1)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(PATIENCE) == 0
+    reading.join(PATIENCE)
+    assert seen["view"]["pipeline"] == "tiny"
+    text = written.decode()
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1, "the cursor is back"
+    assert '{"time"' not in text and "applied: first 1 x small batch 2" in text, (
+        "the log is for people, above the display"
+    )
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text[text.rindex("\x1b[1mtiny") :]).splitlines()
+    assert max(map(len, last)) <= 80 and re.search(r"state +ended", "\n".join(last))
+    assert re.search(r"load +3\d(\.\d+)? requests/s, forecast maximum", "\n".join(last))
+
+
+def read_all(descriptor, into):
+    """Read a terminal until its other side is closed."""
+    with suppress(OSError):
+        while piece := os.read(descriptor, 65536):
+            into += piece
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize("address", ["8090", "host:", ":8090", "127.0.0.1:70000", "127.0.0.1:x"])
+def test_a_wrong_address_of_the_page_is_refused(shell, address):
+    assert shell("run", f"--view={address}") == cli.REFUSED
+    assert "--view" in shell.err and "HOST:PORT" in shell.err and not shell.api.requests
+
+
+@pytest.mark.parametrize(
+    "options, page",
+    [([], ("127.0.0.1", 8090)), (["--view=none"], None), (["--view=localhost:0"], ("localhost", 0))],
+)
+def test_the_page_is_served_on_loopback_elsewhere_or_not_at_all(control, monkeypatch, options, page):
+    given = []
+    monkeypatch.setattr("opd.cluster.inputs.run_controller", lambda *known: given.append(known[-1]) or cli.DONE)
+    assert control(*options) == cli.DONE
+    assert given[0].page == page

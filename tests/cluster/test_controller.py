@@ -31,6 +31,7 @@ from opd.objective import Weights
 from opd.pipeline import Task, Variant
 from opd.serving.monitoring.prometheus import PrometheusUrl
 from opd.solvers import IpaParameters
+from opd.view.page import served_page
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,13 +39,13 @@ ROOT = Path(__file__).parents[2]
 # --- the controller ---------------------------------------------------------------------------------------------------
 
 
-def controller(world, policy=None, forecast=lambda history: 5.0, **options):
+def controller(world, policy=None, forecast=lambda history: 5.0, shows=(), **options):
     chosen = ControllerSettings(
         **{"interval_seconds": 0.2, "lease": OFTEN, "times": TIMES, "host": "127.0.0.1", **options}
     )
     monitor = PrometheusUrl(world.prometheus.url)
     decider = policy or FixedPolicy(WANTED)
-    return Controller(world.cluster, world.pipeline, world.settings, monitor, decider, forecast, chosen)
+    return Controller(world.cluster, world.pipeline, world.settings, monitor, decider, forecast, chosen, shows)
 
 
 class Running:
@@ -91,6 +92,32 @@ def test_a_limited_run_leads_decides_records_and_ends(world, caplog):
     assert 'opd_controller_device_factor{pipeline="tiny"} 1.0' in text
     assert 'opd_controller_service_factor{pipeline="tiny",task="first",variant=' in text
     assert lease_spec(world.api)["holderIdentity"] == ""
+
+
+def test_every_state_and_every_decision_has_its_view_over_http(world):
+    states = []
+    with served_page(("127.0.0.1", 0)) as page:
+        shows = (lambda view: states.append((view.state, view.decision and view.decision.outcome)), page.show)
+        controller(world, decisions=2, shows=shows).run()
+        known = requests.get(f"{page.url}view.json", timeout=PATIENCE).json()
+    leading = [("leading", None), ("leading", "applied"), ("leading", "kept")]
+    assert [state for state in states if state[0] != "standing by"] == [
+        ("warming up", None),
+        *leading,
+        ("ended", "kept"),
+    ]
+    assert known["view"]["pipeline"] == "tiny" and known["view"]["state"] == "ended"
+    assert known["view"]["stages"][0]["variant"] == "large" and known["view"]["stages"][0]["batch_size"] == 2
+    assert known["course"]["forecast"] == [5.0, 5.0] and known["course"]["cores"] == [3.0, 3.0]
+    assert known["course"]["load"][-1] == pytest.approx(5, abs=1)
+
+
+def test_a_view_that_fails_ends_no_control(world, monkeypatch, caplog):
+    monkeypatch.setattr("opd.view.model._interval", lambda step: 1 / 0)
+    shown = []
+    controller(world, decisions=2, shows=[shown.append]).run()
+    assert world.state("first")["variant"] == "large" and "ZeroDivisionError" in caplog.text
+    assert [view.interval for view in shown] == [None] * len(shown) and shown[-1].state == "ended"
 
 
 def test_a_failed_forecast_is_an_event_and_decisions_go_on(world):

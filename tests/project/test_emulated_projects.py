@@ -38,13 +38,13 @@ def test_a_shipped_pipeline_is_served_and_loaded_under_its_emulated_name(tmp_pat
     monkeypatch.chdir(tmp_path)
     project = Project.to_emulate(Path("video"))
     pipeline = project.pipeline()
-    statuses = serve_project(project, pipeline, decider(project, pipeline, "greedy"))
+    views = serve_project(project, pipeline, decider(project, pipeline, "greedy"))
     try:
-        status = next(statuses)
-        assert status.pipeline.name == "video-emulated" and served_address(project) == status.address
-        records = send_load(project, status.address, np.array([2, 2]), tmp_path / "load.parquet")
+        view = next(views)
+        assert view.pipeline == "video-emulated" and view.emulated and served_address(project) == view.address
+        records = send_load(project, view.address, np.array([2, 2]), tmp_path / "load.parquet")
     finally:
-        statuses.close()
+        views.close()
     assert records["outcome"].tolist() == ["completed"] * 4
     # 0.22 s in both stages of the smallest variants, and no more accuracy than an echo has
     assert records["answer"].str.startswith("emulated request").all()

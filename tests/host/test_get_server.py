@@ -1,0 +1,54 @@
+"""A server that answers GET and nothing else."""
+
+import socket
+
+import pytest
+import requests
+from deadlines import PATIENCE
+
+from opd.host.get_server import Reply, get_server
+
+
+def answer(path):
+    if path == "/broken":
+        raise ZeroDivisionError("a bug")
+    return Reply(200, path.encode()) if path != "/nothing" else Reply(404, b"nothing here")
+
+
+def test_get_is_answered_by_path_without_the_query():
+    with get_server("127.0.0.1", 0, answer, "test") as port:
+        url = f"http://127.0.0.1:{port}"
+        assert requests.get(f"{url}/some/path?x=1", timeout=PATIENCE).text == "/some/path"
+        assert requests.get(f"{url}/nothing", timeout=PATIENCE).status_code == 404
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"])
+def test_other_methods_are_refused_without_asking(method):
+    asked = []
+    with get_server("127.0.0.1", 0, asked.append, "test") as port:
+        refused = requests.request(method, f"http://127.0.0.1:{port}/", timeout=PATIENCE)
+    assert (refused.status_code, refused.headers["Allow"]) == (405, "GET") and not asked
+
+
+def test_an_error_is_logged_and_the_server_goes_on(caplog):
+    with get_server("127.0.0.1", 0, answer, "test") as port:
+        broken = requests.get(f"http://127.0.0.1:{port}/broken", timeout=PATIENCE)
+        assert broken.status_code == 500 and "bug" not in broken.text
+        assert requests.get(f"http://127.0.0.1:{port}/", timeout=PATIENCE).status_code == 200
+    assert "GET /broken failed" in caplog.text and "ZeroDivisionError: a bug" in caplog.text
+
+
+def test_a_client_that_goes_away_is_no_error(capfd):
+    with get_server("127.0.0.1", 0, lambda path: Reply(200, b"x" * 10_000_000), "test") as port:
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            client.recv(1)
+        assert requests.get(f"http://127.0.0.1:{port}/", timeout=PATIENCE).status_code == 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_after_its_context_nothing_listens():
+    with get_server("127.0.0.1", 0, answer, "test") as port:
+        pass
+    with socket.create_server(("127.0.0.1", port)):
+        pass
