@@ -8,14 +8,14 @@ batch size. N tasks, Z variants, K batch sizes, E situations.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from opd.measurement import Observation, SimulationParameters, StageState, backlog, planned_load
+from opd.measurement import Observation, SimulationParameters, backlog, planned_load
 from opd.objective import Objective
 from opd.pipeline import Pipeline, ServiceLevel, as_array, to_choices
+from opd.planner.present import replica_counts
 from opd.profiling.attainable import attainable_load
 from opd.solvers.exact import Solve
 
@@ -171,21 +171,6 @@ def load_outlook(incoming: np.ndarray, planned: np.ndarray, quantiles: np.ndarra
     first, second, last = quantiles[:, 0], quantiles[:, 1], quantiles[:, -1]
     parts = [incoming, planned, *first[:, [1, 3, 4, 5]].T, *second[:, [3, 5]].T, last[:, 3], waiting]
     return np.stack(parts, axis=1).astype(np.float64)
-
-
-def replica_counts(stages: Sequence[StageState], variants: int, interval: float) -> tuple[np.ndarray, ...]:
-    """(N, Z) replicas that serve, replicas that are starting, and intervals until the last of these serves."""
-    shape = (len(stages), variants)
-    serving, starting, wait = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-    for n, stage in enumerate(stages):
-        for variant, ready, *_ in stage.replicas:
-            z = int(variant)
-            if ready > 0.0:
-                starting[n, z] += 1.0
-                wait[n, z] = max(wait[n, z], ready / interval)
-            else:
-                serving[n, z] += 1.0
-    return serving, starting, wait
 
 
 def situation_of(description: Description, observation: Observation, quantiles: np.ndarray) -> Situations:

@@ -15,10 +15,11 @@ from time import perf_counter
 
 import numpy as np
 
-from opd.measurement import Observation, SimulationParameters, backlog, planned_load, score
+from opd.measurement import Observation, SimulationParameters, StageState, backlog, planned_load, score
 from opd.objective import Objective
-from opd.pipeline import Configuration, Pipeline, as_array, as_configuration
+from opd.pipeline import Configuration, Pipeline, ServiceLevel, as_array, as_configuration
 from opd.planner.candidates import feasible, neighbours
+from opd.planner.expected import expected_rewards
 from opd.planner.present import present_stages
 from opd.profiling.attainable import attainable_load
 from opd.simulator.rollouts import Arrivals, Continuation, RolloutSimulator, draw_arrivals
@@ -27,6 +28,9 @@ from opd.workload.futures import Futures
 
 DROP_PENALTY = 0.05
 """Reward lost per dropped request, as in training: Eq. 7 itself does not count them."""
+
+LIKELY = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Quantiles of the futures' loads that stand for all of them in closed form."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class PlannerParameters:
         futures: those that the candidates of each round meet in addition to those of the rounds before.
         kept: share of the candidates that go on to the next round.
         fewest: candidates that go on at least.
+        tried: candidates of the first round, those with the best expected reward in closed form; all of them where the
+            objective is a service level.
         loads: number of loads for which the solver's configurations are kept.
         milliseconds: no round begins after so much time, so that the best of the last one is decided; results then
             depend on the machine.
@@ -47,6 +53,7 @@ class PlannerParameters:
     futures: tuple[int, ...] = (8, 16, 32)
     kept: float = 0.3
     fewest: int = 4
+    tried: int = 24
     loads: int = 48
     milliseconds: float = float("inf")
 
@@ -122,8 +129,9 @@ class Planner:
         """
         begin, p = perf_counter(), self._parameters
         arrivals = draw_arrivals(counts, self._simulation.interval, generator)
-        self._rollouts.place(present_stages(self._pipeline, observation), arrivals)
-        candidates = self.candidates(observation)
+        stages = present_stages(self._pipeline, observation)
+        self._rollouts.place(stages, arrivals)
+        candidates = self._promising(self.candidates(observation), stages, counts)
         total, met = np.zeros(len(candidates)), 0
         for futures in p.futures:
             if met and 1e3 * (perf_counter() - begin) > p.milliseconds:
@@ -135,6 +143,15 @@ class Planner:
             total = total + self._returns(candidates, arrivals.part(met, met + futures), generator).sum(axis=1)
             met += futures
         return candidates, total / met
+
+    def _promising(self, candidates: np.ndarray, stages: tuple[StageState, ...], counts: np.ndarray) -> np.ndarray:
+        """Those of (C, N, 3) candidates with the best expected reward under quantiles of the futures' loads."""
+        if isinstance(self._objective, ServiceLevel) or len(candidates) <= self._parameters.tried:
+            return candidates
+        means = counts.reshape(len(counts), self._intervals, -1).mean(axis=2)
+        loads = np.quantile(means, LIKELY, axis=0)
+        values = expected_rewards(self._pipeline, self._objective, self._simulation, stages, candidates, loads)
+        return candidates[np.argsort(-values, kind="stable")[: self._parameters.tried]]
 
     def _returns(self, candidates: np.ndarray, arrivals: Arrivals, generator: np.random.Generator) -> np.ndarray:
         """(C, F) mean reward of an interval, less what dropped requests cost."""

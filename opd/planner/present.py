@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from opd.measurement import Observation, StageState
@@ -28,3 +30,18 @@ def present_stages(pipeline: Pipeline, observation: Observation) -> tuple[StageS
         stages.append(StageState(np.stack([here, here + before], axis=1), np.zeros((0, 2)), replicas))
         before += float(latency)
     return tuple(stages)
+
+
+def replica_counts(stages: Sequence[StageState], variants: int, interval: float) -> tuple[np.ndarray, ...]:
+    """(N, Z) replicas that serve, replicas that are starting, and intervals until the last of these serves."""
+    shape = (len(stages), variants)
+    serving, starting, wait = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    for n, stage in enumerate(stages):
+        for variant, ready, *_ in stage.replicas:
+            z = int(variant)
+            if ready > 0.0:
+                starting[n, z] += 1.0
+                wait[n, z] = max(wait[n, z], ready / interval)
+            else:
+                serving[n, z] += 1.0
+    return serving, starting, wait

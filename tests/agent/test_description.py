@@ -10,10 +10,11 @@ from small_pipelines import ocr_pipeline, stages
 from small_situations import QUIET, described, random_situations
 
 from opd.agent import scoring
-from opd.agent.description import core_price, describe, load_outlook, objective_figures, replica_counts, situation_of
+from opd.agent.description import core_price, describe, load_outlook, objective_figures, situation_of
 from opd.measurement import StageState, idle_observation
 from opd.objective import Weights
 from opd.pipeline import ServiceLevel, as_configuration, check_feasible, from_choices
+from opd.planner.present import replica_counts
 from opd.profiling.attainable import attainable_load
 from opd.profiling.generated import generate_pipeline
 from opd.solvers.exact import solver_for
