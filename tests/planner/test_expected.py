@@ -79,7 +79,7 @@ def test_the_reward_by_hand():
         [0.1 * busy / (2.0 * (1.0 - busy)) for busy in (0.8, BUSIEST)],
         [0.05 * r / (2 - 2 * r) for r in (0.4, 0.6)],
     ]
-    assert found[0] == pytest.approx(fixed + balance - 0.2 * np.mean(np.sum(queueing, axis=0)))
+    assert found[0] == pytest.approx(fixed + balance - WAITING_SHARE * np.mean(np.add(*queueing)))
 
 
 def test_the_best_candidate_of_rollouts_is_a_promising_one():
