@@ -84,6 +84,8 @@ def expected_rewards(
 ) -> np.ndarray:
     """Eq. 7 in the mean over loads and intervals, in closed form.
 
+    Requests that wait count as demand of the first interval: otherwise nothing would tell that they have to be served.
+
     Args:
         pipeline: the pipeline, N tasks.
         weights: of the reward.
@@ -104,5 +106,5 @@ def expected_rewards(
     forming = 0.5 * np.minimum(simulation.batch_timeout, (batch_size - 1.0) / np.maximum(present, 0.1))
     seconds = (service + WAITING_SHARE * (queueing + forming)).sum(axis=-1)
     value = accuracy(pipeline, candidates)[:, None, None]
-    quality = qos(weights, value, throughput, seconds, loads - throughput).mean(axis=(1, 2))
+    quality = qos(weights, value, throughput, seconds, present[..., 0] - throughput).mean(axis=(1, 2))
     return np.asarray(reward(weights, quality, used_cores(pipeline, candidates), candidates[..., 2].max(axis=-1)))

@@ -82,6 +82,19 @@ def test_the_reward_by_hand():
     assert found[0] == pytest.approx(fixed + balance - WAITING_SHARE * np.mean(np.add(*queueing)))
 
 
+def test_what_waits_is_demand_of_the_first_interval():
+    """20 requests are 2 requests/s for ten seconds, in one of two intervals; replicas have spare capacity for them."""
+    weights = Weights(alpha=0.0, beta=0.0, gamma=2.0, delta=0.25, cost_weight=0.0)
+    candidate = as_array(stages((0, 1, 1), (0, 1, 1)))[None]
+    both = [
+        float(expected_rewards(ocr_pipeline(), weights, QUIET, present, candidate, np.full((1, 2), 1.0))[0])
+        for present in ((stage((0, 0.0)), stage((0, 0.0))), (stage((0, 0.0), waiting=20), stage((0, 0.0))))
+    ]
+    wait = [s * busy / (2.0 * (1.0 - busy)) for s in (0.1, 0.05) for busy in (s * 1.0, s * 3.0)]
+    waited = WAITING_SHARE * (wait[1] - wait[0] + wait[3] - wait[2])
+    assert both[1] - both[0] == pytest.approx((0.25 * 2.0 - waited) / 2.0)
+
+
 def test_the_best_candidate_of_rollouts_is_a_promising_one():
     """What many rollouts find to be best is in the best third of the closed form, so that a planner keeps it."""
     pipeline, weights = ocr_pipeline(), Weights()
