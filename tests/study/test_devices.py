@@ -21,6 +21,7 @@ from opd.study.analysis.devices import (
     random,
     step,
     with_latency_factors,
+    with_startup_factor,
 )
 from opd.study.evaluation.cycles import run_cycle
 from opd.workload.trace import Cycle
@@ -41,6 +42,17 @@ def test_a_factor_is_on_every_latency_of_its_variant_and_on_nothing_else():
         for z, (old, new) in enumerate(zip(before.variants, after.variants, strict=True)):
             assert new.latency == {size: factors[n, z] * seconds for size, seconds in old.latency.items()}
             assert replace(new, latency=old.latency) == old
+    assert replace(real, tasks=known.tasks) == known
+
+
+@pytest.mark.parametrize("factor", [0.0, 3.0])
+def test_a_factor_is_on_every_startup_time_and_on_nothing_else(factor):
+    known = ocr_pipeline()
+    real = with_startup_factor(known, factor)
+    for before, after in zip(known.tasks, real.tasks, strict=True):
+        for old, new in zip(before.variants, after.variants, strict=True):
+            assert new.startup_time == factor * old.startup_time
+            assert replace(new, startup_time=old.startup_time) == old
     assert replace(real, tasks=known.tasks) == known
 
 

@@ -1,4 +1,4 @@
-"""Points that carry their name: none hides another."""
+"""Points and lines that carry their name: none hides another."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opd.study.plots.labels import place_names, set_apart
+from opd.study.plots.labels import name_lines, place_names, set_apart, spaced
 
 COORDINATES = st.floats(0.0, 60.0, allow_subnormal=False)
 PLACES = st.lists(st.tuples(COORDINATES, COORDINATES), min_size=1, max_size=9)
@@ -42,3 +42,35 @@ def test_names_cover_neither_markers_nor_each_other():
         assert not any(box.overlaps(other) for other in boxes[number + 1 :])
         inside = (box.min < shown + 6.0).all(axis=1) & (shown - 6.0 < box.max).all(axis=1)
         assert not inside.any()
+
+
+def test_heights_that_are_too_close_are_even_around_their_mean():
+    assert spaced(np.array([5.0, 50.0, 3.0, 4.0]), 10.0).tolist() == [14.0, 50.0, -6.0, 4.0]
+    assert spaced(np.array([0.0, 30.0]), 10.0).tolist() == [0.0, 30.0]
+    assert spaced(np.zeros(0), 10.0).tolist() == []
+    assert spaced(np.array([1.0, 2.0, 40.0]), 10.0, low=0.0, high=35.0).tolist() == [0.0, 10.0, 35.0]
+
+
+@given(st.lists(COORDINATES, min_size=1, max_size=9))
+def test_heights_keep_their_order_and_mean(heights: list[float]):
+    before = np.array(heights)
+    after = spaced(before, 8.0)
+    order = np.argsort(before, kind="stable")
+    assert (np.diff(after[order]) >= 7.999).all()
+    assert abs(after.mean() - before.mean()) < 1e-9
+
+
+def test_lines_are_named_at_their_ends_in_their_colours():
+    figure, axes = plt.subplots()
+    for end, name in ((1.0, "agent"), (1.01, "ladder"), (9.0, "HPA")):
+        axes.plot([1.0, 2.0], [5.0, end], label=name, color={"agent": "#ff0000"}.get(name, "#00ff00"))
+    axes.axhline(0.0)
+    name_lines(axes)
+    texts = {text.get_text(): text for text in axes.texts}
+    assert list(texts) == ["agent", "ladder", "HPA"]
+    assert texts["agent"].get_color() == "#ff0000"
+    heights = {name: text.xy[1] for name, text in texts.items()}
+    assert abs(heights["HPA"] - 9.0) < 1e-9
+    apart = np.diff(axes.transData.transform([(1.0, heights["agent"]), (1.0, heights["ladder"])])[:, 1])[0]
+    assert apart * 72.0 / figure.dpi >= 9.9
+    plt.close(figure)

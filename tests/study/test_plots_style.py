@@ -42,3 +42,10 @@ def test_the_linear_part_has_its_width(axes):
     symmetric_logarithmic(axes, 1.0, width=2.0)
     place = axes.get_xaxis_transform().transform([(value, 0.0) for value in (0.0, 1.0, 10.0)])[:, 0]
     assert (place[1] - place[0]) / (place[2] - place[1]) == pytest.approx(2.0 / (1.0 - 0.1))  # so matplotlib counts
+
+
+def test_the_other_axis_can_have_the_scale(axes):
+    axes.set(xlim=(-4.0, 4.0), ylim=(-4.0, 0.5))
+    symmetric_logarithmic(axes, 0.1, vertical=True)
+    assert axes.get_yticks() == pytest.approx([-3.0, -1.0, -0.3, -0.1, 0.0, 0.1, 0.3])
+    assert (axes.get_xscale(), axes.get_yscale()) == ("linear", "symlog")

@@ -47,6 +47,7 @@ from opd.measurement import Observation, observed_state
 from opd.pipeline import Configuration, Pipeline, as_configuration
 from opd.solvers.exact import solver_for
 from opd.study.analysis.ablation_networks import AblatedTrainer, IndependentNetwork, PlainNetwork, QueuelessNetwork
+from opd.study.analysis.devices import with_startup_factor
 from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle
 from opd.workload.forecast import RecentMaximum
 from opd.workload.trace import Cycle, Workload
@@ -137,15 +138,6 @@ def matching_agent(variant: str) -> str:
 # ------------------------------------------------------------------------------------------------ environments
 
 
-def without_startup(pipeline: Pipeline) -> Pipeline:
-    """The same pipeline with replicas that serve immediately."""
-    tasks = tuple(
-        replace(task, variants=tuple(replace(variant, startup_time=0.0) for variant in task.variants))
-        for task in pipeline.tasks
-    )
-    return replace(pipeline, tasks=tasks)
-
-
 def with_forecast(workload: Workload, forecast: str) -> Workload:
     """The same load with another of :data:`FORECASTS`; ``lstm`` stands for the forecasts it has.
 
@@ -168,7 +160,7 @@ def in_environment(problem: Problem, environment: AblationEnvironment) -> Proble
     A solver as the expert ignores start-up times and follows the given forecast; the planner keeps its futures.
     """
     return problem._replace(
-        pipeline=problem.pipeline if environment.startup else without_startup(problem.pipeline),
+        pipeline=problem.pipeline if environment.startup else with_startup_factor(problem.pipeline, 0.0),
         training=with_forecast(problem.training, environment.forecast),
         validation=with_forecast(problem.validation, environment.forecast),
     )
@@ -335,7 +327,7 @@ def run_ablation(study: AblationStudy, run: AblationRun) -> list[dict[str, Any]]
         policy = NetworkPolicy(pipeline, training.run())
     else:
         known = study.problems[run.pipeline].pipeline
-        pipeline = known if environment.startup else without_startup(known)
+        pipeline = known if environment.startup else with_startup_factor(known, 0.0)
         policy = SolverPolicy(pipeline, solver_for(study.setting.objective, study.setting.simulation))
     policy = ForecastOverride(policy, environment.forecast)
     rows = []

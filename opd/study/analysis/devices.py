@@ -52,6 +52,15 @@ def with_latency_factors(pipeline: Pipeline, factors: np.ndarray) -> Pipeline:
     return replace(pipeline, tasks=tasks)
 
 
+def with_startup_factor(pipeline: Pipeline, factor: float) -> Pipeline:
+    """Multiply the start-up times of all variants; with 0, replicas serve immediately."""
+    tasks = tuple(
+        replace(task, variants=tuple(replace(each, startup_time=factor * each.startup_time) for each in task.variants))
+        for task in pipeline.tasks
+    )
+    return replace(pipeline, tasks=tasks)
+
+
 def device_with(pipeline: Pipeline, factors: Factors) -> Device:
     """The device whose latencies are those of the pipeline times factors; equal factors give the same pipeline."""
     known: dict[bytes, Pipeline] = {}

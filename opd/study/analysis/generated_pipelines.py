@@ -7,10 +7,8 @@ so an interrupted evaluation goes on where it stopped, and a further policy runs
 
 from __future__ import annotations
 
-import json
-import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +18,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from opd.control import policy_label
-from opd.host.archive import written_whole
-from opd.host.parallel import run_tasks
-from opd.host.progress import progress_bar
 from opd.profiling.generated import FIRST_UNSEEN, Range, generate_pipeline
+from opd.study.analysis.kept_rows import run_missing
 from opd.study.evaluation.cycles import Setting, cycle_bound, cycle_summary, run_cycle
 from opd.study.plots.style import legend_below, ordered, policy_style, symmetric_logarithmic
 from opd.study.report.files import markdown_table
@@ -35,8 +31,6 @@ COLUMNS = ["pipeline", "stages", "variants", "range", "policy", "seed", "reward"
 REFERENCE = "myopic-backlog"
 """Policy that the others are compared with."""
 
-_KEY = ["pipeline", "policy", "seed"]
-
 
 class GeneratedCell(NamedTuple):
     """A pipeline to run: seed and range that generate it, its cycle, and the policies and seeds of its runs."""
@@ -45,6 +39,11 @@ class GeneratedCell(NamedTuple):
     range: Range
     cycle: Cycle
     runs: tuple[tuple[str, int], ...]
+
+    @property
+    def key(self) -> tuple[str]:
+        """The name of the pipeline."""
+        return (f"generated-{self.range}-{self.number}",)
 
 
 def generated_cells(
@@ -102,47 +101,7 @@ def evaluate_generated(setting: Setting, cells: Sequence[GeneratedCell], kept: P
     Returns:
         Rows of :data:`COLUMNS` for the runs of the cells, in their order.
     """
-    conditions = _fingerprint(setting)
-    done = _finished(kept, conditions)
-    todo = [replaced for cell in cells if (replaced := _remaining(cell, done)).runs]
-    finished = run_tasks(run_generated, setting, todo, workers)
-    for rows in progress_bar(finished, total=len(todo), desc="generated pipelines", unit="pipeline"):
-        new = pd.DataFrame(rows, columns=COLUMNS).assign(conditions=conditions)
-        done = new if done.empty else pd.concat([done, new], ignore_index=True)
-        _write(done, kept)
-    wanted = [(_name(cell), policy_label(policy), seed) for cell in cells for policy, seed in cell.runs]
-    return done.set_index(_KEY).loc[wanted].reset_index()[COLUMNS]
-
-
-def _name(cell: GeneratedCell) -> str:
-    return f"generated-{cell.range}-{cell.number}"
-
-
-def _fingerprint(setting: Setting) -> int:
-    """A number that differs where the same policy would give other results; of the code it knows nothing."""
-    trace = setting.trace
-    parts = [trace.name, int(trace.recorded.sum()), trace.damping, asdict(setting.simulation), asdict(setting.ipa)]
-    return zlib.crc32(json.dumps(parts).encode())
-
-
-def _finished(kept: Path, conditions: int) -> pd.DataFrame:
-    if not kept.is_file():
-        return pd.DataFrame(columns=[*COLUMNS, "conditions"])
-    rows = pd.read_csv(kept)
-    return rows[rows["conditions"] == conditions]
-
-
-def _remaining(cell: GeneratedCell, done: pd.DataFrame) -> GeneratedCell:
-    """The same cell with the runs that are not done."""
-    here = done[done["pipeline"] == _name(cell)]
-    known = set(zip(here["policy"], here["seed"], strict=True))
-    return cell._replace(runs=tuple(run for run in cell.runs if (policy_label(run[0]), run[1]) not in known))
-
-
-def _write(rows: pd.DataFrame, path: Path) -> None:
-    """Replace the file as a whole, so that an interruption leaves the one before."""
-    with written_whole(path) as unfinished:
-        rows.to_csv(unfinished, index=False)
+    return run_missing(run_generated, setting, cells, COLUMNS, ["pipeline"], kept, workers)
 
 
 # ------------------------------------------------------------------------------------------------------------ findings

@@ -1,4 +1,4 @@
-"""Points that carry their name: markers that coincide are set apart, and no name covers a marker or another name."""
+"""Points and lines that carry their name: markers that coincide are set apart, and no name covers another."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox, ScaledTranslation
 
-from opd.study.plots.style import Style
+from opd.study.plots.style import Style, annotate_row
 
 _RADIUS = 4.5
 """Points from the centre of a marker to its edge."""
 
 _DIRECTIONS = np.array([(1, 0), (-1, 0), (1, 1), (-1, 1), (0, 1), (1, -1), (-1, -1), (0, -1)])
 """Where a marker or a name may go; the first that is free is taken."""
+
+_LINE = 10.0
+"""Points from one line of text to the next."""
 
 _DISTANCES = (1.4, 2.5, 4.0, 5.5, 7.5, 10.0, 13.0)
 """Of a name from its marker, in radii of a marker."""
@@ -115,3 +118,48 @@ def _is_free(place: np.ndarray, box: Bbox, markers: Sequence[Bbox], names: Seque
     way = place + np.linspace(0.0, 1.0, 20)[:, None] * (np.clip(place, box.min, box.max) - place)
     covers = any(box.overlaps(other) for other in (*markers, *names))
     return not covers and not any(name.contains(*point) for name in names for point in way)
+
+
+def name_lines(axes: Axes) -> None:
+    """Write the label of every line to the right of the axes, in its colour and as high as its end, or nearly.
+
+    The layout and the limits of the axes must be final, because distances are measured on paper.
+    """
+    lines = [line for line in axes.lines if not str(line.get_label()).startswith("_")]
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    ends = axes.transData.transform([(1.0, float(np.asarray(line.get_ydata())[-1])) for line in lines])
+    frame = axes.get_window_extent()
+    ends[:, 1] = spaced(ends[:, 1], _LINE * figure.dpi / 72.0, frame.y0, frame.y1)
+    heights = axes.transData.inverted().transform(ends)[:, 1]
+    for line, height in zip(lines, heights, strict=True):
+        annotate_row(axes, height, str(line.get_label()), str(line.get_color()))
+
+
+def spaced(heights: np.ndarray, distance: float, low: float = -np.inf, high: float = np.inf) -> np.ndarray:
+    """Set heights apart that are too close to one another, in their order.
+
+    Args:
+        heights: (P,) of points.
+        distance: smallest of two.
+        low: that none of them goes below, nor above ``high``, as long as there is room for all.
+        high: see ``low``.
+
+    Returns:
+        (P,) heights; those that were too close are even around their mean.
+    """
+
+    def places(group: list[float]) -> np.ndarray:
+        reach = distance * (len(group) - 1) / 2.0
+        middle = max(min(float(np.mean(group)), high - reach), low + reach)
+        return middle + np.linspace(-reach, reach, len(group))
+
+    order = np.argsort(heights, kind="stable")
+    groups: list[list[float]] = []
+    for height in heights[order]:
+        groups.append([float(height)])
+        while len(groups) > 1 and places(groups[-1])[0] - places(groups[-2])[-1] < distance:
+            groups[-2:] = [groups[-2] + groups[-1]]
+    moved = np.empty(len(heights))
+    moved[order] = np.concatenate([*map(places, groups), np.zeros(0)])
+    return moved

@@ -126,11 +126,11 @@ def draw_means(axes: Axes, rows: pd.DataFrame, name: str, places: ArrayLike, sty
     axes.errorbar(rows[name], places, xerr=whiskers, color=style.colour, marker=style.marker, **look)
 
 
-def annotate_row(axes: Axes, place: float, text: str) -> None:
+def annotate_row(axes: Axes, place: float, text: str, colour: str = "0.3") -> None:
     """Write a text to the right of the axes, at one height."""
     axes.annotate(
         text, (1.0, place), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
-        va="center", fontsize=8, color="0.3",
+        va="center", fontsize=8, color=colour,
     )  # fmt: skip
 
 
@@ -163,8 +163,9 @@ def symmetric_logarithmic(
     width: float = 1.0,
     digits: Sequence[float] = (1.0, 3.0),
     label: Callable[[float], str] = lambda value: f"{value:g}".replace("-", "−"),
+    vertical: bool = False,
 ) -> str:
-    """Make the x axis linear around zero and logarithmic beyond, so that small and large differences can be read.
+    """Make the x or y axis linear around zero and logarithmic beyond, so that small and large differences can be read.
 
     Args:
         axes: complete except for this, because the ticks depend on their limits.
@@ -172,15 +173,21 @@ def symmetric_logarithmic(
         width: length of that distance on paper, in about as many decades: matplotlib makes it 10/9 of that.
         digits: ticks in every decade beyond, in multiples of its beginning.
         label: formats a tick label.
+        vertical: whether it is the y axis.
 
     Returns:
         A description of the scale for the label of the axis.
     """
-    axes.set_xscale("symlog", linthresh=linear, linscale=width)
+    scale, limits, ticks = (
+        (axes.set_yscale, axes.get_ylim, axes.set_yticks)
+        if vertical
+        else (axes.set_xscale, axes.get_xlim, axes.set_xticks)
+    )
+    scale("symlog", linthresh=linear, linscale=width)
     beyond = [linear * digit * 10.0**decade for decade in range(8) for digit in digits]
-    low, high = axes.get_xlim()
+    low, high = limits()
     marks = [mark for mark in (*(-mark for mark in reversed(beyond)), 0.0, *beyond) if low <= mark <= high]
-    axes.set_xticks(marks, [label(mark) for mark in marks])
+    ticks(marks, [label(mark) for mark in marks])
     axes.minorticks_off()
     return f"(linear up to {'±' if low < -linear else ''}{linear:g}, logarithmic beyond)"
 
