@@ -265,7 +265,7 @@ def state_vector(
 
     Args:
         pipeline: the pipeline, N tasks.
-        available_cores: (E,) u, cores of the device.
+        available_cores: (E,) u, cores of the device, of which the whole ones count.
         predicted_load: (E,) p, requests/s.
         incoming_load: (E,) m, requests/s, mean of the last interval.
         configurations: (E, N, 3) variant z, replicas f, batch size b.
@@ -279,7 +279,8 @@ def state_vector(
     variant, replicas, batch_size = np.moveaxis(configurations, -1, 0)
     cores = stage_cores(pipeline, configurations)
     tasks = np.stack([task_latency, ready_throughput, variant, replicas, batch_size, cores, queue], axis=-1)
-    node = np.stack([available_cores, predicted_load, incoming_load], axis=-1)
+    # Replicas take whole cores; in float32, a little less than a whole core would become one that is not there.
+    node = np.stack([np.floor(available_cores), predicted_load, incoming_load], axis=-1)
     return np.concatenate([node, tasks.reshape(len(node), -1)], axis=-1).astype(np.float32)
 
 

@@ -65,6 +65,15 @@ def test_every_policy_decides_within_the_limits_and_the_cores_that_are_left(pipe
         assert within_limits(pipeline, policy.decide(seen), left), type(policy).__name__
 
 
+def test_an_agent_for_one_pipeline_does_not_use_a_core_that_is_almost_there():
+    """Its state is of single precision, in which a little less than 8 cores are 8."""
+    pipeline = ocr_pipeline(capacity=8)
+    for seed in range(20):
+        for cores in (np.nextafter(8.0, 0.0), 7.9):
+            seen = replace(observation(pipeline, 20.0), available_cores=float(cores))
+            assert within_limits(pipeline, SingleAgentPolicy(agent_for(pipeline, seed)).decide(seen), cores)
+
+
 def calibration(pipeline, factor):
     shape = pipeline.tables.cores.shape
     return Calibration(np.full(shape, factor), np.zeros(shape), np.full(shape, 0.01), factor)
