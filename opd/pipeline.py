@@ -133,7 +133,7 @@ def as_array(configuration: Configuration) -> np.ndarray:
 
 def as_configuration(rows: np.ndarray) -> Configuration:
     """Convert an (N, 3) integer array to a configuration; the inverse of :func:`as_array`."""
-    return tuple(StageConfiguration(int(z), int(f), int(b)) for z, f, b in rows)
+    return tuple(StageConfiguration(*row) for row in rows.tolist())
 
 
 def to_choices(configurations: np.ndarray) -> np.ndarray:
@@ -145,14 +145,18 @@ def to_choices(configurations: np.ndarray) -> np.ndarray:
     Returns:
         (..., N, 3) indices, each from 0.
     """
-    variant, replicas, batch_size = np.moveaxis(configurations, -1, 0)
-    return np.stack([variant, replicas - 1, np.log2(batch_size).astype(np.int64)], axis=-1)
+    choices = np.array(configurations)
+    choices[..., 1] -= 1
+    choices[..., 2] = np.log2(choices[..., 2])
+    return choices
 
 
 def from_choices(choices: np.ndarray) -> np.ndarray:
     """Convert (..., N, 3) indices to configurations of the same shape; the inverse of :func:`to_choices`."""
-    variant, replicas, batch_size = np.moveaxis(choices, -1, 0)
-    return np.stack([variant, replicas + 1, 1 << batch_size], axis=-1)
+    configurations = np.array(choices)
+    configurations[..., 1] += 1
+    configurations[..., 2] = 1 << configurations[..., 2]
+    return configurations
 
 
 def batch_sizes_up_to(largest: int) -> tuple[int, ...]:

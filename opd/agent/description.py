@@ -28,6 +28,9 @@ LOADS = 10
 OBJECTIVE = 8
 """Figures that describe an objective."""
 
+_OUTLOOK = np.array([(0, 1), (0, 3), (0, 4), (0, 5), (1, 3), (1, 5), (-1, 3)]).T
+"""Interval and quantile of the loads that come from quantiles."""
+
 SOLVED_LOADS = 96
 """Loads for which the solver's configurations are kept."""
 
@@ -155,22 +158,25 @@ def describe(
     )
 
 
-def load_outlook(incoming: np.ndarray, planned: np.ndarray, quantiles: np.ndarray, waiting: np.ndarray) -> np.ndarray:
+def load_outlook(
+    incoming: np.ndarray | float, planned: np.ndarray | float, quantiles: np.ndarray, waiting: np.ndarray | float
+) -> np.ndarray:
     """Collect the loads of situations.
 
     Args:
-        incoming: (E,) mean of the last interval, requests/s.
-        planned: (E,) the larger of that and the forecast maximum of the next 20 s.
+        incoming: (E,) or number, mean of the last interval, requests/s.
+        planned: likewise, the larger of that and the forecast maximum of the next 20 s.
         quantiles: (E, 6, 7) of the mean load in the coming intervals.
-        waiting: (E,) requests/s that would clear the queues within an interval.
+        waiting: (E,) or number, requests/s that would clear the queues within an interval.
 
     Returns:
         (E, 10): incoming, planned; quantiles 0.1, 0.5, 0.75, 0.9 of the next interval, 0.5 and 0.9 of the second, 0.5
         of the last; waiting.
     """
-    first, second, last = quantiles[:, 0], quantiles[:, 1], quantiles[:, -1]
-    parts = [incoming, planned, *first[:, [1, 3, 4, 5]].T, *second[:, [3, 5]].T, last[:, 3], waiting]
-    return np.stack(parts, axis=1).astype(np.float64)
+    loads = np.empty((len(quantiles), LOADS))
+    loads[:, 0], loads[:, 1], loads[:, -1] = incoming, planned, waiting
+    loads[:, 2:-1] = quantiles[:, *_OUTLOOK]
+    return loads
 
 
 def situation_of(description: Description, observation: Observation, quantiles: np.ndarray) -> Situations:
@@ -188,12 +194,8 @@ def situation_of(description: Description, observation: Observation, quantiles: 
     else:
         serving, starting, wait = np.zeros(shape), np.zeros(shape), np.zeros(shape)
         serving[np.arange(shape[0]), running[:, 0]] = running[:, 1] + 1.0
-    loads = load_outlook(
-        np.array([observation.incoming_load]),
-        np.array([planned_load(observation)]),
-        quantiles[None],
-        np.array([backlog(observation, description.interval)]),
-    )
+    waiting = backlog(observation, description.interval)
+    loads = load_outlook(observation.incoming_load, planned_load(observation), quantiles[None], waiting)
     rest = (running, serving, starting, wait)
     measured = (observation.task_latency, observation.ready_throughput, observation.queue)
     return Situations(loads, *(each[None] for each in rest), *(each[None].astype(np.float64) for each in measured))

@@ -37,7 +37,7 @@ def replica_counts(stages: Sequence[StageState], variants: int, interval: float)
     shape = (len(stages), variants)
     serving, starting, wait = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     for n, stage in enumerate(stages):
-        for variant, ready, *_ in stage.replicas:
+        for variant, ready, *_ in stage.replicas.tolist():
             z = int(variant)
             if ready > 0.0:
                 starting[n, z] += 1.0

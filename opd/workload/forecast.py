@@ -8,6 +8,7 @@ the network.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -26,9 +27,8 @@ from opd.workload.forecast_network import (
     QUANTILE_UNITS,
     QUANTILES,
     ForecastNetwork,
-    largest_loads,
-    load_quantiles,
-    quantile_inputs,
+    Outlook,
+    outlooks,
     unscaled,
 )
 
@@ -138,10 +138,22 @@ class Forecaster:
         Raises:
             ValueError: if ``history`` is empty.
         """
+        return float(self._rounded(self.outlook(history).largest)[0])
+
+    def outlook(self, history: np.ndarray) -> Outlook:
+        """What the network says of the loads that follow a history, as of one position.
+
+        Forecast, quantiles and futures of one decision need it; it is computed once.
+
+        Args:
+            history: as in :meth:`predict`.
+
+        Raises:
+            ValueError: if ``history`` is empty.
+        """
         if len(history) == 0:
             raise ValueError("a forecast needs at least one second of history, but got none")
-        recent = history[-HISTORY_SECONDS:]
-        return float(self.predict_many(recent, np.array([len(recent)]))[0])
+        return _outlook(self, np.ascontiguousarray(history[-HISTORY_SECONDS:], dtype=np.float64).tobytes())
 
     def predict_many(self, counts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """Predict the largest load of the next 20 s at many positions of a trace.
@@ -156,8 +168,10 @@ class Forecaster:
         Raises:
             ValueError: if a position is out of range.
         """
-        forecast = largest_loads(*_checked(counts, ends), self.network)
-        return np.rint(forecast) if self.damping > 1 else forecast
+        return self._rounded(outlooks(*_checked(counts, ends), self.network).largest)
+
+    def _rounded(self, forecasts: np.ndarray) -> np.ndarray:
+        return np.rint(forecasts) if self.damping > 1 else forecasts
 
     def quantiles(self, counts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """Predict quantiles of the mean load in each of the next six intervals of ten seconds.
@@ -173,8 +187,8 @@ class Forecaster:
         Raises:
             ValueError: if a position is out of range.
         """
-        inputs, levels = quantile_inputs(*_checked(counts, ends), self.network)
-        return unscaled(load_quantiles(inputs, self.network), levels[:, None, None])
+        outlook = outlooks(*_checked(counts, ends), self.network)
+        return unscaled(outlook.quantiles, outlook.levels[:, None, None])
 
     def save(self, path: str | Path) -> None:
         """Write the forecaster to an archive that :meth:`load` reads."""
@@ -221,6 +235,13 @@ class Forecaster:
                 f"{_TRAIN_AGAIN} or use the same damping"
             )
         return forecaster
+
+
+@lru_cache(maxsize=1)
+def _outlook(forecaster: Forecaster, history: bytes) -> Outlook:
+    """The outlook after a history of float64 counts; the last one is remembered."""
+    counts = np.frombuffer(history).copy()  # compiled code takes writable arrays
+    return outlooks(counts, np.array([len(counts)]), forecaster.network)
 
 
 def _checked(counts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

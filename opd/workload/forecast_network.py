@@ -181,19 +181,6 @@ def hidden_states(counts: np.ndarray, ends: np.ndarray, network: ForecastNetwork
     return states, levels
 
 
-@numba.njit(cache=True, fastmath=True)
-def largest_loads(counts: np.ndarray, ends: np.ndarray, network: ForecastNetwork) -> np.ndarray:
-    """(N,) forecast largest loads of the seconds from ``ends`` on, requests/s, not rounded."""
-    states, levels = hidden_states(counts, ends, network)
-    forecast = np.empty(len(ends))
-    for index in range(len(ends)):
-        output = network.output_bias
-        for unit in range(len(network.output_weight)):
-            output += states[index, unit] * network.output_weight[unit]
-        forecast[index] = levels[index] * np.exp(TARGET_SCALE * output)
-    return forecast
-
-
 def scaled(loads: np.ndarray, levels: np.ndarray) -> np.ndarray:
     """Loads in requests/s to the scaled logarithms that the quantiles are of; ``levels`` are mean loads of windows."""
     return np.log((loads + HALF_REQUEST) / levels) / TARGET_SCALE
@@ -235,22 +222,79 @@ def quantile_inputs(counts: np.ndarray, ends: np.ndarray, network: ForecastNetwo
     return inputs, levels
 
 
-def highest_load(inputs: np.ndarray) -> np.ndarray:
-    """(N, 1) bound on predicted loads, as scaled logarithms: twice the largest load among :func:`quantile_inputs`.
+@numba.njit(cache=True, fastmath=True)
+def _largest_load(inputs: np.ndarray, level: float, network: ForecastNetwork) -> float:
+    """Forecast largest load in requests/s from the hidden state, the first of the inputs (H + 33,)."""
+    output = network.output_bias
+    for unit in range(len(network.output_weight)):
+        output += inputs[unit] * network.output_weight[unit]
+    return level * np.exp(TARGET_SCALE * output)
+
+
+@numba.njit(cache=True)
+def _highest_load(inputs: np.ndarray) -> float:
+    """Bound on the loads that are predicted from inputs (H + 33,), as a scaled logarithm: twice the largest among them.
 
     Far from what the network was trained on, for instance where an idle device meets a burst, its outputs grow without
     limit.
     """
-    loads = inputs[:, -QUANTILE_LOADS:-1].max(axis=1, keepdims=True) / _FEATURE_SCALE
-    return (loads + np.log(2.0)) / TARGET_SCALE
+    return (inputs[-QUANTILE_LOADS:-1].max() / _FEATURE_SCALE + np.log(2.0)) / TARGET_SCALE
 
 
-def load_quantiles(inputs: np.ndarray, network: ForecastNetwork) -> np.ndarray:
-    """(N, 6, Q) quantiles of the scaled logarithm of the coming loads, from :func:`quantile_inputs`.
+@numba.njit(cache=True, fastmath=True)
+def _dense(weight: np.ndarray, bias: np.ndarray, inputs: np.ndarray, outputs: np.ndarray) -> None:
+    """Write the outputs of a dense layer."""
+    for unit in range(len(bias)):
+        total = bias[unit]
+        for source in range(len(inputs)):
+            total += weight[unit, source] * inputs[source]
+        outputs[unit] = total
 
-    They increase, even where the outputs of the network do not, and are at most :func:`highest_load`.
+
+@numba.njit(cache=True)
+def _sort_apart(values: np.ndarray) -> None:
+    """Sort a few values by insertion, then move them apart a little."""
+    for place in range(1, len(values)):
+        value = values[place]
+        while place > 0 and values[place - 1] > value:
+            values[place] = values[place - 1]
+            place -= 1
+        values[place] = value
+    for place in range(len(values)):
+        values[place] += _LEAST_STEP * place
+
+
+class Outlook(NamedTuple):
+    """What the network says of the loads that follow each of N positions.
+
+    Attributes:
+        largest: (N,) largest load of the next 20 seconds, requests/s, not rounded.
+        quantiles: (N, 6, Q) scaled logarithms of the mean loads of the coming intervals. They increase, even where the
+            outputs of the network do not.
+        highest: (N,) bound on these.
+        levels: (N,) mean loads of the windows before the positions, requests/s.
     """
-    hidden = np.maximum(inputs @ network.quantile_hidden_weight.T + network.quantile_hidden_bias, 0.0)
-    outputs = np.minimum(hidden @ network.quantile_weight.T + network.quantile_bias, highest_load(inputs))
-    ordered = np.sort(outputs.reshape(len(inputs), INTERVALS, len(QUANTILES)), axis=-1)
-    return ordered + _LEAST_STEP * np.arange(len(QUANTILES))
+
+    largest: np.ndarray
+    quantiles: np.ndarray
+    highest: np.ndarray
+    levels: np.ndarray
+
+
+@numba.njit(cache=True)
+def outlooks(counts: np.ndarray, ends: np.ndarray, network: ForecastNetwork) -> Outlook:
+    """Run the LSTM and both kinds of outputs for the windows before ``ends`` (N,) of ``counts`` (T,)."""
+    inputs, levels = quantile_inputs(counts, ends, network)
+    hidden = np.empty(len(network.quantile_hidden_bias), dtype=np.float32)
+    outputs = np.empty((INTERVALS, len(QUANTILES)), dtype=np.float32)
+    largest, highest = np.empty(len(ends)), np.empty(len(ends))
+    quantiles = np.empty((len(ends), *outputs.shape))
+    for index in range(len(ends)):
+        largest[index] = _largest_load(inputs[index], levels[index], network)
+        highest[index] = _highest_load(inputs[index])
+        _dense(network.quantile_hidden_weight, network.quantile_hidden_bias, inputs[index], hidden)
+        _dense(network.quantile_weight, network.quantile_bias, np.maximum(hidden, np.float32(0.0)), outputs.reshape(-1))
+        for interval in range(INTERVALS):
+            quantiles[index, interval] = np.minimum(outputs[interval], highest[index])
+            _sort_apart(quantiles[index, interval])
+    return Outlook(largest, quantiles, highest, levels)

@@ -18,12 +18,10 @@ from opd.workload.forecast import Forecaster, Patterns
 from opd.workload.forecast_network import (
     BIN_SECONDS,
     HALF_REQUEST,
-    HISTORY_SECONDS,
     INTERVALS,
     ForecastNetwork,
-    highest_load,
-    load_quantiles,
-    quantile_inputs,
+    Outlook,
+    outlooks,
     scaled,
     unscaled,
 )
@@ -76,27 +74,24 @@ class QuantileFutures:
         self, history: np.ndarray, predicted_load: float, paths: int, seconds: int, generator: np.random.Generator
     ) -> np.ndarray:
         """See :meth:`opd.workload.futures.Futures.sample`; without history, the load was ``predicted_load``."""
-        known = _known(history, predicted_load)
-        network = self.forecaster.network
-        inputs, levels = quantile_inputs(known, np.array([len(known)]), network)
-        quantiles = np.repeat(load_quantiles(inputs, network), paths, axis=0)
+        outlook = self._outlook(history, predicted_load)
+        quantiles = np.repeat(outlook.quantiles, paths, axis=0)
         patterns = self.forecaster.patterns
         stretch = generator.integers(len(patterns.ranks), size=paths)
-        logarithms = np.minimum(at_ranks(quantiles, patterns.ranks[stretch]), highest_load(inputs))
-        means = unscaled(logarithms, levels[:, None])[..., None]
+        logarithms = np.minimum(at_ranks(quantiles, patterns.ranks[stretch]), outlook.highest)
+        means = unscaled(logarithms, outlook.levels)[..., None]
         loads = means + np.sqrt(means + HALF_REQUEST) * patterns.departures[stretch]
         interval = np.minimum(np.arange(-(-seconds // BIN_SECONDS)), INTERVALS - 1)
         return rounded(loads[:, interval].reshape(paths, -1)[:, :seconds], generator)
 
     def quantiles(self, history: np.ndarray, predicted_load: float) -> np.ndarray:
         """See :meth:`opd.workload.futures.Futures.quantiles`."""
-        known = _known(history, predicted_load)
-        return self.forecaster.quantiles(known, np.array([len(known)]))[0]
+        outlook = self._outlook(history, predicted_load)
+        return unscaled(outlook.quantiles[0], outlook.levels[0])
 
-
-def _known(history: np.ndarray, predicted_load: float) -> np.ndarray:
-    known = np.asarray(history[-HISTORY_SECONDS:], dtype=np.float64)
-    return known if len(known) else np.full(BIN_SECONDS, max(predicted_load, 0.0))
+    def _outlook(self, history: np.ndarray, predicted_load: float) -> Outlook:
+        known = history if len(history) else np.full(BIN_SECONDS, max(predicted_load, 0.0))
+        return self.forecaster.outlook(known)
 
 
 def futures_of(forecaster: object) -> Futures:
@@ -108,9 +103,9 @@ def futures_of(forecaster: object) -> Futures:
 
 def patterns_of(counts: np.ndarray, ends: np.ndarray, network: ForecastNetwork) -> Patterns:
     """Make the patterns of the stretches of counts (T,) that begin at the positions ``ends`` (R,)."""
-    inputs, levels = quantile_inputs(counts, ends, network)
+    outlook = outlooks(counts, ends, network)
     seconds = counts[ends[:, None] + np.arange(INTERVALS * BIN_SECONDS)].reshape(-1, INTERVALS, BIN_SECONDS)
     means = seconds.mean(axis=-1)
-    between = ranks(load_quantiles(inputs, network), scaled(means, levels[:, None]))
+    between = ranks(outlook.quantiles, scaled(means, outlook.levels[:, None]))
     departures = (seconds - means[..., None]) / np.sqrt(means[..., None] + HALF_REQUEST)
     return Patterns(between.astype(np.float32), departures.astype(np.float16))

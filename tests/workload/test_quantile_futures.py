@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from opd.workload.forecast import Forecaster, ForecastParameters, Patterns
-from opd.workload.forecast_network import INTERVALS, QUANTILES, load_quantiles, quantile_inputs, scaled, unscaled
+from opd.workload.forecast_network import INTERVALS, QUANTILES, outlooks, quantile_inputs, scaled, unscaled
 from opd.workload.forecast_training import pinball_loss, train_forecaster
 from opd.workload.futures_scores import coverage, scored_positions
 from opd.workload.quantile_futures import QuantileFutures, at_ranks, patterns_of, ranks
@@ -179,8 +179,8 @@ def test_patterns_between_their_own_quantiles_give_the_loads_that_came(forecaste
     ends = scored_positions(trace, "validation", 500)
     counts, network = trace.counts.astype(float), forecaster.network
     patterns = patterns_of(counts, ends, network)
-    inputs, levels = quantile_inputs(counts, ends, network)
-    means = unscaled(at_ranks(load_quantiles(inputs, network), patterns.ranks), levels[:, None])[..., None]
+    outlook = outlooks(counts, ends, network)
+    means = unscaled(at_ranks(outlook.quantiles, patterns.ranks), outlook.levels[:, None])[..., None]
     usual = np.abs(patterns.ranks - 3.0).max(axis=1) < 6.5  # others lie too far outside
     loads = (means + np.sqrt(means + 0.5) * patterns.departures).reshape(len(ends), -1)
     assert usual.mean() > 0.9
