@@ -187,6 +187,16 @@ def test_patterns_between_their_own_quantiles_give_the_loads_that_came(forecaste
     np.testing.assert_allclose(loads[usual], counts[ends[:, None] + np.arange(60)][usual], atol=0.02)
 
 
+def test_a_decision_sees_what_a_whole_trace_does(forecaster, trace):
+    """Forecast and quantiles after one history, which are remembered, are those of its position in the trace."""
+    futures = QuantileFutures(forecaster)
+    for end in (200, 201, 200):
+        history = trace.counts[end - 120 : end]
+        assert forecaster.predict(history) == forecaster.predict_many(trace.counts, np.array([end]))[0]
+        expected = forecaster.quantiles(trace.counts, np.array([end]))[0]
+        np.testing.assert_allclose(futures.quantiles(history, 1.0), expected, rtol=1e-5)
+
+
 def test_stored_forecasters_draw_the_same(forecaster, trace, tmp_path):
     forecaster.save(tmp_path / "forecaster.npz")
     drawn = QuantileFutures(forecaster).sample(trace.counts[-120:], 9.0, 16, 60, rng())
