@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from small_pipelines import ocr_pipeline, varying_workload
 
-from opd.agent.description import LOADS, Description, Situations, describe
+from opd.agent.description import Description, Situations, describe
 from opd.agent.network import AgentNetwork
 from opd.agent.practice import Load, PracticeProblem, practice_problem
 from opd.measurement import SimulationParameters
@@ -30,13 +30,12 @@ def calm_situations(description: Description, running: list[list[int]], load: fl
     """The same situation ``many`` times: steady load, nothing waits, and all replicas of what runs serve."""
     tasks, variants = description.cores.shape
     chosen, stages = np.array(running), np.arange(tasks)
-    loads = np.full(LOADS, load)
-    loads[-1] = 0.0
+    loads, coming = np.array([load, load, 0.0]), np.full((INTERVALS, len(QUANTILES)), load)
     serving, none = np.zeros((tasks, variants)), np.zeros((tasks, variants))
     serving[stages, chosen[:, 0]] = chosen[:, 1] + 1.0
     latency = description.service[stages, chosen[:, 0], chosen[:, 2]]
     throughput = (chosen[:, 1] + 1) * 2.0 ** chosen[:, 2] / latency
-    parts = (loads, chosen, serving, none, none, latency, throughput, np.zeros(tasks))
+    parts = (loads, coming, chosen, serving, none, none, latency, throughput, np.zeros(tasks))
     return Situations(*(np.repeat(part[None], many, axis=0) for part in parts))
 
 
@@ -49,8 +48,10 @@ def random_situations(description: Description, many: int, seed: int) -> Situati
     limits = (description.variants, description.replicas, sizes)
     running = np.stack([rng.integers(np.broadcast_to(limit, (many, tasks))) for limit in limits], axis=-1)
     starting = rng.integers(0, 3, shape) * present
+    level = description.loads[-1] * rng.uniform(0.01, 1.5, (many, 1))
     return Situations(
-        loads=description.loads[-1] * rng.uniform(0.01, 1.5, (many, 1)) * rng.lognormal(0.0, 0.3, (many, LOADS)),
+        loads=level * rng.lognormal(0.0, 0.3, (many, 3)),
+        coming=level[..., None] * np.sort(rng.lognormal(0.0, 0.3, (many, INTERVALS, len(QUANTILES)))),
         running=running,
         serving=(rng.integers(0, description.replicas + 1, shape) * present).astype(float),
         starting=starting.astype(float),

@@ -105,7 +105,7 @@ def run_course(
     torch.manual_seed(p.seed)
     network = AgentNetwork(p.width, p.blocks)
     shown: list[PlannerDemonstrations] = []
-    weights: ScoringWeights | None = None
+    weights = network.copied_weights()
     for number, steps in enumerate(p.cloning_steps):
         shown += _demonstrations(lesson, folder / f"round-{number}", number, p, weights, workers)
         path = folder / f"round-{number}.pt"
@@ -139,7 +139,7 @@ def _claim(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def _demonstrations(
-    lesson: Lesson, folder: Path, number: int, p: CourseParameters, weights: ScoringWeights | None, workers: int
+    lesson: Lesson, folder: Path, number: int, p: CourseParameters, weights: ScoringWeights, workers: int
 ) -> Iterator[PlannerDemonstrations]:
     """Demonstrate in one round, with progress; what is there already is read."""
     first = p.seed * SEEDS_OF_A_COURSE + sum(p.pipelines[:number])

@@ -1,6 +1,6 @@
 """Demonstrations: situations in which the planner has compared many configurations.
 
-The planner meets situations that it, the agent or a solver has led to (DAgger, Ross et al. 2011). It tells of the best
+The planner meets situations that the agent has led to (DAgger, Ross et al. 2011). It tells of the best
 configurations what each is worth, not only which one is best: most situations have several that are about as good.
 """
 
@@ -13,20 +13,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from opd.agent.description import Description, Situations, core_price
-from opd.agent.practice import Episodes, Load, PracticeProblem, begin_practice, generated_problem, solved_choices
-from opd.agent.scoring import ScoringWeights, choose
+from opd.agent.practice import Episodes, Load, PracticeProblem, begin_practice, generated_problem
+from opd.agent.scoring import ScoringWeights, choose, plan
 from opd.host.archive import load_archive, save_archive
 from opd.measurement import SimulationParameters
-from opd.pipeline import to_choices
+from opd.pipeline import from_choices, to_choices
 from opd.planner.lookahead import Planner, PlannerParameters
 from opd.workload.trace import Trace
 
-FORMAT = "opd demonstrations 1"
+FORMAT = "opd demonstrations 2"
 
 COMPARED = 6
 """Configurations of a situation that are kept, the best ones."""
 
-EFFORT = PlannerParameters(futures=(2, 4, 12), kept=0.35, fewest=COMPARED)
+EFFORT = PlannerParameters(futures=(3, 6, 18), kept=0.35, fewest=COMPARED)
 EPISODES, DECISIONS, SHOWN = 6, 20, 0.25
 """Episodes on a pipeline, decisions in each of them, and the share of these that the planner makes as well."""
 
@@ -81,60 +81,53 @@ class Lesson(NamedTuple):
         return generated_problem(seed, self.simulation, self.traces[name], "train", self.loads[name])
 
 
-def demonstrate_on(lesson: Lesson, task: tuple[int, ScoringWeights | None, Path]) -> Path:
-    """Demonstrate on the generated pipeline of a seed, after an agent's decisions if there is one; write the file."""
+def demonstrate_on(lesson: Lesson, task: tuple[int, ScoringWeights, Path]) -> Path:
+    """Demonstrate on the generated pipeline of a seed, after an agent's decisions; write the file."""
     seed, weights, path = task
     if not path.is_file():
         demonstrate(lesson.problem(seed), weights, np.random.default_rng([seed, 1])).save(path)
     return path
 
 
-def demonstrate(
-    problem: PracticeProblem, weights: ScoringWeights | None, rng: np.random.Generator
-) -> PlannerDemonstrations:
-    """Let the planner compare configurations in situations of one problem.
+def demonstrate(problem: PracticeProblem, weights: ScoringWeights, rng: np.random.Generator) -> PlannerDemonstrations:
+    """Let the planner compare configurations in situations of one problem that an agent leads to.
 
     Args:
         problem: to demonstrate on.
-        weights: of the agent that acts; without one, the planner and the solver do.
+        weights: of the agent that acts.
         rng: source of everything random.
     """
     planner = Planner(problem.pipeline, problem.objective, problem.simulation, problem.solve, EFFORT)
     episodes = begin_practice(problem, EPISODES, DECISIONS, rng)
     shown: list[tuple[Situations, np.ndarray, np.ndarray]] = []
-    tasks = len(problem.description.cores)
     for _ in range(DECISIONS):
         seen = episodes.situations()
-        actions = _actions(problem.description, seen, weights, tasks, rng)
         for e in np.flatnonzero(rng.random(EPISODES) < SHOWN):
-            choices, values = _compare(planner, problem, episodes, int(e), rng)
-            shown.append((seen.part(slice(e, e + 1)), choices, values))
-            if weights is None and rng.random() < 0.7:
-                actions[e] = choices[0]
-        episodes.run(actions)
+            one = seen.part(slice(e, e + 1))
+            shown.append((one, *_compare(planner, problem, episodes, int(e), one, rng)))
+        episodes.run(_actions(problem.description, seen, weights, rng))
     situations = Situations(*(np.concatenate(parts) for parts in zip(*(each[0] for each in shown), strict=True)))
     choices, values = (np.stack([each[i] for each in shown]) for i in (1, 2))
     return PlannerDemonstrations(problem.description, situations, choices.astype(np.int16), values)
 
 
 def _actions(
-    description: Description, seen: Situations, weights: ScoringWeights | None, tasks: int, rng: np.random.Generator
+    description: Description, seen: Situations, weights: ScoringWeights, rng: np.random.Generator
 ) -> np.ndarray:
-    """The agent's choices, now and then drawn; without an agent, the solver's for about the planned load."""
-    many = len(seen.loads)
-    if weights is None:
-        return solved_choices(description, (seen.loads[:, 1] + seen.loads[:, -1]) * rng.lognormal(-0.05, 0.2, many))
+    """The agent's choices, now and then drawn."""
+    many, tasks = seen.running.shape[:2]
     uniform = np.where(rng.random((many, 1)) < 0.2, rng.random((many, 3 * tasks)), -1.0)
     return choose(weights, description, seen, uniform)[0]
 
 
 def _compare(
-    planner: Planner, problem: PracticeProblem, episodes: Episodes, e: int, rng: np.random.Generator
+    planner: Planner, problem: PracticeProblem, episodes: Episodes, e: int, seen: Situations, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """(6, N, 3) the best configurations of one episode and (6,) their values in cores."""
     observation = episodes.envs.observation(e)
     counts = planner.draw(problem.load.futures, observation, rng)
-    candidates, returns = planner.compare(observation, counts, rng)
+    planned = from_choices(plan(problem.description, seen, 0)[0])
+    candidates, returns = planner.compare(observation, counts, rng, [planned])
     best = np.argsort(-returns, kind="stable")[:COMPARED]
     fill = np.concatenate([best, np.repeat(best[:1], COMPARED - len(best))])
     values = np.where(np.arange(COMPARED) < len(best), returns[fill] / core_price(problem.objective), -np.inf)

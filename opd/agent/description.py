@@ -19,17 +19,14 @@ from opd.planner.present import replica_counts
 from opd.profiling.attainable import attainable_load
 from opd.solvers.exact import Solve
 
-REFERENCES = 4
-"""Solved configurations that every option is compared with."""
-
-LOADS = 10
-"""Loads of a situation, see :func:`load_outlook`."""
+INCOMING, PLANNED, WAITING = range(3)
+"""Places of the loads of a situation."""
 
 OBJECTIVE = 8
 """Figures that describe an objective."""
 
-_OUTLOOK = np.array([(0, 1), (0, 3), (0, 4), (0, 5), (1, 3), (1, 5), (-1, 3)]).T
-"""Interval and quantile of the loads that come from quantiles."""
+HORIZON = (1.0, 1.0, 0.5, 0.35, 0.25, 0.2)
+"""Weights of coming intervals in a plan; it looks as far ahead as the slowest replica takes to start, two at least."""
 
 SOLVED_LOADS = 96
 """Loads for which the solver's configurations are kept."""
@@ -45,6 +42,9 @@ class Description(NamedTuple):
         service: (N, Z, K) seconds of a full batch.
         reserve: (N,) cores that one replica of the smallest variant of every later task needs.
         variants: (N,) number of variants.
+        accuracy: (N, Z) what a variant adds to the mean accuracy; 0 where a task has no such variant.
+        horizon: (H,) weights of the coming intervals, of sum 1.
+        floor: lowest mean accuracy of a service level.
         capacity: W_max, cores of the device that are free.
         replicas: F_max.
         interval: seconds between two decisions.
@@ -61,6 +61,9 @@ class Description(NamedTuple):
     service: np.ndarray
     reserve: np.ndarray
     variants: np.ndarray
+    accuracy: np.ndarray
+    horizon: np.ndarray
+    floor: float
     capacity: float
     replicas: int
     interval: float
@@ -75,7 +78,9 @@ class Situations(NamedTuple):
     """E decisions of one pipeline.
 
     Attributes:
-        loads: (E, 10) requests/s, see :func:`load_outlook`.
+        loads: (E, 3) requests/s: mean of the last interval, the larger of that and the forecast maximum of the next 20 s,
+            and what would clear the queues within an interval.
+        coming: (E, 6, 7) quantiles of the mean load in the coming intervals, requests/s.
         running: (E, N, 3) choices.
         serving: (E, N, Z) replicas that serve.
         starting: (E, N, Z) replicas that are starting.
@@ -86,6 +91,7 @@ class Situations(NamedTuple):
     """
 
     loads: np.ndarray
+    coming: np.ndarray
     running: np.ndarray
     serving: np.ndarray
     starting: np.ndarray
@@ -139,14 +145,19 @@ def describe(
     smallest = tables.cores.min(axis=1)
     highest = max(attainable_load(pipeline, np.finfo(float).max), 1.0)
     loads = np.append(0.0, np.geomspace(min(1.0, highest / 2.0), highest, solved_loads))
+    startup = np.where(present, tables.startup_time / simulation.interval, 0.0)
+    horizon = np.array(HORIZON[: max(1 + int(np.ceil(startup.max())), 2)])
     return Description(
         worth=worth - np.where(present, worth, -np.inf).max(axis=1, keepdims=True),
         cores=tables.cores,
-        startup=np.where(present, tables.startup_time / simulation.interval, 0.0),
+        startup=startup,
         # In one layout for all pipelines: compiled code is compiled for each layout that it meets.
         service=np.ascontiguousarray(np.where(present[..., None], tables.service_time[:, :, tables.batch_sizes], 1.0)),
         reserve=smallest.sum() - np.cumsum(smallest),
         variants=tables.variant_counts,
+        accuracy=np.where(present, tables.accuracy, 0.0) / len(pipeline.tasks),
+        horizon=horizon / horizon.sum(),
+        floor=float(objective.accuracy_floor) if isinstance(objective, ServiceLevel) else 0.0,
         capacity=float(pipeline.capacity),
         replicas=pipeline.max_replicas,
         interval=float(simulation.interval),
@@ -156,27 +167,6 @@ def describe(
         loads=loads,
         solved=to_choices(np.array([as_array(solve(pipeline, float(load))) for load in loads])),
     )
-
-
-def load_outlook(
-    incoming: np.ndarray | float, planned: np.ndarray | float, quantiles: np.ndarray, waiting: np.ndarray | float
-) -> np.ndarray:
-    """Collect the loads of situations.
-
-    Args:
-        incoming: (E,) or number, mean of the last interval, requests/s.
-        planned: likewise, the larger of that and the forecast maximum of the next 20 s.
-        quantiles: (E, 6, 7) of the mean load in the coming intervals.
-        waiting: (E,) or number, requests/s that would clear the queues within an interval.
-
-    Returns:
-        (E, 10): incoming, planned; quantiles 0.1, 0.5, 0.75, 0.9 of the next interval, 0.5 and 0.9 of the second, 0.5
-        of the last; waiting.
-    """
-    loads = np.empty((len(quantiles), LOADS))
-    loads[:, 0], loads[:, 1], loads[:, -1] = incoming, planned, waiting
-    loads[:, 2:-1] = quantiles[:, *_OUTLOOK]
-    return loads
 
 
 def situation_of(description: Description, observation: Observation, quantiles: np.ndarray) -> Situations:
@@ -195,7 +185,7 @@ def situation_of(description: Description, observation: Observation, quantiles: 
         serving, starting, wait = np.zeros(shape), np.zeros(shape), np.zeros(shape)
         serving[np.arange(shape[0]), running[:, 0]] = running[:, 1] + 1.0
     waiting = backlog(observation, description.interval)
-    loads = load_outlook(observation.incoming_load, planned_load(observation), quantiles[None], waiting)
-    rest = (running, serving, starting, wait)
+    loads = np.array([observation.incoming_load, planned_load(observation), waiting])
+    rest = (loads, quantiles, running, serving, starting, wait)
     measured = (observation.task_latency, observation.ready_throughput, observation.queue)
-    return Situations(loads, *(each[None] for each in rest), *(each[None].astype(np.float64) for each in measured))
+    return Situations(*(each[None] for each in rest), *(each[None].astype(np.float64) for each in measured))

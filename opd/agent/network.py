@@ -119,7 +119,10 @@ class AgentNetwork(nn.Module):
         self.own_weight = matrix(3, width, width, gain=0.5)
         self.chosen_weight = matrix(3, width, OPTION_INPUTS, gain=0.2)
         self.option_weight = matrix(3, width, OPTION_INPUTS)
-        self.score_weight = matrix(3, width, gain=0.3)
+        self.score_weight = nn.Parameter(torch.zeros(3, width))
+        direct = torch.zeros(3, OPTION_INPUTS)
+        direct[:, 0] = 4.0  # so that an option one unit below the plan is e times less likely
+        self.direct_weight = nn.Parameter(direct)
         self.critic = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
 
     def copied_weights(self) -> ScoringWeights:
@@ -167,7 +170,8 @@ class AgentNetwork(nn.Module):
         for kind in range(3):
             rows = torch.nonzero(batch.kind == kind).squeeze(1)
             inner = torch.relu(batch.options[rows] @ self.option_weight[kind].T + contexts[batch.step[rows]])
-            scores = scores.index_put((rows,), inner @ self.score_weight[kind])
+            direct = batch.options[rows] @ self.direct_weight[kind]
+            scores = scores.index_put((rows,), inner @ self.score_weight[kind] + direct)
         steps = len(batch.chosen)
         with torch.no_grad():
             top = scores.new_full((steps,), -torch.inf).scatter_reduce(0, batch.step, scores, "amax")

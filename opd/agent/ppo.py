@@ -18,7 +18,7 @@ from torch import Tensor
 
 from opd.agent.cloning import imitation_loss
 from opd.agent.demonstrations import PlannerDemonstrations
-from opd.agent.description import Description, Situations
+from opd.agent.description import PLANNED, WAITING, Description, Situations
 from opd.agent.experience import compute_gae
 from opd.agent.network import AgentNetwork, Batch, batch_of, part_of
 from opd.agent.practice import Episodes, PracticeProblem, begin_practice, solved_choices
@@ -112,7 +112,7 @@ def roll_out(problem: PracticeProblem, weights: ScoringWeights, seed: int, param
 def solver_choices(problem: PracticeProblem, episodes: Episodes) -> np.ndarray:
     """(E, N, 3) what the solver runs for the planned load and what waits."""
     loads = episodes.loads()
-    return solved_choices(problem.description, loads[:, 1] + loads[:, -1])
+    return solved_choices(problem.description, loads[:, PLANNED] + loads[:, WAITING])
 
 
 LARGE_LEAD = 10.0

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from opd.agent.description import Description, Situations, core_price, describe, load_outlook
+from opd.agent.description import Description, Situations, core_price, describe
 from opd.agent.experience import episode_starts
 from opd.measurement import Interval, Score, SimulationParameters
 from opd.objective import Objective
@@ -142,12 +142,12 @@ class Episodes:
         self.envs.begin(np.arange(many), decisions, from_choices(choices))
 
     def loads(self) -> np.ndarray:
-        """(E, 10) requests/s, see :func:`~opd.agent.description.load_outlook`."""
+        """(E, 3) requests/s, see :class:`~opd.agent.description.Situations`."""
         envs, load = self.envs, self.problem.load
         incoming = load.workload.windows(envs.decision - 1).mean(axis=1)
         planned = np.maximum(load.workload.forecasts[envs.decision], incoming)
         waiting = envs.queue.sum(axis=1) / self.problem.simulation.interval
-        return load_outlook(incoming, planned, load.quantiles[envs.decision], waiting)
+        return np.stack([incoming, planned, waiting], axis=1)
 
     def situations(self) -> Situations:
         """What the agent sees now."""
@@ -155,6 +155,7 @@ class Episodes:
         serving, starting, wait = envs.simulator.replica_counts()
         return Situations(
             self.loads(),
+            self.problem.load.quantiles[envs.decision],
             to_choices(envs.configurations),
             serving,
             starting,

@@ -1,12 +1,13 @@
-"""The agent's policy, compiled: options described as numbers, scored by a small network, chosen one after another.
+"""The agent's policy, compiled: a plan in closed form, and a small network that departs from it where it has learned to.
 
-An action is chosen task by task, and within a task variant, replicas and batch size in turn (Sec. IV-C). Each choice
-sees the earlier ones. It is masked by the cores that remain once the cheapest completion of the later tasks is set
-aside, so every action is feasible by construction (Eq. 4).
+The plan is the configuration with the best expected reward over the coming intervals, found in closed form by
+coordinate ascent. An action is then chosen task by task, and within a task variant, replicas and batch size in turn
+(Sec. IV-C). Each choice sees the earlier ones. It is masked by the cores that remain once the cheapest completion of
+the later tasks is set aside, so every action is feasible by construction (Eq. 4).
 
-Every option is completed to a configuration of its stage and described by the same figures: what it is worth, costs and
-carries, now and once its replicas have started, in comparison with the loads that may come, with what runs and with
-what the exact solver would run. So the network knows no number of tasks, variants, replicas or batch sizes.
+Every option is completed to a whole configuration, and described by how much better or worse than the plan that is,
+and by what it carries and costs in comparison with the loads that may come, with what runs and with the plan. So the
+network knows no number of tasks, variants, replicas or batch sizes. Before it has learned anything, it does as planned.
 
 Training and deployment share this code. It is one module because Numba's cache notices changes in one file only.
 """
@@ -18,16 +19,22 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from opd.agent.description import LOADS, OBJECTIVE, REFERENCES
+from opd.agent.description import INCOMING, OBJECTIVE, PLANNED, WAITING
+from opd.objective import SHORTFALL_PENALTY
+from opd.planner.expected import BUSIEST, OVERLOAD_SECONDS, QUANTILE_WEIGHTS, WAITING_SHARE
 
-PROSPECTS = 3
-"""Configurations of a stage with which the prospects of an option are compared."""
-
-OPTION_INPUTS = 24 + 3 * REFERENCES + 2 * PROSPECTS
+OPTION_INPUTS = 30
 STAGE_INPUTS = OPTION_INPUTS + 10
-NODE_INPUTS = LOADS + OBJECTIVE + 2 * REFERENCES + 5
+NODE_INPUTS = OBJECTIVE + 19
 
-_INCOMING, _PLANNED, _LOW, _MEDIAN, _UPPER, _HIGH, _MEDIAN_2, _HIGH_2, _LATER, _WAITING = range(LOADS)
+UNIT = 0.02
+"""Difference in expected reward, as a share of the planned cores, that makes an option e times less likely before
+anything is learned."""
+
+EXCESS_PRICE = 30.0
+"""Cores that an option is worth less for each core that it leaves too few for the planned rest."""
+
+_LOW, _MEDIAN, _UPPER, _HIGH = 1, 3, 4, 5  # among the quantiles
 
 
 class ScoringWeights(NamedTuple):
@@ -46,49 +53,34 @@ class ScoringWeights(NamedTuple):
     chosen_weight: np.ndarray  # (3, W, OPTION_INPUTS) of each option that was chosen before
     option_weight: np.ndarray  # (3, W, OPTION_INPUTS)
     score_weight: np.ndarray  # (3, W)
+    direct_weight: np.ndarray  # (3, OPTION_INPUTS) from an option to its score
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _squash(value):
     """Logarithmic for large values of either sign, the value itself for small ones."""
-    return np.sign(value) * np.log1p(abs(value))
+    return np.sign(value) * np.log1p(min(abs(value), 1e3))
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _ratio(value, other):
     """Logarithm of a ratio of rates or times, limited."""
     return min(max(np.log((value + 1e-3) / (other + 1e-3)), -3.0), 3.0)
 
 
-@njit(cache=True)
-def _row_for(loads, load):
-    """Position of the first load that is not below ``load``, or the last one."""
-    return min(np.searchsorted(loads, load), len(loads) - 1)
-
-
-@njit(cache=True)
-def _references(description, loads, rows):
-    """Write the rows of the solved configurations that options are compared with: for growing loads, and what waits."""
-    waiting = loads[_WAITING]
-    rows[0] = _row_for(description.loads, loads[_MEDIAN] + waiting)
-    rows[1] = _row_for(description.loads, loads[_UPPER] + waiting)
-    rows[2] = _row_for(description.loads, max(loads[_HIGH], loads[_HIGH_2]) + waiting)
-    rows[3] = _row_for(description.loads, loads[_PLANNED] + waiting)
-
-
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _rate(d, n, z, f, k):
     """Requests/s of the replicas f + 1 of a variant with batch size 2 ** k."""
     return (f + 1) * (1 << k) / d.service[n, z, k]
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _share_ready(until, interval):
     """Share of an interval (0 is the next one) in which a replica serves that is ready after ``until`` intervals."""
     return min(max(interval + 1.0 - until, 0.0), 1.0)
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _rate_in(d, s, e, n, z, f, k, interval):
     """Requests/s in the mean of a coming interval; until all replicas serve, those of the running variant go on.
 
@@ -109,125 +101,314 @@ def _rate_in(d, s, e, n, z, f, k, interval):
     return rate
 
 
-@njit(cache=True)
-def _prospect(d, s, e, n, z, f, k, carried, interval):
-    """Expected reward of a stage in the next interval (0) or the second one (1), in cores, as if no other were slower.
+# --- the plan, in closed form --------------------------------------------------------------------------------------
 
-    Throughput, unmet and spare load of Eq. 3 are means over quantiles of the load; with them count accuracy, service
-    time, cores and batch size.
+
+class Prospects(NamedTuple):
+    """What every choice of a stage contributes to the expected reward of H coming intervals, in cores.
+
+    Attributes:
+        demand: (H, 7) quantiles of the load, requests/s; what waits has to be served in the first interval.
+        value: (N, Z, F, K) accuracy less cores, and for weights less latency; minus infinity beyond the capacity.
+        rate: (N, Z, F, K, H) requests/s.
+        balance: (N, Z, F, K, H) what throughput, unmet and spare load are worth at this rate; only for weights.
+        waiting: (N, Z, F, K, H, 7) seconds in the queue; only for a service level. Otherwise N is 0.
     """
-    loads, o = s.loads[e], d.objective
-    rate = min(_rate_in(d, s, e, n, z, f, k, interval), carried)
-    if interval == 0:
-        waiting = loads[_WAITING]
-        low, middle, upper, high = loads[_LOW], loads[_MEDIAN], loads[_UPPER], loads[_HIGH]
-    else:
-        waiting = 0.0
-        middle, high = loads[_MEDIAN_2], loads[_HIGH_2]
-        low, upper = max(2.0 * middle - high, 0.0), 0.5 * (middle + high)
-    balance = 0.0
-    for load, weight in ((low, 0.25), (middle, 0.35), (upper, 0.2), (high, 0.2)):
-        excess = load + waiting - rate
-        balance -= weight * (o[3] * max(excess, 0.0) + o[4] * max(-excess, 0.0))
-    cores = (f + 1) * d.cores[n, z]
-    return d.worth[n, z] + o[2] * rate + balance - cores - o[5] * (1 << k) - o[6] * d.service[n, z, k]
+
+    demand: np.ndarray
+    value: np.ndarray
+    rate: np.ndarray
+    balance: np.ndarray
+    waiting: np.ndarray
+
+
+_STEPS, _MOST = 64, 64
+_BUSY = np.linspace(0.0, BUSIEST, _STEPS + 1)
+_CROWD = 0.5 * WAITING_SHARE * _BUSY ** (np.sqrt(2.0 * np.arange(2.0, _MOST + 2.0)[:, None]) - 1.0) / (1.0 - _BUSY)
+"""(64, 65) seconds in the queue by replicas - 1 and utilisation, in service times of a request on all replicas."""
+
+
+@njit(cache=True, inline="always")
+def _crowd(f, busy):
+    """Linear interpolation of the table, see :func:`opd.planner.expected.waiting_times`."""
+    place = min(busy / BUSIEST, 1.0) * _STEPS
+    below = min(int(place), _STEPS - 1)
+    row = min(f, _MOST - 1)
+    return _CROWD[row, below] + (place - below) * (_CROWD[row, below + 1] - _CROWD[row, below])
+
+
+@njit(cache=True, inline="always")
+def _balance(d, demand, h, rate):
+    """What the throughput of an interval is worth, with unmet and spare load (Eq. 3), in cores."""
+    total, o = d.objective[2] * rate, d.objective
+    for q in range(len(QUANTILE_WEIGHTS)):
+        excess = demand[h, q] - rate
+        total -= QUANTILE_WEIGHTS[q] * (o[3] * excess if excess > 0.0 else -o[4] * excess)
+    return d.horizon[h] * total
 
 
 @njit(cache=True)
-def _prospects(d, s, e, rows, n, carried, out):
-    """Write the prospects (PROSPECTS, 2) of what runs and of two references."""
-    for interval in range(2):
-        z, f, k = s.running[e, n]
-        out[0, interval] = _prospect(d, s, e, n, z, f, k, carried, interval)
-        z, f, k = d.solved[rows[3], n]
-        out[1, interval] = _prospect(d, s, e, n, z, f, k, carried, interval)
-        z, f, k = d.solved[rows[0], n]
-        out[2, interval] = _prospect(d, s, e, n, z, f, k, carried, interval)
+def _forming(d, demand, k, forming):
+    """Write mean seconds (H, 7) in which a batch of 2 ** k forms; return their mean."""
+    mean = 0.0
+    for h in range(len(d.horizon)):
+        for q in range(len(QUANTILE_WEIGHTS)):
+            forming[h, q] = 0.5 * min(d.timeout, ((1 << k) - 1.0) / max(demand[h, q], 0.1))
+            mean += d.horizon[h] * QUANTILE_WEIGHTS[q] * forming[h, q]
+    return mean
 
 
 @njit(cache=True)
-def _compare_option(d, s, e, rows, prospects, carried, n, z, f, k, out):
-    """Compare an option with the solved configurations, and its prospects with those of three configurations."""
-    rate = _rate(d, n, z, f, k)
-    for r in range(REFERENCES):
-        zr, fr, kr = d.solved[rows[r], n]
-        place = 3 * r
-        out[place] = 1.0 if z == zr else 0.0
-        out[place + 1] = _ratio(rate, _rate(d, n, zr, fr, kr))
-        out[place + 2] = 1.0 if z == zr and f == fr and k == kr else 0.0
-    place = 3 * REFERENCES
-    for interval in range(2):
-        own = _prospect(d, s, e, n, z, f, k, carried, interval)
-        for other in range(PROSPECTS):
-            out[place + 2 * other + interval] = _squash(own - prospects[other, interval])
+def prospects(d, s, e):
+    """The :class:`Prospects` of all choices in a situation."""
+    stages, variants, sizes = d.service.shape
+    intervals, quantiles, level = len(d.horizon), len(QUANTILE_WEIGHTS), d.objective[0] > 0.0
+    demand = s.coming[e, :intervals].copy()
+    demand[0] += s.loads[e, WAITING]
+    value = np.full((stages, variants, d.replicas, sizes), -np.inf)
+    rate = np.zeros((stages, variants, d.replicas, sizes, intervals))
+    balance = np.zeros((0 if level else stages, variants, d.replicas, sizes, intervals))
+    waiting = np.zeros((stages if level else 0, variants, d.replicas, sizes, intervals, quantiles))
+    forming = np.zeros((intervals, quantiles))
+    for k in range(sizes):
+        to_form = _forming(d, demand, k, forming)
+        for n in range(stages):
+            for z in range(d.variants[n]):
+                for f in range(_most_replicas(d, n, z, d.capacity)):
+                    each, latency = d.service[n, z, k] / ((1 << k) * (f + 1)), d.service[n, z, k] + to_form
+                    for h in range(intervals):
+                        here = _rate_in(d, s, e, n, z, f, k, h)
+                        rate[n, z, f, k, h] = here
+                        share = 1.0 / max(here, 1e-9)
+                        for q in range(quantiles):
+                            busy = demand[h, q] * share
+                            seconds = each * _crowd(f, busy) + OVERLOAD_SECONDS * min(max(busy - 1.0, 0.0), 1.0)
+                            latency += d.horizon[h] * QUANTILE_WEIGHTS[q] * seconds
+                            if level:
+                                waiting[n, z, f, k, h, q] = seconds + forming[h, q]
+                        if not level:
+                            balance[n, z, f, k, h] = _balance(d, demand, h, here)
+                    value[n, z, f, k] = d.worth[n, z] - (f + 1) * d.cores[n, z] - d.objective[6] * latency
+    return Prospects(demand, value, rate, balance, waiting)
+
+
+class Rest(NamedTuple):
+    """What all stages but one contribute: see :class:`Prospects`; (H,) ``rate`` and ``balance``, (H, 7) ``waiting``."""
+
+    value: float
+    rate: np.ndarray
+    balance: np.ndarray
+    waiting: np.ndarray
+    service: float
+    accuracy: float
+    cores: float
+    largest: int
 
 
 @njit(cache=True)
-def _describe_option(d, s, e, rows, prospects, budget, carried, largest, n, z, f, k, out):
+def _rest_of(d, p, choices, stage):
+    """The :class:`Rest` of a configuration without one stage."""
+    value, service, accuracy, cores, largest = 0.0, 0.0, 0.0, 0.0, 0
+    rate, balance = np.full(len(d.horizon), np.inf), np.zeros(len(d.horizon))
+    waiting = np.zeros(p.demand.shape)
+    for n in range(len(choices)):
+        if n != stage:
+            z, f, k = choices[n]
+            value += p.value[n, z, f, k]
+            service += d.service[n, z, k]
+            accuracy += d.accuracy[n, z]
+            cores += (f + 1) * d.cores[n, z]
+            largest = max(largest, k)
+            for h in range(len(rate)):
+                rate[h] = min(rate[h], p.rate[n, z, f, k, h])
+            if len(p.waiting):
+                waiting += p.waiting[n, z, f, k]
+    if len(choices) > 1 and len(p.balance):
+        for h in range(len(rate)):
+            balance[h] = _balance(d, p.demand, h, rate[h])
+    return Rest(value, rate, balance, waiting, service, accuracy, cores, largest)
+
+
+@njit(cache=True, inline="always")
+def _expected(d, p, rest, n, z, f, k):
+    """Expected reward of a configuration in cores: Eq. 7, or the reward of a service level."""
+    total = rest.value + p.value[n, z, f, k]
+    if d.objective[0] > 0.0:
+        inaccurate = max(d.floor - rest.accuracy - d.accuracy[n, z], 0.0)
+        return total - d.capacity * SHORTFALL_PENALTY * (_late(d, p, rest, n, z, f, k) + inaccurate)
+    for h in range(len(d.horizon)):
+        slowest = p.rate[n, z, f, k, h] < rest.rate[h]
+        total += p.balance[n, z, f, k, h] if slowest else rest.balance[h]
+    return total - d.objective[5] * (1 << max(rest.largest, k))
+
+
+@njit(cache=True)
+def _late(d, p, rest, n, z, f, k):
+    """Expected shortfall of a service level, a fraction; waiting times are taken to be distributed exponentially."""
+    asked, slack, shortfall = 1.0 - np.exp(-d.objective[7]), d.seconds - rest.service - d.service[n, z, k], 0.0
+    for h in range(len(d.horizon)):
+        rate = min(rest.rate[h], p.rate[n, z, f, k, h])
+        for q in range(len(QUANTILE_WEIGHTS)):
+            seconds = rest.waiting[h, q] + p.waiting[n, z, f, k, h, q]
+            within = (1.0 - np.exp(-max(slack, 0.0) / max(seconds, 1e-6))) * min(1.0, rate / max(p.demand[h, q], 1e-9))
+            shortfall += d.horizon[h] * QUANTILE_WEIGHTS[q] * max(asked - within, 0.0)
+    return shortfall
+
+
+@njit(cache=True)
+def _appraise(d, p, rest, n, budget, out):
+    """Write the expected reward (Z, F, K) of every choice of a stage; minus infinity where the budget is too small."""
+    out[:] = -np.inf
+    for z in range(d.variants[n]):
+        for f in range(_most_replicas(d, n, z, budget)):
+            excess = max(rest.cores + (f + 1) * d.cores[n, z] - d.capacity - 1e-9, 0.0)
+            for k in range(out.shape[2]):
+                out[z, f, k] = _expected(d, p, rest, n, z, f, k) - EXCESS_PRICE * excess
+
+
+SWEEPS = 3
+"""Rounds of coordinate ascent at most."""
+
+
+@njit(cache=True)
+def _ascend(d, p, choices, best, first):
+    """Coordinate ascent over the stages from ``first`` on; the configuration it ends with, and its expected reward."""
+    found, values = choices.copy(), np.zeros(p.value.shape[1:])
+    for _ in range(SWEEPS):
+        before = best
+        for n in range(first, len(found)):
+            rest = _rest_of(d, p, found, n)
+            _appraise(d, p, rest, n, d.capacity - rest.cores, values)
+            place = np.argmax(values)
+            if values.ravel()[place] > best + 1e-9:
+                best, sizes = values.ravel()[place], values.shape[2]
+                found[n] = place // sizes // d.replicas, place // sizes % d.replicas, place % sizes
+        if best == before:
+            break
+    return found, best
+
+
+@njit(cache=True)
+def _complete(d, p, choices, first):
+    """Complete a configuration, whose stages before ``first`` are chosen, by the best that ascent finds for the rest.
+
+    It begins with the best of what is there already and of what is solved for some load, as far as that fits.
+    """
+    stages, best, found = len(choices), -np.inf, choices.copy()
+    begin = max(np.searchsorted(d.loads, 0.6 * p.demand.min()) - 1, 0)
+    end = min(np.searchsorted(d.loads, 1.5 * p.demand.max()) + 1, len(d.solved))
+    for row in range(begin - 2, end):
+        other = choices.copy()
+        if row == begin - 2:
+            for n in range(first, stages):
+                other[n, 0], other[n, 1] = np.argmin(d.cores[n]), 0
+        elif row >= begin:
+            other[first:] = d.solved[row, first:]
+        rest = _rest_of(d, p, other, 0)
+        z, f, k = other[0]
+        if rest.cores + (f + 1) * d.cores[0, z] <= d.capacity + 1e-9:
+            value = _expected(d, p, rest, 0, z, f, k)
+            if value > best:
+                best, found = value, other
+    return _ascend(d, p, found, best, first)
+
+
+@njit(cache=True)
+def _go_on(d, p, current, n, chosen):
+    """The plan once stage n is chosen: the same where that was planned, otherwise with the later stages planned anew."""
+    if (current[n] == chosen).all():
+        return current
+    changed = current.copy()
+    changed[n] = chosen
+    return _complete(d, p, changed, n + 1)[0]
+
+
+@njit(cache=True)
+def plan(d, s, e):
+    """(N, 3) choices with the best expected reward that is found in a situation, and the :class:`Prospects`."""
+    p, running = prospects(d, s, e), s.running[e]
+    found, best = _complete(d, p, running, 0)
+    rest = _rest_of(d, p, running, 0)
+    if rest.cores + (running[0, 1] + 1) * d.cores[0, running[0, 0]] <= d.capacity + 1e-9:
+        other, value = _ascend(d, p, running, _expected(d, p, rest, 0, running[0, 0], running[0, 1], running[0, 2]), 0)
+        if value > best:
+            found = other
+    return found, p
+
+
+# --- options as numbers ----------------------------------------------------------------------------------------------
+
+
+@njit(cache=True)
+def _describe_option(d, s, e, planned, budget, carried, largest, lead, gain, n, z, f, k, out):
     """Describe the option to run f + 1 replicas of variant z with batch size 2 ** k in stage n.
 
     Args:
         d: description.
         s: situations.
         e: which one.
-        rows: of the references.
-        prospects: of the configurations to compare with.
+        planned: (3,) choice of the plan.
         budget: cores that this stage may take.
         carried: requests/s of the slowest stage chosen so far; infinite before the first.
         largest: exponent of the largest batch size chosen so far.
+        lead: expected reward above that of the plan, in :data:`UNIT` of its cores.
+        gain: expected reward above that of what the stage runs, in cores.
         n: stage.
         z: variant.
         f: replicas - 1.
         k: exponent of the batch size.
         out: (OPTION_INPUTS,) float32, written.
     """
-    loads = s.loads[e]
-    z0, f0, k0 = s.running[e, n]
+    coming, (z0, f0, k0), (zp, fp, kp) = s.coming[e], s.running[e, n], planned
     rate, old = _rate(d, n, z, f, k), _rate(d, n, z0, f0, k0)
-    cores, old_cores = (f + 1) * d.cores[n, z], (f0 + 1) * d.cores[n, z0]
     seconds, old_seconds = d.service[n, z, k], d.service[n, z0, k0]
-    forming = min(d.timeout, ((1 << k) - 1) / max(loads[_MEDIAN], 0.1))
-    out[0] = _squash(d.worth[n, z])
-    out[1] = _squash(d.worth[n, z] - d.worth[n, z0])
-    out[2] = min(cores / max(budget, 1e-6), 2.0)
-    out[3] = _ratio(cores, old_cores)
-    out[4] = _ratio(rate, loads[_LOW])
-    out[5] = _ratio(rate, loads[_MEDIAN])
-    out[6] = _ratio(rate, loads[_HIGH])
-    out[7] = _ratio(rate, loads[_PLANNED])
-    out[8] = _ratio(rate, loads[_HIGH_2])
-    out[9] = _ratio(_rate_in(d, s, e, n, z, f, k, 0), loads[_MEDIAN] + loads[_WAITING])
-    out[10] = _ratio(_rate_in(d, s, e, n, z, f, k, 1), loads[_MEDIAN_2])
-    out[11] = 1.0 if f + 1.0 > s.serving[e, n, z] + s.starting[e, n, z] else 0.0
-    out[12] = np.log1p(d.startup[n, z])
-    out[13] = 1.0 if z == z0 else 0.0
-    out[14] = min(max((f - f0) / 3.0, -1.0), 1.0) if z == z0 else 0.0
-    out[15] = (k - k0) / 3.0
-    out[16] = 1.0 if z == z0 and f == f0 and k == k0 else 0.0
-    out[17] = _ratio(seconds, old_seconds)
-    out[18] = min((seconds + forming) / d.seconds, 3.0)
-    out[19] = _squash((seconds + forming) * d.objective[6])
-    out[20] = _ratio(rate, carried) if carried < np.inf else 0.0
-    out[21] = max(k - largest, 0) / 3.0
-    out[22] = _ratio(rate, loads[_LATER])
-    out[23] = _ratio(rate, old)
-    _compare_option(d, s, e, rows, prospects, carried, n, z, f, k, out[24:])
+    forming = min(d.timeout, ((1 << k) - 1) / max(coming[0, _MEDIAN], 0.1))
+    out[0] = min(max(lead, -20.0), 20.0) / 4.0
+    out[1] = _squash(gain)
+    out[2] = min((f + 1) * d.cores[n, z] / max(budget, 1e-6), 2.0)
+    out[3] = _ratio((f + 1) * d.cores[n, z], (f0 + 1) * d.cores[n, z0])
+    out[4] = _ratio(rate, coming[0, _LOW])
+    out[5] = _ratio(rate, coming[0, _MEDIAN])
+    out[6] = _ratio(rate, coming[0, _HIGH])
+    out[7] = _ratio(rate, s.loads[e, PLANNED])
+    out[8] = _ratio(rate, coming[1, _HIGH])
+    out[9] = _ratio(_rate_in(d, s, e, n, z, f, k, 0), coming[0, _MEDIAN] + s.loads[e, WAITING])
+    out[10] = _ratio(_rate_in(d, s, e, n, z, f, k, 1), coming[1, _MEDIAN])
+    out[11] = _ratio(rate, coming[5, _MEDIAN])
+    out[12] = 1.0 if f + 1.0 > s.serving[e, n, z] + s.starting[e, n, z] else 0.0
+    out[13] = np.log1p(d.startup[n, z])
+    out[14] = 1.0 if z == z0 else 0.0
+    out[15] = min(max((f - f0) / 3.0, -1.0), 1.0) if z == z0 else 0.0
+    out[16] = (k - k0) / 3.0
+    out[17] = 1.0 if z == z0 and f == f0 and k == k0 else 0.0
+    out[18] = _ratio(seconds, old_seconds)
+    out[19] = _ratio(rate, old)
+    out[20] = min((seconds + forming) / d.seconds, 3.0)
+    out[21] = _squash((seconds + forming) * d.objective[6])
+    out[22] = _ratio(rate, carried) if carried < np.inf else 0.0
+    out[23] = max(k - largest, 0) / 3.0
+    out[24] = _squash(d.worth[n, z] - d.worth[n, z0])
+    out[25] = _squash(d.worth[n, z] - d.worth[n, zp])
+    out[26] = 1.0 if z == zp else 0.0
+    out[27] = 1.0 if z == zp and f == fp and k == kp else 0.0
+    out[28] = _ratio(rate, _rate(d, n, zp, fp, kp))
+    out[29] = (k - kp) / 3.0
 
 
 @njit(cache=True)
-def _describe_stage(d, s, e, rows, n, out):
-    """Describe stage n as it is: what runs, and what was measured."""
-    loads = s.loads[e]
+def _describe_stage(d, s, e, p, planned, unit, n, out):
+    """Describe stage n as it is: what runs, in comparison with the plan (N, 3), and what was measured."""
     z, f, k = s.running[e, n]
-    prospects = np.zeros((PROSPECTS, 2))
-    _prospects(d, s, e, rows, n, np.inf, prospects)
-    _describe_option(d, s, e, rows, prospects, d.capacity - d.reserve[n], np.inf, k, n, z, f, k, out[:OPTION_INPUTS])
+    rest = _rest_of(d, p, planned, n)
+    zp, fp, kp = planned[n]
+    lead = (_expected(d, p, rest, n, z, f, k) - _expected(d, p, rest, n, zp, fp, kp)) / unit
+    budget = d.capacity - d.reserve[n]
+    _describe_option(d, s, e, planned[n], budget, np.inf, k, lead, 0.0, n, z, f, k, out[:OPTION_INPUTS])
     place = OPTION_INPUTS
-    running = (f + 1) * (1 << k) / d.service[n, z, k]
-    out[place] = _ratio(s.throughput[e, n], running)
+    out[place] = _ratio(s.throughput[e, n], _rate(d, n, z, f, k))
     out[place + 1] = _ratio(s.latency[e, n], d.service[n, z, k])
     out[place + 2] = np.log1p(s.queue[e, n])
-    out[place + 3] = _ratio(s.queue[e, n] / d.interval, loads[_MEDIAN])
+    out[place + 3] = _ratio(s.queue[e, n] / d.interval, s.coming[e, 0, _MEDIAN])
     out[place + 4] = min(s.serving[e, n, z] / (f + 1.0), 2.0)
     out[place + 5] = 1.0 if n == 0 else 0.0
     out[place + 6] = d.variants[n] / 8.0
@@ -237,84 +418,75 @@ def _describe_stage(d, s, e, rows, n, out):
 
 
 @njit(cache=True)
-def _describe_node(d, s, e, rows, out):
-    """Describe the device: loads relative to the planned one, objective, cores of what runs and of references."""
-    loads = s.loads[e]
-    stages = s.running.shape[1]
-    for index in range(LOADS):
-        out[index] = _ratio(loads[index], loads[_PLANNED])
-    place = LOADS
+def _describe_node(d, s, e, used, planned, out):
+    """Describe the device: objective, loads relative to the planned one, cores of what runs and of the plan."""
+    load, coming = s.loads[e, PLANNED], s.coming[e]
     for index in range(OBJECTIVE):
-        by_load = loads[_PLANNED] if index in (2, 3, 4) else 1.0
-        out[place + index] = np.log1p(d.objective[index] * by_load)
-    place += OBJECTIVE
-    used = 0.0
-    for n in range(stages):
-        used += (s.running[e, n, 1] + 1) * d.cores[n, s.running[e, n, 0]]
-    for r in range(REFERENCES):
-        cores = 0.0
-        for n in range(stages):
-            cores += (d.solved[rows[r], n, 1] + 1) * d.cores[n, d.solved[rows[r], n, 0]]
-        out[place + 2 * r] = cores / d.capacity
-        out[place + 2 * r + 1] = _ratio(cores, used)
-    place += 2 * REFERENCES
-    out[place] = used / d.capacity
-    out[place + 1] = np.log(d.capacity) / 3.0
-    out[place + 2] = np.log1p(loads[_PLANNED]) / 4.0
-    out[place + 3] = stages / 5.0
-    out[place + 4] = _ratio(loads[_PLANNED] + loads[_WAITING], d.loads[-1])
+        by_load = load if index in (2, 3, 4) else 1.0
+        out[index] = np.log1p(d.objective[index] * by_load)
+    place = OBJECTIVE
+    for quantile in (_LOW, _MEDIAN, _UPPER, _HIGH):
+        out[place] = _ratio(coming[0, quantile], load)
+        out[place + 1] = _ratio(coming[1, quantile], load)
+        place += 2
+    out[place] = _ratio(coming[5, _MEDIAN], load)
+    out[place + 1] = _ratio(s.loads[e, INCOMING], load)
+    out[place + 2] = _ratio(s.loads[e, WAITING], load)
+    out[place + 3] = used / d.capacity
+    out[place + 4] = planned / d.capacity
+    out[place + 5] = _ratio(planned, used)
+    out[place + 6] = np.log(d.capacity) / 3.0
+    out[place + 7] = np.log1p(load) / 4.0
+    out[place + 8] = len(d.variants) / 5.0
+    out[place + 9] = _ratio(load + s.loads[e, WAITING], d.loads[-1])
+    out[place + 10] = len(d.horizon) / 6.0
 
 
 @njit(cache=True)
-def _fits(d, n, z, budget):
-    return z < d.variants[n] and d.cores[n, z] <= budget
+def _used(d, choices):
+    """Cores of a configuration (Eq. 2)."""
+    cores = 0.0
+    for n in range(len(choices)):
+        cores += (choices[n, 1] + 1) * d.cores[n, choices[n, 0]]
+    return cores
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _most_replicas(d, n, z, budget):
     return min(d.replicas, int(budget / d.cores[n, z] + 1e-9))
 
 
 @njit(cache=True)
-def _usual_replicas(d, rows, n, z, k, budget, load):
-    """Index of the fewest replicas of a variant that carry a load, within the limits."""
-    needed = int(np.ceil(load * d.service[n, z, k] / (1 << k) - 1e-9))
-    return min(max(needed, 1), _most_replicas(d, n, z, budget)) - 1
-
-
-@njit(cache=True)
-def _describe_choice(d, s, e, rows, budget, carried, largest, n, kind, z, f, out):
-    """Describe the options of one choice, those that the limits allow; the rest of the stage is as usual.
+def _describe_choice(d, s, e, values, planned, unit, budget, carried, largest, n, kind, z, f, out):
+    """Describe the options of one choice, those that the limits allow; what is open in the stage is the best there is.
 
     Returns:
         the number of options, those described being the first rows of ``out``; and the index of each in ``places``.
     """
-    usual = d.solved[rows[3], n, 2]
-    load = s.loads[e, _PLANNED] + s.loads[e, _WAITING]
-    count = 0
-    places = np.empty(len(out), dtype=np.int64)
-    prospects = np.zeros((PROSPECTS, 2))
-    _prospects(d, s, e, rows, n, carried, prospects)
-    if kind == 0:
-        for option in range(d.variants[n]):
-            if _fits(d, n, option, budget):
-                replicas = _usual_replicas(d, rows, n, option, usual, budget, load)
-                _describe_option(
-                    d, s, e, rows, prospects, budget, carried, largest, n, option, replicas, usual, out[count]
-                )
-                places[count] = option
-                count += 1
-    elif kind == 1:
-        for option in range(_most_replicas(d, n, z, budget)):
-            _describe_option(d, s, e, rows, prospects, budget, carried, largest, n, z, option, usual, out[count])
-            places[count] = option
-            count += 1
-    else:
-        for option in range(d.service.shape[2]):
-            _describe_option(d, s, e, rows, prospects, budget, carried, largest, n, z, f, option, out[count])
+    count, places = 0, np.empty(len(out), dtype=np.int64)
+    best, old = values[planned[0], planned[1], planned[2]], values[s.running[e, n, 0], s.running[e, n, 1], s.running[e, n, 2]]
+    options = d.variants[n] if kind == 0 else d.replicas if kind == 1 else values.shape[2]
+    for option in range(options):
+        zo, fo, ko = option, 0, 0
+        if kind == 0:
+            place = np.argmax(values[option])
+            fo, ko = place // values.shape[2], place % values.shape[2]
+        elif kind == 1:
+            zo, fo, ko = z, option, np.argmax(values[z, option])
+        else:
+            zo, fo, ko = z, f, option
+        value = values[zo, fo, ko]
+        if value > -np.inf:
+            gain, lead = value - old, (value - best) / unit
+            _describe_option(
+                d, s, e, planned, budget, carried, largest, lead, gain, n, zo, fo, ko, out[count]
+            )
             places[count] = option
             count += 1
     return count, places
+
+
+# --- the network and its choices --------------------------------------------------------------------------------------
 
 
 @njit(cache=True)
@@ -346,6 +518,8 @@ def _score(w, kind, context, options, count, scores):
     for option in range(count):
         total = np.float32(0.0)
         hidden = w.option_weight[kind] @ options[option]
+        for i in range(options.shape[1]):
+            total += w.direct_weight[kind, i] * options[option, i]
         for i in range(len(context)):
             total += w.score_weight[kind, i] * max(hidden[i] + context[i], np.float32(0.0))
         scores[option] = total
@@ -379,6 +553,17 @@ def _pick(scores, count, uniform):
 
 
 @njit(cache=True)
+def _observe(d, s, e, node, inputs):
+    """Plan in a situation and write what the network sees of node and stages; (N, 3) plan, its unit, prospects."""
+    planned, p = plan(d, s, e)
+    cores = _used(d, planned)
+    _describe_node(d, s, e, _used(d, s.running[e]), cores, node)
+    for n in range(len(planned)):
+        _describe_stage(d, s, e, p, planned, UNIT * cores, n, inputs[n])
+    return planned, UNIT * cores, p
+
+
+@njit(cache=True)
 def choose(w, d, s, uniform):
     """Choose an action in every situation.
 
@@ -398,21 +583,22 @@ def choose(w, d, s, uniform):
     scores = np.zeros(len(options), dtype=np.float32)
     node, inputs = np.zeros(NODE_INPUTS, dtype=np.float32), np.zeros((stages, STAGE_INPUTS), dtype=np.float32)
     hidden = np.zeros((stages, len(w.stage_bias)), dtype=np.float32)
-    rows = np.zeros(REFERENCES, dtype=np.int64)
+    values = np.zeros((d.service.shape[1], d.replicas, d.service.shape[2]))
+    if d.cores.min() * stages > d.capacity or d.reserve[0] + d.cores[0].min() > d.capacity:
+        return choices, log_prob
     for e in range(environments):
-        _references(d, s.loads[e], rows)
-        _describe_node(d, s, e, rows, node)
-        for n in range(stages):
-            _describe_stage(d, s, e, rows, n, inputs[n])
+        current, unit, p = _observe(d, s, e, node, inputs)
         features = _features(w, node, inputs, hidden)
         memory = np.zeros(len(features), dtype=np.float32)  # of the options chosen so far
         cores, carried, largest = d.capacity, np.inf, 0
         for n in range(stages):
             budget, z, f, k = cores - d.reserve[n], 0, 0, 0
+            _appraise(d, p, _rest_of(d, p, current, n), n, budget, values)
+            planned = current[n].copy()
             for kind in range(3):
-                count, places = _describe_choice(d, s, e, rows, budget, carried, largest, n, kind, z, f, options)
-                if count == 0:
-                    return choices, log_prob
+                count, places = _describe_choice(
+                    d, s, e, values, planned, unit, budget, carried, largest, n, kind, z, f, options
+                )
                 context = w.context_weight[kind] @ features + w.context_bias[kind] + w.own_weight[kind] @ hidden[n]
                 _score(w, kind, context + memory, options, count, scores)
                 chosen, logarithm = _pick(scores, count, uniform[e, 3 * n + kind])
@@ -420,6 +606,7 @@ def choose(w, d, s, uniform):
                 memory += w.chosen_weight[kind] @ options[chosen]
                 choices[e, n, kind] = places[chosen]
                 z, f, k = choices[e, n]
+            current = _go_on(d, p, current, n, choices[e, n])
             cores -= (f + 1) * d.cores[n, z]
             carried, largest = min(carried, _rate(d, n, z, f, k)), max(largest, k)
     return choices, log_prob
@@ -444,15 +631,18 @@ class Expanded(NamedTuple):
 
 
 @njit(cache=True)
-def _expand_sequence(d, s, e, rows, choices, first, step, options, step_of, chosen):
+def _expand_sequence(d, s, e, p, current, unit, choices, first, step, options, step_of, chosen):
     """Write the options of one sequence of choices (N, 3) from place ``first`` on; return the place after the last."""
     cores, carried, largest = d.capacity, np.inf, 0
+    values = np.zeros((d.service.shape[1], d.replicas, d.service.shape[2]))
     for n in range(len(choices)):
         budget = cores - d.reserve[n]
         z, f, k = choices[n]
+        _appraise(d, p, _rest_of(d, p, current, n), n, budget, values)
         for kind in range(3):
+            end = first + most_options(d)
             count, places = _describe_choice(
-                d, s, e, rows, budget, carried, largest, n, kind, z, f, options[first : first + most_options(d)]
+                d, s, e, values, current[n], unit, budget, carried, largest, n, kind, z, f, options[first:end]
             )
             step_of[first : first + count] = step
             chosen[step] = -1
@@ -461,6 +651,7 @@ def _expand_sequence(d, s, e, rows, choices, first, step, options, step_of, chos
                     chosen[step] = first + option
             first += count
             step += 1
+        current = _go_on(d, p, current, n, choices[n])
         cores -= (f + 1) * d.cores[n, z]
         carried, largest = min(carried, _rate(d, n, z, f, k)), max(largest, k)
     return first
@@ -487,14 +678,10 @@ def expand(d, s, choices):
     places = environments * sequences * stages * (d.service.shape[1] + d.replicas + d.service.shape[2]) + most
     options = np.zeros((places, OPTION_INPUTS), dtype=np.float32)
     step_of = np.zeros(places, dtype=np.int64)
-    rows = np.zeros(REFERENCES, dtype=np.int64)
     first = step = 0
     for e in range(environments):
-        _references(d, s.loads[e], rows)
-        _describe_node(d, s, e, rows, node[e])
-        for n in range(stages):
-            _describe_stage(d, s, e, rows, n, inputs[e, n])
+        planned, unit, p = _observe(d, s, e, node[e], inputs[e])
         for m in range(sequences):
-            first = _expand_sequence(d, s, e, rows, choices[e, m], first, step, options, step_of, chosen)
+            first = _expand_sequence(d, s, e, p, planned, unit, choices[e, m], first, step, options, step_of, chosen)
             step += 3 * stages
     return node, inputs, options[:first], step_of[:first], chosen

@@ -12,7 +12,7 @@ import numpy as np
 from opd.agent.scoring import NODE_INPUTS, OPTION_INPUTS, STAGE_INPUTS, ScoringWeights
 from opd.host.archive import ArchiveError, load_archive, save_archive
 
-FORMAT = "opd agent 3"
+FORMAT = "opd agent 4"
 
 SHIPPED = Path(__file__).with_name("agent.npz")
 """The agent that ``--policy agent`` means where none was trained."""

@@ -10,6 +10,7 @@ candidate than about the solver that goes on, and more about the noise.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -101,13 +102,13 @@ class Planner:
         history, load = observation.history, observation.predicted_load
         return futures.sample(history, load, self.futures, self.seconds, generator)
 
-    def candidates(self, observation: Observation) -> np.ndarray:
-        """(C, N, 3) configurations to try: neighbours of the running and of solved ones, and those of other loads."""
+    def candidates(self, observation: Observation, near: Sequence[np.ndarray] = ()) -> np.ndarray:
+        """(C, N, 3) configurations to try: neighbours of the running, solved and further ones, and those of other loads."""
         load = planned_load(observation)
         loads = {load, load + backlog(observation, self._simulation.interval)}  # one where nothing waits
         solved = [as_array(self._solve(self._pipeline, each)) for each in loads]
-        near = [neighbours(self._pipeline, each) for each in (as_array(observation.configuration), *solved)]
-        return feasible(self._pipeline, np.concatenate([*near, self._continuation.table]))
+        around = [neighbours(self._pipeline, each) for each in (as_array(observation.configuration), *solved, *near)]
+        return feasible(self._pipeline, np.concatenate([*around, self._continuation.table]))
 
     def decide(self, observation: Observation, counts: np.ndarray, generator: np.random.Generator) -> Configuration:
         """The best candidate; see :meth:`compare`."""
@@ -115,7 +116,11 @@ class Planner:
         return as_configuration(candidates[int(np.argmax(values))])
 
     def compare(
-        self, observation: Observation, counts: np.ndarray, generator: np.random.Generator
+        self,
+        observation: Observation,
+        counts: np.ndarray,
+        generator: np.random.Generator,
+        near: Sequence[np.ndarray] = (),
     ) -> tuple[np.ndarray, np.ndarray]:
         """The candidates of the last round, and what they are worth.
 
@@ -123,6 +128,7 @@ class Planner:
             observation: the present.
             counts: (F, T) requests of each second of the futures, :attr:`futures` and :attr:`seconds` of them.
             generator: of the arrivals within each second, and of service times.
+            near: further configurations (N, 3) to try with their neighbours.
 
         Returns:
             (C, N, 3) candidates; (C,) mean reward of an interval over the futures, less what dropped requests cost.
@@ -131,7 +137,7 @@ class Planner:
         arrivals = draw_arrivals(counts, self._simulation.interval, generator)
         stages = present_stages(self._pipeline, observation)
         self._rollouts.place(stages, arrivals)
-        candidates = self._promising(self.candidates(observation), stages, counts)
+        candidates = self._promising(self.candidates(observation, near), stages, counts)
         total, met = np.zeros(len(candidates)), 0
         for futures in p.futures:
             if met and 1e3 * (perf_counter() - begin) > p.milliseconds:
