@@ -65,7 +65,11 @@ def random_situations(description: Description, many: int, seed: int) -> Situati
 def untrained(seed: int, width: int = 16, blocks: int = 1) -> AgentNetwork:
     """A network that has not learned anything, but is far from indifferent."""
     torch.manual_seed(seed)
-    return AgentNetwork(width, blocks)
+    network = AgentNetwork(width, blocks)
+    with torch.no_grad():
+        network.score_weight.normal_(0.0, 0.3)
+        network.direct_weight.normal_(0.0, 0.3)
+    return network
 
 
 def load_of(workload: Workload, bursts: tuple[int, ...] = (40, 90, 150)) -> Load:

@@ -3,55 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from opd.agent.demonstrations import PlannerDemonstrations
-from opd.agent.network import AgentNetwork, batch_of
-from opd.agent.scoring import Expanded, expand
+from opd.agent.network import AgentNetwork, batch_of, part_of
+from opd.agent.scoring import UNIT, Expanded, expand
 
-PIPELINES, SITUATIONS, DRAWN = 12, 16, 2
-"""Pipelines of a minibatch, situations of each of them, and configurations that are drawn from the targets of each."""
+PIPELINES, SITUATIONS = 12, 8
+"""Pipelines of a minibatch, and situations of each of them."""
 
-TOLERANCE = 0.02
-"""Difference in value, as a share of the cores that run, that makes a configuration e times less likely as a target."""
-
-
-def targets(demonstrations: PlannerDemonstrations, rows: np.ndarray) -> np.ndarray:
-    """(B, 6) probabilities with which the configurations of some situations should be chosen."""
-    values = demonstrations.values[rows]
-    choices = demonstrations.choices[rows, 0]
-    cores = demonstrations.description.cores
-    used = ((choices[..., 1] + 1) * cores[np.arange(choices.shape[1]), choices[..., 0]]).sum(axis=1, keepdims=True)
-    weight = np.exp((values - values[:, :1]) / (TOLERANCE * used))
-    return weight / weight.sum(axis=1, keepdims=True)
+FARTHEST = 8.0
+"""Units of difference in value at which it is cut off: how much worse a bad configuration is does not matter."""
 
 
-def imitation_loss(
-    network: AgentNetwork, groups: Sequence[tuple[PlannerDemonstrations, np.ndarray]], rng: np.random.Generator
-) -> Tensor:
-    """Cross-entropy between targets and policy in some situations of some pipelines.
+class Lessons(NamedTuple):
+    """Demonstrations on one pipeline as the network sees them, described once: that takes most of the time.
 
-    It is estimated from configurations drawn from the targets: describing options takes most of the time of a step.
+    Attributes:
+        expanded: S situations, C configurations each, the plan first.
+        leads: (S, C) values above that of the plan, in :data:`~opd.agent.scoring.UNIT` of the cores that it takes.
     """
-    expanded = []
-    for demonstrations, rows in groups:
-        d, s = demonstrations.description, demonstrations.situations.part(rows)
-        likely = targets(demonstrations, rows).cumsum(axis=1)
-        drawn = (rng.random((len(rows), DRAWN, 1)) > likely[:, None, :-1]).sum(axis=2)
-        choices = demonstrations.choices[rows[:, None], drawn]
-        expanded.append(Expanded(*expand(d, s, choices.astype(np.int64))))
-    return -network(batch_of(expanded)).log_prob.mean()
+
+    expanded: Expanded
+    leads: np.ndarray
+
+    @classmethod
+    def of(cls, demonstrations: PlannerDemonstrations) -> Lessons:
+        """Describe demonstrations."""
+        choices = demonstrations.choices.astype(np.int64)
+        expanded = Expanded(*expand(demonstrations.description, demonstrations.situations, choices))
+        return cls(expanded, leads(demonstrations))
+
+
+def leads(demonstrations: PlannerDemonstrations) -> np.ndarray:
+    """(S, C) values of configurations above that of the plan, in units."""
+    planned, cores = demonstrations.choices[:, 0], demonstrations.description.cores
+    used = ((planned[..., 1] + 1) * cores[np.arange(planned.shape[1]), planned[..., 0]]).sum(axis=1, keepdims=True)
+    difference = (demonstrations.values - demonstrations.values[:, :1]) / (UNIT * used)
+    return np.clip(difference, -FARTHEST, FARTHEST)
+
+
+def imitation_loss(network: AgentNetwork, groups: Sequence[tuple[Lessons, np.ndarray]]) -> Tensor:
+    """How far the policy is from preferring configurations as much as they are worth, in some situations (rows).
+
+    A configuration that is a unit better than the plan should be e times as likely. The values come from a few futures. As they enter
+    linearly, their noise averages out; a policy that imitates whichever was best would learn the noise.
+    """
+    log_prob = network(batch_of([part_of(lessons.expanded, rows) for lessons, rows in groups])).log_prob
+    wanted = torch.from_numpy(np.concatenate([lessons.leads[rows] for lessons, rows in groups])).float()
+    found = log_prob.reshape(wanted.shape)
+    return torch.nn.functional.smooth_l1_loss((found - found[:, :1])[:, 1:], wanted[:, 1:], beta=4.0)
+
+
+def drawn_lessons(
+    lessons: Sequence[Lessons], pipelines: int, situations: int, rng: np.random.Generator
+) -> list[tuple[Lessons, np.ndarray]]:
+    """Some situations (rows) of some pipelines."""
+    chosen = rng.choice(len(lessons), pipelines)
+    return [(lessons[i], rng.integers(len(lessons[i].leads), size=situations)) for i in chosen]
 
 
 def imitate(
-    network: AgentNetwork,
-    demonstrations: Sequence[PlannerDemonstrations],
-    steps: int,
-    learning_rate: float,
-    rng: np.random.Generator,
+    network: AgentNetwork, lessons: Sequence[Lessons], steps: int, learning_rate: float, rng: np.random.Generator
 ) -> list[float]:
     """Train a network to choose as the planner would; return the loss of every step."""
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, eps=1e-5)
@@ -59,9 +76,7 @@ def imitate(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.15)
     losses = []
     for _ in range(steps):
-        chosen = rng.choice(len(demonstrations), PIPELINES)
-        groups = [(demonstrations[i], rng.integers(len(demonstrations[i].values), size=SITUATIONS)) for i in chosen]
-        loss = imitation_loss(network, groups, rng)
+        loss = imitation_loss(network, drawn_lessons(lessons, PIPELINES, SITUATIONS, rng))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from opd.agent.cloning import imitate
+from opd.agent.cloning import Lessons, imitate
 from opd.agent.demonstrations import Lesson, PlannerDemonstrations, demonstrate_on
 from opd.agent.network import AgentNetwork
 from opd.agent.ppo import PpoParameters, Rollout, decay_learning_rate, improve, roll_out
@@ -104,7 +104,7 @@ def run_course(
     _claim(folder, about | {"course": asdict(replace(p, updates=0))})  # it may be made longer
     torch.manual_seed(p.seed)
     network = AgentNetwork(p.width, p.blocks)
-    shown: list[PlannerDemonstrations] = []
+    shown: list[Lessons] = []
     weights = network.copied_weights()
     for number, steps in enumerate(p.cloning_steps):
         shown += _demonstrations(lesson, folder / f"round-{number}", number, p, weights, workers)
@@ -140,19 +140,19 @@ def _claim(folder: Path, about: Mapping[str, Any]) -> None:
 
 def _demonstrations(
     lesson: Lesson, folder: Path, number: int, p: CourseParameters, weights: ScoringWeights, workers: int
-) -> Iterator[PlannerDemonstrations]:
+) -> Iterator[Lessons]:
     """Demonstrate in one round, with progress; what is there already is read."""
     first = p.seed * SEEDS_OF_A_COURSE + sum(p.pipelines[:number])
     tasks = [(seed, weights, folder / f"{seed}.npz") for seed in range(first, first + p.pipelines[number])]
     with task_pool(demonstrate_on, lesson, 1 if all(path.is_file() for *_, path in tasks) else workers) as run:
         done = progress_bar(run(tasks), total=len(tasks), desc=f"demonstrations {number + 1}", unit="pipeline")
-        yield from map(PlannerDemonstrations.load, done)
+        yield from (Lessons.of(PlannerDemonstrations.load(path)) for path in done)
 
 
 def _practise(
     lesson: Lesson,
     network: AgentNetwork,
-    shown: Sequence[PlannerDemonstrations],
+    shown: Sequence[Lessons],
     folder: Path,
     p: CourseParameters,
     ppo: PpoParameters,

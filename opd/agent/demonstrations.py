@@ -1,7 +1,8 @@
 """Demonstrations: situations in which the planner has compared many configurations.
 
-The planner meets situations that the agent has led to (DAgger, Ross et al. 2011). It tells of the best
-configurations what each is worth, not only which one is best: most situations have several that are about as good.
+The planner meets situations that the agent has led to (DAgger, Ross et al. 2011). It tells of the plan and of
+the configurations around it what each is worth, not only which one is best: most situations have several that are about
+as good.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from opd.agent.description import Description, Situations, core_price
 from opd.agent.practice import Episodes, Load, PracticeProblem, begin_practice, generated_problem
-from opd.agent.scoring import ScoringWeights, choose, plan
+from opd.agent.scoring import ScoringWeights, choose, expected_rewards, plan
 from opd.host.archive import load_archive, save_archive
 from opd.measurement import SimulationParameters
 from opd.pipeline import from_choices, to_choices
@@ -23,12 +24,12 @@ from opd.workload.trace import Trace
 
 FORMAT = "opd demonstrations 2"
 
-COMPARED = 6
-"""Configurations of a situation that are kept, the best ones."""
+COMPARED = 12
+"""Configurations of a situation that are compared: the plan, and those with the best expected reward beside it."""
 
-EFFORT = PlannerParameters(futures=(3, 6, 18), kept=0.35, fewest=COMPARED)
+EFFORT = PlannerParameters(futures=(16,))
 EPISODES, DECISIONS, SHOWN = 6, 20, 0.25
-"""Episodes on a pipeline, decisions in each of them, and the share of these that the planner makes as well."""
+"""Episodes on a pipeline, decisions in each of them, and the share of these in which configurations are compared."""
 
 
 class PlannerDemonstrations(NamedTuple):
@@ -37,8 +38,8 @@ class PlannerDemonstrations(NamedTuple):
     Attributes:
         description: of the pipeline.
         situations: S of them.
-        choices: (S, 6, N, 3) the best configurations, the best one first.
-        values: (S, 6) mean reward of an interval, in cores; minus infinity where fewer were compared.
+        choices: (S, 12, N, 3) configurations, the plan first; it fills up where there are fewer.
+        values: (S, 12) mean reward of an interval, in cores.
     """
 
     description: Description
@@ -123,12 +124,14 @@ def _actions(
 def _compare(
     planner: Planner, problem: PracticeProblem, episodes: Episodes, e: int, seen: Situations, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(6, N, 3) the best configurations of one episode and (6,) their values in cores."""
+    """(12, N, 3) configurations in one episode and (12,) their values in cores."""
     observation = episodes.envs.observation(e)
+    planned = plan(problem.description, seen, 0)[0]
+    near = to_choices(planner.candidates(observation, [from_choices(planned)]))
+    others = near[(near != planned).any(axis=(1, 2))]
+    best = np.argsort(-expected_rewards(problem.description, seen, 0, others), kind="stable")[: COMPARED - 1]
+    compared = np.concatenate([planned[None], others[best]])
     counts = planner.draw(problem.load.futures, observation, rng)
-    planned = from_choices(plan(problem.description, seen, 0)[0])
-    candidates, returns = planner.compare(observation, counts, rng, [planned])
-    best = np.argsort(-returns, kind="stable")[:COMPARED]
-    fill = np.concatenate([best, np.repeat(best[:1], COMPARED - len(best))])
-    values = np.where(np.arange(COMPARED) < len(best), returns[fill] / core_price(problem.objective), -np.inf)
-    return to_choices(candidates[fill]), values
+    values = planner.appraise(observation, from_choices(compared), counts, rng) / core_price(problem.objective)
+    fill = np.minimum(np.arange(COMPARED), len(compared)) % len(compared)
+    return compared[fill], values[fill]

@@ -16,8 +16,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from opd.agent.cloning import imitation_loss
-from opd.agent.demonstrations import PlannerDemonstrations
+from opd.agent.cloning import Lessons, drawn_lessons, imitation_loss
 from opd.agent.description import PLANNED, WAITING, Description, Situations
 from opd.agent.experience import compute_gae
 from opd.agent.network import AgentNetwork, Batch, batch_of, part_of
@@ -203,7 +202,7 @@ def improve(
     network: AgentNetwork,
     optimizer: torch.optim.Optimizer,
     rollouts: Sequence[Rollout],
-    demonstrations: Sequence[PlannerDemonstrations],
+    lessons: Sequence[Lessons],
     parameters: PpoParameters,
     rng: np.random.Generator,
 ) -> dict[str, float]:
@@ -214,10 +213,8 @@ def improve(
     for _ in range(p.epochs):
         for number in rng.permutation(len(parts)):
             loss, divergence = ppo_loss(network, parts[number], p)
-            if demonstrations and p.demonstration_weight > 0.0:
-                shown = [demonstrations[i] for i in rng.choice(len(demonstrations), 6)]
-                groups = [(each, rng.integers(len(each.values), size=8)) for each in shown]
-                loss = loss + p.demonstration_weight * imitation_loss(network, groups, rng)
+            if lessons and p.demonstration_weight > 0.0:
+                loss = loss + p.demonstration_weight * imitation_loss(network, drawn_lessons(lessons, 6, 8, rng))
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), p.max_grad_norm)

@@ -336,6 +336,16 @@ def plan(d, s, e):
     return found, p
 
 
+@njit(cache=True)
+def expected_rewards(d, s, e, choices):
+    """(C,) expected rewards of configurations (C, N, 3) in a situation, in cores; minus infinity beyond the capacity."""
+    p, found = prospects(d, s, e), np.full(len(choices), -np.inf)
+    for i in range(len(choices)):
+        rest, (z, f, k) = _rest_of(d, p, choices[i], 0), choices[i, 0]
+        found[i] = _expected(d, p, rest, 0, z, f, k)
+    return found
+
+
 # --- options as numbers ----------------------------------------------------------------------------------------------
 
 

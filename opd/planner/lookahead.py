@@ -150,6 +150,14 @@ class Planner:
             met += futures
         return candidates, total / met
 
+    def appraise(
+        self, observation: Observation, candidates: np.ndarray, counts: np.ndarray, generator: np.random.Generator
+    ) -> np.ndarray:
+        """(C,) what each of (C, N, 3) configurations is worth, all in the same futures; see :meth:`compare`."""
+        arrivals = draw_arrivals(counts, self._simulation.interval, generator)
+        self._rollouts.place(present_stages(self._pipeline, observation), arrivals)
+        return self._returns(candidates, arrivals, generator).mean(axis=1)
+
     def _promising(self, candidates: np.ndarray, stages: tuple[StageState, ...], counts: np.ndarray) -> np.ndarray:
         """Those of (C, N, 3) candidates with the best expected reward under quantiles of the futures' loads."""
         if isinstance(self._objective, ServiceLevel) or len(candidates) <= self._parameters.tried:

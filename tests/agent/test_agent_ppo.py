@@ -39,7 +39,7 @@ def test_the_solver_leads_itself_by_nothing(monkeypatch):
 
     def as_the_solver(weights, description, situations, uniform):
         loads = situations.loads
-        return solved_choices(description, loads[:, 1] + loads[:, -1]), np.zeros(len(loads))
+        return solved_choices(description, loads[:, 1] + loads[:, 2]), np.zeros(len(loads))
 
     monkeypatch.setattr(ppo_module, "choose", as_the_solver)
     rollout = roll_out(small_practice(), untrained(0).weights(), 3, SHORT)

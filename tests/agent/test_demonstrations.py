@@ -21,7 +21,7 @@ def shown() -> PlannerDemonstrations:
         patched.setattr(module, "EFFORT", PlannerParameters(futures=(2, 2), kept=0.25, fewest=COMPARED))
         patched.setattr(module, "EPISODES", 3)
         patched.setattr(module, "DECISIONS", 6)
-        return demonstrate(small_practice(), None, np.random.default_rng(5))
+        return demonstrate(small_practice(), untrained(2).weights(), np.random.default_rng(5))
 
 
 def test_the_best_configuration_stands_first(shown):
@@ -46,7 +46,7 @@ def test_a_device_with_few_configurations_has_fewer_to_compare(monkeypatch):
     monkeypatch.setattr(module, "EPISODES", 1)
     monkeypatch.setattr(module, "DECISIONS", 4)
     monkeypatch.setattr(module, "SHOWN", 1.0)
-    found = demonstrate(small_practice(ocr_pipeline(capacity=2)), None, np.random.default_rng(1))
+    found = demonstrate(small_practice(ocr_pipeline(capacity=2)), untrained(2).weights(), np.random.default_rng(1))
     number = np.isfinite(found.values).sum(axis=1)
     assert ((number >= 1) & (number <= 4)).all()
     for choices, values in zip(found.choices, found.values, strict=True):

@@ -9,8 +9,7 @@ import pytest
 from small_pipelines import ocr_pipeline, stages
 from small_situations import QUIET, described, random_situations
 
-from opd.agent import scoring
-from opd.agent.description import core_price, describe, load_outlook, objective_figures, situation_of
+from opd.agent.description import core_price, describe, objective_figures, situation_of
 from opd.measurement import StageState, idle_observation
 from opd.objective import Weights
 from opd.pipeline import ServiceLevel, as_configuration, check_feasible, from_choices
@@ -41,6 +40,9 @@ def test_a_pipeline_by_hand():
     assert told.service[:, :2].tolist() == [[[0.1, 0.16], [0.2, 0.4]], [[0.05, 0.08], [0.1, 0.125]]]
     assert told.reserve.tolist() == [1.0, 0.0]  # recognition needs a core for its smallest variant
     assert told.variants.tolist() == [2, 3]
+    assert told.accuracy.tolist() == [[0.25, 0.375, 0.0], [0.3125, 0.375, 0.4375]]
+    assert told.horizon.tolist() == [0.5, 0.5]
+    assert told.floor == 0.0
     assert (told.capacity, told.replicas, told.interval, told.timeout, told.seconds) == (8.0, 3, 10.0, 0.25, 1.0)
 
 
@@ -63,6 +65,19 @@ def test_objectives_are_in_cores():
 def test_accuracy_of_a_service_level_is_a_mean_over_tasks():
     level = ServiceLevel(1.0, accuracy_weight=12.0)
     assert described(ocr_pipeline(), level).worth[1].tolist() == [-1.5, -0.75, 0.0]  # 12 / 2 a fraction
+
+
+def test_a_plan_looks_as_far_ahead_as_replicas_take_to_start():
+    """A start-up of 25 s ends in the third interval: four intervals, the last two of which count for less."""
+    pipeline = ocr_pipeline()
+    first, second = pipeline.tasks
+    slow = tuple(replace(variant, startup_time=25.0) for variant in second.variants)
+    told = described(replace(pipeline, tasks=(first, replace(second, variants=slow))))
+    np.testing.assert_allclose(told.horizon, np.array([1.0, 1.0, 0.5, 0.35]) / 2.85)
+
+
+def test_the_floor_of_a_service_level_is_told():
+    assert described(ocr_pipeline(), ServiceLevel(1.0, accuracy_floor=0.7)).floor == 0.7
 
 
 def test_solved_configurations_are_those_of_the_solver():
@@ -99,21 +114,6 @@ def test_a_smaller_device_changes_the_capacity_and_the_solved_configurations():
 # --- the situation ---------------------------------------------------------------------------------------------------
 
 
-def test_loads_stand_where_the_scoring_looks_for_them():
-    quantiles = np.stack([QUANTILES, 100.0 + QUANTILES])
-    loads = load_outlook(np.array([1.5, 2.5]), np.array([3.5, 4.5]), quantiles, np.array([5.5, 6.5]))
-    told = dict(zip(["incoming", "planned", "waiting"], loads[:, [0, 1, -1]].T.tolist(), strict=True))
-    assert told == {"incoming": [1.5, 2.5], "planned": [3.5, 4.5], "waiting": [5.5, 6.5]}
-    # Quantiles 0.1, 0.5, 0.75 and 0.9 are numbers 1, 3, 4 and 5 of seven.
-    places = {
-        scoring._INCOMING: 1.5, scoring._PLANNED: 3.5, scoring._WAITING: 5.5,
-        scoring._LOW: 1.0, scoring._MEDIAN: 3.0, scoring._UPPER: 4.0, scoring._HIGH: 5.0,
-        scoring._MEDIAN_2: 10.0, scoring._HIGH_2: 12.0, scoring._LATER: 38.0,
-    }  # fmt: skip
-    assert {place: loads[0, place] for place in places} == places
-    assert loads[1, scoring._LATER] == 138.0
-
-
 def test_replicas_by_hand():
     """Of the second task two serve; two of its large variant start, the last of them in 12 s."""
     there = [stage_of((0, 0.0)), stage_of((0, 0.0), (2, 3.0), (0, 0.0), (2, 12.0), (1, 5.0))]
@@ -135,7 +135,8 @@ def test_a_situation_by_hand():
     told = described(ocr_pipeline())
     there = (stage_of((1, 0.0), (1, 2.0)), stage_of((0, 0.0)))
     seen = situation_of(told, observed(stages((1, 2, 2), (0, 1, 1)), stages=there), QUANTILES)
-    assert seen.loads[0, [0, 1, -1]].tolist() == [6.0, 9.0, 2.5]  # 25 requests wait, which is 2.5/s for an interval
+    assert seen.loads.tolist() == [[6.0, 9.0, 2.5]]  # 25 requests wait, which is 2.5/s for an interval
+    assert seen.coming.tolist() == [QUANTILES.tolist()]
     assert seen.running.tolist() == [[[1, 1, 1], [0, 0, 0]]]
     assert seen.serving.tolist() == [[[0, 1, 0], [1, 0, 0]]]
     assert seen.starting.tolist() == [[[0, 1, 0], [0, 0, 0]]]

@@ -21,8 +21,6 @@ from opd.profiling.generated import generate_pipeline
 from opd.simulator.simulator import Simulator
 
 SEEDS = st.integers(0, 10_000)
-LOADS_OF_OPTIONS = ("_LOW", "_MEDIAN", "_HIGH", "_PLANNED", "_HIGH_2", "_LATER")
-"""Loads that the rate of every option is compared with."""
 
 
 def to_choices(*configurations) -> np.ndarray:
@@ -30,69 +28,53 @@ def to_choices(*configurations) -> np.ndarray:
     return indices(np.stack([as_array(each) for each in configurations]))
 
 
-def whole_options(d: Description, s: Situations, choices: list) -> np.ndarray:
-    """(E, N, D) how each stage's whole option is described, where all situations meet the same choices."""
-    many = len(s.loads)
-    expanded = Expanded(*expand(d, s, np.repeat(np.array(choices)[None, None], many, axis=0)))
-    options = expanded.options[expanded.chosen].reshape(many, len(choices), 3, -1)
-    return options[:, :, 2]
-
-
-def with_loads(s: Situations, **loads: float) -> Situations:
-    changed = s.loads.copy()
-    for name, load in loads.items():
-        changed[:, getattr(scoring, name)] = load
-    return s._replace(loads=changed)
-
-
-def indifferent(d: Description) -> Description:
-    """The solver runs the same at every load, so that references do not change with the load."""
-    return d._replace(solved=np.zeros_like(d.solved))
+def option(d: Description, s: Situations, planned: list[int], z: int, f: int, k: int, n: int = 0) -> np.ndarray:
+    """How an option of a stage is described beside a plan, with as much expected reward as that."""
+    out = np.zeros(scoring.OPTION_INPUTS, dtype=np.float32)
+    scoring._describe_option(d, s, 0, np.array(planned), 8.0, np.inf, 0, 0.0, 0.0, n, z, f, k, out)
+    return out
 
 
 # --- options by hand -------------------------------------------------------------------------------------------------
 
 
-def test_an_option_equal_to_what_runs_differs_from_it_by_nothing():
-    """Inputs that change with what runs are differences, which are 0, and signs of equality, which are 1."""
+@pytest.mark.parametrize("reference", ["running", "planned"])
+def test_an_option_equal_to_a_reference_differs_from_it_by_nothing(reference):
+    """Inputs that change with what runs, or with the plan, are differences, which are 0, and signs of equality, 1."""
     d = described(ocr_pipeline())
-    same, other = ([[1, 1, 1], [2, 0, 0]], [[0, 2, 0], [1, 1, 1]])
     there = np.full((1, *d.cores.shape), 3.0)  # replicas that serve already, which count for the rates to come
-    options = [
-        whole_options(d, calm_situations(d, running)._replace(serving=there), same)[0] for running in (same, other)
-    ]
-    for of_same, of_other in zip(*options, strict=True):
-        compared = of_same != of_other
-        assert compared.sum() >= 5
-        assert set(of_same[compared].tolist()) == {0.0, 1.0}
+    described_options = []
+    for same in ([1, 1, 1], [0, 2, 0]):
+        running = [same if reference == "running" else [0, 0, 0], [0, 0, 0]]
+        planned = same if reference == "planned" else [0, 0, 0]
+        described_options.append(option(d, calm_situations(d, running)._replace(serving=there), planned, 1, 1, 1))
+    of_same, of_other = described_options
+    compared = of_same != of_other
+    assert compared.sum() >= 5
+    assert set(of_same[compared].tolist()) == {0.0, 1.0}
 
 
-@pytest.mark.parametrize("name", LOADS_OF_OPTIONS)
-def test_a_rate_equal_to_a_load_is_a_ratio_of_zero(name):
+LOADS_OF_OPTIONS = [("coming", (0, 1)), ("coming", (0, 3)), ("coming", (0, 5)), ("coming", (1, 5)), ("coming", (5, 3))]
+
+
+@pytest.mark.parametrize(("loads", "place"), [*LOADS_OF_OPTIONS, ("loads", (1,))])
+def test_a_rate_equal_to_a_load_is_a_ratio_of_zero(loads, place):
     """Two replicas of 0.16 s for two requests carry 25 requests/s; double the load is a logarithm of 2 below it."""
-    d = indifferent(described(ocr_pipeline()))
-    calm = with_loads(calm_situations(d, [[0, 0, 0], [0, 0, 0]], load=7.0), _WAITING=1.0)
-    equal, double = (
-        whole_options(d, with_loads(calm, **{name: load}), [[0, 1, 1], [0, 2, 1]])[0, 0] for load in (25.0, 50.0)
-    )
-    changed = np.flatnonzero(equal != double)
-    zeros = changed[np.abs(equal[changed]) < 1e-6]
-    assert len(zeros) == 1
-    assert double[zeros[0]] == pytest.approx(-np.log(2.0), abs=1e-3)
+    d = described(ocr_pipeline())
+    calm, found = calm_situations(d, [[0, 0, 0], [0, 0, 0]], load=7.0), []
+    for load in (25.0, 50.0):
+        changed = getattr(calm, loads).copy()
+        changed[(0, *place)] = load
+        found.append(option(d, calm._replace(**{loads: changed}), [0, 0, 0], 0, 1, 1))
+    equal, double = found
+    ratios = np.flatnonzero(np.abs(double - equal + np.log(2.0)) < 1e-3)
+    assert np.abs(equal[ratios]).min() < 1e-6
 
 
 def test_ratios_are_limited():
     assert scoring._ratio(5.0, 5.0) == 0.0
     assert scoring._ratio(1.0, np.e) == pytest.approx(-1.0, abs=1e-3)
     assert (scoring._ratio(1e9, 0.0), scoring._ratio(0.0, 1e9)) == (3.0, -3.0)
-
-
-def test_usual_replicas_carry_the_load():
-    """One replica carries 10 requests/s; four are limited by three replicas, or by two cores."""
-    d, rows = described(ocr_pipeline()), np.zeros(scoring.REFERENCES, dtype=np.int64)
-    usual = [scoring._usual_replicas(d, rows, 0, 0, 0, 8.0, load) + 1 for load in (0.0, 10.0, 10.1, 29.0, 40.0)]
-    assert usual == [1, 1, 2, 3, 3]
-    assert scoring._usual_replicas(d, rows, 0, 0, 0, 2.0, 40.0) + 1 == 2
 
 
 # --- replicas that start ---------------------------------------------------------------------------------------------
