@@ -133,5 +133,5 @@ def _compare(
     compared = np.concatenate([planned[None], others[best]])
     counts = planner.draw(problem.load.futures, observation, rng)
     values = planner.appraise(observation, from_choices(compared), counts, rng) / core_price(problem.objective)
-    fill = np.minimum(np.arange(COMPARED), len(compared)) % len(compared)
+    fill = np.arange(COMPARED) % len(compared)
     return compared[fill], values[fill]

@@ -56,13 +56,13 @@ class ScoringWeights(NamedTuple):
     direct_weight: np.ndarray  # (3, OPTION_INPUTS) from an option to its score
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def _squash(value):
     """Logarithmic for large values of either sign, the value itself for small ones."""
     return np.sign(value) * np.log1p(min(abs(value), 1e3))
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def _ratio(value, other):
     """Logarithm of a ratio of rates or times, limited."""
     return min(max(np.log((value + 1e-3) / (other + 1e-3)), -3.0), 3.0)
@@ -74,7 +74,7 @@ def _rate(d, n, z, f, k):
     return (f + 1) * (1 << k) / d.service[n, z, k]
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def _share_ready(until, interval):
     """Share of an interval (0 is the next one) in which a replica serves that is ready after ``until`` intervals."""
     return min(max(interval + 1.0 - until, 0.0), 1.0)
@@ -128,7 +128,7 @@ _CROWD = 0.5 * WAITING_SHARE * _BUSY ** (np.sqrt(2.0 * np.arange(2.0, _MOST + 2.
 """(64, 65) seconds in the queue by replicas - 1 and utilisation, in service times of a request on all replicas."""
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def _crowd(f, busy):
     """Linear interpolation of the table, see :func:`opd.planner.expected.waiting_times`."""
     place = min(busy / BUSIEST, 1.0) * _STEPS
@@ -256,6 +256,22 @@ def _late(d, p, rest, n, z, f, k):
 
 
 @njit(cache=True)
+def _used(d, choices):
+    """Cores of a configuration (Eq. 2)."""
+    cores = 0.0
+    for n in range(len(choices)):
+        cores += (choices[n, 1] + 1) * d.cores[n, choices[n, 0]]
+    return cores
+
+
+@njit(cache=True)
+def _worth(d, p, choices):
+    """Expected reward of a configuration in cores; minus infinity beyond the capacity."""
+    z, f, k = choices[0]
+    return _expected(d, p, _rest_of(d, p, choices, 0), 0, z, f, k) if _used(d, choices) <= d.capacity + 1e-9 else -np.inf
+
+
+@njit(cache=True)
 def _appraise(d, p, rest, n, budget, out):
     """Write the expected reward (Z, F, K) of every choice of a stage; minus infinity where the budget is too small."""
     out[:] = -np.inf
@@ -304,12 +320,9 @@ def _complete(d, p, choices, first):
                 other[n, 0], other[n, 1] = np.argmin(d.cores[n]), 0
         elif row >= begin:
             other[first:] = d.solved[row, first:]
-        rest = _rest_of(d, p, other, 0)
-        z, f, k = other[0]
-        if rest.cores + (f + 1) * d.cores[0, z] <= d.capacity + 1e-9:
-            value = _expected(d, p, rest, 0, z, f, k)
-            if value > best:
-                best, found = value, other
+        value = _worth(d, p, other)
+        if value > best:
+            best, found = value, other
     return _ascend(d, p, found, best, first)
 
 
@@ -326,37 +339,31 @@ def _go_on(d, p, current, n, chosen):
 @njit(cache=True)
 def plan(d, s, e):
     """(N, 3) choices with the best expected reward that is found in a situation, and the :class:`Prospects`."""
-    p, running = prospects(d, s, e), s.running[e]
+    p, running = prospects(d, s, e), s.running[e].copy()
     found, best = _complete(d, p, running, 0)
-    rest = _rest_of(d, p, running, 0)
-    if rest.cores + (running[0, 1] + 1) * d.cores[0, running[0, 0]] <= d.capacity + 1e-9:
-        other, value = _ascend(d, p, running, _expected(d, p, rest, 0, running[0, 0], running[0, 1], running[0, 2]), 0)
-        if value > best:
-            found = other
-    return found, p
+    other, value = _ascend(d, p, running, _worth(d, p, running), 0)
+    return (other if value > best else found), p
 
 
 @njit(cache=True)
 def expected_rewards(d, s, e, choices):
     """(C,) expected rewards of configurations (C, N, 3) in a situation, in cores; minus infinity beyond the capacity."""
-    p, found = prospects(d, s, e), np.full(len(choices), -np.inf)
-    for i in range(len(choices)):
-        rest, (z, f, k) = _rest_of(d, p, choices[i], 0), choices[i, 0]
-        found[i] = _expected(d, p, rest, 0, z, f, k)
-    return found
+    p = prospects(d, s, e)
+    return np.array([_worth(d, p, each) for each in choices])
 
 
 # --- options as numbers ----------------------------------------------------------------------------------------------
 
 
 @njit(cache=True)
-def _describe_option(d, s, e, planned, budget, carried, largest, lead, gain, n, z, f, k, out):
+def _describe_option(d, s, e, p, planned, budget, carried, largest, lead, gain, n, z, f, k, out):
     """Describe the option to run f + 1 replicas of variant z with batch size 2 ** k in stage n.
 
     Args:
         d: description.
         s: situations.
         e: which one.
+        p: prospects.
         planned: (3,) choice of the plan.
         budget: cores that this stage may take.
         carried: requests/s of the slowest stage chosen so far; infinite before the first.
@@ -382,8 +389,8 @@ def _describe_option(d, s, e, planned, budget, carried, largest, lead, gain, n, 
     out[6] = _ratio(rate, coming[0, _HIGH])
     out[7] = _ratio(rate, s.loads[e, PLANNED])
     out[8] = _ratio(rate, coming[1, _HIGH])
-    out[9] = _ratio(_rate_in(d, s, e, n, z, f, k, 0), coming[0, _MEDIAN] + s.loads[e, WAITING])
-    out[10] = _ratio(_rate_in(d, s, e, n, z, f, k, 1), coming[1, _MEDIAN])
+    out[9] = _ratio(p.rate[n, z, f, k, 0], coming[0, _MEDIAN] + s.loads[e, WAITING])
+    out[10] = _ratio(p.rate[n, z, f, k, 1], coming[1, _MEDIAN])
     out[11] = _ratio(rate, coming[5, _MEDIAN])
     out[12] = 1.0 if f + 1.0 > s.serving[e, n, z] + s.starting[e, n, z] else 0.0
     out[13] = np.log1p(d.startup[n, z])
@@ -409,11 +416,11 @@ def _describe_option(d, s, e, planned, budget, carried, largest, lead, gain, n, 
 def _describe_stage(d, s, e, p, planned, unit, n, out):
     """Describe stage n as it is: what runs, in comparison with the plan (N, 3), and what was measured."""
     z, f, k = s.running[e, n]
-    rest = _rest_of(d, p, planned, n)
-    zp, fp, kp = planned[n]
-    lead = (_expected(d, p, rest, n, z, f, k) - _expected(d, p, rest, n, zp, fp, kp)) / unit
+    kept = planned.copy()
+    kept[n] = s.running[e, n]
+    lead = (_worth(d, p, kept) - _worth(d, p, planned)) / unit
     budget = d.capacity - d.reserve[n]
-    _describe_option(d, s, e, planned[n], budget, np.inf, k, lead, 0.0, n, z, f, k, out[:OPTION_INPUTS])
+    _describe_option(d, s, e, p, planned[n], budget, np.inf, k, lead, 0.0, n, z, f, k, out[:OPTION_INPUTS])
     place = OPTION_INPUTS
     out[place] = _ratio(s.throughput[e, n], _rate(d, n, z, f, k))
     out[place + 1] = _ratio(s.latency[e, n], d.service[n, z, k])
@@ -453,21 +460,12 @@ def _describe_node(d, s, e, used, planned, out):
 
 
 @njit(cache=True)
-def _used(d, choices):
-    """Cores of a configuration (Eq. 2)."""
-    cores = 0.0
-    for n in range(len(choices)):
-        cores += (choices[n, 1] + 1) * d.cores[n, choices[n, 0]]
-    return cores
-
-
-@njit(cache=True, inline="always")
 def _most_replicas(d, n, z, budget):
     return min(d.replicas, int(budget / d.cores[n, z] + 1e-9))
 
 
 @njit(cache=True)
-def _describe_choice(d, s, e, values, planned, unit, budget, carried, largest, n, kind, z, f, out):
+def _describe_choice(d, s, e, p, values, planned, unit, budget, carried, largest, n, kind, z, f, out):
     """Describe the options of one choice, those that the limits allow; what is open in the stage is the best there is.
 
     Returns:
@@ -489,7 +487,7 @@ def _describe_choice(d, s, e, values, planned, unit, budget, carried, largest, n
         if value > -np.inf:
             gain, lead = value - old, (value - best) / unit
             _describe_option(
-                d, s, e, planned, budget, carried, largest, lead, gain, n, zo, fo, ko, out[count]
+                d, s, e, p, planned, budget, carried, largest, lead, gain, n, zo, fo, ko, out[count]
             )
             places[count] = option
             count += 1
@@ -607,7 +605,7 @@ def choose(w, d, s, uniform):
             planned = current[n].copy()
             for kind in range(3):
                 count, places = _describe_choice(
-                    d, s, e, values, planned, unit, budget, carried, largest, n, kind, z, f, options
+                    d, s, e, p, values, planned, unit, budget, carried, largest, n, kind, z, f, options
                 )
                 context = w.context_weight[kind] @ features + w.context_bias[kind] + w.own_weight[kind] @ hidden[n]
                 _score(w, kind, context + memory, options, count, scores)
@@ -652,7 +650,7 @@ def _expand_sequence(d, s, e, p, current, unit, choices, first, step, options, s
         for kind in range(3):
             end = first + most_options(d)
             count, places = _describe_choice(
-                d, s, e, values, current[n], unit, budget, carried, largest, n, kind, z, f, options[first:end]
+                d, s, e, p, values, current[n], unit, budget, carried, largest, n, kind, z, f, options[first:end]
             )
             step_of[first : first + count] = step
             chosen[step] = -1

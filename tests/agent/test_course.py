@@ -36,7 +36,7 @@ def few_of_everything() -> Iterator[None]:
     """Few loads are solved for, few situations shown, and PPO is saved after every update."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(practice, "describe", partial(describe, solved_loads=3))
-        patched.setattr(demonstrations, "EFFORT", PlannerParameters(futures=(1,), fewest=COMPARED, loads=3))
+        patched.setattr(demonstrations, "EFFORT", PlannerParameters(futures=(1,), loads=3))
         patched.setattr(demonstrations, "EPISODES", 2)
         patched.setattr(demonstrations, "DECISIONS", 3)
         patched.setattr(demonstrations, "SHOWN", 1.0)
