@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import smooth_l1_loss
 
 from opd.agent.demonstrations import PlannerDemonstrations
 from opd.agent.network import AgentNetwork, batch_of, part_of
@@ -50,13 +51,16 @@ def leads(demonstrations: PlannerDemonstrations) -> np.ndarray:
 def imitation_loss(network: AgentNetwork, groups: Sequence[tuple[Lessons, np.ndarray]]) -> Tensor:
     """How far the policy is from preferring configurations as much as they are worth, in some situations (rows).
 
-    A configuration that is a unit better than the plan should be e times as likely. The values come from a few futures. As they enter
-    linearly, their noise averages out; a policy that imitates whichever was best would learn the noise.
+    A configuration that is a unit better than the plan should be e times as likely. The values come from a few futures.
+    As they enter linearly, their noise averages out; a policy that imitates whichever was best would learn the noise.
+    What was not compared should be unlikely: it is worse in closed form, and nothing else tells of it.
     """
     log_prob = network(batch_of([part_of(lessons.expanded, rows) for lessons, rows in groups])).log_prob
     wanted = torch.from_numpy(np.concatenate([lessons.leads[rows] for lessons, rows in groups])).float()
     found = log_prob.reshape(wanted.shape)
-    return torch.nn.functional.smooth_l1_loss((found - found[:, :1])[:, 1:], wanted[:, 1:], beta=4.0)
+    difference = smooth_l1_loss((found - found[:, :1])[:, 1:], wanted[:, 1:], beta=FARTHEST / 2.0)
+    # Configurations that fill up count more than once, so the sum can be above 1.
+    return difference - torch.logsumexp(found, dim=1).clamp(max=0.0).mean()
 
 
 def drawn_lessons(

@@ -268,7 +268,9 @@ def _used(d, choices):
 def _worth(d, p, choices):
     """Expected reward of a configuration in cores; minus infinity beyond the capacity."""
     z, f, k = choices[0]
-    return _expected(d, p, _rest_of(d, p, choices, 0), 0, z, f, k) if _used(d, choices) <= d.capacity + 1e-9 else -np.inf
+    return (
+        _expected(d, p, _rest_of(d, p, choices, 0), 0, z, f, k) if _used(d, choices) <= d.capacity + 1e-9 else -np.inf
+    )
 
 
 @njit(cache=True)
@@ -472,7 +474,10 @@ def _describe_choice(d, s, e, p, values, planned, unit, budget, carried, largest
         the number of options, those described being the first rows of ``out``; and the index of each in ``places``.
     """
     count, places = 0, np.empty(len(out), dtype=np.int64)
-    best, old = values[planned[0], planned[1], planned[2]], values[s.running[e, n, 0], s.running[e, n, 1], s.running[e, n, 2]]
+    best, old = (
+        values[planned[0], planned[1], planned[2]],
+        values[s.running[e, n, 0], s.running[e, n, 1], s.running[e, n, 2]],
+    )
     options = d.variants[n] if kind == 0 else d.replicas if kind == 1 else values.shape[2]
     for option in range(options):
         zo, fo, ko = option, 0, 0
@@ -486,9 +491,7 @@ def _describe_choice(d, s, e, p, values, planned, unit, budget, carried, largest
         value = values[zo, fo, ko]
         if value > -np.inf:
             gain, lead = value - old, (value - best) / unit
-            _describe_option(
-                d, s, e, p, planned, budget, carried, largest, lead, gain, n, zo, fo, ko, out[count]
-            )
+            _describe_option(d, s, e, p, planned, budget, carried, largest, lead, gain, n, zo, fo, ko, out[count])
             places[count] = option
             count += 1
     return count, places

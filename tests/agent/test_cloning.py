@@ -24,7 +24,9 @@ def small_minibatches(monkeypatch):
     monkeypatch.setattr(cloning, "SITUATIONS", 8)
 
 
-def made_demonstrations(pipeline: Pipeline, compared: list, values: list[float], seed: int = 0) -> PlannerDemonstrations:
+def made_demonstrations(
+    pipeline: Pipeline, compared: list, values: list[float], seed: int = 0
+) -> PlannerDemonstrations:
     """Eight situations in which configurations (indices), the plan first, are worth ``values``."""
     d = described(pipeline)
     choices = np.repeat(np.array(compared, dtype=np.int16)[None], len(ROWS), axis=0)
@@ -59,7 +61,7 @@ def two_options() -> Pipeline:
 
 
 def test_the_loss_by_hand():
-    """An indifferent network is off by what the leads are: half the square of a lead of 1, an eighth of its weight."""
+    """An indifferent network is off by what the leads are, here by the square of 1, an eighth of which counts."""
     network = untrained(0)
     with torch.no_grad():
         network.score_weight.zero_()

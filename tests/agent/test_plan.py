@@ -121,13 +121,12 @@ def test_generated_pipelines_have_feasible_plans(range, seed):
 
 
 def test_later_stages_are_planned_anew_after_another_choice():
-    """The plan takes all of five cores; where the first stage takes four of them, one is left for the second."""
-    d = described(ocr_pipeline(capacity=5))
-    s = calm_situations(d, [[0, 0, 0], [0, 0, 0]], load=9.0)
+    """By enumeration: the best second stage beside three small replicas, which leave two of five cores."""
+    d, every = described(ocr_pipeline(capacity=5)), all_choices(ocr_pipeline(capacity=5))
+    s, chosen = calm_situations(d, [[0, 0, 0], [0, 0, 0]], load=9.0), np.array([0, 2, 1])
     found, p = plan(d, s, 0)
-    chosen = np.array([1, 1, 0])
     assert (found[0] != chosen).any()
-    gone_on = scoring._go_on(d, p, found, 0, chosen)
-    assert gone_on[0].tolist() == chosen.tolist()
-    assert gone_on[1, :2].tolist() == [0, 0]
-    assert scoring._go_on(d, p, found, 0, found[0]) is found or (scoring._go_on(d, p, found, 0, found[0]) == found).all()
+    beside = every[(every[:, 0] == chosen).all(axis=1)]
+    best = beside[np.argmax([expected(d, s, each) for each in beside])]
+    np.testing.assert_array_equal(scoring._go_on(d, p, found, 0, chosen), best)
+    np.testing.assert_array_equal(scoring._go_on(d, p, found, 0, found[0]), found)

@@ -31,7 +31,9 @@ def to_choices(*configurations) -> np.ndarray:
 def option(d: Description, s: Situations, planned: list[int], z: int, f: int, k: int, n: int = 0) -> np.ndarray:
     """How an option of a stage is described beside a plan, with as much expected reward as that."""
     out = np.zeros(scoring.OPTION_INPUTS, dtype=np.float32)
-    scoring._describe_option(d, s, 0, scoring.prospects(d, s, 0), np.array(planned), 8.0, np.inf, 0, 0.0, 0.0, n, z, f, k, out)
+    scoring._describe_option(
+        d, s, 0, scoring.prospects(d, s, 0), np.array(planned), 8.0, np.inf, 0, 0.0, 0.0, n, z, f, k, out
+    )
     return out
 
 
