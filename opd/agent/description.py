@@ -49,6 +49,7 @@ class Description(NamedTuple):
         replicas: F_max.
         interval: seconds between two decisions.
         timeout: seconds after which a partial batch is taken.
+        patience: seconds after which a request that waits is dropped.
         seconds: latency of the service level.
         objective: (8,) see :func:`objective_figures`.
         loads: (L,) requests/s, ascending.
@@ -68,6 +69,7 @@ class Description(NamedTuple):
     replicas: int
     interval: float
     timeout: float
+    patience: float
     seconds: float
     objective: np.ndarray
     loads: np.ndarray
@@ -162,6 +164,7 @@ def describe(
         replicas=pipeline.max_replicas,
         interval=float(simulation.interval),
         timeout=float(simulation.batch_timeout),
+        patience=float(simulation.drop_after),
         seconds=float(pipeline.service_level.seconds),
         objective=objective_figures(objective),
         loads=loads,

@@ -21,7 +21,7 @@ from numba import njit
 
 from opd.agent.description import INCOMING, OBJECTIVE, PLANNED, WAITING
 from opd.objective import SHORTFALL_PENALTY
-from opd.planner.expected import BUSIEST, OVERLOAD_SECONDS, QUANTILE_WEIGHTS, WAITING_SHARE
+from opd.planner.expected import BUSIEST, QUANTILE_WEIGHTS, WAITING_SHARE
 
 OPTION_INPUTS = 30
 STAGE_INPUTS = OPTION_INPUTS + 10
@@ -30,6 +30,9 @@ NODE_INPUTS = OBJECTIVE + 19
 UNIT = 0.02
 """Difference in expected reward, as a share of the planned cores, that makes an option e times less likely before
 anything is learned."""
+
+LEVEL_WAITING = 1.0
+"""The same as :data:`WAITING_SHARE` for a service level, where the slowest requests count."""
 
 EXCESS_PRICE = 30.0
 """Cores that an option is worth less for each core that it leaves too few for the planned rest."""
@@ -108,14 +111,13 @@ class Prospects(NamedTuple):
     """What every choice of a stage contributes to the expected reward of H coming intervals, in cores.
 
     Attributes:
-        demand: (H, 7) quantiles of the load, requests/s; what waits has to be served in the first interval.
         value: (N, Z, F, K) accuracy less cores, and for weights less latency; minus infinity beyond the capacity.
         rate: (N, Z, F, K, H) requests/s.
-        balance: (N, Z, F, K, H) what throughput, unmet and spare load are worth at this rate; only for weights.
+        balance: (N, Z, F, K, H) what throughput, unmet and spare load and piled-up requests are worth at this rate; only for
+            weights.
         waiting: (N, Z, F, K, H, 7) seconds in the queue; only for a service level. Otherwise N is 0.
     """
 
-    demand: np.ndarray
     value: np.ndarray
     rate: np.ndarray
     balance: np.ndarray
@@ -137,23 +139,37 @@ def _crowd(f, busy):
     return _CROWD[row, below] + (place - below) * (_CROWD[row, below + 1] - _CROWD[row, below])
 
 
-@njit(cache=True, inline="always")
-def _balance(d, demand, h, rate):
-    """What the throughput of an interval is worth, with unmet and spare load (Eq. 3), in cores."""
-    total, o = d.objective[2] * rate, d.objective
-    for q in range(len(QUANTILE_WEIGHTS)):
-        excess = demand[h, q] - rate
-        total -= QUANTILE_WEIGHTS[q] * (o[3] * excess if excess > 0.0 else -o[4] * excess)
-    return d.horizon[h] * total
+@njit(cache=True)
+def _piled_up(d, load, rate, queue):
+    """Mean seconds behind what piles up in an interval, and the requests that wait at its end.
+
+    Nobody waits longer than :attr:`Description.patience`, so no more requests can pile up than are served in that time.
+    """
+    after = min(max(queue + d.interval * (load - rate), 0.0), d.patience * rate)
+    return min(0.5 * (queue + after) / max(rate, 1e-9), d.patience), after
 
 
 @njit(cache=True)
-def _forming(d, demand, k, forming):
+def _balance(d, coming, queue, rates, out):
+    """Write what the throughput (H,) of a pipeline is worth, with unmet and spare load and what piles up, in cores."""
+    o = d.objective
+    out[:] = 0.0
+    for q in range(len(QUANTILE_WEIGHTS)):
+        waits = queue
+        for h in range(len(rates)):
+            excess = coming[h, q] - rates[h]
+            seconds, waits = _piled_up(d, coming[h, q], rates[h], waits)
+            lost = (o[3] * excess if excess > 0.0 else -o[4] * excess) + o[6] * seconds
+            out[h] += d.horizon[h] * QUANTILE_WEIGHTS[q] * (o[2] * rates[h] - lost)
+
+
+@njit(cache=True)
+def _forming(d, coming, k, forming):
     """Write mean seconds (H, 7) in which a batch of 2 ** k forms; return their mean."""
     mean = 0.0
     for h in range(len(d.horizon)):
         for q in range(len(QUANTILE_WEIGHTS)):
-            forming[h, q] = 0.5 * min(d.timeout, ((1 << k) - 1.0) / max(demand[h, q], 0.1))
+            forming[h, q] = 0.5 * min(d.timeout, ((1 << k) - 1.0) / max(coming[h, q], 0.1))
             mean += d.horizon[h] * QUANTILE_WEIGHTS[q] * forming[h, q]
     return mean
 
@@ -163,15 +179,15 @@ def prospects(d, s, e):
     """The :class:`Prospects` of all choices in a situation."""
     stages, variants, sizes = d.service.shape
     intervals, quantiles, level = len(d.horizon), len(QUANTILE_WEIGHTS), d.objective[0] > 0.0
-    demand = s.coming[e, :intervals].copy()
-    demand[0] += s.loads[e, WAITING]
+    coming, queue = s.coming[e], d.interval * s.loads[e, WAITING]
+    share = LEVEL_WAITING / WAITING_SHARE if level else 1.0
     value = np.full((stages, variants, d.replicas, sizes), -np.inf)
     rate = np.zeros((stages, variants, d.replicas, sizes, intervals))
     balance = np.zeros((0 if level else stages, variants, d.replicas, sizes, intervals))
     waiting = np.zeros((stages if level else 0, variants, d.replicas, sizes, intervals, quantiles))
     forming = np.zeros((intervals, quantiles))
     for k in range(sizes):
-        to_form = _forming(d, demand, k, forming)
+        to_form = _forming(d, coming, k, forming)
         for n in range(stages):
             for z in range(d.variants[n]):
                 for f in range(_most_replicas(d, n, z, d.capacity)):
@@ -179,17 +195,16 @@ def prospects(d, s, e):
                     for h in range(intervals):
                         here = _rate_in(d, s, e, n, z, f, k, h)
                         rate[n, z, f, k, h] = here
-                        share = 1.0 / max(here, 1e-9)
+                        inverse = 1.0 / max(here, 1e-9)
                         for q in range(quantiles):
-                            busy = demand[h, q] * share
-                            seconds = each * _crowd(f, busy) + OVERLOAD_SECONDS * min(max(busy - 1.0, 0.0), 1.0)
+                            seconds = share * each * _crowd(f, coming[h, q] * inverse)
                             latency += d.horizon[h] * QUANTILE_WEIGHTS[q] * seconds
                             if level:
                                 waiting[n, z, f, k, h, q] = seconds + forming[h, q]
-                        if not level:
-                            balance[n, z, f, k, h] = _balance(d, demand, h, here)
+                    if not level:
+                        _balance(d, coming, queue, rate[n, z, f, k], balance[n, z, f, k])
                     value[n, z, f, k] = d.worth[n, z] - (f + 1) * d.cores[n, z] - d.objective[6] * latency
-    return Prospects(demand, value, rate, balance, waiting)
+    return Prospects(value, rate, balance, waiting)
 
 
 class Rest(NamedTuple):
@@ -206,11 +221,11 @@ class Rest(NamedTuple):
 
 
 @njit(cache=True)
-def _rest_of(d, p, choices, stage):
+def _rest_of(d, s, e, p, choices, stage):
     """The :class:`Rest` of a configuration without one stage."""
     value, service, accuracy, cores, largest = 0.0, 0.0, 0.0, 0.0, 0
     rate, balance = np.full(len(d.horizon), np.inf), np.zeros(len(d.horizon))
-    waiting = np.zeros(p.demand.shape)
+    waiting = np.zeros((len(d.horizon), len(QUANTILE_WEIGHTS)))
     for n in range(len(choices)):
         if n != stage:
             z, f, k = choices[n]
@@ -224,18 +239,17 @@ def _rest_of(d, p, choices, stage):
             if len(p.waiting):
                 waiting += p.waiting[n, z, f, k]
     if len(choices) > 1 and len(p.balance):
-        for h in range(len(rate)):
-            balance[h] = _balance(d, p.demand, h, rate[h])
+        _balance(d, s.coming[e], d.interval * s.loads[e, WAITING], rate, balance)
     return Rest(value, rate, balance, waiting, service, accuracy, cores, largest)
 
 
 @njit(cache=True, inline="always")
-def _expected(d, p, rest, n, z, f, k):
+def _expected(d, s, e, p, rest, n, z, f, k):
     """Expected reward of a configuration in cores: Eq. 7, or the reward of a service level."""
     total = rest.value + p.value[n, z, f, k]
     if d.objective[0] > 0.0:
         inaccurate = max(d.floor - rest.accuracy - d.accuracy[n, z], 0.0)
-        return total - d.capacity * SHORTFALL_PENALTY * (_late(d, p, rest, n, z, f, k) + inaccurate)
+        return total - d.capacity * SHORTFALL_PENALTY * (_late(d, s, e, p, rest, n, z, f, k) + inaccurate)
     for h in range(len(d.horizon)):
         slowest = p.rate[n, z, f, k, h] < rest.rate[h]
         total += p.balance[n, z, f, k, h] if slowest else rest.balance[h]
@@ -243,14 +257,19 @@ def _expected(d, p, rest, n, z, f, k):
 
 
 @njit(cache=True)
-def _late(d, p, rest, n, z, f, k):
+def _late(d, s, e, p, rest, n, z, f, k):
     """Expected shortfall of a service level, a fraction; waiting times are taken to be distributed exponentially."""
     asked, slack, shortfall = 1.0 - np.exp(-d.objective[7]), d.seconds - rest.service - d.service[n, z, k], 0.0
-    for h in range(len(d.horizon)):
-        rate = min(rest.rate[h], p.rate[n, z, f, k, h])
-        for q in range(len(QUANTILE_WEIGHTS)):
-            seconds = rest.waiting[h, q] + p.waiting[n, z, f, k, h, q]
-            within = (1.0 - np.exp(-max(slack, 0.0) / max(seconds, 1e-6))) * min(1.0, rate / max(p.demand[h, q], 1e-9))
+    for q in range(len(QUANTILE_WEIGHTS)):
+        waits = 0.0
+        for h in range(len(d.horizon)):
+            load, rate = s.coming[e, h, q], min(rest.rate[h], p.rate[n, z, f, k, h])
+            if h == 0:
+                load += s.loads[e, WAITING]
+            behind, waits = _piled_up(d, load, rate, waits)
+            seconds = rest.waiting[h, q] + p.waiting[n, z, f, k, h, q] + behind
+            within = 1.0 - np.exp(-max(slack, 0.0) / max(seconds, 1e-6))
+            within *= min(1.0, rate / max(load, 1e-9))
             shortfall += d.horizon[h] * QUANTILE_WEIGHTS[q] * max(asked - within, 0.0)
     return shortfall
 
@@ -265,23 +284,25 @@ def _used(d, choices):
 
 
 @njit(cache=True)
-def _worth(d, p, choices):
+def _worth(d, s, e, p, choices):
     """Expected reward of a configuration in cores; minus infinity beyond the capacity."""
     z, f, k = choices[0]
     return (
-        _expected(d, p, _rest_of(d, p, choices, 0), 0, z, f, k) if _used(d, choices) <= d.capacity + 1e-9 else -np.inf
+        _expected(d, s, e, p, _rest_of(d, s, e, p, choices, 0), 0, z, f, k)
+        if _used(d, choices) <= d.capacity + 1e-9
+        else -np.inf
     )
 
 
 @njit(cache=True)
-def _appraise(d, p, rest, n, budget, out):
+def _appraise(d, s, e, p, rest, n, budget, out):
     """Write the expected reward (Z, F, K) of every choice of a stage; minus infinity where the budget is too small."""
     out[:] = -np.inf
     for z in range(d.variants[n]):
         for f in range(_most_replicas(d, n, z, budget)):
             excess = max(rest.cores + (f + 1) * d.cores[n, z] - d.capacity - 1e-9, 0.0)
             for k in range(out.shape[2]):
-                out[z, f, k] = _expected(d, p, rest, n, z, f, k) - EXCESS_PRICE * excess
+                out[z, f, k] = _expected(d, s, e, p, rest, n, z, f, k) - EXCESS_PRICE * excess
 
 
 SWEEPS = 3
@@ -289,14 +310,14 @@ SWEEPS = 3
 
 
 @njit(cache=True)
-def _ascend(d, p, choices, best, first):
+def _ascend(d, s, e, p, choices, best, first):
     """Coordinate ascent over the stages from ``first`` on; the configuration it ends with, and its expected reward."""
     found, values = choices.copy(), np.zeros(p.value.shape[1:])
     for _ in range(SWEEPS):
         before = best
         for n in range(first, len(found)):
-            rest = _rest_of(d, p, found, n)
-            _appraise(d, p, rest, n, d.capacity - rest.cores, values)
+            rest = _rest_of(d, s, e, p, found, n)
+            _appraise(d, s, e, p, rest, n, d.capacity - rest.cores, values)
             place = np.argmax(values)
             if values.ravel()[place] > best + 1e-9:
                 best, sizes = values.ravel()[place], values.shape[2]
@@ -307,43 +328,44 @@ def _ascend(d, p, choices, best, first):
 
 
 @njit(cache=True)
-def _complete(d, p, choices, first):
+def _complete(d, s, e, p, choices, first):
     """Complete a configuration, whose stages before ``first`` are chosen, by the best that ascent finds for the rest.
 
     It begins with the best of what is there already and of what is solved for some load, as far as that fits.
     """
     stages, best, found = len(choices), -np.inf, choices.copy()
-    begin = max(np.searchsorted(d.loads, 0.6 * p.demand.min()) - 1, 0)
-    end = min(np.searchsorted(d.loads, 1.5 * p.demand.max()) + 1, len(d.solved))
-    for row in range(begin - 2, end):
+    likely = s.coming[e, : len(d.horizon)]
+    begin = max(np.searchsorted(d.loads, 0.6 * likely.min()) - 1, 0)
+    end = np.searchsorted(d.loads, 1.5 * (likely.max() + s.loads[e, WAITING])) + 1
+    for row in range(begin - 2, min(end, len(d.solved))):
         other = choices.copy()
         if row == begin - 2:
             for n in range(first, stages):
                 other[n, 0], other[n, 1] = np.argmin(d.cores[n]), 0
         elif row >= begin:
             other[first:] = d.solved[row, first:]
-        value = _worth(d, p, other)
+        value = _worth(d, s, e, p, other)
         if value > best:
             best, found = value, other
-    return _ascend(d, p, found, best, first)
+    return _ascend(d, s, e, p, found, best, first)
 
 
 @njit(cache=True)
-def _go_on(d, p, current, n, chosen):
+def _go_on(d, s, e, p, current, n, chosen):
     """The plan once stage n is chosen: the same where that was planned, otherwise with the later stages planned anew."""
     if (current[n] == chosen).all():
         return current
     changed = current.copy()
     changed[n] = chosen
-    return _complete(d, p, changed, n + 1)[0]
+    return _complete(d, s, e, p, changed, n + 1)[0]
 
 
 @njit(cache=True)
 def plan(d, s, e):
     """(N, 3) choices with the best expected reward that is found in a situation, and the :class:`Prospects`."""
     p, running = prospects(d, s, e), s.running[e].copy()
-    found, best = _complete(d, p, running, 0)
-    other, value = _ascend(d, p, running, _worth(d, p, running), 0)
+    found, best = _complete(d, s, e, p, running, 0)
+    other, value = _ascend(d, s, e, p, running, _worth(d, s, e, p, running), 0)
     return (other if value > best else found), p
 
 
@@ -351,7 +373,7 @@ def plan(d, s, e):
 def expected_rewards(d, s, e, choices):
     """(C,) expected rewards of configurations (C, N, 3) in a situation, in cores; minus infinity beyond the capacity."""
     p = prospects(d, s, e)
-    return np.array([_worth(d, p, each) for each in choices])
+    return np.array([_worth(d, s, e, p, each) for each in choices])
 
 
 # --- options as numbers ----------------------------------------------------------------------------------------------
@@ -420,7 +442,7 @@ def _describe_stage(d, s, e, p, planned, unit, n, out):
     z, f, k = s.running[e, n]
     kept = planned.copy()
     kept[n] = s.running[e, n]
-    lead = (_worth(d, p, kept) - _worth(d, p, planned)) / unit
+    lead = (_worth(d, s, e, p, kept) - _worth(d, s, e, p, planned)) / unit
     budget = d.capacity - d.reserve[n]
     _describe_option(d, s, e, p, planned[n], budget, np.inf, k, lead, 0.0, n, z, f, k, out[:OPTION_INPUTS])
     place = OPTION_INPUTS
@@ -604,7 +626,7 @@ def choose(w, d, s, uniform):
         cores, carried, largest = d.capacity, np.inf, 0
         for n in range(stages):
             budget, z, f, k = cores - d.reserve[n], 0, 0, 0
-            _appraise(d, p, _rest_of(d, p, current, n), n, budget, values)
+            _appraise(d, s, e, p, _rest_of(d, s, e, p, current, n), n, budget, values)
             planned = current[n].copy()
             for kind in range(3):
                 count, places = _describe_choice(
@@ -617,7 +639,7 @@ def choose(w, d, s, uniform):
                 memory += w.chosen_weight[kind] @ options[chosen]
                 choices[e, n, kind] = places[chosen]
                 z, f, k = choices[e, n]
-            current = _go_on(d, p, current, n, choices[e, n])
+            current = _go_on(d, s, e, p, current, n, choices[e, n])
             cores -= (f + 1) * d.cores[n, z]
             carried, largest = min(carried, _rate(d, n, z, f, k)), max(largest, k)
     return choices, log_prob
@@ -649,7 +671,7 @@ def _expand_sequence(d, s, e, p, current, unit, choices, first, step, options, s
     for n in range(len(choices)):
         budget = cores - d.reserve[n]
         z, f, k = choices[n]
-        _appraise(d, p, _rest_of(d, p, current, n), n, budget, values)
+        _appraise(d, s, e, p, _rest_of(d, s, e, p, current, n), n, budget, values)
         for kind in range(3):
             end = first + most_options(d)
             count, places = _describe_choice(
@@ -662,7 +684,7 @@ def _expand_sequence(d, s, e, p, current, unit, choices, first, step, options, s
                     chosen[step] = first + option
             first += count
             step += 1
-        current = _go_on(d, p, current, n, choices[n])
+        current = _go_on(d, s, e, p, current, n, choices[n])
         cores -= (f + 1) * d.cores[n, z]
         carried, largest = min(carried, _rate(d, n, z, f, k)), max(largest, k)
     return first
