@@ -80,8 +80,8 @@ class Situations(NamedTuple):
     """E decisions of one pipeline.
 
     Attributes:
-        loads: (E, 3) requests/s: mean of the last interval, the larger of that and the forecast maximum of the next 20 s,
-            and what would clear the queues within an interval.
+        loads: (E, 3) requests/s: mean of the last interval, the larger of that and the forecast maximum of the next
+            20 s, and what would clear the queues within an interval.
         coming: (E, 6, 7) quantiles of the mean load in the coming intervals, requests/s.
         running: (E, N, 3) choices.
         serving: (E, N, Z) replicas that serve.

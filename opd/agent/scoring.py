@@ -1,4 +1,4 @@
-"""The agent's policy, compiled: a plan in closed form, and a small network that departs from it where it has learned to.
+"""The agent's policy, compiled: a plan in closed form, and a small network that departs from it where that pays.
 
 The plan is the configuration with the best expected reward over the coming intervals, found in closed form by
 coordinate ascent. An action is then chosen task by task, and within a task variant, replicas and batch size in turn
@@ -21,11 +21,14 @@ from numba import njit
 
 from opd.agent.description import INCOMING, OBJECTIVE, PLANNED, WAITING
 from opd.objective import SHORTFALL_PENALTY
-from opd.planner.expected import BUSIEST, QUANTILE_WEIGHTS, WAITING_SHARE
+from opd.planner.expected import BUSIEST, WAITING_SHARE
 
 OPTION_INPUTS = 30
 STAGE_INPUTS = OPTION_INPUTS + 10
 NODE_INPUTS = OBJECTIVE + 19
+
+QUANTILE_WEIGHTS = np.array([0.075, 0.1, 0.2, 0.25, 0.2, 0.1, 0.075])
+"""Share of the cases for which each quantile of the forecaster stands."""
 
 UNIT = 0.02
 """Difference in expected reward, as a share of the planned cores, that makes an option e times less likely before
@@ -113,8 +116,8 @@ class Prospects(NamedTuple):
     Attributes:
         value: (N, Z, F, K) accuracy less cores, and for weights less latency; minus infinity beyond the capacity.
         rate: (N, Z, F, K, H) requests/s.
-        balance: (N, Z, F, K, H) what throughput, unmet and spare load and piled-up requests are worth at this rate; only for
-            weights.
+        balance: (N, Z, F, K, H) what throughput, unmet and spare load and what piles up are worth at this rate; only
+            for weights.
         waiting: (N, Z, F, K, H, 7) seconds in the queue; only for a service level. Otherwise N is 0.
     """
 
@@ -352,7 +355,7 @@ def _complete(d, s, e, p, choices, first):
 
 @njit(cache=True)
 def _go_on(d, s, e, p, current, n, chosen):
-    """The plan once stage n is chosen: the same where that was planned, otherwise with the later stages planned anew."""
+    """The plan once stage n is chosen: the same where that was planned, otherwise later stages are planned anew."""
     if (current[n] == chosen).all():
         return current
     changed = current.copy()
@@ -371,7 +374,7 @@ def plan(d, s, e):
 
 @njit(cache=True)
 def expected_rewards(d, s, e, choices):
-    """(C,) expected rewards of configurations (C, N, 3) in a situation, in cores; minus infinity beyond the capacity."""
+    """(C,) expected rewards of configurations (C, N, 3), in cores; minus infinity beyond the capacity."""
     p = prospects(d, s, e)
     return np.array([_worth(d, s, e, p, each) for each in choices])
 
@@ -504,10 +507,10 @@ def _describe_choice(d, s, e, p, values, planned, unit, budget, carried, largest
     for option in range(options):
         zo, fo, ko = option, 0, 0
         if kind == 0:
-            place = np.argmax(values[option])
+            place = int(np.argmax(values[option]))
             fo, ko = place // values.shape[2], place % values.shape[2]
         elif kind == 1:
-            zo, fo, ko = z, option, np.argmax(values[z, option])
+            zo, fo, ko = z, option, int(np.argmax(values[z, option]))
         else:
             zo, fo, ko = z, f, option
         value = values[zo, fo, ko]

@@ -22,12 +22,6 @@ WAITING_SHARE = 0.2
 """Waiting time in terms of that formula: queues are younger and arrivals more regular than it assumes. Chosen, as
 :data:`BUSIEST`, by the reward of the best configurations on validation days of the Twitter trace."""
 
-OVERLOAD_SECONDS = 5.0
-"""Mean wait behind what has piled up in an interval of ten seconds, for each time of the capacity that is missing."""
-
-QUANTILE_WEIGHTS = np.array([0.075, 0.1, 0.2, 0.25, 0.2, 0.1, 0.075])
-"""Share of the cases for which each quantile of the forecaster stands."""
-
 
 def ready_rates(
     pipeline: Pipeline, stages: tuple[StageState, ...], candidates: np.ndarray, interval: float, intervals: int
@@ -110,8 +104,7 @@ def expected_rewards(
     service, batch_size = profiled_service_time(pipeline, candidates)[:, None, None], candidates[:, None, None, :, 2]
     queueing = waiting_times(present, rates[:, None], service, candidates[:, None, None])
     forming = 0.5 * np.minimum(simulation.batch_timeout, (batch_size - 1.0) / np.maximum(present, 0.1))
-    missing = np.clip(present / np.maximum(rates[:, None], 1e-9) - 1.0, 0.0, 1.0)
-    seconds = (service + WAITING_SHARE * queueing + forming + OVERLOAD_SECONDS * missing).sum(axis=-1)
+    seconds = (service + WAITING_SHARE * (queueing + forming)).sum(axis=-1)
     value = accuracy(pipeline, candidates)[:, None, None]
     quality = qos(weights, value, throughput, seconds, present[..., 0] - throughput).mean(axis=(1, 2))
     return np.asarray(reward(weights, quality, used_cores(pipeline, candidates), candidates[..., 2].max(axis=-1)))

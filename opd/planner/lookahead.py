@@ -103,7 +103,7 @@ class Planner:
         return futures.sample(history, load, self.futures, self.seconds, generator)
 
     def candidates(self, observation: Observation, near: Sequence[np.ndarray] = ()) -> np.ndarray:
-        """(C, N, 3) configurations to try: neighbours of the running, solved and further ones, and those of other loads."""
+        """(C, N, 3) configurations to try: neighbours of the running, solved and further ones; those of other loads."""
         load = planned_load(observation)
         loads = {load, load + backlog(observation, self._simulation.interval)}  # one where nothing waits
         solved = [as_array(self._solve(self._pipeline, each)) for each in loads]

@@ -87,7 +87,7 @@ def test_imitation_lowers_the_loss_until_the_agent_chooses_what_was_best():
 
 
 def test_noise_in_the_values_averages_out():
-    """Of two options the second is worth 2 units more in the mean, but often looks worse: it is learned to be better."""
+    """Of two options the second is worth 2 units more in the mean, but often looks worse: that is learned."""
     rng = np.random.default_rng(0)
     both = [[[0, 0, 0]], [[1, 0, 0]]]
     d = described(two_options())

@@ -15,7 +15,7 @@ from small_situations import small_practice
 
 from opd.agent import cloning, course, demonstrations, practice
 from opd.agent.course import CourseParameters, run_course
-from opd.agent.demonstrations import COMPARED, Lesson
+from opd.agent.demonstrations import Lesson
 from opd.agent.description import describe
 from opd.agent.ppo import PpoParameters
 from opd.agent.scoring import ScoringWeights
