@@ -55,11 +55,19 @@ def prepare_lesson(
         What demonstrations are made with, and the forecasters by name of their trace.
 
     Raises:
-        ValueError: if there is no trace.
+        ValueError: if there is no trace, or two have the same name.
     """
     if not sources:
         raise ValueError("there is no trace to learn from; name one whose file is here, such as synthetic")
-    traces = {trace.name: trace for trace in (load_trace(source, damping) for source in sources)}
+    traces: dict[str, Trace] = {}
+    for source in sources:
+        trace = load_trace(source, damping)
+        if trace.name in traces:
+            raise ValueError(
+                f"two of the traces {', '.join(sources)} are called {trace.name!r}, but a lesson knows them by name; "
+                "leave one out, or rename its file"
+            )
+        traces[trace.name] = trace
     forecasters = {
         name: forecaster_for(trace, parameters, seed, folder / f"forecaster-{name}.npz")
         for name, trace in traces.items()

@@ -94,3 +94,12 @@ def test_every_trace_gets_a_forecaster_of_its_own(prepared, tmp_path, monkeypatc
 def test_without_a_trace_there_is_no_lesson(tmp_path):
     with pytest.raises(ValueError, match="no trace to learn from; name one"):
         prepare_lesson([], 8, ForecastParameters(), SimulationParameters(), 0, tmp_path)
+
+
+def test_two_traces_of_one_name_are_refused(prepared, tmp_path):
+    (first,) = prepared.sources
+    (tmp_path / "waves.csv").write_bytes((prepared.folder / "waves.csv").read_bytes())
+    given = 8, ForecastParameters(), SimulationParameters(), 0, tmp_path / "forecasters"
+    with pytest.raises(ValueError, match=rf"traces {first}, {tmp_path}/waves.csv are called 'waves.csv', .* rename"):
+        prepare_lesson([first, str(tmp_path / "waves.csv")], *given)
+    assert not (tmp_path / "forecasters").exists()
