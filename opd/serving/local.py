@@ -101,7 +101,7 @@ class LocalBackend(TelemetryBackend):
             try:
                 self._reach(configuration)
             except ApplyError as error:
-                raise StartError(str(error)) from error
+                raise StartError(f"pipeline {pipeline.name!r} does not start: {error}; logs are in {folder}") from error
             self._telemetry.wait(APPLY_SECONDS)
             self._acquired = acquired.pop_all()
 
