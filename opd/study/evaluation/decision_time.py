@@ -19,7 +19,7 @@ import torch
 
 from opd.agent.single.deployed import Agent
 from opd.agent.single.network import ActorCritic, export
-from opd.control import AGENT, SINGLE_AGENT
+from opd.control import AGENT, LOOKAHEAD, SINGLE_AGENT
 from opd.control.factory import KnownLoad, agent_policy, build_policy
 from opd.control.policies import Policy, SolverPolicy
 from opd.host.progress import progress_bar
@@ -100,10 +100,12 @@ def policies(pipeline: Pipeline, ipa: IpaParameters, forecaster: Forecaster, see
     """Make the policies to time, by their names in the table."""
     torch.manual_seed(seed)
     known = pipeline, Weights(), SimulationParameters(), ipa, seed
+    build = partial(build_policy, simulated=True, load=KnownLoad(futures_of(forecaster)))
     single = Agent(pipeline, export(ActorCritic(pipeline)), {"untrained": True})
     return {
-        AGENT: build_policy(AGENT, *known, simulated=True, load=KnownLoad(futures_of(forecaster))),
+        AGENT: build(AGENT, *known),
         SINGLE_AGENT: agent_policy(single),
+        LOOKAHEAD: build(LOOKAHEAD, *known),  # in simulation its time has no limit
         "ipa-highs": SolverPolicy(pipeline, partial(ipa_highs, parameters=ipa)),
         "dynamic-program": SolverPolicy(pipeline, partial(ipa_dynamic_program, parameters=ipa)),
     }
