@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from deadlines import PATIENCE, eventually
+from full_disk import full_disk
 from process_family import ended, family
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
@@ -253,6 +254,41 @@ def test_the_error_for_a_url_where_nothing_listens_names_the_remedy(tmp_path):
 def test_a_url_of_something_else_is_an_error(targets, tmp_path):
     with pytest.raises(MonitoringError, match="cannot be read"):
         open_monitor(tmp_path, f"http://{targets[0].address}")
+
+
+SERVER = """#!{python}
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Empty(BaseHTTPRequestHandler):
+    def do_GET(self):
+        text = b'{{"status": "success", "data": {{"resultType": "matrix", "result": []}}}}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+address = next(each for each in sys.argv if each.startswith("--web.listen-address=")).partition("=")[2]
+HTTPServer(("127.0.0.1", int(address.partition(":")[2])), Empty).serve_forever()
+"""
+"""A program that answers like a Prometheus without samples."""
+
+
+@pytest.mark.processes
+def test_a_server_that_ends_on_a_full_disk_is_an_error_until_there_is_room(tmp_path, caplog):
+    program = tmp_path / "prometheus"
+    program.write_text(SERVER.format(python=sys.executable))
+    program.chmod(0o755)
+    opened = PrometheusServer(tmp_path / "monitor", str(program))
+    assert opened.samples("up", 1.0) == []
+    with full_disk():
+        psutil.Process(opened._process.pid).children()[0].kill()
+        with pytest.raises(MonitoringError, match="has died"):
+            eventually(lambda: opened.samples("up", 1.0) is None)
+        with pytest.raises(MonitoringError, match=rf"did not start: .*too large.*its folder is {tmp_path}/monitor"):
+            opened.samples("up", 1.0)
+    assert opened.samples("up", 1.0) == []
+    with full_disk():
+        opened.close()
+    assert "keeps its targets" in caplog.text and opened._process is None
 
 
 @pytest.mark.processes
