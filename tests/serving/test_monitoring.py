@@ -317,6 +317,19 @@ def test_the_scraper_forgets_what_is_old(targets, monkeypatch):
     opened.close()
 
 
+@pytest.mark.parametrize("hours", [-1.0, 1.0])
+def test_times_ascend_up_to_the_present_also_when_the_clock_is_set(targets, monkeypatch, hours):
+    opened = Scraper()
+    opened.set_targets({"gateway": targets[0].address})
+    scrapes(opened, "up", 2)
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + 3600.0 * hours)
+    for metric in ("up", "opd_requests_total"):
+        times = scrapes(opened, metric, 2).times
+        assert (np.diff(times) > 0.0).all() and time.time() - 60.0 <= times[0] and times[-1] <= time.time()
+    opened.close()
+
+
 def test_a_target_that_hangs_delays_only_itself(targets):
     opened = Scraper()
     with socket.socket() as hanging:
