@@ -13,6 +13,7 @@ from opd.agent.single.problem import Problem, TrainingParameters, expert_table
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import Pipeline, ServiceLevel, Task, Variant
+from opd.workload.forecast import ForecastParameters
 
 WEIGHTS = Weights()
 QUIET = SimulationParameters(service_noise=0.0)
@@ -29,6 +30,9 @@ SHORT = TrainingParameters(
     validation_episodes=4,
     validation_decisions=5,
 )
+
+BARELY = ForecastParameters(hidden_size=4, epochs=1, train_windows=200)
+"""Of a forecaster that hardly learns."""
 
 
 def problem_for(pipeline=None, workload=None, expert="myopic", bursts=(30, 90), objective=WEIGHTS) -> Problem:

@@ -161,7 +161,7 @@ def _practise(
     """PPO from the last checkpoint on."""
     optimizer = torch.optim.Adam(network.parameters(), lr=ppo.learning_rate, eps=1e-5)
     metrics = _resume(folder, network, optimizer)
-    with task_pool(_collect, lesson, workers) as run:
+    with task_pool(_collect, _Problems(lesson), workers) as run:
         for update in range(len(metrics), p.updates):
             decay_learning_rate(optimizer, ppo.learning_rate, update, p.updates)
             rng = np.random.default_rng([p.seed, 1_000, update])
@@ -192,14 +192,21 @@ SEEDS_OF_A_COURSE = 50_000
 FIRST_PRACTICE = 500_000
 """Seeds from here on are those of pipelines that PPO practises on."""
 
-_problems: dict[int, PracticeProblem] = {}
-"""Of this process, by seed: solving for the loads of a pipeline can take a second."""
+
+class _Problems(dict[int, PracticeProblem]):
+    """Problems of a lesson by seed, each made once in a process: solving for the loads of one can take a second."""
+
+    def __init__(self, lesson: Lesson) -> None:
+        super().__init__()
+        self.lesson = lesson
+
+    def __missing__(self, seed: int) -> PracticeProblem:
+        problem = self[seed] = self.lesson.problem(seed)
+        return problem
 
 
-def _collect(lesson: Lesson, task: _Practice) -> Rollout:
-    if task.pipeline not in _problems:
-        _problems[task.pipeline] = lesson.problem(task.pipeline)
-    return roll_out(_problems[task.pipeline], task.weights, task.seed, task.parameters)
+def _collect(problems: _Problems, task: _Practice) -> Rollout:
+    return roll_out(problems[task.pipeline], task.weights, task.seed, task.parameters)
 
 
 def _save(

@@ -8,8 +8,8 @@ from pathlib import Path
 from opd.agent.demonstrations import Lesson
 from opd.agent.practice import Load
 from opd.measurement import SimulationParameters
-from opd.workload.forecast import Forecaster, ForecastParameters
-from opd.workload.forecast_training import train_forecaster
+from opd.workload.forecast import Forecaster, ForecasterError, ForecastParameters
+from opd.workload.forecast_training import train_forecaster, training_data
 from opd.workload.trace import Trace, load_trace
 from opd.workload.trace_files import locate
 
@@ -27,10 +27,16 @@ def _is_here(source: str) -> bool:
 
 
 def forecaster_for(trace: Trace, parameters: ForecastParameters, seed: int, path: Path) -> Forecaster:
-    """Train the forecaster of a trace and save it, unless it is there already."""
-    if not path.is_file():
-        train_forecaster(trace, parameters, seed).save(path)
-    return Forecaster.load(path, trace.damping)
+    """Train the forecaster of a trace and save it, unless that very forecaster is there already."""
+    try:
+        known = Forecaster.load(path)
+    except ForecasterError:  # missing, damaged, or of an older version
+        known = None
+    wanted = parameters, seed, trace.name, trace.damping, training_data(trace)
+    if known is None or (known.parameters, known.seed, known.trace, known.damping, known.data) != wanted:
+        known = train_forecaster(trace, parameters, seed)
+        known.save(path)
+    return known
 
 
 def prepare_lesson(
@@ -55,11 +61,19 @@ def prepare_lesson(
         What demonstrations are made with, and the forecasters by name of their trace.
 
     Raises:
-        ValueError: if there is no trace.
+        ValueError: if there is no trace, or two have the same name.
     """
     if not sources:
         raise ValueError("there is no trace to learn from; name one whose file is here, such as synthetic")
-    traces = {trace.name: trace for trace in (load_trace(source, damping) for source in sources)}
+    traces: dict[str, Trace] = {}
+    for source in sources:
+        trace = load_trace(source, damping)
+        if trace.name in traces:
+            raise ValueError(
+                f"two of the traces {', '.join(sources)} are called {trace.name!r}, but a lesson knows them by name; "
+                "leave one out, or rename its file"
+            )
+        traces[trace.name] = trace
     forecasters = {
         name: forecaster_for(trace, parameters, seed, folder / f"forecaster-{name}.npz")
         for name, trace in traces.items()

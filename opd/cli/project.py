@@ -259,12 +259,21 @@ def serve(
             store_models(project.pipeline_path, say)
         from opd.live.serve import show, show_as_json
         from opd.project.running import decider, serve_project
+        from opd.serving.local import AlreadyControlledError
+        from opd.serving.monitoring.source import MonitoringError
+        from opd.serving.processes import StartError
 
         chosen = decider(project, pipeline, policy)
     for note in chosen.notes:
         say(f"note: {note}")
     views = serve_project(project, pipeline, chosen, standbys)
-    (show_as_json if as_json else show)(views, view)
+    try:
+        (show_as_json if as_json else show)(views, view)
+    except StartError as error:
+        remedy = "" if emulated else f"; `opd check {folder}` loads every model and says what is wrong"
+        raise CommandError(f"{error}{remedy}") from error
+    except (AlreadyControlledError, MonitoringError) as error:
+        raise CommandError(str(error)) from error
     return DONE
 
 

@@ -16,7 +16,10 @@ SINGLE_AGENT = "agent-single"
 REACTIVE_POLICIES = ("hpa", "queue-threshold", "ladder")
 """Autoscalers that answer what was measured, see :mod:`opd.control.reactive`."""
 
-PLANNERS = ("lookahead", "foresight")
+LOOKAHEAD = "lookahead"
+"""The planner; it decides for the agent outside of what that has learned."""
+
+PLANNERS = (LOOKAHEAD, "foresight")
 """Policies that plan by simulation, see :mod:`opd.control.lookahead`."""
 
 BASELINES = (

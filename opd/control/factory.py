@@ -14,6 +14,7 @@ from opd.control import (
     AGENT,
     DECISION_SHARE,
     DEPLOYABLE_POLICIES,
+    LOOKAHEAD,
     PLANNERS,
     POLICIES,
     REACTIVE_POLICIES,
@@ -106,7 +107,7 @@ def build_policy(
     if name in PLANNERS:
         return planner(name)
     if name == AGENT:
-        weights, fallback = TrainedAgent.load(agent or SHIPPED), partial(planner, "lookahead")
+        weights, fallback = TrainedAgent.load(agent or SHIPPED), partial(planner, LOOKAHEAD)
         return AgentPolicy(pipeline, objective, simulation, solve, weights, futures, fallback)
     simple = {"random": RandomPolicy(pipeline, seed), "myopic-backlog": backlog}
     return simple.get(name) or ClairvoyantPolicy(SolverPolicy(pipeline, solve))

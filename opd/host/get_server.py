@@ -7,7 +7,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ Answer = Callable[[str], Reply]
 
 
 @contextmanager
-def get_server(host: str, port: int, answer: Answer, name: str) -> Iterator[int]:
+def get_server(host: str, port: int, answer: Answer, name: str, own_names_only: bool = False) -> Iterator[int]:
     """Answer GET requests while the context lasts; yields the port.
 
     Args:
@@ -45,11 +47,12 @@ def get_server(host: str, port: int, answer: Answer, name: str) -> Iterator[int]
         port: any free one if 0.
         answer: gets the path without its query; if it fails, that is logged, and the answer is status 500.
         name: of the thread.
+        own_names_only: answer requests with status 403 whose Host header :func:`is_own_name` does not accept.
 
     Raises:
         OSError: if it cannot listen there.
     """
-    server = _Server((host, port), answer)
+    server = _Server((host, port), answer, own_names_only)
     threading.Thread(target=server.serve_forever, daemon=True, name=name).start()
     try:
         yield server.server_address[1]
@@ -58,10 +61,35 @@ def get_server(host: str, port: int, answer: Answer, name: str) -> Iterator[int]
         server.server_close()
 
 
+def is_own_name(header: str | None, host: str) -> bool:
+    """Check whether a Host header names a server that listens on ``host``, so that no other site can read it.
+
+    A site can let its own name lead to this machine once its page is open in a browser here (DNS rebinding); the Host
+    header then has the site's name.
+
+    Args:
+        header: with or without a port; None if the request had none.
+        host: that the server was told to listen on.
+
+    Returns:
+        True for localhost, loopback addresses and ``host``; for all addresses if ``host`` is the wildcard.
+    """
+    try:
+        name = urlsplit(f"//{header or ''}").hostname or ""
+    except ValueError:  # brackets without an address between them
+        return False
+    if name in ("localhost", host.lower()):
+        return True
+    try:
+        return ip_address(name).is_loopback or ip_address(host).is_unspecified
+    except ValueError:  # a name, not an address
+        return False
+
+
 class _Server(ThreadingHTTPServer):
-    def __init__(self, address: tuple[str, int], answer: Answer) -> None:
+    def __init__(self, address: tuple[str, int], answer: Answer, own_names_only: bool) -> None:
         super().__init__(address, _Handler)
-        self.answer = answer
+        self.answer, self.host, self.own_names_only = answer, address[0], own_names_only
 
     def handle_error(self, *_: Any) -> None:
         """Leave out clients that went away; by default their stack traces are printed."""
@@ -73,6 +101,10 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = CLIENT_SECONDS
 
     def do_GET(self) -> None:
+        if self.server.own_names_only and not is_own_name(self.headers["Host"], self.server.host):
+            own = f"this server answers requests to localhost or {self.server.host}, not to another host\n"
+            self._send(Reply(403, own.encode()))
+            return
         try:
             reply = self.server.answer(self.path.partition("?")[0])
         except Exception:

@@ -25,6 +25,7 @@ import typer
 from mlserver.grpc.dataplane_pb2 import ModelInferRequest
 from tqdm import tqdm
 
+from opd.host.archive import written_whole
 from opd.live.failures import count_failures, describe_failures
 from opd.serving import supervisor
 from opd.serving.client import Client
@@ -368,7 +369,12 @@ def main(
     except (LoadError, OSError, ValueError) as error:
         print(f"no load was offered: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
-    records.to_parquet(output, index=False)
+    try:
+        with written_whole(output) as unfinished:
+            records.to_parquet(unfinished, index=False)
+    except OSError as error:
+        print(f"the records of {len(records)} requests are lost: {output} cannot be written: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
     result = {**summary(records), "failures": count_failures(records)}
     print(json.dumps(result, indent=2))
     for sentence in describe_failures({model: {"requests": result, "failures": result["failures"]}}):

@@ -98,9 +98,13 @@ def serve_project(
         pipeline, chosen.policy, chosen.forecast, project.objective, project.simulation(), folder,
         store=store_url(), standbys=standbys, emulated=project.emulated,
     )  # fmt: skip
+    written = ""
     try:
         for view in views:
-            address.write_text(json.dumps({"address": view.address, "model": view.pipeline}) + "\n")
+            served = json.dumps({"address": view.address, "model": view.pipeline}) + "\n"
+            if served != written:  # a disk that fills up later ends nothing
+                address.write_text(served)
+                written = served
             yield view
     finally:
         views.close()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from opd.control.loop import ApplyError
+from opd.host.errors import reason_of
 from opd.measurement import SimulationParameters
 from opd.pipeline import Configuration, Pipeline, check_feasible
 from opd.serving.emulation.host import HostedReplica, emulation_of
@@ -101,7 +102,7 @@ class LocalBackend(TelemetryBackend):
             try:
                 self._reach(configuration)
             except ApplyError as error:
-                raise StartError(str(error)) from error
+                raise StartError(f"pipeline {pipeline.name!r} does not start: {error}; logs are in {folder}") from error
             self._telemetry.wait(APPLY_SECONDS)
             self._acquired = acquired.pop_all()
 
@@ -163,13 +164,18 @@ class LocalBackend(TelemetryBackend):
         return self.gateways.missing() + [stage.missing() for stage in self.stages if not stage.settled]
 
     def _reconcile_until_closed(self) -> None:
+        logged = ""
         while not self._closing.wait(RECONCILE_SECONDS):
             try:
                 with self._changed:
                     self._reconcile()
                     self._changed.notify_all()
-            except Exception:  # no error may leave the pipeline unattended
-                logger.exception("reconciling the processes failed; trying again")
+            except Exception as error:  # no error may leave the pipeline unattended
+                if (reason := reason_of(error)) != logged:  # it may come ten times a second
+                    logger.exception("reconciling the processes failed; trying again")
+                logged = reason
+            else:
+                logged = ""
 
     def _reconcile(self) -> None:
         self.gateways.reconcile()

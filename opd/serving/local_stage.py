@@ -169,7 +169,13 @@ class LocalStage:
     def _start_missing(self) -> None:
         # Assigning a standby may take seconds, in which the backend may close.
         while len(self._of_target()) < self.target.replicas and self.backoff.due and not self.closing.is_set():
-            process = self._assigned_standby() or self._new_replica(self.task.variants[self.target.variant])
+            variant = self.task.variants[self.target.variant]
+            try:
+                process = self._assigned_standby() or self._new_replica(variant)
+            except OSError as error:  # such as a full disk; must not keep the other stages from being reconciled
+                self.backoff.failed(f"variant {variant.name!r} of {self.task.name!r}", str(error))
+                logger.warning("%s", self.backoff.last_failure)
+                return
             self.replicas.append(LocalReplica(process, self.target.variant))
 
     def _of_target(self) -> list[LocalReplica]:

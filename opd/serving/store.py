@@ -19,6 +19,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from opd.host.archive import written_whole
 from opd.host.documents import as_model
 from opd.host.errors import reason_of
 from opd.host.paths import project_path
@@ -112,8 +113,16 @@ class ModelStore:
                 self._files.makedirs(f"{target}/{name}".rpartition("/")[0], exist_ok=True)
                 self._files.put_file(str(path), f"{target}/{name}")
             self._files.makedirs(target, exist_ok=True)
-            self._files.pipe_file(f"{target}/{MANIFEST}", content)
+            self._write_manifest(f"{target}/{MANIFEST}", content)
         return True
+
+    def _write_manifest(self, path: str, content: bytes) -> None:
+        """Write a manifest whole or not at all, as object storage does, also where the disk is full."""
+        if not self._is_local:
+            self._files.pipe_file(path, content)
+            return
+        with written_whole(Path(path)) as unfinished:
+            unfinished.write_bytes(content)
 
     def _has(self, folder: str, manifest: bytes) -> bool:
         """Check whether the store has this variant, intact as far as can be told without downloading it."""

@@ -90,7 +90,13 @@ class SupervisedServer(ServerProcess):
             self._record_end()
         if not self.backoff.due:
             return False
-        self._start()
+        try:
+            self._start()
+        except OSError as error:  # such as a full disk; must not keep the stages from being reconciled
+            self._is_down = True
+            self.backoff.failed(self.name, str(error))
+            logger.warning("%s", self.backoff.last_failure)
+            return False
         return True
 
     def _probe(self) -> None:

@@ -297,7 +297,7 @@ class TelemetryBackend:
 
     def begin_run(self) -> None:
         """Discard all measurements so far: a policy sees only its run, from the first request on."""
-        self._begin, self._tick, self._idle = time.time(), None, True
+        self._begin, self._tick, self._idle = time.monotonic(), None, True
         self._assume_profiles(self.configuration)
 
     def observe(self) -> Observation:
@@ -308,11 +308,12 @@ class TelemetryBackend:
             NoRequestsError: if there are, and they count no request since the run began.
         """
         now = time.time()
+        begin = self._begin + now - time.monotonic()  # in the time of the samples, whose clock may be set meanwhile
         # The first interval begins with the first observation, and so does the first after a pause in decisions.
         if self._tick is None or time.monotonic() > self._tick + self._seconds:
             self._tick = time.monotonic()
         try:
-            history = self._telemetry.history(now, self._begin)
+            history = self._telemetry.history(now, begin)
             queue = self._telemetry.queue(now)
         except MonitoringError as error:
             raise ObservationError(str(error)) from error

@@ -111,7 +111,7 @@ def served_page(address: tuple[str, int] | None) -> Iterator[ViewPage]:
         if address is not None:
             host, port = address
             try:
-                port = stack.enter_context(get_server(host, port, page.answer, "page"))
+                port = stack.enter_context(get_server(host, port, page.answer, "page", own_names_only=True))
                 page.url = f"http://{host}:{port}/"
             except OSError as error:
                 logger.warning(

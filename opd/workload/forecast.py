@@ -119,6 +119,7 @@ class Forecaster:
         trace: name of the trace that it was trained on.
         damping: damping of that trace; forecasts of damped counts are rounded to whole requests.
         seed: seed of its training.
+        data: checksum of the counts that it was trained on; None if the file does not say, as older ones.
     """
 
     network: ForecastNetwork
@@ -127,6 +128,7 @@ class Forecaster:
     trace: str
     damping: int
     seed: int
+    data: int | None = None
 
     def predict(self, history: np.ndarray) -> float:
         """Predict the largest load of the next 20 s, in requests/s.
@@ -198,6 +200,7 @@ class Forecaster:
             "trace": self.trace,
             "damping": self.damping,
             "seed": self.seed,
+            "data": self.data,
         }
         save_archive(Path(path), _FORMAT, metadata, arrays)
 
@@ -223,6 +226,7 @@ class Forecaster:
                 metadata["trace"],
                 metadata["damping"],
                 metadata["seed"],
+                metadata.get("data"),
             )
         except ArchiveError as error:
             raise ForecasterError(f"the forecaster cannot be loaded: {error}; {_TRAIN_AGAIN}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -157,7 +158,12 @@ def train_forecaster(
     network = _network(module, head, level_mean, level_deviation)
     kept = np.unique(np.linspace(0, len(ends) - 1, PATTERNS).astype(int))
     patterns = patterns_of(counts, ends[kept], network)
-    return Forecaster(network, patterns, parameters, trace.name, trace.damping, seed)
+    return Forecaster(network, patterns, parameters, trace.name, trace.damping, seed, training_data(trace))
+
+
+def training_data(trace: Trace) -> int:
+    """Checksum of the counts that :func:`train_forecaster` learns from."""
+    return zlib.crc32(trace.counts[trace.split("train")].tobytes())
 
 
 def _fit(

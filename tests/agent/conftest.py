@@ -8,14 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
+from small_trainings import BARELY
 
 from opd.agent.demonstrations import Lesson
 from opd.agent.lessons import prepare_lesson
 from opd.measurement import SimulationParameters
-from opd.workload.forecast import Forecaster, ForecastParameters
+from opd.workload.forecast import Forecaster
 from opd.workload.trace_limits import MIN_SECONDS
-
-BARELY = ForecastParameters(hidden_size=4, epochs=1, train_windows=200)
 
 
 class Prepared(NamedTuple):

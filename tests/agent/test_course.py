@@ -18,6 +18,7 @@ from opd.agent.course import CourseParameters, run_course
 from opd.agent.demonstrations import Lesson
 from opd.agent.description import describe
 from opd.agent.ppo import PpoParameters
+from opd.agent.practice import PracticeProblem
 from opd.agent.scoring import ScoringWeights
 from opd.agent.weights import TrainedAgent
 from opd.measurement import SimulationParameters
@@ -43,7 +44,6 @@ def few_of_everything() -> Iterator[None]:
         patched.setattr(cloning, "PIPELINES", 2)
         patched.setattr(cloning, "SITUATIONS", 4)
         patched.setattr(course, "_SAVE_EVERY", 1)
-        patched.setattr(course, "_problems", {})
         yield
 
 
@@ -172,22 +172,42 @@ class NotingLesson(Lesson):
         return small_practice()
 
 
-def seeds_of(folder: Path, monkeypatch, seed: int) -> tuple[list[int], ScoringWeights]:
+def seeds_of(folder: Path, seed: int) -> tuple[list[int], ScoringWeights]:
     """Pipelines of a course, in the order in which they are drawn, and its weights."""
-    monkeypatch.setattr(course, "_problems", {})
     lesson = NotingLesson(SimulationParameters(), {}, {})
     lesson.asked = []
     return lesson.asked, run(lesson, folder, seed=seed).weights
 
 
-def test_another_seed_draws_other_pipelines(tmp_path, monkeypatch):
+def test_another_seed_draws_other_pipelines(tmp_path):
     (first, weights), (again, same), (second, other) = (
-        seeds_of(tmp_path / name, monkeypatch, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))
+        seeds_of(tmp_path / name, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))
     )
     assert first == again and first[:4] == [0, 1, 2, 3]
     assert not set(first) & set(second) and len(set(second)) == len(second) >= 6
     assert_same_weights(weights, same)
     assert not np.array_equal(weights.option_weight, other.option_weight)
+
+
+class OneProblem(Lesson):
+    """A lesson with one problem for every seed."""
+
+    only: PracticeProblem
+
+    def problem(self, seed):
+        return self.only
+
+
+def test_a_second_lesson_in_the_same_process_practises_on_its_own_problems(tmp_path, monkeypatch):
+    roll_out, practised = course.roll_out, []
+    monkeypatch.setattr(course, "roll_out", lambda *given: practised.append(given[0]) or roll_out(*given))
+    for name in ("first", "second"):
+        lesson = OneProblem(SimulationParameters(), {}, {})
+        lesson.only = small_practice()
+        run(lesson, tmp_path / name)
+        assert len(practised) == BRIEF.updates * PPO.problems
+        assert all(problem is lesson.only for problem in practised)
+        practised.clear()
 
 
 # --- parameters ------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
-"""Commands for a project: input, exit codes and output for programs, without starting anything."""
+"""Commands for a project: input, exit codes and output for programs, almost without starting anything."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -134,6 +135,41 @@ def test_recommendations_of_an_assumed_profile_say_so(shop, capsys):
 def test_unknown_policies_are_refused_before_anything_starts(shop, policy, words, capsys):
     assert cli.main(["serve", "shop", "--policy", policy]) == cli.REFUSED
     assert words in capsys.readouterr().err and not (shop / ".cache" / "serving").exists()
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_a_pipeline_that_does_not_start_is_one_line_with_reason_logs_and_remedy(shop, as_json, capsys):
+    models = shop / "shop_models.py"
+    broken = models.read_text().replace("self.above, self.alone = above, alone", "raise ValueError('no weights here')")
+    models.write_text(broken)
+    assert cli.main(["serve", "shop", "--policy=greedy", "--view=none", *as_json]) == cli.FAILED
+    printed = capsys.readouterr()
+    errors = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and printed.err.rstrip().endswith(errors[0]) and "Traceback" not in printed.err
+    assert errors[0].startswith(
+        "error: pipeline 'shop' does not start: variant 'strict' of 'sign' did not start 2 times"
+    )
+    assert "no weights here" in errors[0] and "exit code 1" in errors[0]
+    assert errors[0].endswith(
+        f"logs are in {shop}/.cache/serving; `opd check shop` loads every model and says what is wrong"
+    )
+    assert list((shop / ".cache" / "serving").glob("sign-*.log"))
+
+
+@pytest.mark.processes
+def test_a_pipeline_that_is_served_already_is_one_line(shop, capsys):
+    serving = shop / ".cache" / "serving"
+    serving.mkdir(parents=True)
+    with (serving / "controller.lock").open("a+") as held:
+        held.write("4711")
+        held.flush()
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert cli.main(["serve", "shop", "--policy=greedy", "--view=none"]) == cli.FAILED
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: pipeline 'shop' in ") and error.endswith(
+        "is controlled by process 4711; stop it, or use another folder"
+    )
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])

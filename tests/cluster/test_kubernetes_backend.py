@@ -360,9 +360,28 @@ def test_without_metrics_the_last_good_configuration_goes_on(world, state):
     assert "no decision" in step.refused and step.configuration == INITIAL
     assert np.isnan(step.predicted_load)
     if state == "absent":
-        return
+        world.prometheus.reopen()
     world.prometheus.state = "good"
     assert next(steps).refused == "" and world.state("first")["batch_size"] == "2"
+
+
+def test_a_run_goes_on_while_prometheus_is_away_and_decides_again_once_it_is_back(world):
+    policy = FixedPolicy(stages((SMALL, 1, 2), (SMALL, 1, 1)))
+    steps = run(world.backend(), world.pipeline, policy, lambda history: 5.0, Weights(), 4)
+    first = next(steps)
+    assert first.refused == "" and np.isfinite(first.score.reward).all()
+    applied, policy.configuration = policy.configuration, INITIAL
+    world.prometheus.close()
+    for _ in range(2):
+        step = next(steps)
+        assert f"no decision: Prometheus server at {world.prometheus.url} cannot be read" in step.refused
+        assert "check that it runs" in step.refused
+        assert step.configuration == applied and np.isnan(step.score.reward).all()
+        assert world.state("first")["batch_size"] == "2"
+    world.prometheus.reopen()
+    last = next(steps)
+    assert last.refused == "" and last.configuration == INITIAL and np.isfinite(last.score.reward).all()
+    assert world.state("first")["batch_size"] == "1"
 
 
 def test_an_action_above_the_capacity_is_refused_before_any_call(world):

@@ -31,6 +31,10 @@ class Prometheus:
         """Stop listening."""
         self._server.stop()
 
+    def reopen(self) -> None:
+        """Listen again, at the same address."""
+        self._server = Server(_PrometheusHandler, self._server.port, prometheus=self)
+
     def answer(self, query: str) -> list[dict]:
         """The series of a query such as ``metric{pipeline="p"}[10000ms]``."""
         metric = re.split(r"[{\[]", query)[0]

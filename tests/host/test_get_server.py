@@ -6,7 +6,7 @@ import pytest
 import requests
 from deadlines import PATIENCE
 
-from opd.host.get_server import Reply, get_server
+from opd.host.get_server import Reply, get_server, is_own_name
 
 
 def answer(path):
@@ -52,3 +52,41 @@ def test_after_its_context_nothing_listens():
         pass
     with socket.create_server(("127.0.0.1", port)):
         pass
+
+
+def ask(port: int, *lines: bytes) -> bytes:
+    """The answer to a GET with these header lines, whole."""
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+        client.settimeout(PATIENCE)
+        client.sendall(b"\r\n".join([b"GET /secret HTTP/1.0", *lines, b"", b""]))
+        return b"".join(iter(lambda: client.recv(4096), b""))
+
+
+def test_a_request_for_another_host_is_refused_where_own_names_only_are_answered():
+    with get_server("127.0.0.1", 0, answer, "test", own_names_only=True) as port:
+        for host in (b"localhost", b"127.0.0.1:%d" % port, b"LOCALHOST:1", b"[::1]:80"):
+            assert ask(port, b"Host: " + host).endswith(b"/secret")
+        for lines in ([b"Host: rebound.example:%d" % port], [b"Host: 127.0.0.1.rebound.example"], [b"Host: [x"], []):
+            refused = ask(port, *lines)
+            assert refused.startswith(b"HTTP/1.0 403 ") and b"localhost or 127.0.0.1" in refused
+            assert b"/secret" not in refused
+    with get_server("127.0.0.1", 0, answer, "test") as port:
+        assert ask(port, b"Host: pod.example").endswith(b"/secret"), "probes of a cluster ask by any name"
+
+
+@pytest.mark.parametrize(
+    ("header", "host", "expected"),
+    [
+        ("box.lan:8090", "Box.lan", True),
+        ("box.lan:8090", "127.0.0.1", False),
+        ("192.168.0.7", "192.168.0.7", True),
+        ("192.168.0.8", "192.168.0.7", False),
+        ("192.168.0.7:8090", "0.0.0.0", True),
+        ("box.lan", "0.0.0.0", False),
+        ("127.3.2.1", "box.lan", True),
+        ("", "127.0.0.1", False),
+        (None, "127.0.0.1", False),
+    ],
+)
+def test_own_names_are_loopback_names_and_the_host_that_was_told(header, host, expected):
+    assert is_own_name(header, host) is expected

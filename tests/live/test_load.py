@@ -96,6 +96,15 @@ def test_the_command_reports_why_it_offered_no_load(tmp_path):
     assert not files[2].exists()
 
 
+def test_records_that_find_no_room_are_reported_and_not_left_half_written(address, tmp_path):
+    files = written(tmp_path, [5], [b"one"])
+    files[2].with_name(f"{files[2].name}.part").symlink_to("/dev/full")
+    ended = subprocess.run(command(address, files), capture_output=True, text=True, timeout=PATIENCE)
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert f"the records of 5 requests are lost: {files[2]} cannot be written: " in ended.stderr
+    assert "No space left on device" in ended.stderr and not files[2].exists()
+
+
 def test_a_load_generator_returns_its_records(address, tmp_path):
     _, payloads, output = written(tmp_path, [], [b"one"])
     generator = start_load(address, "pipeline", np.array([10]), payloads, 5, output)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from deadlines import PATIENCE, eventually
+from viewed_steps import loop_views
 
 from opd import cli
 from opd.profiling.pipeline_file import shipped_pipelines
+from opd.project import running
 from opd.project.folder import Project, ProjectError
 from opd.project.running import decider, send_load, serve_project, served_address, served_name, serving_folder
 
@@ -29,6 +31,21 @@ def test_what_is_neither_is_refused(tmp_path, monkeypatch, capsys):
     assert cli.main(["serve", "nosuch", "--emulated"]) == cli.REFUSED
     error = capsys.readouterr().err
     assert "nosuch is no project" in error and all(name in error for name in shipped_pipelines())
+
+
+def test_a_disk_that_fills_up_while_a_project_is_served_ends_nothing(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(running, "serve", lambda *given, **known: loop_views(3))
+    project = Project.to_emulate(Path("video"))
+    pipeline = project.pipeline()
+    views = serve_project(project, pipeline, decider(project, pipeline, "greedy"))
+    next(views)
+    address = serving_folder(project) / running.ADDRESS_FILE
+    address.unlink()
+    address.symlink_to("/dev/full")
+    assert len(list(views)) == 2 and not address.is_symlink()
 
 
 @pytest.mark.processes

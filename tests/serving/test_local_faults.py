@@ -9,6 +9,7 @@ import time
 import psutil
 import pytest
 from deadlines import eventually
+from full_disk import full_disk
 from small_pipelines import stages
 from tiny_local import FAST, INITIAL, SLOW, Load, outcomes, queue_status
 
@@ -120,6 +121,28 @@ def test_the_error_for_a_gateway_that_cannot_start_gives_the_reason(backend):
         with pytest.raises(ApplyError, match=rf"{server.name} did not start 2 times in a row: OSError: .* in use"):
             backend.apply(stages((SLOW, 1, 1), (FAST, 1, 1)))
     eventually(lambda: server.answers and not server.backoff.error)
+
+
+# --- a full disk -----------------------------------------------------------------------------------------------------
+
+
+def test_on_a_full_disk_what_runs_goes_on_and_the_error_gives_the_reason(backend, without_standbys, tmp_path, caplog):
+    traffic = Load(backend, tmp_path, [10] * 6)
+    with full_disk(), pytest.raises(ApplyError, match="variant 'slow' of 'first' did not start 2 times .*too large"):
+        backend.apply(stages((SLOW, 1, 1), (FAST, 1, 1)))
+    assert backend.configuration == INITIAL
+    assert outcomes(traffic.records()) == {"completed": 60}
+    backend.apply(stages((SLOW, 1, 1), (FAST, 1, 1)))
+    assert "reconciling the processes failed" not in caplog.text
+
+
+def test_a_gateway_that_ends_on_a_full_disk_comes_back_once_there_is_room(backend, caplog):
+    (server,) = backend.gateways.servers
+    with full_disk():
+        os.kill(server.pid, signal.SIGKILL)
+        eventually(lambda: f"{server.name} did not start 2 times in a row: [Errno" in caplog.text)
+    eventually(lambda: server.answers and not server.backoff.error)
+    assert caplog.text.count(f"{server.name} died: ") == 1 and "reconciling the processes failed" not in caplog.text
 
 
 # --- replicas that come and go ---------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from deadlines import PATIENCE, eventually
+from full_disk import full_disk
 from process_family import ended, family
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
@@ -255,6 +256,41 @@ def test_a_url_of_something_else_is_an_error(targets, tmp_path):
         open_monitor(tmp_path, f"http://{targets[0].address}")
 
 
+SERVER = """#!{python}
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Empty(BaseHTTPRequestHandler):
+    def do_GET(self):
+        text = b'{{"status": "success", "data": {{"resultType": "matrix", "result": []}}}}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+address = next(each for each in sys.argv if each.startswith("--web.listen-address=")).partition("=")[2]
+HTTPServer(("127.0.0.1", int(address.partition(":")[2])), Empty).serve_forever()
+"""
+"""A program that answers like a Prometheus without samples."""
+
+
+@pytest.mark.processes
+def test_a_server_that_ends_on_a_full_disk_is_an_error_until_there_is_room(tmp_path, caplog):
+    program = tmp_path / "prometheus"
+    program.write_text(SERVER.format(python=sys.executable))
+    program.chmod(0o755)
+    opened = PrometheusServer(tmp_path / "monitor", str(program))
+    assert opened.samples("up", 1.0) == []
+    with full_disk():
+        psutil.Process(opened._process.pid).children()[0].kill()
+        with pytest.raises(MonitoringError, match="has died"):
+            eventually(lambda: opened.samples("up", 1.0) is None)
+        with pytest.raises(MonitoringError, match=rf"did not start: .*too large.*its folder is {tmp_path}/monitor"):
+            opened.samples("up", 1.0)
+    assert opened.samples("up", 1.0) == []
+    with full_disk():
+        opened.close()
+    assert "keeps its targets" in caplog.text and opened._process is None
+
+
 @pytest.mark.processes
 def test_the_error_for_a_program_that_does_not_serve_contains_its_output(tmp_path):
     with pytest.raises(MonitoringError, match="did not start.*cannot run no-such-program"):
@@ -278,6 +314,19 @@ def test_the_scraper_forgets_what_is_old(targets, monkeypatch):
     scrapes(opened, "up")
     opened.set_targets({})
     eventually(lambda: not opened.samples("up", 60.0))
+    opened.close()
+
+
+@pytest.mark.parametrize("hours", [-1.0, 1.0])
+def test_times_ascend_up_to_the_present_also_when_the_clock_is_set(targets, monkeypatch, hours):
+    opened = Scraper()
+    opened.set_targets({"gateway": targets[0].address})
+    scrapes(opened, "up", 2)
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + 3600.0 * hours)
+    for metric in ("up", "opd_requests_total"):
+        times = scrapes(opened, metric, 2).times
+        assert (np.diff(times) > 0.0).all() and time.time() - 60.0 <= times[0] and times[-1] <= time.time()
     opened.close()
 
 

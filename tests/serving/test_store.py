@@ -14,6 +14,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from deadlines import PATIENCE
+from full_disk import full_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -157,6 +158,21 @@ def test_a_damaged_variant_is_not_pushed(store: ModelStore, variant: Path):
     with pytest.raises(CorruptVariantError, match=r"model\.onnx"):
         store.push(variant, "detection", "small")
     assert store.variants() == {}
+
+
+@pytest.mark.parametrize("room", [0, 100], ids=["for no file", "not for the manifest"])
+def test_a_push_onto_a_full_disk_leaves_no_variant_and_a_later_one_succeeds(tmp_path: Path, room: int):
+    (variant := tmp_path / "variant").mkdir()
+    (variant / "characters.txt").write_text("a\nb\n")
+    write_manifest(variant, RUNTIME, {})
+    store = ModelStore(str(tmp_path / "store"))
+    with full_disk(room), pytest.raises(StoreError, match=f"model store {tmp_path}/store cannot.*File too large"):
+        store.push(variant, "detection", "small")
+    assert store.variants() == {}
+    with pytest.raises(KeyError, match="no variant 'small' of task 'detection'"):
+        store.pull("detection", "small")
+    assert store.push(variant, "detection", "small")
+    assert contents(store.pull("detection", "small")) == contents(variant)
 
 
 @pytest.mark.parametrize("store", ["memory", "s3"], indirect=True)

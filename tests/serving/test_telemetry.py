@@ -297,6 +297,14 @@ def test_a_run_is_observed_from_its_first_request_on_also_when_no_more_come():
     assert backend.observe().history == pytest.approx([0] * 4, abs=1e-3)
 
 
+@pytest.mark.parametrize("hours", [-1.0, 1.0])
+def test_a_run_is_observed_as_before_when_the_clock_is_set(monkeypatch, hours):
+    backend, clock = backend_of_a_run(scraped_requests([7] * 9), 4.5), time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + 3600.0 * hours)
+    backend.monitor.known |= scraped_requests([7] * 6 + [9, 9, 10]).known
+    assert backend.observe().history == pytest.approx([2, 0, 1], abs=1e-3)
+
+
 class Clock:
     """Stands still but for waits and what a test adds; doubles as the backend's event of closing."""
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from small_pipelines import every_configuration, ocr_pipeline
 
-from opd.control import AGENT, SINGLE_AGENT
+from opd.control import AGENT, LOOKAHEAD, SINGLE_AGENT
 from opd.pipeline import used_cores
 from opd.profiling.synthetic import synthetic_pipeline
 from opd.solvers import IpaParameters, ipa_dynamic_program, ipa_highs, ipa_objective
@@ -82,7 +82,7 @@ def times() -> pd.DataFrame:
 
 
 def test_every_size_has_the_agent_and_every_solver(times):
-    policies = {AGENT, SINGLE_AGENT, "ipa-highs", "dynamic-program", GUROBI, "myopic"}
+    policies = {AGENT, SINGLE_AGENT, LOOKAHEAD, "ipa-highs", "dynamic-program", GUROBI, "myopic"}
     for size in SIZES:
         rows = times[(times["stages"] == size[0]) & (times["variants"] == size[1])]
         assert set(rows["policy"]) == policies
@@ -90,7 +90,7 @@ def test_every_size_has_the_agent_and_every_solver(times):
 
 
 def test_the_solvers_that_are_compared_found_the_same_optimum(times):
-    others = times["policy"].isin([AGENT, SINGLE_AGENT, "myopic"])  # solve no problem of IPA's
+    others = times["policy"].isin([AGENT, SINGLE_AGENT, LOOKAHEAD, "myopic"])  # solve no problem of IPA's
     assert (times.loc[~others & (times["skipped"] == ""), "largest_gap"] <= decision_time.TOLERANCE).all()
     assert times.loc[others, "largest_gap"].isna().all()
 

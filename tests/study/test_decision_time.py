@@ -78,6 +78,13 @@ def test_policies_take_turns_and_forecasts_are_timed_apart(clock):
             assert cycle.chosen == DECISIONS * [pipeline.smallest_configuration()]
 
 
+def test_the_planner_is_timed_in_one_cycle_only(clock):
+    pipeline = synthetic_pipeline(2, 2, 0)
+    policies = {name: Steady(clock, pipeline, name, 2.0) for name in ("agent", "lookahead")}
+    cycles = take_turns(policies, observations(pipeline, COUNTS, DECISIONS), Forecast(clock), 3)
+    assert {name: len(each) for name, each in cycles.items()} == {"agent": 3, "lookahead": 1}
+
+
 def test_a_stall_of_the_machine_is_in_no_total(clock, monkeypatch):
     def policies(pipeline, ipa, forecaster, seed):
         # Its second cycle is of calls 6 to 11, of which the first is to warm up.

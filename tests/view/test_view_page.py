@@ -104,6 +104,18 @@ def test_the_page_takes_nothing_but_get(method):
             assert (answer.status_code, answer.headers["Allow"]) == (405, "GET")
 
 
+def test_a_page_of_another_site_that_was_rebound_to_this_address_reads_nothing():
+    with served_page(FREE) as page:
+        page.show(view_after(known_step()))
+        port = page.url.split(":")[2]
+        for path in ("", "view.json"):
+            answer = requests.get(page.url + path, headers={"Host": f"rebound.example:{port}"}, timeout=PATIENCE)
+            assert answer.status_code == 403
+            assert answer.text == "this server answers requests to localhost or 127.0.0.1, not to another host\n"
+        port_forward = requests.get(f"{page.url}view.json", headers={"Host": f"localhost:{port}"}, timeout=PATIENCE)
+        assert port_forward.json()["view"]["pipeline"] == "ocr"
+
+
 def test_a_port_in_use_is_logged_and_ends_nothing(caplog):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = taken.getsockname()

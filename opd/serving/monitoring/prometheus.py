@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -31,6 +32,8 @@ from opd.serving.monitoring.source import (
     Series,
 )
 from opd.serving.processes import direct_session, hold_port, last_words, responds
+
+logger = logging.getLogger(__name__)
 
 PROMETHEUS_URL_VARIABLE = "OPD_PROMETHEUS_URL"
 """Environment variable with the URL of a running Prometheus server."""
@@ -106,7 +109,10 @@ class PrometheusUrl:
 
     def close(self) -> None:
         """Leave no targets behind, and close the connection."""
-        self.set_targets({})
+        try:
+            self.set_targets({})
+        except OSError as error:  # such as a full disk; what is open must be closed all the same
+            logger.warning("%s keeps its targets: %s", self.description, error)
         self._client.close()
 
     def _select(self, metric: str, seconds: float, labels: Mapping[str, str]) -> list[Series]:
@@ -200,8 +206,11 @@ class PrometheusServer(PrometheusUrl):
             self._process = None
 
     def _start(self) -> subprocess.Popen[str]:
-        with self._log.open("wb") as log:
-            self._process = process = supervisor.start(self._command(), stdout=log, stderr=subprocess.STDOUT)
+        try:
+            with self._log.open("wb") as log:
+                self._process = process = supervisor.start(self._command(), stdout=log, stderr=subprocess.STDOUT)
+        except OSError as error:
+            raise MonitoringError(f"{self.description} did not start: {error}; its folder is {self._folder}") from error
         try:
             settled = wait_until(lambda: process.poll() is not None or responds(f"{self.url}/-/ready"), READY_SECONDS)
             if not settled or process.poll() is not None:

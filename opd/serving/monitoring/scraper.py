@@ -50,10 +50,10 @@ class Scraper:
         """Implements :meth:`Monitor.samples` for ``up`` and for metrics that begin with :data:`PREFIX`."""
         if self._closed.is_set():
             raise MonitoringError("the scraper was closed; open another")
-        oldest = time.time() - seconds
+        now = time.time()
         with self._lock:
             found = {
-                key: [sample for sample in samples if sample[0] >= oldest]
+                key: [sample for sample in samples if now - seconds <= sample[0] <= now]
                 for key, samples in self._samples[metric].items()
                 if labels.items() <= key
             }
@@ -90,7 +90,10 @@ class Scraper:
         with self._lock:
             for metric, labels, value in [*scraped, (UP, {}, up)]:
                 key = frozenset({**labels, "instance": name}.items())
-                self._samples[metric].setdefault(key, deque(maxlen=KEEP_SAMPLES)).append((now, value))
+                samples = self._samples[metric].setdefault(key, deque(maxlen=KEEP_SAMPLES))
+                while samples and samples[-1][0] >= now:  # the clock was set back: times must ascend
+                    samples.pop()
+                samples.append((now, value))
 
     def _forget_old(self) -> None:
         """Drop the series of targets that have been gone for long."""

@@ -71,7 +71,7 @@ class DecisionBudget:
     Attributes:
         sizes: stages and variants of each pipeline.
         decisions: in a cycle; 120 are the paper's.
-        repetitions: cycles of every policy; all their decisions count.
+        repetitions: cycles of every policy but the slow ones; all their decisions count.
     """
 
     sizes: Sequence[tuple[int, int]] = SIZES

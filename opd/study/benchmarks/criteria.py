@@ -65,18 +65,18 @@ def training_criteria(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def decision_criteria(times: pd.DataFrame) -> pd.DataFrame:
-    """Evaluate the criterion of decision times: the agent is faster than every solver at every size.
+    """Evaluate the criterion of decision times: the agent is faster than every other policy at every size.
 
     Args:
         times: table of :func:`opd.study.benchmarks.decision_time.compare_decision_times`.
 
     Returns:
-        Columns bar (in words), measured (a solver's median time as a multiple of the agent's, at the size where the
-        solver does best, by the decision alone or with its forecast, whichever is smaller) and met; NaN and not met
-        for a solver that could not be measured.
+        Columns bar (in words), measured (a policy's median time as a multiple of the agent's, at the size where that
+        policy does best, by the decision alone or with its forecast, whichever is smaller) and met; NaN and not met
+        for a policy that could not be measured.
     """
     rows: list[Row] = []
-    for solver, each in times[times["policy"] != AGENT].groupby("policy", sort=False):
+    for policy, each in times[times["policy"] != AGENT].groupby("policy", sort=False):
         ratio = float(each[["decision_ratio", "median_ratio"]].min().min())
-        rows.append((f"time of {solver} at every size: more than 1 × the agent's", ratio, ratio > 1.0))
+        rows.append((f"time of {policy} at every size: more than 1 × the agent's", ratio, ratio > 1.0))
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -1,7 +1,7 @@
 """Decision time of the agent and of solvers as pipelines grow (Fig. 6), up to ten stages with ten variants.
 
 IPA's problem is solved by HiGHS, by Gurobi as far as its size-limited licence permits, and by exact dynamic
-programming; all must find the same optimum. The exact myopic solver is also timed.
+programming; all must find the same optimum. The exact myopic solver and the planner are also timed.
 Every decision follows the same forecast, which is timed separately. Times are wall-clock times on one thread.
 """
 
@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from opd.control import AGENT, SINGLE_AGENT
+from opd.control import AGENT, LOOKAHEAD, SINGLE_AGENT
 from opd.control.policies import SolverPolicy
 from opd.host.progress import progress_bar
 from opd.measurement import SimulationParameters
@@ -40,7 +40,7 @@ GUROBI = "ipa-gurobi"
 EXPERT = "myopic"
 """The fallback of an agent for one pipeline; it solves Eq. 7 instead of IPA's problem."""
 
-OTHERS = (AGENT, SINGLE_AGENT, EXPERT)
+OTHERS = (AGENT, SINGLE_AGENT, LOOKAHEAD, EXPERT)
 """Policies that do not solve IPA's problem."""
 
 TOLERANCE = 1e-6
@@ -124,9 +124,7 @@ def _measure_pipeline(
     for column in ("median", "p99", "total", "decision"):
         table[f"{column}_ratio"] = table[f"{column}_ms"] / agent[f"{column}_ms"]
     table["largest_gap"] = [
-        np.nan
-        if name in (AGENT, SINGLE_AGENT, EXPERT)
-        else _largest_gap(pipeline, ipa, cycles[name][0], cycles[REFERENCE][0], name)
+        np.nan if name in OTHERS else _largest_gap(pipeline, ipa, cycles[name][0], cycles[REFERENCE][0], name)
         for name in table["policy"]
     ]
     table["skipped"] = ""

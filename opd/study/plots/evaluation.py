@@ -274,5 +274,5 @@ def plot_decision_time(times: pd.DataFrame, path: str | Path) -> Figure:
     )
     axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(axis="y", which="both", alpha=0.25)
-    legend_below(figure, axes, columns=len(policies))
+    legend_below(figure, axes, columns=3)
     return save_figure(figure, path)

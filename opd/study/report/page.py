@@ -247,7 +247,8 @@ def _decision_section(times: pd.DataFrame) -> list[str]:
         "Forecast and features included, on one thread, on synthetic pipelines; `agent-single` is untrained, because "
         "the time does not depend on what an agent has learned. H is the time for all decisions of a cycle "
         "(Alg. 1), the median of several cycles in which the policies take turns. HiGHS and the dynamic program "
-        "find the same optimum of IPA's problem; HiGHS replaces the paper's solver. The paper reports that IPA is "
+        "find the same optimum of IPA's problem; HiGHS replaces the paper's solver. `lookahead` has no time limit "
+        "here. The paper reports that IPA is "
         f"slower than the agent by {paper} on its four pipelines, with sizes that it does not state.",
         "![Decision time](evaluation/decision_time.png)",
         markdown_table(table.rename(columns=titles), digits=3),
