@@ -21,7 +21,7 @@ from opd.control.policies import Policy
 from opd.control.warm_up import warm_up
 from opd.host.progress import progress_bar
 from opd.live.failures import count_failures, useless_reason
-from opd.live.load import start_load, summary
+from opd.live.load import arrival_times, start_load, summary
 from opd.live.run_log import collected_warnings
 from opd.live.traffic import Traffic, samples_path
 from opd.measurement import SimulationParameters, Span
@@ -155,9 +155,11 @@ def run_simulated(
     objective: Objective,
     traffic: Traffic,
 ) -> LiveRun:
-    """Run ``policy`` in the simulator under the counts of ``traffic``; otherwise like :func:`run_live`."""
+    """Run ``policy`` in the simulator, under the requests of ``traffic`` at their times; else like :func:`run_live`."""
     history, counts = traffic.counts[: traffic.lead], traffic.counts[traffic.lead :]
-    backend = SimulatedBackend(pipeline, parameters, history, counts, initial, traffic.seed)
+    since = arrival_times(traffic.counts, traffic.seed) - traffic.lead
+    arrivals = since[since >= 0.0]
+    backend = SimulatedBackend(pipeline, parameters, history, counts, initial, traffic.seed, arrivals=arrivals)
     decisions = len(counts) // parameters.interval
     steps = list(run(backend, pipeline, policy, forecast, objective, decisions))
     return LiveRun(steps, initial, 0.0, None)
