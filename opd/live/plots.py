@@ -216,6 +216,7 @@ def plot_decision_seconds(table: pd.DataFrame, title: str, path: str | Path) -> 
         axes.set_yticks(range(len(policies)), [short_label(policy) for policy in policies])
         axes.invert_yaxis()
         axes.set(xscale="log", xlabel="decision time H (s in a run)")
+        label_decades(axes.xaxis)
         axes.grid(axis="x", alpha=0.25)
     _policy_and_load_legend(figure, table, policies=False)
     return save_figure(figure, path)

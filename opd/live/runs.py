@@ -21,7 +21,8 @@ from opd.control.policies import Policy
 from opd.control.warm_up import warm_up
 from opd.host.progress import progress_bar
 from opd.live.failures import count_failures, useless_reason
-from opd.live.load import arrival_times, start_load, summary
+from opd.live.generator import start_load
+from opd.live.load import arrival_times, summary
 from opd.live.run_log import collected_warnings
 from opd.live.traffic import Traffic, samples_path
 from opd.measurement import SimulationParameters, Span
@@ -193,7 +194,7 @@ def run_live(
     generator = start_load(backend.address, backend.pipeline.name, *sent, folder / "requests.parquet")
     try:
         with collected_warnings() as warnings:
-            time.sleep(traffic.lead)
+            time.sleep(max(generator.started() + traffic.lead - time.time(), 0.0))
             begin = time.time()
             loop = run(backend, backend.pipeline, policy, forecast, objective, decisions)
             steps = list(progress_bar(loop, total=decisions, unit="decision", desc="decisions", leave=False))
