@@ -30,16 +30,16 @@ class LoadGenerator(NamedTuple):
     process: subprocess.Popen[str]
     output: Path
 
-    def started(self) -> float:
+    def started(self, timeout: float = START_SECONDS) -> float:
         """Wait for the start of the load, and return its Unix seconds.
 
         Raises:
-            LoadError: if none is offered within :data:`START_SECONDS`.
+            LoadError: if the process ends before, or takes longer than ``timeout`` seconds.
         """
         mark = start_mark(self.output)
-        wait_until(lambda: mark.is_file() or self.process.poll() is not None, START_SECONDS)
+        wait_until(lambda: mark.is_file() or self.process.poll() is not None, timeout)
         if not mark.is_file():
-            raise LoadError(f"no load was offered within {START_SECONDS:g} s; see the stderr of the load generator")
+            raise LoadError(f"no load was offered within {timeout:g} s; see the stderr of the load generator")
         return float(mark.read_text())
 
     def interrupt(self) -> None:
