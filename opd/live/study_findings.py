@@ -153,8 +153,9 @@ def predictions_found(table: pd.DataFrame) -> str:
         shown[f"{_NAMES[name]}, measured"] = table[name]
     return (
         f"The median error of the prediction is: {said}. Of {pairs} pairs of policies under the same load, {agree} "
-        "have the order of their rewards that was predicted. A change takes time on the plane: an interval is "
-        "measured from its end on, while the simulator measures it from the decision on.\n\n" + markdown_table(shown)
+        "have the order of their rewards that was predicted. On the plane a change takes time, and an interval "
+        "is measured from its end on; the simulator measures from the decision on. And policies see the load as it was "
+        "scraped last, up to a second ago; in the simulator, as it is.\n\n" + markdown_table(shown)
     )
 
 
