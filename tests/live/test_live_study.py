@@ -14,6 +14,7 @@ from small_pipelines import ocr_pipeline
 from small_study import WEIGHTS, setting_on, waves
 
 from opd.live import plots
+from opd.live.runs import EMULATED, LiveSite, run_policies
 from opd.live.study import (
     ALONE,
     BESIDE,
@@ -32,6 +33,7 @@ from opd.live.study import (
     study_table,
 )
 from opd.live.study_findings import describe_study, disturbance_found, live_findings, same_order
+from opd.live.traffic import Traffic
 from opd.measurement import SimulationParameters
 from opd.pipeline import Pipeline, ServiceLevel, Task, Variant
 from opd.study.plots.evaluation import plot_loads, plot_timelines
@@ -226,3 +228,16 @@ def test_a_run_is_repeated_alone_and_beside_others(tmp_path):
     assert (beside[:2] == 0.0).all() and (beside[2:] > 0.0).all()
     assert "2 times with other requests" in disturbance_found(rows)
     assert evaluate_alone_and_beside(SETTING, cell, tmp_path, side_by_side=1).empty
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+def test_the_first_decision_comes_when_the_lead_of_the_load_is_over(tmp_path):
+    """However long the load generator takes to start, decisions are in step with the load."""
+    site, pipeline = LiveSite(EMULATED, tmp_path), quick_pipeline()
+    traffic = Traffic(np.full(5, 6), 3, site.samples("quick"), 0)
+    initial = pipeline.smallest_configuration()
+    policies = {"greedy": SETTING.policy("greedy", pipeline, 0, simulated=False)}
+    runs, _ = run_policies(site, pipeline, initial, policies, SETTING, traffic)
+    run = runs["greedy"]
+    assert len(run.steps) == 1 and run.begin - run.records.attrs["started"] >= traffic.lead
