@@ -25,7 +25,7 @@ export OMP_NUM_THREADS ?= 1
 export NUMBA_CACHE_DIR ?= $(CURDIR)/.cache/numba
 export OPD_TWITTER_TRACE := $(TWITTER_TRACE)
 
-.PHONY: help repro study agent live bench test test-slow lint lab clean
+.PHONY: help repro study agent live live-study bench test test-slow lint lab clean
 
 help: ## list the commands
 	@echo "Commands (each creates $(VENV) when it is missing or out of date):"
@@ -45,6 +45,9 @@ agent: $(READY) $(if $(TWITTER_TRACE),twitter) ## train the one agent for every 
 
 live: $(READY) ## serve the OCR pipeline on this machine, under load and policies: about half an hour
 	dvc repro live/dvc.yaml
+
+live-study: $(READY) twitter ## run the paper's experiments on pipelines that are served, replicas emulated: hours, restartable
+	dvc repro live/study/dvc.yaml
 
 bench: $(READY) ## compare simulator, training and decisions with their peers: about 15 minutes
 	dvc repro benchmarks/dvc.yaml

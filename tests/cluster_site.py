@@ -28,7 +28,7 @@ from opd.cluster.connection import credentials
 from opd.cluster.names import GATEWAY, selector
 from opd.cluster.pods import is_ready
 from opd.cluster.resources import POD
-from opd.live.load import start_load
+from opd.live.generator import start_load
 from opd.profiling.pipelines import load_pipeline
 
 TESTS = Path(__file__).parent

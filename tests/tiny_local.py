@@ -4,7 +4,7 @@ import pandas as pd
 from serving_models import push_variant
 from small_pipelines import stages
 
-from opd.live.load import start_load
+from opd.live.generator import start_load
 from opd.measurement import SimulationParameters
 from opd.pipeline import Pipeline, ServiceLevel, Task, Variant
 

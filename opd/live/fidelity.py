@@ -13,7 +13,8 @@ import pandas as pd
 
 from opd.host.progress import progress_bar
 from opd.live.calibration import calibrated_by_calls
-from opd.live.load import arrival_times, start_load
+from opd.live.generator import start_load
+from opd.live.load import arrival_times
 from opd.live.runs import ANSWER_SECONDS, LiveRun
 from opd.measurement import SimulationParameters
 from opd.pipeline import Configuration, Pipeline, as_array

@@ -7,16 +7,14 @@ slow down a load that another process generates.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import grpc
 import numpy as np
@@ -27,7 +25,6 @@ from tqdm import tqdm
 
 from opd.host.archive import written_whole
 from opd.live.failures import count_failures, describe_failures
-from opd.serving import supervisor
 from opd.serving.client import Client
 from opd.serving.contents import TensorError, check_tensors
 from opd.serving.protocol import COMPLETED, FAILED, OUTCOMES, outcome_of
@@ -115,6 +112,7 @@ async def offer(
     timeout: float = TIMEOUT_SECONDS,
     stop: asyncio.Event | None = None,
     retry: bool = False,
+    begun: Callable[[float], None] | None = None,
 ) -> pd.DataFrame:
     """Offer a load and record every request.
 
@@ -127,6 +125,7 @@ async def offer(
         timeout: seconds until a request counts as unanswered.
         stop: ends the run early when set.
         retry: send a request again, within its timeout, if the server is away or ends during it.
+        begun: called with the start in Unix seconds, before the first request is sent.
 
     Returns:
         One row per request in the order of sending, with the columns of :class:`RequestRecord`. Its ``attrs`` hold
@@ -145,6 +144,8 @@ async def offer(
     try:
         await _require_ready(client)
         run = _OpenLoop(client, samples, timeout)
+        if begun is not None:
+            begun(run.started)
         await run.send(times, choices, stop)
         seconds = run.now() if stop.is_set() else float(len(counts))
         await run.drain(stop)
@@ -174,7 +175,7 @@ class _OpenLoop:
         self._pending: set[asyncio.Task] = set()
         self._loop = asyncio.get_running_loop()
         self._origin = self._loop.time()
-        self._started = time.time()
+        self.started = time.time()
 
     def now(self) -> float:
         """Seconds since the start."""
@@ -225,7 +226,7 @@ class _OpenLoop:
         types = {field.name: field.type for field in fields(RequestRecord)}
         table = pd.DataFrame(self._records, columns=list(types)).astype(types)
         table["finished"] = table["finished"].fillna(self.now())
-        table.attrs = {"started": self._started, "seconds": seconds}
+        table.attrs = {"started": self.started, "seconds": seconds}
         return table
 
 
@@ -271,59 +272,9 @@ def _percentile(values: np.ndarray, percent: int) -> float | None:
     return float(np.percentile(values, percent)) if len(values) else None
 
 
-class LoadGenerator(NamedTuple):
-    """A process that generates load.
-
-    Attributes:
-        process: the supervisor that it runs under.
-        output: Parquet file for its records.
-    """
-
-    process: subprocess.Popen[str]
-    output: Path
-
-    def interrupt(self) -> None:
-        """End the run early; the records are still written, see :meth:`finish`."""
-        self.process.terminate()
-
-    def finish(self, timeout: float) -> pd.DataFrame:
-        """Wait for the end of the run, and interrupt it if it takes longer than ``timeout`` seconds.
-
-        Returns:
-            Its records, see :func:`offer`.
-
-        Raises:
-            LoadError: if the process wrote no records.
-        """
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout)
-        code = supervisor.stop(self.process, 2 * GRACE_SECONDS)
-        if not self.output.is_file():
-            raise LoadError(f"the load generator exited with code {code} and wrote no records; see its stderr")
-        return pd.read_parquet(self.output)
-
-
-def start_load(
-    address: str, model: str, counts: np.ndarray, samples: Path, seed: int, output: Path, retry: bool = False
-) -> LoadGenerator:
-    """Start a load generator; it ends when this process does.
-
-    Args:
-        address: ``host:port`` of the gRPC endpoint.
-        model: name of the model or pipeline there.
-        counts: (T,) requests in each second; written next to ``output`` for the process to read.
-        samples: file of requests, see :mod:`opd.serving.samples`.
-        seed: of times and of the draw.
-        output: Parquet file for the records; an existing one is removed.
-        retry: see :func:`offer`.
-    """
-    output.unlink(missing_ok=True)
-    table = output.with_suffix(".counts.csv")
-    pd.Series(counts, name="requests").to_csv(table, index=False)
-    options = dict(address=address, model=model, counts=table, samples=samples, seed=seed, output=output)
-    command = [sys.executable, "-m", "opd.live.load", *(f"--{name}={value}" for name, value in options.items())]
-    command += ["--retry"] if retry else []
-    return LoadGenerator(supervisor.start(command, stdout=subprocess.DEVNULL), output)
+def start_mark(output: Path) -> Path:
+    """The file with the start of the load of which ``output`` has the records."""
+    return output.with_suffix(".started")
 
 
 def read_counts(path: Path) -> np.ndarray:
@@ -358,11 +309,17 @@ def main(
     early.
     """
 
+    def begun(seconds: float) -> None:
+        with written_whole(start_mark(output)) as unfinished:
+            unfinished.write_text(str(seconds))
+
     async def run() -> pd.DataFrame:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        return await offer(address, model, read_counts(counts), read_samples(samples), seed, timeout, stop, retry)
+        return await offer(
+            address, model, read_counts(counts), read_samples(samples), seed, timeout, stop, retry, begun
+        )
 
     try:
         records = asyncio.run(run())

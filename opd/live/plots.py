@@ -12,6 +12,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from opd.study.plots.style import (
@@ -20,8 +21,11 @@ from opd.study.plots.style import (
     label_decades,
     legend_below,
     ordered,
+    padded_limits,
+    panel_grid,
     policy_style,
     save_figure,
+    short_label,
     variant_colours,
 )
 
@@ -163,3 +167,76 @@ def plot_fidelity(table: pd.DataFrame, path: str | Path) -> Figure:
         for axis in (axes.xaxis, axes.yaxis):
             label_decades(axis)
     return save_figure(figure, path)
+
+
+_LOAD_MARKERS = ("v", "o", "^", "s", "D", "P")
+"""Of loads, in their order, where colours are those of policies."""
+
+
+def plot_predicted(table: pd.DataFrame, title: str, path: str | Path) -> Figure:
+    """Plot measured over predicted QoS, cost and p95 latency of every run; a colour a policy, a marker a load.
+
+    Args:
+        table: of :func:`opd.live.study.study_table`.
+        title: of the figure.
+        path: image file to write.
+    """
+    panels = (("qos", "QoS (Eq. 3)"), ("cost", "cost (CPU cores)"), ("latency_p95", "p95 latency (s)"))
+    figure, grid = plt.subplots(1, len(panels), figsize=(14, 5.4), layout="constrained")
+    figure.suptitle(title)
+    for axes, (name, label) in zip(grid, panels, strict=True):
+        _scatter(axes, table, f"predicted_{name}", name)
+        figures = table[[name, f"predicted_{name}"]].to_numpy()
+        ends = padded_limits(figures)
+        if name == "latency_p95":
+            axes.set(xscale="log", yscale="log")
+            ends = 0.8 * np.nanmin(figures), 1.25 * np.nanmax(figures)
+            for axis in (axes.xaxis, axes.yaxis):
+                label_decades(axis)
+        axes.plot(ends, ends, color="0.5", lw=0.8, zorder=0)
+        axes.set(xlabel=f"predicted {label}", ylabel=f"measured {label}", xlim=ends, ylim=ends)
+    _policy_and_load_legend(figure, table)
+    return save_figure(figure, path)
+
+
+def plot_decision_seconds(table: pd.DataFrame, title: str, path: str | Path) -> Figure:
+    """Plot H, the seconds that a policy spent deciding in a run, one panel a pipeline, a marker a load.
+
+    Args:
+        table: of :func:`opd.live.study.study_table`.
+        title: of the figure.
+        path: image file to write.
+    """
+    figure, panels = panel_grid(table["pipeline"], 5.0, 3.6, title)
+    for pipeline, axes in panels.items():
+        rows = table[table["pipeline"] == pipeline]
+        policies = ordered(rows["policy"])
+        places = rows["policy"].map(policies.index)
+        _scatter(axes, rows.assign(place=places), "decision_time", "place")
+        axes.set_yticks(range(len(policies)), [short_label(policy) for policy in policies])
+        axes.invert_yaxis()
+        axes.set(xscale="log", xlabel="decision time H (s in a run)")
+        label_decades(axes.xaxis)
+        axes.grid(axis="x", alpha=0.25)
+    _policy_and_load_legend(figure, table, policies=False)
+    return save_figure(figure, path)
+
+
+def _markers(table: pd.DataFrame) -> dict[str, str]:
+    return dict(zip(dict.fromkeys(table["load"]), _LOAD_MARKERS, strict=False))
+
+
+def _scatter(axes: Axes, table: pd.DataFrame, x: str, y: str) -> None:
+    """Draw a point a run."""
+    markers = _markers(table)
+    for (policy, load), rows in table.groupby(["policy", "load"], sort=False):
+        look: dict[str, Any] = dict(color=_style(str(policy)).colour, marker=markers[str(load)], s=46)
+        axes.scatter(rows[x], rows[y], edgecolors="white", linewidths=0.5, **look)
+
+
+def _policy_and_load_legend(figure: Figure, table: pd.DataFrame, policies: bool = True) -> None:
+    """Explain colours and markers in one line below the figure."""
+    shown = ordered(table["policy"]) if policies else []
+    handles = [Line2D([], [], ls="", marker="o", color=_style(name).colour, label=_style(name).label) for name in shown]
+    handles += [Line2D([], [], ls="", marker=each, color="0.4", label=load) for load, each in _markers(table).items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)

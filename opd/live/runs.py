@@ -21,7 +21,8 @@ from opd.control.policies import Policy
 from opd.control.warm_up import warm_up
 from opd.host.progress import progress_bar
 from opd.live.failures import count_failures, useless_reason
-from opd.live.load import start_load, summary
+from opd.live.generator import start_load
+from opd.live.load import arrival_times, summary
 from opd.live.run_log import collected_warnings
 from opd.live.traffic import Traffic, samples_path
 from opd.measurement import SimulationParameters, Span
@@ -155,9 +156,11 @@ def run_simulated(
     objective: Objective,
     traffic: Traffic,
 ) -> LiveRun:
-    """Run ``policy`` in the simulator under the counts of ``traffic``; otherwise like :func:`run_live`."""
+    """Run ``policy`` in the simulator, under the requests of ``traffic`` at their times; else like :func:`run_live`."""
     history, counts = traffic.counts[: traffic.lead], traffic.counts[traffic.lead :]
-    backend = SimulatedBackend(pipeline, parameters, history, counts, initial, traffic.seed)
+    since = arrival_times(traffic.counts, traffic.seed) - traffic.lead
+    arrivals = since[since >= 0.0]
+    backend = SimulatedBackend(pipeline, parameters, history, counts, initial, traffic.seed, arrivals=arrivals)
     decisions = len(counts) // parameters.interval
     steps = list(run(backend, pipeline, policy, forecast, objective, decisions))
     return LiveRun(steps, initial, 0.0, None)
@@ -191,7 +194,7 @@ def run_live(
     generator = start_load(backend.address, backend.pipeline.name, *sent, folder / "requests.parquet")
     try:
         with collected_warnings() as warnings:
-            time.sleep(traffic.lead)
+            time.sleep(max(generator.started() + traffic.lead - time.time(), 0.0))
             begin = time.time()
             loop = run(backend, backend.pipeline, policy, forecast, objective, decisions)
             steps = list(progress_bar(loop, total=decisions, unit="decision", desc="decisions", leave=False))

@@ -27,6 +27,8 @@ class SimulatedBackend:
         configuration: runs at the start, with all replicas ready.
         seed: of arrivals and service noise.
         device: its latencies apply to the batches that begin in an interval; by default those of the pipeline.
+        arrivals: (M,) seconds after the first decision at which the requests of ``counts`` arrive, ascending; by
+            default they are drawn within each second.
     """
 
     def __init__(
@@ -38,8 +40,9 @@ class SimulatedBackend:
         configuration: Configuration,
         seed: int,
         device: Device | None = None,
+        arrivals: np.ndarray | None = None,
     ) -> None:
-        self._pipeline = pipeline
+        self._pipeline, self._arrivals = pipeline, arrivals
         self._device = device or (lambda seconds: pipeline)
         self._seconds = parameters.interval
         self._counts = np.concatenate([history, counts]).astype(np.int64)
@@ -77,9 +80,13 @@ class SimulatedBackend:
     def wait(self) -> tuple[Span, Interval]:
         """Simulate one interval."""
         begin = float(self._now - self._lead)
-        rows = as_array(self.configuration)[None]
+        rows, window = as_array(self.configuration)[None], self._window()
         self._simulator.pipeline = self._device(begin)
-        interval = self._simulator.step(rows, self._window()[None])
+        if self._arrivals is None:
+            interval = self._simulator.step(rows, window[None])
+        else:
+            first, last = np.searchsorted(self._arrivals, [begin, begin + self._seconds])
+            interval = self._simulator.step_arrivals(rows[0], self._arrivals[first:last])
         self._task_latency, self._ready_throughput = interval.task_latency[0], interval.ready_throughput[0]
         self._queue = interval.queue[0]
         self._utilisation = utilisation(self._simulator.pipeline, rows, interval, self._seconds)[0]

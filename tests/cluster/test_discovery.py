@@ -23,7 +23,7 @@ from opd.cluster.discovery import Discovery, desired_state, gateways_of
 from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.resources import POD
 from opd.cluster.settings import ClusterSettings
-from opd.live.load import start_load
+from opd.live.generator import start_load
 from opd.pipeline import Pipeline, ServiceLevel, Task, Variant
 from opd.serving.monitoring.prometheus import PrometheusUrl
 from opd.serving.replicas import ReplicaEndpoint

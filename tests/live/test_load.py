@@ -16,7 +16,8 @@ import pytest
 from deadlines import PATIENCE, eventually
 from scripted_service import ScriptedService, serving
 
-from opd.live.load import LoadError, arrival_times, read_counts, start_load, summary
+from opd.live.generator import start_load
+from opd.live.load import LoadError, arrival_times, read_counts, summary
 
 pytestmark = pytest.mark.processes
 
@@ -108,7 +109,9 @@ def test_records_that_find_no_room_are_reported_and_not_left_half_written(addres
 def test_a_load_generator_returns_its_records(address, tmp_path):
     _, payloads, output = written(tmp_path, [], [b"one"])
     generator = start_load(address, "pipeline", np.array([10]), payloads, 5, output)
+    started = generator.started(PATIENCE)
     records = generator.finish(PATIENCE)
+    assert started == records.attrs["started"]
     assert generator.process.returncode == 0
     assert records["answer"].tolist() == ["ONE"] * 10
     np.testing.assert_array_equal(records["scheduled"], arrival_times(np.array([10]), 5))
@@ -120,6 +123,8 @@ def test_a_run_without_records_is_reported_with_its_exit_code(address, tmp_path)
     output = tmp_path / "records.parquet"
     output.write_text("records of an earlier run")
     generator = start_load(address, "pipeline", np.array([10]), tmp_path / "missing.parquet", 5, output)
+    with pytest.raises(LoadError, match="no load was offered within [0-9]+ s; see the stderr"):
+        generator.started(PATIENCE)
     with pytest.raises(LoadError, match="exited with code 1 and wrote no records"):
         generator.finish(PATIENCE)
 

@@ -13,9 +13,12 @@ from small_pipelines import ocr_pipeline
 from opd.live.calibration import with_served_latencies
 from opd.live.configurations import SchedulePolicy
 from opd.live.fidelity import calibrated_in, replay
+from opd.live.load import arrival_times
 from opd.live.run_log import collected_warnings
-from opd.live.runs import LiveSite, count_changes, live_timeline, summarise_run
+from opd.live.runs import LiveSite, count_changes, live_timeline, run_simulated, summarise_run
+from opd.live.traffic import Traffic
 from opd.measurement import Calibration, SimulationParameters, Span, unmeasured
+from opd.objective import Weights
 
 # Traffic and decisions
 
@@ -38,6 +41,20 @@ def test_a_schedule_holds_every_configuration_equally_long_and_then_the_last():
 def test_an_impossible_site_is_refused(tmp_path, site, message):
     with pytest.raises(ValueError, match=message):
         LiveSite(folder=tmp_path, **site)
+
+
+def test_a_simulated_run_meets_requests_at_the_times_at_which_they_are_sent():
+    """The second of two waits for the first: stages take 0.1 s and 0.05 s, and they arrive ``gap`` apart."""
+    counts = np.zeros(20, dtype=int)
+    counts[12] = 2
+    gaps = ((seed, float(np.diff(arrival_times(counts, seed))[0])) for seed in range(100))
+    seed, gap = next((seed, gap) for seed, gap in gaps if 0.02 < gap < 0.08)
+    traffic, quiet = Traffic(counts, 10, None, seed), SimulationParameters(service_noise=0.0)
+    still = SchedulePolicy([SMALL], 1)
+    run = run_simulated(ocr_pipeline(), quiet, SMALL, still, lambda history: 4.0, Weights(), traffic)
+    (step,) = run.steps
+    assert step.interval.offered[0] == 2
+    assert step.interval.latencies[0, :2] == pytest.approx([0.15, 0.25 - gap])
 
 
 # Summaries

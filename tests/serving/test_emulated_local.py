@@ -8,7 +8,7 @@ import pytest
 from deadlines import PATIENCE, eventually
 from small_pipelines import stages
 
-from opd.live.load import start_load
+from opd.live.generator import start_load
 from opd.measurement import SimulationParameters
 from opd.pipeline import Pipeline, ServiceLevel, Task, Variant
 from opd.serving.emulation.pipeline import emulated_pipeline, emulated_samples

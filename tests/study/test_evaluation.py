@@ -145,6 +145,12 @@ def test_an_unknown_policy_is_answered_with_those_there_are(setting, policy, see
         setting.policy(policy, ocr_pipeline(), seed)
 
 
+def test_outside_the_simulator_nothing_knows_the_coming_load(setting):
+    assert setting.policy("foresight", ocr_pipeline(), 0)
+    with pytest.raises(ValueError, match="outside the simulator nothing knows the coming load"):
+        setting.policy("foresight", ocr_pipeline(), 0, simulated=False)
+
+
 def test_the_description_of_a_run_names_assumed_variants():
     first, second = (pipeline := ocr_pipeline()).tasks
     typed = replace(first, variants=(replace(first.variants[0], assumed=True), *first.variants[1:]))

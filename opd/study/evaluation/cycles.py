@@ -71,11 +71,17 @@ class Setting:
     decision_share: float = DECISION_SHARE
     calibration: bool = False
 
-    def policy(self, name: str, pipeline: Pipeline, seed: int) -> Policy:
+    def policy(self, name: str, pipeline: Pipeline, seed: int, simulated: bool = True) -> Policy:
         """Build one of the trained agents, a policy that needs no training or a user's policy.
 
+        Args:
+            name: of the policy.
+            pipeline: to control.
+            seed: of the policy; for a trained agent also of its training.
+            simulated: whether it runs in the simulator; elsewhere a planner's time is limited.
+
         Raises:
-            ValueError: if it is none of these.
+            ValueError: if it is none of these, or only the simulator tells what it needs to know.
         """
         path = self.agents.get((pipeline.name, name, seed))
         if path is None and name not in READY_POLICIES and not is_user_policy(name):
@@ -89,7 +95,7 @@ class Setting:
         return build_policy(
             kind,
             *known,
-            simulated=True,
+            simulated=simulated,
             decision_seconds=seconds,
             load=KnownLoad(futures_of(self.forecaster), self.usual_load),
         )

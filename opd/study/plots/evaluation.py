@@ -72,7 +72,7 @@ def plot_timelines(
     for cycle, column in zip(cycles, grid.T, strict=True):
         column[0].set_title(cycle)
         _draw_cycle(column, rows[rows["cycle"] == cycle], policies)
-    highest = rows[["load", "predicted_load"]].to_numpy().max()
+    highest = np.nanmax(rows[["load", "predicted_load"]].to_numpy())  # live intervals may be unmeasured
     grid[0, 0].set(ylabel="load\n(requests/s)", ylim=(0, 1.08 * highest))
     shown = rows[rows["policy"].isin(policies)]
     grid[1, 0].set(ylabel="cost (CPU cores)", ylim=padded_limits(shown["cost"]))
