@@ -45,8 +45,7 @@ class CourseParameters:
     """What a course does.
 
     Attributes:
-        pipelines: that are demonstrated on in each round. Most in the last one, whose situations are those of an agent
-            that already decides well.
+        pipelines: that are demonstrated on in each round.
         cloning_steps: gradient steps of imitation in each round.
         cloning_rate: peak of its learning rate.
         updates: of PPO.
@@ -56,10 +55,10 @@ class CourseParameters:
         seed: of everything random.
     """
 
-    pipelines: tuple[_Count, ...] = (300, 600, 1200)
-    cloning_steps: tuple[_Count, ...] = (1500, 1500, 3000)
+    pipelines: tuple[_Count, ...] = (800, 800)
+    cloning_steps: tuple[_Count, ...] = (1000, 1000)
     cloning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
-    updates: Annotated[int, Field(ge=0)] = 300
+    updates: Annotated[int, Field(ge=0)] = 100
     pool: _Count = 240
     width: _Count = 64
     blocks: _Count = 2
