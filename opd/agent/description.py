@@ -25,8 +25,8 @@ INCOMING, PLANNED, WAITING = range(3)
 OBJECTIVE = 8
 """Figures that describe an objective."""
 
-HORIZON = (1.0, 1.0, 0.5, 0.35, 0.25, 0.2)
-"""Weights of coming intervals in a plan; it looks as far ahead as the slowest replica takes to start, two at least."""
+SHORTEST_HORIZON, LONGEST_HORIZON = 2, 6
+"""Coming intervals of a plan, which looks as far ahead as the slowest replica takes to start."""
 
 SOLVED_LOADS = 96
 """Loads for which the solver's configurations are kept."""
@@ -148,7 +148,7 @@ def describe(
     highest = max(attainable_load(pipeline, np.finfo(float).max), 1.0)
     loads = np.append(0.0, np.geomspace(min(1.0, highest / 2.0), highest, solved_loads))
     startup = np.where(present, tables.startup_time / simulation.interval, 0.0)
-    horizon = np.array(HORIZON[: max(1 + int(np.ceil(startup.max())), 2)])
+    ahead = min(max(1 + int(np.ceil(startup.max())), SHORTEST_HORIZON), LONGEST_HORIZON)
     return Description(
         worth=worth - np.where(present, worth, -np.inf).max(axis=1, keepdims=True),
         cores=tables.cores,
@@ -158,7 +158,7 @@ def describe(
         reserve=smallest.sum() - np.cumsum(smallest),
         variants=tables.variant_counts,
         accuracy=np.where(present, tables.accuracy, 0.0) / len(pipeline.tasks),
-        horizon=horizon / horizon.sum(),
+        horizon=np.full(ahead, 1.0 / ahead),
         floor=float(objective.accuracy_floor) if isinstance(objective, ServiceLevel) else 0.0,
         capacity=float(pipeline.capacity),
         replicas=pipeline.max_replicas,

@@ -308,7 +308,7 @@ def _appraise(d, s, e, p, rest, n, budget, out):
                 out[z, f, k] = _expected(d, s, e, p, rest, n, z, f, k) - EXCESS_PRICE * excess
 
 
-SWEEPS = 3
+SWEEPS = 6
 """Rounds of coordinate ascent at most."""
 
 

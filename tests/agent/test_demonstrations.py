@@ -57,6 +57,7 @@ def test_an_agent_leads_to_situations_of_its_own(shown, monkeypatch):
     monkeypatch.setattr(module, "EFFORT", PlannerParameters(futures=(1,)))
     monkeypatch.setattr(module, "EPISODES", 2)
     monkeypatch.setattr(module, "DECISIONS", 5)
+    monkeypatch.setattr(module, "SHOWN", 1.0)
     found = [
         demonstrate(small_practice(), untrained(seed).weights(), np.random.default_rng(3)).situations.running
         for seed in (0, 0, 1)

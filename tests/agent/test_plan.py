@@ -91,11 +91,16 @@ def test_a_service_level_by_hand():
     assert expected(d._replace(seconds=0.14), s, np.zeros((2, 3), dtype=np.int64)) < -100.0 * 8.0 * 0.9
 
 
+def settled(d: Description, s: Situations) -> tuple[Description, Situations]:
+    """The same where replicas serve at once, so that the same stage is the slowest in every interval."""
+    return d._replace(startup=np.zeros_like(d.startup)), s._replace(starting=np.zeros_like(s.starting))
+
+
 @settings(max_examples=40)
 @given(pipelines(), SEEDS)
 def test_no_change_of_one_stage_improves_a_plan(pipeline: Pipeline, seed: int):
     d = described(pipeline, solved_loads=3)
-    s = random_situations(d, 1, seed)
+    d, s = settled(d, random_situations(d, 1, seed))
     found, _ = plan(d, s, 0)
     check_feasible(pipeline, as_configuration(from_choices(found)))
     best = expected(d, s, found)
