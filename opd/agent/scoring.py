@@ -386,22 +386,10 @@ def expected_rewards(d, s, e, choices):
 def _describe_option(d, s, e, p, planned, budget, carried, largest, lead, gain, n, z, f, k, out):
     """Describe the option to run f + 1 replicas of variant z with batch size 2 ** k in stage n.
 
-    Args:
-        d: description.
-        s: situations.
-        e: which one.
-        p: prospects.
-        planned: (3,) choice of the plan.
-        budget: cores that this stage may take.
-        carried: requests/s of the slowest stage chosen so far; infinite before the first.
-        largest: exponent of the largest batch size chosen so far.
-        lead: expected reward above that of the plan, in :data:`UNIT` of its cores.
-        gain: expected reward above that of what the stage runs, in cores.
-        n: stage.
-        z: variant.
-        f: replicas - 1.
-        k: exponent of the batch size.
-        out: (OPTION_INPUTS,) float32, written.
+    ``planned`` (3,) is the choice of the plan, ``budget`` the cores that the stage may take, ``carried`` the requests/s
+    of the slowest stage chosen so far, infinite before the first, and ``largest`` the exponent of the largest batch
+    size chosen so far. The expected reward is ``lead`` above that of the plan, in :data:`UNIT` of its cores, and
+    ``gain`` above that of what the stage runs, in cores. Writes ``out``, (OPTION_INPUTS,) float32.
     """
     coming, (z0, f0, k0), (zp, fp, kp) = s.coming[e], s.running[e, n], planned
     rate, old = _rate(d, n, z, f, k), _rate(d, n, z0, f0, k0)

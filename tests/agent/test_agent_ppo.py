@@ -153,6 +153,7 @@ def test_the_loss_by_hand():
     network = valued(untrained(0), 1.0)
     with torch.no_grad():
         network.score_weight.zero_()  # both variants are equally likely
+        network.direct_weight.zero_()
     rollout = made_rollout(network, np.zeros((2, 2)), np.array([[0, 1], [0, 1], [0, 0]]))
     returns = np.array([1.0, 3.0, 1.0, 1.0])  # Huber: 2 - 1/2
     experience = experience_of(rollout, np.array([1.0, 2.0, -1.0, 4.0]), returns)
