@@ -189,6 +189,7 @@ def situation_of(description: Description, observation: Observation, quantiles: 
         serving[np.arange(shape[0]), running[:, 0]] = running[:, 1] + 1.0
     waiting = backlog(observation, description.interval)
     loads = np.array([observation.incoming_load, planned_load(observation), waiting])
-    rest = (loads, quantiles, running, serving, starting, wait)
+    # Remembered quantiles cannot be written to: as they are, compiled code would be compiled for them once more.
+    rest = (loads, quantiles.copy(), running, serving, starting, wait)
     measured = (observation.task_latency, observation.ready_throughput, observation.queue)
     return Situations(*(each[None] for each in rest), *(each[None].astype(np.float64) for each in measured))

@@ -126,7 +126,7 @@ def test_plans_are_close_to_the_best_of_all_configurations():
 @given(pipelines(), SEEDS)
 def test_before_it_has_learned_the_agent_does_as_planned(pipeline: Pipeline, seed: int):
     d = described(pipeline, solved_loads=3)
-    s = random_situations(d, 4, seed)
+    d, s = settled(d, random_situations(d, 4, seed))
     chosen, _ = choose(AgentNetwork(8, 1).weights(), d, s, np.full((4, 3 * len(d.cores)), -1.0))
     for e in range(4):
         planned = plan(d, s, e)[0]

@@ -143,9 +143,9 @@ def test_a_file_of_either_kind_of_agent_is_told_by_its_format(tmp_path):
     assert (agent_kind("agent", single), agent_kind("mine", tmp_path / "none")) == (AGENT, SINGLE_AGENT)
     assert build(AGENT, pipeline).origin == "trained for every pipeline"
     assert build(AGENT, pipeline, agent=tuned).origin == "fine-tuned for pipeline 'ocr'"
-    with pytest.raises(WeightsError, match="has format 'opd agent 2', not 'opd agent 3'; train the agent again"):
+    with pytest.raises(WeightsError, match="has format 'opd agent 2', not 'opd agent 4'; train the agent again"):
         build(AGENT, pipeline, agent=single)
-    with pytest.raises(CheckpointError, match="has format 'opd agent 3', not 'opd agent 2'; train the agent again"):
+    with pytest.raises(CheckpointError, match="has format 'opd agent 4', not 'opd agent 2'; train the agent again"):
         build(SINGLE_AGENT, pipeline, agent=tuned)
 
 
