@@ -126,16 +126,6 @@ def test_the_error_for_a_gateway_that_cannot_start_gives_the_reason(backend):
 # --- a full disk -----------------------------------------------------------------------------------------------------
 
 
-def test_on_a_full_disk_what_runs_goes_on_and_the_error_gives_the_reason(backend, without_standbys, tmp_path, caplog):
-    traffic = Load(backend, tmp_path, [10] * 6)
-    with full_disk(), pytest.raises(ApplyError, match="variant 'slow' of 'first' did not start 2 times .*too large"):
-        backend.apply(stages((SLOW, 1, 1), (FAST, 1, 1)))
-    assert backend.configuration == INITIAL
-    assert outcomes(traffic.records()) == {"completed": 60}
-    backend.apply(stages((SLOW, 1, 1), (FAST, 1, 1)))
-    assert "reconciling the processes failed" not in caplog.text
-
-
 def test_a_gateway_that_ends_on_a_full_disk_comes_back_once_there_is_room(backend, caplog):
     (server,) = backend.gateways.servers
     with full_disk():
