@@ -116,11 +116,7 @@ class Planner:
         return as_configuration(candidates[int(np.argmax(values))])
 
     def compare(
-        self,
-        observation: Observation,
-        counts: np.ndarray,
-        generator: np.random.Generator,
-        near: Sequence[np.ndarray] = (),
+        self, observation: Observation, counts: np.ndarray, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """The candidates of the last round, and what they are worth.
 
@@ -128,16 +124,13 @@ class Planner:
             observation: the present.
             counts: (F, T) requests of each second of the futures, :attr:`futures` and :attr:`seconds` of them.
             generator: of the arrivals within each second, and of service times.
-            near: further configurations (N, 3) to try with their neighbours.
 
         Returns:
             (C, N, 3) candidates; (C,) mean reward of an interval over the futures, less what dropped requests cost.
         """
         begin, p = perf_counter(), self._parameters
-        arrivals = draw_arrivals(counts, self._simulation.interval, generator)
-        stages = present_stages(self._pipeline, observation)
-        self._rollouts.place(stages, arrivals)
-        candidates = self._promising(self.candidates(observation, near), stages, counts)
+        arrivals, stages = self._placed(observation, counts, generator)
+        candidates = self._promising(self.candidates(observation), stages, counts)
         total, met = np.zeros(len(candidates)), 0
         for futures in p.futures:
             if met and 1e3 * (perf_counter() - begin) > p.milliseconds:
@@ -154,9 +147,17 @@ class Planner:
         self, observation: Observation, candidates: np.ndarray, counts: np.ndarray, generator: np.random.Generator
     ) -> np.ndarray:
         """(C,) what each of (C, N, 3) configurations is worth, all in the same futures; see :meth:`compare`."""
-        arrivals = draw_arrivals(counts, self._simulation.interval, generator)
-        self._rollouts.place(present_stages(self._pipeline, observation), arrivals)
+        arrivals, _ = self._placed(observation, counts, generator)
         return self._returns(candidates, arrivals, generator).mean(axis=1)
+
+    def _placed(
+        self, observation: Observation, counts: np.ndarray, generator: np.random.Generator
+    ) -> tuple[Arrivals, tuple[StageState, ...]]:
+        """Begin rollouts at the present: the arrivals that they meet, and what is under way in each stage."""
+        arrivals = draw_arrivals(counts, self._simulation.interval, generator)
+        stages = present_stages(self._pipeline, observation)
+        self._rollouts.place(stages, arrivals)
+        return arrivals, stages
 
     def _promising(self, candidates: np.ndarray, stages: tuple[StageState, ...], counts: np.ndarray) -> np.ndarray:
         """Those of (C, N, 3) candidates with the best expected reward under quantiles of the futures' loads."""
