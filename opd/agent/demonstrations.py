@@ -126,10 +126,11 @@ def _compare(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(12, N, 3) configurations in one episode and (12,) their values in cores."""
     observation = episodes.envs.observation(e)
-    planned = plan(problem.description, seen, 0)[0]
+    planned, prospects = plan(problem.description, seen, 0)
     near = to_choices(planner.candidates(observation, [from_choices(planned)]))
     others = near[(near != planned).any(axis=(1, 2))]
-    best = np.argsort(-expected_rewards(problem.description, seen, 0, others), kind="stable")[: COMPARED - 1]
+    rewards = expected_rewards(problem.description, seen, 0, prospects, others)
+    best = np.argsort(-rewards, kind="stable")[: COMPARED - 1]
     compared = np.concatenate([planned[None], others[best]])
     counts = planner.draw(problem.load.futures, observation, rng)
     values = planner.appraise(observation, from_choices(compared), counts, rng) / core_price(problem.objective)

@@ -18,6 +18,7 @@ from opd.pipeline import Pipeline, ServiceLevel, as_array, to_choices
 from opd.planner.present import replica_counts
 from opd.profiling.attainable import attainable_load
 from opd.solvers.exact import Solve
+from opd.workload.forecast_network import INTERVALS
 
 INCOMING, PLANNED, WAITING = range(3)
 """Places of the loads of a situation."""
@@ -25,8 +26,8 @@ INCOMING, PLANNED, WAITING = range(3)
 OBJECTIVE = 8
 """Figures that describe an objective."""
 
-SHORTEST_HORIZON, LONGEST_HORIZON = 2, 6
-"""Coming intervals of a plan, which looks as far ahead as the slowest replica takes to start."""
+SHORTEST_HORIZON = 2
+"""Coming intervals of a plan at least. It looks as far ahead as replicas take to start, at most as far as forecasts."""
 
 SOLVED_LOADS = 96
 """Loads for which the solver's configurations are kept."""
@@ -148,7 +149,7 @@ def describe(
     highest = max(attainable_load(pipeline, np.finfo(float).max), 1.0)
     loads = np.append(0.0, np.geomspace(min(1.0, highest / 2.0), highest, solved_loads))
     startup = np.where(present, tables.startup_time / simulation.interval, 0.0)
-    ahead = min(max(1 + int(np.ceil(startup.max())), SHORTEST_HORIZON), LONGEST_HORIZON)
+    ahead = min(max(1 + int(np.ceil(startup.max())), SHORTEST_HORIZON), INTERVALS)
     return Description(
         worth=worth - np.where(present, worth, -np.inf).max(axis=1, keepdims=True),
         cores=tables.cores,

@@ -360,7 +360,7 @@ def _go_on(d, s, e, p, current, n, chosen):
         return current
     changed = current.copy()
     changed[n] = chosen
-    return _complete(d, s, e, p, changed, n + 1)[0]
+    return _complete(d, s, e, p, changed, n + 1)[0] if n + 1 < len(changed) else changed
 
 
 @njit(cache=True)
@@ -373,9 +373,8 @@ def plan(d, s, e):
 
 
 @njit(cache=True)
-def expected_rewards(d, s, e, choices):
+def expected_rewards(d, s, e, p, choices):
     """(C,) expected rewards of configurations (C, N, 3), in cores; minus infinity beyond the capacity."""
-    p = prospects(d, s, e)
     return np.array([_worth(d, s, e, p, each) for each in choices])
 
 
@@ -428,12 +427,12 @@ def _describe_option(d, s, e, p, planned, budget, carried, largest, lead, gain, 
 
 
 @njit(cache=True)
-def _describe_stage(d, s, e, p, planned, unit, n, out):
-    """Describe stage n as it is: what runs, in comparison with the plan (N, 3), and what was measured."""
+def _describe_stage(d, s, e, p, planned, worth, unit, n, out):
+    """Describe stage n as it is: what runs, beside the plan (N, 3) and what that is worth, and what was measured."""
     z, f, k = s.running[e, n]
     kept = planned.copy()
     kept[n] = s.running[e, n]
-    lead = (_worth(d, s, e, p, kept) - _worth(d, s, e, p, planned)) / unit
+    lead = (_worth(d, s, e, p, kept) - worth) / unit
     budget = d.capacity - d.reserve[n]
     _describe_option(d, s, e, p, planned[n], budget, np.inf, k, lead, 0.0, n, z, f, k, out[:OPTION_INPUTS])
     place = OPTION_INPUTS
@@ -580,10 +579,10 @@ def _pick(scores, count, uniform):
 def _observe(d, s, e, node, inputs):
     """Plan in a situation and write what the network sees of node and stages; (N, 3) plan, its unit, prospects."""
     planned, p = plan(d, s, e)
-    cores = _used(d, planned)
+    cores, worth = _used(d, planned), _worth(d, s, e, p, planned)
     _describe_node(d, s, e, _used(d, s.running[e]), cores, node)
     for n in range(len(planned)):
-        _describe_stage(d, s, e, p, planned, UNIT * cores, n, inputs[n])
+        _describe_stage(d, s, e, p, planned, worth, UNIT * cores, n, inputs[n])
     return planned, UNIT * cores, p
 
 
@@ -608,7 +607,7 @@ def choose(w, d, s, uniform):
     node, inputs = np.zeros(NODE_INPUTS, dtype=np.float32), np.zeros((stages, STAGE_INPUTS), dtype=np.float32)
     hidden = np.zeros((stages, len(w.stage_bias)), dtype=np.float32)
     values = np.zeros((d.service.shape[1], d.replicas, d.service.shape[2]))
-    if d.cores.min() * stages > d.capacity or d.reserve[0] + d.cores[0].min() > d.capacity:
+    if d.reserve[0] + d.cores[0].min() > d.capacity:  # not even the smallest configuration fits
         return choices, log_prob
     for e in range(environments):
         current, unit, p = _observe(d, s, e, node, inputs)

@@ -26,7 +26,7 @@ SEEDS = st.integers(0, 10_000)
 
 def expected(d: Description, s: Situations, choices: np.ndarray) -> float:
     """Expected reward of a configuration in the first situation, in cores."""
-    return float(scoring.expected_rewards(d, s, 0, np.array(choices)[None])[0])
+    return float(scoring.expected_rewards(d, s, 0, scoring.prospects(d, s, 0), np.array(choices)[None])[0])
 
 
 def all_choices(pipeline: Pipeline) -> np.ndarray:
