@@ -168,8 +168,10 @@ class LocalBackend(TelemetryBackend):
         while not self._closing.wait(RECONCILE_SECONDS):
             try:
                 with self._changed:
-                    self._reconcile()
-                    self._changed.notify_all()
+                    try:
+                        self._reconcile()
+                    finally:  # what it did before an error counts: whoever waits for it looks again
+                        self._changed.notify_all()
             except Exception as error:  # no error may leave the pipeline unattended
                 if (reason := reason_of(error)) != logged:  # it may come ten times a second
                     logger.exception("reconciling the processes failed; trying again")
