@@ -30,6 +30,7 @@ from opd.agent.weights import TrainedAgent
 from opd.host.archive import written_whole
 from opd.host.parallel import task_pool
 from opd.host.progress import progress_bar
+from opd.workload.forecast_training import training_data
 
 ABOUT, CHECKPOINT, METRICS, LOSSES = "course.json", "checkpoint.pt", "metrics.csv", "round-{}.csv"
 """Files of a course: its parameters, the state of PPO and its figures, and the imitation loss of every round."""
@@ -99,7 +100,8 @@ def run_course(
     p = parameters
     if p.updates and ppo.problems > p.pool:
         raise ValueError(f"{ppo.problems} problems of a rollout are more than the {p.pool} of pool; raise pool")
-    about = {"course": asdict(p), "ppo": asdict(ppo), "traces": list(lesson.traces)}
+    traces = {name: training_data(trace) for name, trace in lesson.traces.items()}
+    about = {"course": asdict(p), "ppo": asdict(ppo), "traces": traces}
     _claim(folder, about | {"course": asdict(replace(p, updates=0))})  # it may be made longer
     torch.manual_seed(p.seed)
     network = AgentNetwork(p.width, p.blocks)

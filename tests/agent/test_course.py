@@ -87,10 +87,16 @@ def test_a_folder_with_another_course_is_refused(finished, prepared):
         run(prepared.lesson, finished[1], cloning_rate=0.5)
 
 
+def test_a_folder_with_a_course_on_another_trace_of_the_same_name_is_refused(finished, prepared):
+    traces = {name: replace(trace, recorded=trace.recorded + 1) for name, trace in prepared.lesson.traces.items()}
+    with pytest.raises(ValueError, match="holds a course with other settings of traces, see course.json"):
+        run(prepared.lesson._replace(traces=traces), finished[1])
+
+
 def test_an_agent_says_how_it_was_trained(finished, tmp_path):
     finished[0].save(tmp_path / "agent.npz")
     about = TrainedAgent.load(tmp_path / "agent.npz").about
-    assert (about["course"]["pipelines"], about["ppo"]["problems"], about["traces"]) == ([2, 2], 2, ["waves.csv"])
+    assert (about["course"]["pipelines"], about["ppo"]["problems"], list(about["traces"])) == ([2, 2], 2, ["waves.csv"])
 
 
 def test_a_finished_course_does_nothing_anew(finished, prepared, monkeypatch):
