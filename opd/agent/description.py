@@ -18,6 +18,7 @@ from opd.pipeline import Pipeline, ServiceLevel, as_array, to_choices
 from opd.planner.present import replica_counts
 from opd.profiling.attainable import attainable_load
 from opd.solvers.exact import Solve
+from opd.solvers.latency import service_variation
 from opd.workload.forecast_network import INTERVALS
 
 INCOMING, PLANNED, WAITING = range(3)
@@ -52,6 +53,7 @@ class Description(NamedTuple):
         timeout: seconds after which a partial batch is taken.
         patience: seconds after which a request that waits is dropped.
         seconds: latency of the service level.
+        variation: squared coefficient of variation of service times.
         objective: (8,) see :func:`objective_figures`.
         loads: (L,) requests/s, ascending.
         solved: (L, N, 3) the solver's choices for these loads.
@@ -72,6 +74,7 @@ class Description(NamedTuple):
     timeout: float
     patience: float
     seconds: float
+    variation: float
     objective: np.ndarray
     loads: np.ndarray
     solved: np.ndarray
@@ -135,7 +138,7 @@ def describe(
     Args:
         pipeline: with the capacity that is free and the latencies that are known.
         objective: of the reward.
-        simulation: interval and batch timeout.
+        simulation: interval, batch timeout and noise of the device.
         solve: the exact solver of the objective.
         solved_loads: number of loads to solve for, up to the largest that the device carries.
     """
@@ -167,6 +170,7 @@ def describe(
         timeout=float(simulation.batch_timeout),
         patience=float(simulation.drop_after),
         seconds=float(pipeline.service_level.seconds),
+        variation=service_variation(simulation),
         objective=objective_figures(objective),
         loads=loads,
         solved=to_choices(np.array([as_array(solve(pipeline, float(load))) for load in loads])),

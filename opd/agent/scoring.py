@@ -14,6 +14,7 @@ Training and deployment share this code. It is one module because Numba's cache 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +37,10 @@ anything is learned."""
 
 LEVEL_WAITING = 1.0
 """The same as :data:`WAITING_SHARE` for a service level, where the slowest requests count."""
+
+LEVEL_MARGIN = 1.05
+"""The latency of a service level is planned as if it were shorter by this factor: plans just keep it, and predictions
+that are too low with it."""
 
 EXCESS_PRICE = 30.0
 """Cores that an option is worth less for each core that it leaves too few for the planned rest."""
@@ -87,22 +92,21 @@ def _share_ready(until, interval):
 
 
 @njit(cache=True, inline="always")
-def _rate_in(d, s, e, n, z, f, k, interval):
-    """Requests/s in the mean of a coming interval; until all replicas serve, those of the running variant go on.
+def _rate_in(service, startup, serving, starting, wait, running, z, f, k, interval):
+    """Requests/s of a stage in the mean of a coming interval; until all replicas serve, those that run go on.
 
-    A batch size applies to all of them at once.
+    A batch size applies to all of them at once. Service times (Z, K), start-up times (Z,) and replicas (Z,) are those
+    of the stage, as :class:`~opd.agent.description.Description` and :class:`~opd.agent.description.Situations` have
+    them, and ``running`` is its variant.
     """
-    each = (1 << k) / d.service[n, z, k]
-    serving = min(s.serving[e, n, z], f + 1.0)
-    starting = min(s.starting[e, n, z], f + 1.0 - serving)
-    new = f + 1.0 - serving - starting
-    rate = each * (
-        serving + starting * _share_ready(s.wait[e, n, z], interval) + new * _share_ready(d.startup[n, z], interval)
-    )
-    running = s.running[e, n, 0]
-    if running != z and serving < f + 1.0:
-        until = d.startup[n, z] if new > 0.0 else s.wait[e, n, z]
-        old = s.serving[e, n, running] * (1 << k) / d.service[n, running, k]
+    each = (1 << k) / service[z, k]
+    already = min(serving[z], f + 1.0)
+    soon = min(starting[z], f + 1.0 - already)
+    new = f + 1.0 - already - soon
+    rate = each * (already + soon * _share_ready(wait[z], interval) + new * _share_ready(startup[z], interval))
+    if running != z and already < f + 1.0:
+        until = startup[z] if new > 0.0 else wait[z]
+        old = serving[running] * (1 << k) / service[running, k]
         rate += (1.0 - _share_ready(until, interval)) * old
     return rate
 
@@ -118,13 +122,15 @@ class Prospects(NamedTuple):
         rate: (N, Z, F, K, H) requests/s.
         balance: (N, Z, F, K, H) what throughput, unmet and spare load and what piles up are worth at this rate; only
             for weights.
-        waiting: (N, Z, F, K, H, 7) seconds in the queue; only for a service level. Otherwise N is 0.
+        waiting: (N, Z, F, K, H, 7) mean seconds in the queue; only for a service level. Otherwise N is 0.
+        spread: (N, Z, F, K, H, 7) variance of the seconds in the stage; likewise.
     """
 
     value: np.ndarray
     rate: np.ndarray
     balance: np.ndarray
     waiting: np.ndarray
+    spread: np.ndarray
 
 
 _STEPS, _MOST = 64, 64
@@ -143,27 +149,26 @@ def _crowd(f, busy):
 
 
 @njit(cache=True)
-def _piled_up(d, load, rate, queue):
+def _piled_up(interval, patience, load, rate, queue):
     """Mean seconds behind what piles up in an interval, and the requests that wait at its end.
 
     Nobody waits longer than :attr:`Description.patience`, so no more requests can pile up than are served in that time.
     """
-    after = min(max(queue + d.interval * (load - rate), 0.0), d.patience * rate)
-    return min(0.5 * (queue + after) / max(rate, 1e-9), d.patience), after
+    after = min(max(queue + interval * (load - rate), 0.0), patience * rate)
+    return min(0.5 * (queue + after) / max(rate, 1e-9), patience), after
 
 
 @njit(cache=True)
-def _balance(d, coming, queue, rates, out):
+def _balance(o, horizon, interval, patience, coming, queue, rates, out):
     """Write what the throughput (H,) of a pipeline is worth, with unmet and spare load and what piles up, in cores."""
-    o = d.objective
     out[:] = 0.0
     for q in range(len(QUANTILE_WEIGHTS)):
         waits = queue
         for h in range(len(rates)):
             excess = coming[h, q] - rates[h]
-            seconds, waits = _piled_up(d, coming[h, q], rates[h], waits)
+            seconds, waits = _piled_up(interval, patience, coming[h, q], rates[h], waits)
             lost = (o[3] * excess if excess > 0.0 else -o[4] * excess) + o[6] * seconds
-            out[h] += d.horizon[h] * QUANTILE_WEIGHTS[q] * (o[2] * rates[h] - lost)
+            out[h] += horizon[h] * QUANTILE_WEIGHTS[q] * (o[2] * rates[h] - lost)
 
 
 @njit(cache=True)
@@ -178,45 +183,67 @@ def _forming(d, coming, k, forming):
 
 
 @njit(cache=True)
+def _stage_prospects(d, s, e, n, k, forming, to_form, found):
+    """Write the :class:`Prospects` of a stage for the batch size 2 ** k.
+
+    Arrays are taken out of ``d`` and ``s`` before the loops: handing all of both on from there takes far longer.
+    """
+    value, rate, level = found.value[n], found.rate[n], d.objective[0] > 0.0
+    balance, waiting, spread = found.balance[n:], found.waiting[n:], found.spread[n:]  # empty where there is nothing
+    horizon, objective, interval, patience = d.horizon, d.objective, d.interval, d.patience
+    service, startup, cores, worth, variation = d.service[n], d.startup[n], d.cores[n], d.worth[n], d.variation
+    serving, starting, wait, running = s.serving[e, n], s.starting[e, n], s.wait[e, n], s.running[e, n, 0]
+    coming, queue, share = s.coming[e], interval * s.loads[e, WAITING], LEVEL_WAITING / WAITING_SHARE if level else 1.0
+    rates, worths = np.zeros(len(horizon)), np.zeros(len(horizon))
+    for z in range(d.variants[n]):
+        for f in range(_most_replicas(d, n, z, d.capacity)):
+            each, latency = service[z, k] / ((1 << k) * (f + 1)), service[z, k] + to_form
+            for h in range(len(horizon)):
+                here = _rate_in(service, startup, serving, starting, wait, running, z, f, k, h)
+                rates[h] = rate[z, f, k, h] = here
+                inverse = 1.0 / max(here, 1e-9)
+                for q in range(len(QUANTILE_WEIGHTS)):
+                    seconds = share * each * _crowd(f, coming[h, q] * inverse)
+                    latency += horizon[h] * QUANTILE_WEIGHTS[q] * seconds
+                    if level:
+                        waiting[0, z, f, k, h, q] = seconds + forming[h, q]
+                        # Some skip the queue, the others wait an exponential time; forming takes 0 to twice its mean.
+                        queued = 0.5 * LEVEL_WAITING * each / (1.0 - min(coming[h, q] * inverse, BUSIEST))
+                        variance = variation * service[z, k] ** 2 + forming[h, q] ** 2 / 3.0
+                        spread[0, z, f, k, h, q] = variance + seconds * (2.0 * queued - seconds)
+            if not level:
+                _balance(objective, horizon, interval, patience, coming, queue, rates, worths)
+                for h in range(len(horizon)):
+                    balance[0, z, f, k, h] = worths[h]
+            value[z, f, k] = worth[z] - (f + 1) * cores[z] - objective[6] * latency
+
+
+@njit(cache=True)
 def prospects(d, s, e):
     """The :class:`Prospects` of all choices in a situation."""
     stages, variants, sizes = d.service.shape
     intervals, quantiles, level = len(d.horizon), len(QUANTILE_WEIGHTS), d.objective[0] > 0.0
-    coming, queue = s.coming[e], d.interval * s.loads[e, WAITING]
-    share = LEVEL_WAITING / WAITING_SHARE if level else 1.0
     value = np.full((stages, variants, d.replicas, sizes), -np.inf)
     rate = np.zeros((stages, variants, d.replicas, sizes, intervals))
     balance = np.zeros((0 if level else stages, variants, d.replicas, sizes, intervals))
     waiting = np.zeros((stages if level else 0, variants, d.replicas, sizes, intervals, quantiles))
-    forming = np.zeros((intervals, quantiles))
+    spread, forming = np.zeros(waiting.shape), np.zeros((intervals, quantiles))
+    found = Prospects(value, rate, balance, waiting, spread)
     for k in range(sizes):
-        to_form = _forming(d, coming, k, forming)
+        to_form = _forming(d, s.coming[e], k, forming)
         for n in range(stages):
-            for z in range(d.variants[n]):
-                for f in range(_most_replicas(d, n, z, d.capacity)):
-                    each, latency = d.service[n, z, k] / ((1 << k) * (f + 1)), d.service[n, z, k] + to_form
-                    for h in range(intervals):
-                        here = _rate_in(d, s, e, n, z, f, k, h)
-                        rate[n, z, f, k, h] = here
-                        inverse = 1.0 / max(here, 1e-9)
-                        for q in range(quantiles):
-                            seconds = share * each * _crowd(f, coming[h, q] * inverse)
-                            latency += d.horizon[h] * QUANTILE_WEIGHTS[q] * seconds
-                            if level:
-                                waiting[n, z, f, k, h, q] = seconds + forming[h, q]
-                    if not level:
-                        _balance(d, coming, queue, rate[n, z, f, k], balance[n, z, f, k])
-                    value[n, z, f, k] = d.worth[n, z] - (f + 1) * d.cores[n, z] - d.objective[6] * latency
-    return Prospects(value, rate, balance, waiting)
+            _stage_prospects(d, s, e, n, k, forming, to_form, found)
+    return found
 
 
 class Rest(NamedTuple):
-    """What all stages but one contribute: see :class:`Prospects`; (H,) ``rate`` and ``balance``, (H, 7) ``waiting``."""
+    """What all stages but one contribute, see :class:`Prospects`; (H,) rate, balance, (H, 7) waiting, spread."""
 
     value: float
     rate: np.ndarray
     balance: np.ndarray
     waiting: np.ndarray
+    spread: np.ndarray
     service: float
     accuracy: float
     cores: float
@@ -228,7 +255,7 @@ def _rest_of(d, s, e, p, choices, stage):
     """The :class:`Rest` of a configuration without one stage."""
     value, service, accuracy, cores, largest = 0.0, 0.0, 0.0, 0.0, 0
     rate, balance = np.full(len(d.horizon), np.inf), np.zeros(len(d.horizon))
-    waiting = np.zeros((len(d.horizon), len(QUANTILE_WEIGHTS)))
+    waiting, spread = np.zeros((2, len(d.horizon), len(QUANTILE_WEIGHTS)))
     for n in range(len(choices)):
         if n != stage:
             z, f, k = choices[n]
@@ -241,9 +268,19 @@ def _rest_of(d, s, e, p, choices, stage):
                 rate[h] = min(rate[h], p.rate[n, z, f, k, h])
             if len(p.waiting):
                 waiting += p.waiting[n, z, f, k]
+                spread += p.spread[n, z, f, k]
     if len(choices) > 1 and len(p.balance):
-        _balance(d, s.coming[e], d.interval * s.loads[e, WAITING], rate, balance)
-    return Rest(value, rate, balance, waiting, service, accuracy, cores, largest)
+        queue = d.interval * s.loads[e, WAITING]
+        _balance(d.objective, d.horizon, d.interval, d.patience, s.coming[e], queue, rate, balance)
+    return Rest(value, rate, balance, waiting, spread, service, accuracy, cores, largest)
+
+
+@njit(cache=True, inline="always")
+def _joint(total, rate, balance, rest_rate, rest_balance, largest, batch_price, z, f, k):
+    """Add what throughput and the largest batch are worth to a ``total``; rate and balance (Z, F, K, H) of a stage."""
+    for h in range(len(rest_rate)):
+        total += balance[z, f, k, h] if rate[z, f, k, h] < rest_rate[h] else rest_balance[h]
+    return total - batch_price * (1 << max(largest, k))
 
 
 @njit(cache=True, inline="always")
@@ -253,25 +290,24 @@ def _expected(d, s, e, p, rest, n, z, f, k):
     if d.objective[0] > 0.0:
         inaccurate = max(d.floor - rest.accuracy - d.accuracy[n, z], 0.0)
         return total - d.capacity * SHORTFALL_PENALTY * (_late(d, s, e, p, rest, n, z, f, k) + inaccurate)
-    for h in range(len(d.horizon)):
-        slowest = p.rate[n, z, f, k, h] < rest.rate[h]
-        total += p.balance[n, z, f, k, h] if slowest else rest.balance[h]
-    return total - d.objective[5] * (1 << max(rest.largest, k))
+    return _joint(total, p.rate[n], p.balance[n], rest.rate, rest.balance, rest.largest, d.objective[5], z, f, k)
 
 
 @njit(cache=True)
 def _late(d, s, e, p, rest, n, z, f, k):
-    """Expected shortfall of a service level, a fraction; waiting times are taken to be distributed exponentially."""
-    asked, slack, shortfall = 1.0 - np.exp(-d.objective[7]), d.seconds - rest.service - d.service[n, z, k], 0.0
+    """Expected shortfall of a service level, a fraction; the latency is taken to be distributed normally."""
+    asked, shortfall = 1.0 - np.exp(-d.objective[7]), 0.0
+    slack = d.seconds / LEVEL_MARGIN - rest.service - d.service[n, z, k]
     for q in range(len(QUANTILE_WEIGHTS)):
         waits = 0.0
         for h in range(len(d.horizon)):
             load, rate = s.coming[e, h, q], min(rest.rate[h], p.rate[n, z, f, k, h])
             if h == 0:
                 load += s.loads[e, WAITING]
-            behind, waits = _piled_up(d, load, rate, waits)
+            behind, waits = _piled_up(d.interval, d.patience, load, rate, waits)
             seconds = rest.waiting[h, q] + p.waiting[n, z, f, k, h, q] + behind
-            within = 1.0 - np.exp(-max(slack, 0.0) / max(seconds, 1e-6))
+            variance = rest.spread[h, q] + p.spread[n, z, f, k, h, q] + behind**2 / 3.0
+            within = 0.5 * math.erfc((seconds - slack) / math.sqrt(2.0 * max(variance, 1e-9)))
             within *= min(1.0, rate / max(load, 1e-9))
             shortfall += d.horizon[h] * QUANTILE_WEIGHTS[q] * max(asked - within, 0.0)
     return shortfall
@@ -289,23 +325,29 @@ def _used(d, choices):
 @njit(cache=True)
 def _worth(d, s, e, p, choices):
     """Expected reward of a configuration in cores; minus infinity beyond the capacity."""
+    if _used(d, choices) > d.capacity + 1e-9:
+        return -np.inf
     z, f, k = choices[0]
-    return (
-        _expected(d, s, e, p, _rest_of(d, s, e, p, choices, 0), 0, z, f, k)
-        if _used(d, choices) <= d.capacity + 1e-9
-        else -np.inf
-    )
+    return _expected(d, s, e, p, _rest_of(d, s, e, p, choices, 0), 0, z, f, k)
 
 
 @njit(cache=True)
 def _appraise(d, s, e, p, rest, n, budget, out):
     """Write the expected reward (Z, F, K) of every choice of a stage; minus infinity where the budget is too small."""
     out[:] = -np.inf
+    level, sizes, price = d.objective[0] > 0.0, out.shape[2], d.objective[5]
+    value, rate, balance = p.value[n], p.rate[n], p.balance[n:]
+    base, rest_rate, rest_balance, largest = rest.value, rest.rate, rest.balance, rest.largest
     for z in range(d.variants[n]):
         for f in range(_most_replicas(d, n, z, budget)):
-            excess = max(rest.cores + (f + 1) * d.cores[n, z] - d.capacity - 1e-9, 0.0)
-            for k in range(out.shape[2]):
-                out[z, f, k] = _expected(d, s, e, p, rest, n, z, f, k) - EXCESS_PRICE * excess
+            excess = EXCESS_PRICE * max(rest.cores + (f + 1) * d.cores[n, z] - d.capacity - 1e-9, 0.0)
+            for k in range(sizes):
+                if level:
+                    total = _expected(d, s, e, p, rest, n, z, f, k)
+                else:
+                    total = base + value[z, f, k]
+                    total = _joint(total, rate, balance[0], rest_rate, rest_balance, largest, price, z, f, k)
+                out[z, f, k] = total - excess
 
 
 SWEEPS = 6
@@ -486,10 +528,8 @@ def _describe_choice(d, s, e, p, values, planned, unit, budget, carried, largest
         the number of options, those described being the first rows of ``out``; and the index of each in ``places``.
     """
     count, places = 0, np.empty(len(out), dtype=np.int64)
-    best, old = (
-        values[planned[0], planned[1], planned[2]],
-        values[s.running[e, n, 0], s.running[e, n, 1], s.running[e, n, 2]],
-    )
+    z0, f0, k0 = s.running[e, n]
+    best, old = values[planned[0], planned[1], planned[2]], values[z0, f0, k0]
     options = d.variants[n] if kind == 0 else d.replicas if kind == 1 else values.shape[2]
     for option in range(options):
         zo, fo, ko = option, 0, 0

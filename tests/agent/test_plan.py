@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import ndtr
 from small_pipelines import every_configuration, ocr_pipeline, pipelines
 from small_situations import QUIET, calm_situations, described, random_situations
 
@@ -62,11 +63,10 @@ def test_the_compiled_formula_is_that_of_the_planner(load):
 
 def test_what_piles_up_by_hand():
     """10 requests wait, 3/s come and 2/s are served: 20 wait at the end, 15 in the mean, which take 7.5 s."""
-    d = described(ocr_pipeline())
-    assert scoring._piled_up(d, 3.0, 2.0, 10.0) == (7.5, 20.0)
-    assert scoring._piled_up(d, 2.0, 4.0, 20.0) == (2.5, 0.0)
-    assert scoring._piled_up(d, 3.0, 4.0, 0.0) == (0.0, 0.0)
-    assert scoring._piled_up(d, 9.0, 2.0, 30.0) == (10.0, 20.0)  # nobody waits longer than ten seconds
+    assert scoring._piled_up(10.0, 10.0, 3.0, 2.0, 10.0) == (7.5, 20.0)
+    assert scoring._piled_up(10.0, 10.0, 2.0, 4.0, 20.0) == (2.5, 0.0)
+    assert scoring._piled_up(10.0, 10.0, 3.0, 4.0, 0.0) == (0.0, 0.0)
+    assert scoring._piled_up(10.0, 10.0, 9.0, 2.0, 30.0) == (10.0, 20.0)  # nobody waits longer than ten seconds
 
 
 def test_a_queue_has_to_be_served_by_somebody():
@@ -79,16 +79,21 @@ def test_a_queue_has_to_be_served_by_somebody():
 
 
 def test_a_service_level_by_hand():
-    """One replica each at 4 requests/s: 0.1 s and 0.05 s of service, waits of an M/D/1 queue as far as they count."""
+    """One replica each at 4 requests/s: 0.1 s and 0.05 s of service, and the queues of M/D/1 as far as they count.
+
+    40 % and 20 % of the requests wait, for exponential times. The latency is taken to be distributed normally.
+    """
     level = ServiceLevel(0.2, percentile=90.0, accuracy_floor=0.6, accuracy_weight=12.0)
-    d = described(replace(ocr_pipeline(), service_level=level), level)
+    d = described(replace(ocr_pipeline(), service_level=level), level)._replace(variation=0.04)
     s = calm_situations(d, [[0, 0, 0], [0, 0, 0]], load=4.0)
-    wait = scoring.LEVEL_WAITING * (0.1 * 0.4 / (2.0 * 0.6) + 0.05 * 0.2 / (2.0 * 0.8))
-    late = 0.9 - (1.0 - np.exp(-0.05 / wait))
+    busy, queued = np.array([0.4, 0.2]), scoring.LEVEL_WAITING * np.array([0.1 / (2.0 * 0.6), 0.05 / (2.0 * 0.8)])
+    mean = 0.15 + (busy * queued).sum()
+    variance = 0.04 * (0.1**2 + 0.05**2) + (busy * (2.0 - busy) * queued**2).sum()
+    late = 0.9 - ndtr((0.2 / scoring.LEVEL_MARGIN - mean) / np.sqrt(variance))
     lost = 100.0 * 8.0 * (max(late, 0.0) + 0.6 - 0.5625)
     worth = d.worth[0, 0] + d.worth[1, 0]
     assert expected(d, s, np.zeros((2, 3), dtype=np.int64)) == pytest.approx(worth - 2.0 - lost, rel=1e-3)
-    assert expected(d._replace(seconds=0.14), s, np.zeros((2, 3), dtype=np.int64)) < -100.0 * 8.0 * 0.9
+    assert expected(d._replace(seconds=0.01), s, np.zeros((2, 3), dtype=np.int64)) < -100.0 * 8.0 * 0.9
 
 
 def settled(d: Description, s: Situations) -> tuple[Description, Situations]:

@@ -82,12 +82,18 @@ def test_ratios_are_limited():
 # --- replicas that start ---------------------------------------------------------------------------------------------
 
 
+def rate_in(d: Description, s: Situations, n: int, z: int, f: int, k: int, interval: int) -> float:
+    """Requests/s of stage n in the first situation."""
+    state = s.serving[0, n], s.starting[0, n], s.wait[0, n], s.running[0, n, 0]
+    return scoring._rate_in(d.service[n], d.startup[n], *state, z, f, k, interval)
+
+
 def test_rates_while_replicas_start_by_hand():
     """Each replica carries 10 requests/s. One serves, one has 3 s to go of 10 s, a third needs its start-up of 1 s."""
     d = described(ocr_pipeline())
     calm = calm_situations(d, [[0, 1, 0], [0, 0, 0]])
     calm.serving[0, 0, 0], calm.starting[0, 0, 0], calm.wait[0, 0, 0] = 1.0, 1.0, 0.3
-    rates = [[scoring._rate_in(d, calm, 0, 0, 0, f, 0, interval) for f in range(3)] for interval in (0, 1)]
+    rates = [[rate_in(d, calm, 0, 0, f, 0, interval) for f in range(3)] for interval in (0, 1)]
     np.testing.assert_allclose(rates, [[10.0, 17.0, 26.0], [10.0, 20.0, 30.0]])
 
 
@@ -95,8 +101,8 @@ def test_the_old_variant_serves_until_the_new_one_does():
     """Two small replicas (20 requests/s) run; the large one (5 requests/s) starts in 2 of 10 s."""
     d = described(ocr_pipeline())
     calm = calm_situations(d, [[0, 1, 0], [0, 0, 0]])
-    assert scoring._rate_in(d, calm, 0, 0, 1, 0, 0, 0) == pytest.approx(0.8 * 5.0 + 0.2 * 20.0)
-    assert scoring._rate_in(d, calm, 0, 0, 1, 0, 0, 1) == pytest.approx(5.0)
+    assert rate_in(d, calm, 0, 1, 0, 0, 0) == pytest.approx(0.8 * 5.0 + 0.2 * 20.0)
+    assert rate_in(d, calm, 0, 1, 0, 0, 1) == pytest.approx(5.0)
 
 
 def test_a_slow_start_takes_several_intervals():
@@ -104,7 +110,7 @@ def test_a_slow_start_takes_several_intervals():
     d = described(ocr_pipeline())
     d = d._replace(startup=np.full_like(d.startup, 2.5))
     calm = calm_situations(d, [[0, 0, 0], [0, 0, 0]])
-    assert [scoring._rate_in(d, calm, 0, 0, 0, 2, 0, n) for n in range(4)] == pytest.approx([10.0, 10.0, 20.0, 30.0])
+    assert [rate_in(d, calm, 0, 0, 2, 0, n) for n in range(4)] == pytest.approx([10.0, 10.0, 20.0, 30.0])
 
 
 @settings(max_examples=30)
@@ -120,7 +126,7 @@ def test_rates_are_those_of_the_simulator(seed):
     for _ in range(2):
         interval = simulator.step(from_choices(np.array([then])), np.zeros((1, 10), dtype=np.int64))
         measured.append(interval.ready_throughput[0])
-    predicted = [[scoring._rate_in(d, calm, 0, n, *then[n], interval) for n in range(2)] for interval in range(2)]
+    predicted = [[rate_in(d, calm, n, *then[n], interval) for n in range(2)] for interval in range(2)]
     np.testing.assert_allclose(predicted, measured, rtol=1e-9)
 
 
