@@ -13,9 +13,11 @@ os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / ".cache
 
 import pytest
 import torch
+from compiling import one_process_at_a_time
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+one_process_at_a_time()
 
 # A first call compiles, so time says nothing; a failure in continuous integration must come back on every run.
 settings.register_profile("opd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -37,9 +39,16 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest modules first; everything else stays in its order."""
-    order = {f"{name}.py": number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    """The longest modules first, then one module of each folder in turn.
+
+    So what runs at the same time differs in what it needs: computation, other processes, or compiled code.
+    """
+    longest = {f"{name}.py": number for number, name in enumerate(LONGEST)}
+    turns: dict[Path, dict[Path, int]] = {}
+    for item in items:
+        folder = turns.setdefault(item.path.parent, {})
+        folder.setdefault(item.path, len(folder))
+    items.sort(key=lambda item: (longest.get(item.path.name, len(longest)), turns[item.path.parent][item.path]))
 
 
 @pytest.fixture(scope="session")

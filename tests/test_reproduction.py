@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from compiling import share_with
 from deadlines import PATIENCE
 
 from opd.workload.trace_files import SYNTHETIC_FILE
@@ -77,6 +78,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
             continue
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, folder / name)
+    share_with(folder / "opd")
     parameters = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
     (folder / "params.yaml").write_text(yaml.safe_dump(parameters | TINY), encoding="utf-8")
     trace = folder.joinpath("opd", *SYNTHETIC_FILE)

@@ -28,7 +28,7 @@ def pipeline_of_many() -> Pipeline:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
-    parameters = SimulationParameters(interval=2, service_noise=0.1)
+    parameters = SimulationParameters(interval=2, service_noise=0.1, drop_after=PATIENCE)
     folder = tmp_path_factory.mktemp("emulated")
     with LocalBackend(emulated_pipeline(pipeline_of_many()), parameters, INITIAL, folder, "no-store") as backend:
         yield backend
