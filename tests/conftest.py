@@ -14,6 +14,7 @@ os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / ".cache
 import pytest
 import torch
 from compiling import one_process_at_a_time
+from deadlines import PATIENCE
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
@@ -61,6 +62,26 @@ def twitter_trace_path() -> Path:
     if not path.is_file():
         pytest.fail(f"OPD_TWITTER_TRACE={given} is no file; correct it, or unset it to skip the tests that need it")
     return path
+
+
+STARTS = (
+    ("opd.serving.processes", "START_SECONDS"),
+    ("opd.serving.measured_replica", "START_SECONDS"),
+    ("opd.serving.emulation.host", "START_SECONDS"),
+    ("opd.serving.local", "APPLY_SECONDS"),
+    ("opd.serving.monitoring.prometheus", "READY_SECONDS"),
+)
+"""Modules and their limits for the start of processes."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient_starts() -> Iterator[None]:
+    """On a busy machine processes start slowly; tests of these limits set their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, limit in STARTS:
+            if module in sys.modules:
+                patch.setattr(sys.modules[module], limit, PATIENCE)
+        yield
 
 
 @pytest.fixture(autouse=True)
