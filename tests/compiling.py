@@ -52,7 +52,8 @@ def share_with(copy: Path) -> None:
     for folder in {path.parent for path in PACKAGE.rglob("*.py")}:
         own, other = (_compiled(each) for each in (folder, copy / folder.relative_to(PACKAGE)))
         own.mkdir(parents=True, exist_ok=True)
-        other.symlink_to(own)
+        if not other.exists():  # a temporary folder may have the name of an earlier one
+            other.symlink_to(own)
 
 
 def _compiled(folder: Path) -> Path:
