@@ -1,4 +1,4 @@
-"""Hundreds of wrong pipeline files and profiles: each is read, or refused by an error that names a place."""
+"""Thousands of wrong pipeline files and profiles: each is read, or refused by an error that names a place."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from opd.profiling.profiles import load_profile
 
 pytestmark = pytest.mark.slow
 
-TREES, TEXTS, TABLES = 1500, 200, 200
+TREES, TEXTS, TABLES = 6000, 600, 600
 """Mutations of the parsed file, which is quick, of its text, and of the profile."""
 
 VALUES: list[Any] = [
