@@ -93,7 +93,7 @@ $(READY): pyproject.toml constraints.txt
 		echo "[1/2] creating $(VENV) with $$("$$python" --version)"; \
 		"$$python" -m venv --clear $(VENV); \
 	fi
-# Without --no-compile, a third of the time would go into modules that are never imported.
+# Without --no-compile, much of the time goes into modules that are never imported.
 	@echo "[2/2] installing the pinned packages into $(VENV) (once; some minutes and gigabytes)"
 	@quiet=-qq; if [ -t 1 ]; then quiet=; fi; \
 	$(VENV)/bin/python -m pip install --no-input --no-compile --disable-pip-version-check $$quiet \
