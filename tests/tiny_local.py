@@ -39,14 +39,15 @@ class Load:
     def __init__(self, backend, tmp_path, counts, texts=("hello",), retry=False):
         payloads = tmp_path / "payloads.parquet"
         pd.DataFrame({"payload": [text.encode() for text in texts]}).to_parquet(payloads)
-        self._process = start_load(backend.address, "tiny", counts, payloads, 0, tmp_path / "requests.parquet", retry)
+        output = tmp_path / "requests.parquet"
+        self._process = start_load(backend.address, "tiny", counts, payloads, 0, output, retry, PATIENCE)
 
     def wait_until_under_way(self):
         """Wait until requests have been sent for a second: on a busy machine the generator starts slowly."""
         time.sleep(max(self._process.started(PATIENCE) + 1.0 - time.time(), 0.0))
 
     def records(self):
-        return self._process.finish(PATIENCE)
+        return self._process.finish(2 * PATIENCE)
 
 
 def outcomes(records):

@@ -235,7 +235,7 @@ def test_a_deployed_pipeline_is_reconfigured_under_load_without_losing_a_request
         assert_refuses_configuration(api)
         payloads = tmp_path / "payloads.parquet"
         pd.DataFrame({"payload": [b"hello"]}).to_parquet(payloads)
-        traffic = start_load(address, "tiny", [15] * 16, payloads, 0, tmp_path / "requests.parquet")
+        traffic = start_load(address, "tiny", [15] * 16, payloads, 0, tmp_path / "requests.parquet", timeout=PATIENCE)
         done = []
         threading.Thread(target=lambda: done.append(traffic.finish(PATIENCE)), daemon=True).start()
         time.sleep(2)

@@ -42,7 +42,7 @@ def backend(running):
 
 def load(backend, tmp_path, counts):
     samples, output = emulated_samples(tmp_path), tmp_path / "requests.parquet"
-    return start_load(backend.address, "many-emulated", np.array(counts), samples, 0, output)
+    return start_load(backend.address, "many-emulated", np.array(counts), samples, 0, output, timeout=PATIENCE)
 
 
 def replicas_of(backend, position):
