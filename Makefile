@@ -25,7 +25,7 @@ export OMP_NUM_THREADS ?= 1
 export NUMBA_CACHE_DIR ?= $(CURDIR)/.cache/numba
 export OPD_TWITTER_TRACE := $(TWITTER_TRACE)
 
-.PHONY: help repro study agent live live-study bench test test-slow lint lab clean
+.PHONY: help repro study agent live live-study bench test lint lab clean
 
 help: ## list the commands
 	@echo "Commands (each creates $(VENV) when it is missing or out of date):"
@@ -52,11 +52,8 @@ live-study: $(READY) twitter ## run the paper's experiments on pipelines that ar
 bench: $(READY) ## compare simulator, training and decisions with their peers: about 15 minutes
 	dvc repro benchmarks/dvc.yaml
 
-test: lint ## check style and types, then run the tests except the slow ones
-	pytest -n 3 --dist loadscope --no-loadscope-reorder
-
-test-slow: $(READY) ## run the tests that `make test` leaves out because they take long
-	pytest -n 3 --dist loadscope --no-loadscope-reorder -m "slow and not cluster"
+test: lint ## check style and types, then run the tests; SLOW=1 adds those that take long
+	pytest -n 3 --dist loadscope --no-loadscope-reorder $(if $(SLOW),-m "not cluster")
 
 lint: $(READY) ## check style and types
 	ruff check .
@@ -96,9 +93,10 @@ $(READY): pyproject.toml constraints.txt
 		echo "[1/2] creating $(VENV) with $$("$$python" --version)"; \
 		"$$python" -m venv --clear $(VENV); \
 	fi
+# Without --no-compile, much of the time goes into modules that are never imported.
 	@echo "[2/2] installing the pinned packages into $(VENV) (once; some minutes and gigabytes)"
 	@quiet=-qq; if [ -t 1 ]; then quiet=; fi; \
-	$(VENV)/bin/python -m pip install --no-input --disable-pip-version-check $$quiet \
+	$(VENV)/bin/python -m pip install --no-input --no-compile --disable-pip-version-check $$quiet \
 		-c constraints.txt -e '.[notebooks,serving,text,xgboost,lightgbm,cluster,bench,dev]'
 	@touch $@
 	@echo "$(VENV) is ready"

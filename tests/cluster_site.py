@@ -146,7 +146,7 @@ class Site:
             time.sleep(2)
         finally:
             running.interrupt()
-            found.append(running.finish(60))
+            found.append(running.finish(WAIT_SECONDS))
 
     def pods(self):
         """Names of all pods, with the number of their restarts."""

@@ -13,9 +13,12 @@ os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / ".cache
 
 import pytest
 import torch
+from compiling import one_process_at_a_time
+from deadlines import PATIENCE
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+one_process_at_a_time()
 
 # A first call compiles, so time says nothing; a failure in continuous integration must come back on every run.
 settings.register_profile("opd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -37,9 +40,16 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest modules first; everything else stays in its order."""
-    order = {f"{name}.py": number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    """The longest modules first, then one module of each folder in turn.
+
+    So what runs at the same time differs in what it needs: computation, other processes, or compiled code.
+    """
+    longest = {f"{name}.py": number for number, name in enumerate(LONGEST)}
+    turns: dict[Path, dict[Path, int]] = {}
+    for item in items:
+        folder = turns.setdefault(item.path.parent, {})
+        folder.setdefault(item.path, len(folder))
+    items.sort(key=lambda item: (longest.get(item.path.name, len(longest)), turns[item.path.parent][item.path]))
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +62,26 @@ def twitter_trace_path() -> Path:
     if not path.is_file():
         pytest.fail(f"OPD_TWITTER_TRACE={given} is no file; correct it, or unset it to skip the tests that need it")
     return path
+
+
+STARTS = (
+    ("opd.serving.processes", "START_SECONDS"),
+    ("opd.serving.measured_replica", "START_SECONDS"),
+    ("opd.serving.emulation.host", "START_SECONDS"),
+    ("opd.serving.local", "APPLY_SECONDS"),
+    ("opd.serving.monitoring.prometheus", "READY_SECONDS"),
+)
+"""Modules and their limits for the start of processes."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient_starts() -> Iterator[None]:
+    """On a busy machine processes start slowly; tests of these limits set their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, limit in STARTS:
+            if module in sys.modules:
+                patch.setattr(sys.modules[module], limit, PATIENCE)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
+from compiling import share_with
 from deadlines import PATIENCE
 
 ROOT = Path(__file__).parents[1]
@@ -68,4 +69,5 @@ def install(wheel: Path, environment: Path) -> Path:
     # A path in a .pth file comes after the environment's own packages, and the .pth files behind it are not read: the
     # editable installation of the checkout stays out of sight.
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    share_with(packages / "opd")
     return environment / "bin"

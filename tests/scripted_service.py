@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 
 import grpc
 from mlserver.grpc import dataplane_pb2 as messages
@@ -22,11 +21,21 @@ CODES = {
 
 
 class ScriptedService(services.GRPCInferenceServiceServicer):
-    """Answers a payload in capitals, or fails as the payload says."""
+    """Answers a payload in capitals, or fails as the payload says.
 
-    def __init__(self) -> None:
+    Args:
+        stalled: requests that must have come before any is answered.
+    """
+
+    def __init__(self, stalled: int = 0) -> None:
         self.asked = 0
-        self.stalled_until = 0.0
+        self._stalled = stalled
+        self._goes_on = asyncio.Event()
+
+    async def has_been_asked(self, times: int) -> None:
+        """Wait for so many requests."""
+        while self.asked < times:
+            await asyncio.sleep(0.01)
 
     async def ModelReady(self, request, context):  # noqa: N802
         return messages.ModelReadyResponse(ready=request.name == "pipeline")
@@ -34,7 +43,9 @@ class ScriptedService(services.GRPCInferenceServiceServicer):
     async def ModelInfer(self, request, context):  # noqa: N802
         self.asked += 1
         (payload,) = payloads_of(request)
-        await asyncio.sleep(max(self.stalled_until - time.monotonic(), 0.0))
+        if self.asked >= self._stalled:
+            self._goes_on.set()
+        await self._goes_on.wait()
         if payload == b"hang":
             await asyncio.sleep(60.0)
         if payload == b"empty":

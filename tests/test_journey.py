@@ -1,8 +1,7 @@
 """A pipeline of one's own from the first command to the last, as its user goes: the installed wheel, a new folder,
 offline.
 
-Every step is a fixture that needs the one before, so any test can run alone. Two fifths of the time replicas start, and
-as much goes into compilation, because the package is installed anew.
+Every step is a fixture that needs the one before, so any test can run alone. Most of the time replicas start.
 """
 
 from __future__ import annotations
@@ -74,7 +73,6 @@ class User:
         self._scripts, self.folder, self.shop = scripts, folder, folder / "shop"
         path = os.pathsep.join([str(scripts), os.environ["PATH"]])  # the environment is active
         self._environment = clean_environment() | {"PATH": path}
-        del self._environment["NUMBA_CACHE_DIR"]  # compiled code is kept where the package is installed
 
     def __call__(self, *words: str | Path, code: int = 0) -> Answer:
         with self.starting(*words) as process:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from compiling import share_with
 from deadlines import PATIENCE
 
 from opd.workload.trace_files import SYNTHETIC_FILE
@@ -77,6 +78,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
             continue
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, folder / name)
+    share_with(folder / "opd")
     parameters = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
     (folder / "params.yaml").write_text(yaml.safe_dump(parameters | TINY), encoding="utf-8")
     trace = folder.joinpath("opd", *SYNTHETIC_FILE)
@@ -131,24 +133,26 @@ class Mine:
 """
 
 
-def test_a_policy_of_the_project_is_one_of_those_compared(study: Path):
+@pytest.fixture(scope="module")
+def with_mine(study: Path) -> Path:
+    """The project with a policy of its own."""
     (study / "mine.py").write_text(MINE, encoding="utf-8")
-    command = "python -m opd.study.notebook notebooks/{} --params params.yaml {}=[greedy,mine:Mine] {}"
-    run(command.format("04_evaluation.ipynb", "policies", "pipelines=[nlp] pipeline=nlp reports=reports/mine"), study)
-    rows = pd.read_csv(study / "reports/mine/evaluation.csv")
+    return study
+
+
+def test_a_policy_of_the_project_is_one_of_those_compared(with_mine: Path):
+    command = "python -m opd.study.notebook notebooks/04_evaluation.ipynb --params params.yaml"
+    run(f"{command} policies=[greedy,mine:Mine] pipelines=[nlp] pipeline=nlp reports=reports/mine", with_mine)
+    rows = pd.read_csv(with_mine / "reports/mine/evaluation.csv")
     assert set(rows["policy"]) == {"greedy", "Mine"} and (rows["refused"] == 0).all()
-    live = "backend=simulated live_seconds=60 live_reports=reports/mine"
-    run(command.format("05_cluster_evaluation.ipynb", "live_policies", live), study)
-    results = json.loads((study / "reports/mine/summary.json").read_text(encoding="utf-8"))["policies"]
-    assert list(results) == ["greedy", "Mine"] and results["Mine"]["refused"] == []
 
 
-def test_the_live_notebook_runs_in_the_simulator(study: Path):
+def test_the_live_notebook_runs_in_the_simulator_and_compares_a_policy_of_the_project(with_mine: Path):
     command = (
         "python -m opd.study.notebook notebooks/05_cluster_evaluation.ipynb --params params.yaml backend=simulated"
     )
-    run(f"{command} live_policies=[greedy,ipa,schedule] live_seconds=60", study)
-    results = json.loads((study / "reports/live/summary.json").read_text(encoding="utf-8"))["policies"]
-    assert list(results) == ["greedy", "ipa", "schedule"]
+    run(f"{command} live_policies=[greedy,ipa,schedule,mine:Mine] live_seconds=60", with_mine)
+    results = json.loads((with_mine / "reports/live/summary.json").read_text(encoding="utf-8"))["policies"]
+    assert list(results) == ["greedy", "ipa", "schedule", "Mine"] and results["Mine"]["refused"] == []
     assert results["schedule"]["changes"]["reconfigurations"] >= 3
     assert all(result["requests"]["completed"] > 0 for result in results.values())

@@ -1,6 +1,9 @@
 """A pipeline of two tasks with tiny models, for a backend of local processes."""
 
+import time
+
 import pandas as pd
+from deadlines import PATIENCE
 from serving_models import push_variant
 from small_pipelines import stages
 
@@ -8,7 +11,9 @@ from opd.live.generator import start_load
 from opd.measurement import SimulationParameters
 from opd.pipeline import Pipeline, ServiceLevel, Task, Variant
 
-PARAMETERS = SimulationParameters(interval=2)
+PARAMETERS = SimulationParameters(interval=2, drop_after=PATIENCE)
+"""On a busy machine requests wait for long, but are not dropped."""
+
 FAST, SLOW, BROKEN = 0, 1, 2
 INITIAL = stages((FAST, 1, 1), (FAST, 1, 1))
 
@@ -34,10 +39,15 @@ class Load:
     def __init__(self, backend, tmp_path, counts, texts=("hello",), retry=False):
         payloads = tmp_path / "payloads.parquet"
         pd.DataFrame({"payload": [text.encode() for text in texts]}).to_parquet(payloads)
-        self._process = start_load(backend.address, "tiny", counts, payloads, 0, tmp_path / "requests.parquet", retry)
+        output = tmp_path / "requests.parquet"
+        self._process = start_load(backend.address, "tiny", counts, payloads, 0, output, retry, PATIENCE)
+
+    def wait_until_under_way(self):
+        """Wait until requests have been sent for a second: on a busy machine the generator starts slowly."""
+        time.sleep(max(self._process.started(PATIENCE) + 1.0 - time.time(), 0.0))
 
     def records(self):
-        return self._process.finish(60)
+        return self._process.finish(2 * PATIENCE)
 
 
 def outcomes(records):

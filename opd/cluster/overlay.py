@@ -30,7 +30,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, create_model, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, create_model, model_validator
 
 from opd.cluster.names import LabelKey, LabelValue, check_name, quoted
 from opd.host.documents import DocumentModel, read_as
@@ -172,6 +172,8 @@ class _PodPart(DocumentModel):
     The API server has the last word; these models find a misspelt field, or text in place of a number, before it is
     asked. The client's own models insist on complete objects, and accept field names in snake case.
     """
+
+    model_config = ConfigDict(use_attribute_docstrings=False)  # there are none, and the search takes many seconds
 
     @model_validator(mode="before")
     @classmethod

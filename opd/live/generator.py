@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from opd.host.waiting import wait_until
-from opd.live.load import GRACE_SECONDS, LoadError, start_mark
+from opd.live.load import GRACE_SECONDS, TIMEOUT_SECONDS, LoadError, start_mark
 from opd.serving import supervisor
 
 START_SECONDS = 60.0
@@ -64,7 +64,14 @@ class LoadGenerator(NamedTuple):
 
 
 def start_load(
-    address: str, model: str, counts: np.ndarray, samples: Path, seed: int, output: Path, retry: bool = False
+    address: str,
+    model: str,
+    counts: np.ndarray,
+    samples: Path,
+    seed: int,
+    output: Path,
+    retry: bool = False,
+    timeout: float = TIMEOUT_SECONDS,
 ) -> LoadGenerator:
     """Start a load generator; it ends when this process does.
 
@@ -76,12 +83,15 @@ def start_load(
         seed: of times and of the draw.
         output: Parquet file for the records; an existing one is removed.
         retry: see :func:`offer`.
+        timeout: likewise.
     """
     output.unlink(missing_ok=True)
     start_mark(output).unlink(missing_ok=True)
     table = output.with_suffix(".counts.csv")
     pd.Series(counts, name="requests").to_csv(table, index=False)
-    options = dict(address=address, model=model, counts=table, samples=samples, seed=seed, output=output)
+    options = dict(
+        address=address, model=model, counts=table, samples=samples, seed=seed, output=output, timeout=timeout
+    )
     command = [sys.executable, "-m", "opd.live.load", *(f"--{name}={value}" for name, value in options.items())]
     command += ["--retry"] if retry else []
     return LoadGenerator(supervisor.start(command, stdout=subprocess.DEVNULL), output)

@@ -235,9 +235,9 @@ def test_a_deployed_pipeline_is_reconfigured_under_load_without_losing_a_request
         assert_refuses_configuration(api)
         payloads = tmp_path / "payloads.parquet"
         pd.DataFrame({"payload": [b"hello"]}).to_parquet(payloads)
-        traffic = start_load(address, "tiny", [15] * 16, payloads, 0, tmp_path / "requests.parquet")
+        traffic = start_load(address, "tiny", [15] * 16, payloads, 0, tmp_path / "requests.parquet", timeout=PATIENCE)
         done = []
-        threading.Thread(target=lambda: done.append(traffic.finish(60)), daemon=True).start()
+        threading.Thread(target=lambda: done.append(traffic.finish(PATIENCE)), daemon=True).start()
         time.sleep(2)
         backend.apply(stages((1, 1, 2), (0, 2, 1)))
         assert serving(cluster, api, "first") == (2, ["slow"]) and serving(cluster, api, "second") == (1, ["fast"] * 2)

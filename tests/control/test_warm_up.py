@@ -115,7 +115,8 @@ def test_what_an_image_ships_is_all_that_a_controller_needs(tmp_path):
     _untrained_agent(load_pipeline("nlp"), SimulationParameters()).save(tmp_path / "agent.npz")
     _untrained_forecaster().save(tmp_path / "forecaster.npz")
     shipped, cache = tmp_path / "shipped", tmp_path / "cache"
-    environment = {**os.environ, "NUMBA_CPU_NAME": "generic"}
+    # Code that is not optimised is compiled much faster, and which functions are compiled does not change.
+    environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_OPT": "0"}
 
     def compiled(folder: Path) -> set[str]:
         return {path.relative_to(folder).as_posix() for path in folder.glob("*/*.nb?")}

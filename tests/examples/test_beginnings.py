@@ -15,6 +15,7 @@ from opd.project.checking import check_project
 from opd.project.folder import ProjectError, create, examples
 from opd.serving.accuracy import load_metric, read_labels
 from opd.serving.samples import read_samples
+from opd.serving.store import STORE_URL_VARIABLE
 
 
 def test_ocr_and_text_are_among_the_examples():
@@ -49,7 +50,9 @@ def test_every_page_of_ocr_has_its_text_as_label():
 @pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize("name", ["ocr", "tabular", "text"])
-def test_a_project_that_begins_with_an_example_has_no_problem(name: str, tmp_path, monkeypatch):
+def test_a_project_that_begins_with_an_example_has_no_problem(name: str, tmp_path, monkeypatch, request):
+    if name == "ocr":  # its models take long to build
+        monkeypatch.setenv(STORE_URL_VARIABLE, request.getfixturevalue("ocr_store").url)
     project = create(tmp_path / name, name)
     monkeypatch.chdir(project.root)
     assert check_project(project.root).problems == []

@@ -28,7 +28,7 @@ def pipeline_of_many() -> Pipeline:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
-    parameters = SimulationParameters(interval=2, service_noise=0.1)
+    parameters = SimulationParameters(interval=2, service_noise=0.1, drop_after=PATIENCE)
     folder = tmp_path_factory.mktemp("emulated")
     with LocalBackend(emulated_pipeline(pipeline_of_many()), parameters, INITIAL, folder, "no-store") as backend:
         yield backend
@@ -42,7 +42,7 @@ def backend(running):
 
 def load(backend, tmp_path, counts):
     samples, output = emulated_samples(tmp_path), tmp_path / "requests.parquet"
-    return start_load(backend.address, "many-emulated", np.array(counts), samples, 0, output)
+    return start_load(backend.address, "many-emulated", np.array(counts), samples, 0, output, timeout=PATIENCE)
 
 
 def replicas_of(backend, position):

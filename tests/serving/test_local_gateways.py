@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 
 import pytest
 from deadlines import eventually
@@ -77,7 +76,7 @@ def test_two_gateways_divide_the_replicas_and_serve_through_a_change(two, tmp_pa
 def test_one_of_two_gateways_is_killed_under_load_and_no_request_is_lost(two, tmp_path):
     killed, other = two.gateways.servers
     traffic = Load(two, tmp_path, [20] * 8, retry=True)
-    time.sleep(3)
+    traffic.wait_until_under_way()
     os.kill(killed.pid, signal.SIGKILL)
     assert outcomes(traffic.records()) == {"completed": 160}
     eventually(lambda: two.gateways.answer and all(stage.settled for stage in two.stages))

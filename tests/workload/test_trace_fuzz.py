@@ -18,9 +18,9 @@ from opd.workload.trace_limits import TraceError
 
 pytestmark = pytest.mark.slow
 
-CASES = 5000
+CASES = 1500
 SHORT = 20
-"""Seconds that are enough for a trace here: thousands of short files take seconds."""
+"""Seconds that are enough for a trace here: many short files take seconds."""
 
 # fmt: off
 CELLS = (
