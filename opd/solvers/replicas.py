@@ -41,7 +41,7 @@ class ReplicaPlan:
 
     def at(self, load: float) -> dict[str, int]:
         """Replicas by task; for a load beyond what the limits carry, those that carry the most."""
-        row = self.replicas[min(np.searchsorted(self.loads, load), len(self.loads) - 1)]
+        row = self.replicas[min(int(np.searchsorted(self.loads, load)), len(self.loads) - 1)]
         return dict(zip(self.tasks, row.tolist(), strict=True))
 
 
