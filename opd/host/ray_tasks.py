@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
 import sys
 import tempfile
 import zlib
@@ -29,6 +30,9 @@ from ray.exceptions import RayError, RayTaskError
 from opd.host.errors import problem_list
 from opd.host.machine import versions
 from opd.host.paths import package_path, project_path
+
+CONNECT_SECONDS = 10.0
+"""Within which the cluster must accept a connection."""
 
 RETRIES = 5
 """How often a task is begun again after its process or node was lost."""
@@ -81,8 +85,9 @@ def connect(address: str) -> None:
     paths = [str(package_path().parent), *(os.path.abspath(path) for path in sys.path)]
     variables = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "OMP_NUM_THREADS": "1"}
     try:
+        _check_reachable(address)
         ray.init(address=address, runtime_env={"env_vars": variables}, logging_level="warning")
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise RayTasksError(
             f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); start one (docs/ray.md), or unset RAY_ADDRESS "
             "to use the processes of this machine"
@@ -90,6 +95,13 @@ def connect(address: str) -> None:
     nodes = sum(node["Alive"] for node in ray.nodes())
     cores = ray.cluster_resources().get("CPU", 0)
     print(f"Ray at {address}: {nodes} nodes with {cores:g} cores for tasks", file=sys.__stderr__, flush=True)
+
+
+def _check_reachable(address: str) -> None:
+    """Raise an error if nothing listens at ``HOST:PORT``, where Ray would try for many minutes."""
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
 
 
 def _results(references: Sequence[Any]) -> Iterator[Any]:

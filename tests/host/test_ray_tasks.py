@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -117,7 +118,20 @@ def test_the_error_of_a_task_is_raised_and_tasks_that_have_not_begun_are_left(cl
     assert len(list(tmp_path.iterdir())) < 200
 
 
-# --- nodes that do not fit -------------------------------------------------------------------------------------------
+# --- clusters and nodes that do not fit -------------------------------------------------------------------------------------------
+
+
+def test_an_address_where_nothing_listens_is_named_at_once(monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        for written in (address, f"ray://{address}"):
+            monkeypatch.setenv("RAY_ADDRESS", written)
+            with pytest.raises(
+                RayTasksError, match=rf"no Ray cluster answers at RAY_ADDRESS={written} .*or unset RAY_A"
+            ):
+                list(run_tasks(refuse, Errand(Path()), [0, 2], workers=2))
 
 
 def test_a_node_without_the_folder_is_named(tmp_path: Path):
