@@ -118,7 +118,7 @@ def test_the_error_of_a_task_is_raised_and_tasks_that_have_not_begun_are_left(cl
     assert len(list(tmp_path.iterdir())) < 200
 
 
-# --- clusters and nodes that do not fit -------------------------------------------------------------------------------------------
+# --- clusters and nodes that do not fit ------------------------------------------------------------------------------
 
 
 def test_an_address_where_nothing_listens_is_named_at_once(monkeypatch):
