@@ -24,13 +24,15 @@ export OMP_NUM_THREADS ?= 1
 # Compiled kernels are cached between processes.
 export NUMBA_CACHE_DIR ?= $(CURDIR)/.cache/numba
 export OPD_TWITTER_TRACE := $(TWITTER_TRACE)
+# Trainings and evaluations go to the Ray cluster at RAY_ADDRESS (docs/ray.md). What measures this machine stays on it.
+live live-study bench: export RAY_ADDRESS :=
 
 .PHONY: help repro study agent live live-study bench test lint lab clean
 
 help: ## list the commands
 	@echo "Commands (each creates $(VENV) when it is missing or out of date):"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "Variables: TRACE=synthetic|twitter|FILE  TWITTER_TRACE=FILE  PYTHON=python3.12"
+	@echo "Variables: TRACE=synthetic|twitter|FILE  TWITTER_TRACE=FILE  PYTHON=python3.12  RAY_ADDRESS=HOST:PORT|local"
 
 repro: $(READY) $(if $(filter twitter,$(TRACE)),twitter) ## run the paper's study (dvc repro); TRACE= is checked and written to params.yaml first
 	$(if $(TRACE),@python -m opd.workload.check_trace "$$TRACE" --params params.yaml --write)
@@ -97,6 +99,6 @@ $(READY): pyproject.toml constraints.txt
 	@echo "[2/2] installing the pinned packages into $(VENV) (once; some minutes and gigabytes)"
 	@quiet=-qq; if [ -t 1 ]; then quiet=; fi; \
 	$(VENV)/bin/python -m pip install --no-input --no-compile --disable-pip-version-check $$quiet \
-		-c constraints.txt -e '.[notebooks,serving,text,xgboost,lightgbm,cluster,bench,dev]'
+		-c constraints.txt -e '.[notebooks,serving,text,xgboost,lightgbm,cluster,ray,bench,dev]'
 	@touch $@
 	@echo "$(VENV) is ready"

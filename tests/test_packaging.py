@@ -60,7 +60,7 @@ def test_torch_is_the_release_of_the_study():
 
 def test_pins_are_what_is_installed_here():
     """Of the core and the extras that `make` installs, with all they pull in."""
-    wrong, todo, seen = [], ["opd[notebooks,serving,text,xgboost,lightgbm,cluster,bench,dev]"], set()
+    wrong, todo, seen = [], ["opd[notebooks,serving,text,xgboost,lightgbm,cluster,ray,bench,dev]"], set()
     while todo:
         parent = Requirement(todo.pop())
         name = canonicalize_name(parent.name)

@@ -32,9 +32,13 @@ def hardware(packages: Iterable[str] = ()) -> dict[str, Any]:
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "system": platform.system(),
-        "python": platform.python_version(),
-        **{package: _version(package) for package in (*PACKAGES, *packages)},
+        **versions((*PACKAGES, *packages)),
     }
+
+
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Versions of Python and packages by name; that of a package that is not installed is None."""
+    return {"python": platform.python_version(), **{package: _version(package) for package in packages}}
 
 
 def _version(package: str) -> str | None:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from opd.measurement import SimulationParameters
-from opd.objective import accuracy, service_quality, service_reward, shortfall_cost
+from opd.objective import Number, accuracy, service_quality, service_reward, shortfall_cost
 from opd.pipeline import Configuration, Pipeline, ServiceLevel, as_configuration, used_cores
 from opd.profiling.attainable import check_load
 from opd.solvers.baselines import greedy
@@ -85,10 +85,12 @@ def level_options(pipeline: Pipeline, load: float, simulation: SimulationParamet
     )
 
 
-def planned_latency(mean: float, variance: float, percent: float, seconds: float) -> float:
+def planned_latency(mean: Number, variance: Number, percent: float, seconds: float) -> Number:
     """Planned latency of a percentile for a pipeline whose latency has this mean and variance; see the module."""
     tails = tails_of(seconds)
-    return float(np.min(mean + (deviations(percent) ** 2 / (2.0 * tails) * variance + 0.5 * tails)))
+    with np.errstate(invalid="ignore"):  # an infinite variance; the mean is infinite then, too
+        shares = np.multiply.outer(variance, deviations(percent) ** 2 / (2.0 * tails)) + 0.5 * tails
+    return np.min(np.asarray(mean)[..., None] + shares, axis=-1)  # type: ignore[return-value]
 
 
 def tails_of(seconds: float) -> np.ndarray:
@@ -101,16 +103,17 @@ def _target(level: ServiceLevel) -> float:
     return level.seconds / MARGIN + LATENCY_TOLERANCE
 
 
-def planned_share(mean: float, variance: float, level: ServiceLevel) -> float:
+def planned_share(mean: Number, variance: Number, level: ServiceLevel) -> Number:
     """Share of requests that is planned to be within a level's latency, no higher than its percentile.
 
     It is the highest of :func:`_shares` whose planned latency, with the margin, is within the level's. Below one half
     it falls as the mean latency rises.
     """
-    for percent in _shares(level):
-        if planned_latency(mean, variance, percent, _target(level)) <= _target(level):
-            return percent / 100.0
-    return float(_share_of_slow(np.array(mean), level))
+    share = _share_of_slow(np.asarray(mean), level)
+    for percent in reversed(_shares(level)):
+        in_time = planned_latency(mean, variance, percent, _target(level)) <= _target(level)
+        share = np.where(in_time, percent / 100.0, share)
+    return share  # type: ignore[return-value]
 
 
 def _share_of_slow(mean: np.ndarray, level: ServiceLevel) -> np.ndarray:

@@ -223,6 +223,25 @@ def test_the_controller_gets_a_pipeline_file_as_documented(tmp_path):
     assert len(volumes) == 4 and len(server_of(controller)["volumeMounts"]) == 4
 
 
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_the_ray_cluster_matches_its_published_schema_and_shares_the_project(version):
+    claim, cluster = yaml.safe_load_all((DEPLOY / "ray-cluster.yaml").read_text())
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    for manifest in (claim, cluster):
+        check_schema(manifest, version)
+    head, workers = cluster["spec"]["headGroupSpec"], cluster["spec"]["workerGroupSpecs"]
+    assert head["rayStartParams"]["num-cpus"] == "0"
+    (pinned,) = re.findall(r"^ray==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert cluster["spec"]["rayVersion"] == pinned
+    for group in (head, *workers):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ray"}, **group["template"]}
+        check_schema(pod, version)
+        spec, (container,) = pod["spec"], pod["spec"]["containers"]
+        assert spec["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+        assert container["volumeMounts"] == [{"name": spec["volumes"][0]["name"], "mountPath": "/work"}]
+        assert spec["securityContext"]["runAsUser"] == SECURITY_CONTEXT["runAsUser"]
+
+
 def instructions():
     """Keyword and argument of every instruction of the Dockerfile."""
     lines = [line for line in (DEPLOY / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
@@ -247,7 +266,7 @@ def test_the_image_is_pinned_and_runs_as_the_user_of_the_pods():
     installs = [argument for keyword, argument in parts if keyword == "RUN" and "pip install" in argument]
     assert len(installs) == 1
     assert "-c constraints.txt" in installs[0]
-    assert ".[servers,cluster]" in installs[0]
+    assert ".[${EXTRAS}]" in installs[0] and defaults["EXTRAS"] == "servers,cluster"
 
 
 def test_the_image_copies_existing_files_that_dockerignore_lets_through():

@@ -107,6 +107,20 @@ class PrometheusUrl:
             )
         return found
 
+    def rates(self, query: str, seconds: int) -> np.ndarray:
+        """Values of any query for one rate, at each of the last seconds, the newest last; (S,), shorter without data.
+
+        Raises:
+            MonitoringError: if the server cannot be read, or the query has several series.
+        """
+        found = self._query(f"({query})[{seconds}s:1s]")
+        if len(found) > 1:
+            raise MonitoringError(
+                f"{self.description} has {len(found)} series for {query}; write one sum over them, such as sum({query})"
+            )
+        values = _series(found[0]).values if found else np.zeros(0)
+        return values[np.isfinite(values)]
+
     def close(self) -> None:
         """Leave no targets behind, and close the connection."""
         try:

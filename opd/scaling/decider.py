@@ -1,0 +1,51 @@
+"""Replicas of all stages for the load that is expected, decided once an interval."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+
+from opd.control.loop import expected_load
+from opd.solvers.replicas import ReplicaPlan
+
+
+class ReplicaDecider:
+    """Decides for whoever asks; within an interval all askers get the same decision, so stages change together.
+
+    Args:
+        plan: replicas by load.
+        history: requests in each of the last seconds, the newest last; may raise an error.
+        forecast: predicted maximum load (requests/s) for such a history.
+        interval: seconds between two decisions.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        plan: ReplicaPlan,
+        history: Callable[[], np.ndarray],
+        forecast: Callable[[np.ndarray], float],
+        interval: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self.plan = plan
+        self._history, self._forecast, self._interval, self._clock = history, forecast, interval, clock
+        self._lock = threading.Lock()
+        self._decided, self._until = plan.at(0.0), -np.inf
+
+    def replicas(self) -> dict[str, int]:
+        """Replicas by task, for the forecast or the mean load of the last interval, whichever is larger.
+
+        Raises:
+            Exception: whatever reading the history raises; the next call tries again.
+        """
+        with self._lock:
+            if self._clock() >= self._until:
+                history = self._history()
+                recent = history[-max(round(self._interval), 1) :]
+                load, _ = expected_load(self._forecast, history)
+                self._decided = self.plan.at(max(load, float(recent.mean()) if len(recent) else 0.0))
+                self._until = self._clock() + self._interval
+            return self._decided
