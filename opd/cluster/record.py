@@ -58,6 +58,7 @@ class ControllerMetrics:
             "forecast": "predicted load, requests/s",
             "device_factor": "measured service times relative to the profiles, of the device",
             "leader": "1 if this controller acts",
+            "left_alone": "1 while what runs was changed by hand and is left alone",
         }
         self._gauges = {
             name: Gauge(f"opd_controller_{name}", text, names, registry=self.registry) for name, text in gauges.items()
