@@ -146,9 +146,17 @@ class Cluster:
     def _apply(
         self, resource: Resource, subresource: str, fields: Object, manager: str, force: bool, dry_run: bool
     ) -> Object:
-        query = {"content_type": APPLY, "field_manager": manager, "force_conflicts": force or None}
-        name = fields["metadata"]["name"]
-        return self._call("PATCH", resource, name, subresource, fields, dry_run=dry_run, **query)
+        return self._call(
+            "PATCH",
+            resource,
+            fields["metadata"]["name"],
+            subresource,
+            fields,
+            dry_run=dry_run,
+            content_type=APPLY,
+            field_manager=manager,
+            force_conflicts=force or None,
+        )
 
     def _call(
         self,

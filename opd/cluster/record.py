@@ -1,11 +1,10 @@
-"""Records of every decision: a line of JSON in the log, metrics, and an Event for changes and refusals.
+"""Records of every decision: a line in the log, metrics, and an Event for changes and refusals.
 
 One Event every interval would hide those that matter.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 import uuid
@@ -17,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from opd.cluster.api import Cluster
 from opd.cluster.errors import ClusterError
+from opd.cluster.log import FIELDS
 from opd.cluster.names import gateway_name, labels
 from opd.cluster.resources import DEPLOYMENT, Object
 from opd.control.loop import OUTCOMES, Step
@@ -237,32 +237,3 @@ def _plain(value: float | np.ndarray) -> Any:
     if np.ndim(value):
         return [_plain(each) for each in np.asarray(value)]
     return round(float(value), 6) if np.isfinite(value) else None
-
-
-FIELDS = "fields"
-"""Key in a record's ``extra``; the entries of its mapping are added to the line."""
-
-
-class JsonFormatter(logging.Formatter):
-    """Formats a record as one line of JSON: time, logger, level, message, and extra fields."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line, without its end."""
-        line = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "logger": record.name,
-            "level": record.levelname,
-            "message": record.getMessage(),
-            **getattr(record, FIELDS, {}),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
-
-
-def log_as_json() -> None:
-    """Log to standard error as JSON, including Python's warnings, unless logging is set up already."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    logging.captureWarnings(True)

@@ -50,6 +50,28 @@ def test_wrong_options_of_a_run_are_refused(shell, monkeypatch, caplog, options,
     assert words in shell.err + caplog.text and not shell.api.requests
 
 
+FIRST_LINE = """
+import logging, sys
+known = []
+class Seen(logging.Handler):
+    def emit(self, record):
+        known.append((record.getMessage(), sorted({"numpy", "numba", "kubernetes"} & sys.modules.keys())))
+logging.getLogger().addHandler(Seen())
+logging.getLogger().setLevel(logging.INFO)
+from opd import cli
+cli.main(["run", "nosuch", "--namespace=space", "--image=opd:1", "--store=/models"])
+assert known[0] == ("loading what controls nosuch", []), known
+"""
+
+
+@pytest.mark.processes
+def test_the_first_line_of_the_log_comes_before_anything_slow_is_loaded():
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_LINE], capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def forecaster(tmp_path_factory):
     """File of a briefly trained forecaster."""

@@ -22,7 +22,7 @@ from user_projects import user_project
 
 from opd.cluster.controller import health_server
 from opd.cluster.errors import LedByAnotherError, NotDeployedError
-from opd.cluster.record import JsonFormatter
+from opd.cluster.log import JsonFormatter
 from opd.cluster.resources import ObjectChange
 from opd.control.factory import build_policy
 from opd.measurement import SimulationParameters
