@@ -54,7 +54,7 @@ class WorkloadStatus(NamedTuple):
 def workload_statuses(
     cluster: Cluster, pipeline: str, included: Callable[[Object], bool] = lambda _: True
 ) -> list[WorkloadStatus]:
-    """Return the state of gateways, and of the variants that have replicas or are to have some.
+    """Return the state of gateways, and of the variants that are to have replicas.
 
     Args:
         cluster: the namespace.
@@ -64,10 +64,9 @@ def workload_statuses(
     Raises:
         ClusterError: as every call.
     """
-    found = filter(included, find_owned(cluster, pipeline, WORKLOADS)[0])
+    found = [each for each in find_owned(cluster, pipeline, WORKLOADS)[0] if replicas_of(each) and included(each)]
     pods = [pod for pod in cluster.list(POD, selector(pipeline))[0] if not has_ended(pod)]
-    named = [(each, [pod for pod in pods if role_of(pod) == role_of(each)]) for each in found]
-    return sorted(workload_status(each, its_pods) for each, its_pods in named if its_pods or replicas_of(each))
+    return sorted(workload_status(each, [pod for pod in pods if role_of(pod) == role_of(each)]) for each in found)
 
 
 def workload_status(workload: Object, pods: Sequence[Object]) -> WorkloadStatus:
