@@ -133,7 +133,7 @@ def test_a_failed_rollback_is_completed_by_the_next_change(world):
     backend = world.backend(settings=settings(apply_seconds=1))
     world.kubelet.behave("tiny-first-large", broken="CrashLoopBackOff")
     scaling = "PATCH .*tiny-first-large/scale"  # up, and then not down again
-    world.api.fail(scaling, lambda: world.api.refuse(scaling, 403, 99, message="hands off"))
+    world.api.fail(f"{scaling}.*force", lambda: world.api.refuse(scaling, 403, 99, message="hands off"))
     with within(), pytest.raises(ApplyError, match="not fully restored.*hands off"):
         backend.apply(stages((LARGE, 1, 1), (SMALL, 1, 1)))
     world.api.faults.clear()

@@ -71,9 +71,12 @@ def _set(content: dict, path: Path, value: Any) -> None:
 
 
 def _remove(content: dict, path: Path) -> None:
-    for name in path[:-1]:
-        content = content.get(name) or {}
-    content.pop(path[-1], None)
+    """Remove a field, and what holds nothing then."""
+    name, *rest = path
+    if rest and name in content:
+        _remove(content[name], tuple(rest))
+    if not rest or not content.get(name, True):
+        content.pop(name, None)
 
 
 def _entries(found: dict) -> Entries:
