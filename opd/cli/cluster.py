@@ -117,7 +117,8 @@ def run(place: options.Place, given: options.SettingsOptions, run_options: optio
     # PID 1 of a container ignores SIGTERM unless there is a handler, and loading a policy takes a while.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(DONE))
     log_as_json()
-    logger.info("loading what controls %s", place.pipeline)
+    if not sys.stderr.isatty():  # there the log is in lines for people, above the view
+        logger.info("loading what controls %s", place.pipeline)
     with reading_input():
         from opd.cluster import inputs
 
