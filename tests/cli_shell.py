@@ -80,13 +80,11 @@ class Shell:
         """Replicas that the workloads of variants specify, in either flavour."""
         kinds = ("deployments", "seldondeployments")
         found = [each for kind in kinds for each in self.api.all(kind, app_kubernetes_io__component="model")]
-        return {each["metadata"]["name"]: replicas_of(each) for each in found}
+        return {each["metadata"]["name"]: replicas_of(each) for each in found if replicas_of(each)}
 
     def give_the_lease_to_another(self):
         spec = {"holderIdentity": "other", "leaseDurationSeconds": 60, "renewTime": "2030-01-01T00:00:00.000000Z"}
-        metadata = {"name": "tiny-controller", "namespace": "space"}
-        kind = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease"}
-        self.api.put({**kind, "metadata": metadata, "spec": spec})
+        self.api.edit("leases", "tiny-controller", lambda lease: lease.update(spec=spec))
 
     def close(self):
         self.kubelet.close()

@@ -18,6 +18,8 @@ from opd.cluster.connection import RetryPolicy, credentials
 from opd.cluster.deletion import delete_pipeline
 from opd.cluster.lease import LeaseTimes
 from opd.cluster.manifests.pipeline import pipeline_objects
+from opd.cluster.manifests.workloads import replicas_of
+from opd.cluster.names import DEPLOY_MANAGER
 from opd.cluster.owned_objects import apply_objects
 from opd.cluster.pods import is_ready
 from opd.cluster.resources import ObjectChange
@@ -133,7 +135,7 @@ class TinyDeployment(TinyCluster):
         self.prometheus = Prometheus(self.pipeline)
         self.announced: list[tuple[str, str]] = []
         for manifest in pipeline_objects(self.pipeline, INITIAL, self.settings):
-            self.api.put(manifest)
+            self.api.put(manifest, DEPLOY_MANAGER)
         eventually(lambda: self.pods("first") == self.pods("second") == {"small": 1})
         eventually(self.gateway_ready)
 
@@ -162,6 +164,7 @@ class TinyDeployment(TinyCluster):
         return dict(self.api.find("configmaps", f"tiny-{task}-stage")["data"])
 
     def workloads(self) -> set[str]:
-        """Names of the replicas' workloads."""
+        """Names of the workloads that are to have replicas."""
         kind = "seldondeployments" if self.settings.flavour == "seldon" else "deployments"
-        return {each["metadata"]["name"] for each in self.api.all(kind, app_kubernetes_io__component="model")}
+        found = self.api.all(kind, app_kubernetes_io__component="model")
+        return {each["metadata"]["name"] for each in found if replicas_of(each)}

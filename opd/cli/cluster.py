@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from collections.abc import Iterable, Sequence
@@ -12,10 +13,13 @@ import typer
 
 from opd.cli.command import DONE, FAILED, CommandError, Json, command, print_json, print_table, reading_input, say
 from opd.cluster import options
+from opd.cluster.log import log_as_json
 
 if TYPE_CHECKING:
     from opd.cluster.resources import ObjectChange
     from opd.pipeline import Pipeline
+
+logger = logging.getLogger(__name__)
 
 NoStore = Annotated[bool, typer.Option("--no-store", help="Do not copy models into the store.")]
 
@@ -112,10 +116,10 @@ def run(place: options.Place, given: options.SettingsOptions, run_options: optio
     """Control a deployed pipeline from here until interrupted, as the controller in the cluster does."""
     # PID 1 of a container ignores SIGTERM unless there is a handler, and loading a policy takes a while.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(DONE))
+    log_as_json()
+    if not sys.stderr.isatty():  # there the log is in lines for people, above the view
+        logger.info("loading what controls %s", place.pipeline)
     with reading_input():
-        from opd.cluster.record import log_as_json
-
-        log_as_json()
         from opd.cluster import inputs
 
         settings = inputs.settings_of(place, given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -72,6 +73,10 @@ def command(
         def run_to_exit(**given: object) -> None:
             try:
                 code = expanded(**given)
+                sys.stdout.flush()
+            except BrokenPipeError:  # who reads, such as `head`, has what it wants
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                code = DONE
             except (ClusterError, CommandError, InputError, OSError) as error:  # an OSError: for example a port in use
                 several_lines = isinstance(error, CommandError | InputError)
                 text = str(error) if several_lines else " ".join(str(error).split())

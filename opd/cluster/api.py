@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy, deepcopy
+from copy import copy
 from typing import Any
 
 from kubernetes.client import Configuration
-from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_attempt
 
 from opd.cluster.connection import ApiRequest, Connection, RetryPolicy, credentials, parse_answer
-from opd.cluster.errors import ConflictError, OtherNamespaceError
-from opd.cluster.resources import POD, Object, Resource, resource_of
+from opd.cluster.errors import OtherNamespaceError
+from opd.cluster.resources import POD, SCALE, Object, Resource, resource_of
 
-CONFLICT_ATTEMPTS = 6
-"""Attempts to change an object that others change at the same time."""
+APPLY = "application/apply-patch+yaml"
+"""Content type of server-side apply; JSON is YAML."""
 
 PAGE = 500
 """Objects in one answer to a list, at most."""
@@ -75,63 +74,56 @@ class Cluster:
             if not following:
                 return found, page["metadata"].get("resourceVersion", "")
 
-    def create(self, manifest: Object, dry_run: bool = False, repeat: bool = False) -> Object:
-        """Create an object.
-
-        Args:
-            manifest: what to create.
-            dry_run: let the cluster check it without keeping it.
-            repeat: try again if there is no answer; an object that exists may then be the one of the first attempt.
+    def create(self, manifest: Object) -> Object:
+        """Create an object, without a second attempt if there is no answer.
 
         Raises:
             ConflictError: if it exists.
         """
         self._check_namespace(manifest)
-        return self._call("POST", resource_of(manifest), body=manifest, repeatable=repeat, dry_run=dry_run)
+        return self._call("POST", resource_of(manifest), body=manifest, repeatable=False)
 
-    def replace(self, manifest: Object, dry_run: bool = False) -> Object:
+    def replace(self, manifest: Object) -> Object:
         """Replace an object by one that was read before and changed.
 
         Raises:
             ConflictError: if it changed since it was read.
         """
         self._check_namespace(manifest)
-        return self._call("PUT", resource_of(manifest), manifest["metadata"]["name"], body=manifest, dry_run=dry_run)
+        return self._call("PUT", resource_of(manifest), manifest["metadata"]["name"], body=manifest)
 
-    def modify(
-        self, resource: Resource, name: str, change: Callable[[Object], object], dry_run: bool = False
-    ) -> Object:
-        """Read an object, change it and replace it; changes that others make meanwhile are read again and kept.
+    def apply(self, manifest: Object, manager: str, force: bool = False, dry_run: bool = False) -> Object:
+        """Create an object, or give the fields of a manifest their values, by server-side apply.
+
+        Fields that others have set stay. Those that an earlier manifest of the same manager had are removed if this one
+        lacks them and nobody else has set them.
 
         Args:
-            resource: its kind.
-            name: its name.
-            change: alters the object in place; called again on the newer one after a conflict.
+            manifest: the fields; with a ``uid``, an object that does not exist is not created.
+            manager: who sets them, as the cluster records it.
+            force: take fields that others have set to other values.
             dry_run: let the cluster check the change without keeping it.
 
         Returns:
             the object as it is now.
 
         Raises:
-            ConflictError: if others were faster :data:`CONFLICT_ATTEMPTS` times.
+            ConflictError: naming others who have set a field to another value, unless forced.
         """
+        self._check_namespace(manifest)
+        return self._apply(resource_of(manifest), "", manifest, manager, force, dry_run)
 
-        def read_and_replace() -> Object:
-            found = self.get(resource, name)
-            wanted = deepcopy(found)
-            change(wanted)
-            return found if wanted == found else self.replace(wanted, dry_run)
+    def scale(
+        self, resource: Resource, name: str, replicas: int, manager: str, force: bool = False, dry_run: bool = False
+    ) -> Object:
+        """Set the replicas of a workload by its scale subresource, as :meth:`apply` sets fields; return its scale.
 
-        retry = retry_if_exception_type(ConflictError)
-        try:
-            return Retrying(retry=retry, wait=self.retry_policy.backoff, stop=stop_after_attempt(CONFLICT_ATTEMPTS))(
-                read_and_replace
-            )
-        except RetryError as error:
-            raise ConflictError(
-                f"{resource.kind} {name!r} was changed by others {CONFLICT_ATTEMPTS} times during one change here; "
-                "find out who else writes to it"
-            ) from error
+        Raises:
+            NotFoundError: if there is no such workload.
+            ConflictError: naming others who have set another number, unless forced.
+        """
+        wanted = {**SCALE.type_fields, "metadata": {"name": name}, "spec": {"replicas": replicas}}
+        return self._apply(resource, "/scale", wanted, manager, force, dry_run)
 
     def delete(self, resource: Resource, name: str, dry_run: bool = False) -> None:
         """Delete an object and what it owns.
@@ -151,11 +143,27 @@ class Cluster:
         """Make a call within the retry policy; see :meth:`Connection.send`."""
         return self._connection.send(request, self.retry_policy, self._before_write)
 
+    def _apply(
+        self, resource: Resource, subresource: str, fields: Object, manager: str, force: bool, dry_run: bool
+    ) -> Object:
+        return self._call(
+            "PATCH",
+            resource,
+            fields["metadata"]["name"],
+            subresource,
+            fields,
+            dry_run=dry_run,
+            content_type=APPLY,
+            field_manager=manager,
+            force_conflicts=force or None,
+        )
+
     def _call(
         self,
         method: str,
         resource: Resource,
         name: str = "",
+        subresource: str = "",
         body: Object | None = None,
         repeatable: bool = True,
         everywhere: bool = False,
@@ -165,7 +173,7 @@ class Cluster:
         named = name or ((body or {}).get("metadata") or {}).get("name", "")
         scope = "" if everywhere or not resource.namespaced else f" in namespace {self.namespace!r}"
         description = f"{method} {resource.kind}{f' {named!r}' if named else ''}{scope}"
-        path = resource.path("" if everywhere else self.namespace, name)
+        path = resource.path("" if everywhere else self.namespace, name) + subresource
         if dry_run:
             query["dry_run"] = "All"
         return parse_answer(description, self.send(ApiRequest(description, method, path, body, query, repeatable)))

@@ -1,10 +1,11 @@
 """A cluster as a backend of the control loop.
 
-What a stage runs stands in its ConfigMap, which the gateways follow. A change of variant starts the new workload next
-to the old one, waits until its replicas are ready, writes the ConfigMap, waits until every gateway reports that it
-serves with the new variant, and only then deletes the old workload. Every step begins from the state of the cluster,
-not from what this process remembers, so a change that was interrupted anywhere is completed or cleared away by the next
-one.
+Every variant has a workload, and the ConfigMap of a stage, which the gateways follow, says which one it runs; nothing
+is created or deleted here. A change of variant gives the new workload replicas next to the old one, waits until they
+are ready, writes the ConfigMap, waits until every gateway reports that it serves with the new variant, and only then
+takes the replicas of the old one. Every step begins from the state of the cluster, not from what this process
+remembers, so a change that was interrupted anywhere is completed or cleared away by the next one. What others have
+changed by hand is left alone for a while (:mod:`opd.cluster.manual`).
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Set
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from opd.cluster.api import Cluster
-from opd.cluster.deployed_state import Key, StageStateError, StageStates, VariantWorkloads, targets
+from opd.cluster.deployed_state import DeployedState, Key, StageStateError, targets
 from opd.cluster.errors import (
     ClusterError,
     ConflictError,
@@ -26,7 +28,8 @@ from opd.cluster.errors import (
     TooManyRequestsError,
     UnreadyError,
 )
-from opd.cluster.manifests.workloads import replicas_of
+from opd.cluster.manifests.workloads import replicas_of, with_replicas
+from opd.cluster.manual import ManualChangeError, ManualChanges
 from opd.cluster.names import MODEL
 from opd.cluster.pods import (
     failure_reason,
@@ -84,7 +87,7 @@ class KubernetesBackend(TelemetryBackend):
 
     Raises:
         NotFoundError: if the pipeline is not deployed.
-        StageStateError: if a ConfigMap does not hold the configuration of its stage.
+        StageStateError: if a ConfigMap does not hold variant and batch size of its stage.
         ClusterError: if the cluster does not answer.
     """
 
@@ -101,13 +104,14 @@ class KubernetesBackend(TelemetryBackend):
         may_act: Callable[[], bool] = lambda: True,
     ) -> None:
         self._cluster = cluster.guarded(self._check_may_act)
-        self._workloads = VariantWorkloads(self._cluster, pipeline, settings)
-        self._stages = StageStates(self._cluster, pipeline, settings)
+        manual = ManualChanges(settings.manual_seconds, announce)
+        self._state = DeployedState(self._cluster, pipeline, settings, manual)
         self._settings, self._read_nodes = settings, read_nodes
         self._times, self._announce, self._may_act = times or ChangeTimes(), announce, may_act
         self._capacity = float(pipeline.capacity)
         self._clearing_away = False
-        super().__init__(pipeline, self._stages.read(), monitor, interval_seconds)
+        self.left_alone = False  # whether a change by hand is, now
+        super().__init__(pipeline, self._state.read(), monitor, interval_seconds)
 
     # ------------------------------------------------------------------------------------- for the control loop
 
@@ -119,7 +123,7 @@ class KubernetesBackend(TelemetryBackend):
                 pods, _ = self._cluster.list(POD, everywhere=True)
             except ClusterError as error:
                 raise ObservationError(f"the cores of the nodes cannot be seen: {error}") from error
-            free = free_cores(nodes, pods, self._workloads.owns, self._settings.overlay.spec(MODEL))
+            free = free_cores(nodes, pods, self._state.owns, self._settings.overlay.spec(MODEL))
             self._capacity = min(float(self.pipeline.capacity), free)
         return self._capacity
 
@@ -129,12 +133,18 @@ class KubernetesBackend(TelemetryBackend):
         If the cluster is there already, as after most decisions, nothing is written.
 
         Raises:
+            ManualChangeError: if what runs was changed by hand, and is left alone; it counts as the configuration then.
             ApplyError: naming why it cannot be reached; the last good configuration has been restored, as far as the
                 cluster allowed it.
         """
-        deadline = time.monotonic() + self._settings.apply_seconds
+        deadline, self.left_alone = time.monotonic() + self._settings.apply_seconds, False
         try:
             self._reach(configuration, deadline)
+        except ManualChangeError:
+            self.left_alone = True
+            with suppress(ClusterError):
+                self.configuration = self._state.read()
+            raise
         except StoppedError as error:
             self._clear_away()
             raise ApplyError(str(error)) from error
@@ -153,16 +163,15 @@ class KubernetesBackend(TelemetryBackend):
             ClusterError: if it refuses one.
         """
         changes: list[ObjectChange] = []
-        workloads, wanted = self._workloads.found(), targets(configuration)
-        for key in sorted(workloads.keys() | wanted.keys()):
-            found, replicas = workloads.get(key), wanted.get(key, 0)
-            if found is None or replicas_of(found) != replicas:
-                changes.append(ObjectChange(found or {}, self._workloads.scale(key, replicas, dry_run=True)))
+        wanted = targets(configuration)
+        for key, found in sorted(self._state.workloads().items()):
+            replicas = wanted.get(key, 0)
+            if replicas_of(found) != replicas:
+                self._state.scale(key, replicas, dry_run=True)
+                changes.append(ObjectChange(found, with_replicas(found, replicas)))
         for n, stage in enumerate(configuration):
-            change = ObjectChange(self._stages.get(n), self._stages.write(n, stage, dry_run=True))
-            if change.after["data"] != change.before.get("data"):
-                changes.append(change)
-        return changes
+            changes.append(ObjectChange(self._state.stage(n), self._state.write(n, stage, dry_run=True)))
+        return [change for change in changes if change.outcome == "changed"]
 
     def close(self) -> None:
         """End waiting, also that of a change in progress; the pipeline runs on. Any thread may call this."""
@@ -171,9 +180,10 @@ class KubernetesBackend(TelemetryBackend):
     # ----------------------------------------------------------------------------------------- changing
 
     def _reach(self, wanted: Configuration, deadline: float) -> None:
+        self._state.check_untouched()
         running = self._running()
         needed = targets(running).keys() | targets(wanted).keys()
-        self._workloads.delete(lambda key: key not in needed)
+        self._scale({key: 0 for key in self._state.workloads() if key not in needed}, deadline)
         rounds = plan(self.pipeline, running, wanted, self._capacity)
         if rounds:
             self._announce("Reconfiguring", describe(self.pipeline, rounds, self._capacity))
@@ -185,7 +195,7 @@ class KubernetesBackend(TelemetryBackend):
             self._carry_out(moves, deadline)
 
     def _carry_out(self, moves: list[Move], deadline: float) -> None:
-        """Carry out one round: make room, start, wait, switch gateways, delete, and start what had no room before."""
+        """Carry out one round: make room, start, wait, switch gateways, end, and start what had no room before."""
         self._scale({(m.stage, m.old.variant): m.kept for m in moves if m.in_place}, deadline)
         starting = {(m.stage, m.new.variant): m.first for m in moves}
         growing = {
@@ -195,39 +205,38 @@ class KubernetesBackend(TelemetryBackend):
         self._scale(growing, deadline)
         self._wait_until_ready(starting, deadline)
         for move in moves:
-            self._stages.write(move.stage, move.new)
+            self._state.write(move.stage, move.new)
         for move in moves:
             self._wait_for_gateways(move, deadline)
-        replaced = {(m.stage, m.old.variant) for m in moves if m.old.variant != m.new.variant}
-        self._workloads.delete(lambda key: key in replaced)
+        self._scale({(m.stage, m.old.variant): 0 for m in moves if m.old.variant != m.new.variant}, deadline)
         complete = {(m.stage, m.new.variant): m.new.replicas for m in moves}
         if self._scale(complete, deadline):
             self._wait_until_ready(complete, deadline)
 
     def _running(self) -> Configuration:
-        """Return what the ConfigMaps hold; the last good configuration is written if one has been spoilt."""
+        """Return what the stages run; the last good configuration is written if a ConfigMap has been spoilt."""
         try:
-            return self._stages.read()
+            return self._state.read()
         except StageStateError as error:
             logger.warning("%s; it is replaced by the last good configuration", error)
         for n, stage in enumerate(self.configuration):
-            self._stages.write(n, stage)
+            self._state.write(n, stage)
         return self.configuration
 
     def _scale(self, wanted: dict[Key, int], deadline: float) -> bool:
         """Bring workloads to these replicas when there is room; return whether that was a change."""
-        found = self._workloads.found()
-        now = {key: replicas_of(found[key]) if key in found else 0 for key in wanted}
-        growing = {key: replicas for key, replicas in wanted.items() if replicas > now[key]}
+        if not wanted:
+            return False
+        now = {key: replicas_of(workload) for key, workload in self._state.workloads().items()}
+        growing = {key: replicas for key, replicas in wanted.items() if replicas > now.get(key, 0)}
         for key, replicas in wanted.items():
-            if replicas < now[key]:
-                self._workloads.scale(key, replicas)
+            if replicas < now.get(key, 0):
+                self._state.scale(key, replicas)
         if growing:
-            totals = {key: replicas_of(workload) for key, workload in found.items()} | wanted
-            self._wait_for_room(totals, growing.keys() - found.keys(), deadline)
+            self._wait_for_room(now | wanted, deadline)
         for key, replicas in growing.items():
-            self._workloads.scale(key, replicas)
-        return wanted != now
+            self._state.scale(key, replicas)
+        return any(now.get(key) != replicas for key, replicas in wanted.items())
 
     def _roll_back(self, reason: str) -> str:
         """Return to the last good configuration, and return the outcome."""
@@ -237,26 +246,25 @@ class KubernetesBackend(TelemetryBackend):
         except StoppedError:
             self._clear_away()
             return "stopped while rolling back"
-        except ClusterError as error:
+        except (ClusterError, ManualChangeError) as error:
             logger.warning("rolling back failed: %s", error)
             return f"the last good configuration is not fully restored yet: {error}"
         return "the last good configuration is restored"
 
     def _clear_away(self) -> None:
-        """Delete what a change began and bring back what it removed, without waiting for either.
+        """Take back what a change began and bring back what it removed, without waiting for either.
 
         So nothing unwanted holds cores while no controller runs, and what the ConfigMaps hold runs on. Where old and
         new replicas do not fit together, the cluster starts the former as the latter end.
         """
         self._clearing_away = True
         try:
-            running = targets(self._running())
-            self._workloads.delete(lambda key: key not in running)
-            found = self._workloads.found()
-            for key, replicas in running.items():
-                if key not in found or replicas_of(found[key]) != replicas:
-                    self._workloads.scale(key, replicas)
-        except ClusterError as error:
+            pairs = zip(self.configuration, self._running(), strict=True)
+            running = targets(tuple(last if last.variant == now.variant else now for last, now in pairs))
+            for key, workload in self._state.workloads().items():
+                if replicas_of(workload) != running.get(key, 0):
+                    self._state.scale(key, running.get(key, 0))
+        except (ClusterError, ManualChangeError) as error:
             logger.warning("what the unfinished change began stays until the next start: %s", error)
         finally:
             self._clearing_away = False
@@ -282,26 +290,23 @@ class KubernetesBackend(TelemetryBackend):
 
         return wait_while(look, deadline - time.monotonic(), self._times.poll_seconds)
 
-    def _wait_for_room(self, totals: dict[Key, int], absent: Set[Key], deadline: float) -> None:
+    def _wait_for_room(self, totals: dict[Key, int], deadline: float) -> None:
         """Wait until replicas that end have given back the cores that the wanted ones need.
 
         Args:
             totals: replicas of all workloads once the wanted ones run.
-            absent: workloads that do not exist. The cluster ends replicas a moment after their workload is deleted;
-                those must not be taken for replicas of a new workload of the same variant.
             deadline: monotonic seconds.
         """
-        limit = max(self._capacity, self._workloads.cores(totals))
+        limit = max(self._capacity, self._state.cores(totals))
 
         def missing() -> str:
             staying: Counter[Key] = Counter()
             leaving: Counter[Key] = Counter()
-            for key, pod in self._workloads.pods():
+            for key, pod in self._state.pods():
                 (leaving if is_terminating(pod) else staying)[key] += 1
             most = {key: max(totals.get(key, 0), staying[key]) + leaving[key] for key in {*totals, *staying, *leaving}}
-            in_use = self._workloads.cores(most)
-            has_room = in_use <= limit and not absent & staying.keys()
-            return "" if has_room else f"{in_use:g} cores would be in use, the limit is {limit:g}"
+            in_use = self._state.cores(most)
+            return "" if in_use <= limit else f"{in_use:g} cores would be in use, the limit is {limit:g}"
 
         if problem := self._wait_while(missing, deadline):
             raise UnreadyError(
@@ -318,14 +323,12 @@ class KubernetesBackend(TelemetryBackend):
         unschedulable_since: dict[str, float] = {}
 
         def missing() -> str:
-            pods = self._workloads.pods()
+            pods = self._state.pods()
             self._check_can_become_ready(wanted, pods, unschedulable_since)
             ready = Counter(key for key, pod in pods if is_ready(pod))
             late = {key: n for key, n in wanted.items() if ready[key] < n}
             ends = [end for key, pod in pods if key in late and (end := last_end(pod))]
-            return ", ".join(
-                [*(f"{self._workloads.name(key)} has {ready[key]} of {n}" for key, n in late.items()), *ends]
-            )
+            return ", ".join([*(f"{self._state.name(key)} has {ready[key]} of {n}" for key, n in late.items()), *ends])
 
         if problem := self._wait_while(missing, deadline):
             raise UnreadyError(
@@ -346,10 +349,10 @@ class KubernetesBackend(TelemetryBackend):
                 since = unschedulable_since.setdefault(pod["metadata"]["name"], now)
                 reason = unschedulable if now - since > self._times.unschedulable_seconds else reason
             if reason:
-                raise UnreadyError(f"{self._workloads.name(key)} cannot become ready: {reason}")
-        for key, workload in self._workloads.found().items():
+                raise UnreadyError(f"{self._state.name(key)} cannot become ready: {reason}")
+        for key, workload in self._state.workloads().items():
             if key in wanted and (reason := refusal_reason(workload)):
-                raise UnreadyError(f"{self._workloads.name(key)} gets no pods: {reason}")
+                raise UnreadyError(f"{self._state.name(key)} gets no pods: {reason}")
 
     def _wait_for_gateways(self, move: Move, deadline: float) -> None:
         """Wait until every gateway serves with the new variant and batch size.

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from opd.cluster.api import Cluster
 from opd.cluster.backend import ChangeTimes, KubernetesBackend
 from opd.cluster.errors import ClusterError, NotDeployedError, NotFoundError
 from opd.cluster.lease import Lease, LeaseTimes
+from opd.cluster.manual import ManualChangeError
 from opd.cluster.record import ControllerMetrics, Recorder
 from opd.cluster.settings import ClusterSettings
 from opd.control.loop import ApplyError, run
@@ -226,7 +227,8 @@ class Controller:
             backend = self._backend = self._open()
             if self._stop.is_set():  # stopped before there was a backend to close
                 return
-            backend.apply(backend.configuration)  # completes or clears away what a predecessor left
+            with suppress(ManualChangeError):  # every step says so
+                backend.apply(backend.configuration)  # completes or clears away what a predecessor left
             self._decide(backend)
         except NotDeployedError:
             raise
@@ -274,6 +276,7 @@ class Controller:
             self.within = self._pipeline.service_level.stated(float(step.score.within[0]))
             self._done += 1
             self.metrics.set("leader", float(self._lease.held))
+            self.metrics.set("left_alone", float(backend.left_alone))
             if self._stop.is_set() or not self._leads:
                 return
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
 from opd.cluster.api import Cluster
-from opd.cluster.errors import ForbiddenError, LeftoverError, NotFoundError
-from opd.cluster.lease import LeaseTimes
+from opd.cluster.errors import LeftoverError
 from opd.cluster.manifests.pipeline import STAGE_VARIANT
-from opd.cluster.names import CONTROLLER, GATEWAY, MODEL, labels, lease_name, selector
+from opd.cluster.names import GATEWAY, MODEL, selector
 from opd.cluster.owned_objects import WORKLOADS, delete_objects, find_owned, role_of
 from opd.cluster.pods import has_ended
-from opd.cluster.resources import CONFIG_MAP, LEASE, POD, Object, ObjectChange, resource_of
-from opd.host.waiting import wait_until, wait_while
+from opd.cluster.resources import CONFIG_MAP, POD, Object, ObjectChange, resource_of
+from opd.host.waiting import wait_while
 
 POLL_SECONDS = 0.5
-
-RENEWED_SECONDS = 1.5 * LeaseTimes().retry
-"""A running controller renews its Lease within this time."""
 
 _STEPS = ("", GATEWAY, MODEL, "")
 """Order of deletion: state of the stages, components, one after another as their pods end, and everything else."""
@@ -28,9 +23,9 @@ _STEPS = ("", GATEWAY, MODEL, "")
 def delete_pipeline(cluster: Cluster, pipeline: str, seconds: float, dry_run: bool = False) -> Iterator[ObjectChange]:
     """Delete a pipeline completely without losing a request that it has received.
 
-    The state of the stages is deleted first, because no controller can create anything again without it; then the
-    gateways, which finish their open requests, then the replicas, then everything else. Events stay until the
-    cluster forgets them.
+    The state of the stages is deleted first, because no controller changes anything without it; then the gateways,
+    which finish their open requests, then the replicas, then everything else. Events stay until the cluster forgets
+    them.
 
     Args:
         cluster: the namespace.
@@ -45,17 +40,11 @@ def delete_pipeline(cluster: Cluster, pipeline: str, seconds: float, dry_run: bo
         LeftoverError: if objects or pods are still there in the end.
         ClusterError: as every call.
     """
-    if not find_owned(cluster, pipeline)[0] and not _lease(cluster, pipeline):
-        return
     for step, component in enumerate(_STEPS):
         found = [each for each in find_owned(cluster, pipeline)[0] if _step(each) == step]
         yield from delete_objects(cluster, found, dry_run)
         if component and not dry_run:
             _wait_until_gone(partial(_pods, cluster, pipeline, component), seconds)
-    if not dry_run:
-        _wait_until_leaderless(cluster, pipeline, seconds)
-    if lease := _lease(cluster, pipeline):
-        yield from delete_objects(cluster, [lease], dry_run)
     if not dry_run:
         _wait_until_gone(lambda: list(map(_name, find_owned(cluster, pipeline)[0])), seconds)
 
@@ -65,45 +54,6 @@ def _step(found: Object) -> int:
     if resource == CONFIG_MAP and STAGE_VARIANT in (found.get("data") or {}):
         return 0
     return _STEPS.index(component) if resource in WORKLOADS and component in _STEPS else len(_STEPS) - 1
-
-
-def _lease(cluster: Cluster, pipeline: str) -> Object:
-    """Return the controllers' Lease, empty if there is none or it is not ours.
-
-    An account that may not see it has not run a controller.
-    """
-    try:
-        found = cluster.get(LEASE, lease_name(pipeline))
-    except (ForbiddenError, NotFoundError):
-        return {}
-    ours = labels(pipeline, CONTROLLER).items() <= (found["metadata"].get("labels") or {}).items()
-    return found if ours else {}
-
-
-def _wait_until_leaderless(cluster: Cluster, pipeline: str, seconds: float) -> None:
-    """Wait until the Lease is returned or no longer renewed; a running controller would create it again.
-
-    Raises:
-        LeftoverError: naming the Lease and its holder.
-    """
-    seen, changed = _lease(cluster, pipeline), time.monotonic()
-
-    def is_leaderless() -> bool:
-        nonlocal seen, changed
-        lease = _lease(cluster, pipeline)
-        if lease != seen:
-            seen, changed = lease, time.monotonic()
-        return not _holder(seen) or time.monotonic() - changed > RENEWED_SECONDS
-
-    if not wait_until(is_leaderless, max(seconds, RENEWED_SECONDS + POLL_SECONDS), POLL_SECONDS):
-        raise LeftoverError(
-            f"still there after {seconds:g} s: Lease {lease_name(pipeline)}, which {_holder(seen)} holds and renews: a "
-            "controller still runs; stop it, and delete again"
-        )
-
-
-def _holder(lease: Object) -> str:
-    return str((lease.get("spec") or {}).get("holderIdentity") or "")
 
 
 def _pods(cluster: Cluster, pipeline: str, component: str) -> list[str]:

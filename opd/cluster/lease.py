@@ -1,7 +1,8 @@
 """Leadership: only the controller that holds the Lease acts, and it renews the Lease.
 
-Clocks of machines differ, so times that others wrote are never compared with the local clock: a foreign Lease has
-expired if it has not changed for its duration, as watched on the local clock. Our own counts from before we asked.
+The Lease itself is deployed with the pipeline. Clocks of machines differ, so times that others wrote are never compared
+with the local clock: a foreign Lease has expired if it has not changed for its duration, as watched on the local clock.
+Our own counts from before we asked.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from typing import Any, Self
 
 from opd.cluster.api import Cluster
 from opd.cluster.connection import RetryPolicy
-from opd.cluster.errors import ClusterError, ConflictError, LedByAnotherError, NotFoundError
-from opd.cluster.names import CONTROLLER, labels, lease_name
+from opd.cluster.errors import ClusterError, ConflictError, LedByAnotherError, NotDeployedError, NotFoundError
+from opd.cluster.names import lease_name
 from opd.cluster.resources import LEASE, Object
 from opd.host.waiting import wait_until
 
@@ -79,11 +80,11 @@ class Lease:
     ) -> None:
         own_name = f"{os.environ.get('OPD_POD') or os.uname().nodename}-{uuid.uuid4().hex[:8]}"
         self.name, self.holder, self._pipeline = lease_name(pipeline), holder or own_name, pipeline
-        self._labels = labels(pipeline, CONTROLLER)
         self._times, self._clock = times or LeaseTimes(), clock
         self._cluster = cluster.with_retry_policy(self._times.retry_policy)
         self._until = float("-inf")
         self._seen: tuple[Any, float] = (None, 0.0)
+        self._trouble: ClusterError | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="lease")
 
@@ -103,7 +104,9 @@ class Lease:
             seconds: to wait for it at most.
 
         Raises:
+            NotDeployedError: if there is none.
             LedByAnotherError: if it was not free in time.
+            ClusterError: if the cluster did not answer.
         """
         with self:
             self.wait_until_held(seconds)
@@ -117,15 +120,25 @@ class Lease:
             stop: ends the wait early.
 
         Raises:
+            NotDeployedError: if there is none.
             LedByAnotherError: if it was not free in time.
+            ClusterError: if the cluster did not answer.
         """
         stopped = stop or threading.Event()
-        if not wait_until(lambda: self.held or stopped.is_set(), seconds):
-            raise LedByAnotherError(
-                f"another controller holds the Lease {self.name!r} of pipeline {self._pipeline!r}, or the API server "
-                f"does not show it: not held after {seconds:g} s; stop that controller, or see what the log says about "
-                "the Lease"
-            )
+
+        def is_over() -> bool:
+            if isinstance(self._trouble, NotFoundError):
+                raise NotDeployedError(f"pipeline {self._pipeline!r} is not deployed: {self._trouble}")
+            return self.held or stopped.is_set()
+
+        if wait_until(is_over, seconds):
+            return
+        if self._trouble:
+            raise ClusterError(f"the Lease {self.name!r} was not held after {seconds:g} s: {self._trouble}")
+        raise LedByAnotherError(
+            f"another controller holds the Lease {self.name!r} of pipeline {self._pipeline!r}: not free after "
+            f"{seconds:g} s; stop that controller"
+        )
 
     def check_held(self) -> None:
         """Raise unless the Lease is held.
@@ -153,7 +166,9 @@ class Lease:
         held, self._until = self.held, float("-inf")
         if held:
             try:
-                self._cluster.modify(LEASE, self.name, self._return)
+                found = self._cluster.get(LEASE, self.name)
+                if found["spec"].get("holderIdentity") == self.holder:
+                    self._cluster.replace({**found, "spec": {**found["spec"], "holderIdentity": ""}})
             except ClusterError as error:
                 logger.warning("the Lease was not returned and will expire: %s", error)
 
@@ -161,22 +176,17 @@ class Lease:
         """Try once to take or renew the Lease; return whether it is held.
 
         Raises:
+            NotFoundError: if there is none, because the pipeline is not deployed.
             ClusterError: if the cluster does not answer.
         """
         begin = self._clock()
-        try:
-            found = self._cluster.get(LEASE, self.name)
-        except NotFoundError:
-            return self._ask(begin, lambda: self._cluster.create(self._lease({}, {})))
+        found = self._cluster.get(LEASE, self.name)
         spec = found.get("spec") or {}
         if spec.get("holderIdentity") not in ("", None, self.holder) and not self._has_expired(found):
             self._until = float("-inf")
             return False
-        return self._ask(begin, lambda: self._cluster.replace(self._lease(found["metadata"], spec)))
-
-    def _ask(self, begin: float, write: Callable[[], object]) -> bool:
         try:
-            write()
+            self._cluster.replace({**LEASE.type_fields, "metadata": found["metadata"], "spec": self._spec(spec)})
         except ConflictError:  # another controller was faster
             return False
         self._until = begin + self._times.renewal
@@ -190,32 +200,26 @@ class Lease:
         duration = float((found.get("spec") or {}).get("leaseDurationSeconds") or self._times.duration)
         return now - self._seen[1] > duration
 
-    def _lease(self, metadata: Object, spec: Object) -> Object:
+    def _spec(self, spec: Object) -> Object:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         ours = spec.get("holderIdentity") == self.holder
-        wanted = {
+        return {
+            **spec,
             "holderIdentity": self.holder,
             "leaseDurationSeconds": max(round(self._times.duration), 1),
             "renewTime": now,
             "acquireTime": spec.get("acquireTime", now) if ours else now,
             "leaseTransitions": int(spec.get("leaseTransitions") or 0) + (0 if ours or not spec else 1),
         }
-        return {
-            **LEASE.type_fields,
-            "metadata": {**metadata, "name": self.name, "labels": {**(metadata.get("labels") or {}), **self._labels}},
-            "spec": {**spec, **wanted},
-        }
-
-    def _return(self, found: Object) -> None:
-        if found["spec"].get("holderIdentity") == self.holder:
-            found["spec"]["holderIdentity"] = ""
 
     def _run(self) -> None:
         leading = False
         while not self._closing.is_set():
             try:
                 self.attempt()
+                self._trouble = None
             except ClusterError as error:
+                self._trouble = error
                 logger.warning("the Lease %s cannot be read now: %s", self.name, error)
             if self.held != leading:
                 leading = not leading

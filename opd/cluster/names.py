@@ -40,6 +40,9 @@ OWNED_PREFIXES = ("app.kubernetes.io/", "opd.io/")
 APPLICATION = "opd"
 """Value of the labels that are the same for all objects."""
 
+DEPLOY_MANAGER, CONTROLLER_MANAGER = "opd-deploy", "opd-controller"
+"""Who sets fields of objects, as the cluster records it: the deployment, and whoever changes what a pipeline runs."""
+
 CONTAINER = "server"
 """Name of our container in every pod."""
 
@@ -118,7 +121,7 @@ def stage_name(pipeline: str, task: str) -> str:
 
 
 def lease_name(pipeline: str) -> str:
-    """Return the name of the Lease that the active controller of a pipeline holds."""
+    """Return the name of the Lease that the active controller of a pipeline holds, and of its Role and RoleBinding."""
     return f"{pipeline}-controller"
 
 

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from opd.cluster.api import Cluster
 from opd.cluster.backend import KubernetesBackend
 from opd.cluster.deletion import delete_pipeline
-from opd.cluster.deployed_state import StageStateError, read_stage
+from opd.cluster.deployed_state import StageStateError, read_stage, replicas_by_role
 from opd.cluster.errors import ClusterError, NotDeployedError
 from opd.cluster.inputs import Stages, complete_configuration, feasible_configuration
 from opd.cluster.lease import Lease
-from opd.cluster.manifests.pipeline import STAGE_BATCH_SIZE, STAGE_VARIANT, pipeline_objects
+from opd.cluster.manifests.pipeline import STAGE_BATCH_SIZE, STAGE_VARIANT, lease, pipeline_objects
 from opd.cluster.manifests.workloads import renewed_by_surge, replicas_of, template_of
+from opd.cluster.manual import manual_changes
 from opd.cluster.names import gateway_name, service_host
-from opd.cluster.owned_objects import apply_objects, delete_objects, find_owned, prune_objects, superseded_workloads
+from opd.cluster.owned_objects import (
+    WORKLOADS,
+    apply_objects,
+    delete_objects,
+    find_owned,
+    identity_of,
+    is_model,
+    prune_objects,
+)
 from opd.cluster.pods import requested_cores
-from opd.cluster.resources import Object, ObjectChange, Resource
+from opd.cluster.resources import CONFIG_MAP, Object, ObjectChange, Resource, resource_of
 from opd.cluster.settings import ClusterSettings
 from opd.cluster.status import (
     controller_states,
@@ -68,16 +77,23 @@ class _Rollout:
         start: configuration in the manifests. It is what runs now, if anything does: the backend then reaches
             ``target`` without losing a request.
         target: configuration to be reached.
-        manifests: of all objects, with ``start``.
-        superseded: workloads that run and are not in the manifests.
-        has_room: whether W_max has room for the superseded replicas next to those of ``start``.
+        manifests: of all objects that are to be there before replicas leave, with ``start``.
+        emptied: manifests of the variants that run now, and that ``start`` leaves without replicas.
+        superseded: workloads that are in no manifest.
+        has_room: whether W_max has room for the replicas that leave next to those of ``start``.
     """
 
     start: Configuration
     target: Configuration
     manifests: list[Object]
+    emptied: list[Object]
     superseded: list[Object]
     has_room: bool
+
+    @property
+    def changes_replicas(self) -> bool:
+        """Whether other replicas run afterwards, so no controller may lead meanwhile."""
+        return bool(self.emptied or self.superseded or self.target != self.start)
 
 
 def deploy(
@@ -105,17 +121,16 @@ def deploy(
         ClusterError: if the cluster refuses a change, or pods do not become ready.
     """
     rollout = _plan(cluster, pipeline, settings, stages, report)
-    reconfigures = rollout.target != rollout.start
-    if not rollout.superseded and not reconfigures:
+    # Whether the kinds exist, the rights suffice and the cluster accepts everything shows before the first object does.
+    list(apply_objects(cluster, [*rollout.manifests, *rollout.emptied], dry_run=True))
+    if not rollout.changes_replicas:
         return _bring(cluster, pipeline.name, rollout, wait_seconds, report)
-    with Lease(cluster, pipeline.name).hold(LEASE_SECONDS) as lease:
-        changes = _bring(cluster.guarded(lease.check_held), pipeline.name, rollout, wait_seconds, report)
-        if reconfigures:
-            with _backend(cluster, pipeline, settings, lambda: lease.held) as backend:
-                try:
-                    backend.apply(rollout.target)
-                except ApplyError as error:
-                    raise ClusterError(str(error)) from error
+    list(apply_objects(cluster, [lease(pipeline, settings)]))
+    with Lease(cluster, pipeline.name).hold(LEASE_SECONDS) as held:
+        changes = _bring(cluster.guarded(held.check_held), pipeline.name, rollout, wait_seconds, report)
+        if rollout.target != rollout.start:
+            _reach(cluster, pipeline, settings, rollout.target, held)
+            changes = [_again(cluster, change) for change in changes]
     return changes
 
 
@@ -129,15 +144,13 @@ def preview(
         ClusterError: if the cluster would refuse a change.
     """
     rollout = _plan(cluster, pipeline, settings, stages, report)
+    manifests = pipeline_objects(pipeline, rollout.target, settings)
     changes = [
-        *apply_objects(cluster, rollout.manifests, dry_run=True),
-        *prune_objects(cluster, pipeline.name, rollout.manifests, dry_run=True),
+        *apply_objects(cluster, manifests, dry_run=True),
+        *prune_objects(cluster, pipeline.name, manifests, dry_run=True),
         *delete_objects(cluster, rollout.superseded, dry_run=True),
     ]
-    if rollout.target != rollout.start:
-        with _backend(cluster, pipeline, settings) as backend:
-            changes += backend.preview(rollout.target)
-    return changes
+    return [change for change in changes if change.outcome != "unchanged"]
 
 
 def address(pipeline: Pipeline, settings: ClusterSettings) -> str:
@@ -158,12 +171,14 @@ def status(cluster: Cluster, name: str) -> PipelineStatus:
         raise _not_deployed(cluster, name)
     components = []
     for each in workloads:
-        batch_size = waiting = ""
-        stage = stages.get(each.task, {}).get("data") or {}
-        if each.variant and each.variant == stage.get(STAGE_VARIANT):
-            batch_size, waiting = stage.get(STAGE_BATCH_SIZE, "?"), queued_requests(cluster, name, each.task)
+        batch_size, waiting, trouble = "", "", each.trouble
+        stage = stages.get(each.task, {})
+        data = stage.get("data") or {}
+        if each.variant and each.variant == data.get(STAGE_VARIANT):
+            batch_size, waiting = data.get(STAGE_BATCH_SIZE, "?"), queued_requests(cluster, name, each.task)
+            trouble = trouble or "; ".join(map(str, manual_changes(stage)))
         ready = f"{each.ready}/{each.wanted}"
-        components.append((each.component, each.task, each.variant, ready, batch_size, waiting, each.trouble))
+        components.append((each.component, each.task, each.variant, ready, batch_size, waiting, trouble))
     serves = bool(workloads) and all(each.serves for each in workloads)
     return PipelineStatus(serves, leader(cluster, name), controller_states(cluster, name), components)
 
@@ -199,20 +214,29 @@ def _not_deployed(cluster: Cluster, name: str) -> NotDeployedError:
 def _plan(cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings, stages: Stages, report: Report) -> _Rollout:
     if pipeline.assumed_note:
         report(f"note: {pipeline.assumed_note}")
-    running = _running(cluster, pipeline, report)
+    found = find_owned(cluster, pipeline.name, WORKLOADS)[0]
+    running = _running(cluster, pipeline, replicas_by_role(found), report)
     target = feasible_configuration(pipeline, {**running, **stages})
     start = feasible_configuration(pipeline, running) if len(running) == len(pipeline.tasks) else target
     manifests = pipeline_objects(pipeline, start, settings)
-    superseded = superseded_workloads(cluster, pipeline.name, manifests)
     if running and settings.flavour != "seldon" and not renewed_by_surge(pipeline, start):
         report(
             f"note: replicas with changed settings are renewed in place, one of each stage at a time, because "
             f"{pipeline.capacity} cores have no room for more"
         )
-    return _Rollout(start, target, manifests, superseded, _has_room(pipeline, start, superseded))
+    serving = {identity_of(each): each for each in found if is_model(each) and replicas_of(each)}
+    emptied = [each for each in manifests if identity_of(each) in serving and not replicas_of(each)]
+    kept = set(map(identity_of, manifests))
+    superseded = [each for each in found if is_model(each) and identity_of(each) not in kept]
+    leaving = [*superseded, *(serving[identity_of(each)] for each in emptied)]
+    cores = sum(replicas_of(each) * requested_cores(template_of(each)) for each in leaving)
+    has_room = float(used_cores(pipeline, start)) + cores <= pipeline.capacity
+    return _Rollout(start, target, [each for each in manifests if each not in emptied], emptied, superseded, has_room)
 
 
-def _running(cluster: Cluster, pipeline: Pipeline, report: Report) -> dict[str, StageConfiguration]:
+def _running(
+    cluster: Cluster, pipeline: Pipeline, replicas: Mapping[tuple[str, str], int], report: Report
+) -> dict[str, StageConfiguration]:
     """Return what the stages run now, without new or invalid ones; nothing if that breaks the pipeline's limits."""
     found = stage_config_maps(cluster, pipeline.name)
     running = {}
@@ -220,7 +244,7 @@ def _running(cluster: Cluster, pipeline: Pipeline, report: Report) -> dict[str, 
         if task.name not in found:
             continue
         try:
-            running[task.name] = read_stage(pipeline, task, found[task.name])
+            running[task.name] = read_stage(pipeline, task, found[task.name], replicas)
         except StageStateError as error:
             report(f"warning: stage {task.name!r} cannot keep what it runs: {error}")
     try:
@@ -234,32 +258,37 @@ def _running(cluster: Cluster, pipeline: Pipeline, report: Report) -> dict[str, 
     return running
 
 
-def _has_room(pipeline: Pipeline, configuration: Configuration, superseded: Iterable[Object]) -> bool:
-    leaving = sum(replicas_of(each) * requested_cores(template_of(each)) for each in superseded)
-    return float(used_cores(pipeline, configuration)) + leaving <= pipeline.capacity
-
-
 # ------------------------------------------------------------------------------------------------------ changing
 
 
 def _bring(cluster: Cluster, name: str, rollout: _Rollout, wait_seconds: float, report: Report) -> list[ObjectChange]:
-    """Bring the objects to their manifests; if there is room, superseded replicas serve until the new ones do."""
-    changes = list(apply_objects(cluster, rollout.manifests))
-    if not rollout.has_room:
-        changes += delete_objects(cluster, rollout.superseded)
-    wait_until_serving(
-        cluster, name, wait_seconds, lambda missing: report(f"waiting for {missing}"), rollout.superseded
-    )
-    changes += prune_objects(cluster, name, rollout.manifests)
-    if rollout.has_room:
-        changes += delete_objects(cluster, rollout.superseded)
-    return changes
+    """Bring the objects to their manifests; if there is room, replicas that leave serve until the new ones do."""
+
+    def let_go() -> list[ObjectChange]:
+        return [*apply_objects(cluster, rollout.emptied), *delete_objects(cluster, rollout.superseded)]
+
+    changes = [] if rollout.has_room else let_go()
+    changes += apply_objects(cluster, rollout.manifests)
+    leaving = [*rollout.emptied, *rollout.superseded]
+    wait_until_serving(cluster, name, wait_seconds, lambda missing: report(f"waiting for {missing}"), leaving)
+    changes += prune_objects(cluster, name, [*rollout.manifests, *rollout.emptied])
+    return changes + let_go() if rollout.has_room else changes
 
 
-@contextmanager
-def _backend(
-    cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings, may_act: Callable[[], bool] = lambda: True
-) -> Iterator[KubernetesBackend]:
-    """Open the backend of the control loop, which sees no metrics here and needs none."""
+def _reach(cluster: Cluster, pipeline: Pipeline, settings: ClusterSettings, target: Configuration, held: Lease) -> None:
+    """Change the configuration as the control loop does; its backend sees no metrics here and needs none."""
     with closing(Scraper()) as unused:
-        yield KubernetesBackend(cluster, pipeline, settings, unused, interval_seconds=1.0, may_act=may_act)
+        backend = KubernetesBackend(
+            cluster, pipeline, settings, unused, interval_seconds=1.0, may_act=lambda: held.held
+        )
+        try:
+            backend.apply(target)
+        except ApplyError as error:
+            raise ClusterError(str(error)) from error
+
+
+def _again(cluster: Cluster, change: ObjectChange) -> ObjectChange:
+    """Return a change with what became of the object since, if that is the state of a stage."""
+    if not change.after or not (is_model(change.after) or resource_of(change.after) == CONFIG_MAP):
+        return change
+    return ObjectChange(change.before, cluster.get(*identity_of(change.after)))

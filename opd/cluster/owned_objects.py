@@ -6,14 +6,14 @@ with its owner.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from copy import deepcopy
 
 from opd.cluster.api import Cluster
-from opd.cluster.errors import ConflictError, ForbiddenError, NotFoundError, NotOursError
+from opd.cluster.errors import ForbiddenError, NotFoundError, NotOursError
 from opd.cluster.names import (
     COMPONENT_LABEL,
+    DEPLOY_MANAGER,
     INSTANCE_LABEL,
     MANAGED_BY_LABEL,
     MODEL,
@@ -21,7 +21,16 @@ from opd.cluster.names import (
     VARIANT_LABEL,
     labels,
 )
-from opd.cluster.resources import CONFIG_MAP, DEPLOYMENT, SELDON_DEPLOYMENT, Object, ObjectChange, Resource, resource_of
+from opd.cluster.resources import (
+    CONFIG_MAP,
+    DEPLOYMENT,
+    LEASE,
+    SELDON_DEPLOYMENT,
+    Object,
+    ObjectChange,
+    Resource,
+    resource_of,
+)
 
 BUILT_IN = (
     CONFIG_MAP,
@@ -32,6 +41,7 @@ BUILT_IN = (
     Resource("rbac.authorization.k8s.io/v1", "RoleBinding"),
     Resource("rbac.authorization.k8s.io/v1", "Role"),
     Resource("v1", "ServiceAccount"),
+    LEASE,
 )
 """Kinds of our objects that every cluster has, in an order in which they can be deleted."""
 
@@ -72,7 +82,7 @@ def find_owned(
     return found, unseen
 
 
-def check_ours(found: Object, manifest: Object) -> None:
+def _check_ours(found: Object, manifest: Object) -> None:
     """Raise if an object is not of the pipeline of its manifest; one that does not exist is empty.
 
     Raises:
@@ -102,9 +112,10 @@ def identity_of(found: Object) -> tuple[Resource, str]:
 
 
 def apply_objects(cluster: Cluster, manifests: Sequence[Object], dry_run: bool = False) -> Iterator[ObjectChange]:
-    """Create each object, or bring the one that exists to its manifest, in this order; nothing if all is so already.
+    """Create each object, or bring the one that exists to its manifest, in this order.
 
-    Nothing is written unless every object that exists belongs to the pipeline.
+    What others have set in fields that a manifest lacks stays. Nothing is written unless every object that exists
+    belongs to the pipeline.
 
     Args:
         cluster: the namespace.
@@ -119,27 +130,11 @@ def apply_objects(cluster: Cluster, manifests: Sequence[Object], dry_run: bool =
         NotFoundError: if the namespace or a kind of object does not exist.
         ClusterError: as every call.
     """
-    for manifest in manifests:
-        check_ours(_find(cluster, manifest), manifest)
-    for manifest in manifests:
-        yield apply_object(cluster, manifest, dry_run)
-
-
-def apply_object(cluster: Cluster, manifest: Object, dry_run: bool = False) -> ObjectChange:
-    """Create an object, or bring the one that exists to its manifest.
-
-    Raises:
-        NotOursError: if it exists and is not of this pipeline.
-        ClusterError: as every call.
-    """
-    found = _find(cluster, manifest)
-    if not found:
-        try:
-            return ObjectChange({}, cluster.create(manifest, dry_run, repeat=True))
-        except ConflictError:  # it exists by now, perhaps from an attempt of ours that had no answer
-            found = _find(cluster, manifest)
-    resource, name = identity_of(manifest)
-    return ObjectChange(found, cluster.modify(resource, name, lambda now: _bring(now, manifest), dry_run))
+    found = [_find(cluster, manifest) for manifest in manifests]
+    for each, manifest in zip(found, manifests, strict=True):
+        _check_ours(each, manifest)
+    for each, manifest in zip(found, manifests, strict=True):
+        yield ObjectChange(each, cluster.apply(manifest, DEPLOY_MANAGER, force=True, dry_run=dry_run))
 
 
 def _find(cluster: Cluster, manifest: Object) -> Object:
@@ -149,37 +144,18 @@ def _find(cluster: Cluster, manifest: Object) -> Object:
         return {}
 
 
-def _bring(found: Object, manifest: Object) -> None:
-    """Put a manifest into an existing object; labels and annotations of others stay, all else is replaced."""
-    check_ours(found, manifest)
-    for name in ("labels", "annotations"):
-        entries = {**(found["metadata"].get(name) or {}), **manifest["metadata"].get(name, {})}
-        if entries:
-            found["metadata"][name] = entries
-    for name in manifest.keys() - {"apiVersion", "kind", "metadata"}:
-        kept = found[name] if found["kind"] == "Service" else {}  # the cluster assigned its addresses
-        found[name] = {**kept, **deepcopy(manifest[name])} if isinstance(manifest[name], Mapping) else manifest[name]
-
-
 def prune_objects(
     cluster: Cluster, pipeline: str, manifests: Iterable[Object], dry_run: bool = False
 ) -> Iterator[ObjectChange]:
-    """Delete what an earlier deployment made and these manifests lack, except replicas (:func:`superseded_workloads`).
+    """Delete what an earlier deployment made and these manifests lack, except replicas, which may still serve.
 
     Raises:
         ClusterError: as every call.
     """
     wanted = set(map(identity_of, manifests))
     found, _ = find_owned(cluster, pipeline)
-    lacking = [each for each in found if identity_of(each) not in wanted and not _is_model(each)]
+    lacking = [each for each in found if identity_of(each) not in wanted and not is_model(each)]
     yield from delete_objects(cluster, lacking, dry_run)
-
-
-def superseded_workloads(cluster: Cluster, pipeline: str, manifests: Iterable[Object]) -> list[Object]:
-    """Return replicas' workloads that these manifests lack: of variants that no longer run, or of former tasks."""
-    wanted = set(map(identity_of, manifests))
-    found, _ = find_owned(cluster, pipeline, WORKLOADS)
-    return [each for each in found if _is_model(each) and identity_of(each) not in wanted]
 
 
 def delete_objects(cluster: Cluster, objects: Iterable[Object], dry_run: bool = False) -> Iterator[ObjectChange]:
@@ -194,5 +170,6 @@ def delete_objects(cluster: Cluster, objects: Iterable[Object], dry_run: bool = 
         yield ObjectChange(found, {})
 
 
-def _is_model(found: Object) -> bool:
+def is_model(found: Object) -> bool:
+    """Return whether an object is the workload of a variant."""
     return resource_of(found) in WORKLOADS and role_of(found)[0] == MODEL

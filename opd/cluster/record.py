@@ -1,11 +1,10 @@
-"""Records of every decision: a line of JSON in the log, metrics, and an Event for changes and refusals.
+"""Records of every decision: a line in the log, metrics, and an Event for changes and refusals.
 
 One Event every interval would hide those that matter.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 import uuid
@@ -17,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from opd.cluster.api import Cluster
 from opd.cluster.errors import ClusterError
+from opd.cluster.log import FIELDS
 from opd.cluster.names import gateway_name, labels
 from opd.cluster.resources import DEPLOYMENT, Object
 from opd.control.loop import OUTCOMES, Step
@@ -58,6 +58,7 @@ class ControllerMetrics:
             "forecast": "predicted load, requests/s",
             "device_factor": "measured service times relative to the profiles, of the device",
             "leader": "1 if this controller acts",
+            "left_alone": "1 while what runs was changed by hand and is left alone",
         }
         self._gauges = {
             name: Gauge(f"opd_controller_{name}", text, names, registry=self.registry) for name, text in gauges.items()
@@ -236,32 +237,3 @@ def _plain(value: float | np.ndarray) -> Any:
     if np.ndim(value):
         return [_plain(each) for each in np.asarray(value)]
     return round(float(value), 6) if np.isfinite(value) else None
-
-
-FIELDS = "fields"
-"""Key in a record's ``extra``; the entries of its mapping are added to the line."""
-
-
-class JsonFormatter(logging.Formatter):
-    """Formats a record as one line of JSON: time, logger, level, message, and extra fields."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line, without its end."""
-        line = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "logger": record.name,
-            "level": record.levelname,
-            "message": record.getMessage(),
-            **getattr(record, FIELDS, {}),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
-
-
-def log_as_json() -> None:
-    """Log to standard error as JSON, including Python's warnings, unless logging is set up already."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    logging.captureWarnings(True)

@@ -27,6 +27,11 @@ class Resource(NamedTuple):
         return f"{lower[:-1]}ies" if lower.endswith("y") else f"{lower}s"
 
     @property
+    def group(self) -> str:
+        """The API group, empty for the core."""
+        return self.api_version.rpartition("/")[0]
+
+    @property
     def type_fields(self) -> Object:
         """The fields by which an object states its kind."""
         return {"apiVersion": self.api_version, "kind": self.kind}
@@ -44,6 +49,7 @@ NODE = Resource("v1", "Node", namespaced=False)
 DEPLOYMENT = Resource("apps/v1", "Deployment")
 SELDON_DEPLOYMENT = Resource("machinelearning.seldon.io/v1", "SeldonDeployment")
 LEASE = Resource("coordination.k8s.io/v1", "Lease")
+SCALE = Resource("autoscaling/v1", "Scale")
 
 
 def resource_of(manifest: Mapping[str, Any]) -> Resource:
@@ -84,8 +90,7 @@ class ObjectChange(NamedTuple):
             return "created"
         if not self.after:
             return "deleted"
-        versions = {each["metadata"].get("resourceVersion") for each in self}
-        return "unchanged" if len(versions) == 1 else "changed"
+        return "changed" if self.difference() else "unchanged"
 
     def difference(self) -> str:
         """Return a unified diff of YAML, without fields that the cluster maintains."""

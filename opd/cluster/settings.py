@@ -122,6 +122,12 @@ class ClusterSettings(DocumentModel):
     call_seconds: float = Field(default=10.0, ge=0.1, le=300)
     """seconds that one call to the API server may take"""
 
+    manual_seconds: float = Field(default=600.0, ge=0, le=604_800)
+    """seconds that a change by hand, such as ``kubectl scale`` or an edited ConfigMap of a stage, is left alone"""
+
+    controller_account: DnsLabel = "opd-controller"
+    """ServiceAccount of the controller, which gets the rights that it needs"""
+
     istio_gateway: GatewayName = ""
     """Istio Gateway, ``name`` or ``namespace/name``, through which requests arrive; none if empty"""
 

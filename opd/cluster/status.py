@@ -11,6 +11,7 @@ from opd.cluster.errors import ClusterError, ForbiddenError, NotFoundError, NotS
 from opd.cluster.manifests.pipeline import STAGE_VARIANT
 from opd.cluster.manifests.pods import SETTINGS_ANNOTATION
 from opd.cluster.manifests.workloads import replicas_of, template_of
+from opd.cluster.manual import manual_changes
 from opd.cluster.names import COMPONENT_LABEL, CONTROLLER, GATEWAY, NAME_LABEL, lease_name, selector
 from opd.cluster.owned_objects import WORKLOADS, find_owned, identity_of, role_of
 from opd.cluster.pods import failure_reason, has_ended, is_ready, refusal_reason, unschedulable_reason
@@ -33,7 +34,7 @@ class WorkloadStatus(NamedTuple):
         variant: empty unless they are replicas.
         wanted: pods.
         ready: pods of the wanted state.
-        trouble: why a pod is not ready, empty if nothing is known.
+        trouble: why a pod is not ready, or who has changed the replicas by hand; empty if nothing is known.
     """
 
     name: str
@@ -53,7 +54,7 @@ class WorkloadStatus(NamedTuple):
 def workload_statuses(
     cluster: Cluster, pipeline: str, included: Callable[[Object], bool] = lambda _: True
 ) -> list[WorkloadStatus]:
-    """Return the state of gateways and replicas.
+    """Return the state of gateways, and of the variants that are to have replicas.
 
     Args:
         cluster: the namespace.
@@ -63,7 +64,7 @@ def workload_statuses(
     Raises:
         ClusterError: as every call.
     """
-    found = filter(included, find_owned(cluster, pipeline, WORKLOADS)[0])
+    found = [each for each in find_owned(cluster, pipeline, WORKLOADS)[0] if replicas_of(each) and included(each)]
     pods = [pod for pod in cluster.list(POD, selector(pipeline))[0] if not has_ended(pod)]
     return sorted(workload_status(each, [pod for pod in pods if role_of(pod) == role_of(each)]) for each in found)
 
@@ -78,12 +79,13 @@ def workload_status(workload: Object, pods: Sequence[Object]) -> WorkloadStatus:
     ready = sum(is_ready(pod) and _is_of_current_template(pod, workload) for pod in pods)
     wanted = replicas_of(workload)
     troubles = [failure_reason(pod) or unschedulable_reason(pod) for pod in pods if not is_ready(pod)]
+    troubles += [refusal_reason(workload), *map(str, manual_changes(workload))]
     return WorkloadStatus(
         workload["metadata"]["name"],
         *role_of(workload),
         wanted,
         ready if _is_up_to_date(workload, wanted) else min(ready, max(wanted - 1, 0)),
-        next(filter(None, troubles), refusal_reason(workload)),
+        next(filter(None, troubles), ""),
     )
 
 

@@ -60,7 +60,7 @@ class Backend(Protocol):
         """Switch to ``configuration``.
 
         Raises:
-            ApplyError: if it does not start; then nothing has changed.
+            ApplyError: if it does not start; ``configuration`` says what runs then, as a rule what ran before.
         """
         ...
 
@@ -216,12 +216,11 @@ def apply(backend: Backend, guard: Guard, decision: Decision) -> str:
     """
     if decision.observation is None or decision.decided is None:
         return decision.refused
-    running = guard.configuration
     refused = guard.admit(decision.decided, decision.observation.available_cores)
     try:
         backend.apply(guard.configuration)
     except ApplyError as error:
-        guard.configuration = running
+        guard.configuration = backend.configuration
         refused = str(error)
     return "; ".join(filter(None, [decision.refused, refused]))
 

@@ -1,6 +1,13 @@
 """Deployment, status, changes and deletion of a pipeline; dry runs; failures."""
 
+import os
 import re
+import subprocess
+import sys
+
+import pytest
+from cli_shell import ROOT
+from deadlines import PATIENCE
 
 from opd import cli
 
@@ -9,7 +16,7 @@ def test_the_life_of_a_pipeline(shell):
     assert shell.deploy() == cli.DONE, shell.err
     assert re.search(r"^Deployment +tiny-gateway +created$", shell.out, re.MULTILINE)
     assert "tiny-gateway.space.svc, gRPC 8081" in shell.out
-    assert shell.stage("first") == {"variant": "small", "replicas": "1", "batch_size": "1"}
+    assert shell.stage("first") == {"variant": "small", "batch_size": "1"}
 
     assert shell("status") == cli.DONE
     assert re.search(r"^model +first +small +1/1", shell.out, re.MULTILINE)
@@ -20,8 +27,10 @@ def test_the_life_of_a_pipeline(shell):
     assert "created" not in shell.out and "changed" not in shell.out.replace("unchanged", "")
 
     assert shell.deploy("--stage=first=large:2:2") == cli.DONE, shell.err
-    assert shell.stage("first") == {"variant": "large", "replicas": "2", "batch_size": "2"}
-    assert shell.stage("second") == {"variant": "small", "replicas": "1", "batch_size": "1"}
+    assert shell.stage("first") == {"variant": "large", "batch_size": "2"}
+    assert shell.stage("second") == {"variant": "small", "batch_size": "1"}
+    for changed in ("ConfigMap +tiny-first-stage", "Deployment +tiny-first-large", "Deployment +tiny-first-small"):
+        assert re.search(rf"^{changed} +changed$", shell.out, re.MULTILINE)
     assert shell("status") == cli.DONE
     assert re.search(r"^model +first +large +2/2", shell.out, re.MULTILINE) and "first   small" not in shell.out
 
@@ -70,8 +79,40 @@ def test_dry_runs_write_nothing(shell):
     assert specified(shell.api) == before
 
 
+def test_a_missing_kind_is_found_before_the_first_object_is_made(shell):
+    shell.api.refuse("PATCH .*podmonitors", 404, message="the server could not find the requested resource")
+    assert shell.deploy("--pod-monitor") == cli.FAILED
+    assert "its kind is installed" in shell.err and not shell.api.objects
+
+
+@pytest.mark.processes
+def test_who_reads_the_output_may_stop_reading(shell):
+    assert shell.deploy() == cli.DONE
+    read, write = os.pipe()
+    os.close(read)
+    place = [shell.file, "--namespace=space", f"--kubeconfig={shell.config}"]
+    command = [sys.executable, "-m", "opd", "status", *place]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=PATIENCE, cwd=ROOT)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (cli.DONE, "")
+
+
+def test_a_change_by_hand_is_shown_by_the_status_and_ended_by_a_deployment(shell):
+    assert shell.deploy() == cli.DONE
+    by_hand = {"replicas": 2}
+    shell.api.edit("deployments", "tiny-first-small", lambda found: found["spec"].update(by_hand), "kubectl")
+    shell.api.edit("configmaps", "tiny-second-stage", lambda found: found["data"].update(batch_size="2"), "k9s")
+    shell("status")
+    assert re.search(r"^model +first .*spec.replicas was set by 'kubectl'$", shell.out, re.MULTILINE)
+    assert re.search(r"^model +second .*data.batch_size was set by 'k9s'$", shell.out, re.MULTILINE)
+    assert shell.deploy() == cli.DONE and shell("status") == cli.DONE
+    assert "was set by" not in shell.out
+    assert shell.models() == {"tiny-first-small": 2, "tiny-second-small": 1}
+    assert shell.stage("second")["batch_size"] == "2"
+
+
 def test_a_refusal_of_the_cluster_is_one_line_with_the_remedy(shell):
-    shell.api.refuse("POST .*deployments", 403, 99, message="deployments.apps is forbidden")
+    shell.api.refuse("PATCH .*deployments", 403, 99, message="deployments.apps is forbidden")
     assert shell.deploy() == cli.FAILED
     assert shell.err.startswith("error: ") and shell.err.count("\n") == 1
     assert "deployments.apps is forbidden" in shell.err and "RoleBinding" in shell.err
@@ -121,7 +162,7 @@ def test_a_change_ends_when_the_lease_is_lost(shell):
         "tiny-first-large", start_seconds=4.0
     )  # longer than it takes to notice the loss at the first pod
     theirs = {"holderIdentity": "other", "leaseDurationSeconds": 60}
-    shell.api.fail("POST .*deployments", lambda: shell.api.edit("leases", "tiny-controller", taken))
+    shell.api.fail("PATCH .*first-large/scale", lambda: shell.api.edit("leases", "tiny-controller", taken))
 
     def taken(lease):
         lease["spec"].update(theirs)

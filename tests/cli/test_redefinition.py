@@ -74,7 +74,7 @@ def test_another_flavour_replaces_the_former_one_without_room_for_both(shell):
     assert shell.deploy(*full) == cli.DONE, shell.err
     assert shell.deploy("--flavour=seldon") == cli.DONE, shell.err
     assert not any(name.endswith(("small", "large")) for name in shell.names("deployments"))
-    assert shell.names("seldondeployments") == {"tiny-first-large", "tiny-second-small"}
+    assert shell.models() == {"tiny-first-large": 2, "tiny-second-small": 2}
 
 
 @pytest.mark.parametrize("flavour, said", [("deployment", True), ("seldon", False)])

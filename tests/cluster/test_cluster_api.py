@@ -9,7 +9,7 @@ from deadlines import within
 from emulator.api_server import kubeconfig
 from tiny_cluster import SHORT_CALLS, config_map
 
-from opd.cluster.api import CONFLICT_ATTEMPTS, Cluster
+from opd.cluster.api import Cluster
 from opd.cluster.connection import credentials
 from opd.cluster.errors import (
     ConflictError,
@@ -79,29 +79,66 @@ def test_the_kind_of_a_manifest():
 
 
 def test_objects_are_created_read_changed_and_deleted(cluster):
-    created = cluster.create(config_map(batch_size="1"))
+    created = cluster.apply(config_map(batch_size="1"), "me")
     assert cluster.get(CONFIG_MAP, "settings")["data"] == {"batch_size": "1"}
-    changed = cluster.modify(CONFIG_MAP, "settings", lambda found: found["data"].update(batch_size="2"))
+    changed = cluster.apply(config_map(batch_size="2"), "me")
     assert int(changed["metadata"]["resourceVersion"]) > int(created["metadata"]["resourceVersion"])
     cluster.delete(CONFIG_MAP, "settings")
     with pytest.raises(NotFoundError, match="'settings' in namespace 'space'"):
         cluster.get(CONFIG_MAP, "settings")
 
 
-def test_an_unchanged_object_is_not_written(server, cluster):
-    cluster.create(config_map(batch_size="1"))
-    cluster.modify(CONFIG_MAP, "settings", lambda found: found["data"].update(batch_size="1"))
-    assert not [request for request in server.requests if request[0] == "PUT"]
+def test_what_is_so_already_is_not_changed(cluster):
+    created = cluster.apply(config_map(batch_size="1"), "me")
+    assert cluster.apply(config_map(batch_size="1"), "me") == created
 
 
 def test_a_dry_run_changes_nothing(cluster):
-    cluster.create(config_map("other"), dry_run=True)
-    cluster.create(config_map(batch_size="1"))
-    preview = cluster.modify(CONFIG_MAP, "settings", lambda found: found["data"].update(batch_size="2"), dry_run=True)
-    assert preview["data"] == {"batch_size": "2"}
+    cluster.apply(config_map("other"), "me", dry_run=True)
+    cluster.apply(config_map(batch_size="1"), "me")
+    assert cluster.apply(config_map(batch_size="2"), "me", dry_run=True)["data"] == {"batch_size": "2"}
     cluster.delete(CONFIG_MAP, "settings", dry_run=True)
     assert cluster.get(CONFIG_MAP, "settings")["data"] == {"batch_size": "1"}
     assert len(cluster.list(CONFIG_MAP)[0]) == 1
+
+
+def test_fields_of_others_stay_and_those_that_a_manager_no_longer_sets_go(cluster):
+    cluster.apply(config_map(a="1", b="1"), "me")
+    cluster.apply(config_map(c="2"), "you")
+    assert cluster.apply(config_map(a="3"), "me")["data"] == {"a": "3", "c": "2"}
+
+
+def test_another_value_of_others_is_a_conflict_that_names_them_unless_forced(cluster):
+    cluster.apply(config_map(a="1"), "you")
+    with pytest.raises(ConflictError, match='conflict with "you": .data.a'):
+        cluster.apply(config_map(a="2"), "me")
+    assert cluster.apply(config_map(a="2"), "me", force=True)["data"] == {"a": "2"}
+    with pytest.raises(ConflictError, match='conflict with "me"'):
+        cluster.apply(config_map(a="1"), "you")
+
+
+def test_an_object_that_is_gone_is_not_created_again_by_who_knew_it(cluster):
+    known = cluster.apply(config_map(), "me")
+    cluster.delete(CONFIG_MAP, "settings")
+    manifest = config_map()
+    manifest["metadata"]["uid"] = known["metadata"]["uid"]
+    with pytest.raises(ConflictError, match="no object"):
+        cluster.apply(manifest, "me", force=True)
+
+
+def test_a_workload_is_scaled_by_its_subresource(server, cluster):
+    labelled = {"name": "w", "namespace": "space"}
+    manifest = {**DEPLOYMENT.type_fields, "metadata": labelled, "spec": {"replicas": 1, "paused": True}}
+    cluster.apply(manifest, "deployer")
+    with pytest.raises(ConflictError, match='"deployer": .spec.replicas'):
+        cluster.scale(DEPLOYMENT, "w", 3, "me")
+    assert cluster.scale(DEPLOYMENT, "w", 3, "me", force=True, dry_run=True)["spec"] == {"replicas": 3}
+    assert cluster.get(DEPLOYMENT, "w")["spec"] == {"replicas": 1, "paused": True}
+    cluster.scale(DEPLOYMENT, "w", 3, "me", force=True)
+    assert cluster.get(DEPLOYMENT, "w")["spec"] == {"replicas": 3, "paused": True}
+    assert server.requests[-2][1].startswith("/apis/apps/v1/namespaces/space/deployments/w/scale?")
+    with pytest.raises(NotFoundError):
+        cluster.scale(DEPLOYMENT, "absent", 3, "me")
 
 
 def test_lists_are_selected_and_read_page_by_page(server, cluster, monkeypatch):
@@ -116,7 +153,7 @@ def test_lists_are_selected_and_read_page_by_page(server, cluster, monkeypatch):
 def test_another_namespace_is_refused_before_any_call(server, cluster):
     manifest = config_map()
     manifest["metadata"]["namespace"] = "kube-system"
-    for call in (cluster.create, cluster.replace):
+    for call in (cluster.create, cluster.replace, lambda each: cluster.apply(each, "me")):
         with pytest.raises(OtherNamespaceError, match="'kube-system'.*works in 'space'"):
             call(manifest)
     assert server.requests == []
@@ -181,26 +218,6 @@ def test_a_refusal_has_its_error_and_its_remedy_and_is_not_repeated(server, clus
     with within(), pytest.raises(error, match=f"no such luck.*{remedy}"):
         cluster.get(CONFIG_MAP, "settings")
     assert len(server.requests) == 1
-
-
-def test_an_object_changed_by_others_is_changed_again(server, cluster):
-    cluster.create(config_map(batch_size="1"))
-    server.fail(
-        "PUT", lambda: server.edit("configmaps", "settings", lambda found: found["data"].update(theirs="yes")), 2
-    )
-    changed = cluster.modify(CONFIG_MAP, "settings", lambda found: found["data"].update(batch_size="2"))
-    assert changed["data"] == {"batch_size": "2", "theirs": "yes"}
-    assert [request[0] for request in server.requests] == ["POST", *["GET", "PUT"] * 3]
-
-
-def test_endless_conflicts_are_an_error(server, cluster):
-    cluster.create(config_map(batch_size="1"))
-    changes = iter(range(99))
-    server.fail(
-        "PUT", lambda: server.edit("configmaps", "settings", lambda o: o["data"].update(n=str(next(changes)))), 99
-    )
-    with within(), pytest.raises(ConflictError, match=f"by others {CONFLICT_ATTEMPTS} times"):
-        cluster.modify(CONFIG_MAP, "settings", lambda found: found["data"].update(batch_size="2"))
 
 
 def test_retry_after_is_respected(server, cluster):

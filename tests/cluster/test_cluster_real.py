@@ -5,10 +5,11 @@ file that sets the image and whatever else the pods need there. With OPD_CLUSTER
 cluster instead, with the given pipeline file or a tiny pipeline. The tests depend on one another, in this order.
 """
 
+import json
 import os
 import subprocess
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,19 @@ from cluster_site import emulated_site, missing, user_site
 from deadlines import eventually
 
 from opd import cli
+from opd.cluster.api import Cluster
+from opd.cluster.backend import KubernetesBackend
+from opd.cluster.connection import ApiRequest, credentials
 from opd.cluster.deletion import delete_pipeline
-from opd.cluster.names import GATEWAY, MODEL, selector
+from opd.cluster.errors import ForbiddenError, NotFoundError
+from opd.cluster.manual import ManualChangeError
+from opd.cluster.names import GATEWAY, MODEL, model_name, selector, stage_name
 from opd.cluster.owned_objects import find_owned
 from opd.cluster.pods import is_terminating
-from opd.cluster.resources import LEASE, POD
+from opd.cluster.resources import CONFIG_MAP, DEPLOYMENT, LEASE, POD, SELDON_DEPLOYMENT, Resource
+from opd.cluster.settings import ClusterSettings
 from opd.pipeline import StageConfiguration, used_cores
+from opd.serving.monitoring.scraper import Scraper
 from opd.serving.protocol import COMPLETED
 
 pytestmark = pytest.mark.cluster
@@ -48,6 +56,8 @@ def place(tmp_path_factory):
             )
         yield site
         list(delete_pipeline(site.cluster, site.pipeline.name, 120))
+        with suppress(NotFoundError):
+            site.cluster.delete(Resource("v1", "ServiceAccount"), ACCOUNT)
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +169,85 @@ def test_the_pipeline_survives_a_restart_of_the_api_server(deployed):
     with deployed.traffic() as records:
         assert deployed.configure(deployed.pipeline.smallest_configuration()) == cli.DONE
     assert not lost(records[0])
+
+
+ACCOUNT = "opd-controller"
+
+
+def as_controller(site):
+    """The namespace as the account of the controller sees it."""
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": ACCOUNT}}
+    site.cluster.apply(account, "opd-test")
+    path = f"/api/v1/namespaces/{site.cluster.namespace}/serviceaccounts/{ACCOUNT}/token"
+    wanted = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+    token = json.loads(site.cluster.send(ApiRequest("asking for a token", "POST", path, wanted)))["status"]["token"]
+
+    def limited():
+        settings = credentials(site.kubeconfig)
+        settings.cert_file = settings.key_file = settings.refresh_api_key_hook = None
+        settings.username = settings.password = None
+        settings.api_key = {"authorization": f"Bearer {token}"}
+        return settings
+
+    return Cluster(site.cluster.namespace, limited)
+
+
+@contextmanager
+def backend(site, **changes):
+    """What a controller changes the pipeline by, with the rights of its account."""
+    flavour = os.environ.get("OPD_CLUSTER_FLAVOUR", "deployment")
+    settings = ClusterSettings(
+        namespace=site.cluster.namespace, image="opd:0", store="/models", flavour=flavour, **changes
+    )
+    with closing(Scraper()) as unused:
+        yield KubernetesBackend(as_controller(site), site.pipeline, settings, unused, interval_seconds=1.0)
+
+
+def test_the_controller_may_scale_and_nothing_else(deployed):
+    first, *_ = deployed.pipeline.tasks
+    stage = stage_name(deployed.pipeline.name, first.name)
+    workload = model_name(deployed.pipeline.name, first.name, first.variants[0].name)
+    flavour = os.environ.get("OPD_CLUSTER_FLAVOUR", "deployment")
+    kind = SELDON_DEPLOYMENT if flavour == "seldon" else DEPLOYMENT
+    limited = as_controller(deployed)
+    (found,) = [each for each in limited.list(kind)[0] if each["metadata"]["name"] == workload]
+    limited.scale(kind, workload, 1, "opd-test", force=True, dry_run=True)
+    of_theirs = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "theirs"}, "data": {"a": "b"}}
+    for forbidden in (
+        lambda: limited.delete(kind, workload, dry_run=True),
+        lambda: limited.apply(found | kind.type_fields, "opd-test", force=True, dry_run=True),
+        lambda: limited.create(of_theirs),
+        lambda: limited.apply(of_theirs, "opd-test", dry_run=True),
+        lambda: limited.delete(CONFIG_MAP, stage, dry_run=True),
+        lambda: limited.scale(DEPLOYMENT, f"{deployed.pipeline.name}-gateway", 9, "opd-test", dry_run=True),
+        lambda: limited.get(LEASE, "theirs"),
+        lambda: limited.delete(LEASE, f"{deployed.pipeline.name}-controller", dry_run=True),
+        lambda: limited.list(Resource("v1", "Secret")),
+    ):
+        with pytest.raises(ForbiddenError):
+            forbidden()
+    with backend(deployed) as controlled:  # which every change of a controller goes through
+        controlled.apply(changed(deployed, variant=other_variant(deployed)))
+        controlled.apply(deployed.pipeline.smallest_configuration())
+    assert deployed.opd("status") == cli.DONE
+
+
+def test_a_change_by_hand_is_left_alone_and_told(deployed, capsys):
+    first, *_ = deployed.pipeline.tasks
+    smallest = deployed.pipeline.smallest_configuration()
+    workload = model_name(deployed.pipeline.name, first.name, first.variants[smallest[0].variant].name)
+    kind = SELDON_DEPLOYMENT if os.environ.get("OPD_CLUSTER_FLAVOUR") == "seldon" else DEPLOYMENT
+    by_hand = changed(deployed, replicas=2)
+    deployed.cluster.scale(kind, workload, 2, "kubectl", force=True)
+    eventually(lambda: deployed.opd("status") == cli.DONE, 120, poll=0.5)
+    assert "spec.replicas was set by 'kubectl'" in capsys.readouterr().out
+    with backend(deployed) as controlled:
+        assert controlled.configuration == by_hand
+        with pytest.raises(ManualChangeError, match="'kubectl'"):
+            controlled.apply(smallest)
+    with backend(deployed, manual_seconds=0) as controlled:
+        controlled.apply(smallest)
+    assert deployed.opd("status") == cli.DONE and "kubectl" not in capsys.readouterr().out
 
 
 def test_a_policy_controls_the_pipeline(deployed):

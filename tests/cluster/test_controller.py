@@ -1,9 +1,8 @@
-"""The controller as a service: its records, its rights, and its life."""
+"""The controller as a service: its records, and its life."""
 
 import json
 import logging
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,22 +13,21 @@ from pathlib import Path
 
 import pytest
 import requests
-import yaml
 from deadlines import PATIENCE, eventually, terminating, within
 from prometheus_client import generate_latest
+from running_controllers import Running, controller, events
 from small_pipelines import stages
-from tiny_cluster import INITIAL, LARGE, OFTEN, TIMES, WANTED, FixedPolicy, TinyDeployment, lease_spec
+from tiny_cluster import INITIAL, LARGE, WANTED, FixedPolicy, lease_spec
 from user_projects import user_project
 
-from opd.cluster.controller import Controller, ControllerSettings, health_server
+from opd.cluster.controller import health_server
 from opd.cluster.errors import LedByAnotherError, NotDeployedError
-from opd.cluster.record import JsonFormatter
+from opd.cluster.log import JsonFormatter
 from opd.cluster.resources import ObjectChange
 from opd.control.factory import build_policy
 from opd.measurement import SimulationParameters
 from opd.objective import Weights
 from opd.pipeline import Task, Variant
-from opd.serving.monitoring.prometheus import PrometheusUrl
 from opd.solvers import IpaParameters
 from opd.view.page import served_page
 
@@ -39,42 +37,12 @@ ROOT = Path(__file__).parents[2]
 # --- the controller ---------------------------------------------------------------------------------------------------
 
 
-def controller(world, policy=None, forecast=lambda history: 5.0, shows=(), **options):
-    chosen = ControllerSettings(
-        **{"interval_seconds": 0.2, "lease": OFTEN, "times": TIMES, "host": "127.0.0.1", **options}
-    )
-    monitor = PrometheusUrl(world.prometheus.url)
-    decider = policy or FixedPolicy(WANTED)
-    return Controller(world.cluster, world.pipeline, world.settings, monitor, decider, forecast, chosen, shows)
-
-
-class Running:
-    """A controller in a thread."""
-
-    def __init__(self, made):
-        self.controller = made
-        self.thread = threading.Thread(target=made.run, daemon=True)
-        self.thread.start()
-
-    def __enter__(self):
-        return self.controller
-
-    def __exit__(self, *_):
-        self.controller.stop()
-        self.thread.join(PATIENCE)
-        assert not self.thread.is_alive()
-
-
-def events(world):
-    return {each["reason"]: each for each in world.api.all("events")}
-
-
 def test_a_limited_run_leads_decides_records_and_ends(world, caplog):
     caplog.set_level(logging.INFO, "opd.cluster.record")
     made = controller(world, decisions=2)
     with within():
         made.run()
-    assert world.state("first") == {"variant": "large", "replicas": "1", "batch_size": "2"}
+    assert world.state("first") == {"variant": "large", "batch_size": "2"}
     lines = [json.loads(JsonFormatter().format(record)) for record in caplog.records if hasattr(record, "fields")]
     assert [line["outcome"] for line in lines] == ["applied", "kept"]
     assert lines[0]["forecast"] == 5.0 and lines[0]["state"]["incoming_load"] == pytest.approx(5)
@@ -125,7 +93,7 @@ def test_a_failed_forecast_is_an_event_and_decisions_go_on(world):
     assert events(world)["ForecastFailed"]["type"] == "Warning"
     assert "the forecast is nan" in events(world)["ForecastFailed"]["message"]
     assert "last 20 s" in events(world)["ForecastFailed"]["message"]
-    assert world.state("first") == {"variant": "large", "replicas": "1", "batch_size": "2"}
+    assert world.state("first") == {"variant": "large", "batch_size": "2"}
 
 
 def test_metrics_of_a_removed_variant_do_not_stop_the_controller(world, monkeypatch):
@@ -231,7 +199,7 @@ def test_a_controller_warms_up_before_it_is_ready_or_leads(world):
         eventually(lambda: made.state == "warming up")
         assert (answer("/readyz").status_code, answer("/healthz").status_code) == (503, 200)
         assert answer("/readyz").json() == {"state": "warming up", "pipeline": "tiny", "within": ""}
-        assert not world.api.all("leases") and not policy.decided
+        assert not world.api.find("leases", "tiny-controller").get("spec") and not policy.decided
         policy.warm.set()
         eventually(lambda: answer("/readyz").status_code == 200)
         eventually(lambda: policy.decided)
@@ -318,7 +286,7 @@ def test_a_dry_run_prints_the_difference_and_changes_nothing(world, capsys):
     assert "-  variant: small" in printed and "+  variant: large" in printed
     assert "+++ Deployment/tiny-first-large then" in printed and "+  replicas: 1" in printed
     assert world.state("first")["variant"] == "small" and world.workloads() == {"tiny-first-small", "tiny-second-small"}
-    assert not world.api.all("leases") and not world.api.all("events")
+    assert not world.api.find("leases", "tiny-controller").get("spec") and not world.api.all("events")
 
 
 def test_a_difference_leaves_out_fields_that_the_cluster_maintains():
@@ -331,42 +299,6 @@ def test_a_difference_leaves_out_fields_that_the_cluster_maintains():
         "+  x: '2'",
     ]
     assert ObjectChange(before, {**before, "status": {}}).difference() == ""
-
-
-# --- its rights -------------------------------------------------------------------------------------------------------
-
-_VERBS = {"POST": "create", "PUT": "update", "DELETE": "delete"}
-
-
-def used_rights(server):
-    """(API group, resource, verb) of every request so far."""
-    rights = set()
-    for method, target, _ in server.requests:
-        path = target.partition("?")[0]
-        core, group, plural, name, rest = re.match(
-            r"/(?:(api)|apis/([^/]+))/v1/namespaces/space/([^/]+)(?:/([^/]+))?(?:/(\w+))?", path
-        ).groups()
-        read = "watch" if "watch=" in target else "get" if name else "list"
-        rights.add(("" if core else group, f"{plural}/{rest}" if rest else plural, _VERBS.get(method, read)))
-    return rights
-
-
-@pytest.mark.parametrize("flavour", ["deployment", "seldon"])
-def test_the_controller_needs_no_rights_beyond_its_role_and_namespace(tmp_path, flavour):
-    with TinyDeployment(tmp_path, flavour) as world:
-        world.api.requests.clear()
-        controller(world, decisions=1).run()
-        role = yaml.safe_load((ROOT / "deploy/controller/role.yaml").read_text())
-        granted = {
-            (group, resource, verb)
-            for rule in role["rules"]
-            for group in rule["apiGroups"]
-            for resource in rule["resources"]
-            for verb in rule["verbs"]
-        }
-        used = used_rights(world.api)
-        assert used <= granted
-        assert ("", "pods/proxy", "get") in used and ("coordination.k8s.io", "leases", "update") in used
 
 
 # --- the process ------------------------------------------------------------------------------------------------------

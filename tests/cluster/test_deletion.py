@@ -1,14 +1,12 @@
 """Deletion of a pipeline, against an emulated cluster."""
 
-import threading
-
 import pytest
-from deadlines import PATIENCE
+from deadlines import PATIENCE, eventually
 from small_pipelines import stages
 from tiny_cluster import LARGE, SMALL, TinyDeployment
 
 from opd.cluster.deletion import delete_pipeline
-from opd.cluster.errors import ForbiddenError, LeftoverError
+from opd.cluster.errors import ForbiddenError, LeftoverError, NotFoundError
 from opd.cluster.lease import Lease, LeaseTimes
 from opd.cluster.owned_objects import find_owned
 
@@ -18,8 +16,6 @@ EVERYTHING = dict(network_policy=True, istio_gateway="gate", pod_monitor=True, d
 @pytest.mark.parametrize("flavour", ["deployment", "seldon"])
 def test_a_deletion_leaves_nothing(space, flavour):
     space.deploy(flavour=flavour, **EVERYTHING)
-    Lease(space.cluster, "tiny", "me").attempt()
-    space.api.edit("leases", "tiny-controller", lambda lease: lease["spec"].update(holderIdentity=""))
     other = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "theirs", "namespace": "space"}}
     space.api.put(other)
     gone = space.delete()
@@ -34,21 +30,14 @@ def test_a_foreign_lease_stays(space):
     assert space.delete() == [] and space.names("leases") == {"tiny-controller"}
 
 
-def test_a_lease_left_behind_is_deleted_later(space, monkeypatch):
-    monkeypatch.setattr("opd.cluster.deletion.RENEWED_SECONDS", 0.3)
-    Lease(space.cluster, "tiny", "me").attempt()
-    seen = delete_pipeline(space.cluster, "tiny", PATIENCE, dry_run=True)
-    assert [change.before["kind"] for change in seen] == ["Lease"]
-    assert [change.before["kind"] for change in space.delete()] == ["Lease"] and not space.api.objects
-
-
-def test_a_running_controller_is_named_and_its_lease_is_deleted_once_it_ends(space):
+def test_a_running_controller_does_not_bring_its_lease_back(space):
     space.deploy()
     with Lease(space.cluster, "tiny", "me", LeaseTimes(retry=0.1)) as lease:
-        with pytest.raises(LeftoverError, match="Lease tiny-controller, which me .*a controller still runs"):
-            space.delete(0.5)
-        threading.Timer(0.5, lease.close).start()
-        assert [change.before["kind"] for change in space.delete()] == ["Lease"] and not space.api.objects
+        eventually(lambda: lease.held)
+        assert space.delete() and not space.api.objects
+        with pytest.raises(NotFoundError):
+            lease.attempt()
+    assert not space.api.objects
 
 
 def test_the_gateway_is_deleted_before_what_it_needs(space):
@@ -67,7 +56,7 @@ def test_the_gateway_is_deleted_before_what_it_needs(space):
     assert (1, 2) in seen and all(models == 2 for gateways, models in seen if gateways)
 
 
-def test_a_controller_creates_nothing_once_the_state_of_stages_is_deleted(tmp_path):
+def test_a_controller_changes_nothing_once_the_state_of_stages_is_deleted(tmp_path):
     with TinyDeployment(tmp_path) as world:
         backend = world.backend()
         going = delete_pipeline(world.cluster, "tiny", PATIENCE)
@@ -92,7 +81,7 @@ def test_pods_that_do_not_end_are_named(space):
 def test_missing_and_forbidden_optional_kinds_do_not_prevent_a_deletion(space):
     space.deploy()
     space.api.refuse("GET .*(istio|monitoring)", 404, 99)
-    space.api.refuse("GET .*(seldon|leases)", 403, 99)
+    space.api.refuse("GET .*seldon", 403, 99)
     unseen = find_owned(space.cluster, "tiny")[1]
     assert [resource.kind for resource in unseen] == ["SeldonDeployment"]
     assert space.delete() and not space.api.objects

@@ -88,9 +88,7 @@ def test_the_objects_of_the_controller_match_their_published_schemas(version):
     for manifest in objects:
         check_schema(manifest, version)
     assert max(Counter(map(identity, objects)).values()) == 1
-    assert {kind for kind, _ in map(identity, assembled(CONTROLLER))} == {
-        *("ServiceAccount", "Role", "RoleBinding", "Deployment", "Service")
-    }
+    assert {kind for kind, _ in map(identity, assembled(CONTROLLER))} == {*("ServiceAccount", "Deployment", "Service")}
 
 
 def test_the_namespace_of_the_controller_must_be_named():
@@ -100,24 +98,9 @@ def test_the_namespace_of_the_controller_must_be_named():
     assert kustomization(EXAMPLE)["namespace"] not in ("", "default")
 
 
-def test_the_controller_has_minimal_rights():
-    rules = find(assembled(CONTROLLER), "Role", "opd-controller")["rules"]
-    granted = {
-        (group, resource): set(rule["verbs"])
-        for rule in rules
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-    }
-    everything = {"get", "list", "create", "update", "delete"}
-    assert granted == {
-        ("apps", "deployments"): everything,
-        ("machinelearning.seldon.io", "seldondeployments"): everything,
-        ("", "configmaps"): {"get", "update"},
-        ("", "pods"): {"list"},
-        ("", "pods/proxy"): {"get"},
-        ("", "events"): {"create"},
-        ("coordination.k8s.io", "leases"): {"get", "create", "update"},
-    }
+def test_the_controller_gets_its_rights_with_the_pipeline_and_only_node_capacity_adds_to_them():
+    (account,) = [each for each in assembled(CONTROLLER) if each["kind"] == "ServiceAccount"]
+    assert account["metadata"]["name"] == read_settings(CONTROLLER / "settings.yaml", "pipelines").controller_account
     cluster_wide = [
         each for folder in (CONTROLLER, *COMPONENTS) for each in assembled(folder) if "Cluster" in each["kind"]
     ]
@@ -138,11 +121,10 @@ def test_the_pod_of_the_controller_is_secure_and_its_references_match():
     selector = deployment["spec"]["selector"]["matchLabels"]
     assert selector.items() <= pod["metadata"]["labels"].items()
     assert find(objects, "Service", "opd-controller")["spec"]["selector"] == selector
-    for role in ("Role", "ClusterRole"):
-        for binding in (each for folder in (CONTROLLER, *COMPONENTS) for each in assembled(folder)):
-            if binding["kind"] == f"{role}Binding":
-                assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "opd-controller"}]
-                assert binding["roleRef"]["kind"] == role
+    for binding in (each for folder in COMPONENTS for each in assembled(folder)):
+        if binding["kind"] == "ClusterRoleBinding":
+            assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "opd-controller"}]
+            assert binding["roleRef"]["kind"] == "ClusterRole"
     generated = {each["name"] for each in kustomization(CONTROLLER)["configMapGenerator"]}
     volumes = {each["configMap"]["name"] for each in pod["spec"]["volumes"] if "configMap" in each}
     assert volumes - {"opd-models"} | {"opd-controller"} == generated

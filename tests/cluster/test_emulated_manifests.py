@@ -27,8 +27,8 @@ def emulated_objects(settings):
 def test_an_emulated_replica_is_a_small_pod_with_the_profile_of_its_variant(flavour):
     pipeline, objects = emulated_objects(settings_of(flavour, emulated_noise=0.2))
     replicas = [each for each in workloads(objects) if each["metadata"]["labels"][names.COMPONENT_LABEL] == names.MODEL]
-    assert len(replicas) == 2
-    for workload, task in zip(replicas, pipeline.tasks, strict=True):
+    variants = [(task, variant) for task in pipeline.tasks for variant in task.variants]
+    for workload, (task, variant) in zip(replicas, variants, strict=True):
         container = server_of(workload)
         assert container["command"] == ["python", "-m", "opd.serving.emulation"]
         assert container["resources"]["limits"] == {"cpu": "100m", "memory": "256Mi"}
@@ -36,7 +36,7 @@ def test_an_emulated_replica_is_a_small_pod_with_the_profile_of_its_variant(flav
         mounted = find(objects, "ConfigMap", workload["metadata"]["name"])["data"]["server.json"]
         server = EmulationSettings.model_validate_json(mounted)
         ((name, replica),) = server.replicas.items()
-        variant = next(each for each in task.variants if each.name == name)
+        assert name == variant.name
         assert replica.latency == dict(variant.latency) and replica.startup_seconds == variant.startup_time
         assert (replica.task, replica.noise, replica.grpc_port) == (task.name, 0.2, server.grpc_port)
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}

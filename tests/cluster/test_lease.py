@@ -6,12 +6,13 @@ import time
 import pytest
 from deadlines import PATIENCE, eventually, within
 from emulator.api_server import kubeconfig
-from tiny_cluster import OFTEN, QUICK, lease_spec
+from tiny_cluster import OFTEN, QUICK, lease_spec, settings, tiny_pipeline
 
 from opd.cluster.api import Cluster
 from opd.cluster.connection import RetryPolicy, credentials
-from opd.cluster.errors import ClusterError, NoAnswerError
+from opd.cluster.errors import ClusterError, LedByAnotherError, NoAnswerError, NotDeployedError
 from opd.cluster.lease import Lease, LeaseTimes
+from opd.cluster.manifests.pipeline import lease
 from opd.cluster.names import CONTROLLER, selector
 from opd.cluster.resources import LEASE
 
@@ -22,6 +23,12 @@ class Clock:
 
     def __call__(self):
         return self.now
+
+
+@pytest.fixture(autouse=True)
+def deployed_lease(server):
+    """The Lease as it is deployed with the pipeline."""
+    server.put(lease(tiny_pipeline(), settings()))
 
 
 @pytest.fixture
@@ -101,6 +108,24 @@ def test_a_lease_is_requested_with_one_short_attempt_whatever_the_cluster_s_retr
         lease.attempt()
     assert len(server.requests) == 1 and cluster.retry_policy.attempts == 4
     assert LeaseTimes().retry_policy == RetryPolicy(connect_seconds=2.5, read_seconds=2.5, attempts=1)
+
+
+def test_why_a_lease_is_not_held_is_told(server, cluster):
+    often = LeaseTimes(duration=30.0, renewal=20.0, retry=0.05)
+    with (
+        Lease(cluster, "tiny", "a", OFTEN).hold(PATIENCE),
+        pytest.raises(LedByAnotherError, match="another controller"),
+    ):
+        Lease(cluster, "tiny", "b", often).hold(0.5).__enter__()
+    server.refuse("leases", 503, 10**6, message="etcd is away")
+    with pytest.raises(ClusterError, match="was not held after 0.5 s.*etcd is away") as caught:
+        Lease(cluster, "tiny", "b", often).hold(0.5).__enter__()
+    assert not isinstance(caught.value, LedByAnotherError)
+    server.faults.clear()
+    cluster.delete(LEASE, "tiny-controller")
+    with within(), pytest.raises(NotDeployedError, match="'tiny' is not deployed"):
+        Lease(cluster, "tiny", "b", often).hold(PATIENCE).__enter__()
+    assert not server.all("leases")
 
 
 def test_inconsistent_lease_times_are_refused():

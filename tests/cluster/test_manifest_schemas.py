@@ -12,11 +12,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifest_objects import (
+    CLUSTER,
     FLAVOURS,
     FULL,
     KUBERNETES,
     check_schema,
     custom_schemas,
+    find,
     golden,
     golden_file,
     identity,
@@ -40,6 +42,14 @@ def test_every_object_matches_its_published_schema(flavour, version):
     for manifest in objects:
         check_schema(manifest, version)
     assert {kind for kind, _ in map(identity, objects)} >= {*custom_schemas()} - {"SeldonDeployment", "RayCluster"}
+
+
+def test_the_replicas_of_a_seldon_deployment_are_where_its_scale_subresource_sets_them():
+    listed = yaml.safe_load((CLUSTER / "schemas" / "custom_resources.yaml").read_text())
+    workload = find(objects_of("seldon"), "SeldonDeployment", "ocr-text-detection-v5-256")
+    assert listed["SeldonDeployment"]["scale"] == ".spec.replicas" and workload["spec"]["replicas"] == 2
+    (predictor,) = workload["spec"]["predictors"]  # whose own replicas would take precedence
+    assert "replicas" not in predictor and "replicas" not in predictor["componentSpecs"][0]
 
 
 def test_the_schemas_reject_wrong_objects():

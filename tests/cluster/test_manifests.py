@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from manifest_objects import FLAVOURS, FULL, PLAIN, changed, find, objects_of, server_of, workloads
+from manifest_objects import FLAVOURS, FULL, PLAIN, changed, find, identity, objects_of, server_of, workloads
 from small_pipelines import ocr_pipeline
 
 from opd.cluster import names
@@ -55,11 +55,13 @@ def test_the_gateway_knows_the_stages_in_order_and_its_own_name():
 def test_the_labels_of_replicas_and_stages_tell_their_task(flavour):
     objects = objects_of(flavour)
     models = [each for each in workloads(objects) if each["metadata"]["labels"][names.COMPONENT_LABEL] == "model"]
-    for task, workload in zip(("text-detection", "text-recognition"), models, strict=True):
-        assert role_of(template_of(workload))[:2] == ("model", task)
+    assert {role_of(template_of(each)) for each in models} == {
+        ("model", task.name, variant.name) for task in load_pipeline("ocr").tasks for variant in task.variants
+    }
+    for task in ("text-detection", "text-recognition"):
         stage = find(objects, "ConfigMap", f"ocr-{task}-stage")
         assert role_of(stage)[:2] == ("stage", task)
-        assert stage["data"].keys() == {"variant", "replicas", "batch_size"}
+        assert stage["data"].keys() == {"variant", "batch_size"}
 
 
 def test_only_gateways_have_access_to_the_api_server_with_minimal_rights():
@@ -74,6 +76,38 @@ def test_only_gateways_have_access_to_the_api_server_with_minimal_rights():
     assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "ocr-gateway", "namespace": "pipelines"}]
 
 
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_the_controller_may_only_scale_what_has_a_name(flavour):
+    objects = objects_of(flavour)
+    rules = find(objects, "Role", "ocr-controller")["rules"]
+    granted = {
+        (group, resource, verb): set(rule.get("resourceNames", ()))
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    group, kind = ("machinelearning.seldon.io", "seldondeployments") if flavour == "seldon" else ("apps", "deployments")
+    variants = {each["metadata"]["name"] for each in workloads(objects)} - {"ocr-gateway"}
+    stages = {"ocr-text-detection-stage", "ocr-text-recognition-stage"}
+    assert granted == {
+        (group, kind, "list"): set(),
+        (group, f"{kind}/scale", "patch"): variants,
+        ("apps", "deployments", "get"): {"ocr-gateway"},
+        ("", "configmaps", "get"): stages,
+        ("", "configmaps", "patch"): stages,
+        ("", "pods", "list"): set(),
+        ("", "pods/proxy", "get"): set(),
+        ("", "events", "create"): set(),
+        ("coordination.k8s.io", "leases", "get"): {"ocr-controller"},
+        ("coordination.k8s.io", "leases", "update"): {"ocr-controller"},
+    }
+    (subject,) = find(objects, "RoleBinding", "ocr-controller")["subjects"]
+    assert subject == {"kind": "ServiceAccount", "name": "opd-controller", "namespace": "pipelines"}
+    named = find(objects_of(settings=changed(PLAIN, controller_account="mine")), "RoleBinding", "ocr-controller")
+    assert named["subjects"][0]["name"] == "mine"
+
+
 @pytest.mark.parametrize("gateways", [1, 2])
 def test_one_of_several_gateways_may_be_evicted_and_the_only_one_does_not_stop_a_drain(gateways):
     budgets = [each for each in objects_of(settings=changed(PLAIN, gateways=gateways)) if each["kind"] == BUDGET]
@@ -85,7 +119,7 @@ def test_the_config_map_of_a_stage_holds_its_configuration():
     pipeline = load_pipeline("ocr")
     config = stage_config(pipeline, pipeline.tasks[1], StageConfiguration(2, 3, 4), PLAIN)
     assert config["metadata"]["name"] == "ocr-text-recognition-stage"
-    assert config["data"] == {"variant": "v6-small-128-ascii", "replicas": "3", "batch_size": "4"}
+    assert config["data"] == {"variant": "v6-small-128-ascii", "batch_size": "4"}
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -122,7 +156,7 @@ def test_the_hash_of_the_settings_changes_with_the_settings_of_a_pod(changes):
         ]
 
     pairs = zip(hashes(PLAIN), hashes(changed(PLAIN, **changes)), strict=True)
-    assert [old != new for old, new in pairs] == [True, True, False]
+    assert [old != new for old, new in pairs] == [*[True] * 10, False]
 
 
 def test_only_replicas_get_the_credentials_of_the_store():
@@ -150,10 +184,12 @@ def test_seldon_runs_only_our_container():
     assert [container["name"] for container in template_of(workload)["spec"]["containers"]] == ["server"]
 
 
-def test_flavours_differ_only_in_the_workloads_of_variants():
+def test_flavours_differ_only_in_the_workloads_of_variants_and_the_right_to_scale_them():
     plain, seldon = objects_of("deployment", FULL), objects_of("seldon", FULL)
     for one, other in zip(plain, seldon, strict=True):
-        if other["kind"] == "SeldonDeployment":
+        if identity(one) == ("Role", "ocr-controller"):
+            assert [a == b for a, b in zip(one["rules"], other["rules"], strict=True)] == [False] * 2 + [True] * 6
+        elif other["kind"] == "SeldonDeployment":
             assert template_of(one) == template_of(other)
             assert one["metadata"] == other["metadata"]
         else:
@@ -204,7 +240,7 @@ def test_network_policies_allow_only_the_path_of_requests():
 
 def test_extra_objects_are_made_only_on_request():
     assert {manifest["kind"] for manifest in objects_of()} == {
-        *("ServiceAccount", "Role", "RoleBinding", "PodDisruptionBudget", "ConfigMap", "Service", "Deployment")
+        *("Lease", "ServiceAccount", "Role", "RoleBinding", "PodDisruptionBudget", "ConfigMap", "Service", "Deployment")
     }
 
 

@@ -43,7 +43,7 @@ def follower(server, cluster):
 
 
 def test_changes_are_followed(cluster, follower):
-    cluster.modify(CONFIG_MAP, "a", lambda found: found["data"].update(x="1"))
+    cluster.apply(config_map("a", x="1"), "me")
     follower.sees({"a": {"x": "1"}})
     cluster.create(config_map("b"))
     follower.sees({"a": {"x": "1"}, "b": {}})

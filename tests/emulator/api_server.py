@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
+from emulator import field_managers, rights
 from emulator.http_server import Drop, Handler, Refusal, Server
 
 _PATH = re.compile(
@@ -46,7 +47,7 @@ class Watcher:
 
 
 class ApiServer:
-    """The API server; ``url`` is its address.
+    """The API server; ``url`` is its address. Requests with a token in ``accounts`` have the rights of that account.
 
     Args:
         token: that requests must carry, any if None.
@@ -54,6 +55,7 @@ class ApiServer:
 
     def __init__(self, token: str | None = None) -> None:
         self.token = token
+        self.accounts: dict[str, str] = {}
         self.objects: dict[tuple[str, str, str, str], dict] = {}
         self.requests: list[tuple[str, str, str]] = []
         self.faults: list[Fault] = []
@@ -137,22 +139,25 @@ class ApiServer:
             of_kind = [o for key, o in self.objects.items() if key[1] == plural]
             return [deepcopy(o) for o in of_kind if wanted.items() <= (o["metadata"].get("labels") or {}).items()]
 
-    def edit(self, plural: str, name: str, change: Callable[[dict], object]) -> None:
-        """Change an object as somebody else would."""
+    def edit(self, plural: str, name: str, change: Callable[[dict], object], manager: str = "") -> None:
+        """Change an object as somebody else would, who sets the fields if a manager is named."""
         with self.changed:
             key = next(key for key in self.objects if key[1] == plural and key[3] == name)
             changed = deepcopy(self.objects[key])
             change(changed)
-            self.store(key, changed)
+            self.store(key, field_managers.updated(self.objects[key], changed, manager) if manager else changed)
 
     # --------------------------------------------------------------------------------------------- the store
 
-    def put(self, manifest: dict) -> dict:
-        """Create an object, without checking rights."""
+    def put(self, manifest: dict, manager: str = "") -> dict:
+        """Create an object, without checking rights, whose fields a manager has applied if one is named."""
         plural = _plural(manifest["kind"])
         namespaced = manifest["kind"] not in ("Node", "Namespace")
         namespace = manifest["metadata"].get("namespace", "") if namespaced else ""
-        return self.create((manifest["apiVersion"], plural, namespace), deepcopy(manifest))
+        made = deepcopy(manifest)
+        if manager:
+            made = field_managers.applied(_empty(manifest), manifest, manager, force=False)
+        return self.create((manifest["apiVersion"], plural, namespace), made)
 
     def create(self, place: tuple[str, str, str], manifest: dict, dry_run: bool = False) -> dict:
         """Create an object of a group, kind and namespace."""
@@ -175,13 +180,51 @@ class ApiServer:
             if version and version != found["metadata"]["resourceVersion"]:
                 raise Refusal(409, "the object has been modified; please apply your changes to the latest version")
             manifest["metadata"].update({n: found["metadata"][n] for n in ("uid", "creationTimestamp", "generation")})
-            if manifest.get("spec") != found.get("spec"):
-                manifest["metadata"]["generation"] += 1
-            same = {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": ""}} == {
-                **found,
-                "metadata": {**found["metadata"], "resourceVersion": ""},
+            return self._keep(key, field_managers.updated(found, manifest, "client"), dry_run)
+
+    def _keep(self, key: tuple[str, str, str, str], manifest: dict, dry_run: bool) -> dict:
+        """Store another state of an object, if it is another one."""
+        found = self._found(key)
+        if manifest.get("spec") != found.get("spec"):
+            manifest = {
+                **manifest,
+                "metadata": {**manifest["metadata"], "generation": found["metadata"]["generation"] + 1},
             }
-            return found if same else manifest if dry_run else self.store(key, manifest)
+        same = {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": ""}} == {
+            **found,
+            "metadata": {**found["metadata"], "resourceVersion": ""},
+        }
+        return found if same else manifest if dry_run else self.store(key, manifest)
+
+    def _apply(self, key: tuple[str, str, str, str], manifest: dict, query: dict[str, str], account: str) -> dict:
+        """Server-side apply to an object."""
+        manager, force = query["fieldManager"], "force" in query
+        dry_run, uid = query.get("dryRun") == "All", manifest["metadata"].get("uid")
+        with self.changed:
+            if key in self.objects:
+                found = self.objects[key]
+                if uid and uid != found["metadata"]["uid"]:
+                    raise Refusal(409, "the uid in the precondition is of another object")
+                return self._keep(key, field_managers.applied(found, manifest, manager, force), dry_run)
+            if uid:
+                raise Refusal(409, f"uid mismatch: there is no object with uid {uid}")
+            self._authorise(account, key[:3], key[1], "create", "")
+            made = field_managers.applied(_empty(manifest), manifest, manager, force)
+            return self.create(key[:3], made, dry_run)
+
+    def _scale(self, key: tuple[str, str, str, str], scale: dict, query: dict[str, str]) -> dict:
+        """Server-side apply to the scale subresource of an object, whose replicas are where all kinds have them."""
+        with self.changed:
+            found = self._found(key)
+            wanted = {"metadata": {}, "spec": {"replicas": scale["spec"]["replicas"]}}
+            made = field_managers.applied(found, wanted, query["fieldManager"], "force" in query, "scale")
+            kept = self._keep(key, made, query.get("dryRun") == "All")
+            return {**scale, "spec": {"replicas": kept["spec"]["replicas"]}}
+
+    def _authorise(self, account: str, place: tuple[str, str, str], resource: str, verb: str, name: str) -> None:
+        if account:
+            group = place[0].rpartition("/")[0]
+            rights.check(list(self.objects.values()), account, place[2], group, resource, verb, name)
 
     def delete(self, key: tuple[str, str, str, str], dry_run: bool = False) -> dict:
         """Delete an object; a pod that runs on a node is only marked, for the kubelet to end it."""
@@ -237,7 +280,20 @@ class ApiServer:
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         place = (match["core"] or match["group"], match["plural"], match["namespace"] or "")
         name, dry_run = unquote(match["name"] or ""), query.get("dryRun") == "All"
-        if match["rest"]:
+        account = self.accounts.get(headers.get("Authorization", "").split(" ")[-1], "")
+        resource = "/".join([match["plural"], *(match["rest"] or "").split("/")[1:2]])
+        self._authorise(account, place, resource, rights.verb_of(method, name, "watch" in query), name)
+        if method == "PATCH" and headers.get("Content-Type") != "application/apply-patch+yaml":
+            raise Refusal(415, "of all patches, only server-side apply is emulated")
+        if method == "PATCH" and match["rest"] == "/scale":
+            answer.send(200, self._scale((*place, name), body, query))
+        elif method == "PATCH" and not match["rest"]:
+            answer.send(200, self._apply((*place, name), body, query, account))
+        elif method == "POST" and match["rest"] == "/token":
+            token = uuid.uuid4().hex
+            self.accounts[token] = self._found((*place, name))["metadata"]["name"]
+            answer.send(201, {"kind": "TokenRequest", "status": {"token": token}})
+        elif match["rest"]:
             answer.send(200, self._ask_pod(place, name, match["rest"]))
         elif method == "GET" and name:
             with self.changed:
@@ -310,6 +366,12 @@ class ApiServer:
 def _plural(kind: str) -> str:
     lower = kind.lower()
     return f"{lower[:-1]}ies" if lower.endswith("y") else f"{lower}s"
+
+
+def _empty(manifest: dict) -> dict:
+    """What server-side apply creates an object from."""
+    content = {name: manifest["metadata"][name] for name in ("name", "namespace") if name in manifest["metadata"]}
+    return {"apiVersion": manifest["apiVersion"], "kind": manifest["kind"], "metadata": content}
 
 
 def _now() -> str:

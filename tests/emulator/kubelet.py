@@ -83,7 +83,7 @@ class Kubelet:
         for name, (key, workload) in workloads.items():
             spec = workload["spec"]
             predictor = spec["predictors"][0] if key[1] == "seldondeployments" else None
-            wanted = predictor["replicas"] if predictor else spec.get("replicas", 1)
+            wanted = spec.get("replicas", 1)
             template = predictor["componentSpecs"][0] if predictor else spec["template"]
             version = json.dumps(template, sort_keys=True)
             strategy = spec.get("strategy") or {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
@@ -134,7 +134,8 @@ class Kubelet:
             updated = sum(life.version == version for life in alive)
             status |= {"observedGeneration": workload["metadata"]["generation"], "updatedReplicas": updated}
         else:
-            status["state"] = "Available" if status["readyReplicas"] >= wanted else "Creating"
+            serves = 0 < status["readyReplicas"] >= wanted  # without replicas it stays in the other state
+            status["state"] = "Available" if serves else "Creating"
         status |= self.behaviours_status(key[3])
         if workload.get("status") != status:
             self.api.store(key, {**workload, "status": status})

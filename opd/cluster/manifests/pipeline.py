@@ -1,23 +1,22 @@
 """All objects of a pipeline, in an order in which they can be created.
 
-The settings of all variants exist from the start. A change of configuration affects only which workloads exist, their
-replicas, and the content of the stages' ConfigMaps.
+Everything exists from the start, a workload for every variant included, without replicas if the variant does not run.
+A change of configuration affects only replicas and the content of the stages' ConfigMaps.
 """
 
 from __future__ import annotations
 
 from opd.cluster.manifests.extras import extra_objects
 from opd.cluster.manifests.pods import SETTINGS_FILE, Pod, gateway_pod, model_pod
+from opd.cluster.manifests.rights import controller_rights, gateway_account
 from opd.cluster.manifests.workloads import SURGE, deployment, model_workload, renewed_by_surge
-from opd.cluster.names import GATEWAY, STAGE, check_names, gateway_name, labels, match_labels, stage_name
-from opd.cluster.resources import Object, manifest
+from opd.cluster.names import CONTROLLER, STAGE, check_names, labels, lease_name, match_labels, stage_name
+from opd.cluster.resources import LEASE, Object, manifest
 from opd.cluster.settings import ClusterSettings
 from opd.pipeline import Configuration, Pipeline, StageConfiguration, Task, check_feasible
 
-STAGE_VARIANT, STAGE_REPLICAS, STAGE_BATCH_SIZE = "variant", "replicas", "batch_size"
+STAGE_VARIANT, STAGE_BATCH_SIZE = "variant", "batch_size"
 """Keys of a stage's ConfigMap."""
-
-RBAC = "rbac.authorization.k8s.io"
 
 
 def pipeline_objects(pipeline: Pipeline, configuration: Configuration, settings: ClusterSettings) -> list[Object]:
@@ -32,31 +31,40 @@ def pipeline_objects(pipeline: Pipeline, configuration: Configuration, settings:
     check_feasible(pipeline, configuration)
     gateway = gateway_pod(pipeline, settings)
     models = [model_pod(pipeline, task, variant, settings) for task in pipeline.tasks for variant in task.variants]
-    chosen = list(zip(pipeline.tasks, pipeline.selected(configuration), strict=True))
+    stages = list(zip(pipeline.tasks, configuration, strict=True))
     surge = renewed_by_surge(pipeline, configuration)
     return [
-        *_gateway_account(pipeline, settings),
+        lease(pipeline, settings),
+        *gateway_account(pipeline, settings),
+        *controller_rights(pipeline, settings),
         *extra_objects(pipeline, settings),
         *(_settings_config(pod, settings) for pod in (gateway, *models)),
-        *(stage_config(pipeline, task, stage, settings) for task, (_, stage) in chosen),
+        *(stage_config(pipeline, task, stage, settings) for task, stage in stages),
         _service(gateway, settings),
         *(
-            model_workload(pipeline, task, variant, stage.replicas, settings, surge)
-            for task, (variant, stage) in chosen
+            model_workload(pipeline, task, variant, stage.replicas if z == stage.variant else 0, settings, surge)
+            for task, stage in stages
+            for z, variant in enumerate(task.variants)
         ),
         deployment(gateway, settings.gateways, SURGE, settings),
     ]
 
 
+def lease(pipeline: Pipeline, settings: ClusterSettings) -> Object:
+    """Return the Lease by which one controller of several leads; it exists for them to take."""
+    return manifest(*LEASE[:2], lease_name(pipeline.name), labels(pipeline.name, CONTROLLER), settings.namespace)
+
+
 def stage_config(pipeline: Pipeline, task: Task, stage: StageConfiguration, settings: ClusterSettings) -> Object:
     """Return the ConfigMap that holds the configuration of a stage."""
-    data = {
-        STAGE_VARIANT: task.variants[stage.variant].name,
-        STAGE_REPLICAS: str(stage.replicas),
-        STAGE_BATCH_SIZE: str(stage.batch_size),
-    }
     name = stage_name(pipeline.name, task.name)
-    return manifest("v1", "ConfigMap", name, labels(pipeline.name, STAGE, task.name), settings.namespace, data=data)
+    its_labels, data = labels(pipeline.name, STAGE, task.name), stage_data(task, stage)
+    return manifest("v1", "ConfigMap", name, its_labels, settings.namespace, data=data)
+
+
+def stage_data(task: Task, stage: StageConfiguration) -> dict[str, str]:
+    """Return the content of a stage's ConfigMap: what its gateways have to know. The workload has the replicas."""
+    return {STAGE_VARIANT: task.variants[stage.variant].name, STAGE_BATCH_SIZE: str(stage.batch_size)}
 
 
 def _settings_config(pod: Pod, settings: ClusterSettings) -> Object:
@@ -70,16 +78,3 @@ def _service(pod: Pod, settings: ClusterSettings) -> Object:
     ]
     spec = {"type": "ClusterIP", "selector": match_labels(pod.labels), "ports": ports}
     return manifest("v1", "Service", pod.name, pod.labels, settings.namespace, spec=spec)
-
-
-def _gateway_account(pipeline: Pipeline, settings: ClusterSettings) -> list[Object]:
-    """Return the account of the gateways, which may only look at pods and at the configuration of the stages."""
-    name, its_labels, namespace = gateway_name(pipeline.name), labels(pipeline.name, GATEWAY), settings.namespace
-    rule = {"apiGroups": [""], "resources": ["configmaps", "pods"], "verbs": ["get", "list", "watch"]}
-    subject = {"kind": "ServiceAccount", "name": name, "namespace": namespace}
-    role = {"apiGroup": RBAC, "kind": "Role", "name": name}
-    return [
-        manifest("v1", "ServiceAccount", name, its_labels, namespace, automountServiceAccountToken=False),
-        manifest(f"{RBAC}/v1", "Role", name, its_labels, namespace, rules=[rule]),
-        manifest(f"{RBAC}/v1", "RoleBinding", name, its_labels, namespace, subjects=[subject], roleRef=role),
-    ]

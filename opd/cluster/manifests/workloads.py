@@ -71,42 +71,33 @@ def _seldon_deployment(pod: Pod, replicas: int, settings: ClusterSettings) -> Ob
     """Return a SeldonDeployment of a pod.
 
     Seldon's operator turns it into a Deployment, named by a hash or a composition, and two unused Services. The pods
-    carry our labels, so selectors find them as in the other flavour.
+    carry our labels, so selectors find them as in the other flavour. The replicas are those of the whole, which its
+    scale subresource sets: they hold while predictor and componentSpec have none of their own.
     """
     predictor = {
         "name": "main",
         "annotations": {"seldon.io/no-engine": "true"},  # keeps Seldon's orchestrator out of the pod
-        "replicas": replicas,
         "graph": {"name": CONTAINER, "type": "MODEL"},
         "componentSpecs": [pod_template(pod, settings)],
     }
-    spec = {"protocol": "v2", "predictors": [predictor]}
+    spec = {"protocol": "v2", "replicas": replicas, "predictors": [predictor]}
     api_version, kind, _ = SELDON_DEPLOYMENT
     return manifest(api_version, kind, pod.name, pod.labels, settings.namespace, spec=spec)
 
 
 def replicas_of(workload: Mapping[str, Any]) -> int:
     """Return the number of replicas that a workload specifies."""
-    return int(_scaled_part(workload).get("replicas", 1))
+    return int(workload["spec"].get("replicas", 1))
 
 
 def template_of(workload: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the pod template of a workload."""
-    scaled = _scaled_part(workload)
-    template: Mapping[str, Any] = (
-        scaled["componentSpecs"][0] if workload["kind"] == SELDON_DEPLOYMENT.kind else scaled["template"]
-    )
+    spec = workload["spec"]
+    is_seldon = workload["kind"] == SELDON_DEPLOYMENT.kind
+    template: Mapping[str, Any] = spec["predictors"][0]["componentSpecs"][0] if is_seldon else spec["template"]
     return template
 
 
 def with_replicas(workload: Mapping[str, Any], replicas: int) -> Object:
     """Return a copy of a workload that differs only in its number of replicas."""
-    changed = deepcopy(dict(workload))
-    _scaled_part(changed)["replicas"] = replicas
-    return changed
-
-
-def _scaled_part(workload: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a workload that holds its number of replicas."""
-    spec = workload["spec"]
-    return spec["predictors"][0] if workload["kind"] == SELDON_DEPLOYMENT.kind else spec
+    return {**workload, "spec": {**workload["spec"], "replicas": replicas}}
