@@ -133,7 +133,7 @@ def beside_best_solver(summary: pd.DataFrame, policy: str = AGENT) -> pd.DataFra
     lines: list[Mapping[str, Any]] = []
     for pipeline, part in summary.groupby("pipeline", sort=False):
         by = part.set_index("policy")
-        solver = by.loc[[name for name in SOLVERS if name in by.index], "reward"].idxmax()
+        solver = str(by.loc[[name for name in SOLVERS if name in by.index], "reward"].idxmax())
         ours, theirs = by.loc[policy], by.loc[solver]
         lines.append(
             {
@@ -171,7 +171,7 @@ def plot_levels(rows: pd.DataFrame, source: str) -> Figure:
         axes = panels[str(name)]
         for policy in ordered(part["policy"]):
             style, here = policy_style(policy), part[part["policy"] == policy]
-            look = {"color": style.colour, "marker": style.marker, "markersize": style.marker_size}
+            look: dict[str, Any] = {"color": style.colour, "marker": style.marker, "markersize": style.marker_size}
             axes.plot(here["cost"], 100.0 * here["within"], linestyle="", label=style.label, **look)
         axes.axhline(PERCENTILE, color="0.5", linewidth=1)
         axes.set(xlabel="cores", ylabel=f"requests within {part['seconds'].iloc[0]:g} s, %")
