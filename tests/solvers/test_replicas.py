@@ -85,7 +85,7 @@ def test_no_other_replicas_have_a_higher_reward(pipeline, data):
 @pytest.mark.parametrize(
     ("running", "error", "message"),
     [
-        ({"first": ("fast", 1)}, KeyError, "say which variant and batch size task 'second' of pipeline 'chain' runs"),
+        ({"first": ("fast", 1)}, KeyError, "say what task 'second' of pipeline 'chain' runs"),
         (RUNNING | {"second": ("huge", 1)}, KeyError, "task 'second' has no variant 'huge'; it has fast, slow"),
         (RUNNING | {"first": ("fast", 3)}, ValueError, "cannot run batches of 3: pipeline 'chain' has profiles for 1"),
     ],
