@@ -54,7 +54,8 @@ def plan_replicas(
         pipeline: with its limits of cores and replicas.
         running: by task, the name of the variant and the batch size that it runs.
         objective: weights of Eq. 7, whose reward is that of :func:`opd.solvers.myopic.predicted_reward`, or a service
-            level, whose reward is that of :func:`opd.solvers.service_level.predicted_service_reward`.
+            level, whose reward is that of :func:`opd.solvers.service_level.predicted_service_reward`, for which only
+            replicas that carry the load are compared.
         simulation: batch timeout and noise of the service times.
 
     Raises:
@@ -68,10 +69,11 @@ def plan_replicas(
     cores = used_cores(restricted, choices)
     found = []
     for load in loads:
-        enough = np.flatnonzero(carried >= load)
-        value = _value(restricted, choices[enough], float(load), objective, simulation)
-        best = np.lexsort((-carried[enough], cores[enough], -value))[0]
-        found.append(choices[enough[best], :, 1])
+        # Unmet demand is part of Eq. 7. A level knows none: it is for requests that are answered.
+        known = np.flatnonzero(carried >= (load if isinstance(objective, ServiceLevel) else 0.0))
+        value = _value(restricted, choices[known], float(load), objective, simulation)
+        best = np.lexsort((-carried[known], cores[known], -value))[0]
+        found.append(choices[known[best], :, 1])
     return ReplicaPlan(tuple(task.name for task in pipeline.tasks), loads, np.array(found))
 
 
