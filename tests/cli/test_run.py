@@ -19,11 +19,7 @@ from emulator.prometheus import Prometheus
 from user_projects import user_project
 
 from opd import cli
-from opd.host.documents import read_document
 from opd.profiling.pipelines import load_pipeline
-from opd.workload.forecast import ForecastParameters
-from opd.workload.forecast_training import train_forecaster
-from opd.workload.trace import load_trace
 
 
 @pytest.mark.parametrize(
@@ -48,15 +44,6 @@ def test_wrong_options_of_a_run_are_refused(shell, monkeypatch, caplog, options,
     monkeypatch.delenv("OPD_PROMETHEUS_URL", raising=False)
     assert shell("run", "--image=opd:1", "--store=/models", *options) == cli.REFUSED
     assert words in shell.err + caplog.text and not shell.api.requests
-
-
-@pytest.fixture(scope="module")
-def forecaster(tmp_path_factory):
-    """File of a briefly trained forecaster."""
-    file = tmp_path_factory.mktemp("forecaster") / "forecaster.npz"
-    trace = load_trace("synthetic", damping=read_document(ROOT / "params.yaml")["damping"])
-    train_forecaster(trace, ForecastParameters(epochs=1, train_windows=1500)).save(file)
-    return file
 
 
 @pytest.fixture
