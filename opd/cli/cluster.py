@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +15,7 @@ import typer
 
 from opd.cli.command import DONE, FAILED, CommandError, Json, command, print_json, print_table, reading_input, say
 from opd.cluster import options
+from opd.cluster.errors import InputError
 from opd.cluster.log import log_as_json
 
 if TYPE_CHECKING:
@@ -122,10 +125,30 @@ def run(place: options.Place, given: options.SettingsOptions, run_options: optio
     with reading_input():
         from opd.cluster import inputs
 
+        chosen = _shadowed(place, run_options)
         settings = inputs.settings_of(place, given)
         cluster = inputs.cluster_of(place, settings.call_seconds)
-        control = inputs.controller_of(cluster, place.pipeline, settings, run_options)
-    return control()
+        monitor = inputs.monitor_of(settings, chosen)
+        deciding = inputs.deciding_of(place.pipeline, chosen)
+        control = inputs.controller_of(cluster, deciding, settings, monitor, chosen)
+    code = control()
+    if chosen.shadow and chosen.record is not None:
+        for number in (signal.SIGTERM, signal.SIGINT):  # the controller has ended, and a report can be left out
+            signal.signal(number, signal.default_int_handler)
+        from opd.cli.replay import report_shadow
+
+        report_shadow(deciding, chosen, chosen.record)
+    return code
+
+
+def _shadowed(place: options.Place, given: options.RunOptions) -> options.RunOptions:
+    """The options of a run, which in shadow mode has a record in any case."""
+    if not given.shadow:
+        return given
+    if given.dry_run:
+        raise InputError("--shadow and --dry-run both change nothing; give one of them")
+    name = f"shadow-{Path(place.pipeline).stem}-{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
+    return replace(given, record=given.record or Path(name))
 
 
 @command("opd delete shop -n edge", "serving,cluster")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from opd.cluster.api import Cluster
 from opd.cluster.backend import ChangeTimes, KubernetesBackend
 from opd.cluster.errors import ClusterError, NotDeployedError, NotFoundError
 from opd.cluster.lease import Lease, LeaseTimes
+from opd.cluster.looking import PreviewBackend, ShadowBackend
 from opd.cluster.manual import ManualChangeError
 from opd.cluster.record import ControllerMetrics, Recorder
 from opd.cluster.settings import ClusterSettings
@@ -29,7 +31,7 @@ from opd.control.policies import Policy
 from opd.control.warm_up import warm_up
 from opd.host.get_server import Reply, get_server
 from opd.objective import Objective, Weights
-from opd.pipeline import Configuration, Pipeline
+from opd.pipeline import Pipeline
 from opd.serving.monitoring.source import Monitor
 from opd.view.model import View, view_of
 from opd.view.page import served_page
@@ -43,7 +45,7 @@ RETRY_SECONDS = 5.0
 TURN_SECONDS = 0.2
 """Pause between two looks at the Lease while standing by."""
 
-LEADING, STANDING_BY = "leading", "standing by"
+LEADING, STANDING_BY, IN_SHADOW = "leading", "standing by", "in shadow"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class ControllerSettings:
         read_nodes: look at the nodes for free cores.
         page: host and port of the page with the live view; None for no page.
         dry_run: print what would change, and change nothing.
+        shadow: observe what something else runs, decide, and change nothing.
+        record: file that gets a line for every decision; None for none.
         decisions: number after which it ends; never if None, and it then waits for a pipeline that is not deployed yet.
         lead_seconds: to wait for leadership at most if ``decisions`` is given; the Lease of a controller that died
             expires within this time.
@@ -73,30 +77,18 @@ class ControllerSettings:
     read_nodes: bool = False
     page: tuple[str, int] | None = None
     dry_run: bool = False
+    shadow: bool = False
+    record: Path | None = None
     decisions: int | None = None
     lead_seconds: float = 30.0
     stuck_seconds: float = 60.0
     lease: LeaseTimes = LeaseTimes()
     times: ChangeTimes = ChangeTimes()
 
-
-class PreviewBackend(KubernetesBackend):
-    """Prints what would change instead of changing it."""
-
-    def apply(self, configuration: Configuration) -> None:
-        """Print the difference as the cluster would accept it.
-
-        Raises:
-            ApplyError: always, so the running configuration goes on.
-        """
-        if configuration == self.configuration:
-            return
-        try:
-            changes = self.preview(configuration)
-        except ClusterError as error:
-            raise ApplyError(f"dry run: the cluster would refuse it: {error}") from error
-        print("".join(change.difference() for change in changes), flush=True)
-        raise ApplyError("dry run: nothing was changed")
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether it needs no leadership, because it only looks."""
+        return self.dry_run or self.shadow
 
 
 class Controller:
@@ -129,7 +121,8 @@ class Controller:
         self._policy, self._forecast, self._options = policy, forecast, options
         self._lease = Lease(cluster, pipeline.name, times=options.lease)
         self.holder = self._lease.holder
-        self._recorder = Recorder(cluster, pipeline, self.metrics, self.holder, events=not options.dry_run)
+        events = not options.changes_nothing
+        self._recorder = Recorder(cluster, pipeline, self.metrics, self.holder, events, options.record)
         self._stop = threading.Event()
         self._backend: KubernetesBackend | None = None
         self._beat = time.monotonic()
@@ -161,7 +154,7 @@ class Controller:
     @property
     def ready(self) -> bool:
         """True if the controller leads or stands by to take over; false while it warms up."""
-        return self.state in (LEADING, STANDING_BY)
+        return self.state in (LEADING, STANDING_BY, IN_SHADOW)
 
     def run(self) -> None:
         """Decide whenever this controller leads, until it is stopped or has made its decisions.
@@ -172,7 +165,7 @@ class Controller:
         """
         try:
             self._warm_up()
-            with nullcontext() if self._options.dry_run else self._lease:
+            with nullcontext() if self._options.changes_nothing else self._lease:
                 while not self._stop.is_set() and self._done != self._options.decisions:
                     self._beat = time.monotonic()
                     self.metrics.set("leader", float(self._lease.held))
@@ -208,8 +201,8 @@ class Controller:
 
     @property
     def _leads(self) -> bool:
-        """True if this controller may continue; a dry run need not lead."""
-        return self._options.dry_run or self._lease.held
+        """True if this controller may continue; one that changes nothing need not lead."""
+        return self._options.changes_nothing or self._lease.held
 
     def _stand_by(self) -> None:
         """Wait for leadership: a moment, or as long as a run with a number of decisions may."""
@@ -245,7 +238,8 @@ class Controller:
     def _open(self) -> KubernetesBackend:
         options = self._options
         try:
-            return (PreviewBackend if options.dry_run else KubernetesBackend)(
+            kind = ShadowBackend if options.shadow else PreviewBackend if options.dry_run else KubernetesBackend
+            return kind(
                 self._cluster,
                 self._pipeline,
                 self._settings,
@@ -254,7 +248,7 @@ class Controller:
                 options.read_nodes,
                 options.times,
                 self._recorder.event,
-                lambda: self._leads,
+                lambda: self._leads and not options.shadow,
             )
         except NotFoundError as error:
             if options.decisions is None:  # the service waits for its pipeline
@@ -263,7 +257,7 @@ class Controller:
 
     def _decide(self, backend: KubernetesBackend) -> None:
         self.within = ""
-        known: dict[str, Any] = {"state": LEADING, "agent": self._view.agent}
+        known: dict[str, Any] = {"state": IN_SHADOW if self._options.shadow else LEADING, "agent": self._view.agent}
         self._show(view_of(self._pipeline, backend.configuration, **known))
         decisions = sys.maxsize if self._options.decisions is None else self._options.decisions - self._done
         loop = run(backend, self._pipeline, self._policy, self._forecast, self._options.objective, decisions)

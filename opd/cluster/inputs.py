@@ -7,6 +7,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from opd.cluster.api import Cluster
 from opd.cluster.connection import RetryPolicy, credentials
@@ -18,11 +21,13 @@ from opd.cluster.overlay import read_overlay
 from opd.cluster.settings import ClusterSettings, read_settings
 from opd.control import policy_label
 from opd.control.factory import KnownLoad, build_policy
+from opd.control.policies import Policy
 from opd.host.documents import as_model, read_document
 from opd.host.errors import problem_list
 from opd.host.imports import make_project_importable
 from opd.host.paths import project_path
 from opd.measurement import SimulationParameters
+from opd.objective import Objective
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, check_feasible, check_stage
 from opd.profiling.pipeline_file import pipeline_path, read_pipeline_file, shipped_pipelines
 from opd.profiling.pipelines import load_objective, load_pipeline
@@ -149,19 +154,31 @@ def cluster_of(place: Place, call_seconds: float = 10.0) -> Cluster:
     return Cluster(namespace, load, RetryPolicy(read_seconds=call_seconds))
 
 
-def controller_of(cluster: Cluster, source: str, settings: ClusterSettings, options: RunOptions) -> Callable[[], int]:
-    """Load pipeline, policy and forecaster, and return a function that controls it until it is interrupted.
+class Deciding(NamedTuple):
+    """What decides about a pipeline, as options name it.
 
-    The objective is that of the pipeline's file, unless the parameters have weights.
+    Attributes:
+        pipeline: its definition.
+        objective: that of the pipeline's file, unless the parameters have weights.
+        simulation: behaviour of the device; its interval is that of the options.
+        policy: makes the policy anew, for a seed, in the simulator or outside.
+        forecast: predicted maximum load (requests/s) for a history of per-second counts.
+    """
+
+    pipeline: Pipeline
+    objective: Objective
+    simulation: SimulationParameters
+    policy: Callable[[int, bool], Policy]
+    forecast: Callable[[np.ndarray], float]
+
+
+def deciding_of(source: str, options: RunOptions) -> Deciding:
+    """Load pipeline, policy and forecaster.
 
     Raises:
-        InputError: if no Prometheus server is named.
         ValueError: if the policy is unknown, or a file cannot be used.
         OSError: if a file cannot be read.
     """
-    url = options.prometheus or os.environ.get(PROMETHEUS_URL_VARIABLE)
-    if not url:
-        raise InputError(f"name the Prometheus server with --prometheus, or in {PROMETHEUS_URL_VARIABLE}")
     pipeline = pipeline_of(source)
     project = _project_of(source)
     make_project_importable(project)  # for a policy of the user
@@ -170,31 +187,55 @@ def controller_of(cluster: Cluster, source: str, settings: ClusterSettings, opti
     objective = load_objective(_source(source), parameters.get("weights"))
     ipa = IpaParameters(**parameters.get("ipa", {}))
     agent = options.agent or _default_agent(project, pipeline.name, options.policy)
-    interval = options.interval or simulation.interval
-    seconds = options.decision_share * interval
+    seconds = options.decision_share * (options.interval or simulation.interval)
     file = options.forecaster or project / "models" / "forecaster.npz"
-    common = pipeline, objective, simulation, ipa, options.seed, agent
+
+    def policy(seed: int, simulated: bool, load: KnownLoad | None = None) -> Policy:
+        known = pipeline, objective, simulation, ipa, seed, agent, simulated
+        return build_policy(options.policy, *known, decision_seconds=seconds, load=load)
+
     try:
         forecaster = Forecaster.load(file, parameters["damping"])
     except ForecasterError:
-        build_policy(options.policy, *common)  # what is wrong with the policy is told first
+        policy(options.seed, False)  # what is wrong with the policy is told first
         raise
-    load = KnownLoad(futures_of(forecaster))
-    policy = build_policy(options.policy, *common, decision_seconds=seconds, load=load)
+    made = partial(policy, load=KnownLoad(futures_of(forecaster)))
+    return Deciding(pipeline, objective, simulation, made, forecaster.predict)
+
+
+def monitor_of(settings: ClusterSettings, options: RunOptions) -> PrometheusUrl:
+    """The source of metrics.
+
+    Raises:
+        InputError: if no Prometheus server is named.
+    """
+    url = options.prometheus or os.environ.get(PROMETHEUS_URL_VARIABLE)
+    if not url:
+        raise InputError(f"name the Prometheus server with --prometheus, or in {PROMETHEUS_URL_VARIABLE}")
+    return PrometheusUrl(url, labels=settings.series_labels)
+
+
+def controller_of(
+    cluster: Cluster, deciding: Deciding, settings: ClusterSettings, monitor: PrometheusUrl, options: RunOptions
+) -> Callable[[], int]:
+    """Return a function that controls a pipeline until it is interrupted.
+
+    Raises:
+        ValueError: if the policy cannot be used.
+    """
     controller_settings = ControllerSettings(
-        interval_seconds=interval,
-        objective=objective,
+        interval_seconds=options.interval or deciding.simulation.interval,
+        objective=deciding.objective,
         port=options.port,
         page=options.view,
         read_nodes=options.read_nodes,
         dry_run=options.dry_run,
+        shadow=options.shadow,
+        record=options.record,
         decisions=options.decisions,
     )
-    monitor = PrometheusUrl(url, labels=settings.series_labels)
-    deployed = deployed_pipeline(pipeline, settings)
-    return partial(
-        run_controller, cluster, deployed, settings, monitor, policy, forecaster.predict, controller_settings
-    )
+    deployed, policy = deployed_pipeline(deciding.pipeline, settings), deciding.policy(options.seed, False)
+    return partial(run_controller, cluster, deployed, settings, monitor, policy, deciding.forecast, controller_settings)
 
 
 def _project_of(source: str) -> Path:

@@ -126,7 +126,17 @@ class RunOptions:
     port: Annotated[int, Option(help="Of health and metrics, 0 for any free one.")] = 8080
     view: Page = PAGE
     read_nodes: Annotated[bool, Option("--read-nodes", help="Respect nodes' free cores; needs a ClusterRole.")] = False
+    record: Annotated[File, Option(metavar="FILE", help="Append every decision to it, a line of JSON each.")] = None
     dry_run: DryRun = False
+    shadow: Annotated[
+        bool,
+        Option(
+            "--shadow",
+            help="Beside whatever scales the pipeline: decide and change nothing, and in the end report what would "
+            "have happened (--record, --report).",
+        ),
+    ] = False
+    report: Annotated[File, Option(metavar="FILE", help="Page of --shadow (default: beside the record).")] = None
 
 
 def expanded(command: Callable[..., int]) -> Callable[..., int]:

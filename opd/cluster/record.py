@@ -9,9 +9,9 @@ import logging
 import time
 import uuid
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from opd.cluster.api import Cluster
@@ -20,12 +20,10 @@ from opd.cluster.log import FIELDS
 from opd.cluster.names import gateway_name, labels
 from opd.cluster.resources import DEPLOYMENT, Object
 from opd.control.loop import OUTCOMES, Step
-from opd.pipeline import Configuration, Pipeline, Task, configuration_text
+from opd.control.record import append_entry, step_entry
+from opd.pipeline import Pipeline, configuration_text
 
 logger = logging.getLogger(__name__)
-
-STATE = ("available_cores", "incoming_load", "task_latency", "ready_throughput", "queue")
-"""Fields of an observation that a log entry has."""
 
 MAX_NOTE = 1000
 """Characters that an Event may have."""
@@ -106,22 +104,31 @@ class Recorder:
         metrics: where decisions are counted.
         holder: name of this controller.
         events: whether to create Events.
+        file: of a record that gets every decision as well; None for none.
     """
 
     def __init__(
-        self, cluster: Cluster, pipeline: Pipeline, metrics: ControllerMetrics, holder: str, events: bool = True
+        self,
+        cluster: Cluster,
+        pipeline: Pipeline,
+        metrics: ControllerMetrics,
+        holder: str,
+        events: bool = True,
+        file: Path | None = None,
     ) -> None:
         self._cluster, self._pipeline, self._metrics, self._holder = cluster, pipeline, metrics, holder
-        self._events = events
+        self._events, self._file = events, file
         self._gateway_uid = ""
 
     def decision(self, step: Step) -> None:
         """Record one step of the control loop."""
         self._metrics.count(step)
+        entry = step_entry(self._pipeline, step)
         if step.observation and step.observation.calibration:
-            self._metrics.calibrate(self._calibration(step), step.observation.calibration.device)
+            self._metrics.calibrate(entry["calibration"], step.observation.calibration.device)
         words = configuration_text(self._pipeline, step.configuration)
-        logger.info("%s: %s", step.outcome, words, extra={FIELDS: self.entry(step)})
+        logger.info("%s: %s", step.outcome, words, extra={FIELDS: {"controller": self._holder, **entry}})
+        append_entry(self._file, entry)
         if step.forecast_failure:
             instead = f"the largest load of the last 20 s, {step.predicted_load:g} requests/s, replaces it"
             self.event("ForecastFailed", f"{step.forecast_failure}; {instead}", "Warning")
@@ -131,26 +138,6 @@ class Recorder:
             self.event("Refused", f"{step.refused}; {words} {source}", "Warning")
         if step.changed:
             self.event("Reconfigured", f"{words}; forecast {step.predicted_load:g} requests/s")
-
-    def entry(self, step: Step) -> dict[str, Any]:
-        """Return a step as plain data; unknown figures are null."""
-        return {
-            "event": "decision",
-            "controller": self._holder,
-            "pipeline": self._pipeline.name,
-            "outcome": step.outcome,
-            "reason": step.refused,
-            "state": {name: _plain(getattr(step.observation, name)) for name in STATE if step.observation},
-            "calibration": self._calibration(step),
-            "forecast": _plain(step.predicted_load),
-            "forecast_failure": step.forecast_failure,
-            "wanted": None if step.decided is None else self._stages(step.decided),
-            "configuration": self._stages(step.configuration),
-            "by_expert": step.fallback,
-            "fallback_reason": step.fallback_reason,
-            "decision_seconds": step.decision_seconds,
-            "score": {name: _plain(value[0]) for name, value in step.score._asdict().items()},
-        }
 
     def event(self, reason: str, note: str, kind: str = "Normal") -> None:
         """Create an Event of the gateway; a failure is only logged."""
@@ -202,38 +189,3 @@ class Recorder:
             except ClusterError as error:
                 logger.warning("the event will not be listed with the gateway: %s", error)
         return {"uid": self._gateway_uid} if self._gateway_uid else {}
-
-    def _stages(self, configuration: Configuration) -> dict[str, Any]:
-        """The stages by task; a variant that the task does not have, which a policy may want, as a number."""
-        return {
-            task.name: {
-                "variant": _variant_name(task, stage.variant),
-                "replicas": int(stage.replicas),
-                "batch_size": int(stage.batch_size),
-            }
-            for task, stage in zip(self._pipeline.tasks, configuration, strict=True)
-        }
-
-    def _calibration(self, step: Step) -> dict[str, dict[str, Any]]:
-        """How the service times of the variants that ran before the decision compare with their profiles, by task."""
-        if step.observation is None or step.observation.calibration is None:
-            return {}
-        running = step.observation.configuration
-        known = step.observation.calibration.of_variants(running)
-        return {
-            task.name: {"variant": variant.name, "factor": _plain(factor), "deviation": _plain(deviation)}
-            for task, (variant, _), (factor, deviation) in zip(
-                self._pipeline.tasks, self._pipeline.selected(running), known, strict=True
-            )
-        }
-
-
-def _variant_name(task: Task, index: int) -> str | int:
-    return task.variants[index].name if 0 <= index < len(task.variants) else int(index)
-
-
-def _plain(value: float | np.ndarray) -> Any:
-    """Return a number, or the numbers of a vector, as JSON has them; null if not finite."""
-    if np.ndim(value):
-        return [_plain(each) for each in np.asarray(value)]
-    return round(float(value), 6) if np.isfinite(value) else None

@@ -174,14 +174,8 @@ class Decision(NamedTuple):
     idle: bool = False
 
 
-def decide(
-    backend: Backend,
-    pipeline: Pipeline,
-    policy: Policy,
-    forecast: Callable[[np.ndarray], float],
-    calibration: Calibration | None = None,
-) -> Decision:
-    """Observe the pipeline, forecast its load and let the policy decide, or state why there is no decision."""
+def look(backend: Backend, forecast: Callable[[np.ndarray], float], calibration: Calibration | None = None) -> Decision:
+    """Observe the pipeline and forecast its load, or state why nothing was observed; nothing is decided yet."""
     try:
         observation = backend.observe()
     except NoRequestsError:
@@ -189,22 +183,34 @@ def decide(
     except ObservationError as error:
         return Decision(refused=f"no decision: {error}")
     begin = perf_counter()
-    predicted_load, failure = expected_load(forecast, observation.history)
-    observation = replace(observation, predicted_load=predicted_load, calibration=calibration)
-    decided, reasons = None, []
+    load, failure = expected_load(forecast, observation.history)
+    observation = replace(observation, predicted_load=load, calibration=calibration)
+    seconds = perf_counter() - begin
+    return Decision(observation, predicted_load=load, forecast_failure=failure, decision_seconds=seconds)
+
+
+def decide(pipeline: Pipeline, policy: Policy, seen: Decision) -> Decision:
+    """Let the policy decide from what :func:`look` saw, or state why there is no decision."""
+    if seen.observation is None:
+        return seen
+    begin, decided, reasons = perf_counter(), None, []
     try:
-        decided = as_decision(pipeline, policy.decide(observation))
+        decided = as_decision(pipeline, policy.decide(seen.observation))
     except InfeasibleError as error:
         reasons = [f"no decision: {error}"]
     except Exception as error:  # a broken policy must not stop the pipeline
         logger.warning("the policy failed", exc_info=True)
         reasons = [f"no decision: {reason_of(error)}"]
-    seconds = perf_counter() - begin
+    seconds = seen.decision_seconds + perf_counter() - begin
     # A policy need not have the attributes of Policy.
     refused, fallback = getattr(policy, "refused", ""), getattr(policy, "fallback", False)
-    because = getattr(policy, "fallback_reason", "")
-    refused = "; ".join(filter(None, [refused, *reasons]))
-    return Decision(observation, decided, predicted_load, failure, fallback, because, seconds, refused)
+    return seen._replace(
+        decided=decided,
+        fallback=fallback,
+        fallback_reason=getattr(policy, "fallback_reason", ""),
+        decision_seconds=seconds,
+        refused="; ".join(filter(None, [refused, *reasons])),
+    )
 
 
 def apply(backend: Backend, guard: Guard, decision: Decision) -> str:
@@ -216,6 +222,8 @@ def apply(backend: Backend, guard: Guard, decision: Decision) -> str:
     """
     if decision.observation is None or decision.decided is None:
         return decision.refused
+    # Someone else may have changed what runs: an operator, or in shadow mode whatever scales.
+    guard.configuration = decision.observation.configuration
     refused = guard.admit(decision.decided, decision.observation.available_cores)
     try:
         backend.apply(guard.configuration)
@@ -223,6 +231,18 @@ def apply(backend: Backend, guard: Guard, decision: Decision) -> str:
         guard.configuration = backend.configuration
         refused = str(error)
     return "; ".join(filter(None, [decision.refused, refused]))
+
+
+def finish(backend: Backend, pipeline: Pipeline, objective: Objective, decision: Decision) -> Step:
+    """Let the interval pass, and score what was measured in it."""
+    span, interval = backend.wait()
+    return Step(
+        **decision._asdict(),
+        configuration=backend.configuration,
+        span=span,
+        interval=interval,
+        score=score(pipeline, objective, as_array(backend.configuration)[None], interval, span.seconds),
+    )
 
 
 def run(
@@ -253,15 +273,9 @@ def run(
     guard = Guard(pipeline, backend.configuration)
     estimate = CalibrationFilter(pipeline) if calibrate else None
     for _ in range(decisions):
-        decision = decide(backend, pipeline, policy, forecast, None if estimate is None else estimate.calibration())
-        refused = apply(backend, guard, decision)
-        span, interval = backend.wait()
+        seen = look(backend, forecast, None if estimate is None else estimate.calibration())
+        decision = decide(pipeline, policy, seen)
+        step = finish(backend, pipeline, objective, decision._replace(refused=apply(backend, guard, decision)))
         if estimate is not None:
-            estimate.update(interval, span.seconds)
-        yield Step(
-            **decision._replace(refused=refused)._asdict(),
-            configuration=guard.configuration,
-            span=span,
-            interval=interval,
-            score=score(pipeline, objective, as_array(guard.configuration)[None], interval, span.seconds),
-        )
+            estimate.update(step.interval, step.span.seconds)
+        yield step

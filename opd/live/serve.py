@@ -22,6 +22,7 @@ from rich.console import Console
 
 from opd.control.loop import run
 from opd.control.policies import Policy
+from opd.control.record import append_entry, step_entry
 from opd.control.warm_up import warm_up
 from opd.live.run_log import collected_warnings
 from opd.measurement import SimulationParameters
@@ -49,6 +50,7 @@ def serve(
     store: str | None = None,
     standbys: int = 0,
     emulated: bool = False,
+    record: Path | None = None,
 ) -> Generator[View, None, None]:
     """Start a pipeline on this machine and let a policy decide every interval until the iterator is closed.
 
@@ -65,6 +67,7 @@ def serve(
         store: URL of the model store; by default that of the project.
         standbys: processes that each stage keeps warm.
         emulated: serve it by emulated replicas, under a name that says so; the policy decides as for real ones.
+        record: file that gets a line for every decision; None for none.
 
     Yields:
         The view as soon as the pipeline serves, after every interval, and when Ctrl-C begins its end.
@@ -83,6 +86,7 @@ def serve(
             yield view
             warm_up(pipeline, policy, forecast)
             for step in run(backend, served, policy, forecast, objective, sys.maxsize):
+                append_entry(record, step_entry(served, step))
                 view = view_of(served, step.configuration, step, state=SERVING, **known)
                 yield view
         except KeyboardInterrupt:

@@ -77,18 +77,27 @@ class Project:
         return cls(folder.resolve())
 
     @classmethod
-    def to_emulate(cls, source: Path) -> Project:
-        """Open a project whose pipeline is emulated, or a pipeline that ships, with the models of the project here.
+    def of(cls, source: Path) -> Project:
+        """Open a project, or a pipeline that ships, with the models of the project here.
 
         Raises:
             ProjectError: if it is neither.
         """
         if str(source) in shipped_pipelines() and not (source / FILE_NAME).is_file():
-            return cls(project_path(), str(source), emulated=True)
+            return cls(project_path(), str(source))
         try:
-            return replace(cls.at(source), emulated=True)
+            return cls.at(source)
         except ProjectError as error:
             raise ProjectError(f"{error}, or name one of the pipelines {', '.join(shipped_pipelines())}") from error
+
+    @classmethod
+    def to_emulate(cls, source: Path) -> Project:
+        """Open the same with a pipeline that is emulated.
+
+        Raises:
+            ProjectError: as :meth:`of`.
+        """
+        return replace(cls.of(source), emulated=True)
 
     @property
     def pipeline_path(self) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from opd.control.policies import Policy
 from opd.control.warm_up import warm_up
 from opd.live.load import offer
 from opd.live.serve import serve
+from opd.live.serve_together import Tenant, serve_together
 from opd.pipeline import Pipeline
 from opd.project.folder import PARAMETERS_FILE, Project, ProjectError
 from opd.serving.emulation.pipeline import SUFFIX, emulated_samples
@@ -50,7 +51,7 @@ class Decider(NamedTuple):
     notes: tuple[str, ...]
 
 
-def decider(project: Project, pipeline: Pipeline, name: str | None, seed: int = 0) -> Decider:
+def decider(project: Project, pipeline: Pipeline, name: str | None, seed: int = 0, simulated: bool = False) -> Decider:
     """Build a policy and the forecast that it decides by.
 
     Args:
@@ -58,6 +59,7 @@ def decider(project: Project, pipeline: Pipeline, name: str | None, seed: int = 
         pipeline: its pipeline.
         name: of the policy, or ``module:Class``; by default the agent.
         seed: of the policy.
+        simulated: whether it runs in the simulator; elsewhere a planner's time is limited.
 
     Raises:
         ValueError: if there is no such policy, or it has not been trained.
@@ -73,7 +75,7 @@ def decider(project: Project, pipeline: Pipeline, name: str | None, seed: int = 
         notes.append("no forecaster was trained; the largest load of the last 20 s is the forecast")
     common = pipeline, project.objective, project.simulation(), IpaParameters(), seed, known
     kind = chosen if known is None else agent_kind(chosen, known)
-    policy = build_policy(kind, *common, load=KnownLoad(futures_of(forecaster)))
+    policy = build_policy(kind, *common, simulated=simulated, load=KnownLoad(futures_of(forecaster)))
     if policy.origin:
         hint = "" if known else "; `opd train` fine-tunes it for this one"
         notes.insert(0, f"the agent was {policy.origin}{hint}")
@@ -81,11 +83,11 @@ def decider(project: Project, pipeline: Pipeline, name: str | None, seed: int = 
 
 
 def serve_project(
-    project: Project, pipeline: Pipeline, chosen: Decider, standbys: int = 0
+    project: Project, pipeline: Pipeline, chosen: Decider, standbys: int = 0, record: Path | None = None
 ) -> Generator[View, None, None]:
     """Serve a pipeline until the iterator is closed; its address is in :data:`ADDRESS_FILE` meanwhile.
 
-    The replicas of a project that is emulated are emulated.
+    The replicas of a project that is emulated are emulated. A ``record`` gets every decision.
 
     Yields:
         The view as soon as it serves, and after every interval.
@@ -96,12 +98,12 @@ def serve_project(
     address = folder / ADDRESS_FILE
     views = serve(
         pipeline, chosen.policy, chosen.forecast, project.objective, project.simulation(), folder,
-        store=store_url(), standbys=standbys, emulated=project.emulated,
+        store=store_url(), standbys=standbys, emulated=project.emulated, record=record,
     )  # fmt: skip
     written = ""
     try:
         for view in views:
-            served = json.dumps({"address": view.address, "model": view.pipeline}) + "\n"
+            served = _address_document(view)
             if served != written:  # a disk that fills up later ends nothing
                 address.write_text(served)
                 written = served
@@ -109,6 +111,50 @@ def serve_project(
     finally:
         views.close()
         address.unlink(missing_ok=True)
+
+
+class Hosted(NamedTuple):
+    """A project that is served beside others.
+
+    Attributes:
+        project: the project.
+        pipeline: its pipeline, with what it may have of the device.
+        chosen: what decides about it.
+    """
+
+    project: Project
+    pipeline: Pipeline
+    chosen: Decider
+
+
+def serve_projects(hosted: Sequence[Hosted], capacity: int, record: Path | None = None) -> Generator[View, None, None]:
+    """Serve several projects on cores that they share, see :func:`opd.live.serve_together.serve_together`.
+
+    The interval and the device are those of the first one.
+    """
+    tenants = []
+    for project, pipeline, chosen in hosted:
+        serving_folder(project).mkdir(parents=True, exist_ok=True)
+        store = None if project.emulated else store_url(project.root)
+        parts = pipeline, chosen.policy, chosen.forecast, project.objective, serving_folder(project)
+        tenants.append(Tenant(*parts, store))
+    files = {served_name(each.project): serving_folder(each.project) / ADDRESS_FILE for each in hosted}
+    views = serve_together(tenants, hosted[0].project.simulation(), capacity, record)
+    unwritten = set(files)
+    try:
+        for view in views:
+            if view.pipeline in unwritten:
+                files[view.pipeline].write_text(_address_document(view))
+                unwritten.remove(view.pipeline)
+            yield view
+    finally:
+        views.close()
+        for file in files.values():
+            file.unlink(missing_ok=True)
+
+
+def _address_document(view: View) -> str:
+    return json.dumps({"address": view.address, "model": view.pipeline}) + "\n"
 
 
 def served_name(project: Project) -> str:

@@ -15,8 +15,8 @@ from opd.measurement import SimulationParameters
 from opd.objective import Objective
 from opd.pipeline import Configuration, Pipeline, ServiceLevel
 from opd.solvers.ipa import IpaParameters, ipa_dynamic_program
-from opd.solvers.myopic import myopic
-from opd.solvers.service_level import best_for_level, ipa_for_level
+from opd.solvers.myopic import myopic, predicted_reward
+from opd.solvers.service_level import best_for_level, ipa_for_level, predicted_service_reward
 
 Solve = Callable[[Pipeline, float], Configuration]
 """A solver: the configuration of a pipeline for a load in requests/s."""
@@ -30,6 +30,19 @@ def solver_for(objective: Objective, simulation: SimulationParameters) -> Solve:
     if isinstance(objective, ServiceLevel):
         return partial(best_for_level, level=objective, simulation=simulation)
     return partial(myopic, weights=objective, batch_timeout=simulation.batch_timeout)
+
+
+def predicted_value(
+    pipeline: Pipeline,
+    configuration: Configuration,
+    load: float,
+    objective: Objective,
+    simulation: SimulationParameters,
+) -> float:
+    """The reward that :func:`solver_for` maximises, of one configuration under a steady load in requests/s."""
+    if isinstance(objective, ServiceLevel):
+        return predicted_service_reward(pipeline, configuration, load, objective, simulation)
+    return predicted_reward(pipeline, configuration, load, objective, simulation.batch_timeout)
 
 
 def ipa_solver_for(objective: Objective, simulation: SimulationParameters, parameters: IpaParameters) -> Solve:

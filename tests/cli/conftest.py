@@ -28,3 +28,19 @@ def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     made.close()
     for number, handler in handlers.items():  # `opd run` replaces them
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def forecaster(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """File of a briefly trained forecaster."""
+    from cli_shell import ROOT
+
+    from opd.host.documents import read_document
+    from opd.workload.forecast import ForecastParameters
+    from opd.workload.forecast_training import train_forecaster
+    from opd.workload.trace import load_trace
+
+    file = tmp_path_factory.mktemp("forecaster") / "forecaster.npz"
+    trace = load_trace("synthetic", damping=read_document(ROOT / "params.yaml")["damping"])
+    train_forecaster(trace, ForecastParameters(epochs=1, train_windows=1500)).save(file)
+    return file

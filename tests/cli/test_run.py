@@ -19,11 +19,7 @@ from emulator.prometheus import Prometheus
 from user_projects import user_project
 
 from opd import cli
-from opd.host.documents import read_document
 from opd.profiling.pipelines import load_pipeline
-from opd.workload.forecast import ForecastParameters
-from opd.workload.forecast_training import train_forecaster
-from opd.workload.trace import load_trace
 
 
 @pytest.mark.parametrize(
@@ -70,15 +66,6 @@ def test_the_first_line_of_the_log_comes_before_anything_slow_is_loaded():
         [sys.executable, "-c", FIRST_LINE], capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
-
-
-@pytest.fixture(scope="module")
-def forecaster(tmp_path_factory):
-    """File of a briefly trained forecaster."""
-    file = tmp_path_factory.mktemp("forecaster") / "forecaster.npz"
-    trace = load_trace("synthetic", damping=read_document(ROOT / "params.yaml")["damping"])
-    train_forecaster(trace, ForecastParameters(epochs=1, train_windows=1500)).save(file)
-    return file
 
 
 @pytest.fixture

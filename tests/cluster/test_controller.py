@@ -331,3 +331,27 @@ def test_sigterm_during_a_change_ends_the_controller_soon_and_cleanly(world):
     assert process.returncode == 0, log
     assert world.workloads() == {"tiny-first-small", "tiny-second-small"}
     assert lease_spec(world.api)["holderIdentity"] == ""
+
+
+def test_a_shadow_sees_what_something_else_scales_and_writes_nothing(world, tmp_path):
+    world.api.edit("deployments", "tiny-first-small", lambda workload: workload["spec"].update(replicas=2))
+    world.api.requests.clear()
+    record, states = tmp_path / "shadow.jsonl", []
+    made = controller(world, decisions=2, shadow=True, record=record, shows=[lambda view: states.append(view.state)])
+    with within():
+        made.run()
+    assert [request for request in world.api.requests if request[0] != "GET"] == [] and "in shadow" in states
+    entries = [json.loads(line) for line in record.read_text().splitlines()]
+    assert [entry["configuration"]["first"]["replicas"] for entry in entries] == [2, 2]  # not what was deployed
+    assert [entry["wanted"]["first"]["variant"] for entry in entries] == ["large", "large"]
+    assert {entry["reason"] for entry in entries} == {"in shadow: nothing was changed"}
+    assert all(len(entry["state"]["history"]) > 0 and entry["measured"]["offered"] is not None for entry in entries)
+
+
+def test_a_shadow_makes_no_decision_while_a_stage_is_scaled_to_zero(world, tmp_path):
+    world.api.edit("deployments", "tiny-first-small", lambda workload: workload["spec"].update(replicas=0))
+    record = tmp_path / "shadow.jsonl"
+    with within():
+        controller(world, decisions=1, shadow=True, record=record).run()
+    (entry,) = [json.loads(line) for line in record.read_text().splitlines()]
+    assert "what runs cannot be seen: task 'first': 0 replicas are not within 1..3" in entry["reason"]
