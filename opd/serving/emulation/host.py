@@ -178,6 +178,8 @@ class HostedReplica:
     def ready(self) -> bool:
         """Check whether it has started up."""
         if not self._opened:
+            self._opened = self.name in self._host.states()  # it was asked for, and the answer came too late
+        if not self._opened:
             self._open()
         return bool(self._host.states().get(self.name, {}).get("ready"))
 
