@@ -11,21 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from deadlines import PATIENCE, eventually
 from ray_cluster import add_node, ray_cluster
 from ray_jobs import Errand, refuse, square
-from small_agents import agent_for
-from small_pipelines import ocr_pipeline
-from small_study import setting_on, waves
-from small_trainings import SHORT, problem_for
 
-from opd.agent.single.deployed import Agent
-from opd.agent.single.jobs import Job, run_jobs
 from opd.host.parallel import run_tasks
-from opd.study.evaluation.cycles import EvaluationCell, evaluate
-from opd.workload.trace import Cycle
 
 pytest.importorskip("ray", reason="needs Ray: pip install 'opd[ray]'")
 
@@ -68,46 +59,6 @@ def test_a_killed_node_costs_its_task_only(cluster, tmp_path: Path):
     times = Counter(number for number, _ in begun)
     assert [number for number in times if times[number] > 1] == [lost]
     assert len(times) == len(numbers) and len({node for _, node in begun}) == 3
-
-
-def jobs_in(folder: Path) -> list[Job]:
-    problem = problem_for()
-    return [Job("agent-single", seed, problem, SHORT, folder / f"{seed}.npz") for seed in range(3)]
-
-
-def agents_of(jobs: list[Job]) -> list[Agent]:
-    return [Agent.load(job.path, job.problem.pipeline) for job in jobs]
-
-
-def test_trainings_are_the_same_to_the_last_digit_when_a_node_is_killed(cluster, tmp_path: Path):
-    here, there = jobs_in(tmp_path / "here"), jobs_in(tmp_path / "there")
-    run_jobs(here, workers=1)
-
-    doomed = add_node(cluster, num_cpus=1)
-    with lost_after(cluster, lambda: list(tmp_path.glob("there/runs/*/*")), doomed):
-        assert run_jobs(there, workers=2) == [job.path for job in there]
-
-    for one, other in zip(agents_of(here), agents_of(there), strict=True):
-        assert one.parameters == other.parameters
-        for part, same in zip(one.weights, other.weights, strict=True):
-            np.testing.assert_array_equal(same, part)
-    for one, other in zip(here, there, strict=True):
-        pd.testing.assert_frame_equal(*(pd.read_csv(job.folder / "metrics.csv") for job in (one, other)))
-
-
-def test_cycles_have_the_same_rows_and_timelines(cluster, tmp_path: Path):
-    path = tmp_path / "agent.npz"
-    agent_for(ocr_pipeline()).save(path)
-    setting = setting_on(waves(), {("ocr", "agent-single", 0): path})
-    cycles = [Cycle("early", 18_500), Cycle("late", 20_000)]
-    cells = [
-        EvaluationCell(ocr_pipeline(), policy, cycle, 0)
-        for policy in ("greedy", "myopic", "agent-single")
-        for cycle in cycles
-    ]
-    (rows, steps), (other_rows, other_steps) = (evaluate(cells, setting, workers) for workers in (1, 2))
-    pd.testing.assert_frame_equal(*(each.drop(columns="decision_ms_mean") for each in (rows, other_rows)))
-    pd.testing.assert_frame_equal(*(each.drop(columns="decision_ms") for each in (steps, other_steps)))
 
 
 def test_the_error_of_a_task_is_raised_and_tasks_that_have_not_begun_are_left(cluster, tmp_path: Path):
