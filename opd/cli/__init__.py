@@ -4,7 +4,7 @@ A command first reads and checks its input; only then does it start or change an
 import is imported inside the command that needs it, so ``opd --help`` answers at once.
 """
 
-from opd.cli import cluster, project, replay, scaling, serve  # noqa: F401  registers the commands
+from opd.cli import cluster, project, replay, scaling  # noqa: F401  registers the commands
 from opd.cli.command import DONE, FAILED, INTERRUPTED, NOT_DEPLOYED, REFUSED, app, main
 
 __all__ = ["DONE", "FAILED", "INTERRUPTED", "NOT_DEPLOYED", "REFUSED", "app", "main"]

@@ -20,6 +20,7 @@ from opd.cli.command import (
     reading_input,
     say,
 )
+from opd.cluster import options
 
 if TYPE_CHECKING:
     from opd.project.folder import Project
@@ -40,7 +41,7 @@ Trace = Annotated[
 ]
 
 
-def open_project(folder: Path, emulated: bool = False) -> Project:
+def _open(folder: Path, emulated: bool = False) -> Project:
     """Open a project and work in its folder, as its notebooks do."""
     from opd.project.folder import Project
 
@@ -83,7 +84,7 @@ def check(
 ) -> int:
     """Report everything that is wrong with a project, by place, value and remedy."""
     with reading_input():
-        project = open_project(folder)
+        project = _open(folder)
         from opd.project.checking import check_project
 
         found = check_project(project.root, run_models, say)
@@ -102,7 +103,7 @@ def check(
 def profile(folder: Folder, again: Again = False, as_json: Json = False) -> int:
     """Measure every variant as it is served: latency by batch size, start-up and memory. Resumable."""
     with reading_input():
-        project = open_project(folder)
+        project = _open(folder)
         from opd.project.storing import store_models
 
         store_models(project.pipeline_path, say)
@@ -120,7 +121,7 @@ def profile(folder: Folder, again: Again = False, as_json: Json = False) -> int:
 def accuracy(folder: Folder, as_json: Json = False) -> int:
     """Measure accuracy on labelled samples: of variants, and end to end beside the sum of Eq. 1."""
     with reading_input():
-        project = open_project(folder)
+        project = _open(folder)
         from opd.project.storing import store_models
         from opd.serving.accuracy import labelled_pipeline, order_note
 
@@ -148,7 +149,7 @@ def recommend(
 ) -> int:
     """Rank the configurations that carry a load, with predicted latency percentiles, cost and accuracy."""
     with reading_input():
-        project = open_project(folder)
+        project = _open(folder)
         from opd.study.recommendation import recommend as ranked
 
         answer = ranked(project.pipeline(), load, top, simulation=project.simulation())
@@ -206,7 +207,7 @@ def _run_on_trace(folder: Path, trace: str | None, stage: str, again: bool) -> P
     """Run a stage that needs the load and its forecast; a trace that is given becomes that of the project first."""
     with reading_input():
         given = _resolved(trace)
-        project = open_project(folder)
+        project = _open(folder)
         project.pipeline()  # raises if it has not been measured
         if given is not None:
             from opd.workload.check_trace import check_trace, use_of, write_trace
@@ -237,6 +238,49 @@ def _print_frame(frame: Any, as_json: bool) -> None:
     print_table([[*map(str, frame.columns)], *shown])
 
 
+@command("opd serve shop --policy myopic-backlog")
+def serve(
+    folder: Folder,
+    policy: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A policy, or module:Class (default: the agent).")
+    ] = None,
+    standbys: Annotated[int, typer.Option(min=0, help="Processes that each stage keeps warm.")] = 0,
+    emulated: Emulated = False,
+    record: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append every decision to it, for `opd replay`.")
+    ] = None,
+    view: options.Page = options.PAGE,
+    as_json: Annotated[bool, typer.Option("--json", help="Write every view as a line of JSON.")] = False,
+) -> int:
+    """Serve the pipeline on this machine, decided every interval, with a live view; Ctrl-C drains and stops it."""
+    with reading_input():
+        record = record and record.resolve()
+        project = _open(folder, emulated)
+        pipeline = project.pipeline()
+        from opd.project.storing import store_models
+
+        if not emulated:
+            store_models(project.pipeline_path, say)
+        from opd.live.serve import show, show_as_json
+        from opd.project.running import decider, serve_project
+        from opd.serving.local import AlreadyControlledError
+        from opd.serving.monitoring.source import MonitoringError
+        from opd.serving.processes import StartError
+
+        chosen = decider(project, pipeline, policy)
+    for note in chosen.notes:
+        say(f"note: {note}")
+    views = serve_project(project, pipeline, chosen, standbys, record)
+    try:
+        (show_as_json if as_json else show)(views, view)
+    except StartError as error:
+        remedy = "" if emulated else f"; `opd check {folder}` loads every model and says what is wrong"
+        raise CommandError(f"{error}{remedy}") from error
+    except (AlreadyControlledError, MonitoringError) as error:
+        raise CommandError(str(error)) from error
+    return DONE
+
+
 @command("opd load shop --trace load.csv --seconds 300")
 def load(
     folder: Folder,
@@ -252,7 +296,7 @@ def load(
     """Send open-loop load to the pipeline, here or on a cluster, and report what became of the requests."""
     with reading_input():
         given = _resolved(trace)
-        project = open_project(folder, emulated)
+        project = _open(folder, emulated)
         from opd.project import running
 
         where = address or running.served_address(project)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,6 @@ from opd.control.policies import Policy
 from opd.control.warm_up import warm_up
 from opd.live.load import offer
 from opd.live.serve import serve
-from opd.live.serve_together import Tenant, serve_together
 from opd.pipeline import Pipeline
 from opd.project.folder import PARAMETERS_FILE, Project, ProjectError
 from opd.serving.emulation.pipeline import SUFFIX, emulated_samples
@@ -103,7 +102,7 @@ def serve_project(
     written = ""
     try:
         for view in views:
-            served = _address_document(view)
+            served = json.dumps({"address": view.address, "model": view.pipeline}) + "\n"
             if served != written:  # a disk that fills up later ends nothing
                 address.write_text(served)
                 written = served
@@ -111,50 +110,6 @@ def serve_project(
     finally:
         views.close()
         address.unlink(missing_ok=True)
-
-
-class Hosted(NamedTuple):
-    """A project that is served beside others.
-
-    Attributes:
-        project: the project.
-        pipeline: its pipeline, with what it may have of the device.
-        chosen: what decides about it.
-    """
-
-    project: Project
-    pipeline: Pipeline
-    chosen: Decider
-
-
-def serve_projects(hosted: Sequence[Hosted], capacity: int, record: Path | None = None) -> Generator[View, None, None]:
-    """Serve several projects on cores that they share, see :func:`opd.live.serve_together.serve_together`.
-
-    The interval and the device are those of the first one.
-    """
-    tenants = []
-    for project, pipeline, chosen in hosted:
-        serving_folder(project).mkdir(parents=True, exist_ok=True)
-        store = None if project.emulated else store_url(project.root)
-        parts = pipeline, chosen.policy, chosen.forecast, project.objective, serving_folder(project)
-        tenants.append(Tenant(*parts, store))
-    files = {served_name(each.project): serving_folder(each.project) / ADDRESS_FILE for each in hosted}
-    views = serve_together(tenants, hosted[0].project.simulation(), capacity, record)
-    unwritten = set(files)
-    try:
-        for view in views:
-            if view.pipeline in unwritten:
-                files[view.pipeline].write_text(_address_document(view))
-                unwritten.remove(view.pipeline)
-            yield view
-    finally:
-        views.close()
-        for file in files.values():
-            file.unlink(missing_ok=True)
-
-
-def _address_document(view: View) -> str:
-    return json.dumps({"address": view.address, "model": view.pipeline}) + "\n"
 
 
 def served_name(project: Project) -> str:

@@ -61,14 +61,14 @@ def test_values_are_those_of_loads_rounded_up_to_whole_requests():
     assert values.curve(3.2) is values.curve(4.0) and (values.curve(3.2) != values.curve(5.0)).any()
 
 
-def test_cores_go_where_the_load_is_and_all_are_given():
+def test_cores_go_where_they_are_worth_most_and_all_are_given():
     capacity_matters = Weights(alpha=0.5, gamma=2.0)  # and accuracy hardly does
     arbiter = Arbiter([ocr(), ocr()], [capacity_matters] * 2, QUIET, 10)
     quiet, busy = seen(ocr(), 1.0), seen(ocr(), 25.0)
-    few, many = arbiter.divide([quiet, busy], [2, 2])
-    assert few < many and few + many == 10
-    assert arbiter.divide([busy, quiet], [2, 2]) == [many, few]
-    assert sum(arbiter.divide([quiet, quiet], [2, 2])) == 10
+    shares = arbiter.divide([quiet, busy], [2, 2])
+    values = [CoreValues(ocr(), capacity_matters, QUIET).curve(load) for load in (1.0, 25.0)]
+    best = max(values[0][w] + values[1][10 - w] for w in range(2, 9))
+    assert sum(shares) == 10 and values[0][shares[0]] + values[1][shares[1]] == pytest.approx(best)
 
 
 def test_a_pipeline_that_is_not_seen_keeps_its_cores():
