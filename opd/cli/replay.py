@@ -19,7 +19,7 @@ SHADOW_SEEDS = 3
 """Simulations of the report of a shadow."""
 
 
-@command("opd replay shadow-shop.jsonl --pipeline shop --policy agent --policy hpa")
+@command("opd replay shop.jsonl --pipeline shop --policy agent --policy hpa")
 def replay(
     source: Annotated[
         str,

@@ -331,7 +331,7 @@ def simulator_error(measured: Course, simulated: Sequence[Course]) -> SimulatorE
         return None
     of = Outcome.of([course._replace(table=course.table[known]) for course in simulated])
     truth, guess = figures(measured), of.mean
-    answered = known & (measured.table["completed"] > 0).to_numpy()
+    answered = (measured.table["latency_mean"] > 0.0).to_numpy()
     predicted = np.mean([course.table["latency_mean"][answered] for course in simulated], axis=0)
     latency = np.abs(predicted / measured.table["latency_mean"][answered].to_numpy() - 1.0)
     middle, worst = (float(np.median(latency)), float(latency.max())) if len(latency) else (np.nan, np.nan)

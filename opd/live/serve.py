@@ -54,8 +54,6 @@ def serve(
 ) -> Generator[View, None, None]:
     """Start a pipeline on this machine and let a policy decide every interval until the iterator is closed.
 
-    Closing it, or Ctrl-C, refuses new requests, answers those that are running, and ends every process.
-
     Args:
         pipeline: its variants are in the model store.
         policy: decides.
@@ -70,14 +68,14 @@ def serve(
         record: file that gets a line for every decision; None for none.
 
     Yields:
-        The view as soon as the pipeline serves, after every interval, and when Ctrl-C begins its end.
+        The view as soon as the pipeline serves, after every interval, and when Ctrl-C begins its end. In the end new
+        requests are refused, those that run are answered, and every process ends.
 
     Raises:
         StartError: if the pipeline does not start; nothing is left running.
         AlreadyControlledError: if another process controls it in ``folder``.
     """
-    first = pipeline.smallest_configuration() if initial is None else initial
-    served = emulated_pipeline(pipeline) if emulated else pipeline
+    first, served = initial or pipeline.smallest_configuration(), emulated_pipeline(pipeline) if emulated else pipeline
     with LocalBackend(served, parameters, first, folder, store, standbys) as backend:
         backend.begin_run()  # requests may arrive from now on
         known: dict[str, Any] = {"address": backend.address, "agent": getattr(policy, "origin", "")}
@@ -87,8 +85,7 @@ def serve(
             warm_up(pipeline, policy, forecast)
             for step in run(backend, served, policy, forecast, objective, sys.maxsize):
                 append_entry(record, step_entry(served, step))
-                view = view_of(served, step.configuration, step, state=SERVING, **known)
-                yield view
+                yield (view := view_of(served, step.configuration, step, state=SERVING, **known))
         except KeyboardInterrupt:
             yield replace(view, state=STOPPING)
             raise
