@@ -92,22 +92,20 @@ def _share_ready(until, interval):
 
 
 @njit(cache=True, inline="always")
-def _rate_in(service, startup, serving, starting, wait, running, z, f, k, interval):
-    """Requests/s of a stage in the mean of a coming interval; until all replicas serve, those that run go on.
+def _rate_in(service, startup, serving, starting, wait, all_serving, z, f, k, interval):
+    """Requests/s of a stage in the mean of a coming interval; until all replicas serve, those of other variants go on.
 
     A batch size applies to all of them at once. Service times (Z, K), start-up times (Z,) and replicas (Z,) are those
-    of the stage, as :class:`~opd.agent.description.Description` and :class:`~opd.agent.description.Situations` have
-    them, and ``running`` is its variant.
+    of the stage in description and situation; ``all_serving`` is the rate of all that serve now, with this batch size.
     """
     each = (1 << k) / service[z, k]
     already = min(serving[z], f + 1.0)
     soon = min(starting[z], f + 1.0 - already)
     new = f + 1.0 - already - soon
     rate = each * (already + soon * _share_ready(wait[z], interval) + new * _share_ready(startup[z], interval))
-    if running != z and already < f + 1.0:
+    if already < f + 1.0:
         until = startup[z] if new > 0.0 else wait[z]
-        old = serving[running] * (1 << k) / service[running, k]
-        rate += (1.0 - _share_ready(until, interval)) * old
+        rate += (1.0 - _share_ready(until, interval)) * max(all_serving - each * serving[z], 0.0)
     return rate
 
 
@@ -192,14 +190,16 @@ def _stage_prospects(d, s, e, n, k, forming, to_form, found):
     balance, waiting, spread = found.balance[n:], found.waiting[n:], found.spread[n:]  # empty where there is nothing
     horizon, objective, interval, patience = d.horizon, d.objective, d.interval, d.patience
     service, startup, cores, worth, variation = d.service[n], d.startup[n], d.cores[n], d.worth[n], d.variation
-    serving, starting, wait, running = s.serving[e, n], s.starting[e, n], s.wait[e, n], s.running[e, n, 0]
+    serving, starting, wait, all_serving = s.serving[e, n], s.starting[e, n], s.wait[e, n], 0.0
+    for z in range(d.variants[n]):
+        all_serving += serving[z] * (1 << k) / service[z, k]
     coming, queue, share = s.coming[e], interval * s.loads[e, WAITING], LEVEL_WAITING / WAITING_SHARE if level else 1.0
     rates, worths = np.zeros(len(horizon)), np.zeros(len(horizon))
     for z in range(d.variants[n]):
         for f in range(_most_replicas(d, n, z, d.capacity)):
             each, latency = service[z, k] / ((1 << k) * (f + 1)), service[z, k] + to_form
             for h in range(len(horizon)):
-                here = _rate_in(service, startup, serving, starting, wait, running, z, f, k, h)
+                here = _rate_in(service, startup, serving, starting, wait, all_serving, z, f, k, h)
                 rates[h] = rate[z, f, k, h] = here
                 inverse = 1.0 / max(here, 1e-9)
                 for q in range(len(QUANTILE_WEIGHTS)):

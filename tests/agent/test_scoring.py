@@ -84,7 +84,8 @@ def test_ratios_are_limited():
 
 def rate_in(d: Description, s: Situations, n: int, z: int, f: int, k: int, interval: int) -> float:
     """Requests/s of stage n in the first situation."""
-    state = s.serving[0, n], s.starting[0, n], s.wait[0, n], s.running[0, n, 0]
+    all_serving = (s.serving[0, n] * (1 << k) / d.service[n, :, k]).sum()
+    state = s.serving[0, n], s.starting[0, n], s.wait[0, n], all_serving
     return scoring._rate_in(d.service[n], d.startup[n], *state, z, f, k, interval)
 
 
@@ -103,6 +104,16 @@ def test_the_old_variant_serves_until_the_new_one_does():
     calm = calm_situations(d, [[0, 1, 0], [0, 0, 0]])
     assert rate_in(d, calm, 0, 1, 0, 0, 0) == pytest.approx(0.8 * 5.0 + 0.2 * 20.0)
     assert rate_in(d, calm, 0, 1, 0, 0, 1) == pytest.approx(5.0)
+
+
+def test_the_old_variant_also_goes_on_where_the_change_was_decided_before():
+    """The large variant is what runs and starts in 3 of 10 s; two small replicas serve until then."""
+    d = described(ocr_pipeline())
+    calm = calm_situations(d, [[1, 0, 0], [0, 0, 0]])
+    calm.serving[0, 0], calm.starting[0, 0], calm.wait[0, 0] = [2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.3, 0.0]
+    assert rate_in(d, calm, 0, 1, 0, 0, 0) == pytest.approx(0.7 * 5.0 + 0.3 * 20.0)
+    assert rate_in(d, calm, 0, 1, 0, 0, 1) == pytest.approx(5.0)
+    assert rate_in(d, calm, 0, 0, 1, 0, 0) == pytest.approx(20.0)
 
 
 def test_a_slow_start_takes_several_intervals():
