@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from opd.control.loop import run
+from opd.control.loop import Step, run
 from opd.control.policies import Policy
 from opd.control.record import append_entry, step_entry
 from opd.control.warm_up import warm_up
 from opd.live.run_log import collected_warnings
 from opd.measurement import SimulationParameters
 from opd.objective import Objective
-from opd.pipeline import Configuration, Pipeline
+from opd.pipeline import Pipeline
 from opd.serving.emulation.pipeline import emulated_pipeline
 from opd.serving.local import LocalBackend
 from opd.view.model import View, view_of
@@ -46,7 +46,6 @@ def serve(
     objective: Objective,
     parameters: SimulationParameters,
     folder: Path,
-    initial: Configuration | None = None,
     store: str | None = None,
     standbys: int = 0,
     emulated: bool = False,
@@ -63,7 +62,6 @@ def serve(
         objective: of the reward.
         parameters: interval, batch timeout and maximum age of requests.
         folder: for settings, logs and metrics of the processes.
-        initial: first configuration; by default the smallest.
         store: URL of the model store; by default that of the project.
         standbys: processes that each stage keeps warm.
         emulated: serve it by emulated replicas, under a name that says so; the policy decides as for real ones.
@@ -76,7 +74,7 @@ def serve(
         StartError: if the pipeline does not start; nothing is left running.
         AlreadyControlledError: if another process controls it in ``folder``.
     """
-    first = pipeline.smallest_configuration() if initial is None else initial
+    first = pipeline.smallest_configuration()
     served = emulated_pipeline(pipeline) if emulated else pipeline
     with LocalBackend(served, parameters, first, folder, store, standbys) as backend:
         backend.begin_run()  # requests may arrive from now on
@@ -85,13 +83,19 @@ def serve(
         try:
             yield view
             warm_up(pipeline, policy, forecast)
-            for step in run(backend, served, policy, forecast, objective, sys.maxsize):
-                append_entry(record, step_entry(served, step))
+            for step in _recorded(run(backend, served, policy, forecast, objective, sys.maxsize), served, record):
                 view = view_of(served, step.configuration, step, state=SERVING, **known)
                 yield view
         except KeyboardInterrupt:
             yield replace(view, state=STOPPING)
             raise
+
+
+def _recorded(steps: Iterator[Step], pipeline: Pipeline, record: Path | None) -> Iterator[Step]:
+    """Pass the steps on, each with a line in the record."""
+    for step in steps:
+        append_entry(record, step_entry(pipeline, step))
+        yield step
 
 
 def show(
