@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from opd.control.loop import run
+from opd.control.loop import Step, run
 from opd.control.policies import Policy
 from opd.control.record import append_entry, step_entry
 from opd.control.warm_up import warm_up
 from opd.live.run_log import collected_warnings
 from opd.measurement import SimulationParameters
 from opd.objective import Objective
-from opd.pipeline import Configuration, Pipeline
+from opd.pipeline import Pipeline
 from opd.serving.emulation.pipeline import emulated_pipeline
 from opd.serving.local import LocalBackend
 from opd.view.model import View, view_of
@@ -46,13 +46,14 @@ def serve(
     objective: Objective,
     parameters: SimulationParameters,
     folder: Path,
-    initial: Configuration | None = None,
     store: str | None = None,
     standbys: int = 0,
     emulated: bool = False,
     record: Path | None = None,
 ) -> Generator[View, None, None]:
     """Start a pipeline on this machine and let a policy decide every interval until the iterator is closed.
+
+    Closing it, or Ctrl-C, refuses new requests, answers those that are running, and ends every process.
 
     Args:
         pipeline: its variants are in the model store.
@@ -61,21 +62,20 @@ def serve(
         objective: of the reward.
         parameters: interval, batch timeout and maximum age of requests.
         folder: for settings, logs and metrics of the processes.
-        initial: first configuration; by default the smallest.
         store: URL of the model store; by default that of the project.
         standbys: processes that each stage keeps warm.
         emulated: serve it by emulated replicas, under a name that says so; the policy decides as for real ones.
         record: file that gets a line for every decision; None for none.
 
     Yields:
-        The view as soon as the pipeline serves, after every interval, and when Ctrl-C begins its end. In the end new
-        requests are refused, those that run are answered, and every process ends.
+        The view as soon as the pipeline serves, after every interval, and when Ctrl-C begins its end.
 
     Raises:
         StartError: if the pipeline does not start; nothing is left running.
         AlreadyControlledError: if another process controls it in ``folder``.
     """
-    first, served = initial or pipeline.smallest_configuration(), emulated_pipeline(pipeline) if emulated else pipeline
+    first = pipeline.smallest_configuration()
+    served = emulated_pipeline(pipeline) if emulated else pipeline
     with LocalBackend(served, parameters, first, folder, store, standbys) as backend:
         backend.begin_run()  # requests may arrive from now on
         known: dict[str, Any] = {"address": backend.address, "agent": getattr(policy, "origin", "")}
@@ -83,12 +83,19 @@ def serve(
         try:
             yield view
             warm_up(pipeline, policy, forecast)
-            for step in run(backend, served, policy, forecast, objective, sys.maxsize):
-                append_entry(record, step_entry(served, step))
-                yield (view := view_of(served, step.configuration, step, state=SERVING, **known))
+            for step in _recorded(run(backend, served, policy, forecast, objective, sys.maxsize), served, record):
+                view = view_of(served, step.configuration, step, state=SERVING, **known)
+                yield view
         except KeyboardInterrupt:
             yield replace(view, state=STOPPING)
             raise
+
+
+def _recorded(steps: Iterator[Step], pipeline: Pipeline, record: Path | None) -> Iterator[Step]:
+    """Pass the steps on, each with a line in the record."""
+    for step in steps:
+        append_entry(record, step_entry(pipeline, step))
+        yield step
 
 
 def show(
