@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import sys
@@ -46,13 +45,11 @@ def keda(
         from opd.profiling.pipelines import load_objective, load_pipeline
         from opd.scaling.decider import ReplicaDecider
         from opd.scaling.keda import serve
-        from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
+        from opd.serving.monitoring.prometheus import PrometheusUrl, named_url
         from opd.solvers.replicas import plan_replicas
         from opd.workload.forecast import HISTORY_SECONDS, Forecaster, RecentMaximum
 
-        url = prometheus or os.environ.get(PROMETHEUS_URL_VARIABLE)
-        if not url:
-            raise ValueError(f"name the Prometheus server with --prometheus, or in {PROMETHEUS_URL_VARIABLE}")
+        url = named_url(prometheus)
         source = pipeline if pipeline in shipped_pipelines() else Path(pipeline)
         running, simulation = _running(stage), SimulationParameters()
         plan = plan_replicas(load_pipeline(source), running, load_objective(source), simulation)

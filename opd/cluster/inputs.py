@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -32,7 +31,7 @@ from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfigur
 from opd.profiling.pipeline_file import pipeline_path, read_pipeline_file, shipped_pipelines
 from opd.profiling.pipelines import load_objective, load_pipeline
 from opd.serving.emulation.pipeline import emulated_pipeline
-from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
+from opd.serving.monitoring.prometheus import PrometheusUrl, named_url
 from opd.solvers import IpaParameters
 from opd.workload.forecast import Forecaster, ForecasterError
 from opd.workload.quantile_futures import futures_of
@@ -207,12 +206,9 @@ def monitor_of(settings: ClusterSettings, options: RunOptions) -> PrometheusUrl:
     """The source of metrics.
 
     Raises:
-        InputError: if no Prometheus server is named.
+        ValueError: if no Prometheus server is named.
     """
-    url = options.prometheus or os.environ.get(PROMETHEUS_URL_VARIABLE)
-    if not url:
-        raise InputError(f"name the Prometheus server with --prometheus, or in {PROMETHEUS_URL_VARIABLE}")
-    return PrometheusUrl(url, labels=settings.series_labels)
+    return PrometheusUrl(named_url(options.prometheus), labels=settings.series_labels)
 
 
 def controller_of(

@@ -57,6 +57,17 @@ SUPERVISOR_SECONDS = 0.5
 """Seconds within which its supervisor ends after the server has died."""
 
 
+def named_url(option: str | None) -> str:
+    """The URL of a Prometheus server that an option names, or the environment.
+
+    Raises:
+        ValueError: if neither does.
+    """
+    if url := option or os.environ.get(PROMETHEUS_URL_VARIABLE):
+        return url
+    raise ValueError(f"name the Prometheus server with --prometheus, or in {PROMETHEUS_URL_VARIABLE}")
+
+
 class PrometheusUrl:
     """Reads from a running Prometheus server. Its clock must agree with that of this machine.
 
