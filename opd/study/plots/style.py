@@ -157,6 +157,16 @@ def label_decades(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+MOST_MARKS = 11
+"""Ticks of a logarithmic axis whose labels fit side by side in a panel."""
+
+
+def _symmetric_marks(linear: float, digits: Sequence[float], limits: tuple[float, float]) -> list[float]:
+    beyond = [linear * digit * 10.0**decade for decade in range(8) for digit in digits]
+    marks = (*(-mark for mark in reversed(beyond)), 0.0, *beyond)
+    return [mark for mark in marks if limits[0] <= mark <= limits[1]]
+
+
 def symmetric_logarithmic(
     axes: Axes,
     linear: float,
@@ -171,7 +181,8 @@ def symmetric_logarithmic(
         axes: complete except for this, because the ticks depend on their limits.
         linear: distance from zero up to which the axis is linear.
         width: length of that distance on paper, in about as many decades: matplotlib makes it 10/9 of that.
-        digits: ticks in every decade beyond, in multiples of its beginning.
+        digits: ticks in every decade beyond, in multiples of its beginning; where their labels would not fit side by
+            side, only the first of them.
         label: formats a tick label.
         vertical: whether it is the y axis.
 
@@ -184,12 +195,12 @@ def symmetric_logarithmic(
         else (axes.set_xscale, axes.get_xlim, axes.set_xticks)
     )
     scale("symlog", linthresh=linear, linscale=width)
-    beyond = [linear * digit * 10.0**decade for decade in range(8) for digit in digits]
-    low, high = limits()
-    marks = [mark for mark in (*(-mark for mark in reversed(beyond)), 0.0, *beyond) if low <= mark <= high]
+    marks = _symmetric_marks(linear, digits, limits())
+    if len(marks) > MOST_MARKS:
+        marks = _symmetric_marks(linear, digits[:1], limits())
     ticks(marks, [label(mark) for mark in marks])
     axes.minorticks_off()
-    return f"(linear up to {'±' if low < -linear else ''}{linear:g}, logarithmic beyond)"
+    return f"(linear up to {'±' if limits()[0] < -linear else ''}{linear:g}, logarithmic beyond)"
 
 
 def padded_limits(values: ArrayLike, margin: float = 0.08, least: float = 0.02) -> tuple[float, float]:
