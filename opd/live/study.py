@@ -36,9 +36,6 @@ from opd.workload.trace import CYCLE_SECONDS, Cycle, Trace
 STUDY, ALONE, BESIDE = "study", "alone", "side by side"
 """Why a run takes place: for the study, or to see whether runs side by side disturb each other."""
 
-KEY = ["pipeline", "load", "start", "seconds", "problem", "purpose"]
-"""Columns that tell the rows of a cell from those of others."""
-
 PREDICTED = ("qos", "cost", "reward", "latency_p95", "reconfigurations")
 """Figures that the simulator predicts; their columns begin with ``predicted_``."""
 
@@ -80,14 +77,15 @@ class LiveCell(NamedTuple):
     purpose: str = STUDY
 
     @property
-    def key(self) -> tuple[str, str, int, int, int, str]:
-        """Values of :data:`KEY`; ``problem`` is another number for another profile, objective or lead."""
+    def key(self) -> dict[str, Any]:
+        """What tells this cell from others; ``problem`` is another number for another profile, objective or lead."""
+        names = {"pipeline": self.pipeline.name, "load": self.stretch.name, "start": self.stretch.start}
         problem = zlib.crc32(repr((self.pipeline, self.objective, self.lead)).encode())
-        return self.pipeline.name, *self.stretch, self.seconds, problem, self.purpose
+        return names | {"seconds": self.seconds, "problem": problem, "purpose": self.purpose}
 
     def name(self, policy: str, seed: int) -> str:
         """Name of the files of a run."""
-        words = "-".join(map(str, (*self.key, policy_label(policy), seed)))
+        words = "-".join(map(str, (*self.key.values(), policy_label(policy), seed)))
         return words.replace(" ", "-")
 
 
@@ -178,8 +176,8 @@ def _run(setting: Setting, cell: LiveCell, policy: str, seed: int) -> dict[str, 
     known: dict[str, Any] = {"pipeline": pipeline.name, "cycle": cell.stretch.name, "policy": label, "seed": seed}
     with written_whole(cell.timelines / f"{name}.csv") as unfinished:
         pd.concat(tables).assign(**known).to_csv(unfinished, index=False, float_format="%.6g")
-    key = dict(zip(KEY, cell.key, strict=True)) | {"policy": label, "seed": seed}
-    return key | {"replicas": EMULATED} | times | run_figures(pipeline, measured, predicted)
+    run = {"policy": label, "seed": seed, "replicas": EMULATED}
+    return cell.key | run | times | run_figures(pipeline, measured, predicted)
 
 
 def run_figures(pipeline: Pipeline, measured: LiveRun, predicted: LiveRun) -> dict[str, Any]:
@@ -254,7 +252,7 @@ def evaluate_live(setting: Setting, cells: Sequence[LiveCell], folder: Path, sid
     Returns:
         A row a run, in the order of the cells.
     """
-    return run_missing(run_live_cell, setting, cells, _KEPT, KEY, folder / "rows.csv", side_by_side)
+    return run_missing(run_live_cell, setting, cells, _KEPT, folder / "rows.csv", side_by_side)
 
 
 def evaluate_alone_and_beside(setting: Setting, cell: LiveCell, folder: Path, side_by_side: int) -> pd.DataFrame:

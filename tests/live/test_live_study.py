@@ -109,7 +109,7 @@ def test_another_profile_or_lead_is_another_problem(tmp_path):
     (cell,) = live_cells([ocr_pipeline()], WEIGHTS, [Cycle("waves", 9)], 20, 10, (tmp_path, tmp_path), ["greedy"])
     again = cell._replace(pipeline=ocr_pipeline())
     others = [cell._replace(pipeline=ocr_pipeline(capacity=9)), cell._replace(lead=20), cell._replace(purpose=ALONE)]
-    assert cell.key == again.key and len({cell.key, *(other.key for other in others)}) == 4
+    assert cell.key == again.key and len({tuple(each.key.values()) for each in (cell, *others)}) == 4
     assert cell.purpose == STUDY and " " not in cell._replace(purpose=BESIDE).name("a:Mine", 0)
 
 

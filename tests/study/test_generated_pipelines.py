@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,10 +9,8 @@ from small_study import CYCLE, setting_on, waves
 
 from opd.objective import Weights
 from opd.profiling.generated import FIRST_UNSEEN, generate_pipeline
-from opd.study.analysis import generated_pipelines
 from opd.study.analysis.generated_pipelines import (
     COLUMNS,
-    evaluate_generated,
     generated_cells,
     generated_findings,
     leads,
@@ -23,6 +19,7 @@ from opd.study.analysis.generated_pipelines import (
     run_generated,
     summarise_generated,
 )
+from opd.study.analysis.kept_rows import run_missing
 
 SETTING = setting_on(waves(), {})
 CELLS = generated_cells(
@@ -32,7 +29,7 @@ CELLS = generated_cells(
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory) -> pd.DataFrame:
-    return evaluate_generated(SETTING, CELLS, tmp_path_factory.mktemp("kept") / "rows.csv")
+    return run_missing(run_generated, SETTING, CELLS, COLUMNS, tmp_path_factory.mktemp("kept") / "rows.csv")
 
 
 def test_cells_take_turns_with_the_cycles_and_seeds_that_training_leaves_out():
@@ -67,26 +64,20 @@ def test_a_row_a_run(rows):
         assert part["bound"].notna().all() == weights
 
 
-def test_finished_runs_are_kept_and_only_the_others_run(rows, tmp_path, monkeypatch):
+def test_finished_runs_are_kept(rows, tmp_path):
     kept, ran = tmp_path / "folder" / "rows.csv", []
 
     def noting(setting, cell):
         ran.append((cell.number - FIRST_UNSEEN, cell.range, cell.runs))
         return run_generated(setting, cell)
 
-    monkeypatch.setattr(generated_pipelines, "run_generated", noting)
     half = [cell._replace(runs=cell.runs[:2]) for cell in CELLS[:1]]
-    evaluate_generated(SETTING, half, kept)
-    again = evaluate_generated(SETTING, CELLS, kept)
+    run_missing(noting, SETTING, half, COLUMNS, kept)
+    again = run_missing(noting, SETTING, CELLS, COLUMNS, kept)
     assert ran == [(0, "inside", CELLS[0].runs[:2]), (0, "inside", CELLS[0].runs[2:]), (1, "inside", CELLS[1].runs)] + [
         (0, "outside", CELLS[2].runs)
     ]
     pd.testing.assert_frame_equal(again, rows, rtol=1e-12)
-    evaluate_generated(SETTING, CELLS, kept)
-    assert len(ran) == 4
-    other = replace(SETTING, simulation=replace(SETTING.simulation, service_noise=0.0))
-    evaluate_generated(other, half, kept)
-    assert len(ran) == 5
 
 
 def made_rows() -> pd.DataFrame:

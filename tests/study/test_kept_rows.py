@@ -11,7 +11,7 @@ import pytest
 from small_study import setting_on, waves
 
 from opd.study.analysis import kept_rows
-from opd.study.analysis.kept_rows import conditions, run_missing
+from opd.study.analysis.kept_rows import run_missing, setting_conditions
 
 SETTING = setting_on(waves(), {})
 COLUMNS = ["problem", "level", "policy", "seed", "result"]
@@ -24,7 +24,7 @@ class Problem(NamedTuple):
 
     @property
     def key(self):
-        return self.name, self.level
+        return {"problem": self.name, "level": self.level}
 
 
 CELLS = [
@@ -41,9 +41,9 @@ class Runs:
     def __call__(self, setting, cell):
         rows = []
         for policy, seed in cell.runs:
-            self.ran.append((*cell.key, policy, seed))
+            self.ran.append((*cell.key.values(), policy, seed))
             label = policy.rpartition(":")[2]
-            rows.append(dict(zip(COLUMNS, (*cell.key, label, seed, len(self.ran)), strict=True)))
+            rows.append(cell.key | {"policy": label, "seed": seed, "result": len(self.ran)})
         return rows
 
 
@@ -53,7 +53,7 @@ def kept(tmp_path):
 
 
 def evaluated(runs, cells, kept, setting=SETTING) -> pd.DataFrame:
-    return run_missing(runs, setting, cells, COLUMNS, COLUMNS[:2], kept)
+    return run_missing(runs, setting, cells, COLUMNS, kept)
 
 
 def test_rows_come_in_the_order_of_the_cells(kept):
@@ -95,6 +95,27 @@ def test_only_the_agent_runs_again_where_its_weights_are_others(kept, tmp_path, 
     assert [run[2] for run in runs.ran] == ["agent"] * 4
 
 
+def test_a_trained_agent_runs_again_where_one_of_its_files_is_another(kept, tmp_path):
+    files = [tmp_path / "one.npz", tmp_path / "two.npz"]
+    for file in files:
+        file.write_bytes(b"weights")
+    trained = replace(SETTING, agents={(file.stem, "mine", seed): file for seed, file in enumerate(files)})
+    before = [setting_conditions(trained, policy) for policy in ("mine", "greedy")]
+    files[1].write_bytes(b"other weights")
+    after = [setting_conditions(trained, policy) for policy in ("mine", "greedy")]
+    assert before[0] != after[0] and before[1] == after[1]
+
+
+def test_conditions_can_be_those_of_the_caller(kept):
+    def evaluate(runs, number):
+        run_missing(runs, None, CELLS, COLUMNS, kept, conditions=lambda shared, policy: number + (policy == "greedy"))
+        return [run[2] for run in runs.ran]
+
+    assert len(evaluate(Runs(), 0)) == 12
+    assert evaluate(Runs(), 0) == []
+    assert evaluate(Runs(), 1) == ["greedy", "agent", "mine:Own"] * 4
+
+
 def test_another_load_forecaster_or_device_has_other_results():
     class Timid:
         def predict(self, history: np.ndarray) -> float:
@@ -105,6 +126,6 @@ def test_another_load_forecaster_or_device_has_other_results():
         replace(SETTING, forecaster=Timid()),
         replace(SETTING, simulation=replace(SETTING.simulation, service_noise=0.0)),
     ]
-    numbers = [conditions(setting, policy) for setting in (SETTING, *others) for policy in ("greedy", "agent")]
+    numbers = [setting_conditions(setting, policy) for setting in (SETTING, *others) for policy in ("greedy", "agent")]
     assert len(set(numbers)) == 8
-    assert conditions(setting_on(waves(), {}), "greedy") == numbers[0]
+    assert setting_conditions(setting_on(waves(), {}), "greedy") == numbers[0]

@@ -172,13 +172,14 @@ def test_only_agents_that_are_missing_are_trained_and_only_once(settings, tmp_pa
 
 
 @pytest.fixture(scope="module")
-def rows(settings):
+def rows(settings, tmp_path_factory):
     """Every world, with one cycle and one seed; one device for policies that learn or know it."""
     home, other = settings
     conditions = all_conditions(home, [CYCLE], other, [LATER])
     kept = SLOWER, "as profiled"
     short = [one for one in conditions if one.name in (PROFILES_CALIBRATED, PROFILES_KNOWN) and one.variant not in kept]
-    return evaluate_robustness([one for one in conditions if one not in short], [ocr_pipeline()], [1])
+    some, kept = [one for one in conditions if one not in short], tmp_path_factory.mktemp("kept") / "rows.csv"
+    return evaluate_robustness(some, [ocr_pipeline()], [1], kept)
 
 
 def of(rows, world, variant):
@@ -241,7 +242,8 @@ def test_decisions_of_the_fallback_are_counted(settings, tmp_path, rows):
     agent = agent_for(ocr_pipeline())
     Agent(agent.pipeline, agent.weights, trained_with(0.0, Weights())).save(tmp_path / "beyond.npz")
     home = replace(settings[0], agents={("ocr", SINGLE_AGENT, 0): tmp_path / "beyond.npz"})
-    counted = evaluate_robustness(all_conditions(home, [CYCLE], settings[1], [LATER])[:1], [ocr_pipeline()], [0])
+    trained = all_conditions(home, [CYCLE], settings[1], [LATER])[:1]
+    counted = evaluate_robustness(trained, [ocr_pipeline()], [0], tmp_path / "rows.csv")
     decided = counted.set_index("policy")["by_expert"]
     assert decided.to_dict() == {name: 120 * (name == SINGLE_AGENT) for name in POLICIES}
     # An agent that leaves everything to its fallback is that fallback, the myopic policy with backlog.
@@ -249,10 +251,11 @@ def test_decisions_of_the_fallback_are_counted(settings, tmp_path, rows):
     assert rewards[SINGLE_AGENT] == rewards["myopic-backlog"] != rewards["myopic"]
 
 
-def test_the_table_is_the_same_for_any_number_of_workers(settings):
+def test_the_table_is_the_same_for_any_number_of_workers(settings, tmp_path):
     conditions = all_conditions(settings[0], [CYCLE], settings[1], [LATER])
     calibrated = [one for one in conditions if one.name == PROFILES_CALIBRATED][:1]
-    tables = [evaluate_robustness(calibrated, [ocr_pipeline()], [0, 1], workers) for workers in (1, 2)]
+    files = {workers: tmp_path / f"{workers}.csv" for workers in (1, 2)}
+    tables = [evaluate_robustness(calibrated, [ocr_pipeline()], [0, 1], file, each) for each, file in files.items()]
     pd.testing.assert_frame_equal(*tables)
 
 

@@ -11,13 +11,14 @@ from small_pipelines import ocr_pipeline
 from small_study import CYCLE, SIMULATION, setting_on, waves
 
 from opd.solvers.service_level import best_for_level, level_options, shortest_latency
+from opd.study.analysis.kept_rows import run_missing
 from opd.study.analysis.service_levels import (
     COLUMNS,
     beside_best_solver,
-    evaluate_levels,
     level_cells,
     level_findings,
     plot_levels,
+    run_level,
     summarise_levels,
     with_level,
 )
@@ -29,7 +30,7 @@ CELLS = level_cells([ASKED], [CYCLE, CYCLE._replace(name="later", start=18_000)]
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory) -> pd.DataFrame:
-    return evaluate_levels(SETTING, CELLS, tmp_path_factory.mktemp("kept") / "rows.csv")
+    return run_missing(run_level, SETTING, CELLS, COLUMNS, tmp_path_factory.mktemp("kept") / "rows.csv")
 
 
 def test_the_latency_asked_is_a_multiple_of_the_shortest_that_can_be_planned():
@@ -58,13 +59,14 @@ def test_a_row_a_run(rows):
 
 def test_finished_runs_are_kept_for_the_same_level_only(rows, tmp_path):
     kept = tmp_path / "rows.csv"
-    first = evaluate_levels(SETTING, CELLS[:1], kept)
+    first = run_missing(run_level, SETTING, CELLS[:1], COLUMNS, kept)
     pd.testing.assert_frame_equal(first, rows[:4], rtol=1e-12)
     written = kept.read_text()
-    evaluate_levels(SETTING, CELLS[:1], kept)
+    run_missing(run_level, SETTING, CELLS[:1], COLUMNS, kept)
     assert kept.read_text() == written
     tight = replace(ASKED, service_level=replace(ASKED.service_level, seconds=0.5))
-    other = evaluate_levels(SETTING, level_cells([tight], [CYCLE], ["greedy"], [0]), kept)
+    others = level_cells([tight], [CYCLE], ["greedy"], [0])
+    other = run_missing(run_level, SETTING, others, COLUMNS, kept)
     assert other["seconds"].tolist() == [0.5] and len(pd.read_csv(kept)) == 5
 
 

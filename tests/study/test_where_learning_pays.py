@@ -47,13 +47,13 @@ def test_cells_are_pipelines_with_weights_that_training_leaves_out():
     assert numbers == sorted(set(numbers)) and numbers[0] >= FIRST_UNSEEN
     assert all(isinstance(generate_pipeline(number).objective, Weights) for number in numbers)
     assert cells[0].runs == tuple((policy, seed) for policy in POLICIES for seed in (0, 1))
-    assert len({cell.key for cell in cells}) == len(cells)
+    assert len({tuple(cell.key.values()) for cell in cells}) == len(cells)
 
 
 def test_conditions_that_are_the_same_run_once():
     values = {"start-up": [2.0], "forecast": [0.0, 1.0], CAPACITY: [0.6, 0.4], "bursts": [1.0, 3.0]}
     cells = axis_cells(values, 2, CYCLES, POLICIES, [0], 0.6)
-    alike = [cell.alike.key[:2] for cell in cells[:7]]
+    alike = [(cell.alike.axis, cell.alike.value) for cell in cells[:7]]
     usual = (CAPACITY, 0.6)
     assert alike == [("start-up", 2.0), usual, ("forecast", 1.0), usual, (CAPACITY, 0.4), usual, ("bursts", 3.0)]
     assert cells[1].alike == cells[3] and cells[1].alike != cells[8].alike

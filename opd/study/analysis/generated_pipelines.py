@@ -1,15 +1,13 @@
 """Policies on generated pipelines that nobody has seen: how often is one above another, and how far from the bound?
 
 Every pipeline has its own objective and its own load: the trace divided by so much that its busiest second is as busy
-as the pipeline asks. It runs through one cycle of the test split; the cycles take turns. A finished pipeline is kept,
-so an interrupted evaluation goes on where it stopped, and a further policy runs without the others.
+as the pipeline asks. It runs through one cycle of the test split; the cycles take turns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -19,7 +17,6 @@ from matplotlib.figure import Figure
 
 from opd.control import policy_label
 from opd.profiling.generated import FIRST_UNSEEN, Range, generate_pipeline
-from opd.study.analysis.kept_rows import run_missing
 from opd.study.evaluation.cycles import Setting, cycle_bound, cycle_summary, run_cycle
 from opd.study.plots.style import legend_below, ordered, policy_style, symmetric_logarithmic
 from opd.study.report.files import markdown_table
@@ -41,9 +38,9 @@ class GeneratedCell(NamedTuple):
     runs: tuple[tuple[str, int], ...]
 
     @property
-    def key(self) -> tuple[str]:
+    def key(self) -> dict[str, str]:
         """The name of the pipeline."""
-        return (f"generated-{self.range}-{self.number}",)
+        return {"pipeline": f"generated-{self.range}-{self.number}"}
 
 
 def generated_cells(
@@ -76,7 +73,7 @@ def own_setting(setting: Setting, number: int, range: Range) -> tuple[Setting, A
 
 
 def run_generated(setting: Setting, cell: GeneratedCell) -> list[dict[str, Any]]:
-    """Run all policies of a cell; return rows of :data:`COLUMNS`."""
+    """Run all policies of a cell; return rows of :data:`COLUMNS`. The objective of the setting is not used."""
     own, pipeline = own_setting(setting, cell.number, cell.range)
     variants = max(len(task.variants) for task in pipeline.tasks)
     same = {"pipeline": pipeline.name, "stages": len(pipeline.tasks), "variants": variants, "range": cell.range}
@@ -87,21 +84,6 @@ def run_generated(setting: Setting, cell: GeneratedCell) -> list[dict[str, Any]]
         figures = {"reward": summary["reward"], "bound": bound, "dropped": summary["dropped"]}
         rows.append(same | {"policy": policy_label(policy), "seed": seed} | figures)
     return rows
-
-
-def evaluate_generated(setting: Setting, cells: Sequence[GeneratedCell], kept: Path, workers: int = 1) -> pd.DataFrame:
-    """Run every cell with progress, less what an earlier evaluation under the same conditions has finished.
-
-    Args:
-        setting: trace, forecaster and what else all runs share; its objective is not used.
-        cells: the pipelines to run.
-        kept: CSV file of finished runs, written after every pipeline.
-        workers: pipelines run at the same time.
-
-    Returns:
-        Rows of :data:`COLUMNS` for the runs of the cells, in their order.
-    """
-    return run_missing(run_generated, setting, cells, COLUMNS, ["pipeline"], kept, workers)
 
 
 # ------------------------------------------------------------------------------------------------------------ findings

@@ -26,6 +26,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -33,10 +34,9 @@ import pandas as pd
 from opd.agent.single.jobs import Job, run_jobs
 from opd.agent.single.problem import TrainingParameters, build_problem
 from opd.control import AGENT, SINGLE_AGENT
-from opd.host.parallel import run_tasks
-from opd.host.progress import progress_bar
 from opd.pipeline import Pipeline
 from opd.study.analysis.devices import DEVICES, DrawFactors, Factors, InformedPolicy, device_with, rescaled
+from opd.study.analysis.kept_rows import run_missing, setting_conditions
 from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle
 from opd.workload.forecast import HISTORY_SECONDS, Forecaster
 from opd.workload.trace import CYCLE_SECONDS, Cycle, Trace, cycle_counts
@@ -265,24 +265,32 @@ def trained_agents(
 
 
 class RobustnessCell(NamedTuple):
-    """One cycle to run: the number of the condition, pipeline, policy, cycle and seed."""
+    """A cycle to run: the number of the condition and its names, pipeline, cycle, and the policies and seeds."""
 
     condition: int
+    world: str
+    variant: str
     pipeline: Pipeline
-    policy: str
     cycle: Cycle
-    seed: int
+    runs: tuple[tuple[str, int], ...]
+
+    @property
+    def key(self) -> dict[str, str]:
+        """World, variant, pipeline and cycle."""
+        names = {"pipeline": self.pipeline.name, "cycle": self.cycle.name}
+        return {"world": self.world, "variant": self.variant} | names
 
 
 def evaluate_robustness(
-    conditions: Sequence[Condition], pipelines: Sequence[Pipeline], seeds: Sequence[int], workers: int = 1
+    conditions: Sequence[Condition], pipelines: Sequence[Pipeline], seeds: Sequence[int], kept: Path, workers: int = 1
 ) -> pd.DataFrame:
-    """Run every policy on every pipeline and seed through all cycles of every condition, with progress.
+    """Run every policy on every pipeline and seed through all cycles of every condition, less what is finished.
 
     Args:
         conditions: their settings must have an agent for each pipeline and seed.
         pipelines: the pipelines to configure.
         seeds: of the requests and of the agents' trainings.
+        kept: file of finished runs, see :func:`opd.study.analysis.kept_rows.run_missing`.
         workers: cycles simulated at the same time.
 
     Returns:
@@ -291,31 +299,32 @@ def evaluate_robustness(
         without a forecast, for which the control loop took the largest load of the last 20 s, and ``by_expert``
         decisions of an agent's fallback policy.
     """
+    runs = tuple(product(POLICIES, seeds))
     cells = [
-        RobustnessCell(condition, pipeline, policy, cycle, seed)
-        for condition, runs in enumerate(conditions)
-        for pipeline, cycle, policy, seed in product(pipelines, runs.cycles, POLICIES, seeds)
+        RobustnessCell(number, condition.name, condition.variant, pipeline, cycle, runs)
+        for number, condition in enumerate(conditions)
+        for pipeline, cycle in product(pipelines, condition.cycles)
     ]
-    rows = list(
-        progress_bar(run_tasks(run_cell, conditions, cells, workers), total=len(cells), desc="robustness", unit="cycle")
-    )
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return run_missing(run_cell, conditions, cells, COLUMNS, kept, workers, _all_conditions_of)
 
 
-def run_cell(conditions: Sequence[Condition], cell: RobustnessCell) -> dict[str, Any]:
-    """Run one cycle, with its own policy, because some policies remember; returns a row of :data:`COLUMNS`."""
-    condition, pipeline, cycle, seed = conditions[cell.condition], cell.pipeline, cell.cycle, cell.seed
-    setting, factor, factors, informed = condition.change(condition.setting, pipeline, cycle, seed)
-    solver = (
-        "dynamic-program" if cell.policy == "ipa" else cell.policy
-    )  # the optimum of HiGHS in a fraction of its time
-    policy, device = setting.policy(solver, pipeline, seed), factors and device_with(pipeline, factors)
-    if factors and informed:
-        policy = InformedPolicy(policy, factors, setting.simulation.interval)
-    steps = run_cycle(pipeline, policy, cycle, seed, setting, device)
-    return {
-        **{"world": condition.name, "variant": condition.variant, "trace": condition.setting.trace.name},
-        **{"pipeline": pipeline.name, "cycle": cycle.name, "policy": cell.policy, "seed": seed, "factor": factor},
-        "fallbacks": sum(bool(step.forecast_failure) for step in steps),
-        **cycle_summary(steps),
-    }
+def _all_conditions_of(conditions: Sequence[Condition], policy: str) -> int:
+    """One number for all settings, see :func:`opd.study.analysis.kept_rows.run_missing`."""
+    settings = {id(each.setting): each.setting for each in conditions}
+    return crc32(repr([setting_conditions(setting, policy) for setting in settings.values()]).encode())
+
+
+def run_cell(conditions: Sequence[Condition], cell: RobustnessCell) -> list[dict[str, Any]]:
+    """Run all policies through a cycle; return rows of :data:`COLUMNS`."""
+    condition, pipeline, cycle, rows = conditions[cell.condition], cell.pipeline, cell.cycle, []
+    for name, seed in cell.runs:
+        setting, factor, factors, informed = condition.change(condition.setting, pipeline, cycle, seed)
+        solver = "dynamic-program" if name == "ipa" else name  # the optimum of HiGHS in a fraction of its time
+        policy, device = setting.policy(solver, pipeline, seed), factors and device_with(pipeline, factors)
+        if factors and informed:
+            policy = InformedPolicy(policy, factors, setting.simulation.interval)
+        steps = run_cycle(pipeline, policy, cycle, seed, setting, device)
+        run = {"trace": condition.setting.trace.name, "policy": name, "seed": seed, "factor": factor}
+        run["fallbacks"] = sum(bool(step.forecast_failure) for step in steps)
+        rows.append(cell.key | run | cycle_summary(steps))
+    return rows

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -18,7 +17,6 @@ from opd.control import AGENT, policy_label
 from opd.measurement import SimulationParameters
 from opd.pipeline import Pipeline, ServiceLevel
 from opd.solvers.service_level import level_options, shortest_latency
-from opd.study.analysis.kept_rows import run_missing
 from opd.study.evaluation.cycles import Setting, cycle_summary, run_cycle
 from opd.study.plots.style import legend_below, ordered, panel_grid, policy_style
 from opd.study.report.files import markdown_table
@@ -43,9 +41,10 @@ class LevelCell(NamedTuple):
     runs: tuple[tuple[str, int], ...]
 
     @property
-    def key(self) -> tuple[str, float, str]:
+    def key(self) -> dict[str, Any]:
         """Pipeline, latency and cycle."""
-        return self.pipeline.name, self.pipeline.service_level.seconds, self.cycle.name
+        seconds = self.pipeline.service_level.seconds
+        return {"pipeline": self.pipeline.name, "seconds": seconds, "cycle": self.cycle.name}
 
 
 def with_level(
@@ -80,30 +79,14 @@ def level_cells(
 
 
 def run_level(setting: Setting, cell: LevelCell) -> list[dict[str, Any]]:
-    """Run all policies of a cell; return rows of :data:`COLUMNS`."""
+    """Run all policies of a cell; return rows of :data:`COLUMNS`. The objective of the setting is not used."""
     pipeline, own = cell.pipeline, replace(setting, objective=cell.pipeline.service_level)
-    same = dict(zip(COLUMNS[:3], cell.key, strict=True))
     rows = []
     for policy, seed in cell.runs:
         summary = cycle_summary(run_cycle(pipeline, own.policy(policy, pipeline, seed), cell.cycle, seed, own))
         name = {"policy": policy_label(policy), "seed": seed}
-        rows.append(same | name | {figure: summary[figure] for figure in FIGURES})
+        rows.append(cell.key | name | {figure: summary[figure] for figure in FIGURES})
     return rows
-
-
-def evaluate_levels(setting: Setting, cells: Sequence[LevelCell], kept: Path, workers: int = 1) -> pd.DataFrame:
-    """Run every cell with progress, less what an earlier evaluation under the same conditions has finished.
-
-    Args:
-        setting: trace, forecaster and what else all runs share; its objective is not used.
-        cells: the cycles to run.
-        kept: CSV file of finished runs, written after every cell.
-        workers: cells run at the same time.
-
-    Returns:
-        Rows of :data:`COLUMNS` for the runs of the cells, in their order.
-    """
-    return run_missing(run_level, setting, cells, COLUMNS, COLUMNS[:3], kept, workers)
 
 
 # ------------------------------------------------------------------------------------------------------------ findings

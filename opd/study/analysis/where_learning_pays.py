@@ -73,9 +73,10 @@ class AxisCell(NamedTuple):
         return self._replace(axis=CAPACITY, value=self.peak) if same else self
 
     @property
-    def key(self) -> tuple[str, float, str, str, float]:
+    def key(self) -> dict[str, Any]:
         """Axis, value, names of pipeline and cycle, peak."""
-        return self.axis, self.value, f"generated-inside-{self.number}", self.cycle.name, self.peak
+        names = {"pipeline": f"generated-inside-{self.number}", "cycle": self.cycle.name}
+        return {"axis": self.axis, "value": self.value, **names, "peak": self.peak}
 
 
 def axis_cells(
@@ -129,15 +130,14 @@ def run_axis_cell(setting: Setting, cell: AxisCell) -> list[dict[str, Any]]:
     """Run all policies of a cell; return rows of :data:`COLUMNS`."""
     own, pipeline = own_setting(setting, cell.number, "inside")
     case = AXES[cell.axis].change(with_peak(Case(own, pipeline, cell.cycle), cell.peak), cell.value)
-    price, key = core_price(own.objective), dict(zip(COLUMNS, cell.key, strict=False))
-    rows = []
+    price, rows = core_price(own.objective), []
     for policy, seed in cell.runs:
         steps = run_case(case, policy, seed)
         summary = cycle_summary(steps)
         figures = {"worth": summary["reward"] / price, "cores": summary["cost"]}
         figures |= {name: summary[name] for name in ("dropped", "by_expert")}
         figures["forecast_error"] = (1.0 - case.truth) * forecast_error(steps)
-        rows.append(key | {"policy": policy_label(policy), "seed": seed} | figures)
+        rows.append(cell.key | {"policy": policy_label(policy), "seed": seed} | figures)
     return rows
 
 
@@ -150,9 +150,9 @@ def evaluate_axes(setting: Setting, cells: Sequence[AxisCell], kept: Path, worke
         ``forecast_error`` is the mean error of the forecast, % of the load.
     """
     once = list(dict.fromkeys(cell.alike for cell in cells))
-    found = run_missing(run_axis_cell, setting, once, COLUMNS, COLUMNS[:5], kept, workers)
-    parts = dict(iter(found.groupby(COLUMNS[:5], sort=False)))
-    return pd.concat([parts[cell.alike.key].assign(axis=cell.axis, value=cell.value) for cell in cells])
+    found = run_missing(run_axis_cell, setting, once, COLUMNS, kept, workers)
+    parts = dict(iter(found.groupby(list(cells[0].key), sort=False)))
+    return pd.concat([parts[tuple(cell.alike.key.values())].assign(axis=cell.axis, value=cell.value) for cell in cells])
 
 
 # ------------------------------------------------------------------------------------------------------------ findings
