@@ -30,6 +30,8 @@ _SMOOTHED = 20
 def plot_course(folder: Path, title: str, path: str | Path) -> Figure:
     """Draw the imitation loss of every round, and PPO's lead over the exact solver in training episodes.
 
+    It is the median over the episodes: where the solver drops requests, a lead can be many times its cores.
+
     Args:
         folder: of :func:`opd.agent.course.run_course`.
         title: of the figure.
@@ -47,9 +49,9 @@ def plot_course(folder: Path, title: str, path: str | Path) -> Figure:
     left.set(xlabel="gradient step; dotted: the next round of demonstrations", ylabel="imitation loss")
     if (folder / METRICS).is_file():
         metrics = pd.read_csv(folder / METRICS)
-        _draw(right, metrics["update"].to_numpy(), 100.0 * metrics["lead"])
+        _draw(right, metrics["update"].to_numpy(), 100.0 * metrics["median_lead"])
     right.axhline(0.0, color="0.4", linestyle="--", linewidth=1)
-    right.set(xlabel="update of PPO", ylabel="lead over the myopic solver with backlog\nin training, % of its cores")
+    right.set(xlabel="update of PPO", ylabel="median lead over the myopic solver\nwith backlog in training, % of its cores")
     return save_figure(figure, path)
 
 
