@@ -51,7 +51,8 @@ def plot_course(folder: Path, title: str, path: str | Path) -> Figure:
         metrics = pd.read_csv(folder / METRICS)
         _draw(right, metrics["update"].to_numpy(), 100.0 * metrics["median_lead"])
     right.axhline(0.0, color="0.4", linestyle="--", linewidth=1)
-    right.set(xlabel="update of PPO", ylabel="median lead over the myopic solver\nwith backlog in training, % of its cores")
+    lead = "median lead over the myopic solver\nwith backlog in training, % of its cores"
+    right.set(xlabel="update of PPO", ylabel=lead)
     return save_figure(figure, path)
 
 
