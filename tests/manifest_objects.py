@@ -48,6 +48,7 @@ FULL = changed(
     network_policy=True,
     gateways=2,
     dashboard=True,
+    admission=True,
 )
 
 

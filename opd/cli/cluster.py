@@ -166,8 +166,11 @@ def delete(
         print_json({"pipeline": name, "changes": _named(rows), "not listed": [kind.plural for kind in unseen]})
         return DONE
     print_table([_COLUMNS, *rows])
-    for kind in unseen:
-        say(f"warning: this account may not list {kind.plural}; if the pipeline has any, they stay")
+    if unseen:
+        say(
+            f"warning: this account may not list {', '.join(kind.plural for kind in unseen)}; what the pipeline has of "
+            "them stays"
+        )
     return DONE
 
 

@@ -14,10 +14,10 @@ from opd.cluster.deployed_state import StageStateError, read_stage, replicas_by_
 from opd.cluster.errors import ClusterError, NotDeployedError
 from opd.cluster.inputs import Stages, complete_configuration, feasible_configuration
 from opd.cluster.lease import Lease
-from opd.cluster.manifests.pipeline import STAGE_BATCH_SIZE, STAGE_VARIANT, lease, pipeline_objects
+from opd.cluster.manifests.pipeline import lease, pipeline_objects
 from opd.cluster.manifests.workloads import renewed_by_surge, replicas_of, template_of
 from opd.cluster.manual import manual_changes
-from opd.cluster.names import gateway_name, service_host
+from opd.cluster.names import STAGE_BATCH_SIZE, STAGE_VARIANT, gateway_name, service_host
 from opd.cluster.owned_objects import (
     WORKLOADS,
     apply_objects,

@@ -143,6 +143,10 @@ class ClusterSettings(DocumentModel):
     monitoring_labels: dict[LabelKey, LabelValue] = {}
     """labels by which the Prometheus operator finds PodMonitors, such as ``release: prometheus``"""
 
+    admission: bool = False
+    """whether the API server itself refuses replicas, variants and batch sizes that the pipeline does not allow; needs
+    Kubernetes 1.30, and rights in the whole cluster to deploy"""
+
     network_policy: bool = False
     """whether to allow only the traffic that is needed"""
 
