@@ -49,6 +49,7 @@ FULL = changed(
     gateways=2,
     dashboard=True,
     admission=True,
+    alerts=True,
 )
 
 

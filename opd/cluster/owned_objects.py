@@ -53,6 +53,7 @@ INSTALLED = (
     Resource("networking.istio.io/v1", "VirtualService"),
     Resource("networking.istio.io/v1", "DestinationRule"),
     Resource("monitoring.coreos.com/v1", "PodMonitor"),
+    Resource("monitoring.coreos.com/v1", "PrometheusRule"),
     ADMISSION_BINDING,
     ADMISSION_POLICY,
 )

@@ -137,11 +137,14 @@ class ClusterSettings(DocumentModel):
     pod_monitor: bool = False
     """whether to make a PodMonitor for the Prometheus operator"""
 
+    alerts: bool = False
+    """whether to make a PrometheusRule with alerts for the Prometheus operator"""
+
     dashboard: bool = False
     """whether to make a ConfigMap with the Grafana dashboard, for Grafana's sidecar"""
 
     monitoring_labels: dict[LabelKey, LabelValue] = {}
-    """labels by which the Prometheus operator finds PodMonitors, such as ``release: prometheus``"""
+    """labels by which the Prometheus operator finds PodMonitors and PrometheusRules, such as ``release: prometheus``"""
 
     admission: bool = False
     """whether the API server itself refuses replicas, variants and batch sizes that the pipeline does not allow; needs

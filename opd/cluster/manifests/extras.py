@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opd.cluster.manifests.admission import admission_objects
+from opd.cluster.manifests.alerts import alert_rules
 from opd.cluster.manifests.dashboard import dashboard_config
 from opd.cluster.names import GATEWAY, MODEL, gateway_name, labels, models_name, pod_selector
 from opd.cluster.resources import Object, manifest
@@ -33,6 +34,8 @@ def extra_objects(pipeline: Pipeline, settings: ClusterSettings) -> list[Object]
         objects += [_virtual_service(pipeline, settings), _destination_rule(pipeline, settings)]
     if settings.pod_monitor:
         objects.append(_pod_monitor(pipeline, settings))
+    if settings.alerts:
+        objects.append(alert_rules(pipeline, settings))
     if settings.dashboard:
         objects.append(dashboard_config(pipeline.name, settings.namespace))
     return objects
