@@ -23,9 +23,8 @@ class Exported(NamedTuple):
 
 def exported() -> dict[str, Exported]:
     """Every metric by its name."""
-    known = ControllerMetrics("any")
-    registered = set(known.registry._collector_to_names)
-    collectors = [each for each in (*vars(metrics).values(), *registered) if isinstance(each, MetricWrapperBase)]
+    of_controller = ControllerMetrics("any").registry._collector_to_names
+    collectors = [each for each in (*vars(metrics).values(), *of_controller) if isinstance(each, MetricWrapperBase)]
     found = {}
     for collector in collectors:
         (family,) = collector.describe()
