@@ -50,6 +50,7 @@ FULL = changed(
     dashboard=True,
     admission=True,
     alerts=True,
+    priority_class="edge-serving",
 )
 
 
