@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Stages = Annotated[bool, typer.Option("--stages", help="Print only the options with which deploy restores what runs.")]
 NoStore = Annotated[bool, typer.Option("--no-store", help="Do not copy models into the store.")]
 
 
@@ -96,12 +97,15 @@ def _note_functions(pipeline: Pipeline) -> None:
 
 
 @command("opd status shop -n edge", "serving,cluster")
-def status(place: options.Place, as_json: Json = False) -> int:
+def status(place: options.Place, as_json: Json = False, stages: Stages = False) -> int:
     """Show what a pipeline runs, and whether all of it is ready."""
     with reading_input():
         from opd.cluster import inputs, operations
 
         name, cluster = inputs.pipeline_name_of(place.pipeline), inputs.cluster_of(place)
+    if stages:
+        print(" ".join(f"--stage={each}" for each in operations.running_stages(cluster, name)))
+        return DONE
     found = operations.status(cluster, name)
     if as_json:
         components = _named(found.components, operations.COLUMNS)

@@ -183,6 +183,28 @@ def status(cluster: Cluster, name: str) -> PipelineStatus:
     return PipelineStatus(serves, leader(cluster, name), controller_states(cluster, name), components)
 
 
+def running_stages(cluster: Cluster, name: str) -> list[str]:
+    """Return what the stages of a pipeline run, each as ``--stage`` of a deployment takes it.
+
+    Raises:
+        NotDeployedError: if it is not there.
+        ClusterError: if a stage runs nothing that could be deployed again, or the cluster does not answer.
+    """
+    replicas = {(each.task, each.variant): each.wanted for each in workload_statuses(cluster, name)}
+    found = []
+    for task, stage in stage_config_maps(cluster, name).items():
+        variant, batch_size = stage["data"][STAGE_VARIANT], stage["data"].get(STAGE_BATCH_SIZE)
+        if not batch_size or (task, variant) not in replicas:
+            raise ClusterError(
+                f"stage {task!r} cannot be deployed again as it runs: variant {variant!r} has "
+                f"{replicas.get((task, variant), 0)} replicas, and the batch size is {batch_size!r}; correct it first"
+            )
+        found.append(f"{task}={variant}:{replicas[task, variant]}:{batch_size}")
+    if not found:
+        raise _not_deployed(cluster, name)
+    return found
+
+
 def delete(
     cluster: Cluster, name: str, wait_seconds: float, dry_run: bool
 ) -> tuple[list[ObjectChange], list[Resource]]:
