@@ -99,7 +99,7 @@ _BY_STATUS: dict[int, tuple[type[ClusterError], str]] = {
     401: (UnauthorisedError, "log in again, or check that the service account exists and its token is mounted"),
     403: (
         ForbiddenError,
-        "give the account this right by a Role of the namespace, or a ClusterRole if the kind has none",
+        "give the account this right by a Role and a RoleBinding, cluster-wide ones if the kind has no namespace",
     ),
     404: (NotFoundError, "deploy it, or check namespace and name, and that its kind is installed in the cluster"),
     409: (ConflictError, "read it again and repeat the change"),

@@ -4,6 +4,7 @@ The emulated API server evaluates the policy's CEL with a real implementation.
 """
 
 import pytest
+from deadlines import PATIENCE
 from hypothesis import given, settings
 from small_pipelines import every_configuration, pipelines, stages
 from tiny_cluster import LARGE, SMALL, THIRD, config_map, tiny_pipeline
@@ -11,10 +12,12 @@ from tiny_cluster import settings as cluster_settings
 
 from opd.cluster.api import Cluster
 from opd.cluster.connection import credentials
-from opd.cluster.errors import InvalidError
+from opd.cluster.errors import ForbiddenError, InvalidError
+from opd.cluster.inputs import stages_of
 from opd.cluster.manifests.admission import admission_objects, most_replicas
+from opd.cluster.operations import deploy, preview
 from opd.cluster.owned_objects import apply_objects, find_owned
-from opd.cluster.resources import ADMISSION_POLICY, DEPLOYMENT, SELDON_DEPLOYMENT
+from opd.cluster.resources import ADMISSION_POLICY, DEPLOYMENT, SELDON_DEPLOYMENT, resource_of
 from opd.pipeline import Pipeline, Task
 
 
@@ -144,3 +147,25 @@ def test_what_the_controller_may_run_is_admitted(space, configuration):
         variant = task.variants[stage.variant].name
         edit(space, f"tiny-{task.name}-stage", "opd-controller", variant=variant, batch_size=str(stage.batch_size))
         space.cluster.scale(DEPLOYMENT, f"tiny-{task.name}-{variant}", stage.replicas, "opd-controller", force=True)
+
+
+def test_deploy_brings_keeps_and_takes_the_checks(space):
+    """The change to ``--stage`` goes the way of the controller, which the checks are for as well."""
+    guarding, told = cluster_settings(admission=True), []
+    assert deploy(space.cluster, space.pipeline, guarding, {}, PATIENCE, told.append)
+    wanted = stages_of(space.pipeline, ["first=large:2:4"])
+    changes = deploy(space.cluster, space.pipeline, guarding, wanted, PATIENCE, told.append)
+    assert {change.outcome for change in changes if not resource_of(change.after).namespaced} == {"unchanged"}
+    assert space.api.find("configmaps", "tiny-first-stage")["data"] == {"variant": "large", "batch_size": "4"}
+    taken = preview(space.cluster, space.pipeline, cluster_settings(), {}, told.append)
+    gone = {change.before["kind"] for change in taken if change.outcome == "deleted"}
+    assert gone == {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
+    deploy(space.cluster, space.pipeline, cluster_settings(), {}, PATIENCE, told.append)
+    assert not space.names(ADMISSION_POLICY.plural)
+
+
+def test_without_rights_in_the_cluster_nothing_is_deployed(space):
+    space.api.refuse("GET .*/validatingadmission.*/tiny.space", 403, 99)
+    with pytest.raises(ForbiddenError, match="cluster-wide"):
+        deploy(space.cluster, space.pipeline, cluster_settings(admission=True), {}, PATIENCE, print)
+    assert not space.api.objects
