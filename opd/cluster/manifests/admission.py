@@ -1,10 +1,12 @@
 """Admission checks by the API server itself: a ValidatingAdmissionPolicy in CEL, and what binds it to the namespace.
 
-They refuse what no configuration of the pipeline can have, whoever asks: more replicas of a variant than there can be,
-and a variant or batch size that a stage does not have. The API server sees one object at a time, so the sum of cores
-over all variants is not for a policy to check. What is there already may stay, so that objects with values from before
-a change of the pipeline can still be labelled or finalised. ``opd deploy`` is exempt: it checks the whole
-configuration, and brings the limits of a changed pipeline together with it, before the API server knows them.
+They refuse what no configuration of the pipeline can have: more replicas of a variant than there can be, and a variant
+or batch size that a stage does not have. The API server sees one object at a time, so the sum of cores over all
+variants is not for a policy to check. What is there already may stay, so that objects with values from before a change
+of the pipeline can still be labelled or finalised.
+
+Everybody is checked but ``opd deploy``: it checks the whole configuration itself, and brings the limits of a changed
+pipeline together with it, before the API server knows them.
 """
 
 from __future__ import annotations

@@ -107,8 +107,11 @@ def _of_requests(ours: Selection, level: ServiceLevel) -> Iterator[Alert]:
 
 
 def _of_servers(ours: Selection, gateways: int) -> Iterator[Alert]:
-    replicas = f"sum by (task) ({ours.series(metrics.STAGE_REPLICAS)}) == 0"
-    yield Alert("OpdStageWithoutReplica", CRITICAL, 1, replicas, "no replica of stage {{ $labels.task }} takes work")
+    replicas, waiting = (
+        f"sum by (task) ({ours.series(each)})" for each in (metrics.STAGE_REPLICAS, metrics.STAGE_QUEUE)
+    )
+    none = f"({replicas} or 0 * {waiting}) == 0"  # a gateway that has never seen a replica has no series of replicas
+    yield Alert("OpdStageWithoutReplica", CRITICAL, 1, none, "no replica of stage {{ $labels.task }} takes work")
     arrived = ours.series(f"{metrics.REQUESTS}_total")  # every gateway has it from its start
     missing = f"(count({arrived}) or vector(0)) < {gateways}"
     yield Alert("OpdGatewayMissing", CRITICAL, 2, missing, f"fewer than {gateways} gateways report to Prometheus")
