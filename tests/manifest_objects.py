@@ -48,6 +48,9 @@ FULL = changed(
     network_policy=True,
     gateways=2,
     dashboard=True,
+    admission=True,
+    alerts=True,
+    priority_class="edge-serving",
 )
 
 

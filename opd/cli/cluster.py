@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Stages = Annotated[bool, typer.Option("--stages", help="Print only the options with which deploy restores what runs.")]
 NoStore = Annotated[bool, typer.Option("--no-store", help="Do not copy models into the store.")]
 
 
@@ -96,12 +97,15 @@ def _note_functions(pipeline: Pipeline) -> None:
 
 
 @command("opd status shop -n edge", "serving,cluster")
-def status(place: options.Place, as_json: Json = False) -> int:
+def status(place: options.Place, as_json: Json = False, stages: Stages = False) -> int:
     """Show what a pipeline runs, and whether all of it is ready."""
     with reading_input():
         from opd.cluster import inputs, operations
 
         name, cluster = inputs.pipeline_name_of(place.pipeline), inputs.cluster_of(place)
+    if stages:
+        print(" ".join(f"--stage={each}" for each in operations.running_stages(cluster, name)))
+        return DONE
     found = operations.status(cluster, name)
     if as_json:
         components = _named(found.components, operations.COLUMNS)
@@ -166,8 +170,11 @@ def delete(
         print_json({"pipeline": name, "changes": _named(rows), "not listed": [kind.plural for kind in unseen]})
         return DONE
     print_table([_COLUMNS, *rows])
-    for kind in unseen:
-        say(f"warning: this account may not list {kind.plural}; if the pipeline has any, they stay")
+    if unseen:
+        say(
+            f"warning: this account may not list {', '.join(kind.plural for kind in unseen)}; what the pipeline has of "
+            "them stays"
+        )
     return DONE
 
 

@@ -7,8 +7,7 @@ from functools import partial
 
 from opd.cluster.api import Cluster
 from opd.cluster.errors import LeftoverError
-from opd.cluster.manifests.pipeline import STAGE_VARIANT
-from opd.cluster.names import GATEWAY, MODEL, selector
+from opd.cluster.names import GATEWAY, MODEL, STAGE_VARIANT, selector
 from opd.cluster.owned_objects import WORKLOADS, delete_objects, find_owned, role_of
 from opd.cluster.pods import has_ended
 from opd.cluster.resources import CONFIG_MAP, POD, Object, ObjectChange, resource_of

@@ -12,10 +12,19 @@ from typing import Any
 
 from opd.cluster.api import Cluster
 from opd.cluster.errors import ClusterError, ConflictError
-from opd.cluster.manifests.pipeline import STAGE_BATCH_SIZE, STAGE_VARIANT, stage_data
+from opd.cluster.manifests.pipeline import stage_data
 from opd.cluster.manifests.workloads import replicas_of
 from opd.cluster.manual import ManualChanges, manual_changes
-from opd.cluster.names import CONTROLLER_MANAGER, INSTANCE_LABEL, MODEL, model_name, selector, stage_name
+from opd.cluster.names import (
+    CONTROLLER_MANAGER,
+    INSTANCE_LABEL,
+    MODEL,
+    STAGE_BATCH_SIZE,
+    STAGE_VARIANT,
+    model_name,
+    selector,
+    stage_name,
+)
 from opd.cluster.owned_objects import role_of
 from opd.cluster.pods import has_ended
 from opd.cluster.resources import CONFIG_MAP, DEPLOYMENT, POD, SELDON_DEPLOYMENT, Object

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from opd.cluster.api import Cluster
-from opd.cluster.manifests.pipeline import STAGE_BATCH_SIZE, STAGE_VARIANT
-from opd.cluster.names import GATEWAY, MODEL, STAGE, selector, stage_name
+from opd.cluster.names import GATEWAY, MODEL, STAGE, STAGE_BATCH_SIZE, STAGE_VARIANT, selector, stage_name
 from opd.cluster.owned_objects import role_of
 from opd.cluster.pods import has_ended, is_ready, is_terminating
 from opd.cluster.resources import CONFIG_MAP, POD, Object, Resource

@@ -97,7 +97,10 @@ class ServerFailedError(ClusterError):
 _BY_STATUS: dict[int, tuple[type[ClusterError], str]] = {
     400: (InvalidError, "correct the object"),
     401: (UnauthorisedError, "log in again, or check that the service account exists and its token is mounted"),
-    403: (ForbiddenError, "give the account this right by a Role and a RoleBinding of the namespace"),
+    403: (
+        ForbiddenError,
+        "give the account this right by a Role and a RoleBinding, cluster-wide ones if the kind has no namespace",
+    ),
     404: (NotFoundError, "deploy it, or check namespace and name, and that its kind is installed in the cluster"),
     409: (ConflictError, "read it again and repeat the change"),
     410: (GoneError, "list again and watch from there"),

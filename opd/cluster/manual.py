@@ -11,8 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from opd.cluster.manifests.pipeline import STAGE_BATCH_SIZE, STAGE_VARIANT
-from opd.cluster.names import CONTROLLER_MANAGER, DEPLOY_MANAGER
+from opd.cluster.names import CONTROLLER_MANAGER, DEPLOY_MANAGER, STAGE_BATCH_SIZE, STAGE_VARIANT
 from opd.cluster.resources import CONFIG_MAP, Object
 from opd.control.loop import ApplyError
 

@@ -23,6 +23,9 @@ GATEWAY, MODEL = COMPONENTS = ("gateway", "model")
 STAGE = "stage"
 """Component label of the ConfigMaps that hold the configuration of stages."""
 
+STAGE_VARIANT, STAGE_BATCH_SIZE = "variant", "batch_size"
+"""Keys of a stage's ConfigMap."""
+
 CONTROLLER = "controller"
 """Component label of the controller's objects."""
 
@@ -33,6 +36,8 @@ PART_OF_LABEL = "app.kubernetes.io/part-of"
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 TASK_LABEL = "opd.io/task"
 VARIANT_LABEL = "opd.io/variant"
+NAMESPACE_LABEL = "opd.io/namespace"
+"""Label of objects that belong to no namespace: that of their pipeline."""
 
 OWNED_PREFIXES = ("app.kubernetes.io/", "opd.io/")
 """Prefixes of labels and annotations that are reserved for us."""
@@ -123,6 +128,11 @@ def stage_name(pipeline: str, task: str) -> str:
 def lease_name(pipeline: str) -> str:
     """Return the name of the Lease that the active controller of a pipeline holds, and of its Role and RoleBinding."""
     return f"{pipeline}-controller"
+
+
+def policy_name(pipeline: str, namespace: str) -> str:
+    """Return the name of the admission policy of a pipeline, which is unique in the cluster: labels have no dots."""
+    return f"{pipeline}.{namespace}.opd.io"
 
 
 def model_name(pipeline: str, task: str, variant: str) -> str:

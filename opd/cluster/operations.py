@@ -14,10 +14,10 @@ from opd.cluster.deployed_state import StageStateError, read_stage, replicas_by_
 from opd.cluster.errors import ClusterError, NotDeployedError
 from opd.cluster.inputs import Stages, complete_configuration, feasible_configuration
 from opd.cluster.lease import Lease
-from opd.cluster.manifests.pipeline import STAGE_BATCH_SIZE, STAGE_VARIANT, lease, pipeline_objects
+from opd.cluster.manifests.pipeline import lease, pipeline_objects
 from opd.cluster.manifests.workloads import renewed_by_surge, replicas_of, template_of
 from opd.cluster.manual import manual_changes
-from opd.cluster.names import gateway_name, service_host
+from opd.cluster.names import STAGE_BATCH_SIZE, STAGE_VARIANT, gateway_name, service_host
 from opd.cluster.owned_objects import (
     WORKLOADS,
     apply_objects,
@@ -181,6 +181,28 @@ def status(cluster: Cluster, name: str) -> PipelineStatus:
         components.append((each.component, each.task, each.variant, ready, batch_size, waiting, trouble))
     serves = bool(workloads) and all(each.serves for each in workloads)
     return PipelineStatus(serves, leader(cluster, name), controller_states(cluster, name), components)
+
+
+def running_stages(cluster: Cluster, name: str) -> list[str]:
+    """Return what the stages of a pipeline run, each as ``--stage`` of a deployment takes it.
+
+    Raises:
+        NotDeployedError: if it is not there.
+        ClusterError: if a stage runs nothing that could be deployed again, or the cluster does not answer.
+    """
+    replicas = {(each.task, each.variant): each.wanted for each in workload_statuses(cluster, name)}
+    found = []
+    for task, stage in stage_config_maps(cluster, name).items():
+        variant, batch_size = stage["data"][STAGE_VARIANT], stage["data"].get(STAGE_BATCH_SIZE)
+        if not batch_size or (task, variant) not in replicas:
+            raise ClusterError(
+                f"stage {task!r} cannot be deployed again as it runs: variant {variant!r} has "
+                f"{replicas.get((task, variant), 0)} replicas, and the batch size is {batch_size!r}; correct it first"
+            )
+        found.append(f"{task}={variant}:{replicas[task, variant]}:{batch_size}")
+    if not found:
+        raise _not_deployed(cluster, name)
+    return found
 
 
 def delete(

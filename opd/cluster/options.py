@@ -94,7 +94,7 @@ class SettingsOptions:
     storage_secret: Annotated[Text, Option(metavar="NAME", help="Secret with the credentials of the store.")] = None
     pod_monitor: Annotated[Switch, Option(help="For the Prometheus operator.")] = None
     monitoring_label: Annotated[
-        list[str] | None, Option(metavar="KEY=VALUE", help="Of the PodMonitor; may be repeated.")
+        list[str] | None, Option(metavar="KEY=VALUE", help="Of PodMonitor and PrometheusRule; may be repeated.")
     ] = None
     dashboard: Annotated[Switch, Option(help="ConfigMap for Grafana's sidecar.")] = None
     network_policy: Annotated[Switch, Option(help="Allow only needed traffic.")] = None

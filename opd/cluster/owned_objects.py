@@ -17,11 +17,14 @@ from opd.cluster.names import (
     INSTANCE_LABEL,
     MANAGED_BY_LABEL,
     MODEL,
+    NAMESPACE_LABEL,
     TASK_LABEL,
     VARIANT_LABEL,
     labels,
 )
 from opd.cluster.resources import (
+    ADMISSION_BINDING,
+    ADMISSION_POLICY,
     CONFIG_MAP,
     DEPLOYMENT,
     LEASE,
@@ -50,8 +53,11 @@ INSTALLED = (
     Resource("networking.istio.io/v1", "VirtualService"),
     Resource("networking.istio.io/v1", "DestinationRule"),
     Resource("monitoring.coreos.com/v1", "PodMonitor"),
+    Resource("monitoring.coreos.com/v1", "PrometheusRule"),
+    ADMISSION_BINDING,
+    ADMISSION_POLICY,
 )
-"""Kinds that a cluster need not have."""
+"""Kinds that a cluster need not have, or that an account of one namespace may not list."""
 
 WORKLOADS = (DEPLOYMENT, SELDON_DEPLOYMENT)
 
@@ -65,12 +71,13 @@ def find_owned(
         ForbiddenError: if it may not list a kind that every cluster has.
         ClusterError: as every call.
     """
-    chosen = ",".join(f"{key}={value}" for key, value in labels(pipeline).items())
+    ours = labels(pipeline)
     found: list[Object] = []
     unseen: list[Resource] = []
     for resource in kinds:
+        chosen = ours if resource.namespaced else {**ours, NAMESPACE_LABEL: cluster.namespace}
         try:
-            objects, _ = cluster.list(resource, chosen)
+            objects, _ = cluster.list(resource, ",".join(f"{key}={value}" for key, value in chosen.items()))
         except NotFoundError:  # the cluster has no such kind
             continue
         except ForbiddenError:

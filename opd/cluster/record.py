@@ -30,6 +30,9 @@ MAX_NOTE = 1000
 
 COMPONENT = "opd-controller"
 
+DECISIONS, LEFT_ALONE = "opd_decisions", "opd_controller_left_alone"
+"""Metrics that alerts are about; the exported name of a counter also ends in ``_total``."""
+
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, float("inf"))
 
 
@@ -44,7 +47,7 @@ class ControllerMetrics:
         self.registry = CollectorRegistry()
         self._pipeline = pipeline
         names = ("pipeline",)
-        self.decisions = Counter("opd_decisions", "decisions, by outcome", (*names, "outcome"), registry=self.registry)
+        self.decisions = Counter(DECISIONS, "decisions, by outcome", (*names, "outcome"), registry=self.registry)
         self.seconds = Histogram(
             "opd_decision_seconds", "forecast and decision", names, buckets=_SECONDS, registry=self.registry
         )

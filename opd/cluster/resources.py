@@ -50,11 +50,16 @@ DEPLOYMENT = Resource("apps/v1", "Deployment")
 SELDON_DEPLOYMENT = Resource("machinelearning.seldon.io/v1", "SeldonDeployment")
 LEASE = Resource("coordination.k8s.io/v1", "Lease")
 SCALE = Resource("autoscaling/v1", "Scale")
+ADMISSION_POLICY = Resource("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicy", namespaced=False)
+ADMISSION_BINDING = Resource("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding", namespaced=False)
+
+_CLUSTER_WIDE = {each[:2]: each for each in (NODE, ADMISSION_POLICY, ADMISSION_BINDING)}
 
 
 def resource_of(manifest: Mapping[str, Any]) -> Resource:
-    """Return the kind of a namespaced manifest."""
-    return Resource(manifest["apiVersion"], manifest["kind"])
+    """Return the kind of a manifest."""
+    named = (manifest["apiVersion"], manifest["kind"])
+    return _CLUSTER_WIDE.get(named) or Resource(*named)
 
 
 def manifest(
@@ -67,10 +72,10 @@ def manifest(
         kind: of the object.
         name: of the object.
         object_labels: its labels.
-        namespace: it belongs to.
+        namespace: it belongs to; empty if its kind belongs to none.
         content: everything else at the top level, such as ``spec`` or ``data``.
     """
-    metadata = {"name": name, "namespace": namespace, "labels": dict(object_labels)}
+    metadata = {"name": name, **({"namespace": namespace} if namespace else {}), "labels": dict(object_labels)}
     return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **content}
 
 

@@ -44,6 +44,7 @@ Image = Annotated[str, _matching(rf"[a-z0-9][\w.-]*(:\d+)?(/[\w.-]+)*{_TAG_OR_DI
 StoreUrl = Annotated[str, _matching(r"([a-z][a-z0-9+.-]*://|/)\S+", "s3://bucket/store or /models")]
 Memory = Annotated[str, _matching(r"[1-9]\d{0,5}(Mi|Gi)", "512Mi")]
 SecretName = Annotated[str, _matching(rf"|{DNS_LABEL}", "model-store")]
+PriorityClass = Annotated[str, _matching(rf"|{DNS_LABEL}(\.{DNS_LABEL})*", "edge-serving")]
 GatewayName = Annotated[str, _matching(rf"|({DNS_LABEL}/)?{DNS_LABEL}", "istio-system/gateway")]
 HostName = Annotated[str, _matching(rf"\*|(\*\.)?{DNS_LABEL}(\.{DNS_LABEL})*", "pipeline.example")]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -65,6 +66,9 @@ class ClusterSettings(DocumentModel):
 
     flavour: Flavour = "deployment"
     """kind of the variants' workloads"""
+
+    priority_class: PriorityClass = ""
+    """PriorityClass of all pods of the pipeline, which must exist; that of the cluster if empty"""
 
     pull_policy: PullPolicy = "IfNotPresent"
     """when nodes pull the image"""
@@ -137,11 +141,18 @@ class ClusterSettings(DocumentModel):
     pod_monitor: bool = False
     """whether to make a PodMonitor for the Prometheus operator"""
 
+    alerts: bool = False
+    """whether to make a PrometheusRule with alerts for the Prometheus operator"""
+
     dashboard: bool = False
     """whether to make a ConfigMap with the Grafana dashboard, for Grafana's sidecar"""
 
     monitoring_labels: dict[LabelKey, LabelValue] = {}
-    """labels by which the Prometheus operator finds PodMonitors, such as ``release: prometheus``"""
+    """labels by which the Prometheus operator finds PodMonitors and PrometheusRules, such as ``release: prometheus``"""
+
+    admission: bool = False
+    """whether the API server itself refuses replicas, variants and batch sizes that the pipeline does not allow; needs
+    Kubernetes 1.30, and rights in the whole cluster to deploy"""
 
     network_policy: bool = False
     """whether to allow only the traffic that is needed"""

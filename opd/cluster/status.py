@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 from opd.cluster.api import Cluster
 from opd.cluster.errors import ClusterError, ForbiddenError, NotFoundError, NotServingError
-from opd.cluster.manifests.pipeline import STAGE_VARIANT
 from opd.cluster.manifests.pods import SETTINGS_ANNOTATION
 from opd.cluster.manifests.workloads import replicas_of, template_of
 from opd.cluster.manual import manual_changes
-from opd.cluster.names import COMPONENT_LABEL, CONTROLLER, GATEWAY, NAME_LABEL, lease_name, selector
+from opd.cluster.names import COMPONENT_LABEL, CONTROLLER, GATEWAY, NAME_LABEL, STAGE_VARIANT, lease_name, selector
 from opd.cluster.owned_objects import WORKLOADS, find_owned, identity_of, role_of
 from opd.cluster.pods import failure_reason, has_ended, is_ready, refusal_reason, unschedulable_reason
 from opd.cluster.resources import CONFIG_MAP, DEPLOYMENT, LEASE, POD, SELDON_DEPLOYMENT, Object, resource_of

@@ -73,6 +73,7 @@ def test_a_name_cannot_leave_its_path():
 
 def test_the_kind_of_a_manifest():
     assert resource_of(config_map()) == CONFIG_MAP
+    assert resource_of(NODE.type_fields) == NODE and not resource_of(NODE.type_fields).namespaced
 
 
 # --- normal life -----------------------------------------------------------------------------------------------------

@@ -10,7 +10,9 @@ from opd.cluster.errors import ForbiddenError, LeftoverError, NotFoundError
 from opd.cluster.lease import Lease, LeaseTimes
 from opd.cluster.owned_objects import find_owned
 
-EVERYTHING = dict(network_policy=True, istio_gateway="gate", pod_monitor=True, dashboard=True)
+EVERYTHING = dict(
+    network_policy=True, istio_gateway="gate", pod_monitor=True, dashboard=True, admission=True, alerts=True
+)
 
 
 @pytest.mark.parametrize("flavour", ["deployment", "seldon"])

@@ -16,6 +16,8 @@ from manifest_objects import (
     FLAVOURS,
     FULL,
     KUBERNETES,
+    OLDEST,
+    changed,
     check_schema,
     custom_schemas,
     find,
@@ -31,6 +33,7 @@ from small_pipelines import pipelines
 from opd.cluster import names
 from opd.cluster.manifests.pods import cpu
 from opd.cluster.manifests.workloads import replicas_of
+from opd.cluster.resources import resource_of
 from opd.pipeline import used_cores
 from opd.solvers import random_configuration
 
@@ -38,7 +41,7 @@ from opd.solvers import random_configuration
 @pytest.mark.parametrize("version", KUBERNETES)
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_every_object_matches_its_published_schema(flavour, version):
-    objects = objects_of(flavour, FULL)
+    objects = objects_of(flavour, changed(FULL, admission=version != OLDEST))  # which needs 1.30
     for manifest in objects:
         check_schema(manifest, version)
     assert {kind for kind, _ in map(identity, objects)} >= {*custom_schemas()} - {"SeldonDeployment", "RayCluster"}
@@ -99,9 +102,13 @@ def test_any_feasible_configuration_gives_valid_objects_in_one_namespace_that_re
     for manifest in kinds.values():
         check_schema(manifest)
     for manifest in objects:
-        assert manifest["metadata"]["namespace"] == FULL.namespace
         assert manifest["metadata"]["labels"][names.INSTANCE_LABEL] == pipeline.name
-        assert names.check_name("object", manifest["metadata"]["name"])
+        if resource_of(manifest).namespaced:
+            assert manifest["metadata"]["namespace"] == FULL.namespace
+            assert names.check_name("object", manifest["metadata"]["name"])
+        else:
+            assert "namespace" not in manifest["metadata"]
+            assert manifest["metadata"]["labels"][names.NAMESPACE_LABEL] == FULL.namespace
     assert max(Counter(map(identity, objects)).values()) == 1
     requested = 0.0
     for workload in workloads(objects):

@@ -115,6 +115,39 @@ def test_one_of_several_gateways_may_be_evicted_and_the_only_one_does_not_stop_a
     assert [each["maxUnavailable"] for each in of_gateways] == [1] * (gateways > 1)
 
 
+def pod_specs(objects):
+    return {each["metadata"]["name"]: template_of(each)["spec"] for each in workloads(objects)}
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_all_pods_have_the_priority_class_of_the_settings(flavour):
+    specs = pod_specs(objects_of(flavour, changed(PLAIN, priority_class="edge.example")))
+    assert {each["priorityClassName"] for each in specs.values()} == {"edge.example"}
+    assert not any("priorityClassName" in each for each in pod_specs(objects_of(flavour)).values())
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("gateways", [1, 2])
+def test_replicas_of_a_variant_and_several_gateways_go_to_different_nodes_where_they_fit(flavour, gateways):
+    objects = objects_of(flavour, changed(PLAIN, gateways=gateways))
+    everybody = {each["metadata"]["name"]: template_of(each)["metadata"]["labels"] for each in workloads(objects)}
+    for name, spec in pod_specs(objects).items():
+        if name == "ocr-gateway" and gateways == 1:  # it has nothing to be apart from
+            assert "topologySpreadConstraints" not in spec
+            continue
+        (constraint,) = spec["topologySpreadConstraints"]
+        assert (constraint["topologyKey"], constraint["maxSkew"]) == ("kubernetes.io/hostname", 1)
+        assert constraint["whenUnsatisfiable"] == "ScheduleAnyway"  # cores come first
+        selected = constraint["labelSelector"]["matchLabels"].items()
+        assert [other for other, labels in everybody.items() if selected <= labels.items()] == [name]
+
+
+def test_an_overlay_places_pods_otherwise():
+    overlay = Overlay(model={"spec": {"topologySpreadConstraints": None, "priorityClassName": "theirs"}})
+    spec = pod_specs(objects_of(settings=changed(PLAIN, overlay=overlay)))["ocr-text-detection-v5-256"]
+    assert "topologySpreadConstraints" not in spec and spec["priorityClassName"] == "theirs"
+
+
 def test_the_config_map_of_a_stage_holds_its_configuration():
     pipeline = load_pipeline("ocr")
     config = stage_config(pipeline, pipeline.tasks[1], StageConfiguration(2, 3, 4), PLAIN)
@@ -189,6 +222,8 @@ def test_flavours_differ_only_in_the_workloads_of_variants_and_the_right_to_scal
     for one, other in zip(plain, seldon, strict=True):
         if identity(one) == ("Role", "ocr-controller"):
             assert [a == b for a, b in zip(one["rules"], other["rules"], strict=True)] == [False] * 2 + [True] * 6
+        elif other["kind"] == "ValidatingAdmissionPolicy":
+            assert one["spec"]["variables"] == other["spec"]["variables"]
         elif other["kind"] == "SeldonDeployment":
             assert template_of(one) == template_of(other)
             assert one["metadata"] == other["metadata"]

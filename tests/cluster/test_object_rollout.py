@@ -11,7 +11,9 @@ from opd.cluster.manifests.workloads import replicas_of
 from opd.cluster.overlay import Overlay
 from opd.cluster.owned_objects import prune_objects
 
-EVERYTHING = dict(network_policy=True, istio_gateway="gate", pod_monitor=True, dashboard=True)
+EVERYTHING = dict(
+    network_policy=True, istio_gateway="gate", pod_monitor=True, dashboard=True, admission=True, alerts=True
+)
 
 
 def test_everything_is_created_once(space):
@@ -82,7 +84,10 @@ def test_what_is_no_longer_wanted_is_pruned(space):
     space.deploy(**EVERYTHING)
     later = space.manifests(network_policy=True)
     gone = {change.before["kind"] for change in prune_objects(space.cluster, "tiny", later)}
-    assert gone == {"VirtualService", "DestinationRule", "PodMonitor", "ConfigMap"}
+    assert gone == {
+        *("VirtualService", "DestinationRule", "PodMonitor", "PrometheusRule", "ConfigMap"),
+        *("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"),
+    }
     assert space.names("networkpolicies") and not space.names("podmonitors")
     assert list(prune_objects(space.cluster, "tiny", later)) == []
 

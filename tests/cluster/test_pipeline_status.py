@@ -2,8 +2,13 @@
 
 import pytest
 from deadlines import PATIENCE, eventually
+from small_pipelines import stages
+from tiny_cluster import LARGE, SMALL, settings
 
+from opd import cli
 from opd.cluster.errors import NotServingError
+from opd.cluster.inputs import stages_of
+from opd.cluster.operations import deploy
 from opd.cluster.overlay import Overlay
 from opd.cluster.owned_objects import apply_objects
 from opd.cluster.status import (
@@ -119,3 +124,34 @@ def test_queued_requests_are_unknown_if_the_gateway_does_not_answer(space):
     assert queued_requests(space.cluster, "tiny", "first") == "0"
     space.api.refuse("GET .*proxy/stages/first", 403)
     assert queued_requests(space.cluster, "tiny", "first") == "?"
+
+
+def restorable(space, capsys):
+    """What ``opd status --stages`` prints."""
+    code = cli.main(["status", "tiny", "--namespace=space", f"--kubeconfig={space.config}", "--stages"])
+    return code, capsys.readouterr()
+
+
+@pytest.mark.parametrize("flavour", ["deployment", "seldon"])
+def test_what_runs_is_restored_by_the_options_that_status_prints(space, capsys, flavour):
+    space.deploy(stages((LARGE, 2, 4), (SMALL, 1, 2)), flavour=flavour)
+    code, printed = restorable(space, capsys)
+    assert (code, printed.out) == (0, "--stage=first=large:2:4 --stage=second=small:1:2\n")
+    space.delete()
+    given = [option.removeprefix("--stage=") for option in printed.out.split()]
+    wanted = stages_of(space.pipeline, given)
+    deploy(space.cluster, space.pipeline, settings(flavour=flavour), wanted, PATIENCE, print)
+    capsys.readouterr()
+    assert restorable(space, capsys)[1].out == printed.out
+
+
+def test_a_stage_that_runs_nothing_is_not_restored(space, capsys):
+    space.deploy()
+    space.api.edit("deployments", "tiny-second-small", lambda found: found["spec"].update(replicas=0))
+    code, printed = restorable(space, capsys)
+    assert (code, printed.out) == (1, "")
+    assert "stage 'second' cannot be deployed again as it runs: variant 'small' has 0 replicas" in printed.err
+
+
+def test_nothing_is_restored_of_a_pipeline_that_is_not_there(space, capsys):
+    assert restorable(space, capsys)[0] == 3

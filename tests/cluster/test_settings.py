@@ -20,6 +20,7 @@ from opd.serving.settings import StageSettings
         ({"store": "models"}, "store: 'models' is malformed"),
         ({"flavour": "helm"}, "must be 'deployment' or 'seldon', not 'helm'"),
         ({"pull_policy": "Sometimes"}, "must be 'Always', 'IfNotPresent' or 'Never', not 'Sometimes'"),
+        ({"priority_class": "High"}, "priority_class: 'High' is malformed; give something like edge-serving"),
         ({"storage_secret": "../secret"}, "storage_secret: '../secret' is malformed"),
         ({"gateway_millicores": 0}, "gateway_millicores must be at least 1, not 0"),
         ({"model_memory": "-1Gi"}, "malformed"),

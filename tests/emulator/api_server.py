@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
-from emulator import field_managers, rights
+from emulator import admission, field_managers, rights
 from emulator.http_server import Drop, Handler, Refusal, Server
 
 _PATH = re.compile(
@@ -180,6 +180,7 @@ class ApiServer:
             if version and version != found["metadata"]["resourceVersion"]:
                 raise Refusal(409, "the object has been modified; please apply your changes to the latest version")
             manifest["metadata"].update({n: found["metadata"][n] for n in ("uid", "creationTimestamp", "generation")})
+            admission.check(self.objects, key, "", "client", manifest, found)
             return self._keep(key, field_managers.updated(found, manifest, "client"), dry_run)
 
     def _keep(self, key: tuple[str, str, str, str], manifest: dict, dry_run: bool) -> dict:
@@ -205,11 +206,14 @@ class ApiServer:
                 found = self.objects[key]
                 if uid and uid != found["metadata"]["uid"]:
                     raise Refusal(409, "the uid in the precondition is of another object")
-                return self._keep(key, field_managers.applied(found, manifest, manager, force), dry_run)
+                made = field_managers.applied(found, manifest, manager, force)
+                admission.check(self.objects, key, "", manager, made, found)
+                return self._keep(key, made, dry_run)
             if uid:
                 raise Refusal(409, f"uid mismatch: there is no object with uid {uid}")
             self._authorise(account, key[:3], key[1], "create", "")
             made = field_managers.applied(_empty(manifest), manifest, manager, force)
+            admission.check(self.objects, key, "", manager, made, None)
             return self.create(key[:3], made, dry_run)
 
     def _scale(self, key: tuple[str, str, str, str], scale: dict, query: dict[str, str]) -> dict:
@@ -218,6 +222,8 @@ class ApiServer:
             found = self._found(key)
             wanted = {"metadata": {}, "spec": {"replicas": scale["spec"]["replicas"]}}
             made = field_managers.applied(found, wanted, query["fieldManager"], "force" in query, "scale")
+            before = {**scale, "spec": {"replicas": found["spec"]["replicas"]}}
+            admission.check(self.objects, key, "scale", query["fieldManager"], scale, before)
             kept = self._keep(key, made, query.get("dryRun") == "All")
             return {**scale, "spec": {"replicas": kept["spec"]["replicas"]}}
 

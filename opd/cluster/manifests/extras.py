@@ -1,10 +1,12 @@
-"""Objects beyond the bare pipeline: disruption budgets, network policies, objects for Istio and for monitoring."""
+"""Objects beyond the bare pipeline: disruption budgets, policies, objects for Istio and for monitoring."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from opd.cluster.manifests.admission import admission_objects
+from opd.cluster.manifests.alerts import alert_rules
 from opd.cluster.manifests.dashboard import dashboard_config
 from opd.cluster.names import GATEWAY, MODEL, gateway_name, labels, models_name, pod_selector
 from opd.cluster.resources import Object, manifest
@@ -24,12 +26,16 @@ def extra_objects(pipeline: Pipeline, settings: ClusterSettings) -> list[Object]
     ]
     if settings.gateways > 1:  # the only one must not keep a node from being drained
         objects.append(_disruption_budget(pipeline, gateway_name(pipeline.name), GATEWAY, "", settings))
+    if settings.admission:
+        objects += admission_objects(pipeline, settings)
     if settings.network_policy:
         objects += _network_policies(pipeline, settings)
     if settings.istio_gateway:
         objects += [_virtual_service(pipeline, settings), _destination_rule(pipeline, settings)]
     if settings.pod_monitor:
         objects.append(_pod_monitor(pipeline, settings))
+    if settings.alerts:
+        objects.append(alert_rules(pipeline, settings))
     if settings.dashboard:
         objects.append(dashboard_config(pipeline.name, settings.namespace))
     return objects

@@ -10,13 +10,20 @@ from opd.cluster.manifests.extras import extra_objects
 from opd.cluster.manifests.pods import SETTINGS_FILE, Pod, gateway_pod, model_pod
 from opd.cluster.manifests.rights import controller_rights, gateway_account
 from opd.cluster.manifests.workloads import SURGE, deployment, model_workload, renewed_by_surge
-from opd.cluster.names import CONTROLLER, STAGE, check_names, labels, lease_name, match_labels, stage_name
+from opd.cluster.names import (
+    CONTROLLER,
+    STAGE,
+    STAGE_BATCH_SIZE,
+    STAGE_VARIANT,
+    check_names,
+    labels,
+    lease_name,
+    match_labels,
+    stage_name,
+)
 from opd.cluster.resources import LEASE, Object, manifest
 from opd.cluster.settings import ClusterSettings
 from opd.pipeline import Configuration, Pipeline, StageConfiguration, Task, check_feasible
-
-STAGE_VARIANT, STAGE_BATCH_SIZE = "variant", "batch_size"
-"""Keys of a stage's ConfigMap."""
 
 
 def pipeline_objects(pipeline: Pipeline, configuration: Configuration, settings: ClusterSettings) -> list[Object]:

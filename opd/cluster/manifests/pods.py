@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from opd.cluster.gateway_settings import POD_NAME_VARIABLE, ClusterGatewaySettings
-from opd.cluster.names import COMPONENT_LABEL, CONTAINER, GATEWAY, MODEL, gateway_name, labels, model_name
+from opd.cluster.names import COMPONENT_LABEL, CONTAINER, GATEWAY, MODEL, gateway_name, labels, match_labels, model_name
 from opd.cluster.settings import HTTP, ClusterSettings
 from opd.pipeline import Pipeline, Task, Variant
 from opd.serving.emulation.settings import EmulationSettings, replica_settings
@@ -58,6 +58,7 @@ class Pod:
         memory: as Kubernetes writes it.
         account: ServiceAccount whose token is mounted; none if empty.
         caches_models: whether it pulls variants from the model store.
+        spread: whether the pods of this kind go to different nodes, as far as there are cores for them.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Pod:
     memory: str
     account: str = ""
     caches_models: bool = False
+    spread: bool = True
 
 
 def pod_template(pod: Pod, settings: ClusterSettings) -> dict[str, Any]:
@@ -86,11 +88,25 @@ def pod_template(pod: Pod, settings: ClusterSettings) -> dict[str, Any]:
         spec["volumes"].append({"name": "cache", "emptyDir": {}})
     if pod.account:
         spec["serviceAccountName"] = pod.account
+    if settings.priority_class:
+        spec["priorityClassName"] = settings.priority_class
+    if pod.spread:
+        spec["topologySpreadConstraints"] = [_over_nodes(pod)]
     metadata = {"labels": dict(pod.labels), "annotations": {SETTINGS_ANNOTATION: ""}}
     template = settings.overlay.apply(pod.labels[COMPONENT_LABEL], {"metadata": metadata, "spec": spec})
     everything = json.dumps([pod.server.document, template], sort_keys=True)
     template["metadata"]["annotations"][SETTINGS_ANNOTATION] = hashlib.sha256(everything.encode()).hexdigest()[:16]
     return template
+
+
+def _over_nodes(pod: Pod) -> dict[str, Any]:
+    """Spread the pods over nodes, so one lost node leaves some; a pod that fits on one node only goes there."""
+    return {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": match_labels(pod.labels)},
+    }
 
 
 def _container(pod: Pod, settings: ClusterSettings) -> dict[str, Any]:
@@ -162,6 +178,7 @@ def gateway_pod(pipeline: Pipeline, settings: ClusterSettings) -> Pod:
         millicores=settings.gateway_millicores,
         memory=settings.gateway_memory,
         account=gateway_name(pipeline.name),
+        spread=settings.gateways > 1,
     )
 
 
