@@ -1,9 +1,9 @@
 """An application-level autoscaling policy for Ray Serve: it decides the replicas of a pipeline's deployments together.
 
-Ray makes the policy where it builds the application, pickles it, and calls it in Serve's controller before every step
-of its control loop, about ten times a second. The loop waits for a call, and an error of one would end the step for
-every application (Ray 2.53, ``ray.serve._private.controller``). So a call raises nothing and waits for nothing: a
-thread reads the load and decides, and a call tells the last decision.
+Ray makes the policy where it builds the application, pickles it, and calls it in Serve's controller in every step of
+its control loop, about ten times a second. The loop waits for a call; after an error of one, the step leaves out this
+application and those after it (Ray 2.53, ``ray.serve._private.application_state``). So a call raises nothing and waits
+for nothing: a thread reads the load and decides, and a call tells the last decision.
 """
 
 from __future__ import annotations
