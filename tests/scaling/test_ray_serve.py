@@ -6,17 +6,13 @@ import logging
 import os
 import pickle
 import shutil
-import socket
 import textwrap
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import requests
 from deadlines import PATIENCE, eventually
 from pipeline_folders import PROFILE, write_pipeline
 from ray_cluster import ray_cluster
@@ -27,7 +23,7 @@ from opd.serving.monitoring.prometheus import PrometheusServer
 
 RUNNING = {"first": ("small", 1), "second": ("small", 1)}
 SLOW_STAGES = PROFILE.replace("0.05,0.06", "0.4,0.4").replace("0.05,0.05", "0.25,0.25")
-"""At least one replica of each carries the least load, and three and two the most: 7.5 requests/s."""
+"""One replica of each is the least; three and two carry the most, 7.5 requests/s."""
 
 LEAST, MOST = {"first": 1, "second": 1}, {"first": 3, "second": 2}
 NOWHERE = "http://127.0.0.1:9"
@@ -152,7 +148,6 @@ APPLICATION = """
     from pathlib import Path
 
     from ray import serve
-    from starlette.requests import Request
 
     from opd.scaling.ray_serve import ServePolicy
 
@@ -162,8 +157,8 @@ APPLICATION = """
         def __init__(self, second):
             self.second = second
 
-        async def __call__(self, request: Request) -> str:
-            return await self.second.remote(request.query_params["text"])
+        async def __call__(self, text: str) -> str:
+            return await self.second.remote(text)
 
 
     @serve.deployment
@@ -195,23 +190,25 @@ def ray_prometheus(tmp_path: Path, monkeypatch) -> Iterator[PrometheusServer]:
     server.close()
 
 
-@contextmanager
-def requests_to(url: str) -> Iterator[list[Future[str]]]:
-    """Some twenty requests a second, as far as thirty at a time suffice, until the block ends; yield the answers."""
-    ended, answers, callers = threading.Event(), [], ThreadPoolExecutor(30)
+class Caller:
+    """Sends some twenty requests a second to the application, however long they take, in a process of its own."""
 
-    def send() -> None:
-        while not ended.wait(0.05):
-            answers.append(callers.submit(lambda: requests.get(url, {"text": "opd"}, timeout=PATIENCE).text))
+    def __init__(self) -> None:
+        from ray import serve
 
-    sender = threading.Thread(target=send, daemon=True)
-    sender.start()
-    try:
-        yield answers
-    finally:
-        ended.set()
-        sender.join(PATIENCE)
-        callers.shutdown(cancel_futures=True)
+        self.handle, self.pending, self.ended = serve.get_app_handle("shop"), [], threading.Event()
+        self.sender = threading.Thread(target=self.send, daemon=True)
+        self.sender.start()
+
+    def send(self) -> None:
+        while not self.ended.wait(0.05):
+            self.pending.append(self.handle.remote("opd"))
+
+    def end(self) -> set[str]:
+        """Send no more; return the answers."""
+        self.ended.set()
+        self.sender.join(PATIENCE)
+        return {response.result(timeout_s=PATIENCE) for response in self.pending}
 
 
 @pytest.mark.slow
@@ -224,9 +221,6 @@ def test_ray_serve_runs_what_is_decided(ray_prometheus: PrometheusServer, shop: 
     from ray.serve.context import _get_global_client
     from ray.serve.schema import ServeDeploySchema
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     (tmp_path / "shop_app.py").write_text(textwrap.dedent(APPLICATION).replace("URL", ray_prometheus.url))
     options = {
         "autoscaling_config": {"min_replicas": 1, "max_replicas": 10},
@@ -241,8 +235,6 @@ def test_ray_serve_runs_what_is_decided(ray_prometheus: PrometheusServer, shop: 
         "deployments": [{"name": name, **options} for name in ("First", "Second")],
     }
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")  # of every process, to its node
-    for check in ("READY", "HEALTH"):  # of Serve's proxy, which on a busy machine answers late
-        monkeypatch.setenv(f"RAY_SERVE_PROXY_{check}_CHECK_TIMEOUT_S", str(PATIENCE))
 
     def replicas() -> dict[str, int]:
         found = serve.status().applications["shop"].deployments
@@ -250,16 +242,17 @@ def test_ray_serve_runs_what_is_decided(ray_prometheus: PrometheusServer, shop: 
 
     with ray_cluster(workers=0):
         ray_prometheus.set_targets({node["NodeID"]: f"127.0.0.1:{node['MetricsExportPort']}" for node in ray.nodes()})
-        # Of a handle in this process, which is no actor, Ray exports no metrics.
-        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+        # A process that starts long before Ray's page of metrics is up never reports any.
+        eventually(lambda: (ray_prometheus.rates("sum(up)", 1) > 0).any(), 2 * PATIENCE, 0.5)
+        serve.start(proxy_location="Disabled")
         try:
             # What `serve run` does with a file.
             _get_global_client().deploy_apps(ServeDeploySchema.parse_obj({"applications": [application]}))
             eventually(lambda: serve.status().applications["shop"].status == "RUNNING", 2 * PATIENCE, 0.5)
             assert replicas() == LEAST
-            with requests_to(f"http://127.0.0.1:{port}/") as answers:
-                eventually(lambda: replicas() == MOST, 2 * PATIENCE, 0.5)
-            assert {answer.result() for answer in answers if not answer.cancelled()} == {"dpo"}
+            caller = ray.remote(num_cpus=0)(Caller).remote()
+            eventually(lambda: replicas() == MOST, 2 * PATIENCE, 0.5)
+            assert ray.get(caller.end.remote(), timeout=2 * PATIENCE) == {"dpo"}
             eventually(lambda: replicas() == LEAST, 2 * PATIENCE, 0.5)
         finally:
             serve.shutdown()
