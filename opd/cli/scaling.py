@@ -40,20 +40,13 @@ def keda(
     # PID 1 of a container ignores SIGTERM unless there is a handler.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(DONE))
     with reading_input():
-        from opd.measurement import SimulationParameters
-        from opd.profiling.pipeline_file import shipped_pipelines
-        from opd.profiling.pipelines import load_objective, load_pipeline
-        from opd.scaling.decider import ReplicaDecider
+        from opd.scaling.decider import ReplicaDecider, load_forecast, load_plan
         from opd.scaling.keda import serve
         from opd.serving.monitoring.prometheus import PrometheusUrl, named_url
-        from opd.solvers.replicas import plan_replicas
-        from opd.workload.forecast import HISTORY_SECONDS, Forecaster, RecentMaximum
+        from opd.workload.forecast import HISTORY_SECONDS
 
         url = named_url(prometheus)
-        source = pipeline if pipeline in shipped_pipelines() else Path(pipeline)
-        running, simulation = _running(stage), SimulationParameters()
-        plan = plan_replicas(load_pipeline(source), running, load_objective(source), simulation)
-        predict = (Forecaster.load(forecaster) if forecaster else RecentMaximum()).predict
+        plan, predict = load_plan(pipeline, _running(stage)), load_forecast(forecaster)
     monitor = PrometheusUrl(url)
     decider = ReplicaDecider(
         plan, lambda: monitor.rates(query, HISTORY_SECONDS), predict, float(interval), time.monotonic

@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 
 from opd.control.loop import expected_load
-from opd.solvers.replicas import ReplicaPlan
+from opd.measurement import SimulationParameters
+from opd.profiling.pipeline_file import shipped_pipelines
+from opd.profiling.pipelines import load_objective, load_pipeline
+from opd.solvers.replicas import ReplicaPlan, plan_replicas
+from opd.workload.forecast import Forecaster, RecentMaximum
+
+
+def load_plan(pipeline: str, running: Mapping[str, tuple[str, int]]) -> ReplicaPlan:
+    """The plan of a project folder, a pipeline file or a shipped pipeline, for its own objective.
+
+    Args:
+        pipeline: folder, file or name.
+        running: by task, the name of the variant and the batch size that it runs.
+
+    Raises:
+        Exception: those of reading a pipeline file, and of :func:`opd.solvers.replicas.plan_replicas`.
+    """
+    source = pipeline if pipeline in shipped_pipelines() else Path(pipeline)
+    return plan_replicas(load_pipeline(source), running, load_objective(source), SimulationParameters())
+
+
+def load_forecast(file: Path | None) -> Callable[[np.ndarray], float]:
+    """The forecast of a trained forecaster, or the largest load of the last 20 s if there is none."""
+    return (Forecaster.load(file) if file else RecentMaximum()).predict
 
 
 class ReplicaDecider:
