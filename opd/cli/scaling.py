@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -40,17 +41,14 @@ def keda(
     # PID 1 of a container ignores SIGTERM unless there is a handler.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(DONE))
     with reading_input():
-        from opd.scaling.decider import ReplicaDecider, load_forecast, load_plan
+        from opd.scaling.decider import ReplicaDecider, load_forecast, load_plan, measured_history
         from opd.scaling.keda import serve
         from opd.serving.monitoring.prometheus import PrometheusUrl, named_url
-        from opd.workload.forecast import HISTORY_SECONDS
 
         url = named_url(prometheus)
         plan, predict = load_plan(pipeline, _running(stage)), load_forecast(forecaster)
-    monitor = PrometheusUrl(url)
-    decider = ReplicaDecider(
-        plan, lambda: monitor.rates(query, HISTORY_SECONDS), predict, float(interval), time.monotonic
-    )
+    history = partial(measured_history, PrometheusUrl(url), query)
+    decider = ReplicaDecider(plan, history, predict, float(interval), time.monotonic)
     server, bound = serve(decider, host, port)
     say(f"scales {', '.join(plan.tasks)} of {pipeline} for up to {plan.loads[-1]:.3g} requests/s, on {host}:{bound}")
     try:

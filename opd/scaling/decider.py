@@ -12,8 +12,10 @@ from opd.control.loop import expected_load
 from opd.measurement import SimulationParameters
 from opd.profiling.pipeline_file import shipped_pipelines
 from opd.profiling.pipelines import load_objective, load_pipeline
+from opd.serving.monitoring.prometheus import PrometheusUrl
+from opd.serving.monitoring.source import NoDataError
 from opd.solvers.replicas import ReplicaPlan, plan_replicas
-from opd.workload.forecast import Forecaster, RecentMaximum
+from opd.workload.forecast import HISTORY_SECONDS, Forecaster, RecentMaximum
 
 
 def load_plan(pipeline: str, running: Mapping[str, tuple[str, int]]) -> ReplicaPlan:
@@ -35,12 +37,27 @@ def load_forecast(file: Path | None) -> Callable[[np.ndarray], float]:
     return (Forecaster.load(file) if file else RecentMaximum()).predict
 
 
+def measured_history(monitor: PrometheusUrl, query: str) -> np.ndarray:
+    """Requests in each of the last seconds by a query, the newest last.
+
+    Raises:
+        NoDataError: if there are none. That is no load of zero, which would scale down what is not seen.
+    """
+    history = monitor.rates(query, HISTORY_SECONDS)
+    if not len(history):
+        raise NoDataError(
+            f"{monitor.description} has no data of the last {HISTORY_SECONDS} s for {query}; before the first request "
+            "that is as it should be, later check the query and that the metrics of its series are scraped"
+        )
+    return history
+
+
 class ReplicaDecider:
     """Decides for whoever asks; within an interval all askers get the same decision, so stages change together.
 
     Args:
         plan: replicas by load.
-        history: requests in each of the last seconds, the newest last; may raise an error.
+        history: requests in each of the last seconds, at least one, the newest last; may raise an error.
         forecast: predicted maximum load (requests/s) for such a history.
         interval: seconds between two decisions.
         clock: seconds.
@@ -70,6 +87,6 @@ class ReplicaDecider:
                 history = self._history()
                 recent = history[-max(round(self._interval), 1) :]
                 load, _ = expected_load(self._forecast, history)
-                self._decided = self.plan.at(max(load, float(recent.mean()) if len(recent) else 0.0))
+                self._decided = self.plan.at(max(load, float(recent.mean())))
                 self._until = self._clock() + self._interval
             return self._decided

@@ -12,16 +12,15 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from opd.host.errors import reason_of
-from opd.scaling.decider import ReplicaDecider, load_forecast, load_plan
+from opd.scaling.decider import ReplicaDecider, load_forecast, load_plan, measured_history
 from opd.serving.monitoring.prometheus import PrometheusUrl
-from opd.serving.monitoring.source import NoDataError
-from opd.workload.forecast import HISTORY_SECONDS
 
 # What is logged here goes to the file of Serve's controller.
 logger = logging.getLogger("ray.serve")
@@ -89,9 +88,8 @@ class ServePolicy:
         try:
             if self._decider is None:
                 monitor = PrometheusUrl(self._prometheus)
-                self._decider = ReplicaDecider(
-                    self._plan, lambda: self._history(monitor), self._forecast, self._interval, time.monotonic
-                )
+                history = partial(measured_history, monitor, self._query)
+                self._decider = ReplicaDecider(self._plan, history, self._forecast, self._interval, time.monotonic)
             self._replicas, failure = self._decider.replicas(), ""
         except Exception as error:
             failure = reason_of(error)
@@ -99,16 +97,6 @@ class ServePolicy:
             logger.warning("no decision, replicas stay as they are: %s", failure)
         self._failure = failure
         self._due = time.monotonic() + self._interval
-
-    def _history(self, monitor: PrometheusUrl) -> np.ndarray:
-        """Requests in each of the last seconds. No data is no load of zero: that would scale down what is not seen."""
-        history = monitor.rates(self._query, HISTORY_SECONDS)
-        if not len(history):
-            raise NoDataError(
-                f"{monitor.description} has no data of the last {HISTORY_SECONDS} s for {self._query}; before the "
-                "first request that is as it should be, later check the query and that Ray's metrics are scraped"
-            )
-        return history
 
     def _name_missing(self, scaled: set[str]) -> None:
         """Log, when it changes, which stages cannot be scaled."""
