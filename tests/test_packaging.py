@@ -80,6 +80,14 @@ def test_pins_are_what_is_installed_here():
     assert len(seen) > 100
 
 
+def test_pinned_packages_take_the_first_release_of_the_oldest_python():
+    """Distributions keep the patch release they began with: Debian 12 has Python 3.11.2."""
+    oldest = f"{min(PYTHONS, key=Version)}.0"
+    asked = {each.name: each.metadata["Requires-Python"] for each in metadata.distributions()}
+    pinned = {name: asks for name, asks in asked.items() if asks and canonicalize_name(name) in PINS}
+    assert {name: asks for name, asks in pinned.items() if oldest not in SpecifierSet(asks)} == {}
+
+
 def test_every_import_of_the_library_is_declared():
     declared = {canonicalize_name(requirement.name) for requirement in direct_requirements()}
     providers = metadata.packages_distributions()
