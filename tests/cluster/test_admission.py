@@ -7,12 +7,13 @@ import pytest
 from deadlines import PATIENCE
 from hypothesis import given, settings
 from small_pipelines import every_configuration, pipelines, stages
+from tenacity import retry, retry_if_exception_type, stop_after_attempt
 from tiny_cluster import LARGE, SMALL, THIRD, config_map, tiny_pipeline
 from tiny_cluster import settings as cluster_settings
 
 from opd.cluster.api import Cluster
 from opd.cluster.connection import credentials
-from opd.cluster.errors import ForbiddenError, InvalidError
+from opd.cluster.errors import ConflictError, ForbiddenError, InvalidError
 from opd.cluster.inputs import stages_of
 from opd.cluster.manifests.admission import admission_objects, most_replicas
 from opd.cluster.operations import deploy, preview
@@ -33,6 +34,14 @@ def scale(space, name, replicas):
     return space.cluster.scale(space.workload, name, replicas, "kubectl", force=True)
 
 
+@retry(retry=retry_if_exception_type(ConflictError), stop=stop_after_attempt(100), reraise=True)
+def rewrite(space, name, change):
+    """Read a workload, change and replace it; again where its status was written in between."""
+    found = space.cluster.get(space.workload, name)
+    change(found)
+    return space.cluster.replace(found)
+
+
 def edit(space, name="tiny-first-stage", manager="kubectl", **data):
     """Set fields of a ConfigMap as somebody else does."""
     manifest = config_map(name, **data)
@@ -48,11 +57,9 @@ def test_no_variant_is_scaled_beyond_what_the_pipeline_allows(guarded, name, mos
     wanted = f"allows at most {most} replicas of {name}, not {most + 1}: max_replicas is 3, and 6 cores must hold"
     with pytest.raises(InvalidError, match=wanted):
         scale(guarded, name, most + 1)
-    workload = guarded.cluster.get(guarded.workload, name)
-    assert workload["spec"]["replicas"] == 1
-    workload["spec"]["replicas"] = most + 1
+    assert guarded.cluster.get(guarded.workload, name)["spec"]["replicas"] == 1
     with pytest.raises(InvalidError, match=wanted):
-        guarded.cluster.replace(workload)
+        rewrite(guarded, name, lambda found: found["spec"].update(replicas=most + 1))
 
 
 def test_other_workloads_are_nobodys_business(guarded):
@@ -86,9 +93,8 @@ def test_what_is_beyond_the_limits_already_may_be_changed_otherwise_and_reduced(
     guarded.api.edit(plural, "tiny-first-large", lambda found: found["spec"].update(replicas=9))
     guarded.api.edit("configmaps", "tiny-first-stage", lambda found: found["data"].update(variant="old"))
     edit(guarded, batch_size="2")
-    found = guarded.cluster.get(guarded.workload, "tiny-first-large")
-    found["metadata"]["annotations"] = {"team": "a"}
-    assert guarded.cluster.replace(found)["spec"]["replicas"] == 9
+    labelled = rewrite(guarded, "tiny-first-large", lambda found: found["metadata"].update(annotations={"team": "a"}))
+    assert labelled["spec"]["replicas"] == 9
     with pytest.raises(InvalidError, match="at most 2 replicas of tiny-first-large, not 8"):
         scale(guarded, "tiny-first-large", 8)
     assert scale(guarded, "tiny-first-large", 2)["spec"]["replicas"] == 2
