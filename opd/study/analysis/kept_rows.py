@@ -10,6 +10,7 @@ import json
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -84,12 +85,13 @@ def run_missing(
         Rows for the runs of the cells, in their order.
     """
     names = [*cells[0].key, "policy", "seed"]
-    done = _finished(lambda policy: conditions(shared, policy), kept, columns)
+    number = cache(lambda policy: conditions(shared, policy))  # it reads files of agents
+    done = _finished(number, kept, columns)
     known = set(done[names].itertuples(index=False, name=None))
     todo = [rest for cell in cells if (rest := _remaining(cell, known)).runs]
     for rows in progress_bar(run_tasks(run, shared, todo, workers), total=len(todo), desc="evaluation", unit="cell"):
         new = pd.DataFrame(rows, columns=list(columns))
-        new[_CONDITIONS] = [conditions(shared, policy) for policy in new["policy"]]
+        new[_CONDITIONS] = [number(policy) for policy in new["policy"]]
         done = new if done.empty else pd.concat([done, new], ignore_index=True)
         with written_whole(kept) as unfinished:
             done.to_csv(unfinished, index=False)
