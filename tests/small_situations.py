@@ -72,6 +72,15 @@ def untrained(seed: int, width: int = 16, blocks: int = 1) -> AgentNetwork:
     return network
 
 
+def departing(seed: int, strength: float = 1.0) -> AgentNetwork:
+    """A network that does as planned, except where random scores of this strength outweigh what the plan gains."""
+    torch.manual_seed(seed)
+    network = AgentNetwork(16, 1)
+    with torch.no_grad():
+        network.score_weight.normal_(0.0, strength)
+    return network
+
+
 def load_of(workload: Workload, bursts: tuple[int, ...] = (40, 90, 150)) -> Load:
     """A load whose quantiles at every decision are shares of its forecast."""
     shares = np.linspace(0.4, 1.0, len(QUANTILES))

@@ -4,6 +4,7 @@ The plan is the configuration with the best expected reward over the coming inte
 coordinate ascent. An action is then chosen task by task, and within a task variant, replicas and batch size in turn
 (Sec. IV-C). Each choice sees the earlier ones. It is masked by the cores that remain once the cheapest completion of
 the later tasks is set aside, so every action is feasible by construction (Eq. 4).
+Unless choices are sampled, one whose expected reward is more than a unit below the plan's gives way to the plan.
 
 Every option is completed to a whole configuration, and described by how much better or worse than the plan that is,
 and by what it carries and costs in comparison with the loads that may come, with what runs and with the plan. So the
@@ -597,10 +598,7 @@ def _pick(scores, count, uniform):
         count: number of options.
         uniform: within 0..1 for the option at which the cumulative probability passes it; negative for the best.
     """
-    best = 0
-    for option in range(count):
-        if scores[option] > scores[best]:
-            best = option
+    best = np.argmax(scores[:count])
     total = 0.0
     for option in range(count):
         total += np.exp(np.float64(scores[option] - scores[best]))
@@ -637,7 +635,7 @@ def choose(w, d, s, uniform):
         uniform: (E, 3 N) within 0..1 to sample; negative for the options with the best scores.
 
     Returns:
-        (E, N, 3) choices, -1 where nothing fits; (E,) log-probabilities.
+        (E, N, 3) choices, -1 where nothing fits; (E,) log-probabilities of what the network chose.
     """
     environments, stages = s.running.shape[0], s.running.shape[1]
     choices = np.full((environments, stages, 3), -1)
@@ -650,10 +648,10 @@ def choose(w, d, s, uniform):
     if d.reserve[0] + d.cores[0].min() > d.capacity:  # not even the smallest configuration fits
         return choices, log_prob
     for e in range(environments):
-        current, unit, p = _observe(d, s, e, node, inputs)
+        first, unit, p = _observe(d, s, e, node, inputs)
         features = _features(w, node, inputs, hidden)
         memory = np.zeros(len(features), dtype=np.float32)  # of the options chosen so far
-        cores, carried, largest = d.capacity, np.inf, 0
+        current, cores, carried, largest = first, d.capacity, np.inf, 0
         for n in range(stages):
             budget, z, f, k = cores - d.reserve[n], 0, 0, 0
             _appraise(d, s, e, p, _rest_of(d, s, e, p, current, n), n, budget, values)
@@ -672,6 +670,8 @@ def choose(w, d, s, uniform):
             current = _go_on(d, s, e, p, current, n, choices[e, n])
             cores -= (f + 1) * d.cores[n, z]
             carried, largest = min(carried, _rate(d, n, z, f, k)), max(largest, k)
+        if uniform[e, 0] < 0.0 and _worth(d, s, e, p, choices[e]) < _worth(d, s, e, p, first) - unit:
+            choices[e] = first
     return choices, log_prob
 
 

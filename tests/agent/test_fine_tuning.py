@@ -10,16 +10,18 @@ import pandas as pd
 import pytest
 import torch
 from small_pipelines import varying_workload
-from small_situations import load_of, small_practice, untrained
+from small_situations import departing, load_of, small_practice
 
 from opd.agent import fine_tuning as module
 from opd.agent.fine_tuning import FineTuning, fine_tune, loaded, validated
 from opd.agent.ppo import PpoParameters
 from opd.agent.scoring import ScoringWeights
 from opd.agent.weights import SHIPPED, TrainedAgent
+from opd.profiling.pipelines import load_pipeline
 
 BRIEF = FineTuning(updates=4, rollouts=1, learning_rate=3e-3, validate_every=2, episodes=3, decisions=6)
-AGENT = TrainedAgent(untrained(0).copied_weights(), {"traces": ["waves"]})
+VIDEO = load_pipeline("video")
+AGENT = TrainedAgent(departing(0).copied_weights(), {"traces": ["waves"]})
 
 
 @pytest.fixture(autouse=True)
@@ -28,13 +30,13 @@ def short_rollouts(monkeypatch):
 
 
 def tuned(agent: TrainedAgent = AGENT, parameters: FineTuning = BRIEF, seed: int = 0, metrics=None) -> TrainedAgent:
-    training = small_practice()
+    training = small_practice(VIDEO)
     validation = training._replace(load=load_of(varying_workload(decisions=60, seed=8), bursts=(20,)))
     return fine_tune(agent, training, validation, parameters, seed, metrics)
 
 
 def worth(agent: TrainedAgent) -> float:
-    validation = small_practice()._replace(load=load_of(varying_workload(decisions=60, seed=8), bursts=(20,)))
+    validation = small_practice(VIDEO)._replace(load=load_of(varying_workload(decisions=60, seed=8), bursts=(20,)))
     return validated(loaded(agent.weights), validation, BRIEF)
 
 
@@ -90,7 +92,7 @@ def test_the_agent_before_and_the_shipped_file_are_kept():
     found = tuned(agent)
     assert SHIPPED.read_bytes() == content
     assert same(agent.weights, before) and "fine_tuned_for" not in agent.about
-    assert found.about == {**agent.about, "fine_tuned_for": "ocr"}
+    assert found.about == {**agent.about, "fine_tuned_for": "video"}
 
 
 def test_metrics_hold_every_update(tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from small_pipelines import ocr_pipeline, stages
-from small_situations import QUIET, untrained
+from small_situations import QUIET, departing
 
 from opd.agent.weights import TrainedAgent
 from opd.control import agent as agent_policy
@@ -16,7 +16,7 @@ from opd.control.loop import run
 from opd.control.policies import SolverPolicy, present_pipeline
 from opd.measurement import Calibration, Observation, backlog, idle_observation, planned_load
 from opd.objective import Objective, Weights
-from opd.pipeline import InfeasibleError, Pipeline, as_array, check_feasible
+from opd.pipeline import Configuration, InfeasibleError, Pipeline, as_array, check_feasible
 from opd.profiling.attainable import attainable_load
 from opd.profiling.calibrated import calibrated_pipeline
 from opd.profiling.generated import generate_pipeline
@@ -43,7 +43,7 @@ class Fallbacks:
 
 def policy_for(pipeline: Pipeline, objective: Objective = PLAIN, seed: int = 0) -> tuple[AgentPolicy, Fallbacks]:
     fallbacks = Fallbacks(pipeline)
-    agent, solve = TrainedAgent(untrained(seed).weights(), {}), solver_for(objective, QUIET)
+    agent, solve = TrainedAgent(departing(seed).weights(), {}), solver_for(objective, QUIET)
     return AgentPolicy(pipeline, objective, QUIET, solve, agent, RecentFutures(), fallbacks), fallbacks
 
 
@@ -51,6 +51,10 @@ def observed(pipeline: Pipeline, load: float = 8.0, **figures) -> Observation:
     history = np.full(120, int(load))
     seen = replace(idle_observation(pipeline), history=history, incoming_load=load, predicted_load=load)
     return replace(seen, **figures)
+
+
+def decisions(policy: AgentPolicy, pipeline: Pipeline, loads: np.ndarray) -> tuple[Configuration, ...]:
+    return tuple(policy.decide(observed(pipeline, load)) for load in loads)
 
 
 # --- in the control loop ---------------------------------------------------------------------------------------------
@@ -88,13 +92,13 @@ def test_an_untrained_agent_runs_any_pipeline_within_its_limits(number):
 
 
 def test_a_decision_depends_on_the_weights_and_on_nothing_before():
-    pipeline = ocr_pipeline()
-    seen = observed(pipeline)
+    pipeline = load_pipeline("video")
+    loads = np.arange(5.0, 45.0, 4.0)
     (first, _), (second, _) = (policy_for(pipeline, seed=1) for _ in range(2))
     second.decide(observed(pipeline, 3.0))
     second.decide(observed(pipeline, available_cores=3.0))
-    assert first.decide(seen) == second.decide(seen)
-    decided = {policy_for(pipeline, seed=seed)[0].decide(seen) for seed in range(8)}
+    assert decisions(first, pipeline, loads) == decisions(second, pipeline, loads)
+    decided = {decisions(policy_for(pipeline, seed=seed)[0], pipeline, loads) for seed in range(8)}
     assert len(decided) > 2
 
 
