@@ -598,7 +598,7 @@ def _pick(scores, count, uniform):
         count: number of options.
         uniform: within 0..1 for the option at which the cumulative probability passes it; negative for the best.
     """
-    best = np.argmax(scores[:count])
+    best = int(np.argmax(scores[:count]))
     total = 0.0
     for option in range(count):
         total += np.exp(np.float64(scores[option] - scores[best]))

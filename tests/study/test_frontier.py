@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small_pipelines import ocr_pipeline
-from small_study import CYCLE, PARAMETERS, setting_on, waves
+from small_study import CYCLE, setting_on, waves
 
-from opd.agent.single import jobs as jobs_module
-from opd.agent.single.jobs import Job, run_job
-from opd.agent.single.problem import expert_table
 from opd.objective import Weights
 from opd.solvers import IpaParameters
 from opd.study.analysis import frontier
@@ -25,7 +20,6 @@ from opd.study.analysis.frontier import (
     dominations,
     drops,
     findings,
-    frontier_jobs,
     hypervolume,
     hypervolumes,
     measure_frontier,
@@ -35,6 +29,7 @@ from opd.study.analysis.frontier import (
     times_of_the_agent,
 )
 from opd.study.evaluation.cycles import Setting, run_cycle
+from opd.study.plots.style import policy_style
 
 # --- hypervolume -----------------------------------------------------------------------------------------------------
 
@@ -88,7 +83,7 @@ def points_of(**policies) -> pd.DataFrame:
 POINTS = points_of(
     ipa={0: [(6.0, 5.0), (4.0, 3.0)], 1: [(6.0, 5.0), (4.0, 3.0)]},
     myopic={0: [(4.0, 5.0), (2.0, 1.0)], 1: [(4.0, 5.0), (2.0, 1.0)]},
-    agent_single={0: [(4.0, 6.0), (2.0, 2.0)], 1: [(4.0, 5.0), (2.0, 2.0)]},
+    agent={0: [(4.0, 6.0), (2.0, 2.0)], 1: [(4.0, 5.0), (2.0, 2.0)]},
 )
 
 
@@ -99,7 +94,7 @@ def test_hypervolumes_and_ratios_by_hand():
     wanted = ["reference_qos", "hypervolume", "agent_times", "agent_times_min", "agent_times_max"]
     assert table.loc[(ANY, "ipa"), wanted].tolist() == pytest.approx([1.0, 20.0, 29 / 20, 26 / 20, 32 / 20])
     assert table.loc[(ANY, "myopic"), wanted].tolist() == pytest.approx([1.0, 24.0, 29 / 24, 26 / 24, 32 / 24])
-    assert table.loc[(ANY, "agent-single"), wanted].tolist() == [1.0, 29.0, 1.0, 1.0, 1.0]
+    assert table.loc[(ANY, "agent"), wanted].tolist() == [1.0, 29.0, 1.0, 1.0, 1.0]
     # Above 3, the lowest of IPA: 4 x 2, 6 x 2, and the agent's 6 x 3 and 6 x 2.
     assert table.loc[(SERVED, "ipa"), wanted].tolist() == pytest.approx([3.0, 8.0, 15 / 8, 12 / 8, 18 / 8])
     assert table.loc[(SERVED, "myopic"), wanted].tolist() == pytest.approx([3.0, 12.0, 15 / 12, 1.0, 18 / 12])
@@ -113,7 +108,7 @@ def test_the_agents_areas_in_words():
 
 
 def test_pipelines_in_which_the_agents_area_is_the_smaller_are_named():
-    worse = POINTS.assign(pipeline="nlp", qos=POINTS["qos"] - 2.0 * (POINTS["policy"] == "agent-single"))
+    worse = POINTS.assign(pipeline="nlp", qos=POINTS["qos"] - 2.0 * (POINTS["policy"] == "agent"))
     lines = times_of_the_agent(hypervolumes(pd.concat([POINTS, worse]), {"video": 10, "nlp": 10})).splitlines()
     # Above 0 the agent's are 6 x 4 and 6 x 3, against IPA's 2 x 3 + 4 x 5 and the myopic solver's 2 x 1 + 6 x 5.
     assert lines[0].startswith("* reference lowest of any policy: at least as large as ipa's in 1 of 2 pipelines")
@@ -126,7 +121,7 @@ LOSING = pd.concat(
         points_of(
             ipa={0: [(6.0, 5.0), (3.0, 4.0)], 1: [(6.0, 5.0), (3.0, 4.0)]},
             myopic={0: [(3.0, 4.0), (1.0, 1.0)], 1: [(3.0, 4.0), (1.0, 1.0)]},
-            agent_single={0: [(4.0, 4.0), (1.0, 1.0)], 1: [(5.0, 3.0), (1.0, 1.0)]},
+            agent={0: [(4.0, 4.0), (1.0, 1.0)], 1: [(5.0, 3.0), (1.0, 1.0)]},
         ).assign(dropped=[8.0, 0.0, 4.0, 0.0, 0.0, 1200.0, 0.0, 1800.0, 0.0, 0.0, 0.0, 0.5]),
         POINTS.assign(pipeline="ocr"),
     ]
@@ -153,13 +148,10 @@ def test_prices_at_which_requests_are_dropped():
     assert drops(LOSING).splitlines() == [
         "* ipa: video only at 0.1 (6.0); none at any price on ocr",
         "* myopic: video from 0.2 up (1,500.0); none at any price on ocr",
-        "* agent-single: video from 0.2 up (0.2); none at any price on ocr",
+        "* agent: video from 0.2 up (0.2); none at any price on ocr",
     ]
     more = LOSING.assign(dropped=LOSING["cost_weight"] * 100.0)
-    assert (
-        drops(more).splitlines()[2]
-        == "* agent-single: video from 0.1 up (10.0 to 20.0); ocr from 0.1 up (10.0 to 20.0)"
-    )
+    assert drops(more).splitlines()[2] == "* agent: video from 0.1 up (10.0 to 20.0); ocr from 0.1 up (10.0 to 20.0)"
 
 
 def test_the_sweep_in_words_says_where_the_agent_loses():
@@ -183,9 +175,10 @@ def test_the_figure_of_the_frontier_names_ratios_and_what_lies_outside():
         "above IPA's lowest QoS: 1.875 × IPA, 1.250 × myopic",
     ]
     assert [text.get_text().splitlines() for text in axes.texts] == [
-        ["myopic: 1 below, down to QoS 1", "agent-single: 1 below, down to QoS 2"]
+        ["myopic: 1 below, down to QoS 1", "agent: 1 below, down to QoS 2"]
     ]
-    (steps,) = [line for line in axes.lines if line.get_drawstyle() == "steps-post" and line.get_color() == "#56b4e9"]
+    colour = policy_style("agent").colour
+    (steps,) = [line for line in axes.lines if line.get_drawstyle() == "steps-post" and line.get_color() == colour]
     assert steps.get_xydata().tolist() == [[2.0, 2.0], [4.0, 5.5]]
 
 
@@ -199,97 +192,27 @@ def setting() -> Setting:
     return setting_on(waves(), {})
 
 
-def swept(setting, folder, prices=PRICES) -> pd.DataFrame:
-    return measure_frontier([ocr_pipeline()], [CYCLE], setting, PARAMETERS, prices, SEEDS, folder)
-
-
 @pytest.fixture(scope="module")
-def finished(setting, tmp_path_factory):
-    """A folder of agents and the points that they and the solvers reach."""
-    folder = tmp_path_factory.mktemp("frontier")
-    return folder, swept(setting, folder)
+def points(setting) -> pd.DataFrame:
+    """The points that all policies reach."""
+    return measure_frontier([ocr_pipeline()], [CYCLE], setting, PRICES, SEEDS)
 
 
-@pytest.fixture
-def trainings(monkeypatch) -> list[str]:
-    """The titles of all trainings that are begun."""
-    begun: list[str] = []
-    train = jobs_module.train
-
-    def listed(problem, parameters, seed, folder, title):
-        begun.append(title)
-        return train(problem, parameters, seed, folder, title)
-
-    monkeypatch.setattr(jobs_module, "train", listed)
-    return begun
-
-
-def test_a_point_is_the_mean_of_the_cycles_of_the_evaluation(setting, finished):
-    folder, points = finished
+def test_a_point_is_the_mean_of_the_cycles_of_the_evaluation(setting, points):
     assert list(points.columns) == ["pipeline", "policy", "cost_weight", "seed", "cost", "qos", "dropped"]
     assert len(points) == 3 * len(PRICES) * len(SEEDS)
     table = points.set_index(["policy", "cost_weight", "seed"]).sort_index()
     pipeline = ocr_pipeline()
-    agents = {("ocr", 2.0, 1): folder / "ocr" / "2-1.npz"}
-    own = priced_setting(setting, 2.0, agents)
+    own = priced_setting(setting, 2.0)
     assert own.ipa == IpaParameters(10.0, 2.0, 0.02) and own.objective == Weights(cost_weight=2.0)
-    for policy in ("ipa", "myopic", "agent-single"):
+    for policy in ("ipa", "myopic", "agent"):
         steps = run_cycle(pipeline, own.policy(policy, pipeline, 1), CYCLE, 1, own)
         expected = [np.mean([getattr(step.score, name)[0] for step in steps]) for name in ("cost", "qos")]
         assert table.loc[(policy, 2.0, 1), ["cost", "qos"]].tolist() == pytest.approx(expected)
-    for solver in ("ipa", "myopic"):
-        assert (table.loc[(solver, 2.0), "cost"] < table.loc[(solver, 0.15), "cost"]).all()
+        assert (table.loc[(policy, 2.0), "cost"] < table.loc[(policy, 0.15), "cost"]).all()
 
 
-def test_every_agent_has_its_own_price_and_imitates_the_myopic_solver(setting, tmp_path):
-    parameters = replace(PARAMETERS, expert="ipa")
-    jobs = frontier_jobs([ocr_pipeline()], setting, parameters, PRICES, SEEDS, tmp_path)
-    assert list(jobs) == [("ocr", price, seed) for price in PRICES for seed in SEEDS]
-    for (_, price, seed), job in jobs.items():
-        problem, weights = job.problem, Weights(cost_weight=price)
-        assert (problem.objective, job.parameters.expert, job.seed) == (weights, "myopic", seed)
-        table = expert_table(problem.pipeline, weights, problem.simulation, "myopic", len(problem.expert) - 1)
-        assert np.array_equal(problem.expert, table)
-    assert len({job.folder for job in jobs.values()}) == len({job.path for job in jobs.values()}) == 4
-
-
-def test_what_is_finished_is_not_trained_again(setting, finished, trainings):
-    folder, points = finished
-    assert swept(setting, folder).equals(points)
-    assert trainings == []
-
-
-def test_an_interrupted_sweep_goes_on(setting, finished, trainings, tmp_path, monkeypatch):
-    def interrupted(job):
-        if job.path.name == "2-0.npz":
-            raise KeyboardInterrupt
-        return run_job(job)
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(jobs_module, "run_job", interrupted)
-        swept(setting, tmp_path)
-    assert trainings == ["ocr agent-single-0.15 0", "ocr agent-single-0.15 1"]
-    assert swept(setting, tmp_path).equals(finished[1])
-    assert trainings[2:] == ["ocr agent-single-2 0", "ocr agent-single-2 1"]
-
-
-def test_an_agent_of_the_study_takes_the_place_of_a_training(setting, trainings, tmp_path):
-    job = frontier_jobs([ocr_pipeline()], setting, PARAMETERS, [0.15], [0], tmp_path)["ocr", 0.15, 0]
-    studied = Job("agent-single", 0, job.problem, job.parameters, tmp_path / "studied" / "agent-0.npz")
-    run_job(studied)
-    known = replace(
-        setting, agents={("ocr", "agent-single", 0): studied.path, ("ocr", "agent-single", 1): tmp_path / "none.npz"}
-    )
-    jobs = frontier_jobs([ocr_pipeline()], known, PARAMETERS, PRICES, SEEDS, tmp_path)
-    assert [job.path.name for job in jobs.values()] == ["agent-0.npz", "0.15-1.npz", "2-0.npz", "2-1.npz"]
-    other = replace(PARAMETERS, width=8)
-    jobs = frontier_jobs([ocr_pipeline()], known, other, [0.15], [0], tmp_path)
-    assert [job.path.name for job in jobs.values()] == ["0.15-0.npz"]
-    assert trainings == ["ocr agent-single 0"]
-
-
-def test_the_frontier_is_drawn(finished):
-    points = finished[1]
+def test_the_frontier_is_drawn(points):
     areas = hypervolumes(points, {"ocr": ocr_pipeline().capacity})
     assert list(areas["policy"]) == [*frontier.POLICIES, *frontier.POLICIES]
     figure = plot_frontier(points, areas, "waves trace")

@@ -14,6 +14,7 @@ from opd.study.analysis.quality import (
     NOISE,
     comparisons,
     gap_sentence,
+    gap_shares,
     gap_table,
     paper_sentence,
     paper_table,
@@ -43,7 +44,7 @@ REWARDS = {
     "random": [[-9.0, -9.0], [-9.0, -9.0]],
     "ipa": [[9.0, 1.0], [9.0, 1.0]],
     "myopic": [[10.0, 4.0], [10.0, 4.0]],
-    "clairvoyant": [[12.0, 6.0], [12.0, 6.0]],
+    "foresight": [[12.0, 6.0], [12.0, 6.0]],
     "agent": [[11.0, 5.0], [11.0, 5.0]],
 }
 
@@ -84,8 +85,13 @@ def test_the_verdict_counts_pipelines_in_which_the_sign_is_sure():
     assert any(line.startswith(f"* compared with **ipa**: {sure}; QoS ") for line in lines)
 
 
+def rows_of(evaluation: pd.DataFrame, policy: str = "agent") -> list[dict]:
+    """The rows of one policy in the table of gaps."""
+    return [row for row in gap_table(evaluation).to_dict("records") if row["policy"] == policy]
+
+
 def test_the_share_of_the_gap_by_hand():
-    (row,) = gap_table(evaluation_of(REWARDS)).to_dict("records")
+    (row,) = rows_of(evaluation_of(REWARDS))
     assert [row[name] for name in ("gap", "gap_low", "gap_high")] == [2.0, 2.0, 2.0]
     sentence = gap_sentence(pd.DataFrame([row]))
     assert "significant in 1 of 1 rows. Over video it is +2.000 [+2.000, +2.000]" in sentence
@@ -97,27 +103,27 @@ def test_the_share_of_the_gap_by_hand():
 def test_numerator_and_denominator_are_resampled_together():
     # The gap is 1 in the one cycle and 3 in the other, and the agent closes all of it in both.
     same = [[11.0, 7.0], [11.0, 7.0]]
-    (row,) = gap_table(evaluation_of(REWARDS | {"clairvoyant": same, "agent": same})).to_dict("records")
+    (row,) = rows_of(evaluation_of(REWARDS | {"foresight": same, "agent": same}))
     assert [row[name] for name in ("gap", "gap_low", "gap_high")] == [2.0, 1.0, 3.0]
     assert [row[name] for name in ("share", "share_low", "share_high")] == [1.0, 1.0, 1.0]
 
 
 def test_a_share_of_a_gap_that_may_be_none_has_no_interval():
     # The gap is 2 in the one cycle and -1 in the other, the agent gains 1 in both.
-    (row,) = gap_table(evaluation_of(REWARDS | {"clairvoyant": [[12.0, 3.0]] * 2})).to_dict("records")
+    (row,) = rows_of(evaluation_of(REWARDS | {"foresight": [[12.0, 3.0]] * 2}))
     assert (row["gap"], row["gain"], row["share"], row["note"]) == (0.5, 1.0, 2.0, NOISE)
     assert np.isnan([row["share_low"], row["share_high"]]).all()
 
 
 def test_without_a_gap_there_is_no_share():
-    (row,) = gap_table(evaluation_of(REWARDS | {"clairvoyant": [[9.0, 3.0]] * 2})).to_dict("records")
+    (row,) = rows_of(evaluation_of(REWARDS | {"foresight": [[9.0, 3.0]] * 2}))
     assert row["note"] == NO_GAP
     assert np.isnan([row[name] for name in ("share", "share_low", "share_high")]).all()
 
 
 def test_the_gap_of_all_pipelines_is_their_mean():
-    other = evaluation_of(REWARDS | {"clairvoyant": [[10.0, 4.0]] * 2}).assign(pipeline="ocr")
-    table = gap_table(pd.concat([evaluation_of(REWARDS), other])).set_index("pipeline")
+    other = evaluation_of(REWARDS | {"foresight": [[10.0, 4.0]] * 2}).assign(pipeline="ocr")
+    table = pd.DataFrame(rows_of(pd.concat([evaluation_of(REWARDS), other]))).set_index("pipeline")
     assert list(table.index) == ["video", "ocr", ALL]
     assert table["gap"].tolist() == [2.0, 0.0, 1.0]
     assert table.loc[ALL, ["gain", "share", "share_low", "share_high"]].tolist() == [1.0, 1.0, 1.0, 1.0]
@@ -166,7 +172,7 @@ def test_an_evaluation_is_read_with_care(tmp_path):
 def test_the_figure_of_intervals_leaves_random_and_the_reference_out():
     figure = plot_intervals(quality_table(evaluation_of(REWARDS)), "waves trace")
     (axes,) = figure.axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["IPA", "clairvoyant", "agent"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["IPA", "foresight", "agent"]
     assert "random is far below and not shown" in figure.get_suptitle()
 
 
@@ -177,17 +183,29 @@ def marks(axes) -> dict[str, list[list[float]]]:
     return {label: np.round(line.get_xydata(), 9).tolist() for line, label in zip(lines, labels, strict=True)}
 
 
+def test_shares_of_all_policies_by_hand():
+    """In the one pipeline the gap is 2, in the other 1: of the 3 in sum, the agent closes 2 and the ladder 1."""
+    ladder = {"ladder": [[10.0, 4.0]] * 2}
+    other = evaluation_of(REWARDS | {"foresight": [[11.0, 5.0]] * 2, "ladder": [[11.0, 5.0]] * 2}, "ocr")
+    shares = gap_shares(gap_table(pd.concat([evaluation_of(REWARDS | ladder), other])))
+    assert shares["policy"].tolist() == ["agent", "ladder"]  # IPA is below the myopic solver
+    assert shares[["video", "ocr", ALL]].to_numpy().round(9).tolist() == [
+        [50.0, 100.0, pytest.approx(200 / 3)],
+        [0.0, 100.0, pytest.approx(100 / 3)],
+    ]
+
+
 def test_the_figure_of_the_gap_has_all_pipelines_and_hollow_shares_of_what_may_be_none():
     parts = [
         evaluation_of(REWARDS, "video"),
-        evaluation_of(REWARDS | {"clairvoyant": [[12.0, 3.0]] * 2}, "nlp"),
-        evaluation_of(REWARDS | {"clairvoyant": [[9.0, 3.0]] * 2}, "ocr"),
+        evaluation_of(REWARDS | {"foresight": [[12.0, 3.0]] * 2}, "nlp"),
+        evaluation_of(REWARDS | {"foresight": [[9.0, 3.0]] * 2}, "ocr"),
     ]
     gap = gap_table(pd.concat(parts))
     gains, shares = plot_gap(gap, "waves trace").axes
     assert [label.get_text() for label in gains.get_yticklabels()] == ["video", "nlp", "ocr", ALL]
     assert marks(gains) == {
-        "clairvoyant (knows the load)": [[2.0, -0.14], [0.5, 0.86], [-1.0, 1.86], [0.5, 2.86]],
+        "foresight (lookahead that knows the load)": [[2.0, -0.14], [0.5, 0.86], [-1.0, 1.86], [0.5, 2.86]],
         "agent": [[1.0, 0.14], [1.0, 1.14], [1.0, 2.14], [1.0, 3.14]],
     }
     assert marks(shares) == {"share of a gap that is not significant": [[2.0, 1.0], [2.0, 3.0]]}

@@ -1,32 +1,26 @@
 """The QoS-cost frontier of agent, IPA and the myopic solver, from a sweep of the price per core.
 
-For every ``cost_weight`` each policy optimises with that price: the myopic solver the reward of Eq. 7, IPA its own
-objective with the same weights, the agent by training with it, once for every seed. All run through the control loop of
-the evaluation on the same cycles. The point of a policy is its mean cost and mean QoS; neither depends on the price
-itself, so points of different prices can be compared.
+For every ``cost_weight`` each policy optimises with that price: the myopic solver and the agent the reward of Eq. 7,
+IPA its own objective with the same weights. The agent is the one for every pipeline and objective, so nothing is
+trained. All run through the control loop of the evaluation on the same cycles. The point of a policy is its mean cost
+and mean QoS; neither depends on the price itself, so points of different prices can be compared.
 
-Every agent first imitates the myopic solver with its own price. Where a core costs more than unmet demand, that expert
-leaves demand unmet, and so may the agent: the reward favours it, although dropped requests have an extra cost in
-training. The study's frugal agents, which must carry the load, learn from IPA instead. IPA must carry the load at any
-price, so its cheapest points are not as cheap.
+Where a core costs more than unmet demand, the reward favours leaving demand unmet, and myopic solver and agent may do
+so. IPA must carry the load at any price, so its cheapest points are not as cheap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
-from typing import Final
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from opd.agent.single.jobs import Job, run_jobs
-from opd.agent.single.problem import Problem, TrainingParameters, build_problem, expert_table
-from opd.control import SINGLE_AGENT
+from opd.control import AGENT
 from opd.objective import Weights
 from opd.pipeline import Pipeline
 from opd.solvers import IpaParameters
@@ -35,113 +29,47 @@ from opd.study.evaluation.cycles import EvaluationCell, Setting, evaluate
 from opd.study.plots.style import legend_below, ordered, panel_grid, policy_style, short_label
 from opd.workload.trace import Cycle
 
-POLICIES = ("ipa", "myopic", SINGLE_AGENT)
-
-EXPERT: Final = "myopic"
-"""The expert of the agents, whatever the study's parameters say."""
+POLICIES = ("ipa", "myopic", AGENT)
 
 ANY, SERVED = "lowest of any policy", "lowest of IPA"
 """QoS of the reference point of a hypervolume."""
 
-Key = tuple[str, float, int]
-"""Pipeline, cost weight and seed of an agent."""
-
-
-# ------------------------------------------------------------------------------------------------- training
-
-
-def frontier_jobs(
-    pipelines: Iterable[Pipeline],
-    setting: Setting,
-    parameters: TrainingParameters,
-    cost_weights: Sequence[float],
-    seeds: Sequence[int],
-    folder: Path,
-) -> dict[Key, Job]:
-    """Make the trainings of all agents.
-
-    Args:
-        pipelines: to configure.
-        setting: of the evaluation; its weights except ``cost_weight``. An agent of the setting replaces a training
-            that would give the same agent.
-        parameters: of the trainings, except the expert.
-        cost_weights: rewards lost per core.
-        seeds: of the trainings.
-        folder: for the agents, ``<folder>/<pipeline>/<cost weight>-<seed>.npz``.
-    """
-    own = replace(parameters, expert=EXPERT)
-    jobs = {}
-    for pipeline in pipelines:
-        problem = build_problem(pipeline, setting.trace, setting.forecaster, setting.objective, setting.simulation, own)
-        for cost_weight in map(float, cost_weights):
-            priced = _priced(problem, cost_weight)
-            for seed in seeds:
-                path = folder / pipeline.name / f"{cost_weight:g}-{seed}.npz"
-                job = Job(f"{SINGLE_AGENT}-{cost_weight:g}", seed, priced, own, path)
-                jobs[pipeline.name, cost_weight, seed] = _trained_already(job, setting) or job
-    return jobs
-
-
-def _priced(problem: Problem, cost_weight: float) -> Problem:
-    """The same problem at another price per core; the workloads are shared, because their forecasts take long."""
-    assert isinstance(problem.objective, Weights)  # only they have a price per core
-    weights = replace(problem.objective, cost_weight=cost_weight)
-    largest = len(problem.expert) - 1
-    table = expert_table(problem.pipeline, weights, problem.simulation, EXPERT, largest)
-    return problem._replace(objective=weights, expert=table)
-
-
-def _trained_already(job: Job, setting: Setting) -> Job | None:
-    """The same training with the study's name, if the study has run it."""
-    path = setting.agents.get((job.problem.pipeline.name, SINGLE_AGENT, job.seed))
-    known = replace(job, policy=SINGLE_AGENT, path=path) if path else None
-    return known if known and known.done else None
-
-
 # ----------------------------------------------------------------------------------------------- evaluation
 
 
-def priced_setting(setting: Setting, cost_weight: float, agents: Mapping[Key, Path]) -> Setting:
+def priced_setting(setting: Setting, cost_weight: float) -> Setting:
     """The setting in which every policy optimises with one price per core."""
     assert isinstance(setting.objective, Weights)
     weights = replace(setting.objective, cost_weight=cost_weight)
-    here = {(name, SINGLE_AGENT, seed): path for (name, price, seed), path in agents.items() if price == cost_weight}
-    return replace(setting, objective=weights, ipa=IpaParameters.from_weights(weights), agents=here)
+    return replace(setting, objective=weights, ipa=IpaParameters.from_weights(weights))
 
 
 def measure_frontier(
     pipelines: Sequence[Pipeline],
     cycles: Sequence[Cycle],
     setting: Setting,
-    parameters: TrainingParameters,
     cost_weights: Sequence[float],
     seeds: Sequence[int],
-    folder: Path,
     workers: int = 1,
 ) -> pd.DataFrame:
-    """Train what is missing, then run every policy at every price on every cycle with every seed.
+    """Run every policy at every price on every cycle with every seed.
 
     Args:
         pipelines: to configure.
         cycles: to evaluate on.
-        setting: as in :func:`frontier_jobs`.
-        parameters: of the trainings, except the expert.
+        setting: of the evaluation; its weights except ``cost_weight``.
         cost_weights: rewards lost per core.
-        seeds: of the trainings and of the requests.
-        folder: for the agents; finished ones are not trained again, interrupted ones resume.
+        seeds: of the requests.
         workers: processes.
 
     Returns:
         One row a pipeline, policy, ``cost_weight`` and seed: the means over all cycles of ``cost`` (cores), ``qos``
         (Eq. 3) and ``dropped`` (requests a cycle).
     """
-    jobs = frontier_jobs(pipelines, setting, parameters, cost_weights, seeds, folder)
-    run_jobs(list(jobs.values()), workers)
-    agents = {key: job.path for key, job in jobs.items()}
     cells = [EvaluationCell(*each) for each in product(pipelines, POLICIES, cycles, seeds)]
     parts = []
     for cost_weight in map(float, cost_weights):
-        rows, _ = evaluate(cells, priced_setting(setting, cost_weight, agents), workers)
+        rows, _ = evaluate(cells, priced_setting(setting, cost_weight), workers)
         parts.append(rows.assign(cost_weight=cost_weight))
     return _means(pd.concat(parts), "seed")
 
@@ -211,7 +139,7 @@ def hypervolumes(points: pd.DataFrame, capacities: Mapping[str, int]) -> pd.Data
         cost = float(capacities[str(pipeline)])
         for name, lowest in ((ANY, here["qos"].min()), (SERVED, here.loc[here["policy"] == "ipa", "qos"].min())):
             areas = _areas(here, (cost, float(lowest)))
-            ratios = areas.rdiv(areas[SINGLE_AGENT], axis=0).where(areas > 0.0)
+            ratios = areas.rdiv(areas[AGENT], axis=0).where(areas > 0.0)
             for policy in dict.fromkeys(here["policy"]):
                 row = {"pipeline": pipeline, "reference": name, "policy": policy}
                 row |= {"reference_cost": cost, "reference_qos": lowest}
@@ -225,7 +153,7 @@ def times_of_the_agent(areas: pd.DataFrame) -> str:
     An item a reference and policy; pipelines with a mean ratio below 1 are named.
     """
     lines = []
-    others = areas[areas["policy"] != SINGLE_AGENT].groupby(["reference", "policy"], sort=False)
+    others = areas[areas["policy"] != AGENT].groupby(["reference", "policy"], sort=False)
     for (reference, policy), rows in others:
         times = rows.set_index("pipeline")["agent_times"]
         count = f"{(times >= 1.0).sum()} of {times.notna().sum()} pipelines with an area"
@@ -258,8 +186,8 @@ def dominated_points(points: pd.DataFrame) -> pd.DataFrame:
         being the policy. Of several points of one policy it is that of the highest QoS, then of the lowest weight.
     """
     means = mean_points(points)
-    own = means[means["policy"] == SINGLE_AGENT].drop(columns="policy")
-    others = means[means["policy"] != SINGLE_AGENT].set_index("pipeline").add_prefix("by_").reset_index()
+    own = means[means["policy"] == AGENT].drop(columns="policy")
+    others = means[means["policy"] != AGENT].set_index("pipeline").add_prefix("by_").reset_index()
     pairs = own.merge(others.rename(columns={"by_policy": "by"}), on="pipeline")
     no_worse = (pairs["by_cost"] <= pairs["cost"]) & (pairs["by_qos"] >= pairs["qos"])
     better = (pairs["by_cost"] < pairs["cost"]) | (pairs["by_qos"] > pairs["qos"])
@@ -271,7 +199,7 @@ def dominations(points: pd.DataFrame) -> str:
     """List the agent's dominated points and the points that dominate them, in Markdown."""
     beaten = dominated_points(points)
     count = len(beaten[["pipeline", "cost_weight"]].drop_duplicates())
-    whole = int((mean_points(points)["policy"] == SINGLE_AGENT).sum())
+    whole = int((mean_points(points)["policy"] == AGENT).sum())
     text = f"Points of other policies dominate {count or 'none'} of the agent's {whole} points (means of the seeds)"
     text += ": they cost no more, have no lower QoS, and are better in one of the two.\n\n" if count else "."
     return text + "\n".join(
@@ -344,10 +272,10 @@ def plot_frontier(points: pd.DataFrame, areas: pd.DataFrame, label: str) -> Figu
     """
     prices = ", ".join(f"{price:g}" for price in sorted(set(points["cost_weight"])))
     figure, panels = panel_grid(points["pipeline"], 4.4, 3.8, f"QoS and cost at prices per core of {prices}\n{label}")
-    agent = policy_style(SINGLE_AGENT)
+    agent = policy_style(AGENT)
     for pipeline, axes in panels.items():
         here = points[points["pipeline"] == pipeline]
-        single, means = here[here["policy"] == SINGLE_AGENT], mean_points(here)
+        single, means = here[here["policy"] == AGENT], mean_points(here)
         axes.scatter(
             single["cost"], single["qos"], s=28, color=agent.colour, marker=agent.marker, alpha=0.3, linewidths=0,
             label=f"{agent.label}, one seed",

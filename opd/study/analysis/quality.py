@@ -38,7 +38,7 @@ COMPARED = ("reward", "qos", "cost")
 """Figures of the agent that are compared with every policy."""
 
 NOISE = "the gap is within its own noise of zero"
-NO_GAP = "the clairvoyant solver does no better than the myopic one"
+NO_GAP = "the planner that is told the load does no better than the myopic solver"
 
 ALL = "all pipelines"
 
@@ -58,7 +58,7 @@ def read_evaluation(folder: Path, trace: str) -> pd.DataFrame:
     if found != trace:
         raise ReportError(f"the evaluation in {folder} is of the {found}, not of the {trace}; name the other folder")
     evaluation = pd.read_csv(folder / "evaluation.csv")
-    if missing := sorted({AGENT, "myopic", "clairvoyant"} - set(evaluation["policy"])):
+    if missing := sorted({AGENT, "myopic", "foresight"} - set(evaluation["policy"])):
         raise ReportError(f"the evaluation in {folder} lacks {', '.join(missing)}; add them to its policies")
     return evaluation
 
@@ -93,32 +93,38 @@ def quality_table(evaluation: pd.DataFrame) -> pd.DataFrame:
 
 
 def gap_table(evaluation: pd.DataFrame) -> pd.DataFrame:
-    """Compute the share of the gain of a perfect forecast that the agent reaches without one.
+    """Compute the share of the way from the myopic solver to perfect foresight that each policy goes.
 
-    That is (agent - myopic) / (clairvoyant - myopic) in mean reward. It can exceed 1, because the clairvoyant solver
-    ignores start-up times and queues. Numerator and denominator are resampled together.
+    That is (policy - myopic) / (foresight - myopic) in mean reward, where ``foresight`` is the planner that is told the
+    load to come. Numerator and denominator are resampled together.
 
     Returns:
-        One row a pipeline, and one for the mean of :data:`ALL`: ``gap``, the clairvoyant solver's reward minus
-        the myopic one's, ``gain``, the agent's minus the myopic one's, and ``share``, each with ``_low`` and ``_high``.
-        If the interval of the gap is not above zero, the share has no interval but a ``note``; if the gap itself is
-        not, there is no share.
+        One row a policy and pipeline, and one for the mean of :data:`ALL`: ``gap``, foresight's reward minus the myopic
+        solver's, ``gain``, the policy's minus the myopic solver's, and ``share``, each with ``_low`` and ``_high``. If
+        the interval of the gap is not above zero, the share has no interval but a ``note``; if the gap itself is not,
+        there is no share.
 
     Raises:
-        ValueError: if one of the three was not run on every cycle with every seed of the others.
+        ValueError: if a policy was not run on every cycle with every seed of the others.
     """
     gaps: dict[Hashable, pd.DataFrame] = {}
-    gains: dict[Hashable, pd.DataFrame] = {}
+    gains: dict[str, dict[Hashable, pd.DataFrame]] = {}
     for pipeline, here in evaluation.groupby("pipeline", sort=False):
-        agent, myopic, clairvoyant = (
-            seeds_by_cycles(here[here["policy"] == name], "reward") for name in (AGENT, "myopic", "clairvoyant")
-        )
-        gaps[pipeline], gains[pipeline] = clairvoyant - myopic, agent - myopic
+        rewards = {str(policy): seeds_by_cycles(own, "reward") for policy, own in here.groupby("policy", sort=False)}
+        myopic = rewards.pop("myopic")
+        gaps[pipeline] = rewards.pop("foresight") - myopic
+        for policy, reward in rewards.items():
+            gains.setdefault(policy, {})[pipeline] = reward - myopic
     if len(gaps) > 1:
-        gaps[ALL], gains[ALL] = (pd.concat(each).groupby(level="seed").mean() for each in (gaps, gains))
-    rows = [{"pipeline": pipeline} | _gap_row(gaps[pipeline], gains[pipeline]) for pipeline in gaps]
+        for each in (gaps, *gains.values()):
+            each[ALL] = pd.concat(each).groupby(level="seed").mean()
+    rows = [
+        {"policy": policy, "pipeline": pipeline} | _gap_row(gaps[pipeline], gain)
+        for policy, own in gains.items()
+        for pipeline, gain in own.items()
+    ]
     figures = (f"{name}{end}" for name in ("gap", "gain", "share") for end in ("", "_low", "_high"))
-    return pd.DataFrame(rows, columns=["pipeline", *figures, "note"])
+    return pd.DataFrame(rows, columns=["policy", "pipeline", *figures, "note"])
 
 
 def _gap_row(gap: pd.DataFrame, gain: pd.DataFrame) -> dict[str, float | str]:
@@ -177,12 +183,24 @@ def comparisons(quality: pd.DataFrame) -> str:
 
 def gap_sentence(gap: pd.DataFrame) -> str:
     """Count the significant gaps of :func:`gap_table`, and state the agent's gain over all pipelines."""
-    clear = int((gap["note"] == "").sum())
-    whole = gap.to_dict("records")[-1]
+    own = gap[gap["policy"] == AGENT]
+    clear, whole = int((own["note"] == "").sum()), own.to_dict("records")[-1]
     return (
-        f"The gap between the clairvoyant and the myopic solver is significant in {clear} of {len(gap)} rows. Over "
+        f"The gap between foresight and the myopic solver is significant in {clear} of {len(own)} rows. Over "
         f"{whole['pipeline']} it is {with_interval(whole, 'gap')}, and the agent gains {with_interval(whole, 'gain')}."
     )
+
+
+def gap_shares(gap: pd.DataFrame) -> pd.DataFrame:
+    """Percent of the gap that each policy closes, pipeline by pipeline; those that close some of it over all of them.
+
+    Args:
+        gap: of :func:`gap_table`.
+    """
+    columns = list(dict.fromkeys(gap["pipeline"]))
+    shares = 100.0 * gap.pivot(index="policy", columns="pipeline", values="share")[columns]
+    whole = shares.iloc[:, -1]
+    return shares[whole > 0.0].sort_values(columns[-1], ascending=False).reset_index()
 
 
 def readable(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
@@ -246,7 +264,7 @@ def _draw_intervals(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def plot_gap(gap: pd.DataFrame, label: str) -> Figure:
-    """Draw the gain of a perfect forecast, the gain of the agent without one, and their ratio.
+    """Draw the gain of perfect foresight, the gain of the agent without it, and their ratio.
 
     One line a pipeline, the last all of them. A whisker is the 95 % interval. A share without an interval is hollow,
     where the gap is not significant; without a gap there is no share.
@@ -258,12 +276,13 @@ def plot_gap(gap: pd.DataFrame, label: str) -> Figure:
     Returns:
         The figure, not saved.
     """
+    gap = gap[gap["policy"] == AGENT].reset_index(drop=True)
     figure, (gains, shares) = plt.subplots(
         1, 2, figsize=(11.0, 1.9 + 0.5 * len(gap)), layout="constrained", sharey=True, width_ratios=(1.2, 1.0)
     )
-    figure.suptitle(f"The gap between the myopic and the clairvoyant solver: {label}")
+    figure.suptitle(f"The gap between the myopic solver and perfect foresight: {label}")
     places = np.arange(len(gap))
-    for name, policy, aside in (("gap", "clairvoyant", -0.14), ("gain", AGENT, 0.14)):
+    for name, policy, aside in (("gap", "foresight", -0.14), ("gain", AGENT, 0.14)):
         draw_means(gains, gap, name, places + aside, policy_style(policy), label=policy_style(policy).label)
     _draw_shares(shares, gap, places)
     gains.set(xlabel="reward per decision (Eq. 7) minus the myopic solver's", title="gains")
@@ -285,7 +304,7 @@ def _mark_zero(axes: Axes) -> None:
 def _draw_shares(axes: Axes, gap: pd.DataFrame, places: np.ndarray) -> None:
     """Draw the shares, also as numbers in a column on the right; those without an interval are hollow."""
     style, sure, known = policy_style(AGENT), gap["share_low"].notna(), gap["share"].notna()
-    axes.axvline(1.0, color=policy_style("clairvoyant").colour, linestyle="--", linewidth=1.3)
+    axes.axvline(1.0, color=policy_style("foresight").colour, linestyle="--", linewidth=1.3)
     if sure.any():
         draw_means(axes, gap[sure], "share", places[sure], style)
     if (known & ~sure).any():
