@@ -45,7 +45,7 @@ agent: $(READY) $(if $(TWITTER_TRACE),twitter) ## train the one agent for every 
 	dvc repro agent/dvc.yaml
 	@echo "figures and comparison: reports/agent; to ship the agent: cp models/agent/agent.npz opd/agent/agent.npz"
 
-live: $(READY) ## serve the OCR pipeline on this machine, under load and policies: about half an hour
+live: $(READY) ## serve the OCR pipeline on this machine, under load and policies: about 45 minutes
 	dvc repro live/dvc.yaml
 
 live-study: $(READY) twitter ## run the paper's experiments on pipelines that are served, replicas emulated: hours, restartable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +16,17 @@ from opd.host.progress import progress_bar
 from opd.live.calibration import calibrated_by_calls
 from opd.live.generator import start_load
 from opd.live.load import arrival_times
-from opd.live.runs import ANSWER_SECONDS, LiveRun
+from opd.live.runs import ANSWER_SECONDS, LiveBackend, LiveRun, LiveSite
 from opd.measurement import SimulationParameters
+from opd.objective import throughput
 from opd.pipeline import Configuration, Pipeline, as_array
+from opd.profiling.attainable import attainable_load
 from opd.profiling.calibrated import calibrated_pipeline
 from opd.serving.local import LocalBackend
 from opd.serving.protocol import COMPLETED
 from opd.serving.samples import read_samples
 from opd.simulator.simulator import Simulator
+from opd.solvers import greedy
 
 SEEDS = range(20)
 """Of the simulator's service noise; predictions are means over them."""
@@ -56,14 +60,14 @@ def measure_fidelity(
     backend: LocalBackend,
     parameters: SimulationParameters,
     configurations: Sequence[Configuration],
-    loads: Sequence[float],
+    utilisations: Sequence[float],
     seconds: int,
     samples: Path,
     overhead: float,
     folder: Path,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Run every configuration under every load, and simulate the same arrivals.
+    """Run every configuration from little load up to much, and simulate the same arrivals.
 
     Two predictions precede the load: ``profiled`` from the pipeline's profiles, and ``predicted`` from calibrated ones
     (:func:`opd.live.calibration.calibrated_by_calls`), with the latency that the gateway adds.
@@ -72,7 +76,7 @@ def measure_fidelity(
         backend: the pipeline, up and idle; nothing else should run on the machine.
         parameters: of the simulator.
         configurations: to apply one after the other.
-        loads: mean requests/s; the count of each second is drawn from a Poisson distribution.
+        utilisations: loads, as shares of what each configuration carries as calibrated; Poisson counts.
         seconds: duration of each load.
         samples: file of requests, see :mod:`opd.serving.samples`.
         overhead: seconds that the gateway adds, see :func:`opd.live.calibration.measure_overhead`.
@@ -80,8 +84,8 @@ def measure_fidelity(
         seed: of counts, arrival times and requests.
 
     Returns:
-        One row per configuration and load: requests offered and completed, and :class:`Performance` profiled,
-        predicted and measured.
+        One row per configuration and load (requests/s): requests offered and completed, and :class:`Performance`
+        profiled, predicted and measured.
     """
     rows = []
     rng = np.random.default_rng(seed)
@@ -90,20 +94,54 @@ def measure_fidelity(
         backend.apply(configuration)
         calibrated = calibrated_by_calls(backend, requests)
         label = configuration_label(pipeline, configuration)
-        for load in loads:
+        for utilisation in utilisations:
+            load = utilisation * throughput(calibrated, configuration)
             counts, draw = rng.poisson(load, seconds), int(rng.integers(1 << 31))
             arrivals = arrival_times(counts, draw)
             profiled = predict(pipeline, parameters, configuration, arrivals)
             predicted = predict(calibrated, replace(parameters, added_latency=overhead), configuration, arrivals)
             records = _send(backend, counts, samples, draw, folder)
-            row = {"configuration": label, "load": load, "offered": len(records)}
+            row = {"configuration": label, "load": load, "utilisation": utilisation, "offered": len(records)}
             row |= profiled.columns("profiled") | predicted.columns("predicted")
             row["completed"] = int((records["outcome"] == COMPLETED).sum())
             rows.append(row | measured_performance(records).columns("measured"))
     return pd.DataFrame(rows)
 
 
-def _send(backend: LocalBackend, counts: np.ndarray, samples: Path, seed: int, folder: Path) -> pd.DataFrame:
+OVERLOAD = 1.5
+"""Load with which :func:`carried_load` finds the limit, in multiples of what the profile promises."""
+
+
+def carried_load(
+    site: LiveSite,
+    pipeline: Pipeline,
+    parameters: SimulationParameters,
+    samples: Path,
+    seconds: int = 20,
+    seed: int = 0,
+) -> float:
+    """Requests/s that a pipeline carries, in its configuration of the highest profiled throughput.
+
+    Where real replicas run on this machine it is measured: what shares the cores with them, such as gateway and load
+    generator, counts against it. Elsewhere it is what the profile says.
+
+    Args:
+        site: of the pipeline; nothing else should run on the machine.
+        pipeline: with its limits.
+        parameters: of the simulator.
+        samples: file of requests, see :mod:`opd.serving.samples`.
+        seconds: duration of the load, which is more than is carried.
+        seed: of arrival times and requests.
+    """
+    promised = attainable_load(pipeline, sys.float_info.max)
+    if site.backend != "local":
+        return promised
+    counts = np.full(seconds, np.ceil(OVERLOAD * promised), dtype=np.int64)
+    with site.open_backend(pipeline, parameters, greedy(pipeline, promised)) as backend:
+        return measured_performance(_send(backend, counts, samples, seed, site.folder)).throughput
+
+
+def _send(backend: LiveBackend, counts: np.ndarray, samples: Path, seed: int, folder: Path) -> pd.DataFrame:
     """Send one load to the pipeline and wait for its answers; returns a row per request."""
     output = folder / "fidelity.parquet"
     generator = start_load(backend.address, backend.pipeline.name, counts, samples, seed, output)
@@ -164,10 +202,10 @@ def relative_errors(table: pd.DataFrame, prediction: str = "predicted") -> pd.Da
         prediction: ``predicted`` or ``profiled``.
 
     Returns:
-        One row per configuration and load, which are columns as well.
+        One row per configuration and load, which are columns as well, with the utilisation.
     """
     figures = {name: table[f"{name}_measured"] / table[f"{name}_{prediction}"] - 1.0 for name in Performance._fields}
-    return table[["configuration", "load"]].assign(**figures)
+    return table[["configuration", "load", "utilisation"]].assign(**figures)
 
 
 def calibrated_in(pipeline: Pipeline, run: LiveRun) -> Pipeline:

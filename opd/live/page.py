@@ -133,6 +133,7 @@ def _fidelity(table: pd.DataFrame) -> list[str]:
     within = medians["throughput"] <= MEDIAN_THROUGHPUT and medians["latency_mean"] <= MEDIAN_LATENCY
     worst = ", ".join(_worst(errors, name, f"{words} {{:+.0%}}") for name, words in FIGURE_NAMES.items())
     names = {"load": "load (requests/s)"} | FIGURE_NAMES
+    by_utilisation = errors.groupby("utilisation")[figures].median().reset_index().rename(columns=names)
     return [
         "## Fidelity of the simulator",
         "Fixed configurations ran under steady load, and the simulator got exactly the same arrivals. Throughput "
@@ -141,8 +142,9 @@ def _fidelity(table: pd.DataFrame) -> list[str]:
         f"The median absolute error is {medians['throughput']:.1%} for throughput, {medians['latency_mean']:.1%} for "
         f"mean latency and {medians['latency_p95']:.1%} for p95 latency: "
         f"{'within' if within else 'NOT within'} the acceptance criteria of {MEDIAN_THROUGHPUT:.0%} for throughput and "
-        f"{MEDIAN_LATENCY:.0%} for mean latency. The worst errors are {worst}. Median errors, with sign, at each load:",
-        markdown_table(errors.groupby("load")[figures].median().reset_index().rename(columns=names)),
+        f"{MEDIAN_LATENCY:.0%} for mean latency. The worst errors are {worst}. Median errors, with sign, at each "
+        "utilisation of the slowest stage:",
+        markdown_table(by_utilisation),
         "These predictions use replica latencies that were calibrated just before each load. With the profiled "
         "latencies of the profile, which the policies plan with, the median absolute errors are "
         f"{profiled['throughput']:.1%}, {profiled['latency_mean']:.1%} and {profiled['latency_p95']:.1%}. Two effects "

@@ -136,7 +136,7 @@ def plot_replay(replays: pd.DataFrame, path: str | Path) -> Figure:
 
 
 def plot_fidelity(table: pd.DataFrame, path: str | Path) -> Figure:
-    """Plot predicted against measured throughput, mean and p95 latency; a marker per configuration, a colour per load.
+    """Plot predicted against measured throughput and latency: a marker a configuration, a colour a utilisation.
 
     Args:
         table: of :func:`opd.live.fidelity.measure_fidelity`.
@@ -147,7 +147,7 @@ def plot_fidelity(table: pd.DataFrame, path: str | Path) -> Figure:
         ("latency_mean", 1e3, 0.15, "mean latency (ms)"),
         ("latency_p95", 1e3, 0.15, "p95 latency (ms)"),
     )
-    loads = table["load"].map("{:g} requests/s".format)
+    loads = table["utilisation"].map("{:.0%} utilisation".format)
     figure, grid = plt.subplots(1, len(panels), figsize=(14, 5.4), layout="constrained")
     figure.suptitle("Fidelity: predicted and measured performance")
     for axes, (name, unit, band, label) in zip(grid, panels, strict=True):

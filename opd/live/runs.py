@@ -9,10 +9,11 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+import joblib
 import numpy as np
 import pandas as pd
 
@@ -89,6 +90,12 @@ class LiveSite:
     def served(self, pipeline: Pipeline) -> Pipeline:
         """The pipeline as it is served: under a name that says so if its replicas are emulated."""
         return emulated_pipeline(pipeline) if self.emulated else pipeline
+
+    def within_machine(self, pipeline: Pipeline) -> Pipeline:
+        """The pipeline, with no more cores than this machine has for it where real replicas run here."""
+        if self.backend != "local":
+            return pipeline
+        return replace(pipeline, capacity=min(pipeline.capacity, joblib.cpu_count()))
 
     def samples(self, source: str | Path) -> Path:
         """File of the requests that a pipeline is loaded with, see :func:`opd.live.traffic.samples_path`."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from opd.host.documents import DocumentError
 from opd.profiling.pipeline_file import pipeline_path, read_pipeline_file
+from opd.workload.trace import Trace
 
 STRIDE_SECONDS = 5
 """Distance between two candidate stretches of a trace."""
@@ -57,6 +58,25 @@ def most_varied_window(counts: np.ndarray, lead: int, seconds: int, least: int, 
             "damping"
         )
     return STRIDE_SECONDS * int(np.argmax(np.where(within, means.std(axis=1), -1.0)))
+
+
+def scaled_stretch(trace: Trace, lead: int, seconds: int, peak: float, interval: int) -> tuple[Trace, int]:
+    """Find the stretch of the test split that varies most, and the trace that is damped to the load a pipeline carries.
+
+    Args:
+        trace: its own damping does not matter.
+        lead: seconds at the start of the stretch, before the first decision.
+        seconds: length of the stretch from the first decision on, a multiple of ``interval``.
+        peak: requests/s, positive; no interval has a higher mean, unless the recording itself has.
+        interval: seconds.
+
+    Returns:
+        The trace with the smallest such damping, and the index of the stretch's first second in its test split.
+    """
+    recorded = trace.recorded[trace.split("test")]
+    start = most_varied_window(recorded, lead, seconds, 0, int(recorded.max()), interval)
+    means = recorded[start + lead : start + lead + seconds].reshape(-1, interval).mean(axis=1)
+    return replace(trace, damping=max(int(np.ceil(means.max() / peak)), 1)), start
 
 
 def samples_path(source: str | Path) -> Path:

@@ -95,7 +95,7 @@ def test_overhead_and_served_latencies_are_measured(backend, pages):
 
 
 def test_fidelity_predicts_the_arrivals_that_are_sent(backend, pages, tmp_path):
-    table = measure_fidelity(backend, SimulationParameters(), [FIRST], [4.0], 5, pages, 0.005, tmp_path)
+    table = measure_fidelity(backend, SimulationParameters(), [FIRST], [0.1], 5, pages, 0.005, tmp_path)
     row = table.iloc[0]
     assert row["offered"] == row["completed"] > 5
     assert row["throughput_predicted"] == pytest.approx(row["throughput_measured"])

@@ -34,7 +34,7 @@ def test_more_than_twenty_replicas_are_compared_with_the_simulator(site):
         assert backend.pipeline.name == "many-emulated"
         assert sum(len(stage.replicas) for stage in backend.stages) == 22
         calibrated = calibrated_by_calls(backend, read_samples(samples)[:1])
-        table = measure_fidelity(backend, parameters, [MANY], [15.0], 3, samples, 0.5, site.folder)
+        table = measure_fidelity(backend, parameters, [MANY], [0.15], 3, samples, 0.5, site.folder)
     for (known, _), (found, _) in zip(backend.pipeline.selected(MANY), calibrated.selected(MANY), strict=True):
         more = found.latency[1] - known.latency[1]
         assert more > 0.0 and found.latency[2] - known.latency[2] == pytest.approx(more)
@@ -44,7 +44,7 @@ def test_more_than_twenty_replicas_are_compared_with_the_simulator(site):
     # The simulator knows calls to take longer than the profile, and the 0.5 s that were said to be added.
     assert row["latency_mean_predicted"] > row["latency_mean_profiled"] + 0.5
     assert row["latency_mean_measured"] > 0.9 * 0.2
-    assert list(relative_errors(table)) == ["configuration", "load", *Performance._fields]
+    assert list(relative_errors(table)) == ["configuration", "load", "utilisation", *Performance._fields]
 
 
 def test_what_the_plane_adds_is_measured_without_noise(site):

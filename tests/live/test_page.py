@@ -17,11 +17,11 @@ from opd.live.runs import live_timeline, summarise_run
 
 
 def fidelity_table():
-    row = {"configuration": "a x1 b1 + b x1 b1", "load": 5.0, "offered": 50, "completed": 50}
+    row = {"configuration": "a x1 b1 + b x1 b1", "load": 5.0, "utilisation": 0.3, "offered": 50, "completed": 50}
     figures = {"throughput": 5.0, "latency_mean": 0.1, "latency_p95": 0.2}
     for kind, factor in (("profiled", 0.8), ("predicted", 1.0), ("measured", 1.1)):
         row |= {f"{name}_{kind}": factor * value for name, value in figures.items()}
-    return pd.DataFrame([row, row | {"load": 12.0, "latency_mean_measured": 0.05}])
+    return pd.DataFrame([row, row | {"load": 12.0, "utilisation": 0.7, "latency_mean_measured": 0.05}])
 
 
 def summary_of(records):

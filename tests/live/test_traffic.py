@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opd.host.documents import DocumentError
-from opd.live.traffic import most_varied_window, samples_path
+from opd.live.traffic import most_varied_window, samples_path, scaled_stretch
 from opd.profiling.pipeline_file import pipeline_path
 from opd.serving.samples import read_samples
+from opd.workload.trace import Trace
+from opd.workload.trace_limits import DAY_SECONDS
 
 
 def test_the_most_varied_stretch_within_the_bounds_is_found():
@@ -20,6 +22,18 @@ def test_the_most_varied_stretch_within_the_bounds_is_found():
     assert start == 40  # its two intervals are at 10 and 20 requests/s
     with pytest.raises(ValueError, match="no 20 s of the load stay within 41 and 50"):
         most_varied_window(counts, 10, 20, 41, 50, 10)
+
+
+def test_the_stretch_that_varies_most_is_scaled_to_the_peak():
+    counts = np.full(DAY_SECONDS, 60)
+    trace = Trace("flat", counts, np.arange(len(counts)), damping=8)
+    test = trace.split("test")
+    counts[test.start + 100 : test.start + 120] = 300
+    scaled, start = scaled_stretch(trace, lead=10, seconds=40, peak=45.0, interval=20)
+    assert scaled.damping == 7  # 300 / 7 is at most 45, 300 / 6 is not
+    stretch = scaled.counts[test][start + 10 : start + 50].reshape(-1, 20).mean(axis=1)
+    assert sorted(stretch.tolist()) == [8.0, 42.0]
+    assert scaled_stretch(trace, 10, 40, 1000.0, 20)[0].damping == 1  # loads are never multiplied
 
 
 @given(st.lists(st.integers(0, 30), min_size=60, max_size=200), st.integers(0, 15))
