@@ -235,7 +235,8 @@ def plot_intervals(quality: pd.DataFrame, label: str) -> Figure:
     """
     shown = quality[~quality["policy"].isin(["random", "myopic"])]
     title = "Reward per decision minus the myopic solver's for the same requests: mean and 95 % interval\n"
-    figure, panels = panel_grid(shown["pipeline"], 4.4, 2.6, f"{title}{label}; random is far below and not shown")
+    height = 0.8 + 0.2 * shown["policy"].nunique()
+    figure, panels = panel_grid(shown["pipeline"], 5.2, height, f"{title}{label}; random is far below and not shown")
     for pipeline, axes in panels.items():
         rows = shown[shown["pipeline"] == pipeline].set_index("policy")
         _draw_intervals(axes, rows.loc[ordered(rows.index)])
@@ -255,11 +256,10 @@ def _draw_intervals(axes: Axes, rows: pd.DataFrame) -> None:
         style, row = policy_style(policy), rows.loc[[policy]]
         size = style.marker_size
         draw_means(axes, row, "more_reward_than_myopic", [place], style, ms=size, capsize=0, elinewidth=2.2)
-        mean = row["more_reward_than_myopic"].item()
-        axes.annotate(signed(mean), (mean, place), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+        annotate_row(axes, place, signed(row["more_reward_than_myopic"].item()))
     axes.axvline(0.0, color=policy_style("myopic").colour, linewidth=1.3, linestyle="--")
     axes.set_yticks(range(len(rows)), [short_label(policy) for policy in rows.index])
-    axes.set_ylim(len(rows) - 0.5, -0.7)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.25)
 
 
