@@ -7,15 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from small_agents import agent_for, trained_with
 from small_pipelines import ocr_pipeline
 from small_study import setting_on, waves
 
-from opd.agent.single.deployed import Agent
-from opd.agent.single.problem import TrainingParameters
-from opd.control import AGENT, SINGLE_AGENT
+from opd.control import AGENT
 from opd.measurement import Observation
-from opd.objective import Weights
 from opd.study.analysis.devices import (
     DEVICES,
 )
@@ -36,7 +32,6 @@ from opd.study.analysis.robustness import (
     failing_forecaster,
     overload,
     scaled_trace,
-    trained_agents,
 )
 from opd.study.analysis.robustness_findings import (
     KEYS,
@@ -67,16 +62,10 @@ class LastCount(RecentMaximum):
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    """Two traces, each with a forecaster and two agents of its own."""
-    folder = tmp_path_factory.mktemp("agents")
-    made = []
-    for number, (name, level, forecaster) in enumerate((("home", 8.0, RecentMaximum()), ("other", 6.0, LastCount()))):
-        agents = {("ocr", SINGLE_AGENT, seed): folder / name / f"{seed}.npz" for seed in (0, 1)}
-        for (*_, seed), path in agents.items():
-            agent_for(ocr_pipeline(), 2 * number + seed).save(path)
-        made.append(setting_on(waves(name, level, damping=8), agents, forecaster))
-    return made
+def settings():
+    """Two traces, each with a forecaster of its own."""
+    home = setting_on(waves("home", 8.0, damping=8), {}, RecentMaximum())
+    return home, setting_on(waves("other", 6.0, damping=8), {}, LastCount())
 
 
 # --- load ------------------------------------------------------------------------------------------------------------
@@ -143,31 +132,6 @@ def test_a_forecaster_is_stuck_for_a_cycle_and_fresh_in_the_next(settings):
         assert {step.predicted_load for step in steps} == {first}
 
 
-# --- agents ----------------------------------------------------------------------------------------------------------
-
-
-def test_only_agents_that_are_missing_are_trained_and_only_once(settings, tmp_path):
-    quick = TrainingParameters(
-        updates=1, num_envs=2, rollout_steps=4, minibatch_size=4, cloning_steps=2, validate_every=1,
-        validation_episodes=2, validation_decisions=2, width=16, blocks=1,
-    )  # fmt: skip
-    known, folder = tmp_path / "known", tmp_path / "new"
-
-    def train(seeds, into):
-        return trained_agents([ocr_pipeline()], settings[1], quick, seeds, known, into, workers=1)
-
-    train([0], known)
-    agent_for(ocr_pipeline()).save(known / "ocr" / "agent-single-1.npz")  # trained in some other way
-    paths = train([0, 1], folder)
-    assert paths == {
-        ("ocr", SINGLE_AGENT, 0): known / "ocr/agent-single-0.npz",
-        ("ocr", SINGLE_AGENT, 1): folder / "ocr/agent-single-1.npz",
-    }
-    before = [path.stat().st_mtime_ns for path in paths.values()]
-    assert train([0, 1], folder) == paths
-    assert [path.stat().st_mtime_ns for path in paths.values()] == before
-
-
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
@@ -208,7 +172,7 @@ def test_as_trained_is_what_the_evaluation_has(settings, rows):
         assert found.loc[name].to_dict() == pytest.approx({key: expected[key] for key in found.columns})
 
 
-def test_on_another_trace_agent_and_forecaster_are_those_of_their_training(settings, rows):
+def test_on_another_trace_the_forecaster_is_that_of_its_training(settings, rows):
     home, other = settings
     for variant, brought, there, cycle in (
         ("from other to home", other, home, CYCLE),
@@ -216,7 +180,7 @@ def test_on_another_trace_agent_and_forecaster_are_those_of_their_training(setti
     ):
         setting = replace(brought, trace=there.trace)
         found = of(rows, OTHER_TRACE, variant)
-        for name in (SINGLE_AGENT, "ipa"):
+        for name in (AGENT, "ipa"):
             steps = run_cycle(ocr_pipeline(), setting.policy(name, ocr_pipeline(), 1), cycle, 1, setting)
             assert found.loc[name, "reward"] == pytest.approx(cycle_summary(steps)["reward"])
 
@@ -238,17 +202,12 @@ def test_a_factor_is_reported_where_there_is_one(rows):
 
 
 def test_decisions_of_the_fallback_are_counted(settings, tmp_path, rows):
-    assert (rows.loc[rows["policy"] != AGENT, "by_expert"] == 0).all()  # the others name no largest load
-    agent = agent_for(ocr_pipeline())
-    Agent(agent.pipeline, agent.weights, trained_with(0.0, Weights())).save(tmp_path / "beyond.npz")
-    home = replace(settings[0], agents={("ocr", SINGLE_AGENT, 0): tmp_path / "beyond.npz"})
-    trained = all_conditions(home, [CYCLE], settings[1], [LATER])[:1]
-    counted = evaluate_robustness(trained, [ocr_pipeline()], [0], tmp_path / "rows.csv")
-    decided = counted.set_index("policy")["by_expert"]
-    assert decided.to_dict() == {name: 120 * (name == SINGLE_AGENT) for name in POLICIES}
-    # An agent that leaves everything to its fallback is that fallback, the myopic policy with backlog.
-    rewards = counted.set_index("policy")["reward"]
-    assert rewards[SINGLE_AGENT] == rewards["myopic-backlog"] != rewards["myopic"]
+    assert (rows["by_expert"] == 0).all()
+    busy = setting_on(waves("busy", 40.0, damping=8), {}, RecentMaximum())
+    trained = all_conditions(busy, [CYCLE], settings[1], [LATER])[:1]
+    tiny = ocr_pipeline(capacity=2)  # carries 12.5 requests/s, so the planner decides for the agent
+    counted = evaluate_robustness(trained, [tiny], [0], tmp_path / "rows.csv").set_index("policy")["by_expert"]
+    assert counted[AGENT] == 120 and (counted.drop(AGENT) == 0).all()
 
 
 def test_the_table_is_the_same_for_any_number_of_workers(settings, tmp_path):
@@ -369,7 +328,6 @@ def test_the_figure_has_a_line_for_every_world(rows):
         "myopic with backlog",
         "lookahead",
         "agent",
-        "agent-single",
     ]
     assert leads.get_xlabel().endswith("(linear up to ±0.1, logarithmic beyond)")
     assert drops.get_xlabel() == "requests per cycle, mean\n(linear up to 1, logarithmic beyond)"

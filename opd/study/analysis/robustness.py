@@ -5,17 +5,17 @@ same profiles, and meet the same requests on the same device for one cycle and s
 
 What to know when reading the results:
 
-* On another trace the agent that was trained for one pipeline brings the forecaster of its training, and the others use
-  that one too. They bring nothing else, so their loss there is the cost of a foreign forecaster.
+* On another trace all policies use the forecaster that learned from the first one. They bring nothing else, so their
+  loss there is the cost of a foreign forecaster.
 * A forecaster that fails does so after its first forecast in a cycle, which chooses the initial configuration.
 * Where every variant is wrong by its own factor, the device differs between cycles and seeds.
-* Greedy, IPA and myopic do not learn: their seed is that of the requests.
-* These three plan for the forecast alone. The agent also sees the queues, and so does the second myopic policy, which
-  plans for the load and the backlog: a baseline with as much information as the agent.
+* No policy is trained here: the seed is that of the requests.
+* Greedy, IPA and myopic plan for the forecast alone. The agent also sees the queues, and so does the second myopic
+  policy, which plans for the load and the backlog.
 * Lookahead draws its futures from the forecaster; where that fails, from the last two minutes. The ladder takes no
   forecast.
-* Agents are the deployed ones. Outside the distribution of its training, the planner decides for the one agent, and
-  that very baseline for the agent of one pipeline, also while requests pile up; these decisions are counted.
+* The agent is the deployed one. Outside the distribution of its training the planner decides for it; these decisions
+  are counted.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ from zlib import crc32
 import numpy as np
 import pandas as pd
 
-from opd.agent.single.jobs import Job, run_jobs
-from opd.agent.single.problem import TrainingParameters, build_problem
-from opd.control import AGENT, SINGLE_AGENT
+from opd.control import AGENT
 from opd.pipeline import Pipeline
 from opd.study.analysis.devices import DEVICES, DrawFactors, Factors, InformedPolicy, device_with, rescaled
 from opd.study.analysis.kept_rows import run_missing, setting_conditions
@@ -42,7 +40,7 @@ from opd.workload.forecast import HISTORY_SECONDS, Forecaster
 from opd.workload.trace import CYCLE_SECONDS, Cycle, Trace, cycle_counts
 from opd.workload.trace_limits import MIN_SECONDS
 
-POLICIES = (AGENT, SINGLE_AGENT, "lookahead", "ladder", "myopic-backlog", "myopic", "ipa", "greedy")
+POLICIES = (AGENT, "lookahead", "ladder", "myopic-backlog", "myopic", "ipa", "greedy")
 
 AS_TRAINED = "as trained"
 OTHER_TRACE = "other trace"
@@ -88,7 +86,7 @@ class Condition:
     Attributes:
         name: what is different; the column ``world`` of the results.
         variant: in which way.
-        setting: trace, forecaster and agents before the change.
+        setting: trace and forecaster before the change.
         cycles: of that trace.
         change: makes the conditions of a cycle.
     """
@@ -106,9 +104,9 @@ def all_conditions(
     """Make all conditions, those of the training first.
 
     Args:
-        home: the trace of all conditions, with the forecaster and the agents that learned from it.
+        home: the trace of all conditions, with the forecaster that learned from it.
         home_cycles: of its trace.
-        other: another trace, with the forecaster and the agents that learned from that one.
+        other: another trace, with the forecaster that learned from that one.
         other_cycles: of its trace.
     """
     here, there = home.trace.name, other.trace.name
@@ -227,43 +225,6 @@ COLUMNS = [
 ]
 
 
-def trained_agents(
-    pipelines: Sequence[Pipeline],
-    setting: Setting,
-    parameters: TrainingParameters,
-    seeds: Sequence[int],
-    known: Path,
-    folder: Path,
-    workers: int,
-) -> dict[tuple[str, str, int], Path]:
-    """Find an agent for every pipeline and seed, and train the missing ones.
-
-    Args:
-        pipelines: one agent for each of them and each seed.
-        setting: trace and forecaster of the trainings; its agents are ignored.
-        parameters: of the trainings.
-        seeds: of the trainings.
-        known: folder with agents of earlier trainings; an agent is used if this training would give the same.
-        folder: for all others, and for interrupted trainings.
-        workers: agents trained at the same time.
-
-    Returns:
-        Paths of the agents by pipeline, policy and seed.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    jobs = []
-    for pipeline in pipelines:
-        problem = build_problem(
-            pipeline, setting.trace, setting.forecaster, setting.objective, setting.simulation, parameters
-        )
-        for seed in seeds:
-            name = f"{pipeline.name}/{SINGLE_AGENT}-{seed}.npz"
-            earlier = Job(SINGLE_AGENT, seed, problem, parameters, known / name)
-            jobs.append(earlier if earlier.done else replace(earlier, path=folder / name))
-    run_jobs(jobs, workers)
-    return {(job.problem.pipeline.name, SINGLE_AGENT, job.seed): job.path for job in jobs}
-
-
 class RobustnessCell(NamedTuple):
     """A cycle to run: the number of the condition and its names, pipeline, cycle, and the policies and seeds."""
 
@@ -287,9 +248,9 @@ def evaluate_robustness(
     """Run every policy on every pipeline and seed through all cycles of every condition, less what is finished.
 
     Args:
-        conditions: their settings must have an agent for each pipeline and seed.
+        conditions: in which everything runs.
         pipelines: the pipelines to configure.
-        seeds: of the requests and of the agents' trainings.
+        seeds: of the requests.
         kept: file of finished runs, see :func:`opd.study.analysis.kept_rows.run_missing`.
         workers: cycles simulated at the same time.
 
