@@ -1,4 +1,4 @@
-"""Commands for a pipeline on a Kubernetes cluster: deploy, status, run and delete."""
+"""Commands for a pipeline on a Kubernetes cluster: deploy, status, startup, run and delete."""
 
 from __future__ import annotations
 
@@ -116,6 +116,42 @@ def status(place: options.Place, as_json: Json = False, stages: Stages = False) 
     print(f"controller: {found.leader or 'none leads'}{states}\n")
     print_table([operations.COLUMNS, *found.components])
     return DONE if found.serves else FAILED
+
+
+@command("opd startup shop -n edge", "serving,cluster")
+def startup(
+    place: options.Place,
+    starts: Annotated[int, typer.Option(min=1, max=100, help="Of each variant; the median counts.")] = 3,
+    wait: options.Wait = 180.0,
+    as_json: Json = False,
+) -> int:
+    """Measure how long replicas of every variant take to start on the cluster, and keep it in the profile."""
+    with reading_input():
+        from opd.cluster import inputs, operations
+        from opd.cluster.starts import typical_start
+        from opd.profiling.profiler import keep_starts
+        from opd.profiling.profiles import FILE_NAME
+
+        pipeline, cluster = inputs.pipeline_of(place.pipeline), inputs.cluster_of(place)
+        file = inputs.pipeline_file_of(place.pipeline)
+    found, left_out = operations.startup(cluster, pipeline, starts, wait, say)
+    typical = {key: typical_start(each) for key, each in found.items()}
+    where = {"namespace": place.namespace, "starts": starts}
+    facts = {key: {**each._asdict(), "seconds": each.seconds, **where} for key, each in typical.items()}
+    if file:
+        keep_starts(file.with_name(FILE_NAME), facts)
+    else:
+        say("note: the profile of a pipeline that ships with the package stays as it is; give a folder to keep these")
+    if as_json:
+        measured = {"/".join(key): each for key, each in facts.items()}
+        reasons = {"/".join(key): reason for key, reason in left_out.items()}
+        print_json({"pipeline": pipeline.name, "measured": measured, "left out": reasons})
+    else:
+        rows = [(*key, *map("{:g} s".format, (*each[1:], each.seconds)), each.node) for key, each in typical.items()]
+        print_table([("TASK", "VARIANT", "SCHEDULING", "IMAGE", "LOADING", "START-UP", "NODE"), *rows])
+    for key, reason in left_out.items():
+        say(f"{'/'.join(key)} was not measured: {reason}")
+    return FAILED if left_out else DONE
 
 
 @command("opd run shop -n edge --policy ipa --decisions 3 --dry-run", "serving,cluster", logged=True)

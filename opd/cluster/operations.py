@@ -30,6 +30,7 @@ from opd.cluster.owned_objects import (
 from opd.cluster.pods import requested_cores
 from opd.cluster.resources import CONFIG_MAP, Object, ObjectChange, Resource, resource_of
 from opd.cluster.settings import ClusterSettings
+from opd.cluster.starts import Start, measure_starts
 from opd.cluster.status import (
     controller_states,
     leader,
@@ -203,6 +204,20 @@ def running_stages(cluster: Cluster, name: str) -> list[str]:
     if not found:
         raise _not_deployed(cluster, name)
     return found
+
+
+def startup(
+    cluster: Cluster, pipeline: Pipeline, number: int, wait_seconds: float, report: Report
+) -> tuple[dict[tuple[str, str], list[Start]], dict[tuple[str, str], str]]:
+    """Measure how long replicas of every variant take to start; see :func:`opd.cluster.starts.measure_starts`.
+
+    Raises:
+        NotDeployedError: if the pipeline is not deployed.
+        LedByAnotherError: if a controller leads.
+        ClusterError: if the cluster does not answer.
+    """
+    with Lease(cluster, pipeline.name).hold(LEASE_SECONDS) as held:
+        return measure_starts(cluster.guarded(held.check_held), pipeline, number, wait_seconds, report)
 
 
 def delete(

@@ -24,15 +24,27 @@ from opd.host.errors import problem_list
 from opd.host.machine import hardware
 from opd.host.progress import progress_bar
 from opd.pipeline import batch_sizes_up_to
+from opd.profiling.figures import LONGEST_STARTUP
 from opd.profiling.measuring import Effort, Measurable, as_table, measured_rows
 from opd.profiling.pipeline_file import PipelineFile, VariantSection, pipeline_path, read_pipeline_file
-from opd.profiling.profiles import COLUMNS, CORE_COUNTS, FILE_NAME, extrapolate_cores, load_profile, save_profile
+from opd.profiling.profiles import (
+    COLUMNS,
+    CORE_COUNTS,
+    FILE_NAME,
+    extrapolate_cores,
+    load_profile,
+    save_profile,
+    write_profile,
+)
 
 THOROUGH = Effort(1.0, min_runs=20, max_runs=100)
 """Effort without a budget: enough runs for a tail."""
 
 MODELS = "models"
 """Key in the JSON file of a profile: fingerprints of the variants that were measured with its hardware and versions."""
+
+STARTS = "starts"
+"""Key in the JSON file of a profile: variants whose start-up time was measured elsewhere, with the place."""
 
 Serve = Callable[[str, str], Measurable]
 """Gives a variant as it is served, from the name of its task and its own."""
@@ -74,7 +86,9 @@ class ProfileRecord:
     def __init__(self, path: Path, again: bool = False) -> None:
         self._path = path
         self._old = load_profile(path) if path.is_file() else pd.DataFrame(columns=COLUMNS)
-        self._fingerprints: dict[str, str] = {} if again else _recorded_fingerprints(path)
+        about = _recorded(path)
+        self._starts = _starts(about)
+        self._fingerprints: dict[str, str] = {} if again else _fingerprints(about)
         self._rows: dict[Key, dict[tuple[int, int], list[Any]]] = defaultdict(dict)
         self._cores: dict[Key, int] = {}
 
@@ -93,6 +107,7 @@ class ProfileRecord:
         for other in self._rows[job.key].values():
             other[8:] = row[8:]  # one start-up time and memory a variant
         self._fingerprints["/".join(job.key)] = job.fingerprint
+        self._starts.pop("/".join(job.key), None)
         self.save()
 
     def measured(self) -> pd.DataFrame:
@@ -107,7 +122,8 @@ class ProfileRecord:
         counts = sorted({*CORE_COUNTS, *self._cores.values()})
         tables = [extrapolate_cores(measured, counts), self._old[others]]
         table = pd.concat([each for each in tables if len(each)], ignore_index=True)
-        save_profile(table, self._path, {MODELS: self._fingerprints})
+        elsewhere = {STARTS: self._starts} if self._starts else {}
+        save_profile(table, self._path, {MODELS: self._fingerprints, **elsewhere})
 
 
 @dataclass(frozen=True)
@@ -263,11 +279,40 @@ def _identity(variant: VariantSection, measurable: Measurable) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _recorded_fingerprints(profile: Path) -> dict[str, str]:
-    """Read the fingerprints beside a profile; none if it comes from other hardware or versions."""
+def _recorded(profile: Path) -> dict[str, Any]:
+    """Read the file beside a profile; empty if there is none that can be read."""
     try:
-        about: Any = json.loads(profile.with_suffix(".json").read_text(encoding="utf-8"))
-        models = about.pop(MODELS, {})
-    except (OSError, ValueError, AttributeError, TypeError):
+        return dict(json.loads(profile.with_suffix(".json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         return {}
+
+
+def _fingerprints(about: dict[str, Any]) -> dict[str, str]:
+    """The fingerprints among what stands beside a profile; none if it comes from other hardware or versions."""
+    models = about.pop(MODELS, {})
     return dict(models) if about == hardware() and isinstance(models, Mapping) else {}
+
+
+def _starts(about: dict[str, Any]) -> dict[str, Any]:
+    """Take what is known of starts elsewhere out of what stands beside a profile."""
+    starts = about.pop(STARTS, {})
+    return dict(starts) if isinstance(starts, Mapping) else {}
+
+
+def keep_starts(profile: Path, measured: Mapping[Key, Mapping[str, Any]]) -> None:
+    """Write start-up times that were measured elsewhere into a profile, and beside it all that is known of them.
+
+    Args:
+        profile: the CSV file. Its latencies stay, and so does the hardware that they were measured on.
+        measured: of each variant, the start-up time as ``seconds``, and further facts for the JSON file.
+
+    Raises:
+        FileNotFoundError: if there is no such profile.
+        DocumentError: if it is not one.
+    """
+    table, about = load_profile(profile), _recorded(profile)
+    for key, facts in measured.items():
+        rows = (table["task"] == key[0]) & (table["variant"] == key[1])
+        table.loc[rows, "startup_seconds"] = min(facts["seconds"], LONGEST_STARTUP)
+    starts = {**_starts(about), **{"/".join(key): dict(facts) for key, facts in measured.items()}}
+    write_profile(table, profile, {**about, STARTS: starts})

@@ -151,16 +151,21 @@ def _number(text: str) -> Any:
 
 
 def save_profile(table: pd.DataFrame, path: Path, about: Mapping[str, Any] | None = None) -> None:
-    """Write a profile, and beside it as JSON the hardware it was measured on.
+    """Write a profile that was measured on this machine, and beside it as JSON its hardware.
 
     Args:
         table: the profile.
         path: CSV file to write.
         about: further facts for the JSON file.
     """
+    write_profile(table, path, {**hardware(), **(about or {})})
+
+
+def write_profile(table: pd.DataFrame, path: Path, about: Mapping[str, Any]) -> None:
+    """Write a profile, and facts about it beside it as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(path, index=False, float_format="%.5g")
-    path.with_suffix(".json").write_text(json.dumps({**hardware(), **(about or {})}, indent=2) + "\n")
+    path.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n")
 
 
 def shipped_profiles() -> pd.DataFrame:

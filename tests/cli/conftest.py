@@ -22,6 +22,7 @@ def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 
     monkeypatch.setattr("opd.cluster.status.POLL_SECONDS", 0.02)
     monkeypatch.setattr("opd.cluster.deletion.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("opd.cluster.starts.POLL_SECONDS", 0.02)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     made = Shell(tmp_path, capsys)
     yield made

@@ -45,6 +45,7 @@ def poll_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits of deployments and deletions poll often."""
     monkeypatch.setattr("opd.cluster.status.POLL_SECONDS", 0.02)
     monkeypatch.setattr("opd.cluster.deletion.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("opd.cluster.starts.POLL_SECONDS", 0.02)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from opd.cluster.backend import KubernetesBackend
 from opd.cluster.connection import credentials
 from opd.cluster.discovery import Discovery, desired_state, gateways_of
 from opd.cluster.manifests.pipeline import pipeline_objects
+from opd.cluster.pods import is_ready
 from opd.cluster.resources import POD
 from opd.cluster.settings import ClusterSettings
 from opd.live.generator import start_load
@@ -261,8 +262,7 @@ def test_a_deployed_pipeline_is_reconfigured_under_load_without_losing_a_request
 def ready_address(api):
     """Of the gateway, once everything is ready; nothing before."""
     pods = api.all("pods")
-    ready = [{"type": "Ready", "status": "True"} in each["status"].get("conditions", []) for each in pods]
-    if len(pods) < 3 or not all(ready):
+    if len(pods) < 3 or not all(map(is_ready, pods)):
         return None
     return f"{gateway_pod(api)['status']['podIP']}:8081"
 

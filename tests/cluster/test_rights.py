@@ -6,7 +6,7 @@ The emulated API server enforces the Role that the deployment makes.
 from itertools import product
 
 import pytest
-from deadlines import eventually
+from deadlines import PATIENCE, eventually
 from emulator.api_server import kubeconfig
 from running_controllers import Running, controller, events
 from small_pipelines import stages
@@ -15,6 +15,7 @@ from tiny_cluster import INITIAL, LARGE, QUICK, SMALL, WANTED, FixedPolicy, Tiny
 from opd.cluster.api import Cluster
 from opd.cluster.connection import ApiRequest, credentials
 from opd.cluster.errors import ClusterError, ForbiddenError
+from opd.cluster.operations import startup
 
 FLAVOURS = ("deployment", "seldon")
 
@@ -48,6 +49,12 @@ def test_a_whole_life_needs_no_other_rights(limited, caplog):
         assert made.state == "leading"
     assert world.api.find("leases", "tiny-controller")["spec"]["holderIdentity"] == ""
     assert not [record.message for record in caplog.records if "403" in record.message]
+
+
+@pytest.mark.parametrize("limited", ["deployment"], indirect=True)
+def test_start_up_times_are_measured_with_the_rights_of_the_controller(limited):
+    starts, left_out = startup(limited.cluster, limited.pipeline, 1, PATIENCE, print)
+    assert len(starts) == 6 and not left_out
 
 
 RESOURCES = {

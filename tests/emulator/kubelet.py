@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from emulator.api_server import ApiServer
-from emulator.pods import Behaviour, PodLife, PodProcesses, is_model, requested_cpu
+from emulator.pods import Behaviour, PodLife, PodProcesses, is_model, is_ready, requested_cpu, running_status
 
 
 @dataclass
@@ -30,6 +30,7 @@ class Kubelet:
         behaviours: of pods by the name of their workload.
         most_cores: that the pods of replicas ever held.
         slow_collection: seconds from the deletion of a workload until its pods are told to end.
+        skew: seconds by which the clock of the node is ahead of that of the API server.
     """
 
     api: ApiServer
@@ -38,6 +39,7 @@ class Kubelet:
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
     most_cores: float = 0.0
     slow_collection: float = 0.0
+    skew: float = 0.0
 
     def __post_init__(self) -> None:
         self._pods: dict[str, PodLife] = {}
@@ -186,8 +188,7 @@ class Kubelet:
             life.ready = self._processes.probe(life, pod)
         else:
             life.ready = time.monotonic() - life.born > behaviour.start_seconds
-        ready = {"type": "Ready", "status": "True" if life.ready else "False"}
-        self._set(life, {"phase": "Running", "podIP": life.address, "conditions": [ready]})
+        self._set(life, running_status(pod, life, behaviour.stamped, self.skew))
 
     def _set(self, life: PodLife, status: dict) -> None:
         with self.api.changed:
@@ -224,6 +225,6 @@ class Kubelet:
             for each in self.api.all("pods", opd_io__task=task)
             if each["metadata"]["labels"].get("opd.io/variant") == stage["variant"]
             and not each["metadata"].get("deletionTimestamp")
-            and {"type": "Ready", "status": "True"} in each["status"].get("conditions", [])
+            and is_ready(each)
         ]
         return {"batch_size": int(stage["batch_size"]), "waiting": 0, "replicas": replicas}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,14 @@ class Behaviour:
         start_seconds: until they are ready.
         stop_seconds: until they have ended.
         broken: why they never become ready: a reason a container waits, ``Unschedulable``, ``ended`` or ``silent``.
+        stamped: seconds that the stamps of a pod tell, which nothing takes: until a node has it, until its container
+            runs without a pull of the image, and until it is ready.
     """
 
     start_seconds: float = 0.1
     stop_seconds: float = 0.1
     broken: str = ""
+    stamped: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 @dataclass
@@ -44,6 +48,7 @@ class PodLife:
     is_model: bool
     born: float = field(default_factory=time.monotonic)
     told: float = 0.0
+    pulled: float = 0.0
     next_probe: float = 0.0
     placed: bool = False
     ready: bool = False
@@ -58,6 +63,36 @@ class PodLife:
                 pass
 
 
+def running_status(pod: dict, life: PodLife, phases: tuple[float, float, float], skew: float) -> dict:
+    """The status of a pod whose container runs, with the stamps of API server and node.
+
+    Args:
+        pod: its creation is the first stamp.
+        life: seconds of the pull, and whether it is ready.
+        phases: ``Behaviour.stamped``.
+        skew: seconds by which the clock of the node is ahead.
+    """
+    scheduling, image, loading = phases
+    scheduled = datetime.fromisoformat(pod["metadata"]["creationTimestamp"]) + timedelta(seconds=scheduling)
+    taken = scheduled + timedelta(seconds=skew)
+    started = taken + timedelta(seconds=image + life.pulled)
+    became = started + timedelta(seconds=loading if life.ready else 0.0)
+    stamp = "{:%Y-%m-%dT%H:%M:%SZ}".format
+    return {
+        "phase": "Running",
+        "podIP": life.address,
+        "startTime": stamp(taken),
+        "conditions": [
+            {"type": "PodScheduled", "status": "True", "lastTransitionTime": stamp(scheduled)},
+            {"type": "Ready", "status": "True" if life.ready else "False", "lastTransitionTime": stamp(became)},
+        ],
+        "containerStatuses": [
+            {"name": each["name"], "ready": life.ready, "state": {"running": {"startedAt": stamp(started)}}}
+            for each in pod["spec"]["containers"]
+        ],
+    }
+
+
 def requested_cpu(spec: dict) -> float:
     """Cores that the first container requests."""
     given = str(spec["containers"][0].get("resources", {}).get("requests", {}).get("cpu", "0"))
@@ -67,6 +102,12 @@ def requested_cpu(spec: dict) -> float:
 def is_model(metadata: dict) -> bool:
     """Return whether a pod with this metadata is a replica."""
     return metadata["labels"].get("app.kubernetes.io/component") == "model"
+
+
+def is_ready(pod: dict) -> bool:
+    """Return whether the probe of a pod has succeeded."""
+    conditions = {each["type"]: each["status"] for each in pod["status"].get("conditions", [])}
+    return conditions.get("Ready") == "True"
 
 
 OURS = ("HOME", "POD_NAME")
