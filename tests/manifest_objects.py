@@ -51,6 +51,7 @@ FULL = changed(
     admission=True,
     alerts=True,
     priority_class="edge-serving",
+    prefetch=True,
 )
 
 

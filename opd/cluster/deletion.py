@@ -7,15 +7,15 @@ from functools import partial
 
 from opd.cluster.api import Cluster
 from opd.cluster.errors import LeftoverError
-from opd.cluster.names import GATEWAY, MODEL, STAGE_VARIANT, selector
+from opd.cluster.names import GATEWAY, MODEL, PREFETCH, STAGE_VARIANT, selector
 from opd.cluster.owned_objects import WORKLOADS, delete_objects, find_owned, role_of
 from opd.cluster.pods import has_ended
-from opd.cluster.resources import CONFIG_MAP, POD, Object, ObjectChange, resource_of
+from opd.cluster.resources import CONFIG_MAP, DAEMON_SET, POD, Object, ObjectChange, resource_of
 from opd.host.waiting import wait_while
 
 POLL_SECONDS = 0.5
 
-_STEPS = ("", GATEWAY, MODEL, "")
+_STEPS = ("", GATEWAY, MODEL, PREFETCH, "")
 """Order of deletion: state of the stages, components, one after another as their pods end, and everything else."""
 
 
@@ -52,7 +52,8 @@ def _step(found: Object) -> int:
     resource, component = resource_of(found), role_of(found)[0]
     if resource == CONFIG_MAP and STAGE_VARIANT in (found.get("data") or {}):
         return 0
-    return _STEPS.index(component) if resource in WORKLOADS and component in _STEPS else len(_STEPS) - 1
+    has_pods = resource in (*WORKLOADS, DAEMON_SET)
+    return _STEPS.index(component) if has_pods and component in _STEPS else len(_STEPS) - 1
 
 
 def _pods(cluster: Cluster, pipeline: str, component: str) -> list[str]:

@@ -20,6 +20,9 @@ from opd.profiling.pipeline_file import PipelineFile
 GATEWAY, MODEL = COMPONENTS = ("gateway", "model")
 """Component labels of a pipeline's pods."""
 
+PREFETCH = "prefetch"
+"""Component label of the DaemonSet that has images and models on the nodes before replicas start."""
+
 STAGE = "stage"
 """Component label of the ConfigMaps that hold the configuration of stages."""
 
@@ -128,6 +131,11 @@ def stage_name(pipeline: str, task: str) -> str:
 def lease_name(pipeline: str) -> str:
     """Return the name of the Lease that the active controller of a pipeline holds, and of its Role and RoleBinding."""
     return f"{pipeline}-controller"
+
+
+def prefetch_name(pipeline: str) -> str:
+    """Return the name of the DaemonSet that has images and models on the nodes."""
+    return f"{pipeline}-prefetch"
 
 
 def policy_name(pipeline: str, namespace: str) -> str:

@@ -28,14 +28,16 @@ from opd.cluster.owned_objects import (
     prune_objects,
 )
 from opd.cluster.pods import requested_cores
-from opd.cluster.resources import CONFIG_MAP, Object, ObjectChange, Resource, resource_of
+from opd.cluster.resources import CONFIG_MAP, DAEMON_SET, Object, ObjectChange, Resource, resource_of
 from opd.cluster.settings import ClusterSettings
 from opd.cluster.starts import Start, measure_starts
 from opd.cluster.status import (
     controller_states,
     leader,
+    prefetch_status,
     queued_requests,
     stage_config_maps,
+    wait_for_prefetch,
     wait_until_serving,
     workload_statuses,
 )
@@ -180,6 +182,8 @@ def status(cluster: Cluster, name: str) -> PipelineStatus:
             trouble = trouble or "; ".join(map(str, manual_changes(stage)))
         ready = f"{each.ready}/{each.wanted}"
         components.append((each.component, each.task, each.variant, ready, batch_size, waiting, trouble))
+    if prefetch := prefetch_status(cluster, name):
+        components.append((prefetch.component, "", "", f"{prefetch.ready}/{prefetch.wanted}", "", "", prefetch.trouble))
     serves = bool(workloads) and all(each.serves for each in workloads)
     return PipelineStatus(serves, leader(cluster, name), controller_states(cluster, name), components)
 
@@ -304,8 +308,13 @@ def _bring(cluster: Cluster, name: str, rollout: _Rollout, wait_seconds: float, 
     def let_go() -> list[ObjectChange]:
         return [*apply_objects(cluster, rollout.emptied), *delete_objects(cluster, rollout.superseded)]
 
-    changes = [] if rollout.has_room else let_go()
-    changes += apply_objects(cluster, rollout.manifests)
+    # New replicas must not wait for a pull, which takes longer than requests may wait for replicas renewed in place.
+    ahead = [each for each in rollout.manifests if resource_of(each) == DAEMON_SET]
+    changes = list(apply_objects(cluster, ahead))
+    if ahead:
+        wait_for_prefetch(cluster, name, wait_seconds, report)
+    changes += [] if rollout.has_room else let_go()
+    changes += apply_objects(cluster, [each for each in rollout.manifests if each not in ahead])
     leaving = [*rollout.emptied, *rollout.superseded]
     wait_until_serving(cluster, name, wait_seconds, lambda missing: report(f"waiting for {missing}"), leaving)
     changes += prune_objects(cluster, name, [*rollout.manifests, *rollout.emptied])

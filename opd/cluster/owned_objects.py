@@ -26,6 +26,7 @@ from opd.cluster.resources import (
     ADMISSION_BINDING,
     ADMISSION_POLICY,
     CONFIG_MAP,
+    DAEMON_SET,
     DEPLOYMENT,
     LEASE,
     SELDON_DEPLOYMENT,
@@ -50,6 +51,7 @@ BUILT_IN = (
 
 INSTALLED = (
     SELDON_DEPLOYMENT,
+    DAEMON_SET,  # which an account that never prefetches needs no right for
     Resource("networking.istio.io/v1", "VirtualService"),
     Resource("networking.istio.io/v1", "DestinationRule"),
     Resource("monitoring.coreos.com/v1", "PodMonitor"),

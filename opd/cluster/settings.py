@@ -73,6 +73,10 @@ class ClusterSettings(DocumentModel):
     pull_policy: PullPolicy = "IfNotPresent"
     """when nodes pull the image"""
 
+    prefetch: bool = False
+    """whether every node that replicas may go to has their image beforehand, and their models if an overlay has put the
+    volume ``cache`` on the node"""
+
     storage_secret: SecretName = ""
     """Secret whose keys become environment variables of the replicas, such as ``AWS_ACCESS_KEY_ID``,
     ``AWS_SECRET_ACCESS_KEY`` and ``FSSPEC_S3_ENDPOINT_URL``; none if empty"""

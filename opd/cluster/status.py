@@ -11,10 +11,19 @@ from opd.cluster.errors import ClusterError, ForbiddenError, NotFoundError, NotS
 from opd.cluster.manifests.pods import SETTINGS_ANNOTATION
 from opd.cluster.manifests.workloads import replicas_of, template_of
 from opd.cluster.manual import manual_changes
-from opd.cluster.names import COMPONENT_LABEL, CONTROLLER, GATEWAY, NAME_LABEL, STAGE_VARIANT, lease_name, selector
+from opd.cluster.names import (
+    COMPONENT_LABEL,
+    CONTROLLER,
+    GATEWAY,
+    NAME_LABEL,
+    PREFETCH,
+    STAGE_VARIANT,
+    lease_name,
+    selector,
+)
 from opd.cluster.owned_objects import WORKLOADS, find_owned, identity_of, role_of
 from opd.cluster.pods import failure_reason, has_ended, is_ready, refusal_reason, unschedulable_reason
-from opd.cluster.resources import CONFIG_MAP, DEPLOYMENT, LEASE, POD, SELDON_DEPLOYMENT, Object, resource_of
+from opd.cluster.resources import CONFIG_MAP, DAEMON_SET, DEPLOYMENT, LEASE, POD, SELDON_DEPLOYMENT, Object, resource_of
 from opd.cluster.settings import HTTP
 from opd.host.waiting import wait_while
 
@@ -28,8 +37,8 @@ class WorkloadStatus(NamedTuple):
 
     Attributes:
         name: of the object.
-        component: ``gateway`` or ``model``.
-        task: empty for gateways.
+        component: ``gateway``, ``model`` or ``prefetch``.
+        task: empty for gateways and prefetch.
         variant: empty unless they are replicas.
         wanted: pods.
         ready: pods of the wanted state.
@@ -106,6 +115,42 @@ def _is_up_to_date(workload: Object, wanted: int) -> bool:
         return status.get("state", "Available") == "Available"
     seen = status["observedGeneration"] >= workload["metadata"]["generation"]
     return seen and status.get("updatedReplicas", 0) == status.get("replicas", 0) == wanted
+
+
+def prefetch_status(cluster: Cluster, pipeline: str) -> WorkloadStatus | None:
+    """Return on how many nodes a prefetch is done; None if there is none, or this account may not see it.
+
+    Raises:
+        ClusterError: as every call.
+    """
+    found = find_owned(cluster, pipeline, [DAEMON_SET])[0]
+    if not found:
+        return None
+    metadata, status = found[0]["metadata"], found[0].get("status") or {}
+    wanted = int(status.get("desiredNumberScheduled", 0))
+    is_current = status.get("observedGeneration", 0) >= metadata.get("generation", 0)
+    ready = min(int(status.get("updatedNumberScheduled", 0)), int(status.get("numberReady", 0)))
+    pods = [pod for pod in cluster.list(POD, selector(pipeline, PREFETCH))[0] if not is_ready(pod)]
+    trouble = next(filter(None, (failure_reason(pod) or unschedulable_reason(pod) for pod in pods)), "")
+    # As long as the cluster has not looked, there is at least one node.
+    return WorkloadStatus(metadata["name"], *role_of(found[0]), *((wanted, ready) if is_current else (1, 0)), trouble)
+
+
+def wait_for_prefetch(cluster: Cluster, pipeline: str, seconds: float, report: Callable[[str], object]) -> None:
+    """Wait until a prefetch is done on all nodes; what is missing in the end is reported, and stops nothing.
+
+    Raises:
+        ClusterError: as every call.
+    """
+
+    def missing() -> str:
+        found = prefetch_status(cluster, pipeline)
+        reason = f": {found.trouble}" if found and found.trouble else ""
+        return "" if found is None or found.serves else f"on {found.ready} of {found.wanted} nodes{reason}"
+
+    report("waiting for the prefetch on the nodes")
+    if still_missing := wait_while(missing, seconds, POLL_SECONDS):
+        report(f"warning: after {seconds:g} s the prefetch is done {still_missing}; replicas elsewhere start slower")
 
 
 def wait_until_serving(

@@ -11,7 +11,13 @@ from opd.cluster.lease import Lease, LeaseTimes
 from opd.cluster.owned_objects import find_owned
 
 EVERYTHING = dict(
-    network_policy=True, istio_gateway="gate", pod_monitor=True, dashboard=True, admission=True, alerts=True
+    network_policy=True,
+    istio_gateway="gate",
+    pod_monitor=True,
+    dashboard=True,
+    admission=True,
+    alerts=True,
+    prefetch=True,
 )
 
 

@@ -59,7 +59,7 @@ def test_start_up_times_are_measured_with_the_rights_of_the_controller(limited):
 
 RESOURCES = {
     "": ("configmaps", "pods", "pods/proxy", "pods/exec", "secrets", "services", "serviceaccounts", "events", "nodes"),
-    "apps": ("deployments", "deployments/scale", "statefulsets"),
+    "apps": ("deployments", "deployments/scale", "statefulsets", "daemonsets"),
     "machinelearning.seldon.io": ("seldondeployments", "seldondeployments/scale"),
     "coordination.k8s.io": ("leases",),
     "rbac.authorization.k8s.io": ("roles", "rolebindings"),

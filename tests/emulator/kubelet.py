@@ -30,6 +30,7 @@ class Kubelet:
         behaviours: of pods by the name of their workload.
         most_cores: that the pods of replicas ever held.
         slow_collection: seconds from the deletion of a workload until its pods are told to end.
+        pull_seconds: that the stamps tell of the first pull of every image, which nothing takes.
         skew: seconds by which the clock of the node is ahead of that of the API server.
     """
 
@@ -39,6 +40,7 @@ class Kubelet:
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
     most_cores: float = 0.0
     slow_collection: float = 0.0
+    pull_seconds: float = 0.0
     skew: float = 0.0
 
     def __post_init__(self) -> None:
@@ -48,6 +50,7 @@ class Kubelet:
         self._addresses = (f"{net}.{a}.{b}" for a in count(1) for b in range(1, 250))
         self._numbers = count()
         self._gone_since: dict[str, float] = {}
+        self._images: set[str] = set()
         self._closing = threading.Event()
         self._processes = PodProcesses(self.api, self.folder, net) if self.folder else None
         self.api.proxy = self._processes.get if self._processes else lambda pod, _, path: self._stage_status(pod, path)
@@ -76,7 +79,7 @@ class Kubelet:
     def _control(self) -> None:
         workloads, now = {}, time.monotonic()
         for key, workload in list(self.api.objects.items()):
-            if key[1] in ("deployments", "seldondeployments"):
+            if key[1] in ("deployments", "seldondeployments", "daemonsets"):
                 workloads[key[3]] = (key, workload)
         for name in {life.workload for life in self._pods.values()}:
             self._gone_since[name] = now if name in workloads else self._gone_since.get(name, now)
@@ -85,10 +88,11 @@ class Kubelet:
         for name, (key, workload) in workloads.items():
             spec = workload["spec"]
             predictor = spec["predictors"][0] if key[1] == "seldondeployments" else None
-            wanted = spec.get("replicas", 1)
+            wanted = spec.get("replicas", 1)  # there is one node
             template = predictor["componentSpecs"][0] if predictor else spec["template"]
             version = json.dumps(template, sort_keys=True)
-            strategy = spec.get("strategy") or {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+            surge = {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+            strategy = spec.get("strategy") or ({"type": "Recreate"} if key[1] == "daemonsets" else surge)
             self._roll(name, wanted, version, strategy)
             lives = [life for life in self._pods.values() if life.workload == name]
             waits = strategy.get("type") == "Recreate" and any(life.leaving for life in lives)
@@ -132,8 +136,12 @@ class Kubelet:
     def _note_status(self, key: tuple, workload: dict, wanted: int, version: str) -> None:
         alive = [life for life in self._pods.values() if life.workload == key[3] and not life.leaving]
         status = {"replicas": len(alive), "readyReplicas": sum(life.ready for life in alive)}
-        if key[1] == "deployments":
-            updated = sum(life.version == version for life in alive)
+        updated = sum(life.version == version for life in alive)
+        if key[1] == "daemonsets":
+            generation, ready = workload["metadata"]["generation"], status["readyReplicas"]
+            status = {"observedGeneration": generation, "desiredNumberScheduled": wanted}
+            status |= {"updatedNumberScheduled": updated, "numberReady": ready}
+        elif key[1] == "deployments":
             status |= {"observedGeneration": workload["metadata"]["generation"], "updatedReplicas": updated}
         else:
             serves = 0 < status["readyReplicas"] >= wanted  # without replicas it stays in the other state
@@ -172,6 +180,8 @@ class Kubelet:
             condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
             self._set(life, {"phase": "Pending", "conditions": [{**condition, "message": "1 Insufficient cpu"}]})
             return
+        if not life.placed:
+            self._pull(life, pod)
         life.placed = True
         if self._processes is not None and life.process is None:
             life.process = self._processes.start(life, pod)
@@ -189,6 +199,11 @@ class Kubelet:
         else:
             life.ready = time.monotonic() - life.born > behaviour.start_seconds
         self._set(life, running_status(pod, life, behaviour.stamped, self.skew))
+
+    def _pull(self, life: PodLife, pod: dict) -> None:
+        images = {each["image"] for kind in ("containers", "initContainers") for each in pod["spec"].get(kind, ())}
+        life.pulled = self.pull_seconds * len(images - self._images)
+        self._images |= images
 
     def _set(self, life: PodLife, status: dict) -> None:
         with self.api.changed:

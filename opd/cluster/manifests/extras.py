@@ -8,7 +8,16 @@ from typing import Any
 from opd.cluster.manifests.admission import admission_objects
 from opd.cluster.manifests.alerts import alert_rules
 from opd.cluster.manifests.dashboard import dashboard_config
-from opd.cluster.names import GATEWAY, MODEL, gateway_name, labels, models_name, pod_selector
+from opd.cluster.names import (
+    GATEWAY,
+    MODEL,
+    PREFETCH,
+    gateway_name,
+    labels,
+    models_name,
+    pod_selector,
+    prefetch_name,
+)
 from opd.cluster.resources import Object, manifest
 from opd.cluster.settings import METRICS, ClusterSettings
 from opd.pipeline import Pipeline
@@ -62,6 +71,8 @@ def _network_policies(pipeline: Pipeline, settings: ClusterSettings) -> list[Obj
     for task in (each.name for each in pipeline.tasks):
         ingress, egress = [_allow("from", grpc, [gateways])], [_allow("to", settings.store_ports)]
         policies.append(_network_policy(name, MODEL, task, settings, ingress, egress))
+    if settings.prefetch:
+        policies.append(_network_policy(name, PREFETCH, "", settings, [], [_allow("to", settings.store_ports)]))
     return policies
 
 
@@ -69,7 +80,11 @@ def _network_policy(
     pipeline: str, component: str, task: str, settings: ClusterSettings, ingress: list[Any], egress: list[Any]
 ) -> Object:
     """Return a policy that also allows scraping metrics and resolving names."""
-    names = {GATEWAY: gateway_name(pipeline), MODEL: models_name(pipeline, task)}
+    names = {
+        GATEWAY: gateway_name(pipeline),
+        MODEL: models_name(pipeline, task),
+        PREFETCH: prefetch_name(pipeline),
+    }
     monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.monitoring_namespace}}}
     dns = {"ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]}
     spec = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from opd.cluster.manifests.extras import extra_objects
 from opd.cluster.manifests.pods import SETTINGS_FILE, Pod, gateway_pod, model_pod
+from opd.cluster.manifests.prefetch import prefetch_set
 from opd.cluster.manifests.rights import controller_rights, gateway_account
 from opd.cluster.manifests.workloads import SURGE, deployment, model_workload, renewed_by_surge
 from opd.cluster.names import (
@@ -45,6 +46,7 @@ def pipeline_objects(pipeline: Pipeline, configuration: Configuration, settings:
         *gateway_account(pipeline, settings),
         *controller_rights(pipeline, settings),
         *extra_objects(pipeline, settings),
+        *([prefetch_set(pipeline, settings)] if settings.prefetch else []),
         *(_settings_config(pod, settings) for pod in (gateway, *models)),
         *(stage_config(pipeline, task, stage, settings) for task, stage in stages),
         _service(gateway, settings),
