@@ -30,7 +30,7 @@ from opd.cluster.owned_objects import (
 from opd.cluster.pods import requested_cores
 from opd.cluster.resources import CONFIG_MAP, DAEMON_SET, Object, ObjectChange, Resource, resource_of
 from opd.cluster.settings import ClusterSettings
-from opd.cluster.starts import Start, measure_starts
+from opd.cluster.starts import Key, Start, measure_starts
 from opd.cluster.status import (
     controller_states,
     leader,
@@ -212,7 +212,7 @@ def running_stages(cluster: Cluster, name: str) -> list[str]:
 
 def startup(
     cluster: Cluster, pipeline: Pipeline, number: int, wait_seconds: float, report: Report
-) -> tuple[dict[tuple[str, str], list[Start]], dict[tuple[str, str], str]]:
+) -> tuple[dict[Key, list[Start]], dict[Key, str]]:
     """Measure how long replicas of every variant take to start; see :func:`opd.cluster.starts.measure_starts`.
 
     Raises:

@@ -24,6 +24,7 @@ from opd.cluster.deletion import delete_pipeline
 from opd.cluster.errors import ForbiddenError, NotFoundError
 from opd.cluster.manual import ManualChangeError
 from opd.cluster.names import GATEWAY, MODEL, model_name, selector, stage_name
+from opd.cluster.operations import startup
 from opd.cluster.owned_objects import find_owned
 from opd.cluster.pods import is_terminating
 from opd.cluster.resources import CONFIG_MAP, DEPLOYMENT, LEASE, POD, SELDON_DEPLOYMENT, Resource
@@ -128,6 +129,18 @@ def test_a_change_loses_no_request(deployed, change):
         assert deployed.configure(wanted) == cli.DONE
         variant = deployed.pipeline.tasks[0].variants[wanted[0].variant].name
         eventually(lambda: serving(deployed) == (wanted[0].batch_size, [variant] * wanted[0].replicas), 30, poll=0.5)
+    assert records[0]["outcome"].eq(COMPLETED).sum() >= 20 and not lost(records[0])
+    assert deployed.opd("status") == cli.DONE
+
+
+def test_start_up_times_are_measured_while_all_requests_are_answered(deployed):
+    with deployed.traffic() as records:
+        starts, left_out = startup(deployed.cluster, deployed.pipeline, 1, 180.0, print)
+    variants = {(task.name, variant.name) for task in deployed.pipeline.tasks for variant in task.variants}
+    assert starts and starts.keys() | left_out.keys() == variants
+    assert all("no room" in reason for reason in left_out.values())
+    for (start,) in starts.values():
+        assert start.node and min(start[1:]) >= 0 and 0 < start.seconds < 600
     assert records[0]["outcome"].eq(COMPLETED).sum() >= 20 and not lost(records[0])
     assert deployed.opd("status") == cli.DONE
 

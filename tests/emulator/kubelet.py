@@ -196,6 +196,7 @@ class Kubelet:
             return
         if self._processes is not None:
             life.ready = self._processes.probe(life, pod)
+            life.loaded = life.loaded or (time.monotonic() - life.born if life.ready else 0.0)
         else:
             life.ready = time.monotonic() - life.born > behaviour.start_seconds
         self._set(life, running_status(pod, life, behaviour.stamped, self.skew))

@@ -27,7 +27,7 @@ class Behaviour:
         stop_seconds: until they have ended.
         broken: why they never become ready: a reason a container waits, ``Unschedulable``, ``ended`` or ``silent``.
         stamped: seconds that the stamps of a pod tell, which nothing takes: until a node has it, until its container
-            runs without a pull of the image, and until it is ready.
+            runs without a pull of the image, and until it is ready; a real process takes longer until then.
     """
 
     start_seconds: float = 0.1
@@ -49,6 +49,7 @@ class PodLife:
     born: float = field(default_factory=time.monotonic)
     told: float = 0.0
     pulled: float = 0.0
+    loaded: float = 0.0
     next_probe: float = 0.0
     placed: bool = False
     ready: bool = False
@@ -68,7 +69,7 @@ def running_status(pod: dict, life: PodLife, phases: tuple[float, float, float],
 
     Args:
         pod: its creation is the first stamp.
-        life: seconds of the pull, and whether it is ready.
+        life: seconds of the pull, whether it is ready, and what a real process took for that.
         phases: ``Behaviour.stamped``.
         skew: seconds by which the clock of the node is ahead.
     """
@@ -76,7 +77,7 @@ def running_status(pod: dict, life: PodLife, phases: tuple[float, float, float],
     scheduled = datetime.fromisoformat(pod["metadata"]["creationTimestamp"]) + timedelta(seconds=scheduling)
     taken = scheduled + timedelta(seconds=skew)
     started = taken + timedelta(seconds=image + life.pulled)
-    became = started + timedelta(seconds=loading if life.ready else 0.0)
+    became = started + timedelta(seconds=loading + life.loaded if life.ready else 0.0)
     stamp = "{:%Y-%m-%dT%H:%M:%SZ}".format
     return {
         "phase": "Running",
