@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from emulator.api_server import ApiServer
-from emulator.pods import Behaviour, PodLife, PodProcesses, is_model, is_ready, requested_cpu, running_status
+from emulator.pods import Behaviour, PodLife, PodProcesses, images_of, is_model, is_ready, requested_cpu, running_status
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Kubelet:
         behaviours: of pods by the name of their workload.
         most_cores: that the pods of replicas ever held.
         slow_collection: seconds from the deletion of a workload until its pods are told to end.
-        pull_seconds: that the stamps tell of the first pull of every image, which nothing takes.
+        pull_seconds: that the stamps tell of a pull, which nothing takes: of an image that no ready pod has had.
         skew: seconds by which the clock of the node is ahead of that of the API server.
     """
 
@@ -181,7 +181,7 @@ class Kubelet:
             self._set(life, {"phase": "Pending", "conditions": [{**condition, "message": "1 Insufficient cpu"}]})
             return
         if not life.placed:
-            self._pull(life, pod)
+            life.pulled = self.pull_seconds * len(images_of(pod) - self._images)
         life.placed = True
         if self._processes is not None and life.process is None:
             life.process = self._processes.start(life, pod)
@@ -199,12 +199,9 @@ class Kubelet:
             life.loaded = life.loaded or (time.monotonic() - life.born if life.ready else 0.0)
         else:
             life.ready = time.monotonic() - life.born > behaviour.start_seconds
+        if life.ready:
+            self._images |= images_of(pod)
         self._set(life, running_status(pod, life, behaviour.stamped, self.skew))
-
-    def _pull(self, life: PodLife, pod: dict) -> None:
-        images = {each["image"] for kind in ("containers", "initContainers") for each in pod["spec"].get(kind, ())}
-        life.pulled = self.pull_seconds * len(images - self._images)
-        self._images |= images
 
     def _set(self, life: PodLife, status: dict) -> None:
         with self.api.changed:

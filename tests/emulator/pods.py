@@ -100,6 +100,11 @@ def requested_cpu(spec: dict) -> float:
     return float(given[:-1]) / 1000 if given.endswith("m") else float(given)
 
 
+def images_of(pod: dict) -> set[str]:
+    """Images of all containers of a pod."""
+    return {each["image"] for kind in ("containers", "initContainers") for each in pod["spec"].get(kind, ())}
+
+
 def is_model(metadata: dict) -> bool:
     """Return whether a pod with this metadata is a replica."""
     return metadata["labels"].get("app.kubernetes.io/component") == "model"
