@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -134,23 +134,27 @@ def startup(
 
         pipeline, cluster = inputs.pipeline_of(place.pipeline), inputs.cluster_of(place)
         file = inputs.pipeline_file_of(place.pipeline)
-    found, left_out = operations.startup(cluster, pipeline, starts, wait, say)
-    typical = {key: typical_start(each) for key, each in found.items()}
-    where = {"namespace": place.namespace, "starts": starts}
-    facts = {key: {**each._asdict(), "seconds": each.seconds, **where} for key, each in typical.items()}
-    if file:
-        keep_starts(file.with_name(FILE_NAME), facts)
-    else:
+    measured: dict[str, dict[str, Any]] = {}
+    left_out: dict[str, str] = {}
+    for key, found in operations.startup(cluster, pipeline, starts, wait, say):
+        name = "/".join(key)
+        if isinstance(found, str):
+            left_out[name] = found
+            say(f"{name} was not measured: {found}")
+            continue
+        typical = typical_start(found)
+        where = {"namespace": place.namespace, "starts": starts}
+        measured[name] = {**typical._asdict(), "seconds": typical.seconds, **where}
+        if file:
+            keep_starts(file.with_name(FILE_NAME), {key: measured[name]})
+    if not file:
         say("note: the profile of a pipeline that ships with the package stays as it is; give a folder to keep these")
     if as_json:
-        measured = {"/".join(key): each for key, each in facts.items()}
-        reasons = {"/".join(key): reason for key, reason in left_out.items()}
-        print_json({"pipeline": pipeline.name, "measured": measured, "left out": reasons})
+        print_json({"pipeline": pipeline.name, "measured": measured, "left out": left_out})
     else:
-        rows = [(*key, *map("{:g} s".format, (*each[1:], each.seconds)), each.node) for key, each in typical.items()]
-        print_table([("TASK", "VARIANT", "SCHEDULING", "IMAGE", "LOADING", "START-UP", "NODE"), *rows])
-    for key, reason in left_out.items():
-        say(f"{'/'.join(key)} was not measured: {reason}")
+        shown = ("scheduling", "image", "loading", "seconds")
+        rows = [(name, *(f"{each[part]:g} s" for part in shown), each["node"]) for name, each in measured.items()]
+        print_table([("VARIANT", "SCHEDULING", "IMAGE", "LOADING", "START-UP", "NODE"), *rows])
     return FAILED if left_out else DONE
 
 

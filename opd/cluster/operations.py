@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -212,7 +212,7 @@ def running_stages(cluster: Cluster, name: str) -> list[str]:
 
 def startup(
     cluster: Cluster, pipeline: Pipeline, number: int, wait_seconds: float, report: Report
-) -> tuple[dict[Key, list[Start]], dict[Key, str]]:
+) -> Iterator[tuple[Key, list[Start] | str]]:
     """Measure how long replicas of every variant take to start; see :func:`opd.cluster.starts.measure_starts`.
 
     Raises:
@@ -221,7 +221,7 @@ def startup(
         ClusterError: if the cluster does not answer.
     """
     with Lease(cluster, pipeline.name).hold(LEASE_SECONDS) as held:
-        return measure_starts(cluster.guarded(held.check_held), pipeline, number, wait_seconds, report)
+        yield from measure_starts(cluster.guarded(held.check_held), pipeline, number, wait_seconds, report)
 
 
 def delete(

@@ -13,13 +13,13 @@ The milliseconds between ``PodScheduled`` and ``startTime`` belong to none of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from statistics import median
 from typing import NamedTuple
 
 from opd.cluster.api import Cluster
-from opd.cluster.errors import InvalidError, NotDeployedError, UnreadyError
+from opd.cluster.errors import InvalidError, UnreadyError
 from opd.cluster.manifests.workloads import replicas_of
 from opd.cluster.manual import manual_changes
 from opd.cluster.names import CONTAINER, CONTROLLER_MANAGER, MODEL, selector
@@ -88,7 +88,7 @@ def typical_start(starts: Iterable[Start]) -> Start:
 
 def measure_starts(
     cluster: Cluster, pipeline: Pipeline, number: int, seconds: float, report: Callable[[str], object]
-) -> tuple[dict[Key, list[Start]], dict[Key, str]]:
+) -> Iterator[tuple[Key, list[Start] | str]]:
     """Start a replica of every variant of a deployed pipeline beside what runs, one after another, and end it again.
 
     The stages' ConfigMaps stay as they are, so what runs serves on as before.
@@ -100,15 +100,12 @@ def measure_starts(
         seconds: that a start may take, and the end of a replica.
         report: receives a line about progress.
 
-    Returns:
-        The starts, and why other variants were not started, or did not become ready.
+    Yields:
+        each variant with its starts, or with the reason why it was not started, or did not become ready.
 
     Raises:
-        NotDeployedError: if the pipeline is not deployed.
         ClusterError: if the cluster does not answer.
     """
-    starts: dict[Key, list[Start]] = {}
-    left_out: dict[Key, str] = {}
     site = _Site(cluster, pipeline, seconds)
     for key in site.cores:
         try:
@@ -116,10 +113,10 @@ def measure_starts(
             for turn in range(number):
                 report(f"starting {'/'.join(key)}, {turn + 1} of {number}")
                 found.append(site.start(key))
-            starts[key] = found
+            outcome: list[Start] | str = found
         except (InvalidError, UnreadyError) as error:
-            left_out[key] = str(error)
-    return starts, left_out
+            outcome = str(error)
+        yield key, outcome
 
 
 class _Site:
@@ -133,7 +130,7 @@ class _Site:
         """Start one replica more of a variant, and end it again.
 
         Raises:
-            UnreadyError: if there is no room for it, or it does not become ready in time.
+            UnreadyError: if it is not deployed, there is no room for it, or it does not become ready in time.
             InvalidError: if the API server does not allow it.
         """
         workload = self._workload_with_room(key)
@@ -153,7 +150,7 @@ class _Site:
         found = {role_of(each)[1:]: each for each in find_owned(self._cluster, self._pipeline.name, WORKLOADS)[0]}
         workloads = {each: workload for each, workload in found.items() if is_model(workload)}
         if key not in workloads:
-            raise NotDeployedError(f"{'/'.join(key)} of pipeline {self._pipeline.name!r} is not deployed; deploy again")
+            raise UnreadyError(f"{'/'.join(key)} is not deployed with the pipeline; deploy again, then measure")
         if changes := manual_changes(workloads[key]):
             raise UnreadyError(f"{'; '.join(map(str, changes))}, and is left alone; deploy again, then measure")
         used = sum(self.cores.get(each, 0) * replicas_of(workload) for each, workload in workloads.items())

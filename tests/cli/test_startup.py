@@ -35,7 +35,7 @@ def measured(shell):
 
 
 def test_the_profile_has_what_was_measured_and_the_place(measured):
-    assert "first large 1 s 3 s 4 s 8 s node" in [" ".join(line.split()) for line in measured.out.splitlines()]
+    assert "first/large 1 s 3 s 4 s 8 s node" in [" ".join(line.split()) for line in measured.out.splitlines()]
     table = load_profile(measured.folder / "profile.csv")
     known = table.groupby(["task", "variant"])["startup_seconds"].unique().map(list).to_dict()
     assert known == {

@@ -67,7 +67,10 @@ KEYS = [(task, variant) for task in ("first", "second") for variant in ("small",
 
 
 def measured(space, number=1, seconds=PATIENCE):
-    return startup(space.cluster, space.pipeline, number, seconds, lambda _: None)
+    """Starts by variant, and why others have none."""
+    found = dict(startup(space.cluster, space.pipeline, number, seconds, lambda _: None))
+    left_out = {key: each for key, each in found.items() if isinstance(each, str)}
+    return {key: each for key, each in found.items() if key not in left_out}, left_out
 
 
 def replicas(space):
@@ -123,6 +126,24 @@ def test_a_variant_that_takes_too_long_is_left_out_and_ended(space):
     _, left_out = measured(space, seconds=0.5)
     assert left_out["first", "large"].startswith("no new replica is ready after 0.5 s: it is starting")
     assert replicas(space) == running
+
+
+def test_a_variant_that_is_not_deployed_is_left_out(space):
+    space.deploy()
+    space.api.remove(("apps/v1", "deployments", "space", "tiny-first-x"))
+    starts, left_out = measured(space)
+    assert len(starts) == 5 and left_out == {
+        ("first", "x"): "first/x is not deployed with the pipeline; deploy again, then measure"
+    }
+
+
+def test_what_was_measured_is_told_at_once_and_the_lease_is_returned_after_an_interruption(space):
+    space.deploy()
+    running = startup(space.cluster, space.pipeline, 1, PATIENCE, lambda _: None)
+    assert next(running) == (("first", "small"), [Start("node", 0.0, 0.0, 0.0)])
+    running.close()
+    assert space.api.find("leases", "tiny-controller")["spec"]["holderIdentity"] == ""
+    assert replicas(space) == {"tiny-first-small": 1, "tiny-second-small": 1}
 
 
 def test_a_variant_that_was_scaled_by_hand_is_left_alone(space):
