@@ -19,7 +19,7 @@ import pandas as pd
 import typer
 
 from opd.control import policy_label
-from opd.control.arbiter import Arbiter, limits_on
+from opd.control.arbiter import Arbiter, CoreValues, limits_on
 from opd.control.sharing import Member, StaticSplit, run_together
 from opd.measurement import SimulationParameters
 from opd.pipeline import Pipeline, used_cores
@@ -32,12 +32,13 @@ from opd.study.evaluation.cycles import Setting
 from opd.study.report.files import markdown_table
 from opd.workload.check_trace import WRONG_INPUT
 from opd.workload.forecast import HISTORY_SECONDS, Forecaster
+from opd.workload.quantile_futures import futures_of
 from opd.workload.trace import Cycle, cycle_counts, load_trace
 
 ARBITER = "arbiter"
 
 FIGURES = ["reward", "worst", "dropped", "dropped_in_worst"]
-"""Of a run: mean summed reward of an interval, that of the worst interval, dropped requests, and those of the latter."""
+"""Of a run: mean summed reward, that of the worst interval, dropped requests, and those of the worst interval."""
 
 COLUMNS = ["pipelines", "share", "cycle", "policy", "seed", "first", "second", "division", *FIGURES]
 
@@ -119,7 +120,8 @@ def _divisions(
     """Name and course of every division of a pair; ``alone`` keeps those of a pipeline by its place and its cores."""
     pipelines = [cell.pipelines[n] for n in pair]
     capacity = shared_capacity(pipelines, cell.share)
-    arbiter = Arbiter(pipelines, [setting.objective] * 2, setting.simulation, capacity)
+    known = setting.objective, setting.simulation, futures_of(setting.forecaster), seed
+    arbiter = Arbiter([CoreValues(each, *known) for each in pipelines], capacity)
     yield ARBITER, _course(setting, cell, pair, policy, seed, arbiter)
     limits = limits_on(pipelines, capacity)
     for first in range(max(capacity - limits[1], _smallest(pipelines[0])), limits[0] + 1):
@@ -127,8 +129,8 @@ def _divisions(
         for one in zip(pair, split, strict=True):
             if one not in alone:
                 alone[one] = _course(setting, cell, one[:1], policy, seed, StaticSplit(one[1:]))
-        courses = [alone[one] for one in zip(pair, split, strict=True)]
-        yield f"{split[0]} + {split[1]}", Course(*(sum(each) for each in zip(*courses, strict=True)))
+        left, right = (alone[one] for one in zip(pair, split, strict=True))
+        yield f"{split[0]} + {split[1]}", Course(left.reward + right.reward, left.dropped + right.dropped)
 
 
 def _smallest(pipeline: Pipeline) -> int:
@@ -176,13 +178,13 @@ def beside_best_split(rows: pd.DataFrame) -> pd.DataFrame:
     lines: list[Mapping[str, Any]] = []
     for names, part in rows.groupby(_PAIR, sort=False):
         means = part.groupby("division")[["reward", "dropped"]].mean()
-        ours, splits = means.loc[ARBITER], means.drop(ARBITER)
+        splits = means.drop(ARBITER)
         best = str(splits["reward"].idxmax())
         runs = part.pivot(index=["cycle", "seed"], columns="division", values="reward")
         hindsight = float(runs.drop(columns=ARBITER).max(axis=1).mean())
-        line = dict(zip(_PAIR, names, strict=True)) | {"split": best, "reward": splits.loc[best, "reward"]}
-        line["lead"] = 100.0 * (ours["reward"] / line["reward"] - 1.0)
-        line["each"] = 100.0 * (ours["reward"] / hindsight - 1.0)
+        reward, ours = float(splits["reward"].max()), float(means["reward"][ARBITER])
+        line: dict[str, Any] = dict(zip(_PAIR, names, strict=True)) | {"split": best, "reward": reward}
+        line |= {"lead": 100.0 * (ours / reward - 1.0), "each": 100.0 * (ours / hindsight - 1.0)}
         for name, division in ((ARBITER, ARBITER), ("split", best)):
             worst = part[part["division"] == division].sort_values("worst").iloc[0]
             line |= {f"dropped, {name}": means.loc[division, "dropped"], f"worst, {name}": worst["worst"]}
@@ -199,7 +201,7 @@ def shared_findings(rows: pd.DataFrame) -> dict[str, str]:
     found = {}
     for (share, policy), part in beside_best_split(rows).groupby(["share", "policy"], sort=False):
         reached = int((part["lead"] >= 0.0).sum())
-        heading = f"{policy}, {100.0 * float(share):.0f} % of both devices: the best split reached in {reached} of "
+        heading = f"{policy}, {float(str(share)):.0%} of both devices: the best split reached in {reached} of "
         found[f"{heading}{len(part)} pairs"] = markdown_table(part.drop(columns=["share", "policy"]), 3)
     return found
 
