@@ -58,7 +58,7 @@ class SharedCell(NamedTuple):
         return {"pipelines": names, "share": self.share, "cycle": self.cycles[0].name}
 
 
-class Course(NamedTuple):
+class SharedCourse(NamedTuple):
     """What came of every interval of a run: summed reward and dropped requests, each (T,)."""
 
     reward: np.ndarray
@@ -101,7 +101,7 @@ def run_shared(setting: Setting, cell: SharedCell) -> list[dict[str, Any]]:
     rows = []
     for policy, seed in cell.runs:
         same = cell.key | {"policy": policy_label(policy), "seed": seed}
-        alone: dict[tuple[int, int], Course] = {}
+        alone: dict[tuple[int, int], SharedCourse] = {}
         for pair in combinations(range(len(cell.pipelines)), 2):
             names = {"first": cell.pipelines[pair[0]].name, "second": cell.pipelines[pair[1]].name}
             for division, course in _divisions(setting, cell, pair, policy, seed, alone):
@@ -115,8 +115,8 @@ def _divisions(
     pair: tuple[int, int],
     policy: str,
     seed: int,
-    alone: dict[tuple[int, int], Course],
-) -> Iterator[tuple[str, Course]]:
+    alone: dict[tuple[int, int], SharedCourse],
+) -> Iterator[tuple[str, SharedCourse]]:
     """Name and course of every division of a pair; ``alone`` keeps those of a pipeline by its place and its cores."""
     pipelines = [cell.pipelines[n] for n in pair]
     capacity = shared_capacity(pipelines, cell.share)
@@ -130,7 +130,7 @@ def _divisions(
             if one not in alone:
                 alone[one] = _course(setting, cell, one[:1], policy, seed, StaticSplit(one[1:]))
         left, right = (alone[one] for one in zip(pair, split, strict=True))
-        yield f"{split[0]} + {split[1]}", Course(left.reward + right.reward, left.dropped + right.dropped)
+        yield f"{split[0]} + {split[1]}", SharedCourse(left.reward + right.reward, left.dropped + right.dropped)
 
 
 def _smallest(pipeline: Pipeline) -> int:
@@ -144,14 +144,14 @@ def _course(
     policy: str,
     seed: int,
     arbiter: Arbiter | StaticSplit,
-) -> Course:
+) -> SharedCourse:
     """Run some pipelines of a cell together, from their smallest configurations."""
     members = [_member(setting, cell.pipelines[n], cell.cycles[n], policy, seed) for n in places]
     decisions = len(cycle_counts(setting.trace, cell.cycles[0])) // setting.simulation.interval
     steps = list(run_together(members, arbiter, decisions, setting.calibration))
     reward = [sum(float(step.score.reward[0]) for step in each) for each in steps]
     dropped = [sum(float(step.interval.dropped[0]) for step in each) for each in steps]
-    return Course(np.array(reward), np.array(dropped))
+    return SharedCourse(np.array(reward), np.array(dropped))
 
 
 def _member(setting: Setting, pipeline: Pipeline, cycle: Cycle, policy: str, seed: int) -> Member:
