@@ -129,7 +129,7 @@ class Arbiter:
         self._values, self.capacity = tuple(values), capacity
 
     def divide(self, observations: Sequence[Observation | None], used: Sequence[int]) -> list[int]:
-        """Give each pipeline its cores, and an even part of those that are worth nothing to any.
+        """Give each pipeline its cores, and of those that are then left what its solver would still use.
 
         Args:
             observations: of each pipeline, with the forecast; None where nothing was observed.
@@ -140,11 +140,12 @@ class Arbiter:
             for values, seen, cores in zip(self._values, observations, used, strict=True)
         ]
         shares = best_division(curves, self.capacity)
-        deciding = [n for n, seen in enumerate(observations) if seen is not None]
-        spare = self.capacity - sum(shares)
-        for place, n in enumerate(deciding):  # what no solver values may still help a policy
-            given = spare // len(deciding) + (place < spare % len(deciding))
-            shares[n] = min(shares[n] + given, self._values[n].pipeline.capacity)
+        most = [len(curve) - 1 for curve in curves]
+        wanted = [int(np.flatnonzero(curve != curve[-1])[-1]) + 1 for curve in curves]
+        for _ in range(self.capacity - sum(shares)):  # what is worth nothing in the mean may still help a policy
+            able = [n for n, share in enumerate(shares) if share < most[n]]
+            if able:
+                shares[max(able, key=lambda n: wanted[n] - shares[n])] += 1
         return shares
 
 

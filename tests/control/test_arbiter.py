@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from opd.control.policies import BacklogPolicy, Policy, SolverPolicy
 from opd.control.sharing import Member, StaticSplit, run_together
 from opd.measurement import SimulationParameters, idle_observation, score
 from opd.objective import Weights
-from opd.pipeline import InfeasibleError, ServiceLevel, as_array, as_configuration, used_cores
+from opd.pipeline import InfeasibleError, Pipeline, ServiceLevel, as_array, as_configuration, used_cores
 from opd.planner.lookahead import DROP_PENALTY
 from opd.simulator.backend import SimulatedBackend
 from opd.solvers.exact import predicted_value, solver_for
@@ -105,6 +106,24 @@ def test_cores_go_where_they_are_worth_most_and_all_are_given():
     one, other = (each.curve(at) for each, at in zip(values(), observed, strict=True))
     best = max(one[w] + other[10 - w] for w in range(2, 9))
     assert sum(shares) == 10 and one[shares[0]] + other[shares[1]] == pytest.approx(best)
+
+
+class Known(NamedTuple):
+    """Values of cores that are known beforehand."""
+
+    pipeline: Pipeline
+    values: list[float]
+
+    def curve(self, observation):
+        return np.array([-np.inf, -np.inf, *self.values])
+
+
+def test_cores_that_are_left_go_where_the_solver_would_still_use_them_and_then_evenly():
+    flat, tall = Known(ocr(), [1.0] * 7), Known(ocr(), [5.0, 4.0, 4.0, 4.0, 4.5, 4.5, 4.5])
+    both = [seen(ocr(), 1.0)] * 2
+    assert [Arbiter([flat, tall], cores).divide(both, [2, 2]) for cores in (5, 8, 10, 20)] == [
+        [2, 3], [2, 6], [3, 7], [8, 8]
+    ]  # fmt: skip
 
 
 def test_a_pipeline_that_is_not_seen_keeps_its_cores():
