@@ -92,7 +92,7 @@ class CoreValues:
         """
         present, best_within = self._devices.now(replace(observation, available_cores=np.inf))
         load = planned_load(observation) + backlog(observation, self._simulation.interval)
-        configurations = best_within(float(np.ceil(load)))  # whole requests, of which there are few
+        configurations = best_within(load)
         worth = self._held(present, observation, configurations)
         values = np.full(present.capacity + 1, -np.inf)
         for cores, value in zip(used_cores(present, configurations).astype(int).tolist(), worth, strict=True):

@@ -84,7 +84,7 @@ def test_the_value_of_cores_is_what_the_simulator_then_measures():
     curve = values_of(15).curve(observed)
     assert (curve[:2] == -np.inf).all()
     load = 15.0 + observed.queue.sum() / 10.0
-    for one in best_within_cores(ocr(), solver_for(Weights(), QUIET), np.ceil(load)):
+    for one in best_within_cores(ocr(), solver_for(Weights(), QUIET), load):
         simulator = copy.deepcopy(backend)
         simulator.apply(as_configuration(one))
         measured = [simulator.wait()[1] for _ in range(2)]
