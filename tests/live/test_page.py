@@ -73,7 +73,8 @@ def test_the_page_names_the_worst_errors_and_missed_criteria(tmp_path):
     text = write_page(tmp_path / "page.md", summary, overhead, fidelity_table(), replay_table(calibrated=[0.08, 0.16]))
     where = "(a x1 b1 + b x1 b1 at {} requests/s)"
     assert f"mean latency -50% {where.format(12)}, p95 latency +10% {where.format(5)}" in text
-    assert "| 12.00 | 0.10 | -0.50 | 0.10 |" in text
+    assert "| 12.00 | 0.70 | 0.10 | -0.50 | 0.10 |" in text
+    assert "| 0.70 | 0.10 | -0.50 | 0.10 |" in text
     assert "the median absolute errors are 37.5%, 37.5% and 37.5%" in text
     assert "NOT within the acceptance criteria of 5% for throughput and 15% for mean latency" in text
     assert NOTEBOOK in text and "Command" not in text
@@ -121,7 +122,7 @@ def test_figures_show_every_run_and_configuration(tmp_path):
     assert all(
         word in words[1] for word in ("measured", "predicted, calibrated", "predicted, profiled", "latency (ms)")
     )
-    assert "a x1 b1 + b x1 b1" in words[2] and "12 requests/s" in words[2]
+    assert "a x1 b1 + b x1 b1" in words[2] and "70% utilisation" in words[2]
     for name in ("course", "replay", "fidelity"):
         with Image.open(tmp_path / f"{name}.png") as image:
             assert image.width > 400
