@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,11 +20,9 @@ from opd.control.policies import Policy
 from opd.objective import Objective, check_objective
 from opd.pipeline import Configuration, Pipeline, used_cores
 
-SomeBackend = TypeVar("SomeBackend", bound=Backend, covariant=True)
-
 
 @dataclass(frozen=True)
-class Member(Generic[SomeBackend]):
+class Member:
     """One of the pipelines on a device.
 
     Attributes:
@@ -35,7 +33,7 @@ class Member(Generic[SomeBackend]):
         objective: of its reward.
     """
 
-    backend: SomeBackend
+    backend: Backend
     pipeline: Pipeline
     policy: Policy
     forecast: Callable[[np.ndarray], float]
@@ -62,7 +60,7 @@ class StaticSplit(NamedTuple):
 
 
 def run_together(
-    members: Sequence[Member[Backend]], arbiter: Arbiter | StaticSplit, decisions: int, calibrate: bool = True
+    members: Sequence[Member], arbiter: Arbiter | StaticSplit, decisions: int, calibrate: bool = True
 ) -> Iterator[tuple[Step, ...]]:
     """Run the control loops of several pipelines in step; yields the steps of all of them after each interval.
 
@@ -111,7 +109,7 @@ def within(seen: Decision, cores: float) -> Decision:
 
 
 def apply_within(
-    members: Sequence[Member[Backend]], guards: Sequence[Guard], decided: Sequence[Decision], capacity: int
+    members: Sequence[Member], guards: Sequence[Guard], decided: Sequence[Decision], capacity: int
 ) -> list[Decision]:
     """Apply decisions, those that give cores back first; each may take what the others then leave."""
     used = [cores_of(m.pipeline, m.backend.configuration) for m in members]
