@@ -15,6 +15,7 @@ TWITTER_TRACE ?= $(OPD_TWITTER_TRACE)
 
 VENV := .venv
 READY := $(VENV)/.ready
+BOOK := .cache/docs
 TWITTER := data/twitter_workload.tbz2
 
 # Stages call `python` and `jupyter` from the environment of this clone.
@@ -27,7 +28,7 @@ export OPD_TWITTER_TRACE := $(TWITTER_TRACE)
 # Trainings and evaluations go to the Ray cluster at RAY_ADDRESS (docs/ray.md). What measures this machine stays on it.
 live live-study bench: export RAY_ADDRESS :=
 
-.PHONY: help repro study agent live live-study bench test lint lab clean
+.PHONY: help repro study agent live live-study bench test lint docs lab clean
 
 help: ## list the commands
 	@echo "Commands (each creates $(VENV) when it is missing or out of date):"
@@ -45,7 +46,7 @@ agent: $(READY) $(if $(TWITTER_TRACE),twitter) ## train the one agent for every 
 	dvc repro agent/dvc.yaml
 	@echo "figures and comparison: reports/agent; to ship the agent: cp models/agent/agent.npz opd/agent/agent.npz"
 
-live: $(READY) ## serve the OCR pipeline on this machine, under load and policies: about 45 minutes
+live: $(READY) ## serve the OCR pipeline on this machine, under load and policies: about 50 minutes
 	dvc repro live/dvc.yaml
 
 live-study: $(READY) twitter ## run the paper's experiments on pipelines that are served, replicas emulated: hours, restartable
@@ -61,6 +62,11 @@ lint: $(READY) ## check style and types
 	ruff check .
 	ruff format --check .
 	mypy opd
+
+docs: $(READY) ## build the documentation as a book, with its links checked and its samples run
+	python -m sphinx -b html -j auto -W --keep-going -q -c docs . $(BOOK)
+	pytest -q -m 'not cluster' tests/docs/test_doc_samples.py
+	@echo "the book: $(BOOK)/index.html"
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	jupyter lab notebooks
@@ -99,6 +105,6 @@ $(READY): pyproject.toml constraints.txt
 	@echo "[2/2] installing the pinned packages into $(VENV) (once; some minutes and gigabytes)"
 	@quiet=-qq; if [ -t 1 ]; then quiet=; fi; \
 	$(VENV)/bin/python -m pip install --no-input --no-compile --disable-pip-version-check $$quiet \
-		-c constraints.txt -e '.[notebooks,serving,text,xgboost,lightgbm,cluster,ray,bench,dev]'
+		-c constraints.txt -e '.[notebooks,serving,text,xgboost,lightgbm,cluster,ray,bench,docs,dev]'
 	@touch $@
 	@echo "$(VENV) is ready"

@@ -18,6 +18,7 @@ from deadlines import eventually
 from emulator.api_server import ApiServer, kubeconfig
 from emulator.kubelet import Kubelet
 from emulator.prometheus import Prometheus
+from emulator.service import pump
 from kubernetes.client import ApiClient, CoreV1Api
 from kubernetes.stream import portforward
 from serving_models import push_variant
@@ -72,15 +73,6 @@ class Forward:
             forward.close()
 
 
-def pump(source, target):
-    """Forward bytes until one side ends, then end the other."""
-    with suppress(OSError):
-        while piece := source.recv(65536):
-            target.sendall(piece)
-    with suppress(OSError):
-        target.shutdown(socket.SHUT_RDWR)
-
-
 class Site:
     """A namespace of a cluster, and everything needed to run a pipeline there.
 
@@ -102,7 +94,7 @@ class Site:
         self.chosen = pipeline
         self.pipeline = load_pipeline(pipeline)
         self.cluster = Cluster(namespace, lambda: credentials(kubeconfig))
-        self._settings = [f"--image={IMAGE}", f"--store={store}", f"--overlay={overlay}", f"--flavour={flavour}"]
+        self.settings = [f"--image={IMAGE}", f"--store={store}", f"--overlay={overlay}", f"--flavour={flavour}"]
         self._payloads, self._runs = folder / "payloads.parquet", 0
         pd.DataFrame({"payload": payloads}).to_parquet(self._payloads)
         self._forward = Forward(kubeconfig, self.cluster, self.pipeline.name)
@@ -113,7 +105,7 @@ class Site:
 
     def opd(self, command, *options):
         """Run a command in this process and return its exit code."""
-        settings = self._settings if command == "deploy" else []
+        settings = self.settings if command == "deploy" else []
         wait = [f"--wait={WAIT_SECONDS}"] if command in ("deploy", "delete") else []
         place = [self.chosen, f"--namespace={self.cluster.namespace}"]
         return cli.main([command, *place, f"--kubeconfig={self.kubeconfig}", *settings, *wait, *options])
@@ -122,7 +114,7 @@ class Site:
         """Run ``opd run``, which handles the signals of its process, in another process and return its exit code."""
         place = [self.chosen, f"--namespace={self.cluster.namespace}"]
         command = [sys.executable, "-m", "opd", "run", *place, f"--kubeconfig={self.kubeconfig}"]
-        return subprocess.run([*command, *self._settings, *options], timeout=WAIT_SECONDS, cwd=TESTS.parent).returncode
+        return subprocess.run([*command, *self.settings, *options], timeout=WAIT_SECONDS, cwd=TESTS.parent).returncode
 
     def configure(self, configuration):
         """Bring the deployed pipeline to a configuration and return the exit code."""

@@ -27,6 +27,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "opd")
 
 LONGEST = (
     "test_journey",
+    "test_book",
     "test_reproduction",
     "test_local",
     "test_local_faults",

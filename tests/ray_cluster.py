@@ -1,52 +1,24 @@
-"""A Ray cluster of several nodes on this machine, each in processes of its own."""
+"""The loss of a node of a Ray cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import pytest
-from deadlines import PATIENCE
-from tenacity import Retrying, stop_after_delay
-
-SLOW_STARTS = {
-    "RAY_agent_register_timeout_ms": "600000",
-    "RAY_worker_register_timeout_seconds": "600",
-    "RAY_gcs_server_request_timeout_seconds": "240",
-    "RAY_health_check_timeout_ms": "60000",
-    "RAY_worker_niceness": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
-"""Environment of the nodes: on a busy machine their parts may take minutes to start and seconds to answer,
-and tasks that yield to every other process would take longer still."""
+from deadlines import PATIENCE, eventually
 
 
 @contextmanager
-def ray_cluster(workers: int) -> Iterator[object]:
-    """A head without cores for tasks, and nodes with one core each; RAY_ADDRESS names it."""
-    import ray
-    from ray.cluster_utils import Cluster
+def lost_after(cluster, sign: Callable[[], object], node) -> Iterator[None]:
+    """Kill all processes of a node as soon as there is a sign; at the end it must be gone."""
 
-    from opd.host.ray_tasks import connect
+    def kill() -> None:
+        eventually(sign, 2 * PATIENCE)
+        cluster.remove_node(node, allow_graceful=False)
 
-    with pytest.MonkeyPatch.context() as patched:
-        for name, value in SLOW_STARTS.items():
-            patched.setenv(name, value)
-        cluster = Cluster()
-        try:
-            add_node(cluster, num_cpus=0, include_dashboard=False)
-            connect(cluster.address)  # to the head, the only node so far
-            for _ in range(workers):
-                add_node(cluster, num_cpus=1)
-            patched.setenv("RAY_ADDRESS", cluster.address)
-            yield cluster
-        finally:
-            ray.shutdown()
-            cluster.shutdown()
-
-
-def add_node(cluster, **options):
-    """Add a node. Ray waits for half a minute until it is up, which on a busy machine may not suffice."""
-    for attempt in Retrying(stop=stop_after_delay(2 * PATIENCE), reraise=True):
-        with attempt:
-            return cluster.add_node(**options)
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    yield
+    killer.join(PATIENCE)
+    assert not killer.is_alive() and node not in cluster.worker_nodes

@@ -11,8 +11,11 @@ import numpy as np
 from deadlines import PATIENCE
 from tiny_cluster import OFTEN, TIMES, WANTED, FixedPolicy, TinyDeployment
 
+from opd.cluster.charge import Controlled
 from opd.cluster.controller import Controller, ControllerSettings
 from opd.control.policies import Policy
+from opd.control.sharing import StaticSplit
+from opd.objective import Weights
 from opd.serving.monitoring.prometheus import PrometheusUrl
 from opd.view.model import View
 
@@ -30,7 +33,8 @@ def controller(
     )
     monitor = PrometheusUrl(world.prometheus.url)
     decider = policy or FixedPolicy(WANTED)
-    return Controller(world.cluster, world.pipeline, world.settings, monitor, decider, forecast, chosen, shows)
+    controlled = Controlled(world.pipeline, world.settings, monitor, decider, forecast, Weights())
+    return Controller(world.cluster, [controlled], StaticSplit((world.pipeline.capacity,)), chosen, shows)
 
 
 class Running:

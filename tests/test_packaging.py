@@ -61,7 +61,7 @@ def test_torch_is_the_release_of_the_study():
 def test_pins_are_what_is_installed_here():
     """Of the core and the extras that `make` installs, with all they pull in."""
     own = [path for path in sys.path if "thirdparty_files" not in path]  # an imported Ray puts its copies first
-    wrong, todo, seen = [], ["opd[notebooks,serving,text,xgboost,lightgbm,cluster,ray,bench,dev]"], set()
+    wrong, todo, seen = [], ["opd[notebooks,serving,text,xgboost,lightgbm,cluster,ray,bench,docs,dev]"], set()
     while todo:
         parent = Requirement(todo.pop())
         name = canonicalize_name(parent.name)
@@ -123,6 +123,16 @@ def test_the_conda_environment_installs_what_pyproject_declares():
     assert set(from_conda) == {"git", "make", "pip"}
 
 
+def test_what_an_image_runs_needs_nothing_of_training():
+    """The image has the extras ``servers`` and ``cluster``."""
+    absent = ("torch", "pytorch_lightning", "torchmetrics", "matplotlib", "papermill", "dvc", "ray", "pyarrow")
+    used = ("cluster.gateway", "cluster.controller", "cluster.status", "serving.server", "serving.prefetch")
+    used += ("serving.emulation.server", "scaling.keda", "control.warm_up", "cli.cluster", "cli.scaling")
+    code = f"import sys; sys.modules |= dict.fromkeys({absent})\n" + "".join(f"import opd.{name}\n" for name in used)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+
+
 def makefile_extras() -> list[str]:
     (extras,) = re.findall(r"-c constraints\.txt -e '\.\[([a-z,]+)\]'", (ROOT / "Makefile").read_text())
     assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])
@@ -150,7 +160,7 @@ def test_pre_commit_configuration_is_valid():
 
 def test_make_lists_its_commands():
     listed = subprocess.run(["make", "-C", ROOT], check=True, timeout=PATIENCE, capture_output=True, text=True).stdout
-    for command in ("repro", "study", "live", "test", "lint", "lab", "clean"):
+    for command in ("repro", "study", "live", "test", "lint", "docs", "lab", "clean"):
         assert f"make {command} " in listed
 
 

@@ -82,7 +82,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     parameters = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
     (folder / "params.yaml").write_text(yaml.safe_dump(parameters | TINY), encoding="utf-8")
     trace = folder.joinpath("opd", *SYNTHETIC_FILE)
-    pd.read_parquet(trace).iloc[: TINY_DAYS * 86_400].to_parquet(trace)
+    pd.read_csv(trace).iloc[: TINY_DAYS * 86_400].to_csv(trace, index=False)
     run("git init -q", folder)
     run("git add -A", folder)
     run("git -c user.name=test -c user.email=test@example.org commit -q -m tiny", folder)

@@ -36,7 +36,7 @@ DATA = (
     "view/page.css",
     "view/page.html",
     "view/page.js",
-    "workload/synthetic_trace.parquet",
+    "workload/synthetic_trace.csv.gz",
 )
 
 

@@ -20,6 +20,7 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from opd.agent.checkpoints import load_checkpoint, save_checkpoint
 from opd.agent.cloning import Lessons, imitate
 from opd.agent.demonstrations import Lesson, PlannerDemonstrations, demonstrate_on
 from opd.agent.network import AgentNetwork
@@ -34,6 +35,8 @@ from opd.workload.forecast_training import training_data
 
 ABOUT, CHECKPOINT, METRICS, LOSSES = "course.json", "checkpoint.pt", "metrics.csv", "round-{}.csv"
 """Files of a course: its parameters, the state of PPO and its figures, and the imitation loss of every round."""
+
+_FORMAT, _ROUND_FORMAT = "opd course 1", "opd course round 1"
 
 _SAVE_EVERY = 10
 
@@ -115,9 +118,8 @@ def run_course(
             with written_whole(folder / LOSSES.format(number)) as unfinished:
                 pd.DataFrame({"loss": losses}).to_csv(unfinished, index_label="step")
             print(f"round {number + 1} of {len(p.pipelines)}: imitation loss {np.mean(losses[-100:]):.3f}", flush=True)
-            with written_whole(path) as unfinished:
-                torch.save(network.state_dict(), unfinished)
-        network.load_state_dict(torch.load(path, weights_only=True))
+            save_checkpoint(path, _ROUND_FORMAT, {"network": network.state_dict()})
+        network.load_state_dict(load_checkpoint(path, _ROUND_FORMAT)["network"])
         weights = network.copied_weights()
     _practise(lesson, network, shown, folder, p, ppo, workers)
     return TrainedAgent(network.copied_weights(), about)
@@ -216,8 +218,7 @@ def _save(
     with written_whole(folder / METRICS) as unfinished:
         pd.DataFrame(metrics).to_csv(unfinished, index_label="update")
     state: dict[str, Any] = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "metrics": metrics}
-    with written_whole(folder / CHECKPOINT) as unfinished:
-        torch.save(state, unfinished)
+    save_checkpoint(folder / CHECKPOINT, _FORMAT, state)
 
 
 def _resume(folder: Path, network: AgentNetwork, optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
@@ -225,7 +226,7 @@ def _resume(folder: Path, network: AgentNetwork, optimizer: torch.optim.Optimize
     path = folder / CHECKPOINT
     if not path.is_file():
         return []
-    state = torch.load(path, weights_only=True)
+    state = load_checkpoint(path, _FORMAT)
     network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])
     return list(state["metrics"])

@@ -159,39 +159,44 @@ def startup(
 
 
 @command("opd run shop -n edge --policy ipa --decisions 3 --dry-run", "serving,cluster", logged=True)
-def run(place: options.Place, given: options.SettingsOptions, run_options: options.RunOptions) -> int:
-    """Control a deployed pipeline from here until interrupted, as the controller in the cluster does."""
+def run(places: options.Places, given: options.SettingsOptions, run_options: options.RunOptions) -> int:
+    """Control deployed pipelines from here until interrupted, as the controller in the cluster does.
+
+    Several share the cores of a device: every interval an arbiter divides them by what they are worth to each.
+    """
     # PID 1 of a container ignores SIGTERM unless there is a handler, and loading a policy takes a while.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(DONE))
     log_as_json()
     if not sys.stderr.isatty():  # there the log is in lines for people, above the view
-        logger.info("loading what controls %s", place.pipeline)
+        logger.info("loading what controls %s", ", ".join(places.pipelines))
     with reading_input():
         from opd.cluster import inputs
 
-        chosen = _shadowed(place, run_options)
-        settings = inputs.settings_of(place, given)
-        cluster = inputs.cluster_of(place, settings.call_seconds)
-        monitor = inputs.monitor_of(settings, chosen)
-        deciding = inputs.deciding_of(place.pipeline, chosen)
-        control = inputs.controller_of(cluster, deciding, settings, monitor, chosen)
+        chosen = _recorded(places, run_options)
+        settings = [inputs.settings_of(place, given) for place in places.each()]
+        cluster = inputs.cluster_of(places.each()[0], settings[0].call_seconds)
+        monitors = [inputs.monitor_of(each, chosen) for each in settings]
+        deciding = [inputs.deciding_of(name, chosen) for name in places.pipelines]
+        control = inputs.controller_of(cluster, deciding, settings, monitors, chosen)
     code = control()
     if chosen.shadow and chosen.record is not None:
         for number in (signal.SIGTERM, signal.SIGINT):  # the controller has ended, and a report can be left out
             signal.signal(number, signal.default_int_handler)
         from opd.cli.replay import report_shadow
 
-        report_shadow(deciding, chosen, chosen.record)
+        report_shadow(deciding[0], chosen, chosen.record)
     return code
 
 
-def _shadowed(place: options.Place, given: options.RunOptions) -> options.RunOptions:
+def _recorded(places: options.Places, given: options.RunOptions) -> options.RunOptions:
     """The options of a run, which in shadow mode has a record in any case."""
+    if len(places.pipelines) > 1 and (given.shadow or given.record):
+        raise InputError("a record is of one pipeline; run one, or leave --record and --shadow out")
     if not given.shadow:
         return given
     if given.dry_run:
         raise InputError("--shadow and --dry-run both change nothing; give one of them")
-    name = f"shadow-{Path(place.pipeline).stem}-{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
+    name = f"shadow-{Path(places.pipelines[0]).stem}-{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
     return replace(given, record=given.record or Path(name))
 
 

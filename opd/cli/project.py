@@ -50,6 +50,17 @@ def _open(folder: Path, emulated: bool = False) -> Project:
     return project
 
 
+def _open_all(folders: list[Path], emulated: bool, record: Path | None) -> list[Project]:
+    """Open projects; one that is alone is worked in."""
+    if len(folders) == 1:
+        return [_open(folders[0], emulated)]
+    from opd.project.folder import Project, ProjectError
+
+    if record is not None:
+        raise ProjectError("a record is of one pipeline; serve one, or leave --record out")
+    return [Project.to_emulate(folder) if emulated else Project.at(folder) for folder in folders]
+
+
 def _resolved(trace: str | None) -> str | None:
     """A trace file as an absolute path, before the working directory changes."""
     return str(Path(trace).resolve()) if trace and Path(trace).is_file() else trace
@@ -240,9 +251,12 @@ def _print_frame(frame: Any, as_json: bool) -> None:
 
 @command("opd serve shop --policy myopic-backlog")
 def serve(
-    folder: Folder,
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Projects.", show_default=False)],
     policy: Annotated[
         str | None, typer.Option(metavar="NAME", help="A policy, or module:Class (default: the agent).")
+    ] = None,
+    cores: Annotated[
+        int | None, typer.Option(min=1, help="Of the device (default: those in the pipeline files).")
     ] = None,
     standbys: Annotated[int, typer.Option(min=0, help="Processes that each stage keeps warm.")] = 0,
     emulated: Emulated = False,
@@ -252,28 +266,33 @@ def serve(
     view: options.Page = options.PAGE,
     as_json: Annotated[bool, typer.Option("--json", help="Write every view as a line of JSON.")] = False,
 ) -> int:
-    """Serve the pipeline on this machine, decided every interval, with a live view; Ctrl-C drains and stops it."""
+    """Serve pipelines on this machine, decided every interval, with a live view; Ctrl-C drains and stops them.
+
+    Several share the cores of the device: every interval an arbiter divides them by what they are worth to each.
+    """
     with reading_input():
         record = record and record.resolve()
-        project = _open(folder, emulated)
-        pipeline = project.pipeline()
-        from opd.project.storing import store_models
-
-        if not emulated:
-            store_models(project.pipeline_path, say)
+        projects = _open_all(folders, emulated, record)
         from opd.live.serve import show, show_as_json
-        from opd.project.running import decider, serve_project
+        from opd.project.running import division_of_projects, placed_together, serve_projects
+        from opd.project.storing import store_models
         from opd.serving.local import AlreadyControlledError
         from opd.serving.monitoring.source import MonitoringError
         from opd.serving.processes import StartError
+        from opd.serving.store import store_url
 
-        chosen = decider(project, pipeline, policy)
-    for note in chosen.notes:
-        say(f"note: {note}")
-    views = serve_project(project, pipeline, chosen, standbys, record)
+        for project in [] if emulated else projects:
+            store_models(project.pipeline_path, say, store_url(project.root))
+        placed = placed_together(projects, policy, cores)
+        division = division_of_projects(placed)
+    for _, pipeline, chosen in placed:
+        for note in chosen.notes:
+            say(f"note: {pipeline.name}: {note}" if len(placed) > 1 else f"note: {note}")
+    views = serve_projects(placed, division, standbys, record)
     try:
-        (show_as_json if as_json else show)(views, view)
+        (show_as_json if as_json else show)(views, view if len(placed) == 1 else None)
     except StartError as error:
+        folder = folders[0] if len(folders) == 1 else "FOLDER"
         remedy = "" if emulated else f"; `opd check {folder}` loads every model and says what is wrong"
         raise CommandError(f"{error}{remedy}") from error
     except (AlreadyControlledError, MonitoringError) as error:

@@ -84,6 +84,8 @@ class KubernetesBackend(TelemetryBackend):
         times: how long parts of a change may take.
         announce: receives the reason and the details of what is being done, for people.
         may_act: whether this controller leads; asked before every change.
+        limit: cores that others on the same device leave for this pipeline; asked at every change. With it, a change
+            also waits until the cores that it gives back are free. None if the device is its own.
 
     Raises:
         NotFoundError: if the pipeline is not deployed.
@@ -102,13 +104,14 @@ class KubernetesBackend(TelemetryBackend):
         times: ChangeTimes | None = None,
         announce: Callable[[str, str], object] = lambda reason, note: logger.info("%s: %s", reason, note),
         may_act: Callable[[], bool] = lambda: True,
+        limit: Callable[[], float] | None = None,
     ) -> None:
         self._cluster = cluster.guarded(self._check_may_act)
         manual = ManualChanges(settings.manual_seconds, announce)
         self._state = DeployedState(self._cluster, pipeline, settings, manual)
         self._settings, self._read_nodes = settings, read_nodes
         self._times, self._announce, self._may_act = times or ChangeTimes(), announce, may_act
-        self._capacity = float(pipeline.capacity)
+        self._capacity, self._limit = float(pipeline.capacity), limit
         self._clearing_away = False
         self.left_alone = False  # whether a change by hand is, now
         super().__init__(pipeline, self._state.read(), monitor, interval_seconds)
@@ -184,15 +187,22 @@ class KubernetesBackend(TelemetryBackend):
         running = self._running()
         needed = targets(running).keys() | targets(wanted).keys()
         self._scale({key: 0 for key in self._state.workloads() if key not in needed}, deadline)
-        rounds = plan(self.pipeline, running, wanted, self._capacity)
+        room = self._room()
+        rounds = plan(self.pipeline, running, wanted, room)
         if rounds:
-            self._announce("Reconfiguring", describe(self.pipeline, rounds, self._capacity))
+            self._announce("Reconfiguring", describe(self.pipeline, rounds, room))
         changing = {move.stage for moves in rounds for move in moves}
         unchanged = {(n, s.variant): s.replicas for n, s in enumerate(wanted) if n not in changing}
         if self._scale(unchanged, deadline):
             self._wait_until_ready(unchanged, deadline)
         for moves in rounds:
             self._carry_out(moves, deadline)
+        if rounds and self._limit is not None:
+            self._wait_until_given_back(targets(wanted), deadline)
+
+    def _room(self) -> float:
+        """Return the cores that may be in use during a change."""
+        return self._capacity if self._limit is None else min(self._capacity, self._limit())
 
     def _carry_out(self, moves: list[Move], deadline: float) -> None:
         """Carry out one round: make room, start, wait, switch gateways, end, and start what had no room before."""
@@ -274,7 +284,8 @@ class KubernetesBackend(TelemetryBackend):
         if self._closing.is_set() and not self._clearing_away:
             raise StoppedError("the controller is being stopped; the next start completes or clears away the change")
         if not self._may_act():
-            raise StoppedError("another controller leads now; it completes or clears away the change")
+            stated = "another controller leads now, or the API server did not answer"
+            raise StoppedError(f"{stated}; the next leader completes or clears away the change")
 
     # ----------------------------------------------------------------------------------------- waiting
 
@@ -297,15 +308,10 @@ class KubernetesBackend(TelemetryBackend):
             totals: replicas of all workloads once the wanted ones run.
             deadline: monotonic seconds.
         """
-        limit = max(self._capacity, self._state.cores(totals))
+        limit = max(self._room(), self._state.cores(totals))
 
         def missing() -> str:
-            staying: Counter[Key] = Counter()
-            leaving: Counter[Key] = Counter()
-            for key, pod in self._state.pods():
-                (leaving if is_terminating(pod) else staying)[key] += 1
-            most = {key: max(totals.get(key, 0), staying[key]) + leaving[key] for key in {*totals, *staying, *leaving}}
-            in_use = self._state.cores(most)
+            in_use = self._state.cores_in_use(totals)
             return "" if in_use <= limit else f"{in_use:g} cores would be in use, the limit is {limit:g}"
 
         if problem := self._wait_while(missing, deadline):
@@ -313,6 +319,16 @@ class KubernetesBackend(TelemetryBackend):
                 f"replicas that are to end have not ended after {self._settings.apply_seconds:g} s: {problem}; look "
                 "why their pods do not end"
             )
+
+    def _wait_until_given_back(self, wanted: dict[Key, int], deadline: float) -> None:
+        """Wait until what was replaced holds no cores; pods that do not end are no reason to undo the change."""
+
+        def held() -> str:
+            more = self._state.cores_in_use(wanted) - self._state.cores(wanted)
+            return f"{more:g} cores are held by replicas that are to end" if more > 0 else ""
+
+        if problem := self._wait_while(held, deadline):
+            logger.warning("%s after %g s; others on the device wait", problem, self._settings.apply_seconds)
 
     def _wait_until_ready(self, wanted: dict[Key, int], deadline: float) -> None:
         """Wait until every workload has its replicas ready.

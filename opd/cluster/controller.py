@@ -1,4 +1,7 @@
-"""The controller of one pipeline: it leads while it holds the Lease, decides every interval, and serves its health."""
+"""The controller: it leads while it holds the Lease, decides every interval, and serves its health.
+
+Several pipelines of a namespace may share the cores of a device; it then leads while it holds the Leases of all.
+"""
 
 from __future__ import annotations
 
@@ -9,31 +12,29 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from opd.cluster.api import Cluster
 from opd.cluster.backend import ChangeTimes, KubernetesBackend
+from opd.cluster.charge import Charge, Controlled
 from opd.cluster.errors import ClusterError, NotDeployedError, NotFoundError
-from opd.cluster.lease import Lease, LeaseTimes
+from opd.cluster.lease import LeaseTimes, leases_of
 from opd.cluster.looking import PreviewBackend, ShadowBackend
 from opd.cluster.manual import ManualChangeError
-from opd.cluster.record import ControllerMetrics, Recorder
-from opd.cluster.settings import ClusterSettings
-from opd.control.loop import ApplyError, run
-from opd.control.policies import Policy
+from opd.cluster.record import MetricsTogether
+from opd.control.arbiter import Arbiter
+from opd.control.loop import ApplyError
+from opd.control.sharing import StaticSplit, run_together
 from opd.control.warm_up import warm_up
 from opd.host.get_server import Reply, get_server
-from opd.objective import Objective, Weights
-from opd.pipeline import Pipeline
-from opd.serving.monitoring.source import Monitor
-from opd.view.model import View, view_of
+from opd.measurement import idle_observation
+from opd.pipeline import InfeasibleError
+from opd.view.model import View
 from opd.view.page import served_page
 from opd.view.terminal import Terminal
 
@@ -54,7 +55,6 @@ class ControllerSettings:
 
     Attributes:
         interval_seconds: between two decisions.
-        objective: of the reported reward.
         port: of ``/healthz``, ``/readyz`` and ``/metrics``; any free one if 0.
         host: address to listen on.
         read_nodes: look at the nodes for free cores.
@@ -71,7 +71,6 @@ class ControllerSettings:
     """
 
     interval_seconds: float = 10.0
-    objective: Objective = Weights()
     port: int = 8080
     host: str = "0.0.0.0"
     read_nodes: bool = False
@@ -92,15 +91,12 @@ class ControllerSettings:
 
 
 class Controller:
-    """Runs one pipeline until it is stopped.
+    """Runs pipelines until it is stopped.
 
     Args:
-        cluster: namespace of the pipeline.
-        pipeline: what is controlled.
-        settings: with which it was deployed.
-        monitor: source of metrics.
-        policy: decides.
-        forecast: predicted maximum load (requests/s) for a history of per-second counts.
+        cluster: namespace of the pipelines.
+        controlled: the pipelines, of different names.
+        division: divides the cores of the device among them.
         options: of the controller.
         shows: each shows every new view, at once and without an error.
     """
@@ -108,48 +104,51 @@ class Controller:
     def __init__(
         self,
         cluster: Cluster,
-        pipeline: Pipeline,
-        settings: ClusterSettings,
-        monitor: Monitor,
-        policy: Policy,
-        forecast: Callable[[np.ndarray], float],
+        controlled: Sequence[Controlled],
+        division: Arbiter | StaticSplit,
         options: ControllerSettings,
         shows: Sequence[Callable[[View], None]] = (),
     ) -> None:
-        self.metrics = ControllerMetrics(pipeline.name)
-        self._cluster, self._pipeline, self._settings, self._monitor = cluster, pipeline, settings, monitor
-        self._policy, self._forecast, self._options = policy, forecast, options
-        self._lease = Lease(cluster, pipeline.name, times=options.lease)
-        self.holder = self._lease.holder
+        self._cluster, self._division, self._options = cluster, division, options
+        self._leases = leases_of(cluster, [each.pipeline.name for each in controlled], options.lease)
+        self.holder = next(iter(self._leases.values())).holder
         events = not options.changes_nothing
-        self._recorder = Recorder(cluster, pipeline, self.metrics, self.holder, events, options.record)
+        common = self.holder, events, options.record, shows
+        self._charges = [Charge(cluster, each, *common) for each in controlled]
         self._stop = threading.Event()
-        self._backend: KubernetesBackend | None = None
         self._beat = time.monotonic()
         self._done = 0
-        self._shows = shows
-        self._view = View(pipeline.name, "starting", agent=getattr(policy, "origin", ""))
-        self.pipeline, self.within = pipeline.name, ""
 
     # ---------------------------------------------------------------------------------------------- from outside
 
     def stop(self) -> None:
         """End soon; a change in progress is cleared away first. Any thread may call this."""
         self._stop.set()
-        backend = self._backend
-        if backend is not None:
-            backend.close()
+        for backend in [each.backend for each in self._charges]:
+            if backend is not None:
+                backend.close()
 
     @property
     def healthy(self) -> bool:
         """True while the loop advances; if it does not, only a restart helps."""
-        limit = self._settings.apply_seconds * 2 + self._options.interval_seconds + self._options.stuck_seconds
+        changes = 2 * sum(each.controlled.settings.apply_seconds for each in self._charges)
+        limit = changes + self._options.interval_seconds + self._options.stuck_seconds
         return time.monotonic() - self._beat < limit
 
     @property
     def state(self) -> str:
         """What the controller does now, in words."""
-        return self._view.state
+        return self._charges[0].view.state
+
+    @property
+    def within(self) -> dict[str, str]:
+        """The last interval of each pipeline beside its service level, in words, by name."""
+        return {each.name: each.within for each in self._charges}
+
+    @property
+    def metrics(self) -> MetricsTogether:
+        """Metrics of all pipelines."""
+        return MetricsTogether([each.metrics for each in self._charges])
 
     @property
     def ready(self) -> bool:
@@ -165,17 +164,19 @@ class Controller:
         """
         try:
             self._warm_up()
-            with nullcontext() if self._options.changes_nothing else self._lease:
+            with ExitStack() as leading:
+                for lease in [] if self._options.changes_nothing else self._leases.values():
+                    leading.enter_context(lease)
                 while not self._stop.is_set() and self._done != self._options.decisions:
                     self._beat = time.monotonic()
-                    self.metrics.set("leader", float(self._lease.held))
+                    self._note_leadership()
                     if self._leads:
                         self._lead()
                     else:
                         self._stand_by()
         finally:
             self._enter("ended")
-            self.metrics.set("leader", 0.0)
+            self._note_leadership()
 
     def _warm_up(self) -> None:
         """Compile what decisions need before this controller may lead; a failure only makes the first one slow."""
@@ -183,94 +184,101 @@ class Controller:
         begin = time.monotonic()
         logger.info("warming up: decisions are compiled")
         try:
-            warm_up(self._pipeline, self._policy, self._forecast)
+            pipelines = [each.controlled.pipeline for each in self._charges]
+            self._division.divide([*map(idle_observation, pipelines)], [0] * len(pipelines))
+            for each in self._charges:
+                warm_up(each.controlled.pipeline, each.controlled.policy, each.controlled.forecast)
         except Exception:
             logger.warning("the warm-up failed", exc_info=True)
         logger.info("warmed up in %.1f s", time.monotonic() - begin)
 
     def _enter(self, state: str) -> None:
-        """Show a new state; the figures of the last interval stay."""
-        self._show(replace(self._view, state=state))
-
-    def _show(self, view: View) -> None:
-        self._view = view
-        for show in self._shows:
-            show(view)
+        for each in self._charges:
+            each.enter(state)
 
     # ---------------------------------------------------------------------------------------------- leading
 
     @property
     def _leads(self) -> bool:
         """True if this controller may continue; one that changes nothing need not lead."""
-        return self._options.changes_nothing or self._lease.held
+        return self._options.changes_nothing or all(lease.held for lease in self._leases.values())
+
+    def _note_leadership(self) -> None:
+        for each in self._charges:
+            each.metrics.set("leader", float(self._leases[each.name].held))
 
     def _stand_by(self) -> None:
         """Wait for leadership: a moment, or as long as a run with a number of decisions may."""
-        self.within = ""
-        if self.state != STANDING_BY:  # the figures are another one's to show
-            self._show(View(self.pipeline, STANDING_BY, agent=self._view.agent))
+        for each in self._charges:
+            each.stand_by(STANDING_BY)
         if self._options.decisions is None:
             self._stop.wait(TURN_SECONDS)
-        else:
-            self._lease.wait_until_held(self._options.lead_seconds, self._stop)
+            return
+        for lease in self._leases.values():
+            lease.wait_until_held(self._options.lead_seconds, self._stop)
 
     def _lead(self) -> None:
         """Decide until another controller leads; after a failure the loop begins again from the cluster's state."""
         try:
-            backend = self._backend = self._open()
-            if self._stop.is_set():  # stopped before there was a backend to close
+            backends = [self._open(each) for each in self._charges]
+            if self._stop.is_set():  # stopped before there were backends to close
                 return
-            with suppress(ManualChangeError):  # every step says so
-                backend.apply(backend.configuration)  # completes or clears away what a predecessor left
-            self._decide(backend)
+            for backend in backends:
+                with suppress(ManualChangeError):  # every step says so
+                    backend.apply(backend.configuration)  # completes or clears away what a predecessor left
+            self._decide(backends)
         except NotDeployedError:
             raise
         except Exception as error:  # the pipeline must not be left without a controller
-            if not isinstance(error, ClusterError | ApplyError):
+            if not isinstance(error, ClusterError | ApplyError | InfeasibleError):
                 logger.exception("the control loop failed unexpectedly")
             if not self._stop.is_set():
                 self._enter(f"failing: {error}")
                 logger.error("the control loop failed and begins again in %g s: %s", RETRY_SECONDS, error)
                 self._stop.wait(RETRY_SECONDS)
         finally:
-            self._backend = None
+            for each in self._charges:
+                each.backend = None
 
-    def _open(self) -> KubernetesBackend:
-        options = self._options
+    def _open(self, charge: Charge) -> KubernetesBackend:
+        options, known = self._options, charge.controlled
+
+        def left_by_others() -> float:
+            return self._division.capacity - sum(each.cores for each in self._charges if each is not charge)
+
         try:
             kind = ShadowBackend if options.shadow else PreviewBackend if options.dry_run else KubernetesBackend
-            return kind(
+            charge.backend = kind(
                 self._cluster,
-                self._pipeline,
-                self._settings,
-                self._monitor,
+                known.pipeline,
+                known.settings,
+                known.monitor,
                 options.interval_seconds,
                 options.read_nodes,
                 options.times,
-                self._recorder.event,
+                charge.recorder.event,
                 lambda: self._leads and not options.shadow,
+                left_by_others if len(self._charges) > 1 else None,
             )
+            return charge.backend
         except NotFoundError as error:
             if options.decisions is None:  # the service waits for its pipeline
                 raise
-            raise NotDeployedError(f"pipeline {self._pipeline.name!r} is not deployed: {error}") from error
+            raise NotDeployedError(f"pipeline {charge.name!r} is not deployed: {error}") from error
 
-    def _decide(self, backend: KubernetesBackend) -> None:
-        self.within = ""
-        known: dict[str, Any] = {"state": IN_SHADOW if self._options.shadow else LEADING, "agent": self._view.agent}
-        self._show(view_of(self._pipeline, backend.configuration, **known))
+    def _decide(self, backends: Sequence[KubernetesBackend]) -> None:
+        state = IN_SHADOW if self._options.shadow else LEADING
+        both = list(zip(self._charges, backends, strict=True))
+        for charge, backend in both:
+            charge.begin(backend, state)
+        members = [charge.member(backend) for charge, backend in both]
         decisions = sys.maxsize if self._options.decisions is None else self._options.decisions - self._done
-        loop = run(backend, self._pipeline, self._policy, self._forecast, self._options.objective, decisions)
-        for step in loop:
+        for steps in run_together(members, self._division, decisions):
             self._beat = time.monotonic()
-            self._recorder.decision(step)
-            view = view_of(self._pipeline, step.configuration, step, **known)
-            # An interval that the end cut short was not measured.
-            self._show(replace(view, interval=self._view.interval) if self._stop.is_set() else view)
-            self.within = self._pipeline.service_level.stated(float(step.score.within[0]))
+            for (charge, backend), step in zip(both, steps, strict=True):
+                charge.decided(backend, step, state, self._stop.is_set())
             self._done += 1
-            self.metrics.set("leader", float(self._lease.held))
-            self.metrics.set("left_alone", float(backend.left_alone))
+            self._note_leadership()
             if self._stop.is_set() or not self._leads:
                 return
 
@@ -281,11 +289,11 @@ def health_server(controller: Controller, host: str, port: int) -> Iterator[int]
 
     def answer(path: str) -> Reply:
         if path == "/metrics":
-            return Reply(200, generate_latest(controller.metrics.registry), CONTENT_TYPE_LATEST)
+            return Reply(200, generate_latest(controller.metrics), CONTENT_TYPE_LATEST)
         if path not in ("/healthz", "/readyz"):
             return Reply(404, b"there are /healthz, /readyz and /metrics\n")
         good = controller.healthy if path == "/healthz" else controller.ready
-        state = {name: getattr(controller, name) for name in ("state", "pipeline", "within")}
+        state = {"state": controller.state, "pipelines": controller.within}
         return Reply(200 if good else 503, json.dumps(state).encode(), "application/json")
 
     with get_server(host, port, answer, "health") as chosen:
@@ -310,23 +318,14 @@ def shown(page: tuple[str, int] | None) -> Iterator[list[Callable[[View], None]]
 
 
 def run_controller(
-    cluster: Cluster,
-    pipeline: Pipeline,
-    settings: ClusterSettings,
-    monitor: Monitor,
-    policy: Policy,
-    forecast: Callable[[np.ndarray], float],
-    options: ControllerSettings,
+    cluster: Cluster, controlled: Sequence[Controlled], division: Arbiter | StaticSplit, options: ControllerSettings
 ) -> int:
-    """Control a deployed pipeline until SIGTERM or SIGINT; for the main thread.
+    """Control deployed pipelines until SIGTERM or SIGINT; for the main thread.
 
     Args:
-        cluster: namespace of the pipeline.
-        pipeline: what is controlled.
-        settings: with which it was deployed.
-        monitor: source of metrics, for example :class:`opd.serving.monitoring.prometheus.PrometheusUrl`.
-        policy: decides.
-        forecast: predicted maximum load (requests/s) for a history of per-second counts.
+        cluster: namespace of the pipelines.
+        controlled: the pipelines, of different names.
+        division: divides the cores of the device among them.
         options: of the controller.
 
     Returns:
@@ -337,11 +336,12 @@ def run_controller(
         LedByAnotherError: see :meth:`Controller.run`.
     """
     with shown(options.page) as shows:
-        controller = Controller(cluster, pipeline, settings, monitor, policy, forecast, options, shows)
+        controller = Controller(cluster, controlled, division, options, shows)
         # A handler interrupts whatever the main thread does, so it must not take locks that the main thread may hold.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: threading.Thread(target=controller.stop, name="stop").start())
         with health_server(controller, options.host, options.port) as port:
-            logger.info("controller %s of %s serves its state on port %d", controller.holder, pipeline.name, port)
+            names = ", ".join(controller.within)
+            logger.info("controller %s of %s serves its state on port %d", controller.holder, names, port)
             controller.run()
     return 0

@@ -6,6 +6,7 @@ workload of the variant has the replicas. All of them exist from the deployment 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -26,7 +27,7 @@ from opd.cluster.names import (
     stage_name,
 )
 from opd.cluster.owned_objects import role_of
-from opd.cluster.pods import has_ended
+from opd.cluster.pods import has_ended, is_terminating
 from opd.cluster.resources import CONFIG_MAP, DEPLOYMENT, POD, SELDON_DEPLOYMENT, Object
 from opd.cluster.settings import ClusterSettings
 from opd.pipeline import Configuration, Pipeline, StageConfiguration, Task
@@ -128,6 +129,15 @@ class DeployedState:
         """Return the pods of replicas that hold cores."""
         found, _ = self._cluster.list(POD, selector(self._pipeline.name, MODEL))
         return [(key, pod) for pod in found if (key := self._key(pod)) is not None and not has_ended(pod)]
+
+    def cores_in_use(self, totals: Mapping[Key, int]) -> float:
+        """Return the cores of replicas that are there or still end, and of those that are wanted in their place."""
+        staying: Counter[Key] = Counter()
+        leaving: Counter[Key] = Counter()
+        for key, pod in self.pods():
+            (leaving if is_terminating(pod) else staying)[key] += 1
+        every = {*totals, *staying, *leaving}
+        return self.cores({key: max(totals.get(key, 0), staying[key]) + leaving[key] for key in every})
 
     def owns(self, pod: Object) -> bool:
         """Return whether a pod of any namespace is a replica of this pipeline."""

@@ -57,6 +57,7 @@ class Discovery:
         self._pods: dict[str, Object] | None = None
         self._serving: dict[str, StageState] = {}
         self._told: dict[str, StageState] | None = None
+        self._unready: set[str] = set()  # tasks whose replicas serve on though none is ready
         self._lock = threading.Lock()
         self._closing = threading.Event()
         for followed in ((CONFIG_MAP, selector(pipeline, STAGE)), (POD, selector(pipeline))):
@@ -105,6 +106,12 @@ class Discovery:
             logger.warning("ConfigMap %s has %s; serving on as before", name, data)
         else:
             self._serving[task] = desired
+            self._tell_unready(task, [each.name for each in desired[1] if not is_ready(of_task[each.name])])
+
+    def _tell_unready(self, task: str, unready: list[str]) -> None:
+        if unready and task not in self._unready:
+            logger.warning("no replica of %s is ready; those known serve on: %s", task, ", ".join(unready))
+        (self._unready.add if unready else self._unready.discard)(task)
 
 
 def gateways_of(pods: Mapping[str, Object], own: str) -> list[str]:

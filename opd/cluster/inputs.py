@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from opd.cluster.api import Cluster
+from opd.cluster.charge import Controlled
 from opd.cluster.connection import RetryPolicy, credentials
 from opd.cluster.controller import ControllerSettings, run_controller
 from opd.cluster.errors import InputError
@@ -21,6 +23,7 @@ from opd.cluster.settings import ClusterSettings, read_settings
 from opd.control import policy_label
 from opd.control.factory import KnownLoad, build_policy
 from opd.control.policies import Policy
+from opd.control.sharing import Shared, division_of
 from opd.host.documents import as_model, read_document
 from opd.host.errors import problem_list
 from opd.host.imports import make_project_importable
@@ -30,10 +33,11 @@ from opd.objective import Objective
 from opd.pipeline import Configuration, InfeasibleError, Pipeline, StageConfiguration, check_feasible, check_stage
 from opd.profiling.pipeline_file import pipeline_path, read_pipeline_file, shipped_pipelines
 from opd.profiling.pipelines import load_objective, load_pipeline
-from opd.serving.emulation.pipeline import emulated_pipeline
+from opd.serving.emulation.names import emulated_pipeline
 from opd.serving.monitoring.prometheus import PrometheusUrl, named_url
 from opd.solvers import IpaParameters
 from opd.workload.forecast import Forecaster, ForecasterError
+from opd.workload.futures import Futures
 from opd.workload.quantile_futures import futures_of
 
 SETTINGS_FILE = "cluster.yaml"
@@ -162,6 +166,7 @@ class Deciding(NamedTuple):
         simulation: behaviour of the device; its interval is that of the options.
         policy: makes the policy anew, for a seed, in the simulator or outside.
         forecast: predicted maximum load (requests/s) for a history of per-second counts.
+        futures: loads that may come, as far as the forecaster knows.
     """
 
     pipeline: Pipeline
@@ -169,6 +174,7 @@ class Deciding(NamedTuple):
     simulation: SimulationParameters
     policy: Callable[[int, bool], Policy]
     forecast: Callable[[np.ndarray], float]
+    futures: Futures
 
 
 def deciding_of(source: str, options: RunOptions) -> Deciding:
@@ -179,6 +185,7 @@ def deciding_of(source: str, options: RunOptions) -> Deciding:
         OSError: if a file cannot be read.
     """
     pipeline = pipeline_of(source)
+    pipeline = replace(pipeline, capacity=options.cores) if options.cores else pipeline
     project = _project_of(source)
     make_project_importable(project)  # for a policy of the user
     parameters = read_document(options.params or project / "params.yaml")
@@ -198,8 +205,9 @@ def deciding_of(source: str, options: RunOptions) -> Deciding:
     except ForecasterError:
         policy(options.seed, False)  # what is wrong with the policy is told first
         raise
-    made = partial(policy, load=KnownLoad(futures_of(forecaster)))
-    return Deciding(pipeline, objective, simulation, made, forecaster.predict)
+    futures = futures_of(forecaster)
+    made = partial(policy, load=KnownLoad(futures))
+    return Deciding(pipeline, objective, simulation, made, forecaster.predict, futures)
 
 
 def monitor_of(settings: ClusterSettings, options: RunOptions) -> PrometheusUrl:
@@ -212,26 +220,40 @@ def monitor_of(settings: ClusterSettings, options: RunOptions) -> PrometheusUrl:
 
 
 def controller_of(
-    cluster: Cluster, deciding: Deciding, settings: ClusterSettings, monitor: PrometheusUrl, options: RunOptions
+    cluster: Cluster,
+    deciding: Sequence[Deciding],
+    settings: Sequence[ClusterSettings],
+    monitors: Sequence[PrometheusUrl],
+    options: RunOptions,
 ) -> Callable[[], int]:
-    """Return a function that controls a pipeline until it is interrupted.
+    """Return a function that controls pipelines until it is interrupted.
 
     Raises:
-        ValueError: if the policy cannot be used.
+        ValueError: if a policy cannot be used, or the pipelines cannot share a device.
     """
+    controlled = [
+        Controlled(
+            deployed_pipeline(each.pipeline, its),
+            its,
+            monitor,
+            each.policy(options.seed, False),
+            each.forecast,
+            each.objective,
+        )
+        for each, its, monitor in zip(deciding, settings, monitors, strict=True)
+    ]
+    division = division_of([Shared(d.pipeline, d.objective, d.simulation, d.futures) for d in deciding])
     controller_settings = ControllerSettings(
-        interval_seconds=options.interval or deciding.simulation.interval,
-        objective=deciding.objective,
+        interval_seconds=options.interval or deciding[0].simulation.interval,
         port=options.port,
-        page=options.view,
+        page=options.view if len(deciding) == 1 else None,
         read_nodes=options.read_nodes,
         dry_run=options.dry_run,
         shadow=options.shadow,
         record=options.record,
         decisions=options.decisions,
     )
-    deployed, policy = deployed_pipeline(deciding.pipeline, settings), deciding.policy(options.seed, False)
-    return partial(run_controller, cluster, deployed, settings, monitor, policy, deciding.forecast, controller_settings)
+    return partial(run_controller, cluster, controlled, division, controller_settings)
 
 
 def _project_of(source: str) -> Path:

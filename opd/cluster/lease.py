@@ -12,10 +12,11 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Self
 
 from opd.cluster.api import Cluster
@@ -59,6 +60,22 @@ class LeaseTimes:
         return RetryPolicy(connect_seconds=seconds, read_seconds=seconds, attempts=1)
 
 
+def leases_of(
+    cluster: Cluster, pipelines: Iterable[str], times: LeaseTimes, holder: str | None = None
+) -> dict[str, Lease]:
+    """The Leases of several pipelines, by name, to be entered together.
+
+    Each is taken only while the one before it is held, in the order of the names: of two controllers that want some of
+    the same, one gets them all.
+    """
+    made: dict[str, Lease] = {}
+    wanted: Callable[[], bool] = lambda: True  # noqa: E731
+    for name in sorted(pipelines):
+        made[name] = lease = Lease(cluster, name, holder, times, wanted=wanted)
+        holder, wanted = lease.holder, partial(getattr, lease, "held")
+    return made
+
+
 class Lease:
     """Takes the Lease when it is free and renews it, in a thread of its own, within a ``with`` block.
 
@@ -68,6 +85,7 @@ class Lease:
         holder: name of this controller, different for every process; made up if not given.
         times: how long it holds.
         clock: monotonic seconds.
+        wanted: whether to hold it; one that is no longer wanted is returned.
     """
 
     def __init__(
@@ -77,10 +95,11 @@ class Lease:
         holder: str | None = None,
         times: LeaseTimes | None = None,
         clock: Callable[[], float] = time.monotonic,
+        wanted: Callable[[], bool] = lambda: True,
     ) -> None:
         own_name = f"{os.environ.get('OPD_POD') or os.uname().nodename}-{uuid.uuid4().hex[:8]}"
         self.name, self.holder, self._pipeline = lease_name(pipeline), holder or own_name, pipeline
-        self._times, self._clock = times or LeaseTimes(), clock
+        self._times, self._clock, self._wanted = times or LeaseTimes(), clock, wanted
         self._cluster = cluster.with_retry_policy(self._times.retry_policy)
         self._until = float("-inf")
         self._seen: tuple[Any, float] = (None, 0.0)
@@ -163,6 +182,9 @@ class Lease:
         self._closing.set()
         if self._thread.ident is not None:
             self._thread.join(self._times.duration)
+        self._give_back()
+
+    def _give_back(self) -> None:
         held, self._until = self.held, float("-inf")
         if held:
             try:
@@ -216,7 +238,10 @@ class Lease:
         leading = False
         while not self._closing.is_set():
             try:
-                self.attempt()
+                if self._wanted():
+                    self.attempt()
+                else:
+                    self._give_back()
                 self._trouble = None
             except ClusterError as error:
                 self._trouble = error

@@ -61,17 +61,36 @@ Stage = Annotated[
 ]
 
 
+Namespace = Annotated[str, Option("--namespace", "-n", help="Of all objects; there is no default.")]
+Context = Annotated[Text, Option(help="Of the kubeconfig (default: its current one).")]
+Kubeconfig = Annotated[Text, Option(metavar="FILE", help="Default: as kubectl, or the pod's own account.")]
+SOURCE = "A project folder, a pipeline file, or the name of a shipped pipeline"
+
+
 @dataclass(frozen=True)
 class Place:
     """A pipeline and where it is."""
 
-    pipeline: Annotated[
-        str,
-        Argument(metavar="PIPELINE", help="A project folder, a pipeline file, or the name of a shipped pipeline."),
+    pipeline: Annotated[str, Argument(metavar="PIPELINE", help=f"{SOURCE}.")]
+    namespace: Namespace
+    context: Context = None
+    kubeconfig: Kubeconfig = None
+
+
+@dataclass(frozen=True)
+class Places:
+    """Pipelines and where they are."""
+
+    pipelines: Annotated[
+        list[str], Argument(metavar="PIPELINE...", help=f"{SOURCE}; several share the cores of a device.")
     ]
-    namespace: Annotated[str, Option("--namespace", "-n", help="Of all objects; there is no default.")]
-    context: Annotated[Text, Option(help="Of the kubeconfig (default: its current one).")] = None
-    kubeconfig: Annotated[Text, Option(metavar="FILE", help="Default: as kubectl, or the pod's own account.")] = None
+    namespace: Namespace
+    context: Context = None
+    kubeconfig: Kubeconfig = None
+
+    def each(self) -> list[Place]:
+        """The place of every pipeline."""
+        return [Place(name, self.namespace, self.context, self.kubeconfig) for name in self.pipelines]
 
 
 @dataclass(frozen=True)
@@ -118,6 +137,9 @@ class RunOptions:
     forecaster: Annotated[File, Option(metavar="FILE", help="Default: models/forecaster.npz.")] = None
     params: Annotated[File, Option(metavar="FILE", help="Weights and times (default: params.yaml).")] = None
     prometheus: Annotated[Text, Option(metavar="URL", help="Default: OPD_PROMETHEUS_URL of the environment.")] = None
+    cores: Annotated[
+        int | None, Option(min=1, help="Of the device that pipelines share (default: those in the pipeline files).")
+    ] = None
     interval: Annotated[
         float | None, Option(parser=_seconds, metavar="SECONDS", help="Between decisions (default: that of --params).")
     ] = None

@@ -8,11 +8,13 @@ from __future__ import annotations
 import logging
 import time
 import uuid
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.registry import Collector
 
 from opd.cluster.api import Cluster
 from opd.cluster.errors import ClusterError
@@ -96,6 +98,22 @@ class ControllerMetrics:
             labels = self._pipeline, task, known["variant"]
             self._factor.labels(*labels).set(known["factor"])
             self._deviation.labels(*labels).set(known["deviation"])
+
+
+class MetricsTogether(Collector):
+    """Metrics of several pipelines as one page has them: every name once."""
+
+    def __init__(self, metrics: Sequence[ControllerMetrics]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        """All series, by metric."""
+        found: dict[str, Metric] = {}
+        for metric in (each for metrics in self._metrics for each in metrics.registry.collect()):
+            known = found.setdefault(metric.name, metric)
+            if known is not metric:
+                known.samples += metric.samples
+        return found.values()
 
 
 class Recorder:

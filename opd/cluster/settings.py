@@ -119,7 +119,10 @@ class ClusterSettings(DocumentModel):
     """metrics port of every server, which does not run as root"""
 
     drain_seconds: int = Field(default=5, ge=0, le=300)
-    """seconds that a terminating pod still serves, until nobody sends it requests any more"""
+    """seconds that a terminating replica still serves, until nobody sends it requests any more"""
+
+    gateway_drain_seconds: int = Field(default=20, ge=0, le=300)
+    """seconds that a terminating gateway still serves: longer than its successor takes to start"""
 
     startup_seconds: int = Field(default=120, ge=1, le=3600)
     """seconds after which a server that does not answer is restarted"""
@@ -185,10 +188,9 @@ class ClusterSettings(DocumentModel):
         """Ports of every server by their names in pods and Services."""
         return {HTTP: self.http_port, GRPC: self.grpc_port, METRICS: self.metrics_port}
 
-    @property
-    def grace_seconds(self) -> int:
+    def grace_seconds(self, drain_seconds: int) -> int:
         """Seconds from the order to end until a pod is killed: it drains, finishes the longest request, and ends."""
-        return self.drain_seconds + math.ceil(self.stage.request_seconds) + END_SECONDS
+        return drain_seconds + math.ceil(self.stage.request_seconds) + END_SECONDS
 
     @property
     def series_labels(self) -> dict[str, str]:

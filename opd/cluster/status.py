@@ -249,8 +249,9 @@ def controller_states(cluster: Cluster, pipeline: str) -> dict[str, str]:
         pods = cluster.list(POD, f"{NAME_LABEL}=opd,{COMPONENT_LABEL}={CONTROLLER}")[0]
         for pod in filter(_http_port, pods):
             found = cluster.ask_pod(pod["metadata"]["name"], _http_port(pod) or 0, "/healthz")
-            if found["pipeline"] == pipeline:
-                within = f"; last interval: {found['within']}" if found.get("within") else ""
+            if pipeline in found["pipelines"]:
+                measured = found["pipelines"][pipeline]
+                within = f"; last interval: {measured}" if measured else ""
                 states[pod["metadata"]["name"]] = f"{found['state']}{within}"
     except (ClusterError, KeyError, TypeError) as error:
         logger.info("the controllers do not report their state: %s", error)

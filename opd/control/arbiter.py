@@ -1,27 +1,60 @@
 """The arbiter: one device, several pipelines, and who gets which of its cores in the next interval.
 
-The value of w cores to a pipeline is the highest reward that its solver predicts within them, for the load that is
-planned for. The arbiter gives the cores so that the sum of the values is highest, which is a multiple-choice knapsack:
-one number of cores for each pipeline, solved exactly by dynamic programming. Replicas take whole cores, so whole cores
-are the grid. Loads are rounded up to whole requests/s, which lets values be kept.
+The value of w cores to a pipeline is the mean reward of an interval, less what dropped requests cost, if it ran its
+solver's best configuration within them from now on. It is found by rollouts from the present state: a pipeline that
+loses cores pays for the queue that grows, one that gains them waits for replicas to start. Reward that is predicted
+for a steady load knows neither; divided by it, pipelines took the cores from each other again every other interval.
+
+The arbiter gives the cores so that the sum of the values is highest, which is a multiple-choice knapsack: one number of
+cores for each pipeline, solved exactly by dynamic programming. Replicas take whole cores, so whole cores are the grid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache, partial
+from typing import NamedTuple
 
 import numpy as np
 
-from opd.control.policies import present_pipeline
+from opd.control.policies import PerDevice
 from opd.measurement import Observation, SimulationParameters, backlog, planned_load
 from opd.objective import Objective
-from opd.pipeline import InfeasibleError, Pipeline, used_cores
-from opd.solvers.exact import predicted_value, solver_for
+from opd.pipeline import InfeasibleError, Pipeline, as_array, used_cores
+from opd.planner.lookahead import intervals_to_serve, returns
+from opd.planner.present import present_stages
+from opd.simulator.rollouts import Continuation, RolloutSimulator, draw_arrivals
+from opd.solvers.exact import Solve, solver_for
 from opd.solvers.knapsack import best_by_cores, follow_choice
+from opd.workload.futures import Futures, RecentFutures
 
-KEPT_CURVES = 512
-"""Curves that are kept for a pipeline on a device; older ones are computed again."""
+FUTURES = 8
+"""Loads that may come, in which all numbers of cores are tried."""
+
+INTERVALS = 2
+"""Length of a rollout at least; more where replicas start slowly."""
+
+KEPT_LOADS = 512
+"""Loads for which the solver's configurations are kept, for each pipeline on a device."""
+
+
+def best_within_cores(pipeline: Pipeline, solve: Solve, load: float) -> np.ndarray:
+    """(M, N, 3) the solver's different configurations for a load within every number of cores, the fewest first."""
+    found, cores = [], pipeline.capacity
+    smallest = int(used_cores(pipeline, pipeline.smallest_configuration()))
+    while cores >= smallest:
+        best = solve(replace(pipeline, capacity=cores), load)
+        found.append(as_array(best))
+        cores = int(used_cores(pipeline, best)) - 1  # what is best within more cores is best wherever it fits
+    return np.array(found[::-1])
+
+
+class _Device(NamedTuple):
+    """A pipeline with the latencies that were measured, and :func:`best_within_cores` on it by load."""
+
+    pipeline: Pipeline
+    best_within: Callable[[float], np.ndarray]
 
 
 class CoreValues:
@@ -31,90 +64,89 @@ class CoreValues:
         pipeline: its capacity is the most that it can be given.
         objective: of its reward.
         simulation: behaviour of the device.
+        futures: source of loads that may come.
+        seed: of what is drawn.
     """
 
-    def __init__(self, pipeline: Pipeline, objective: Objective, simulation: SimulationParameters) -> None:
-        self._pipeline, self._objective, self._simulation = pipeline, objective, simulation
-        self._solve = solver_for(objective, simulation)
-        self._smallest = int(used_cores(pipeline, pipeline.smallest_configuration()))
-        self._kept: dict[int, np.ndarray] = {}
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        objective: Objective,
+        simulation: SimulationParameters,
+        futures: Futures | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.pipeline, self._objective, self._simulation = pipeline, objective, simulation
+        self._futures, self._generator = futures or RecentFutures(), np.random.default_rng(seed)
+        solve = solver_for(objective, simulation)
 
-    def curve(self, load: float) -> np.ndarray:
-        """(W + 1,) the highest predicted reward within 0..W cores at a load.
+        def device(present: Pipeline) -> _Device:
+            return _Device(present, lru_cache(KEPT_LOADS)(partial(best_within_cores, present, solve)))
 
-        It is minus infinity below the smallest configuration, and never falls.
+        self._devices: PerDevice[_Device] = PerDevice(pipeline, device)
+
+    def curve(self, observation: Observation) -> np.ndarray:
+        """(W + 1,) the value of 0..W cores; minus infinity below the smallest configuration.
+
+        All are tried in the same loads, and with the configurations for the load that is planned for and what waits.
         """
-        key = int(np.ceil(load))
-        if key not in self._kept:
-            if len(self._kept) >= KEPT_CURVES:
-                self._kept.clear()
-            self._kept[key] = self._computed(float(key))
-        return self._kept[key]
+        present, best_within = self._devices.now(replace(observation, available_cores=np.inf))
+        load = planned_load(observation) + backlog(observation, self._simulation.interval)
+        configurations = best_within(load)
+        worth = self._held(present, observation, configurations)
+        values = np.full(present.capacity + 1, -np.inf)
+        for cores, value in zip(used_cores(present, configurations).astype(int).tolist(), worth, strict=True):
+            values[cores:] = value
+        return values
 
-    def _computed(self, load: float) -> np.ndarray:
-        values = np.full(self._pipeline.capacity + 1, -np.inf)
-        cores = self._pipeline.capacity
-        while cores >= self._smallest:
-            best = self._solve(replace(self._pipeline, capacity=cores), load)
-            used = int(used_cores(self._pipeline, best))
-            # What is best within more cores is best wherever it fits.
-            values[used : cores + 1] = predicted_value(self._pipeline, best, load, self._objective, self._simulation)
-            cores = used - 1
-        return np.maximum.accumulate(values)
+    def _held(self, present: Pipeline, observation: Observation, configurations: np.ndarray) -> list[float]:
+        """What each of (M, N, 3) configurations is worth if it runs from now on."""
+        seconds, generator = self._simulation.interval, self._generator
+        length = seconds * intervals_to_serve(present, self._simulation, INTERVALS)
+        loads = self._futures.sample(observation.history, observation.predicted_load, FUTURES, length, generator)
+        arrivals, rollouts = draw_arrivals(loads, seconds, generator), RolloutSimulator(present, self._simulation)
+        rollouts.place(present_stages(present, observation), arrivals)
+        worth = []
+        for one in configurations[:, None]:
+            ran, interval = rollouts.run(one, arrivals, Continuation(np.zeros(1), one), generator)
+            worth.append(float(returns(present, self._objective, ran, interval, seconds).mean()))
+        return worth
 
 
 class Arbiter:
     """Divides the cores of a device among pipelines, every interval anew.
 
     Args:
-        pipelines: that share the device.
-        objectives: of their rewards, which are added up.
-        simulation: behaviour of the device.
+        values: of cores to each pipeline.
         capacity: W_max, cores of the device.
 
     Raises:
         InfeasibleError: if the smallest configurations together do not fit.
     """
 
-    def __init__(
-        self,
-        pipelines: Sequence[Pipeline],
-        objectives: Sequence[Objective],
-        simulation: SimulationParameters,
-        capacity: int,
-    ) -> None:
-        limits_on(pipelines, capacity)
-        self._pipelines, self._objectives, self._simulation = tuple(pipelines), tuple(objectives), simulation
-        self.capacity = capacity
-        self._values: list[dict[bytes, CoreValues]] = [{} for _ in pipelines]
+    def __init__(self, values: Sequence[CoreValues], capacity: int) -> None:
+        limits_on([each.pipeline for each in values], capacity)
+        self._values, self.capacity = tuple(values), capacity
 
     def divide(self, observations: Sequence[Observation | None], used: Sequence[int]) -> list[int]:
-        """Give each pipeline its cores, and an even part of those that are worth nothing to any.
+        """Give each pipeline its cores, and of those that are then left what its solver would still use.
 
         Args:
             observations: of each pipeline, with the forecast; None where nothing was observed.
             used: cores that each runs on, which it keeps where nothing was observed.
         """
         curves = [
-            _keeping(cores) if seen is None else self._curve(n, seen)
-            for n, (seen, cores) in enumerate(zip(observations, used, strict=True))
+            _keeping(cores) if seen is None else values.curve(seen)
+            for values, seen, cores in zip(self._values, observations, used, strict=True)
         ]
         shares = best_division(curves, self.capacity)
-        deciding = [n for n, seen in enumerate(observations) if seen is not None]
-        spare = self.capacity - sum(shares)
-        for place, n in enumerate(deciding):  # what no solver values may still help a policy
-            given = spare // len(deciding) + (place < spare % len(deciding))
-            shares[n] = min(shares[n] + given, self._pipelines[n].capacity)
+        most = [len(curve) - 1 for curve in curves]
+        wanted = [int(np.flatnonzero(curve != curve[-1])[-1]) + 1 for curve in curves]
+        for _ in range(self.capacity - sum(shares)):  # what is worth nothing in the mean may still help a policy
+            able = [n for n, share in enumerate(shares) if share < most[n]]
+            if able:
+                shares[max(able, key=lambda n: wanted[n] - shares[n])] += 1
         return shares
-
-    def _curve(self, n: int, seen: Observation) -> np.ndarray:
-        known = seen.calibration
-        key = b"" if known is None else known.factor.round(2).tobytes() + known.slope.round(2).tobytes()
-        if key not in self._values[n]:
-            present = present_pipeline(self._pipelines[n], replace(seen, available_cores=np.inf))
-            self._values[n] = {key: CoreValues(present, self._objectives[n], self._simulation)}
-        load = planned_load(seen) + backlog(seen, self._simulation.interval)
-        return self._values[n][key].curve(load)
 
 
 def limits_on(pipelines: Sequence[Pipeline], capacity: int) -> list[int]:

@@ -88,7 +88,7 @@ def build_policy(
         load: what is known of it beforehand.
 
     Raises:
-        ValueError, PolicyError, CheckpointError, WeightsError: if there is no such policy, or its file cannot be used.
+        ValueError, opd.agent.single.deployed.CheckpointError: if there is no such policy, or its file is unusable.
     """
     solve = (solvers := _solvers(objective, simulation, ipa))["myopic"]
     backlog = BacklogPolicy(SolverPolicy(pipeline, solve), simulation.interval)

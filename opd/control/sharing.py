@@ -9,20 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from opd.control.arbiter import Arbiter
+from opd.control.arbiter import Arbiter, CoreValues
 from opd.control.calibration import CalibrationFilter
 from opd.control.loop import Backend, Decision, Guard, Step, apply, decide, finish, look
 from opd.control.policies import Policy
+from opd.measurement import SimulationParameters
 from opd.objective import Objective, check_objective
 from opd.pipeline import Configuration, Pipeline, used_cores
+from opd.workload.futures import Futures
+
+SomeBackend = TypeVar("SomeBackend", bound=Backend, covariant=True)
 
 
 @dataclass(frozen=True)
-class Member:
+class Member(Generic[SomeBackend]):
     """One of the pipelines on a device.
 
     Attributes:
@@ -33,7 +37,7 @@ class Member:
         objective: of its reward.
     """
 
-    backend: Backend
+    backend: SomeBackend
     pipeline: Pipeline
     policy: Policy
     forecast: Callable[[np.ndarray], float]
@@ -59,8 +63,49 @@ class StaticSplit(NamedTuple):
         return list(self.shares)
 
 
+class Shared(NamedTuple):
+    """A pipeline on a device that others may share.
+
+    Attributes:
+        pipeline: its capacity is that of the device.
+        objective: of its reward.
+        simulation: behaviour of the device, and the interval between two decisions.
+        futures: source of loads that may come.
+    """
+
+    pipeline: Pipeline
+    objective: Objective
+    simulation: SimulationParameters
+    futures: Futures
+
+
+def division_of(shared: Sequence[Shared]) -> Arbiter | StaticSplit:
+    """What divides the cores of a device among pipelines; a single one has them all.
+
+    Raises:
+        ValueError: if they state different devices, or cannot be decided about together.
+        InfeasibleError: if the smallest configurations together do not fit.
+    """
+    pipelines = [each.pipeline for each in shared]
+    if len({pipeline.capacity for pipeline in pipelines}) > 1:
+        stated = ", ".join(f"{pipeline.name} {pipeline.capacity}" for pipeline in pipelines)
+        raise ValueError(f"the pipelines state devices with different cores ({stated}); give --cores")
+    if len({pipeline.name for pipeline in pipelines}) < len(pipelines):
+        raise ValueError(f"two pipelines have one name ({', '.join(sorted(p.name for p in pipelines))}); rename one")
+    if len({type(each.objective) for each in shared}) > 1:
+        raise ValueError(
+            "rewards by weights and by service levels cannot be added up; give `weights` in every pipeline file or none"
+        )
+    if len({each.simulation.interval for each in shared}) > 1:
+        raise ValueError("the pipelines are decided together; give the same simulation.interval in every params.yaml")
+    cores = pipelines[0].capacity
+    if len(shared) == 1:
+        return StaticSplit((cores,))
+    return Arbiter([CoreValues(*each, seed) for seed, each in enumerate(shared)], cores)
+
+
 def run_together(
-    members: Sequence[Member], arbiter: Arbiter | StaticSplit, decisions: int, calibrate: bool = True
+    members: Sequence[Member[Backend]], arbiter: Arbiter | StaticSplit, decisions: int, calibrate: bool = True
 ) -> Iterator[tuple[Step, ...]]:
     """Run the control loops of several pipelines in step; yields the steps of all of them after each interval.
 
@@ -104,12 +149,12 @@ def within(seen: Decision, cores: float) -> Decision:
     """What was observed, with so many cores or those that were available if they are fewer."""
     if seen.observation is None:
         return seen
-    available = min(float(cores), seen.observation.available_cores)
+    available = min(seen.observation.available_cores, float(cores))  # in this order, nan stays for the guard
     return seen._replace(observation=replace(seen.observation, available_cores=available))
 
 
 def apply_within(
-    members: Sequence[Member], guards: Sequence[Guard], decided: Sequence[Decision], capacity: int
+    members: Sequence[Member[Backend]], guards: Sequence[Guard], decided: Sequence[Decision], capacity: int
 ) -> list[Decision]:
     """Apply decisions, those that give cores back first; each may take what the others then leave."""
     used = [cores_of(m.pipeline, m.backend.configuration) for m in members]

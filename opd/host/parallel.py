@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any, TypeVar
 
 RAY_ADDRESS = "RAY_ADDRESS"
@@ -73,6 +74,14 @@ _prepared: Callable[[Any], Any]
 def _prepare(function: Callable[[Any, Any], Any], shared: Any) -> None:
     global _prepared
     _prepared = partial(function, shared)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that hands out tasks has been killed: it would wait for the next one for ever."""
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run(task: Any) -> Any:

@@ -19,7 +19,7 @@ from opd.serving.adapters import Adapter, load_adapter, next_request
 from opd.serving.batching import join, joinable, rows, split
 from opd.serving.client import Client, complete
 from opd.serving.contents import contents_of
-from opd.serving.emulation.pipeline import is_emulated
+from opd.serving.emulation.names import is_emulated
 from opd.serving.emulation.replica import stated_seconds
 from opd.serving.local import LocalBackend
 
@@ -188,7 +188,7 @@ def measure_overhead(
     """Send every request twice, one at a time: directly to one replica of each stage, and to the gateway.
 
     Args:
-        backend: the pipeline, up and idle, with batch size 1 in all stages.
+        backend: the pipeline, up and idle; its batch sizes become 1, so that no request waits for a batch to fill.
         samples: requests to send, in turn.
         count: number of requests to send.
         warm_up: number of requests at the start that are not counted.
@@ -200,8 +200,10 @@ def measure_overhead(
         direct and routed requests, and of the latency that routing adds.
 
     Raises:
+        ApplyError: if the pipeline does not take the batch sizes.
         RuntimeError: if gateway and replicas give different answers.
     """
+    backend.apply(tuple(stage._replace(batch_size=1) for stage in backend.configuration))
     requests = list(islice(cycle(samples), count))
     direct, routed, cpu_seconds = complete(_call_both(backend, requests[:warm_up], requests[warm_up:], idle_seconds))
     latencies = {"direct_ms": direct, "routed_ms": routed, "added_ms": routed - direct}

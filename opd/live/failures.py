@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from opd.serving.protocol import COMPLETED, FAILED
+from opd.serving.outcomes import COMPLETED, FAILED
 
 USELESS_SHARE = 0.5
 """A run in which more than this share of the requests failed is useless: its latencies and scores describe the minority

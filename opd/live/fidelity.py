@@ -23,7 +23,7 @@ from opd.pipeline import Configuration, Pipeline, as_array
 from opd.profiling.attainable import attainable_load
 from opd.profiling.calibrated import calibrated_pipeline
 from opd.serving.local import LocalBackend
-from opd.serving.protocol import COMPLETED
+from opd.serving.outcomes import COMPLETED
 from opd.serving.samples import read_samples
 from opd.simulator.simulator import Simulator
 from opd.solvers import greedy

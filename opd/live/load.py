@@ -27,7 +27,8 @@ from opd.host.archive import written_whole
 from opd.live.failures import count_failures, describe_failures
 from opd.serving.client import Client
 from opd.serving.contents import TensorError, check_tensors
-from opd.serving.protocol import COMPLETED, FAILED, OUTCOMES, outcome_of
+from opd.serving.outcomes import COMPLETED, FAILED, OUTCOMES
+from opd.serving.protocol import outcome_of
 from opd.serving.samples import read_samples
 from opd.serving.tensors import text_of
 
@@ -60,7 +61,7 @@ class RequestRecord:
         scheduled: when it was to be sent, seconds since the start of the run.
         sent: when it was sent, likewise.
         finished: when its answer came, or the run ended; likewise.
-        outcome: one of :data:`opd.serving.protocol.OUTCOMES`.
+        outcome: one of :data:`opd.serving.outcomes.OUTCOMES`.
         code: gRPC status or :data:`NO_ANSWER`.
         detail: error message.
         payload: index of the sample.

@@ -29,7 +29,8 @@ from opd.live.traffic import Traffic, samples_path
 from opd.measurement import SimulationParameters, Span
 from opd.objective import Objective
 from opd.pipeline import Configuration, Pipeline
-from opd.serving.emulation.pipeline import emulated_pipeline, emulated_samples
+from opd.serving.emulation.names import emulated_pipeline
+from opd.serving.emulation.requests import emulated_samples
 from opd.serving.local import LocalBackend
 from opd.serving.monitoring.prometheus import PROMETHEUS_URL_VARIABLE, PrometheusUrl
 from opd.serving.monitoring.source import MonitoringError

@@ -1,8 +1,9 @@
-"""A pipeline served on this machine for real callers: decided every interval until it is stopped, with a live view.
+"""Pipelines served on this machine for real callers: decided every interval until they are stopped, with a live view.
 
 .. code-block:: python
 
-    show(serve(pipeline, policy, forecast, objective, parameters, folder))
+    served = Served(pipeline, policy, forecast, objective, parameters, folder)
+    show(serve([served], StaticSplit((pipeline.capacity,))))
 """
 
 from __future__ import annotations
@@ -11,24 +12,25 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from opd.control.loop import Step, run
+from opd.control.arbiter import Arbiter
 from opd.control.policies import Policy
 from opd.control.record import append_entry, step_entry
+from opd.control.sharing import Member, StaticSplit, run_together
 from opd.control.warm_up import warm_up
 from opd.live.run_log import collected_warnings
 from opd.measurement import SimulationParameters
 from opd.objective import Objective
 from opd.pipeline import Pipeline
-from opd.serving.emulation.pipeline import emulated_pipeline
+from opd.serving.emulation.names import emulated_pipeline
 from opd.serving.local import LocalBackend
 from opd.view.model import View, view_of
 from opd.view.page import served_page
@@ -39,69 +41,87 @@ WARMING_UP = "serving; warming up for the first decision"
 STOPPING = "stopping: running requests are answered, new ones refused"
 
 
-def serve(
-    pipeline: Pipeline,
-    policy: Policy,
-    forecast: Callable[[np.ndarray], float],
-    objective: Objective,
-    parameters: SimulationParameters,
-    folder: Path,
-    store: str | None = None,
-    standbys: int = 0,
-    emulated: bool = False,
-    record: Path | None = None,
-) -> Generator[View, None, None]:
-    """Start a pipeline on this machine and let a policy decide every interval until the iterator is closed.
+@dataclass(frozen=True)
+class Served:
+    """A pipeline to serve.
 
-    Closing it, or Ctrl-C, refuses new requests, answers those that are running, and ends every process.
-
-    Args:
-        pipeline: its variants are in the model store.
+    Attributes:
+        pipeline: its variants are in the model store; its capacity is that of the device.
         policy: decides.
         forecast: predicted maximum load (requests/s) for a history of per-second counts.
         objective: of the reward.
         parameters: interval, batch timeout and maximum age of requests.
         folder: for settings, logs and metrics of the processes.
         store: URL of the model store; by default that of the project.
-        standbys: processes that each stage keeps warm.
         emulated: serve it by emulated replicas, under a name that says so; the policy decides as for real ones.
         record: file that gets a line for every decision; None for none.
+    """
+
+    pipeline: Pipeline
+    policy: Policy
+    forecast: Callable[[np.ndarray], float]
+    objective: Objective
+    parameters: SimulationParameters
+    folder: Path
+    store: str | None = None
+    emulated: bool = False
+    record: Path | None = None
+
+
+def serve(served: Sequence[Served], division: Arbiter | StaticSplit, standbys: int = 0) -> Generator[View, None, None]:
+    """Start pipelines on this machine and let their policies decide every interval until the iterator is closed.
+
+    Closing it, or Ctrl-C, refuses new requests, answers those that are running, and ends every process.
+
+    Args:
+        served: the pipelines, with the same interval.
+        division: divides the cores of the device among them.
+        standbys: processes that each stage keeps warm.
 
     Yields:
-        The view as soon as the pipeline serves, after every interval, and when Ctrl-C begins its end.
+        The view of each pipeline as soon as it serves and after every interval, and that of all when Ctrl-C begins
+        their end.
 
     Raises:
-        StartError: if the pipeline does not start; nothing is left running.
-        AlreadyControlledError: if another process controls it in ``folder``.
+        StartError: if a pipeline does not start; nothing is left running.
+        AlreadyControlledError: if another process controls one in its folder.
     """
-    first = pipeline.smallest_configuration()
-    served = emulated_pipeline(pipeline) if emulated else pipeline
-    with LocalBackend(served, parameters, first, folder, store, standbys) as backend:
-        backend.begin_run()  # requests may arrive from now on
-        known: dict[str, Any] = {"address": backend.address, "agent": getattr(policy, "origin", "")}
-        view = view_of(served, first, state=WARMING_UP, **known)
+    views: list[View] = []
+    known: list[dict[str, Any]] = []
+    with ExitStack() as running:
+        members = []
+        for each in served:
+            member = _started(each, standbys, running)
+            members.append(member)
+            known.append({"address": member.backend.address, "agent": getattr(each.policy, "origin", "")})
+            views.append(view_of(member.pipeline, member.backend.configuration, state=WARMING_UP, **known[-1]))
         try:
-            yield view
-            warm_up(pipeline, policy, forecast)
-            for step in _recorded(run(backend, served, policy, forecast, objective, sys.maxsize), served, record):
-                view = view_of(served, step.configuration, step, state=SERVING, **known)
-                yield view
+            yield from views
+            for each in served:
+                warm_up(each.pipeline, each.policy, each.forecast)
+            for steps in run_together(members, division, sys.maxsize):
+                for n, (member, step) in enumerate(zip(members, steps, strict=True)):
+                    append_entry(served[n].record, step_entry(member.pipeline, step))
+                    views[n] = view_of(member.pipeline, step.configuration, step, state=SERVING, **known[n])
+                yield from views
         except KeyboardInterrupt:
-            yield replace(view, state=STOPPING)
+            yield from (replace(view, state=STOPPING) for view in views)
             raise
 
 
-def _recorded(steps: Iterator[Step], pipeline: Pipeline, record: Path | None) -> Iterator[Step]:
-    """Pass the steps on, each with a line in the record."""
-    for step in steps:
-        append_entry(record, step_entry(pipeline, step))
-        yield step
+def _started(each: Served, standbys: int, running: ExitStack) -> Member[LocalBackend]:
+    """Start a pipeline with its smallest configuration; requests may arrive from now on."""
+    pipeline = emulated_pipeline(each.pipeline) if each.emulated else each.pipeline
+    first = pipeline.smallest_configuration()
+    backend = running.enter_context(LocalBackend(pipeline, each.parameters, first, each.folder, each.store, standbys))
+    backend.begin_run()
+    return Member(backend, pipeline, each.policy, each.forecast, each.objective)
 
 
 def show(
     views: Generator[View, None, None], page: tuple[str, int] | None = None, console: Console | None = None
 ) -> None:
-    """Show a served pipeline in the terminal, and on a page, until Ctrl-C or SIGTERM; then drain it and return.
+    """Show served pipelines in the terminal, and on a page, until Ctrl-C or SIGTERM; then drain them and return.
 
     A second Ctrl-C ends the processes without waiting for running requests.
 

@@ -28,7 +28,7 @@ from opd.live.runs import EMULATED, LiveRun, LiveSite, live_timeline, run_polici
 from opd.live.traffic import Traffic, most_varied_window
 from opd.objective import Objective
 from opd.pipeline import Pipeline
-from opd.serving.protocol import COMPLETED
+from opd.serving.outcomes import COMPLETED
 from opd.study.analysis.kept_rows import run_missing
 from opd.study.evaluation.cycles import Setting, first_configuration
 from opd.workload.trace import CYCLE_SECONDS, Cycle, Trace

@@ -16,7 +16,7 @@ from time import perf_counter
 
 import numpy as np
 
-from opd.measurement import Observation, SimulationParameters, StageState, backlog, planned_load, score
+from opd.measurement import Interval, Observation, SimulationParameters, StageState, backlog, planned_load, score
 from opd.objective import Objective
 from opd.pipeline import Configuration, Pipeline, ServiceLevel, as_array, as_configuration
 from opd.planner.candidates import feasible, neighbours
@@ -81,8 +81,7 @@ class Planner:
         self._pipeline, self._objective, self._simulation, self._solve = pipeline, objective, simulation, solve
         self._parameters = parameters
         self._rollouts = RolloutSimulator(pipeline, simulation)
-        slowest = pipeline.tables.startup_time[np.isfinite(pipeline.tables.startup_time)].max()
-        self._intervals = max(parameters.intervals, 1 + int(np.ceil(slowest / simulation.interval)))
+        self._intervals = intervals_to_serve(pipeline, simulation, parameters.intervals)
         highest = max(attainable_load(pipeline, np.finfo(float).max), 1.0)
         loads = np.unique(np.append(np.geomspace(1.0, highest, parameters.loads).round(1), 0.0))
         self._continuation = Continuation(loads, np.array([as_array(solve(pipeline, load)) for load in loads]))
@@ -171,5 +170,29 @@ class Planner:
     def _returns(self, candidates: np.ndarray, arrivals: Arrivals, generator: np.random.Generator) -> np.ndarray:
         """(C, F) mean reward of an interval, less what dropped requests cost."""
         ran, interval = self._rollouts.run(candidates, arrivals, self._continuation, generator)
-        reward = score(self._pipeline, self._objective, ran, interval, self._simulation.interval).reward
-        return (reward - DROP_PENALTY * interval.dropped).mean(axis=2)
+        return returns(self._pipeline, self._objective, ran, interval, self._simulation.interval)
+
+
+def intervals_to_serve(pipeline: Pipeline, simulation: SimulationParameters, fewest: int) -> int:
+    """Intervals of a rollout in which every replica that is started serves for one; at least ``fewest``."""
+    slowest = pipeline.tables.startup_time[np.isfinite(pipeline.tables.startup_time)].max()
+    return max(fewest, 1 + int(np.ceil(slowest / simulation.interval)))
+
+
+def returns(
+    pipeline: Pipeline, objective: Objective, configurations: np.ndarray, interval: Interval, seconds: float
+) -> np.ndarray:
+    """Mean reward of an interval, less what dropped requests cost.
+
+    Args:
+        pipeline: the pipeline, N tasks.
+        objective: of the reward.
+        configurations: (..., H, N, 3) what ran in H intervals.
+        interval: their measurements, with leading axes (..., H).
+        seconds: length of an interval.
+
+    Returns:
+        (...).
+    """
+    reward = score(pipeline, objective, configurations, interval, seconds).reward
+    return np.asarray((reward - DROP_PENALTY * interval.dropped).mean(axis=-1))

@@ -23,6 +23,9 @@ from opd.profiling.figures import Name, Seconds
 FILE_NAME = "pipeline.yaml"
 """Name of the file in the folder of a pipeline."""
 
+VERSION = 1
+"""Version of the format. A file of another one is refused, because its keys may mean something else."""
+
 STORE = "store"
 """Value of ``model`` for a variant that is in the model store already."""
 
@@ -59,6 +62,13 @@ def is_reference(text: str) -> bool:
     module, separator, name = text.partition(":")
     parts = [*module.split("."), *name.split(".")]
     return bool(separator) and all(part.isidentifier() for part in parts)
+
+
+def _check_version(version: int) -> int:
+    if version != VERSION:
+        remedy = "install a newer opd" if version > VERSION else "leave it out"
+        raise ValueError(f"{version} is not {VERSION}, the version of pipeline files that this opd reads; {remedy}")
+    return version
 
 
 def _check_power_of_two(size: int) -> int:
@@ -267,6 +277,8 @@ class PipelineFile(DocumentModel):
     """module:function from labels and answers to an accuracy, such as sklearn.metrics:accuracy_score"""
     tasks: list[TaskSection] = Field(min_length=1, max_length=100)
     """stages in the order in which a request visits them"""
+    version: Annotated[int, AfterValidator(_check_version)] = VERSION
+    """version of the format of this file"""
 
     @classmethod
     def conflicts(cls, content: Mapping[Any, Any]) -> Iterator[tuple[Location, str]]:

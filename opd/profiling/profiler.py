@@ -179,7 +179,7 @@ def profile_pipeline(
         FileNotFoundError: if there is no such pipeline.
         UnfinishedProfileError: if the profile is that beside the pipeline file, and a variant did not fit: nothing can
             plan with a part of it. The next run goes on.
-        DocumentError: if the pipeline file or an existing profile is malformed.
+        opd.host.documents.DocumentError: if the pipeline file or an existing profile is malformed.
         ValueError: if a variant cannot be measured here; it lists all such variants.
     """
     content = read_pipeline_file(source)
@@ -308,7 +308,7 @@ def keep_starts(profile: Path, measured: Mapping[Key, Mapping[str, Any]]) -> Non
 
     Raises:
         FileNotFoundError: if there is no such profile.
-        DocumentError: if it is not one.
+        opd.host.documents.DocumentError: if it is not one.
     """
     table, about = load_profile(profile), _recorded(profile)
     for key, facts in measured.items():

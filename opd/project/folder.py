@@ -204,7 +204,7 @@ def create(folder: Path, example: str | None = None) -> Project:
     for name in NOTEBOOKS:
         shutil.copy(package_path("project", "notebooks", f"{name}.ipynb"), folder / "notebooks")
     shutil.copy(package_path("profiling", "pipeline.schema.json"), folder)
-    shutil.copy(package_path(*SYNTHETIC_FILE), folder / "traces" / "synthetic.parquet")
+    shutil.copy(package_path(*SYNTHETIC_FILE), folder / "traces" / "synthetic.csv.gz")
     if example is None:
         pipeline = folder / FILE_NAME
         pipeline.write_text(pipeline.read_text().replace("name: NAME", f"name: {_plain_name(folder.resolve().name)}"))

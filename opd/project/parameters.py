@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import papermill
-
 from opd.agent.fine_tuning import FineTuning
 from opd.agent.single.problem import TrainingParameters, agent_objective
 from opd.control import READY_POLICIES, is_user_policy
@@ -15,7 +13,7 @@ from opd.host.documents import DocumentError
 from opd.host.imports import import_object
 from opd.measurement import SimulationParameters
 from opd.project.folder import NOTEBOOKS, PARAMETERS_FILE, Project, parameter_section
-from opd.study.notebook import StageError, check_parameter
+from opd.study.notebook import StageError, check_parameter, declared_parameters
 from opd.workload.forecast import ForecastParameters
 
 NOT_IN_NOTEBOOKS = {"pipeline", "pipelines"}
@@ -44,7 +42,13 @@ def _declared_problems(project: Project, parameters: Mapping[str, Any]) -> Itera
             complete = False
             yield "notebooks", f"there is no {notebook.name}; copy it from a new project of `opd init`"
             continue
-        for key, declared in papermill.inspect_notebook(str(notebook)).items():
+        try:
+            declarations = declared_parameters(notebook)
+        except StageError as error:
+            complete = False
+            yield "notebooks", str(error)
+            continue
+        for key, declared in declarations.items():
             known.add(key)
             if key in parameters and key not in told:
                 try:

@@ -1,11 +1,12 @@
-"""Serving a project on this machine, and load for it."""
+"""Serving projects on this machine, and load for one."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,20 +14,25 @@ import numpy as np
 import pandas as pd
 
 from opd.control import AGENT, policy_label
+from opd.control.arbiter import Arbiter
 from opd.control.factory import KnownLoad, agent_kind, build_policy
 from opd.control.policies import Policy
+from opd.control.sharing import Shared, StaticSplit, division_of
 from opd.control.warm_up import warm_up
 from opd.live.load import offer
-from opd.live.serve import serve
+from opd.live.serve import Served, serve
+from opd.measurement import idle_observation
 from opd.pipeline import Pipeline
 from opd.project.folder import PARAMETERS_FILE, Project, ProjectError
-from opd.serving.emulation.pipeline import SUFFIX, emulated_samples
+from opd.serving.emulation.names import SUFFIX
+from opd.serving.emulation.requests import emulated_samples
 from opd.serving.samples import read_samples
 from opd.serving.store import store_url
 from opd.solvers import IpaParameters
 from opd.view.model import View
 from opd.workload.check_trace import trace_use, use_of
 from opd.workload.forecast import Forecaster, RecentMaximum
+from opd.workload.futures import Futures
 from opd.workload.quantile_futures import futures_of
 from opd.workload.trace import load_trace
 
@@ -41,12 +47,14 @@ class Decider(NamedTuple):
         name: of the policy.
         policy: decides.
         forecast: predicted maximum load (requests/s) for a history of per-second counts.
+        futures: loads that may come, as far as the forecaster knows.
         notes: how an agent was trained, and what is replaced because it has not been trained.
     """
 
     name: str
     policy: Policy
     forecast: Callable[[np.ndarray], float]
+    futures: Futures
     notes: tuple[str, ...]
 
 
@@ -73,43 +81,76 @@ def decider(project: Project, pipeline: Pipeline, name: str | None, seed: int = 
     else:
         notes.append("no forecaster was trained; the largest load of the last 20 s is the forecast")
     common = pipeline, project.objective, project.simulation(), IpaParameters(), seed, known
-    kind = chosen if known is None else agent_kind(chosen, known)
-    policy = build_policy(kind, *common, simulated=simulated, load=KnownLoad(futures_of(forecaster)))
+    kind, futures = chosen if known is None else agent_kind(chosen, known), futures_of(forecaster)
+    policy = build_policy(kind, *common, simulated=simulated, load=KnownLoad(futures))
     if policy.origin:
         hint = "" if known else "; `opd train` fine-tunes it for this one"
         notes.insert(0, f"the agent was {policy.origin}{hint}")
-    return Decider(chosen, policy, forecaster.predict, tuple(notes))
+    return Decider(chosen, policy, forecaster.predict, futures, tuple(notes))
 
 
-def serve_project(
-    project: Project, pipeline: Pipeline, chosen: Decider, standbys: int = 0, record: Path | None = None
+class Placed(NamedTuple):
+    """A project on a device: its pipeline with the cores of the device, and what decides about it."""
+
+    project: Project
+    pipeline: Pipeline
+    decider: Decider
+
+
+def placed_together(projects: Sequence[Project], policy: str | None, cores: int | None = None) -> list[Placed]:
+    """Place projects on one device.
+
+    Args:
+        projects: at least one.
+        policy: decides about each; as for :func:`decider`.
+        cores: of the device; by default those that the pipeline files state.
+
+    Raises:
+        ValueError: as :func:`decider`.
+    """
+    pipelines = [project.pipeline() for project in projects]
+    there = [replace(pipeline, capacity=cores or pipeline.capacity) for pipeline in pipelines]
+    return [Placed(*both, decider(*both, policy)) for both in zip(projects, there, strict=True)]
+
+
+def division_of_projects(placed: Sequence[Placed]) -> Arbiter | StaticSplit:
+    """:func:`opd.control.sharing.division_of` projects."""
+    return division_of([Shared(p, project.objective, project.simulation(), d.futures) for project, p, d in placed])
+
+
+def serve_projects(
+    placed: Sequence[Placed], division: Arbiter | StaticSplit, standbys: int = 0, record: Path | None = None
 ) -> Generator[View, None, None]:
-    """Serve a pipeline until the iterator is closed; its address is in :data:`ADDRESS_FILE` meanwhile.
+    """Serve projects until the iterator is closed; the address of each is in :data:`ADDRESS_FILE` meanwhile.
 
     The replicas of a project that is emulated are emulated. A ``record`` gets every decision.
 
     Yields:
-        The view as soon as it serves, and after every interval.
+        The view of each as soon as it serves, and after every interval.
     """
-    warm_up(pipeline, chosen.policy, chosen.forecast)
-    folder = serving_folder(project)
-    folder.mkdir(parents=True, exist_ok=True)
-    address = folder / ADDRESS_FILE
-    views = serve(
-        pipeline, chosen.policy, chosen.forecast, project.objective, project.simulation(), folder,
-        store=store_url(), standbys=standbys, emulated=project.emulated, record=record,
-    )  # fmt: skip
-    written = ""
+    pipelines = [each.pipeline for each in placed]
+    division.divide([*map(idle_observation, pipelines)], [0] * len(placed))  # compiles what it needs
+    served, files = [], {}
+    for project, pipeline, chosen in placed:
+        warm_up(pipeline, chosen.policy, chosen.forecast)
+        folder, parameters = serving_folder(project), project.simulation()
+        folder.mkdir(parents=True, exist_ok=True)
+        files[served_name(project)] = folder / ADDRESS_FILE
+        decides = chosen.policy, chosen.forecast, project.objective
+        store = store_url(project.root)
+        served.append(Served(pipeline, *decides, parameters, folder, store, project.emulated, record))
+    views, written = serve(served, division, standbys), dict.fromkeys(files, "")
     try:
         for view in views:
-            served = json.dumps({"address": view.address, "model": view.pipeline}) + "\n"
-            if served != written:  # a disk that fills up later ends nothing
-                address.write_text(served)
-                written = served
+            address = json.dumps({"address": view.address, "model": view.pipeline}) + "\n"
+            if address != written[view.pipeline]:  # a disk that fills up later ends nothing
+                files[view.pipeline].write_text(address)
+                written[view.pipeline] = address
             yield view
     finally:
         views.close()
-        address.unlink(missing_ok=True)
+        for file in files.values():
+            file.unlink(missing_ok=True)
 
 
 def served_name(project: Project) -> str:
@@ -166,7 +207,7 @@ def steady_counts(rate: float, seconds: int) -> np.ndarray:
 def send_load(project: Project, address: str, counts: np.ndarray, output: Path, seed: int = 0) -> pd.DataFrame:
     """Send a load of the project's samples, and write a record of every request; Ctrl-C ends it early.
 
-    An emulated pipeline gets the requests of :func:`opd.serving.emulation.pipeline.emulated_samples`.
+    An emulated pipeline gets the requests of :func:`opd.serving.emulation.requests.emulated_samples`.
 
     Returns:
         The records of :func:`opd.live.load.offer`.

@@ -165,7 +165,7 @@ class LabelledPipeline:
             Columns ``task, variant, stated, measured``: the accuracy in the pipeline file, and the measured one.
 
         Raises:
-            SampleError: if a variant fails on a sample.
+            opd.serving.stage_samples.SampleError: if a variant fails on a sample.
             MetricError: if the metric fails.
         """
         rows = []
@@ -186,7 +186,7 @@ class LabelledPipeline:
 
         Raises:
             ValueError: if the last task has no labels.
-            SampleError: if a variant fails on a sample.
+            opd.serving.stage_samples.SampleError: if a variant fails on a sample.
             MetricError: if the metric fails.
         """
         first, last = self.pipeline.tasks[0], self.pipeline.tasks[-1]

@@ -12,15 +12,18 @@ import grpc
 from mlserver.grpc import dataplane_pb2 as messages
 from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 
-from opd.serving.protocol import GRPC_MESSAGE_BYTES, set_age
+from opd.serving.protocol import GRPC_MESSAGE_BYTES, PING_SECONDS, set_age
 
 CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", GRPC_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", GRPC_MESSAGE_BYTES),
     # Reconnects to a restarted server within a second; the default backs off to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", int(1000 * PING_SECONDS)),  # what an attempt may take on a busy machine
     ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.keepalive_time_ms", int(1000 * PING_SECONDS)),
+    ("grpc.keepalive_timeout_ms", int(1000 * PING_SECONDS)),
+    ("grpc.http2.max_pings_without_data", 0),
     # Calls to different servers must not share one connection's fate.
     ("grpc.use_local_subchannel_pool", 1),
     # Servers are on the loopback interface or in the cluster; the environment's proxies are for neither.
@@ -35,7 +38,8 @@ _RETRY = {
         "initialBackoff": "0.5s",
         "maxBackoff": "4s",
         "backoffMultiplier": 2,
-        "retryableStatusCodes": ["UNAVAILABLE"],
+        # A server that ends cancels what comes while the connection closes.
+        "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
     },
 }
 

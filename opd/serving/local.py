@@ -47,7 +47,7 @@ class LocalBackend(TelemetryBackend):
 
     Args:
         pipeline: the pipeline; its variants are in the model store. The replicas of an emulated one
-            (:func:`opd.serving.emulation.pipeline.emulated_pipeline`) are emulated, and need no store.
+            (:func:`opd.serving.emulation.names.emulated_pipeline`) are emulated, and need no store.
         parameters: interval, batch timeout and maximum age of requests, as for the simulator.
         configuration: first configuration.
         folder: folder for settings, logs and metrics of this run; only one controller at a time may use it.

@@ -31,6 +31,9 @@ START_SECONDS = 30.0
 STOP_SECONDS = 8.0
 """Seconds a server has to end after it has finished its requests; then it is killed."""
 
+REPLICA_NICENESS = 5
+"""Replicas yield to the gateway: a request that waits for the gateway to run holds up a replica that could serve it."""
+
 KILL_SECONDS = 2.0
 """Seconds a killed server has to end."""
 
@@ -98,15 +101,16 @@ class ServerProcess:
         settings: what it runs; its ports are chosen here.
         folder: folder for its settings and its log.
         threads: threads that numerical libraries of the process use by default.
+        niceness: by how much it yields to this process and its other children where cores are few.
 
     Attributes:
         started: monotonic time at which it was started.
         was_ready: whether it has been ready since then; the owner sets it.
     """
 
-    def __init__(self, name: str, settings: ProcessSettings, folder: Path, threads: int = 1) -> None:
+    def __init__(self, name: str, settings: ProcessSettings, folder: Path, threads: int = 1, niceness: int = 0) -> None:
         ports = {name: hold_port(self) for name in ("http_port", "grpc_port", "metrics_port")}
-        self.name, self.folder, self._threads = name, folder, threads
+        self.name, self.folder, self._threads, self._niceness = name, folder, threads, niceness
         self.settings = settings.model_copy(update={**ports, "end_with_parent": True})
         self._log = folder / f"{name}.log"
         self._stop_by: float | None = None
@@ -126,6 +130,7 @@ class ServerProcess:
                 start_new_session=True,
                 env={**os.environ, "OMP_NUM_THREADS": str(self._threads)},
             )
+        os.setpriority(os.PRIO_PROCESS, self.pid, os.getpriority(os.PRIO_PROCESS, 0) + self._niceness)
 
     @property
     def pid(self) -> int:
@@ -226,7 +231,7 @@ def model_process(
         cores: threads of the model; a standby gets them with its variant.
     """
     parameters = {"pipeline": pipeline, "task": task, "variant": variant, "store": store}
-    return ServerProcess(name, ServerSettings(name=task, parameters=parameters), folder, cores)
+    return ServerProcess(name, ServerSettings(name=task, parameters=parameters), folder, cores, REPLICA_NICENESS)
 
 
 class Stoppable(Protocol):

@@ -1,4 +1,4 @@
-"""The pipeline's use of the Open Inference Protocol, and the outcomes of requests.
+"""The pipeline's use of the Open Inference Protocol, and its errors.
 
 Requests and answers are the protocol's own messages, whole: any number of named tensors of any datatype, with typed or
 raw contents, an id, parameters, and a selection of outputs. The first axis of every tensor counts the rows of a
@@ -15,6 +15,8 @@ from mlserver.errors import MLServerError
 from mlserver.grpc.dataplane_pb2 import ModelInferRequest
 from mlserver.grpc.utils import STATUS_CODE_MAPPING
 
+from opd.serving.outcomes import COMPLETED, DROPPED, FAILED, REJECTED
+
 AGE = "age"
 """Request parameter: seconds since the request entered the pipeline, measured by the sender."""
 
@@ -24,6 +26,21 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 GRPC_MESSAGE_BYTES = 2 * MAX_MESSAGE_BYTES
 """Largest message that clients and servers receive: the gateway can still tell the sender of a request that is too
 large what to do about it."""
+
+PING_SECONDS = 2.0
+"""Seconds without a sign of the other end of a connection, while a call runs, after which it is asked for one; it has
+as long to answer, or the call fails. So a lost machine, which closes no connection, is noticed long before a call would
+time out."""
+
+SERVER_OPTIONS = (
+    ("grpc.max_send_message_length", GRPC_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", GRPC_MESSAGE_BYTES),
+    # With port reuse, two servers could share a port and each receive some of the requests.
+    ("grpc.so_reuseport", 0),
+    # By default a server closes the connection of a caller that asks more than every five minutes.
+    ("grpc.http2.min_ping_interval_without_data_ms", int(500 * PING_SECONDS)),
+)
+"""Options of every gRPC server of requests."""
 
 
 class ServingError(MLServerError):
@@ -62,9 +79,6 @@ class TooOldError(ServingError):
 # MLServer answers with UNKNOWN for an HTTP status that it does not know; its own errors never use these.
 STATUS_CODE_MAPPING.update({error.http_status: error.code for error in ServingError.__subclasses__()})
 
-COMPLETED, REJECTED, DROPPED, FAILED = OUTCOMES = ("completed", "rejected", "dropped", "failed")
-"""Outcomes of requests: answered, rejected by a full queue, dropped for age, or anything else."""
-
 _OUTCOME_OF: Mapping[StatusCode, str] = {
     StatusCode.OK: COMPLETED,
     StatusCode.RESOURCE_EXHAUSTED: REJECTED,
@@ -73,7 +87,7 @@ _OUTCOME_OF: Mapping[StatusCode, str] = {
 
 
 def outcome_of(code: StatusCode) -> str:
-    """Return the one of :data:`OUTCOMES` that a gRPC status stands for."""
+    """Return the one of :data:`opd.serving.outcomes.OUTCOMES` that a gRPC status stands for."""
     return _OUTCOME_OF.get(code, FAILED)
 
 

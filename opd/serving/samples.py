@@ -56,6 +56,9 @@ def _from_json(path: Path) -> list[ModelInferRequest]:
 def _from_parquet(path: Path) -> list[ModelInferRequest]:
     try:
         payloads = pd.read_parquet(path, columns=[PAYLOAD])[PAYLOAD]
+    except ImportError as error:
+        remedy = "install it with: pip install pyarrow, or write the requests to a .json file"
+        raise DocumentError(f"{path}: Parquet files need the package pyarrow; {remedy}") from error
     except (ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors
         raise DocumentError(f"{path} has no column {PAYLOAD!r} of bytes: {error}") from error
     wrong = [type(payload).__name__ for payload in payloads if not isinstance(payload, bytes)]

@@ -66,7 +66,7 @@ class ServedVariant:
 
         Raises:
             KeyError: if the store has no such variant.
-            StartError: if a replica does not become ready.
+            opd.serving.processes.StartError: if a replica does not become ready.
         """
         self._samples.store.pull(self.task, self.variant)
         seconds = []

@@ -13,7 +13,7 @@ from mlserver.settings import ModelParameters, ModelSettings, Settings
 from prometheus_client import start_http_server
 
 from opd.serving.message_server import MessageServer
-from opd.serving.protocol import GRPC_MESSAGE_BYTES
+from opd.serving.protocol import GRPC_MESSAGE_BYTES, SERVER_OPTIONS
 from opd.serving.settings import ServerSettings
 from opd.serving.starting import GRACE_SECONDS, run_server
 
@@ -55,8 +55,7 @@ async def serve(settings: ServerSettings) -> None:
         metrics_endpoint=None,
         gzip_enabled=False,
     )
-    # With port reuse, two servers could share a port and each receive some of the requests.
-    server_settings._custom_grpc_server_settings = {"grpc.so_reuseport": 0}
+    server_settings._custom_grpc_server_settings = dict(SERVER_OPTIONS)
     model = ModelSettings(
         name=settings.name,
         implementation=settings.runtime,

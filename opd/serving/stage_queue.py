@@ -25,13 +25,9 @@ from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
 from opd.serving import metrics
 from opd.serving.batching import join, rows, signature, split
 from opd.serving.client import Client
+from opd.serving.outcomes import COMPLETED, DROPPED, FAILED, OUTCOMES, REJECTED
 from opd.serving.protocol import (
-    COMPLETED,
-    DROPPED,
-    FAILED,
     MAX_MESSAGE_BYTES,
-    OUTCOMES,
-    REJECTED,
     MalformedRequestError,
     QueueFullError,
     ReplicaFailedError,

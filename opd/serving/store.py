@@ -51,9 +51,9 @@ class CorruptVariantError(ValueError):
     """The files of a variant do not match its manifest."""
 
 
-def store_url() -> str:
-    """Return the URL of the model store: :data:`STORE_URL_VARIABLE`, or ``models/store`` of the project."""
-    return os.environ.get(STORE_URL_VARIABLE) or str(project_path("models", "store"))
+def store_url(project: Path | None = None) -> str:
+    """URL of the model store: :data:`STORE_URL_VARIABLE`, or ``models/store`` of a project (default: ours)."""
+    return os.environ.get(STORE_URL_VARIABLE) or str((project or project_path()) / "models" / "store")
 
 
 class ModelStore:

@@ -26,7 +26,7 @@ from opd.serving.monitoring.statistics import (
     time_average,
     total_increase,
 )
-from opd.serving.protocol import COMPLETED
+from opd.serving.outcomes import COMPLETED
 from opd.workload.forecast import HISTORY_SECONDS
 
 logger = logging.getLogger(__name__)

@@ -26,6 +26,7 @@ import nbformat
 import papermill
 import yaml
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from nbformat.reader import NotJSONError
 from papermill.exceptions import PapermillExecutionError
 from pydantic import TypeAdapter, ValidationError
 
@@ -125,7 +126,7 @@ def select_parameters(notebook: Path, parameters: Mapping[str, Any], overrides: 
     Raises:
         StageError: if the notebook does not declare an override, or a value is not of the declared type.
     """
-    declared = papermill.inspect_notebook(str(notebook))
+    declared = declared_parameters(notebook)
     unknown = sorted(set(overrides) - set(declared))
     if unknown:
         names = ", ".join(declared) or "none"
@@ -135,6 +136,19 @@ def select_parameters(notebook: Path, parameters: Mapping[str, Any], overrides: 
     for key, value in selected.items():
         check_parameter(notebook, key, value, declared[key]["inferred_type_name"])
     return selected
+
+
+def declared_parameters(notebook: Path) -> dict[str, Any]:
+    """What the parameters cell of a notebook declares: papermill's description of each parameter, by name.
+
+    Raises:
+        StageError: if the file is no notebook.
+    """
+    try:
+        return dict(papermill.inspect_notebook(str(notebook)))
+    except (nbformat.ValidationError, NotJSONError) as error:
+        line = str(error).partition("\n")[0]
+        raise StageError(f"{notebook} is no notebook: {line}; save it again in JupyterLab, or restore it") from error
 
 
 def check_parameter(notebook: Path, key: str, value: Any, declared: str) -> None:

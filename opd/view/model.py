@@ -12,7 +12,7 @@ from opd.control.loop import Step
 from opd.host.json_data import plain_data
 from opd.measurement import Calibration
 from opd.pipeline import Configuration, Pipeline, ServiceLevel, StageConfiguration, Task
-from opd.serving.emulation.pipeline import is_emulated
+from opd.serving.emulation.names import is_emulated
 
 logger = logging.getLogger(__name__)
 

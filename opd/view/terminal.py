@@ -48,6 +48,7 @@ class Terminal:
         self._log.setFormatter(_FORMAT)
         self._log.addFilter(lambda record: record.name != __name__)  # what drawing logs must not be drawn again
         self._replaced: list[logging.Handler] = []
+        self._views: dict[str, View] = {}
 
     def show(self, view: View) -> None:
         """Draw a view soon; returns at once."""
@@ -89,8 +90,9 @@ class Terminal:
             self._print(shown.getMessage())
         elif live is None:
             self._print(line(shown))
-        else:
-            live.update(render(shown, self._page), refresh=True)
+        else:  # the newest view of every pipeline
+            self._views[shown.pipeline] = shown
+            live.update(Group(*(render(view, self._page) for view in self._views.values())), refresh=True)
 
     def _print(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)

@@ -147,15 +147,10 @@ def main(
     seconds: Annotated[int, typer.Option(help="Length of the trace.")] = SECONDS,
     seed: Annotated[int, typer.Option(help="Seed of the random generator.")] = SEED,
 ) -> None:
-    """Write a generated trace as a Parquet file with the single column ``count``."""
-    pd.DataFrame({"count": generate_counts(seconds, seed)}).to_parquet(
-        output,
-        index=False,
-        compression="zstd",
-        compression_level=19,
-        use_dictionary=False,
-        column_encoding={"count": "DELTA_BINARY_PACKED"},
-    )
+    """Write a generated trace as a CSV file with the single column ``count``, packed if its name ends in ``.gz``."""
+    table = pd.DataFrame({"count": generate_counts(seconds, seed)})
+    packed = {"method": "gzip", "mtime": 0} if output.suffix == ".gz" else None  # the same bytes at any time
+    table.to_csv(output, index=False, compression=packed)
     print(f"wrote {output} ({output.stat().st_size / 1e6:.2f} MB)")
 
 

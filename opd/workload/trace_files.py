@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import filecmp
+import gzip
 import hashlib
 import io
 import os
 import tarfile
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from opd.host.paths import package_path, project_path
 from opd.workload.trace_limits import TraceError
 from opd.workload.trace_table import Place, is_date, read_table
 
-SYNTHETIC_FILE = ("workload", "synthetic_trace.parquet")
+SYNTHETIC_FILE = ("workload", "synthetic_trace.csv.gz")
 TWITTER_FILE = ("data", "twitter_workload.tbz2")
 TWITTER_SUFFIX = ".tbz2"
 TWITTER_VARIABLE = "OPD_TWITTER_TRACE"
@@ -25,10 +27,10 @@ TWITTER_MD5 = "a690a358cc1ab2bae5cb401c5049e116"
 
 
 MAX_BYTES = 2**30
-"""Largest file of a user's trace."""
+"""Largest file of a user's trace, unpacked."""
 
 _MAX_HEADER = 4096
-_SUFFIXES = (".csv", ".parquet")
+_SUFFIXES = (".csv", ".csv.gz", ".parquet")
 
 
 def locate(source: str | Path) -> Path:
@@ -127,21 +129,39 @@ def _read_file(path: Path) -> tuple[pd.DataFrame, Place]:
     Raises:
         TraceError: if it is too large or not of its format.
     """
-    suffix = path.suffix.lower()
-    if suffix not in _SUFFIXES:
-        raise TraceError.of(path.name, [f"it ends in {suffix!r}; only .csv and .parquet files can be read"])
+    if not path.name.lower().endswith(_SUFFIXES):
+        problem = f"it ends in {path.suffix!r}; only .csv, .csv.gz and .parquet files can be read"
+        raise TraceError.of(path.name, [problem])
+    parquet = path.suffix.lower() == ".parquet"
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            limit = f"it has {size} bytes, but at most {MAX_BYTES} can be read"
-            raise TraceError.of(path.name, [f"{limit}; cut it, or count the requests of every second first"])
-        return _read_parquet(path) if suffix == ".parquet" else _read_csv(path)
+        content = _content(path)
+        return _read_parquet(content) if parquet else _read_csv(content, path.name)
     except TraceError:
         raise
+    except ImportError as error:
+        remedy = "install it with: pip install pyarrow, or save the trace as .csv"
+        raise TraceError.of(path.name, [f"Parquet files need the package pyarrow; {remedy}"]) from error
     except _UNREADABLE as error:
-        remedy = "save it as UTF-8 text with commas" if suffix == ".csv" else "write it with pandas or pyarrow"
+        kind = "parquet" if parquet else "csv"
+        remedy = "write it with pandas or pyarrow" if parquet else "save it as UTF-8 text with commas"
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise TraceError.of(path.name, [f"it cannot be read as {suffix[1:]}: {reason}; {remedy}"]) from error
+        raise TraceError.of(path.name, [f"it cannot be read as {kind}: {reason}; {remedy}"]) from error
+
+
+def _content(path: Path) -> bytes:
+    """Read a file, unpacked if it ends in ``.gz``.
+
+    Raises:
+        TraceError: if it has more than :data:`MAX_BYTES`.
+    """
+    content, size = b"", path.stat().st_size
+    if size <= MAX_BYTES:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    if max(size, len(content)) > MAX_BYTES:
+        problem = f"it has more than {MAX_BYTES} bytes, the limit of a trace"
+        raise TraceError.of(path.name, [f"{problem}; cut it, or count the requests of every second first"])
+    return content
 
 
 _UNREADABLE = (
@@ -150,30 +170,32 @@ _UNREADABLE = (
     pd.errors.EmptyDataError,
     ArithmeticError,
     LookupError,
+    EOFError,
     OSError,
     NotImplementedError,
     TypeError,
     ValueError,
+    zlib.error,
 )
 
 
-def _read_parquet(path: Path) -> tuple[pd.DataFrame, Place]:
-    table = pd.read_parquet(path)
+def _read_parquet(content: bytes) -> tuple[pd.DataFrame, Place]:
+    table = pd.read_parquet(io.BytesIO(content))
     if not isinstance(table.index, pd.RangeIndex):
         table = table.reset_index()  # an index has the times
     table.columns = table.columns.map(str)
     return table, lambda row: f"row {row} (the first is row 0)"
 
 
-def _read_csv(path: Path) -> tuple[pd.DataFrame, Place]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+def _read_csv(content: bytes, name: str) -> tuple[pd.DataFrame, Place]:
+    with io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="") as file:
         cells = [cell.strip().strip('"') for cell in file.readline(_MAX_HEADER).split(",")]
     names_columns = not any(is_date(cell) or _is_number(cell) for cell in cells)
-    _check_first_line(path.name, cells, names_columns)
+    _check_first_line(name, cells, names_columns)
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # rows with more cells than the header
         table = pd.read_csv(
-            path,
+            io.BytesIO(content),
             encoding="utf-8-sig",
             header=0 if names_columns else None,
             names=None if names_columns else ["count"],

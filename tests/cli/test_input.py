@@ -189,7 +189,8 @@ def test_a_name_is_checked_but_need_not_be_known(shell, command):
 
 def documented_commands():
     """Calls of ``opd`` in the documentation, split into words."""
-    text = "\n".join((ROOT / name).read_text() for name in ("README.md", "docs/kubernetes.md"))
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     blocks = re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [shlex.split(match[1], comments=True) for line in lines if (match := re.match(r"\S*\bopd (.*)", line))]

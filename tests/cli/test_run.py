@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import pytest
 import requests
-from cli_shell import ROOT
+from cli_shell import PIPELINE, ROOT
 from deadlines import PATIENCE, eventually, terminating
 from emulator.prometheus import Prometheus
 from user_projects import user_project
@@ -148,6 +148,23 @@ def test_sigterm_ends_a_run_while_it_loads_its_policy(shell):
         log = running.communicate(timeout=PATIENCE)[1]  # much less than the import takes
     assert running.returncode == cli.DONE
     assert [json.loads(line)["message"] for line in log.splitlines()] == [f"loading what controls {shell.file}"]
+
+
+def test_several_pipelines_are_controlled_together_on_the_cores_of_one_device(shell, control, monkeypatch, caplog):
+    given = []
+    monkeypatch.setattr("opd.cluster.inputs.run_controller", lambda *known: given.append(known) or cli.DONE)
+    other = shell.write("other.yaml", PIPELINE.replace("name: tiny", "name: other", 1).replace("cores: 6", "cores: 5"))
+    assert control(other) == cli.REFUSED
+    assert "different cores (tiny 6, other 5); give --cores" in caplog.text
+    assert control(other, "--cores=3") == cli.REFUSED
+    assert "the smallest configurations need 4 cores (tiny 2, other 2)" in caplog.text
+    assert control(other, "--cores=5", "--record=decisions.jsonl") == cli.REFUSED
+    assert "a record is of one pipeline" in caplog.text
+    assert control(shell.file, "--cores=5") == cli.REFUSED and "two pipelines have one name" in caplog.text
+    assert not given and control(other, "--cores=5") == cli.DONE
+    (_, controlled, division, chosen) = given[0]
+    assert [(each.pipeline.name, each.pipeline.capacity) for each in controlled] == [("tiny", 5), ("other", 5)]
+    assert division.capacity == 5 and chosen.page is None
 
 
 @pytest.mark.processes

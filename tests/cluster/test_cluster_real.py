@@ -31,7 +31,7 @@ from opd.cluster.resources import CONFIG_MAP, DEPLOYMENT, LEASE, POD, SELDON_DEP
 from opd.cluster.settings import ClusterSettings
 from opd.pipeline import StageConfiguration, used_cores
 from opd.serving.monitoring.scraper import Scraper
-from opd.serving.protocol import COMPLETED
+from opd.serving.outcomes import COMPLETED
 
 pytestmark = pytest.mark.cluster
 
@@ -260,7 +260,10 @@ def test_a_change_by_hand_is_left_alone_and_told(deployed, capsys):
             controlled.apply(smallest)
     with backend(deployed, manual_seconds=0) as controlled:
         controlled.apply(smallest)
-    assert deployed.opd("status") == cli.DONE and "kubectl" not in capsys.readouterr().out
+    capsys.readouterr()
+    # The cluster counts ready replicas a moment after the change.
+    eventually(lambda: deployed.opd("status") == cli.DONE, 120, poll=0.5)
+    assert "kubectl" not in capsys.readouterr().out
 
 
 def test_a_policy_controls_the_pipeline(deployed):

@@ -54,7 +54,7 @@ def test_a_limited_run_leads_decides_records_and_ends(world, caplog):
     about = {"name": "tiny-gateway", "uid": gateway["uid"], "kind": "Deployment", "apiVersion": "apps/v1"}
     assert found["Reconfigured"]["involvedObject"] == {**about, "namespace": "space"}
     assert "surge" in found["Reconfiguring"]["message"]
-    text = generate_latest(made.metrics.registry).decode()
+    text = generate_latest(made.metrics).decode()
     assert 'opd_decisions_total{outcome="applied",pipeline="tiny"} 1.0' in text
     assert 'opd_controller_leader{pipeline="tiny"} 0.0' in text
     assert 'opd_controller_device_factor{pipeline="tiny"} 1.0' in text
@@ -136,9 +136,7 @@ def test_a_refusal_is_an_event_and_a_metric(world):
     made.run()
     assert events(world)["Refused"]["type"] == "Warning"
     assert "12 cores, the device has 6" in events(world)["Refused"]["message"]
-    assert (
-        'opd_decisions_total{outcome="refused",pipeline="tiny"} 1.0' in generate_latest(made.metrics.registry).decode()
-    )
+    assert 'opd_decisions_total{outcome="refused",pipeline="tiny"} 1.0' in generate_latest(made.metrics).decode()
     assert world.state("first")["variant"] == "small"
 
 
@@ -198,12 +196,12 @@ def test_a_controller_warms_up_before_it_is_ready_or_leads(world):
         answer = lambda path: requests.get(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE)  # noqa: E731
         eventually(lambda: made.state == "warming up")
         assert (answer("/readyz").status_code, answer("/healthz").status_code) == (503, 200)
-        assert answer("/readyz").json() == {"state": "warming up", "pipeline": "tiny", "within": ""}
+        assert answer("/readyz").json() == {"state": "warming up", "pipelines": {"tiny": ""}}
         assert not world.api.find("leases", "tiny-controller").get("spec") and not policy.decided
         policy.warm.set()
         eventually(lambda: answer("/readyz").status_code == 200)
         eventually(lambda: policy.decided)
-        eventually(lambda: "objective 95%" in answer("/healthz").json()["within"])
+        eventually(lambda: "objective 95%" in answer("/healthz").json()["pipelines"]["tiny"])
 
 
 def test_a_warm_up_that_fails_delays_nothing(world):
@@ -310,12 +308,16 @@ sys.path.append({tests!r})
 from tiny_cluster import OFTEN, TIMES, WANTED, FixedPolicy, settings, tiny_pipeline
 from opd.cluster.api import Cluster
 from opd.cluster.connection import credentials
+from opd.cluster.charge import Controlled
 from opd.cluster.controller import ControllerSettings, run_controller
+from opd.control.sharing import StaticSplit
+from opd.objective import Weights
 from opd.serving.monitoring.prometheus import PrometheusUrl
 options = ControllerSettings(interval_seconds=600, lease=OFTEN, times=TIMES, host="127.0.0.1", port=0)
 monitor = PrometheusUrl({prometheus!r})
 cluster, policy = Cluster(settings().namespace, lambda: credentials({config!r})), FixedPolicy(WANTED)
-sys.exit(run_controller(cluster, tiny_pipeline(), settings(), monitor, policy, lambda h: 5.0, options))
+controlled = Controlled(tiny_pipeline(), settings(), monitor, policy, lambda h: 5.0, Weights())
+sys.exit(run_controller(cluster, [controlled], StaticSplit((6,)), options))
 """
 
 

@@ -1,5 +1,6 @@
 """The folder ``deploy``: kustomize base, components, example and image, as docs/kubernetes.md explains them."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -10,9 +11,12 @@ import yaml
 from deadlines import PATIENCE
 from manifest_objects import KUBERNETES, ROOT, check_schema, find, identity, server_of
 
+from opd.cluster.controller import ControllerSettings
 from opd.cluster.manifests.pods import SECURITY_CONTEXT
 from opd.cluster.manifests.workloads import template_of
 from opd.cluster.settings import read_settings
+from opd.host import health
+from opd.serving.settings import ProcessSettings
 
 DEPLOY = ROOT / "deploy"
 EXAMPLE = DEPLOY / "example"
@@ -245,10 +249,20 @@ def test_the_image_is_pinned_and_runs_as_the_user_of_the_pods():
     assert [keyword for keyword, _ in parts].index("USER") > max(
         place for place, (keyword, _) in enumerate(parts) if keyword in ("RUN", "COPY")
     )
-    installs = [argument for keyword, argument in parts if keyword == "RUN" and "pip install" in argument]
+    installs = [
+        argument for keyword, argument in parts if keyword == "RUN" and re.search(r"\bpip .*install ", argument)
+    ]
     assert len(installs) == 1
     assert "-c constraints.txt" in installs[0]
     assert ".[${EXTRAS}]" in installs[0] and defaults["EXTRAS"] == "servers,cluster"
+
+
+def test_the_image_has_a_health_check_that_asks_at_the_port_of_the_servers():
+    (check,) = [argument for keyword, argument in instructions() if keyword == "HEALTHCHECK"]
+    command = json.loads(check.partition("CMD ")[2])
+    assert command == ["python", "-m", health.__name__]
+    assert health.PORT == ProcessSettings.model_fields["http_port"].default == ControllerSettings.port
+    assert {"/v2/health/live", "/healthz"} == set(health.PATHS)
 
 
 def test_the_image_copies_existing_files_that_dockerignore_lets_through():

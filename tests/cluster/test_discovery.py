@@ -157,6 +157,17 @@ def test_pods_and_configuration_are_followed(server, told):
     told.ends_with(4, "c")
 
 
+def test_replicas_of_which_none_is_ready_serve_on_and_that_is_logged_once(server, told, caplog):
+    before = len(told.states)
+    for note in ("a", "b"):
+        server.edit("pods", "a", lambda found: found["metadata"].update(annotations={"note": note}))  # noqa: B023
+        server.edit("pods", "a", lambda found: found["status"]["conditions"][0].update(status="False"))
+    eventually(lambda: "no replica of first is ready; those known serve on: a" in caplog.text)
+    server.put(pod("b"))
+    told.ends_with(2, "b")
+    assert len(told.states) == before + 1 and caplog.text.count("no replica of first") == 1
+
+
 def test_a_deleted_or_malformed_configuration_changes_nothing(server, told):
     before = len(told.states)
     server.edit("configmaps", "tiny-first-stage", lambda found: found["data"].update(batch_size="many"))
@@ -221,7 +232,12 @@ def test_a_deployed_pipeline_is_reconfigured_under_load_without_losing_a_request
     path = kubeconfig(api, tmp_path)
     monkeypatch.setenv("KUBECONFIG", str(path))
     settings = ClusterSettings(
-        namespace="space", image="opd:1", store=store, drain_seconds=1, apply_seconds=3 * PATIENCE
+        namespace="space",
+        image="opd:1",
+        store=store,
+        drain_seconds=1,
+        gateway_drain_seconds=1,
+        apply_seconds=3 * PATIENCE,
     )
     initial = stages((0, 1, 1), (0, 1, 1))
     for manifest in pipeline_objects(pipeline, initial, settings):

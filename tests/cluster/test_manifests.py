@@ -167,14 +167,18 @@ def test_scaling_a_workload_changes_nothing_else(flavour):
 
 
 def test_a_pod_drains_and_finishes_the_longest_request_before_it_is_killed():
-    wanted = changed(PLAIN, drain_seconds=7, stage=StageSettings(drop_after=20.0, call_timeout=3.5))
+    wanted = changed(
+        PLAIN, drain_seconds=7, gateway_drain_seconds=12, stage=StageSettings(drop_after=20.0, call_timeout=3.5)
+    )
     objects = objects_of(settings=wanted)
     model = template_of(find(objects, "Deployment", "ocr-text-detection-v5-256"))["spec"]
     assert model["containers"][0]["lifecycle"]["preStop"] == {"exec": {"command": ["sleep", "7"]}}
     # A request that waited almost 20 s is still served, which may take another 3.5 s.
     assert model["terminationGracePeriodSeconds"] == 7 + 24 + 5
     gateway = find(objects, "Deployment", "ocr-gateway")["spec"]
-    assert gateway["template"]["spec"]["containers"][0]["lifecycle"] == model["containers"][0]["lifecycle"]
+    ends = gateway["template"]["spec"]
+    assert ends["containers"][0]["lifecycle"]["preStop"] == {"exec": {"command": ["sleep", "12"]}}
+    assert ends["terminationGracePeriodSeconds"] == 12 + 24 + 5
     assert gateway["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
 
 

@@ -1,16 +1,25 @@
 """State of a deployed pipeline, and waiting until it serves."""
 
+import os
+import re
+import sys
+from pathlib import Path
+
 import pytest
 from deadlines import PATIENCE, eventually
+from emulator.kubelet import Kubelet
+from serving_models import push_variant
 from small_pipelines import stages
-from tiny_cluster import LARGE, SMALL, settings
+from tiny_cluster import INITIAL, LARGE, SMALL, settings, tiny_pipeline
 
 from opd import cli
 from opd.cluster.errors import NotServingError
 from opd.cluster.inputs import stages_of
+from opd.cluster.manifests.pipeline import pipeline_objects
 from opd.cluster.operations import deploy
 from opd.cluster.overlay import Overlay
 from opd.cluster.owned_objects import apply_objects
+from opd.cluster.pods import failure_reason, last_end
 from opd.cluster.status import (
     controller_states,
     leader,
@@ -19,6 +28,8 @@ from opd.cluster.status import (
     workload_status,
     workload_statuses,
 )
+
+TESTS = Path(__file__).parents[1]
 
 
 def deployment(name, image_generation=1, **status):
@@ -102,10 +113,10 @@ def controller_pod(name):
 
 def test_controllers_of_a_pipeline_report_what_they_do(space):
     answers = {
-        "a": {"pipeline": "tiny", "state": "warming up"},
-        "b": {"pipeline": "another", "state": "leading"},
-        "c": {"pipeline": "tiny", "state": "standing by", "within": ""},
-        "d": {"pipeline": "tiny", "state": "leading", "within": "97.2% within 0.5 s, objective 95%"},
+        "a": {"pipelines": {"tiny": ""}, "state": "warming up"},
+        "b": {"pipelines": {"another": ""}, "state": "leading"},
+        "c": {"pipelines": {"tiny": ""}, "state": "standing by"},
+        "d": {"pipelines": {"tiny": "97.2% within 0.5 s, objective 95%"}, "state": "leading"},
     }
     for name in answers:
         space.api.put(controller_pod(name))
@@ -155,3 +166,21 @@ def test_a_stage_that_runs_nothing_is_not_restored(space, capsys):
 
 def test_nothing_is_restored_of_a_pipeline_that_is_not_there(space, capsys):
     assert restorable(space, capsys)[0] == 3
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(sys.platform != "linux", reason="needs every address of 127.0.0.0/8")
+def test_a_server_that_cannot_load_fails_and_its_reason_is_in_the_status(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))
+    push_variant(tmp_path / "store", "first", "small", "Broken")
+    made = pipeline_objects(tiny_pipeline(), INITIAL, settings(store=str(tmp_path / "store")))
+    for manifest in made:
+        if manifest["metadata"]["name"] == "tiny-first-small":
+            server.put(manifest)
+    kubelet = Kubelet(server, tmp_path)
+    try:
+        ended = "exit code 1: .*the weights are damaged"
+        eventually(lambda: any(re.search(ended, last_end(pod)) for pod in server.all("pods")))
+        eventually(lambda: any(re.search(f"CrashLoop.*{ended}", failure_reason(pod)) for pod in server.all("pods")))
+    finally:
+        kubelet.close()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_pipelines import every_configuration, ocr_pipeline, stages
 
-from opd.control.arbiter import Arbiter, CoreValues, best_division
+from opd.control.arbiter import Arbiter, CoreValues, best_division, best_within_cores
 from opd.control.loop import ApplyError
 from opd.control.policies import BacklogPolicy, Policy, SolverPolicy
 from opd.control.sharing import Member, StaticSplit, run_together
-from opd.measurement import SimulationParameters, idle_observation
+from opd.measurement import SimulationParameters, idle_observation, score
 from opd.objective import Weights
-from opd.pipeline import InfeasibleError, ServiceLevel, used_cores
+from opd.pipeline import InfeasibleError, Pipeline, ServiceLevel, as_array, as_configuration, used_cores
+from opd.planner.lookahead import DROP_PENALTY
 from opd.simulator.backend import SimulatedBackend
 from opd.solvers.exact import predicted_value, solver_for
 
@@ -45,34 +48,86 @@ def test_the_division_is_the_best_of_all(curves, capacity):
 
 
 @pytest.mark.parametrize("load", [0.0, 4.0, 9.0, 30.0])
-def test_the_value_of_cores_is_the_best_prediction_within_them(load):
+def test_within_any_number_of_cores_the_best_prediction_is_tried(load):
     pipeline, weights = ocr(), Weights()
-    curve = CoreValues(pipeline, weights, QUIET).curve(load)
-    predicted = [
-        (used_cores(pipeline, c), predicted_value(pipeline, c, load, weights, QUIET))
-        for c in every_configuration(pipeline)
-    ]
-    expected = [max((v for used, v in predicted if used <= w), default=-np.inf) for w in range(9)]
-    assert curve == pytest.approx(np.array(expected)) and (curve[:2] == -np.inf).all()
+    tried = best_within_cores(pipeline, solver_for(weights, QUIET), load)
+
+    def best_of(configurations):
+        each = [as_configuration(one) for one in configurations]
+        predicted = [(used_cores(pipeline, c), predicted_value(pipeline, c, load, weights, QUIET)) for c in each]
+        return [max((v for used, v in predicted if used <= w), default=-np.inf) for w in range(9)]
+
+    assert best_of(tried) == pytest.approx(best_of(map(as_array, every_configuration(pipeline))))
+    assert (np.diff(used_cores(pipeline, tried)) > 0).all()
 
 
-def test_values_are_those_of_loads_rounded_up_to_whole_requests():
-    values = CoreValues(ocr(), Weights(), QUIET)
-    assert values.curve(3.2) is values.curve(4.0) and (values.curve(3.2) != values.curve(5.0)).any()
+class Steady:
+    """Futures of one load."""
+
+    def __init__(self, load):
+        self.load = load
+
+    def sample(self, history, predicted_load, paths, seconds, generator):
+        return np.full((paths, seconds), self.load)
+
+
+def values_of(load, weights=None, pipeline=None):
+    return CoreValues(pipeline or ocr(), weights or Weights(), QUIET, Steady(load))
+
+
+def test_the_value_of_cores_is_what_the_simulator_then_measures():
+    """Also where replicas have to start first, and where a queue grows."""
+    backend = SimulatedBackend(ocr(), QUIET, np.full(120, 15), np.full(40, 15), SMALLEST, 0)
+    backend.wait(), backend.wait()
+    observed = replace(backend.observe(), predicted_load=15.0)
+    assert observed.queue.sum() > 10.0
+    curve = values_of(15).curve(observed)
+    assert (curve[:2] == -np.inf).all()
+    load = 15.0 + observed.queue.sum() / 10.0
+    for one in best_within_cores(ocr(), solver_for(Weights(), QUIET), load):
+        simulator = copy.deepcopy(backend)
+        simulator.apply(as_configuration(one))
+        measured = [simulator.wait()[1] for _ in range(2)]
+        worth = [
+            score(ocr(), Weights(), one[None], each, 10.0).reward[0] - DROP_PENALTY * each.dropped[0]
+            for each in measured
+        ]
+        assert curve[int(used_cores(ocr(), one))] == pytest.approx(np.mean(worth), abs=0.3)
 
 
 def test_cores_go_where_they_are_worth_most_and_all_are_given():
     capacity_matters = Weights(alpha=0.5, gamma=2.0)  # and accuracy hardly does
-    arbiter = Arbiter([ocr(), ocr()], [capacity_matters] * 2, QUIET, 10)
-    quiet, busy = seen(ocr(), 1.0), seen(ocr(), 25.0)
-    shares = arbiter.divide([quiet, busy], [2, 2])
-    values = [CoreValues(ocr(), capacity_matters, QUIET).curve(load) for load in (1.0, 25.0)]
-    best = max(values[0][w] + values[1][10 - w] for w in range(2, 9))
-    assert sum(shares) == 10 and values[0][shares[0]] + values[1][shares[1]] == pytest.approx(best)
+    observed = [seen(ocr(), 1.0), seen(ocr(), 25.0)]
+
+    def values():
+        return [values_of(load, capacity_matters) for load in (1, 25)]
+
+    shares = Arbiter(values(), 10).divide(observed, [2, 2])
+    one, other = (each.curve(at) for each, at in zip(values(), observed, strict=True))
+    best = max(one[w] + other[10 - w] for w in range(2, 9))
+    assert sum(shares) == 10 and one[shares[0]] + other[shares[1]] == pytest.approx(best)
+
+
+class Known(NamedTuple):
+    """Values of cores that are known beforehand."""
+
+    pipeline: Pipeline
+    values: list[float]
+
+    def curve(self, observation):
+        return np.array([-np.inf, -np.inf, *self.values])
+
+
+def test_cores_that_are_left_go_where_the_solver_would_still_use_them_and_then_evenly():
+    flat, tall = Known(ocr(), [1.0] * 7), Known(ocr(), [5.0, 4.0, 4.0, 4.0, 4.5, 4.5, 4.5])
+    both = [seen(ocr(), 1.0)] * 2
+    assert [Arbiter([flat, tall], cores).divide(both, [2, 2]) for cores in (5, 8, 10, 20)] == [
+        [2, 3], [2, 6], [3, 7], [8, 8]
+    ]  # fmt: skip
 
 
 def test_a_pipeline_that_is_not_seen_keeps_its_cores():
-    arbiter = Arbiter([ocr(), ocr()], [Weights()] * 2, QUIET, 10)
+    arbiter = Arbiter([values_of(25), values_of(25)], 10)
     assert arbiter.divide([None, seen(ocr(), 25.0)], [6, 2]) == [6, 4]
     assert arbiter.divide([None, None], [6, 2]) == [6, 2]
 
@@ -80,15 +135,13 @@ def test_a_pipeline_that_is_not_seen_keeps_its_cores():
 def test_a_service_level_has_values_too():
     level = ServiceLevel(1.0, 95.0, accuracy_weight=20.0)
     pipeline = replace(ocr(), service_level=level)
-    curve = CoreValues(pipeline, level, QUIET).curve(5.0)
-    best = solver_for(level, QUIET)(pipeline, 5.0)
-    assert curve[-1] == pytest.approx(predicted_value(pipeline, best, 5.0, level, QUIET))
-    assert (np.diff(curve[2:]) >= 0.0).all()
+    curve = values_of(9, level, pipeline).curve(seen(pipeline, 9.0))
+    assert np.isfinite(curve[2:]).all() and curve[-1] > curve[2]
 
 
 def test_pipelines_that_do_not_fit_are_refused():
     with pytest.raises(InfeasibleError, match=r"need 4 cores \(ocr 2, ocr 2\), the device has 3"):
-        Arbiter([ocr(), ocr()], [Weights()] * 2, QUIET, 3)
+        Arbiter([values_of(1), values_of(1)], 3)
 
 
 # --- the joint loop ---------------------------------------------------------------------------------------------------
@@ -174,5 +227,5 @@ def test_an_arbiter_keeps_the_capacity_and_beats_an_even_split():
         assert all(sum(used_cores(ocr(), each.configuration) for each in both) <= 10 for both in steps)
         return np.array([sum(step.score.reward[0] for step in both) for both in steps])
 
-    divided = rewards(Arbiter([ocr(), ocr()], [Weights()] * 2, QUIET, 10))
+    divided = rewards(Arbiter([CoreValues(ocr(), Weights(), QUIET)] * 2, 10))
     assert divided.mean() > rewards(StaticSplit((5, 5))).mean()

@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from emulator.api_server import ApiServer
-from emulator.pods import Behaviour, PodLife, PodProcesses, images_of, is_model, is_ready, requested_cpu, running_status
+from emulator.pods import (
+    BACKOFF_SECONDS,
+    Behaviour,
+    PodLife,
+    PodProcesses,
+    images_of,
+    is_model,
+    is_ready,
+    requested_cpu,
+    running_status,
+)
 
 
 @dataclass
@@ -32,6 +42,8 @@ class Kubelet:
         slow_collection: seconds from the deletion of a workload until its pods are told to end.
         pull_seconds: that the stamps tell of a pull, which nothing takes: of an image that no ready pod has had.
         skew: seconds by which the clock of the node is ahead of that of the API server.
+        evicted: names of pods that are ended at once for want of memory; they stay in the list, as failed.
+        unseen: names of pods on a node that the cluster has lost sight of: they may serve on, but count as not ready.
     """
 
     api: ApiServer
@@ -42,6 +54,8 @@ class Kubelet:
     slow_collection: float = 0.0
     pull_seconds: float = 0.0
     skew: float = 0.0
+    evicted: set[str] = field(default_factory=set)
+    unseen: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._pods: dict[str, PodLife] = {}
@@ -52,7 +66,7 @@ class Kubelet:
         self._gone_since: dict[str, float] = {}
         self._images: set[str] = set()
         self._closing = threading.Event()
-        self._processes = PodProcesses(self.api, self.folder, net) if self.folder else None
+        self._processes = PodProcesses(self.api, self.folder) if self.folder else None
         self.api.proxy = self._processes.get if self._processes else lambda pod, _, path: self._stage_status(pod, path)
         self._thread = threading.Thread(target=self._run, daemon=True, name="kubelet")
         self._thread.start()
@@ -67,6 +81,11 @@ class Kubelet:
     def behave(self, workload: str, **behaviour: Any) -> None:
         """Set how the pods of a workload fare from now on."""
         self.behaviours[workload] = Behaviour(**behaviour)
+
+    def pid(self, name: str) -> int:
+        """The process of a pod; 0 before it is started."""
+        process = self._pods[name].process
+        return process.pid if process else 0
 
     def _run(self) -> None:
         while not self._closing.wait(0.02):
@@ -170,10 +189,19 @@ class Kubelet:
                 if self._end(life, pod):
                     del self._pods[name]
                     self.api.remove(life.key)
-            elif not life.ready or life.process is not None:
+            elif name in self.evicted:
+                del self._pods[name]
+                life.kill()
+                status = {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."}
+                self._set(life, {**status, "conditions": [{"type": "Ready", "status": "False"}]})
+            elif not life.ready or life.process is not None or name in self.unseen:
                 self._begin(life, pod)
 
     def _begin(self, life: PodLife, pod: dict) -> None:
+        if pod["metadata"]["name"] in self.unseen:
+            life.ready = False
+            self._set(life, {**pod["status"], "conditions": [{"type": "Ready", "status": "False"}]})
+            return
         behaviour = self.behaviours.get(life.workload, Behaviour())
         held = sum(other.cores for other in self._pods.values() if other.is_model and other.placed)
         if not life.placed and life.is_model and held + life.cores > self.cores or behaviour.broken == "Unschedulable":
@@ -183,8 +211,8 @@ class Kubelet:
         if not life.placed:
             life.pulled = self.pull_seconds * len(images_of(pod) - self._images)
         life.placed = True
-        if self._processes is not None and life.process is None:
-            life.process = self._processes.start(life, pod)
+        if self._processes is not None and not self._runs(life, pod):
+            return
         if behaviour.broken:
             waiting = {"reason": behaviour.broken, "message": "as the test wants"}
             container = {"name": "server", "state": {"waiting": waiting}}
@@ -201,7 +229,27 @@ class Kubelet:
             life.ready = time.monotonic() - life.born > behaviour.start_seconds
         if life.ready:
             self._images |= images_of(pod)
-        self._set(life, running_status(pod, life, behaviour.stamped, self.skew))
+        self._set_running(life, pod)
+
+    def _runs(self, life: PodLife, pod: dict) -> bool:
+        """Start the server of a pod, and again when it has ended: the first time at once, then after a pause."""
+        assert self._processes is not None
+        if life.process is not None and life.process.poll() is not None:
+            life.last_end = self._processes.last_end(life, pod)
+            life.restarts, life.waits_until = life.restarts + 1, time.monotonic()
+            life.waits_until += BACKOFF_SECONDS if life.restarts > 1 else 0.0
+            life.kill()
+            life.process, life.ready = None, False
+            self._set_running(life, pod)
+        if life.process is not None:
+            return True
+        if not life.backs_off:
+            life.process = self._processes.start(life, pod)
+        return life.process is not None
+
+    def _set_running(self, life: PodLife, pod: dict) -> None:
+        phases = self.behaviours.get(life.workload, Behaviour()).stamped
+        self._set(life, running_status(pod, life, phases, self.skew))
 
     def _set(self, life: PodLife, status: dict) -> None:
         with self.api.changed:

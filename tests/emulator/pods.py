@@ -56,6 +56,15 @@ class PodLife:
     leaving: bool = False
     terminated: bool = False
     process: subprocess.Popen | None = None
+    log_begin: int = 0
+    restarts: int = 0
+    last_end: dict = field(default_factory=dict)
+    waits_until: float = 0.0
+
+    @property
+    def backs_off(self) -> bool:
+        """Whether the container waits until it may be started again."""
+        return time.monotonic() < self.waits_until
 
     def kill(self) -> None:
         """End the process, if there is one."""
@@ -65,7 +74,7 @@ class PodLife:
 
 
 def running_status(pod: dict, life: PodLife, phases: tuple[float, float, float], skew: float) -> dict:
-    """The status of a pod whose container runs, with the stamps of API server and node.
+    """The status of a pod whose container has been started, with the stamps of API server and node.
 
     Args:
         pod: its creation is the first stamp.
@@ -79,6 +88,10 @@ def running_status(pod: dict, life: PodLife, phases: tuple[float, float, float],
     started = taken + timedelta(seconds=image + life.pulled)
     became = started + timedelta(seconds=loading + life.loaded if life.ready else 0.0)
     stamp = "{:%Y-%m-%dT%H:%M:%SZ}".format
+    state: dict[str, Any] = {"running": {"startedAt": stamp(started)}}
+    if life.backs_off:
+        state = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off restarting failed container"}}
+    last = {"lastState": {"terminated": life.last_end}} if life.last_end else {}
     return {
         "phase": "Running",
         "podIP": life.address,
@@ -88,7 +101,7 @@ def running_status(pod: dict, life: PodLife, phases: tuple[float, float, float],
             {"type": "Ready", "status": "True" if life.ready else "False", "lastTransitionTime": stamp(became)},
         ],
         "containerStatuses": [
-            {"name": each["name"], "ready": life.ready, "state": {"running": {"startedAt": stamp(started)}}}
+            {"name": each["name"], "ready": life.ready, "restartCount": life.restarts, "state": state, **last}
             for each in pod["spec"]["containers"]
         ],
     }
@@ -120,17 +133,23 @@ OURS = ("HOME", "POD_NAME")
 """Variables whose values in a real pod would be wrong or unknown here."""
 
 
+MESSAGE_BYTES, MESSAGE_LINES = 2048, 80
+"""Of the log of a failed container, which a cluster keeps as its message."""
+
+BACKOFF_SECONDS = 1.0
+"""Pause before a container that has failed twice is started again; that of a cluster begins with ten seconds."""
+
+
 class PodProcesses:
     """Servers as the containers of pods, on addresses of the loopback interface.
 
     Args:
-        api: where ConfigMaps and Services are.
+        api: where ConfigMaps are.
         folder: of settings, logs and caches.
-        net: the first two bytes of the addresses.
     """
 
-    def __init__(self, api: ApiServer, folder: Path, net: str) -> None:
-        self._api, self._folder, self._net = api, folder, net
+    def __init__(self, api: ApiServer, folder: Path) -> None:
+        self._api, self._folder = api, folder
         self._http = requests.Session()
         self._http.trust_env = False
 
@@ -141,19 +160,14 @@ class PodProcesses:
         volume = next(volume for volume in spec["volumes"] if "configMap" in volume)
         document = self._api.find("configmaps", volume["configMap"]["name"])["data"]
         settings = json.loads(document[Path(container["args"][0]).name])
-        life.address = self._service_address(pod["metadata"]["labels"]) or life.address
         settings |= {"host": life.address, "end_with_parent": True}
-        text = json.dumps(settings)
-        for service in self._api.all("services"):
-            name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
-            address = self._service_address(service["spec"]["selector"])
-            text = text.replace(f"{name}.{namespace}.svc", str(address))
         path = self._folder / f"{pod['metadata']['name']}.json"
-        path.write_text(text)
+        path.write_text(json.dumps(settings))
         environment = {each["name"]: each["value"] for each in container["env"] if each["name"] not in OURS}
         environment["POD_NAME"] = pod["metadata"]["name"]
         environment["OPD_MODEL_CACHE"] = str(self._folder / "cache" / pod["metadata"]["name"])
         with (self._folder / f"{pod['metadata']['name']}.log").open("ab") as log:
+            life.log_begin = log.tell()
             return subprocess.Popen(
                 [sys.executable, *container["command"][1:], str(path)],
                 stdin=subprocess.PIPE,
@@ -163,12 +177,17 @@ class PodProcesses:
                 env={**os.environ, **environment},
             )
 
-    def _service_address(self, labels: dict) -> str | None:
-        """The address of the one pod behind a Service, which it keeps when it is replaced."""
-        for number, service in enumerate(self._api.all("services")):
-            if service["spec"]["selector"].items() <= labels.items():
-                return f"{self._net}.0.{number + 1}"
-        return None
+    def last_end(self, life: PodLife, pod: dict) -> dict:
+        """How a container has ended; of one that failed the last lines of its log, as far as a cluster keeps them."""
+        assert life.process is not None
+        code = life.process.returncode
+        ended = {"exitCode": code if code >= 0 else 128 - code, "reason": "Error" if code else "Completed"}
+        policy = pod["spec"]["containers"][0].get("terminationMessagePolicy")
+        if code and policy == "FallbackToLogsOnError":
+            log = (self._folder / f"{pod['metadata']['name']}.log").read_bytes()[life.log_begin :]
+            lines = log[-MESSAGE_BYTES:].decode(errors="replace").splitlines()
+            ended["message"] = "\n".join(lines[-MESSAGE_LINES:])
+        return ended
 
     def probe(self, life: PodLife, pod: dict) -> bool:
         """Answer of the readiness probe, asked every second once ready, every 0.2 s before."""

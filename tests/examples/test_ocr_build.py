@@ -34,7 +34,7 @@ def test_the_live_stages_fill_the_declared_store_and_the_configured_one():
     stages = yaml.safe_load(project_path("live", "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     (declared,) = stages["store"]["outs"][0]
     assert stages["store"]["cmd"] == f"python -m opd.examples.ocr.build --store {declared}"
-    assert stages["evaluate"]["cmd"][0] == "python -m opd.examples.ocr.build"
+    assert stages["profile"]["cmd"][0] == "python -m opd.examples.ocr.build"
 
 
 def test_a_variant_with_an_incomplete_manifest_is_built_again(ocr_store, tmp_path: Path):

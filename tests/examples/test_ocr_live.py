@@ -98,7 +98,11 @@ def test_fidelity_predicts_the_arrivals_that_are_sent(backend, pages, tmp_path):
     table = measure_fidelity(backend, SimulationParameters(), [FIRST], [0.1], 5, pages, 0.005, tmp_path)
     row = table.iloc[0]
     assert row["offered"] == row["completed"] > 5
-    assert row["throughput_predicted"] == pytest.approx(row["throughput_measured"])
+    records = pd.read_parquet(tmp_path / "fidelity.parquet")
+    seconds = np.ceil(records["scheduled"].iloc[-1])
+    # Requests that are answered after the load do not count: in the simulation one or two, on a busy machine more.
+    assert seconds * row["throughput_measured"] == pytest.approx((records["finished"] < seconds).sum())
+    assert seconds * row["throughput_predicted"] == pytest.approx(row["offered"], abs=2)
     assert row["latency_mean_predicted"] > 0.005
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from deadlines import eventually
+from process_family import ended, family
 from ray_jobs import Errand, refuse, square
 
 from opd.host.parallel import run_tasks
@@ -36,6 +39,30 @@ def test_the_error_of_a_task_is_raised(monkeypatch, tmp_path: Path):
     monkeypatch.setenv("RAY_ADDRESS", "")
     with pytest.raises(ValueError, match="1 is refused"):
         list(run_tasks(refuse, Errand(tmp_path), [0, 1, 2], workers=2))
+
+
+ASKS = """
+import time
+from opd.host.parallel import run_tasks
+
+if __name__ == "__main__":
+    for _ in run_tasks(max, 0, [1, 2, 3], workers=2):
+        print("begun", flush=True)
+        time.sleep(3600)
+"""
+
+
+@pytest.mark.processes
+def test_no_process_outlives_the_one_that_asks_and_is_killed(monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    (tmp_path / "asks.py").write_text(ASKS)
+    asks = subprocess.Popen([sys.executable, tmp_path / "asks.py"], stdout=subprocess.PIPE, text=True)
+    assert asks.stdout is not None and asks.stdout.readline() == "begun\n"
+    processes = family(asks.pid)
+    assert len(processes) >= 3
+    asks.kill()
+    asks.wait()
+    eventually(lambda: all(ended(process) for process in processes))
 
 
 def test_a_missing_ray_is_named_with_the_remedy(monkeypatch):

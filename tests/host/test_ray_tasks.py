@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from deadlines import PATIENCE, eventually
-from ray_cluster import add_node, ray_cluster
+from ray_cluster import lost_after
 from ray_jobs import Errand, refuse, square
 
 from opd.host.parallel import run_tasks
+from opd.study.benchmarks.ray_nodes import add_node, ray_nodes
 
 pytest.importorskip("ray", reason="needs Ray: pip install 'opd[ray]'")
 
@@ -28,23 +26,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.processes]
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[object]:
     """A head and two nodes for tasks."""
-    with ray_cluster(workers=2) as running:
+    with ray_nodes(2) as running:
         yield running
-
-
-@contextmanager
-def lost_after(cluster, sign: Callable[[], object], node) -> Iterator[None]:
-    """Kill all processes of a node as soon as there is a sign; at the end it must be gone."""
-
-    def kill() -> None:
-        eventually(sign, 2 * PATIENCE)
-        cluster.remove_node(node, allow_graceful=False)
-
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
-    yield
-    killer.join(PATIENCE)
-    assert not killer.is_alive() and node not in cluster.worker_nodes
 
 
 def test_a_killed_node_costs_its_task_only(cluster, tmp_path: Path):

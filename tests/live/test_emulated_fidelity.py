@@ -49,8 +49,9 @@ def test_more_than_twenty_replicas_are_compared_with_the_simulator(site):
 
 def test_what_the_plane_adds_is_measured_without_noise(site):
     quiet = SimulationParameters(service_noise=0.0, batch_timeout=0.05)
-    with site.open_backend(pipeline_of_many(), quiet, stages((0, 1, 1), (0, 1, 1))) as backend:
+    with site.open_backend(pipeline_of_many(), quiet, stages((0, 1, 2), (0, 1, 1))) as backend:
         found = measure_overhead(backend, read_samples(site.samples("many")), 6, 2, 0.5)
+        assert backend.configuration == stages((0, 1, 1), (0, 1, 1))  # no request waited for a batch to fill
     assert found["requests"] == 4 and found["direct_ms"]["p50"] >= 200.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 import matplotlib.image
@@ -191,6 +192,15 @@ def quick_cells(folder, policies=("greedy",)) -> list[LiveCell]:
 SETTING = replace(setting_on(waves(), {}), simulation=SimulationParameters(interval=2, batch_timeout=0.05))
 
 
+def serving_processes():
+    """Command lines of servers that this process, or one of its children, still runs."""
+    commands = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has ended
+            commands.append(" ".join(child.cmdline()))
+    return [command for command in commands if "opd.serving" in command]
+
+
 @pytest.mark.processes
 @pytest.mark.slow
 def test_runs_take_place_side_by_side_and_are_kept(tmp_path):
@@ -212,7 +222,7 @@ def test_runs_take_place_side_by_side_and_are_kept(tmp_path):
 
     again = evaluate_live(SETTING, cells, tmp_path, side_by_side=2)
     assert again["began"].tolist() == rows["began"].tolist()  # nothing ran again
-    assert not [each for each in psutil.Process().children(recursive=True) if "opd.serving" in " ".join(each.cmdline())]
+    assert not serving_processes()
     (tmp_path / "timelines" / f"{cells[0].name('greedy', 0)}.csv").unlink()
     with pytest.raises(FileNotFoundError, match="is missing, although its run is kept; delete rows.csv"):
         read_timelines(cells)

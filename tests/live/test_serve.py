@@ -70,13 +70,14 @@ import sys
 from pathlib import Path
 from tiny_local import PARAMETERS, tiny_pipeline
 from opd.control.policies import SolverPolicy
-from opd.live.serve import serve, show
+from opd.control.sharing import StaticSplit
+from opd.live.serve import Served, serve, show
 from opd.objective import Weights
 from opd.solvers import greedy
 pipeline = tiny_pipeline()
 policy = SolverPolicy(pipeline, greedy)
-statuses = serve(pipeline, policy, max, Weights(), PARAMETERS, Path({folder!r}), store={store!r})
-show(statuses)
+served = Served(pipeline, policy, max, Weights(), PARAMETERS, Path({folder!r}), {store!r})
+show(serve([served], StaticSplit((pipeline.capacity,))))
 """
 
 

@@ -153,6 +153,18 @@ def test_all_problems_of_a_file_are_reported_together(tmp_path: Path):
 # ------------------------------------------------------------------------------------------------------------ editors
 
 
+def test_the_version_of_the_format_may_be_left_out_and_another_one_is_refused(tmp_path):
+    path, text = tmp_path / "pipeline.yaml", pipeline_path("video").read_text(encoding="utf-8")
+    for given in ("", "version: 1\n"):
+        path.write_text(given + text, encoding="utf-8")
+        assert read_pipeline_file(path).version == 1
+    for version, remedy in ((2, "install a newer opd"), (0, "leave it out")):
+        path.write_text(f"version: {version}\n{text}", encoding="utf-8")
+        message = rf"version \(line 1\): {version} is not 1, the version of .* that this opd reads; {remedy}"
+        with pytest.raises(DocumentError, match=message):
+            read_pipeline_file(path)
+
+
 def test_the_published_json_schema_is_up_to_date():
     published = package_path("profiling", "pipeline.schema.json").read_text(encoding="utf-8")
     remedy = "python -c 'from opd.profiling.pipeline_file import json_schema; print(json_schema(), end=\"\")'"

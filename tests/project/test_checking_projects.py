@@ -161,6 +161,16 @@ def test_a_wrong_pipeline_file_does_not_hide_what_else_is_wrong(shop):
         assert words in texts(found)
 
 
+@pytest.mark.parametrize(
+    "content, words", [("{", "not appear to be JSON"), ('{"cells": [], "nbformat": 4}', "metadata")]
+)
+def test_files_that_are_no_notebooks_are_named(folder, content, words):
+    (folder / "notebooks" / "03_ppo_training.ipynb").write_text(content)
+    found = check_project(folder, run_models=False)
+    assert places(found) == ["notebooks"] + ["models"] * 3
+    assert "03_ppo_training.ipynb is no notebook" in texts(found) and words in texts(found)
+
+
 def test_missing_notebooks_are_named(folder):
     (folder / "notebooks" / "03_ppo_training.ipynb").unlink()
     change(folder, sed=1)  # it may be a parameter of the missing one

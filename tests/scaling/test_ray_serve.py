@@ -15,11 +15,11 @@ from typing import NamedTuple
 import pytest
 from deadlines import PATIENCE, eventually
 from pipeline_folders import PROFILE, write_pipeline
-from ray_cluster import ray_cluster
 
 from opd.scaling.decider import load_plan
 from opd.scaling.ray_serve import ServePolicy
 from opd.serving.monitoring.prometheus import PrometheusServer
+from opd.study.benchmarks.ray_nodes import ray_nodes
 
 RUNNING = {"first": ("small", 1), "second": ("small", 1)}
 SLOW_STAGES = PROFILE.replace("0.05,0.06", "0.4,0.4").replace("0.05,0.05", "0.25,0.25")
@@ -240,7 +240,7 @@ def test_ray_serve_runs_what_is_decided(ray_prometheus: PrometheusServer, shop: 
         found = serve.status().applications["shop"].deployments
         return {name.lower(): found[name].replica_states.get("RUNNING", 0) for name in found}
 
-    with ray_cluster(workers=0):
+    with ray_nodes(0):
         ray_prometheus.set_targets({node["NodeID"]: f"127.0.0.1:{node['MetricsExportPort']}" for node in ray.nodes()})
         # A process that starts long before Ray's page of metrics is up never reports any.
         eventually(lambda: (ray_prometheus.rates("sum(up)", 1) > 0).any(), 2 * PATIENCE, 0.5)

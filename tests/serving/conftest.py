@@ -44,10 +44,12 @@ def running(tmp_path_factory, store):
 
 @pytest.fixture
 def backend(running):
-    """The running pipeline, back in its first configuration."""
+    """The running pipeline, back in its first configuration, also where an earlier test ended with an error."""
+    from deadlines import eventually
     from tiny_local import INITIAL
 
     running.apply(INITIAL)
+    eventually(lambda: all(stage.settled for stage in running.stages))  # after an error it is restored later
     return running
 
 

@@ -11,7 +11,8 @@ from small_pipelines import stages
 from opd.live.generator import start_load
 from opd.measurement import SimulationParameters
 from opd.pipeline import Pipeline, ServiceLevel, Task, Variant
-from opd.serving.emulation.pipeline import emulated_pipeline, emulated_samples
+from opd.serving.emulation.names import emulated_pipeline
+from opd.serving.emulation.requests import emulated_samples
 from opd.serving.local import LocalBackend
 
 pytestmark = pytest.mark.processes

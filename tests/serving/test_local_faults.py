@@ -91,11 +91,11 @@ def test_a_stopped_gateway_is_detected_and_restarted(backend, tmp_path, monkeypa
 @pytest.fixture
 def without_standbys(backend, monkeypatch):
     """No replica starts faster than another."""
-    for stage in backend.stages:
-        monkeypatch.setattr(stage, "standbys", 0)
-    for stage in backend.stages:
-        for standby in list(stage._standby):
-            standby.kill()
+    with backend._changed:  # no standby is just being started
+        for stage in backend.stages:
+            monkeypatch.setattr(stage, "standbys", 0)
+            for standby in stage._standby:
+                standby.kill()
     eventually(lambda: not any(stage._standby for stage in backend.stages))
 
 

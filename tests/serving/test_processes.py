@@ -1,11 +1,13 @@
 """Server processes: their ports, their end, and their last words."""
 
+import os
 import socket
 
+import psutil
 import pytest
 from deadlines import PATIENCE, eventually, within
 
-from opd.serving.processes import ServerProcess, StartError, hold_port, last_error, running
+from opd.serving.processes import ServerProcess, StartError, hold_port, last_error, model_process, running
 from opd.serving.settings import ServerSettings
 
 pytestmark = pytest.mark.processes
@@ -56,3 +58,12 @@ def test_the_reason_of_a_killed_server_names_the_signal(tmp_path):
     process.kill()
     eventually(process.ended)
     assert "killed by SIGKILL after" in process.failure_reason()
+
+
+def test_replicas_yield_to_the_gateway(tmp_path):
+    own, other = os.getpriority(os.PRIO_PROCESS, 0), ServerProcess("gateway", STORELESS, tmp_path)
+    replica = model_process("replica", "shop", "first", "fast", str(tmp_path), tmp_path)
+    assert psutil.Process(other.pid).nice() == own < psutil.Process(replica.pid).nice()
+    for process in (other, replica):
+        process.kill()
+        eventually(process.ended)

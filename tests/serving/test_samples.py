@@ -1,6 +1,7 @@
 """Requests from JSON and Parquet files, and the errors of those that are wrong."""
 
 import json
+import sys
 
 import numpy as np
 import pandas as pd
@@ -52,6 +53,14 @@ def test_payloads_of_a_parquet_file_become_requests(tmp_path):
     path = tmp_path / "pages.parquet"
     pd.DataFrame({"payload": [b"one", b"two"], "truth": "?"}).to_parquet(path)
     assert [tensors_of(sample)["payload"].tolist() for sample in read_samples(path)] == [[b"one"], [b"two"]]
+
+
+def test_without_pyarrow_the_error_names_it(tmp_path, monkeypatch):
+    path = tmp_path / "pages.parquet"
+    pd.DataFrame({"payload": [b"one"]}).to_parquet(path)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
+    with pytest.raises(DocumentError, match=r"need the package pyarrow; install it with: pip install pyarrow, or"):
+        read_samples(path)
 
 
 def changed(**parts):

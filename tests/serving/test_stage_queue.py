@@ -21,13 +21,7 @@ from opd.pipeline import (
     as_array,
 )
 from opd.serving.contents import PAYLOAD, payload_request, payloads_of
-from opd.serving.protocol import (
-    MalformedRequestError,
-    QueueFullError,
-    ReplicaFailedError,
-    ServingError,
-    TooOldError,
-)
+from opd.serving.protocol import MalformedRequestError, QueueFullError, ReplicaFailedError, ServingError, TooOldError
 from opd.serving.replicas import ReplicaEndpoint
 from opd.serving.settings import StageSettings
 from opd.serving.stage_queue import StageQueue

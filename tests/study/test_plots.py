@@ -106,6 +106,17 @@ def test_save_makes_the_folder(tmp_path: Path):
     check_written(tmp_path / "new" / "figure.png")
 
 
+def test_a_figure_is_saved_as_the_same_vectors_every_time(tmp_path: Path):
+    def saved(folder: str) -> bytes:
+        figure, axes = plt.subplots()
+        axes.plot([1, 2], [3, 4], label="line", marker="o")
+        axes.legend()
+        save_figure(figure, tmp_path / folder / "figure.png")
+        return (tmp_path / folder / "figure.svg").read_bytes()
+
+    assert b"<svg" in saved("one") and saved("one") == saved("two")
+
+
 def test_loads_show_mean_values_and_their_spread(tmp_path: Path):
     figure = plots.plot_loads(evaluation(seeds=2), "ocr", LABEL, tmp_path / "loads.png", Weights())
     check_written(tmp_path / "loads.png")

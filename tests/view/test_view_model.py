@@ -13,7 +13,7 @@ from small_pipelines import ocr_pipeline
 from viewed_steps import known_step, loop_views, view_after
 
 from opd.measurement import Calibration, unmeasured
-from opd.serving.emulation.pipeline import emulated_pipeline
+from opd.serving.emulation.names import emulated_pipeline
 from opd.view.model import IntervalView, StageView, View, view_of
 
 

@@ -202,3 +202,12 @@ def test_an_error_in_drawing_is_logged_and_the_next_view_is_drawn(caplog):
         terminal.show(good)
     assert console.file.getvalue().splitlines() == [line(good)]
     assert "the view is not drawn; control goes on" in caplog.text
+
+
+def test_the_display_shows_the_newest_view_of_every_pipeline():
+    console, view = Console(file=StringIO(), force_terminal=True, width=80), view_after(known_step())
+    with Terminal("", console) as terminal:
+        terminal.show(view)
+        terminal.show(replace(view, pipeline="video"))
+    text = console.file.getvalue()
+    assert text.count("ocr at 127.0.0.1:9") == text.count("video at 127.0.0.1:9") + 1 > 1

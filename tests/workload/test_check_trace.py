@@ -80,20 +80,20 @@ def test_a_usable_trace_becomes_the_one_of_the_study(project):
 
 def test_the_damping_changes_with_the_kind_of_trace_alone(project):
     params = project / "params.yaml"
-    shutil.copy(package_path(*SYNTHETIC_FILE), project / "copy.parquet")
+    shutil.copy(package_path(*SYNTHETIC_FILE), project / "copy.csv.gz")
     shutil.copy("own.csv", "other.csv")
 
     def after(source: str) -> tuple[int, str]:
         note = write_trace(params, source)
         return yaml.safe_load(params.read_text(encoding="utf-8"))["damping"], note
 
-    assert after("copy.parquet") == (2, "")
+    assert after("copy.csv.gz") == (2, "")
     assert after("own.csv") == (1, "damping is now 1 (before: 2): the counts of own.csv are taken as they are")
     params.write_text(params.read_text(encoding="utf-8").replace("damping: 1", "damping: 3"), encoding="utf-8")
     before = params.read_bytes()
     assert after("own.csv") == (3, "") and params.read_bytes() == before
     assert after("other.csv") == (3, "")
-    assert after("copy.parquet") == (8, "damping is now 8 (before: 3): the counts of copy.parquet are divided by 8")
+    assert after("copy.csv.gz") == (8, "damping is now 8 (before: 3): the counts of copy.csv.gz are divided by 8")
     assert after("synthetic") == (8, "")
 
 

@@ -21,8 +21,9 @@ def test_the_bundled_file_is_what_the_generator_makes(bundled):
 
 
 @pytest.mark.processes
-def test_the_command_line_writes_a_readable_trace(tmp_path):
-    path = tmp_path / "other.parquet"
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+def test_the_command_line_writes_a_readable_trace(tmp_path, suffix):
+    path = tmp_path / f"other{suffix}"
     command = [
         sys.executable,
         "-m",

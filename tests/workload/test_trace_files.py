@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ def dates(seconds: np.ndarray, zone: str | None = "UTC") -> pd.Series:
 
 def write(path: Path, columns: dict[str, object]) -> Path:
     table = pd.DataFrame(columns)
-    table.to_csv(path, index=False) if path.suffix == ".csv" else table.to_parquet(path)
+    table.to_csv(path, index=False) if path.suffix != ".parquet" else table.to_parquet(path)
     return path
 
 
@@ -39,7 +41,7 @@ def error_of(path: Path) -> str:
 # Formats
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".parquet"])
 @pytest.mark.parametrize(
     "times",
     [
@@ -61,7 +63,7 @@ def test_a_row_a_second(tmp_path, times, suffix):
     assert (trace.name, trace.is_synthetic, trace.damping) == (f"own{suffix}", False, 2)
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".parquet"])
 @pytest.mark.parametrize("kind", ["seconds", "fractions", "dates"])
 def test_a_row_a_request_in_any_order(tmp_path, kind, suffix):
     rng = np.random.default_rng(3)
@@ -105,7 +107,7 @@ def test_offsets_from_utc_may_change_with_the_clock(tmp_path):
 
 
 def test_the_bundled_trace_is_recognised_wherever_it_lies(tmp_path):
-    copy = tmp_path / "copy.parquet"
+    copy = tmp_path / "copy.csv.gz"
     copy.write_bytes(package_path(*SYNTHETIC_FILE).read_bytes())
     assert load_trace(copy).is_synthetic and load_trace(copy).name == "synthetic"
 
@@ -123,10 +125,10 @@ def test_the_bundled_trace_is_recognised_wherever_it_lies(tmp_path):
         (3e9, "count '3000000000.0' is too large"),
     ],
 )
-@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".parquet"])
 def test_a_bad_count_is_named_with_its_row(tmp_path, value, message, suffix):
     counts = np.array([1.0, value, value, *COUNTS])
-    place = "line 3" if suffix == ".csv" else "row 1 (the first is row 0)"
+    place = "row 1 (the first is row 0)" if suffix == ".parquet" else "line 3"
     path = write(tmp_path / f"bad{suffix}", {"count": counts})
     error = error_of(path)
     assert error.startswith(f"trace 'bad{suffix}': {place}: {message} (2 such rows); write ")
@@ -230,7 +232,7 @@ def test_time_zones_may_not_be_mixed(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("trace.xlsx", b"1", "ends in '.xlsx'; only .csv and .parquet"),
+        ("trace.xlsx", b"1", "ends in '.xlsx'; only .csv, .csv.gz and .parquet"),
         ("broken.parquet", b"not parquet", "cannot be read as parquet: .*; write it with pandas"),
         ("empty.csv", b"", "line 1 is empty; write the header 'count'"),
         ("header.csv", b"count\n", "has no rows; write one row a second"),
@@ -248,6 +250,8 @@ def test_time_zones_may_not_be_mixed(tmp_path):
         ("wide.csv", b"count\n1,2\n3,4\n", "cannot be read as csv: .*; save it"),
         ("latin.csv", b"count\n\xff\xfe\n", "cannot be read as csv: .*utf-8.*; save it as UTF-8"),
         ("utf16.csv", "count\n5\n".encode("utf-16"), "cannot be read as csv: .*; save it as UTF-8"),
+        ("packed.csv.gz", b"not packed", "cannot be read as csv: Not a gzipped file.*; save it as UTF-8"),
+        ("cut.csv.gz", gzip.compress(b"count\n5\n")[:-9], "cannot be read as csv: .*; save it as UTF-8"),
         ("quote.csv", b'count\n"5\n', "count '5.n' is not a number|cannot be read as csv"),
     ],
 )
@@ -266,7 +270,21 @@ def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
     path = tmp_path / "huge.csv"
     with path.open("wb") as file:
         file.truncate(trace_files.MAX_BYTES + 1)  # sparse
-    assert "it has 1073741825 bytes, but at most 1073741824 can be read; cut it" in error_of(path)
+    assert "it has more than 1073741824 bytes, the limit of a trace; cut it" in error_of(path)
+
+
+def test_a_small_file_that_unpacks_to_a_huge_one_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(trace_files, "MAX_BYTES", 10_000)
+    path = tmp_path / "huge.csv.gz"
+    path.write_bytes(gzip.compress(b"5\n" * 10_000))
+    assert path.stat().st_size < 1000
+    assert "it has more than 10000 bytes, the limit of a trace; cut it" in error_of(path)
+
+
+def test_without_pyarrow_the_error_names_it(tmp_path, monkeypatch):
+    path = write(tmp_path / "own.parquet", {"count": COUNTS})
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
+    assert "Parquet files need the package pyarrow; install it with: pip install pyarrow, or save" in error_of(path)
 
 
 def test_a_log_over_years_is_refused_before_its_seconds_are_counted(tmp_path):

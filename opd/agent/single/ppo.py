@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from opd.agent.checkpoints import load_checkpoint, save_checkpoint
 from opd.agent.single.imitation import Imitation, demonstrate, expert_of, paper_guide
 from opd.agent.single.network import ActorCritic
 from opd.agent.single.problem import Problem, TrainingParameters
@@ -34,6 +35,9 @@ from opd.simulator.environment import PipelineVectorEnv
 
 CHECKPOINT, METRICS = "checkpoint.pt", "metrics.csv"
 """Files of a run."""
+
+FORMAT = "opd single-agent training 1"
+"""Format of the checkpoint."""
 
 
 def ppo_loss(
@@ -183,15 +187,18 @@ class PPOTrainer:
             "best": self.best,
             "metrics": self.metrics,
         }
-        with written_whole(folder / CHECKPOINT) as unfinished:
-            torch.save(state, unfinished)
+        save_checkpoint(folder / CHECKPOINT, FORMAT, state)
 
     def resume(self, folder: Path) -> None:
-        """Restore the checkpoint of a folder, if there is one."""
+        """Restore the checkpoint of a folder, if there is one.
+
+        Raises:
+            TrainingStateError: if it is damaged, or of another version.
+        """
         path = folder / CHECKPOINT
         if not path.is_file():
             return
-        state = torch.load(path, weights_only=True)
+        state = load_checkpoint(path, FORMAT)
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.reward_scale = RewardScale(*state["reward_scale"])

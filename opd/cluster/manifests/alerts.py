@@ -18,7 +18,7 @@ from opd.control.loop import REFUSED
 from opd.pipeline import Pipeline, ServiceLevel
 from opd.serving import metrics
 from opd.serving.monitoring.source import SCRAPE_SECONDS
-from opd.serving.protocol import COMPLETED
+from opd.serving.outcomes import COMPLETED
 
 RUNBOOK = "docs/kubernetes.md#alerts"
 """Where each alert has a line that says what to do."""

@@ -58,6 +58,7 @@ class Pod:
         memory: as Kubernetes writes it.
         account: ServiceAccount whose token is mounted; none if empty.
         caches_models: whether it pulls variants from the model store.
+        drain_seconds: that it still serves after it was told to end.
         spread: whether the pods of this kind go to different nodes, as far as there are cores for them.
     """
 
@@ -66,6 +67,7 @@ class Pod:
     labels: Mapping[str, str]
     millicores: int
     memory: str
+    drain_seconds: int
     account: str = ""
     caches_models: bool = False
     spread: bool = True
@@ -80,7 +82,7 @@ def pod_template(pod: Pod, settings: ClusterSettings) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "automountServiceAccountToken": bool(pod.account),
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": settings.grace_seconds,
+        "terminationGracePeriodSeconds": settings.grace_seconds(pod.drain_seconds),
         "containers": [_container(pod, settings)],
         "volumes": [{"name": "settings", "configMap": {"name": pod.name}}, {"name": "tmp", "emptyDir": {}}],
     }
@@ -144,9 +146,9 @@ def _container(pod: Pod, settings: ClusterSettings) -> dict[str, Any]:
         container["volumeMounts"].append({"name": "cache", "mountPath": CACHE_FOLDER})
         if settings.storage_secret:
             container["envFrom"] = [{"secretRef": {"name": settings.storage_secret}}]
-    if settings.drain_seconds:
+    if pod.drain_seconds:
         # The handler `sleep` needs no program, but older clusters and the schema of SeldonDeployment lack it.
-        container["lifecycle"] = {"preStop": {"exec": {"command": ["sleep", str(settings.drain_seconds)]}}}
+        container["lifecycle"] = {"preStop": {"exec": {"command": ["sleep", str(pod.drain_seconds)]}}}
     return container
 
 
@@ -177,6 +179,7 @@ def gateway_pod(pipeline: Pipeline, settings: ClusterSettings) -> Pod:
         labels=labels(pipeline.name, GATEWAY),
         millicores=settings.gateway_millicores,
         memory=settings.gateway_memory,
+        drain_seconds=settings.gateway_drain_seconds,
         account=gateway_name(pipeline.name),
         spread=settings.gateways > 1,
     )
@@ -193,6 +196,7 @@ def model_pod(pipeline: Pipeline, task: Task, variant: Variant, settings: Cluste
         labels=labels(pipeline.name, MODEL, task.name, variant.name),
         millicores=1000 * variant.cores,
         memory=settings.model_memory,
+        drain_seconds=settings.drain_seconds,
         caches_models=True,
     )
 
@@ -205,6 +209,7 @@ def _emulated_pod(pipeline: Pipeline, task: Task, variant: Variant, settings: Cl
         labels=labels(pipeline.name, MODEL, task.name, variant.name),
         millicores=settings.emulated_millicores,
         memory=settings.emulated_memory,
+        drain_seconds=settings.drain_seconds,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import requests
 
 from opd.pipeline import Pipeline, Task, Variant
-from opd.serving.emulation.pipeline import is_emulated
+from opd.serving.emulation.names import is_emulated
 from opd.serving.emulation.settings import EmulationSettings, Failure, ReplicaSettings, replica_settings
 from opd.serving.processes import START_SECONDS, ServerProcess, hold_port, running
 

@@ -14,7 +14,7 @@ from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceServicer, add_G
 from opd.serving import metrics
 from opd.serving.batching import check_request, rows
 from opd.serving.emulation.settings import Failure, ReplicaSettings
-from opd.serving.protocol import GRPC_MESSAGE_BYTES, MalformedRequestError
+from opd.serving.protocol import SERVER_OPTIONS, MalformedRequestError
 
 logger = logging.getLogger(__name__)
 
@@ -23,13 +23,6 @@ VERSION = "emulated"
 
 SECONDS, LATE = "emulated_seconds", "emulated_late_seconds"
 """Parameters of an answer: the service time that was drawn, and how much later the replica woke up."""
-
-OPTIONS = (
-    ("grpc.max_send_message_length", GRPC_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", GRPC_MESSAGE_BYTES),
-    # With port reuse, two servers could share a port and each receive some of the requests.
-    ("grpc.so_reuseport", 0),
-)
 
 
 class EmulatedReplica(GRPCInferenceServiceServicer):  # type: ignore[misc]
@@ -50,7 +43,7 @@ class EmulatedReplica(GRPCInferenceServiceServicer):  # type: ignore[misc]
         self._rng = np.random.default_rng(settings.seed)
         self._ready_at = self._loop.time() + settings.startup_seconds
         self._idle_at = 0.0
-        self._server = aio.server(options=OPTIONS)
+        self._server = aio.server(options=SERVER_OPTIONS)
         self._server.add_insecure_port(f"{host}:{settings.grpc_port}")
         add_GRPCInferenceServiceServicer_to_server(self, self._server)
         labels = settings.pipeline, settings.task, settings.variant

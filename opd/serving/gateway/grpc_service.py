@@ -11,18 +11,11 @@ from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceServicer, add_G
 
 from opd import __version__
 from opd.serving.gateway.walk import Gateway
-from opd.serving.protocol import GRPC_MESSAGE_BYTES, ServingError
+from opd.serving.protocol import SERVER_OPTIONS, ServingError
 
 logger = logging.getLogger(__name__)
 
 SERVER_NAME = "opd-gateway"
-
-OPTIONS = (
-    ("grpc.max_send_message_length", GRPC_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", GRPC_MESSAGE_BYTES),
-    # With port reuse, two servers could share a port and each receive some of the requests.
-    ("grpc.so_reuseport", 0),
-)
 
 
 class GatewayServicer(GRPCInferenceServiceServicer):  # type: ignore[misc]
@@ -92,7 +85,7 @@ def grpc_server(gateway: Gateway, address: str) -> aio.Server:
     Raises:
         RuntimeError: if it cannot listen there.
     """
-    server = aio.server(options=OPTIONS)
+    server = aio.server(options=SERVER_OPTIONS)
     add_GRPCInferenceServiceServicer_to_server(GatewayServicer(gateway), server)
     server.add_insecure_port(address)
     return server

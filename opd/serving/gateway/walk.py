@@ -13,15 +13,8 @@ from opd.serving import metrics
 from opd.serving.adapters import load_adapter, next_request
 from opd.serving.batching import check_request
 from opd.serving.client import Client
-from opd.serving.protocol import (
-    COMPLETED,
-    FAILED,
-    OUTCOMES,
-    MalformedRequestError,
-    ServingError,
-    age_of,
-    outcome_of,
-)
+from opd.serving.outcomes import COMPLETED, FAILED, OUTCOMES
+from opd.serving.protocol import MalformedRequestError, ServingError, age_of, outcome_of
 from opd.serving.replicas import ReplicaEndpoint
 from opd.serving.settings import GatewaySettings
 from opd.serving.stage_queue import StageQueue

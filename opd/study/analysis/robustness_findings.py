@@ -148,8 +148,11 @@ def _requests(number: float) -> str:
 
 # -------------------------------------------------------------------------------------------------------------- figure
 
-_LINE, _SPAN = 0.84, 0.6
+_LINE, _SPAN = 0.5, 0.6
 """Height of a line in inches, and the share of it for its marks; the rest separates the lines."""
+
+_DRAWN = (AGENT, "lookahead", "ladder", "myopic-backlog", "myopic")
+"""Those that see the queues, and the best of those that do not; tables have the others, too."""
 
 Places = Mapping[tuple[str, str], int]
 """The line of each condition and variant."""
@@ -159,7 +162,7 @@ def plot_robustness(summary: pd.DataFrame, label: str) -> Figure:
     """Draw the agent's lead over other policies and the requests that each policy drops; one row a condition.
 
     A whisker is the 95 % interval of the mean. Both scales are linear around zero and logarithmic beyond, because the
-    effects differ by factors of a hundred.
+    effects differ by factors of a hundred. Devices that the policies know are a reference and not drawn.
 
     Args:
         summary: of :func:`summarise_robustness`.
@@ -168,6 +171,7 @@ def plot_robustness(summary: pd.DataFrame, label: str) -> Figure:
     Returns:
         The figure, not saved.
     """
+    summary = summary[summary["policy"].isin(_DRAWN) & (summary["world"] != PROFILES_KNOWN)]
     variants = list(dict.fromkeys(zip(summary["world"], summary["variant"], strict=True)))
     lines = []  # a condition's heading, which is a line without a variant, and its variants
     for world in dict.fromkeys(summary["world"]):
@@ -175,7 +179,7 @@ def plot_robustness(summary: pd.DataFrame, label: str) -> Figure:
     figure, (leads, drops) = plt.subplots(
         1, 2, figsize=(12.5, 1.9 + _LINE * len(lines)), layout="constrained", sharey=True, width_ratios=(1.5, 1.0)
     )
-    figure.suptitle(f"In and out of distribution: {label}")
+    figure.suptitle(f"Where something is wrong: the agent and policies without training ({label})")
     places = {variant: place for place, variant in enumerate(lines) if variant[1]}
     _plot_leads(leads, summary, places)
     _plot_drops(drops, summary, places)
@@ -197,7 +201,7 @@ def _contrasting_style(policy: str) -> Style:
 
 
 def _plot_leads(axes: Axes, summary: pd.DataFrame, places: Places) -> None:
-    policies = ("lookahead", "ladder", "myopic-backlog", "myopic", "ipa")
+    policies = _DRAWN[1:]
     for number, policy in enumerate(policies):
         rows = summary[summary["policy"] == policy]
         heights = _heights(rows, places, number, len(policies))

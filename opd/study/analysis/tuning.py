@@ -282,4 +282,7 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    # Under its own name, by which a process of a Ray node finds the functions of tasks; there `__main__` is Ray's.
+    from opd.study.analysis.tuning import main as named
+
+    typer.run(named)

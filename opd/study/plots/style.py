@@ -234,9 +234,15 @@ def plain_numbers(figure: Figure) -> None:
 
 
 def save_figure(figure: Figure, path: str | Path) -> Figure:
-    """Write a figure to an image file, with its folder, and close it."""
+    """Write a figure to an image file, with its folder, and as SVG beside it for the book; then close it.
+
+    The same figure gives the same SVG, so that results can be compared.
+    """
     plain_numbers(figure)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
+    with plt.rc_context({"svg.hashsalt": path.name}):
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     plt.close(figure)
     return figure
