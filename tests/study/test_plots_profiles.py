@@ -40,4 +40,4 @@ def test_profile_figures_are_written(tmp_path: Path):
     plot_latency(REFERENCE, ["detection", "classification"], tmp_path / "latency.png")
     plot_accuracy_frontier([load_pipeline(name) for name in PIPELINES], tmp_path / "frontier.png")
     plot_comparison(compare_latencies(REFERENCE, REFERENCE), tmp_path / "comparison.png")
-    assert {path.name for path in tmp_path.iterdir()} == {"latency.png", "frontier.png", "comparison.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == {"latency.png", "frontier.png", "comparison.png"}

@@ -64,4 +64,4 @@ def test_sources_are_compared_on_the_bundled_trace(trace, forecaster, tmp_path):
         plots.plot_futures(trace, forecaster, comparison.sources, tmp_path / "futures.png"),
     ):
         assert "synthetic" in figure.get_suptitle()
-    assert {path.name for path in tmp_path.iterdir()} == {"futures_scores.png", "futures.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == {"futures_scores.png", "futures.png"}
