@@ -315,6 +315,11 @@ class Pipeline:
             for task in self.tasks
         )
 
+    @property
+    def smallest_cores(self) -> int:
+        """Cores of :meth:`smallest_configuration`, which are whole."""
+        return int(used_cores(self, self.smallest_configuration()))
+
     def selected(self, configuration: Configuration) -> Iterator[tuple[Variant, StageConfiguration]]:
         """Iterate over the tasks: the variant that ``configuration`` selects, and the stage configuration."""
         for task, stage in zip(self.tasks, configuration, strict=True):

@@ -49,6 +49,8 @@ class Forward:
         threading.Thread(target=self._accept, daemon=True, name="forward").start()
 
     def close(self):
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
         self._listener.close()
 
     def _accept(self):

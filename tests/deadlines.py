@@ -35,7 +35,7 @@ def within(seconds: float = PATIENCE) -> Iterator[None]:
 def terminating(process: subprocess.Popen[Any], seconds: float = PATIENCE) -> Iterator[subprocess.Popen[Any]]:
     """End a process when the block ends, however that ends: terminate it, and kill it after a grace period.
 
-    :meth:`subprocess.Popen.__exit__` waits for ever instead, so a failed assertion would hang.
+    :meth:`subprocess.Popen.__exit__` waits forever instead, so a failed assertion would hang.
 
     Args:
         process: to end.

@@ -1,4 +1,4 @@
-"""What a project needs that people join: forms, workflows, audit; all of it valid and of one mind with the rest."""
+"""What a project needs that people join: forms, workflows, audit; all of it valid and consistent with the rest."""
 
 from __future__ import annotations
 
@@ -115,6 +115,19 @@ def test_the_audit_finds_pins_within_the_ranges_of_advisories(tmp_path, version,
     assert done.returncode == affected, done.stderr
     assert (f"requests {version}: TEST-1" in done.stdout) == bool(affected)
     assert "2 pins, 1 advisories, the newest of 2024-10-10" in done.stdout
+
+
+def test_the_audit_takes_the_events_of_a_range_in_any_order(tmp_path):
+    (tmp_path / "advisories").mkdir()
+    advisory = yaml.safe_load(ADVISORY)
+    for affected in advisory["affected"]:
+        for each in affected.get("ranges", ()):
+            each["events"].reverse()
+    (tmp_path / "advisories" / "one.json").write_text(json.dumps(advisory))
+    found = {
+        version: audit(tmp_path, f"requests=={version}\n").returncode for version in ("2.19.1", "2.20.0", "2.31.1")
+    }
+    assert found == {"2.19.1": 1, "2.20.0": 0, "2.31.1": 0}
 
 
 def test_the_audit_ignores_withdrawn_advisories_and_needs_some(tmp_path):

@@ -143,12 +143,12 @@ class TinyDeployment(TinyCluster):
         self.prometheus.close()
         super().__exit__(*raised)
 
-    def backend(self, **changes: Any) -> KubernetesBackend:
+    def backend(self, kind: type[KubernetesBackend] = KubernetesBackend, **changes: Any) -> KubernetesBackend:
         """A backend of the deployed pipeline, with other arguments than usual."""
         arguments = {"times": TIMES, "announce": lambda *words: self.announced.append(words), **changes}
         chosen = arguments.pop("settings", self.settings)
         monitor = PrometheusUrl(self.prometheus.url)
-        return KubernetesBackend(self.cluster, self.pipeline, chosen, monitor, 0.2, **arguments)
+        return kind(self.cluster, self.pipeline, chosen, monitor, 0.2, **arguments)
 
     def pods(self, task: str) -> dict[str, int]:
         """Number of ready replicas by variant."""

@@ -10,6 +10,7 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +47,17 @@ def is_affected(version: str, affected: Mapping[str, Any]) -> bool:
 
 
 def _in_range(version: Version, events: list[Mapping[str, str]]) -> bool:
-    """Follow the events of a range, which are in the order of versions, up to the version."""
+    """Follow the events of a range, whatever order they are given in, up to the version."""
+    bounds = []
+    for kind, at in (item for event in events for item in event.items()):
+        with suppress(InvalidVersion):
+            bounds.append((Version(at), kind))
     inside = False
-    for event in events:
-        for kind, at in event.items():
-            try:
-                bound = Version("0" if at == "0" else at)
-            except InvalidVersion:
-                continue
-            if kind == "introduced" and version >= bound:
-                inside = True
-            elif (kind == "fixed" and version >= bound) or (kind == "last_affected" and version > bound):
-                inside = False
+    for bound, kind in sorted(bounds):
+        if kind == "introduced" and version >= bound:
+            inside = True
+        elif (kind == "fixed" and version >= bound) or (kind == "last_affected" and version > bound):
+            inside = False
     return inside
 
 

@@ -43,7 +43,7 @@ def load_checkpoint(path: Path, format_name: str) -> dict[str, Any]:
     Raises:
         TrainingStateError: if it is none of that format, with the remedy.
     """
-    remedy = "delete it, and the training begins anew from what was finished before"
+    remedy = "delete it, and the training starts over from what was finished before"
     try:
         state = torch.load(path, weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:

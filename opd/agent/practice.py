@@ -11,7 +11,7 @@ from opd.agent.description import Description, Situations, core_price, describe
 from opd.agent.experience import episode_starts
 from opd.measurement import Interval, Score, SimulationParameters
 from opd.objective import Objective
-from opd.pipeline import Pipeline, from_choices, to_choices, used_cores
+from opd.pipeline import Pipeline, from_choices, to_choices
 from opd.planner.lookahead import DROP_PENALTY
 from opd.profiling.calibrated import calibrated_pipeline
 from opd.profiling.generated import draw_speed, generate_pipeline
@@ -109,7 +109,7 @@ def generated_problem(
     rng = np.random.default_rng([seed, 7])
     pipeline = calibrated_pipeline(generated.pipeline, np.full(generated.pipeline.tables.cores.shape, draw_speed(rng)))
     if rng.random() < REDUCED_SHARE:
-        least = int(used_cores(pipeline, pipeline.smallest_configuration()))
+        least = pipeline.smallest_cores
         pipeline = replace(pipeline, capacity=int(rng.integers(least, pipeline.capacity, endpoint=True)))
     damping = generated.damping(int(trace.recorded[trace.split("train")].max()))
     decisions = min(STRETCH, load.workload.decisions)

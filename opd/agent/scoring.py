@@ -398,7 +398,7 @@ def _complete(d, s, e, p, choices, first):
 
 @njit(cache=True)
 def _go_on(d, s, e, p, current, n, chosen):
-    """The plan once stage n is chosen: the same where that was planned, otherwise later stages are planned anew."""
+    """The plan once stage n is chosen: the same where that was planned, otherwise later stages are planned again."""
     if (current[n] == chosen).all():
         return current
     changed = current.copy()

@@ -54,11 +54,15 @@ def _open_all(folders: list[Path], emulated: bool, record: Path | None) -> list[
     """Open projects; one that is alone is worked in."""
     if len(folders) == 1:
         return [_open(folders[0], emulated)]
+    from opd.host.imports import make_project_importable
     from opd.project.folder import Project, ProjectError
 
     if record is not None:
         raise ProjectError("a record is of one pipeline; serve one, or leave --record out")
-    return [Project.to_emulate(folder) if emulated else Project.at(folder) for folder in folders]
+    projects = [Project.to_emulate(folder) if emulated else Project.at(folder) for folder in folders]
+    for project in projects:
+        make_project_importable(project.root)  # for a policy of the user
+    return projects
 
 
 def _resolved(trace: str | None) -> str | None:

@@ -28,7 +28,7 @@ from opd.cluster.errors import (
     TooManyRequestsError,
     UnreadyError,
 )
-from opd.cluster.manifests.workloads import replicas_of, with_replicas
+from opd.cluster.manifests.workloads import replicas_of
 from opd.cluster.manual import ManualChangeError, ManualChanges
 from opd.cluster.names import MODEL
 from opd.cluster.pods import (
@@ -40,7 +40,7 @@ from opd.cluster.pods import (
     refusal_reason,
     unschedulable_reason,
 )
-from opd.cluster.resources import NODE, POD, Object, ObjectChange
+from opd.cluster.resources import NODE, POD, Object
 from opd.cluster.settings import ClusterSettings
 from opd.cluster.status import ask_gateways
 from opd.cluster.transition import Move, describe, plan
@@ -84,8 +84,8 @@ class KubernetesBackend(TelemetryBackend):
         times: how long parts of a change may take.
         announce: receives the reason and the details of what is being done, for people.
         may_act: whether this controller leads; asked before every change.
-        limit: cores that others on the same device leave for this pipeline; asked at every change. With it, a change
-            also waits until the cores that it gives back are free. None if the device is its own.
+        limit: cores that others on the same device leave for this pipeline, less what their replicas hold that still
+            end; asked at every change, and a change that needs more waits for them. None if the device is its own.
 
     Raises:
         NotFoundError: if the pipeline is not deployed.
@@ -130,6 +130,14 @@ class KubernetesBackend(TelemetryBackend):
             self._capacity = min(float(self.pipeline.capacity), free)
         return self._capacity
 
+    def cores_in_use(self) -> float:
+        """Return the cores of what runs, of what still ends, and of what an unfinished change has started.
+
+        Raises:
+            ClusterError: if the cluster does not answer.
+        """
+        return self._state.cores_in_use(targets(self.configuration))
+
     def apply(self, configuration: Configuration) -> None:
         """Bring the cluster to ``configuration``; return when it serves, while what it replaces still ends.
 
@@ -159,23 +167,6 @@ class KubernetesBackend(TelemetryBackend):
                 self.note_change()
         self.configuration = configuration
 
-    def preview(self, configuration: Configuration) -> list[ObjectChange]:
-        """Return every change that :meth:`apply` would make; the cluster checks them without keeping them.
-
-        Raises:
-            ClusterError: if it refuses one.
-        """
-        changes: list[ObjectChange] = []
-        wanted = targets(configuration)
-        for key, found in sorted(self._state.workloads().items()):
-            replicas = wanted.get(key, 0)
-            if replicas_of(found) != replicas:
-                self._state.scale(key, replicas, dry_run=True)
-                changes.append(ObjectChange(found, with_replicas(found, replicas)))
-        for n, stage in enumerate(configuration):
-            changes.append(ObjectChange(self._state.stage(n), self._state.write(n, stage, dry_run=True)))
-        return [change for change in changes if change.outcome == "changed"]
-
     def close(self) -> None:
         """End waiting, also that of a change in progress; the pipeline runs on. Any thread may call this."""
         self._closing.set()
@@ -187,6 +178,7 @@ class KubernetesBackend(TelemetryBackend):
         running = self._running()
         needed = targets(running).keys() | targets(wanted).keys()
         self._scale({key: 0 for key in self._state.workloads() if key not in needed}, deadline)
+        self._wait_for_others(running, wanted, deadline)
         room = self._room()
         rounds = plan(self.pipeline, running, wanted, room)
         if rounds:
@@ -197,8 +189,6 @@ class KubernetesBackend(TelemetryBackend):
             self._wait_until_ready(unchanged, deadline)
         for moves in rounds:
             self._carry_out(moves, deadline)
-        if rounds and self._limit is not None:
-            self._wait_until_given_back(targets(wanted), deadline)
 
     def _room(self) -> float:
         """Return the cores that may be in use during a change."""
@@ -320,15 +310,25 @@ class KubernetesBackend(TelemetryBackend):
                 "why their pods do not end"
             )
 
-    def _wait_until_given_back(self, wanted: dict[Key, int], deadline: float) -> None:
-        """Wait until what was replaced holds no cores; pods that do not end are no reason to undo the change."""
+    def _wait_for_others(self, running: Configuration, wanted: Configuration, deadline: float) -> None:
+        """Wait until others on the device have given back the cores that a change needs more.
 
-        def held() -> str:
-            more = self._state.cores_in_use(wanted) - self._state.cores(wanted)
-            return f"{more:g} cores are held by replicas that are to end" if more > 0 else ""
+        Raises:
+            UnreadyError: if they do not in time.
+        """
+        limit, needed = self._limit, self._state.cores(targets(wanted))
+        if limit is None or needed <= self._state.cores(targets(running)):
+            return
 
-        if problem := self._wait_while(held, deadline):
-            logger.warning("%s after %g s; others on the device wait", problem, self._settings.apply_seconds)
+        def missing() -> str:
+            left = limit()
+            return "" if needed <= left else f"{needed:g} cores are needed, the others leave {left:g}"
+
+        if problem := self._wait_while(missing, deadline):
+            raise UnreadyError(
+                f"others on the device still hold its cores after {self._settings.apply_seconds:g} s: {problem}; look "
+                "why their pods do not end"
+            )
 
     def _wait_until_ready(self, wanted: dict[Key, int], deadline: float) -> None:
         """Wait until every workload has its replicas ready.

@@ -15,7 +15,7 @@ from opd.cluster.record import ControllerMetrics, Recorder
 from opd.cluster.settings import ClusterSettings
 from opd.control.loop import Step
 from opd.control.policies import Policy
-from opd.control.sharing import Member, cores_of
+from opd.control.sharing import Member
 from opd.objective import Objective
 from opd.pipeline import Pipeline
 from opd.serving.monitoring.source import Monitor
@@ -77,10 +77,9 @@ class Charge:
         self._agent = getattr(controlled.policy, "origin", "")
         self.view = View(self.name, "starting", agent=self._agent)
 
-    @property
-    def cores(self) -> float:
-        """Cores of what runs; 0 while that is not known."""
-        return cores_of(self.controlled.pipeline, self.backend.configuration) if self.backend else 0.0
+    def cores_in_use(self) -> float:
+        """Cores that its replicas hold, see :meth:`KubernetesBackend.cores_in_use`; 0 while nothing is decided."""
+        return self.backend.cores_in_use() if self.backend else 0.0
 
     def member(self, backend: KubernetesBackend) -> Member[KubernetesBackend]:
         """The pipeline as :func:`opd.control.sharing.run_together` takes it."""

@@ -32,7 +32,6 @@ from opd.control.loop import ApplyError
 from opd.control.sharing import StaticSplit, run_together
 from opd.control.warm_up import warm_up
 from opd.host.get_server import Reply, get_server
-from opd.measurement import idle_observation
 from opd.pipeline import InfeasibleError
 from opd.view.model import View
 from opd.view.page import served_page
@@ -184,8 +183,7 @@ class Controller:
         begin = time.monotonic()
         logger.info("warming up: decisions are compiled")
         try:
-            pipelines = [each.controlled.pipeline for each in self._charges]
-            self._division.divide([*map(idle_observation, pipelines)], [0] * len(pipelines))
+            self._division.warm_up()
             for each in self._charges:
                 warm_up(each.controlled.pipeline, each.controlled.policy, each.controlled.forecast)
         except Exception:
@@ -244,7 +242,7 @@ class Controller:
         options, known = self._options, charge.controlled
 
         def left_by_others() -> float:
-            return self._division.capacity - sum(each.cores for each in self._charges if each is not charge)
+            return self._division.capacity - sum(each.cores_in_use() for each in self._charges if each is not charge)
 
         try:
             kind = ShadowBackend if options.shadow else PreviewBackend if options.dry_run else KubernetesBackend

@@ -163,8 +163,8 @@ class Deciding(NamedTuple):
     Attributes:
         pipeline: its definition.
         objective: that of the pipeline's file, unless the parameters have weights.
-        simulation: behaviour of the device; its interval is that of the options.
-        policy: makes the policy anew, for a seed, in the simulator or outside.
+        simulation: behaviour of the device; its interval is that of the options, in whole seconds.
+        policy: makes a new policy for a seed, in the simulator or outside.
         forecast: predicted maximum load (requests/s) for a history of per-second counts.
         futures: loads that may come, as far as the forecaster knows.
     """
@@ -190,6 +190,8 @@ def deciding_of(source: str, options: RunOptions) -> Deciding:
     make_project_importable(project)  # for a policy of the user
     parameters = read_document(options.params or project / "params.yaml")
     simulation = SimulationParameters(**parameters["simulation"])
+    if options.interval:
+        simulation = replace(simulation, interval=max(1, round(options.interval)))
     objective = load_objective(_source(source), parameters.get("weights"))
     ipa = IpaParameters(**parameters.get("ipa", {}))
     agent = options.agent or _default_agent(project, pipeline.name, options.policy)

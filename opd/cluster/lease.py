@@ -60,15 +60,14 @@ class LeaseTimes:
         return RetryPolicy(connect_seconds=seconds, read_seconds=seconds, attempts=1)
 
 
-def leases_of(
-    cluster: Cluster, pipelines: Iterable[str], times: LeaseTimes, holder: str | None = None
-) -> dict[str, Lease]:
+def leases_of(cluster: Cluster, pipelines: Iterable[str], times: LeaseTimes) -> dict[str, Lease]:
     """The Leases of several pipelines, by name, to be entered together.
 
     Each is taken only while the one before it is held, in the order of the names: of two controllers that want some of
     the same, one gets them all.
     """
     made: dict[str, Lease] = {}
+    holder: str | None = None
     wanted: Callable[[], bool] = lambda: True  # noqa: E731
     for name in sorted(pipelines):
         made[name] = lease = Lease(cluster, name, holder, times, wanted=wanted)

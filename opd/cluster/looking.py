@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from opd.cluster.backend import KubernetesBackend
+from opd.cluster.deployed_state import targets
 from opd.cluster.errors import ClusterError
-from opd.cluster.manifests.workloads import replicas_of
+from opd.cluster.manifests.workloads import replicas_of, with_replicas
+from opd.cluster.resources import ObjectChange
 from opd.control.loop import ApplyError, ObservationError
 from opd.measurement import Observation
 from opd.pipeline import Configuration, InfeasibleError, check_stage
@@ -27,6 +29,23 @@ class PreviewBackend(KubernetesBackend):
             raise ApplyError(f"dry run: the cluster would refuse it: {error}") from error
         print("".join(change.difference() for change in changes), flush=True)
         raise ApplyError("dry run: nothing was changed")
+
+    def preview(self, configuration: Configuration) -> list[ObjectChange]:
+        """Return every change that ``configuration`` would make; the cluster checks them without keeping them.
+
+        Raises:
+            ClusterError: if it refuses one.
+        """
+        changes: list[ObjectChange] = []
+        wanted = targets(configuration)
+        for key, found in sorted(self._state.workloads().items()):
+            replicas = wanted.get(key, 0)
+            if replicas_of(found) != replicas:
+                self._state.scale(key, replicas, dry_run=True)
+                changes.append(ObjectChange(found, with_replicas(found, replicas)))
+        for n, stage in enumerate(configuration):
+            changes.append(ObjectChange(self._state.stage(n), self._state.write(n, stage, dry_run=True)))
+        return [change for change in changes if change.outcome == "changed"]
 
 
 class ShadowBackend(KubernetesBackend):

@@ -59,7 +59,7 @@ class Start(NamedTuple):
 def start_of(pod: Object) -> Start | None:
     """Return the start of a pod that has just become ready; None unless the cluster has stamped all of it.
 
-    A pod that loses readiness and gets it back is stamped anew, so this is right only soon after its start.
+    A pod that loses readiness and gets it back is stamped again, so this is right only soon after its start.
     """
     status = pod.get("status") or {}
     since = {each["type"]: each.get("lastTransitionTime") for each in status.get("conditions") or []}

@@ -11,15 +11,13 @@ cores for each pipeline, solved exactly by dynamic programming. Replicas take wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
-from typing import NamedTuple
 
 import numpy as np
 
 from opd.control.policies import PerDevice
-from opd.measurement import Observation, SimulationParameters, backlog, planned_load
+from opd.measurement import Observation, SimulationParameters, backlog, idle_observation, planned_load
 from opd.objective import Objective
 from opd.pipeline import InfeasibleError, Pipeline, as_array, used_cores
 from opd.planner.lookahead import intervals_to_serve, returns
@@ -35,26 +33,15 @@ FUTURES = 8
 INTERVALS = 2
 """Length of a rollout at least; more where replicas start slowly."""
 
-KEPT_LOADS = 512
-"""Loads for which the solver's configurations are kept, for each pipeline on a device."""
-
 
 def best_within_cores(pipeline: Pipeline, solve: Solve, load: float) -> np.ndarray:
     """(M, N, 3) the solver's different configurations for a load within every number of cores, the fewest first."""
     found, cores = [], pipeline.capacity
-    smallest = int(used_cores(pipeline, pipeline.smallest_configuration()))
-    while cores >= smallest:
+    while cores >= pipeline.smallest_cores:
         best = solve(replace(pipeline, capacity=cores), load)
         found.append(as_array(best))
         cores = int(used_cores(pipeline, best)) - 1  # what is best within more cores is best wherever it fits
     return np.array(found[::-1])
-
-
-class _Device(NamedTuple):
-    """A pipeline with the latencies that were measured, and :func:`best_within_cores` on it by load."""
-
-    pipeline: Pipeline
-    best_within: Callable[[float], np.ndarray]
 
 
 class CoreValues:
@@ -78,30 +65,32 @@ class CoreValues:
     ) -> None:
         self.pipeline, self._objective, self._simulation = pipeline, objective, simulation
         self._futures, self._generator = futures or RecentFutures(), np.random.default_rng(seed)
-        solve = solver_for(objective, simulation)
+        self._solve = solver_for(objective, simulation)
+        self._devices: PerDevice[Pipeline] = PerDevice(pipeline, lambda present: present)
 
-        def device(present: Pipeline) -> _Device:
-            return _Device(present, lru_cache(KEPT_LOADS)(partial(best_within_cores, present, solve)))
-
-        self._devices: PerDevice[_Device] = PerDevice(pipeline, device)
-
-    def curve(self, observation: Observation) -> np.ndarray:
+    def curve(self, observation: Observation, generator: np.random.Generator | None = None) -> np.ndarray:
         """(W + 1,) the value of 0..W cores; minus infinity below the smallest configuration.
 
         All are tried in the same loads, and with the configurations for the load that is planned for and what waits.
+
+        Args:
+            observation: of the pipeline, with the forecast.
+            generator: of what is drawn, in place of that of the seed.
         """
-        present, best_within = self._devices.now(replace(observation, available_cores=np.inf))
+        present = self._devices.now(replace(observation, available_cores=np.inf))
         load = planned_load(observation) + backlog(observation, self._simulation.interval)
-        configurations = best_within(load)
-        worth = self._held(present, observation, configurations)
+        configurations = best_within_cores(present, self._solve, load)
+        worth = self._held(present, observation, configurations, generator or self._generator)
         values = np.full(present.capacity + 1, -np.inf)
         for cores, value in zip(used_cores(present, configurations).astype(int).tolist(), worth, strict=True):
             values[cores:] = value
         return values
 
-    def _held(self, present: Pipeline, observation: Observation, configurations: np.ndarray) -> list[float]:
+    def _held(
+        self, present: Pipeline, observation: Observation, configurations: np.ndarray, generator: np.random.Generator
+    ) -> list[float]:
         """What each of (M, N, 3) configurations is worth if it runs from now on."""
-        seconds, generator = self._simulation.interval, self._generator
+        seconds = self._simulation.interval
         length = seconds * intervals_to_serve(present, self._simulation, INTERVALS)
         loads = self._futures.sample(observation.history, observation.predicted_load, FUTURES, length, generator)
         arrivals, rollouts = draw_arrivals(loads, seconds, generator), RolloutSimulator(present, self._simulation)
@@ -114,7 +103,7 @@ class CoreValues:
 
 
 class Arbiter:
-    """Divides the cores of a device among pipelines, every interval anew.
+    """Divides the cores of a device among pipelines in every interval.
 
     Args:
         values: of cores to each pipeline.
@@ -127,6 +116,11 @@ class Arbiter:
     def __init__(self, values: Sequence[CoreValues], capacity: int) -> None:
         limits_on([each.pipeline for each in values], capacity)
         self._values, self.capacity = tuple(values), capacity
+
+    def warm_up(self) -> None:
+        """Compile what divisions need; later ones are as if this had not been called."""
+        curves = [each.curve(idle_observation(each.pipeline), np.random.default_rng(0)) for each in self._values]
+        best_division(curves, self.capacity)
 
     def divide(self, observations: Sequence[Observation | None], used: Sequence[int]) -> list[int]:
         """Give each pipeline its cores, and of those that are then left what its solver would still use.
@@ -155,7 +149,7 @@ def limits_on(pipelines: Sequence[Pipeline], capacity: int) -> list[int]:
     Raises:
         InfeasibleError: if the smallest configurations together do not fit.
     """
-    smallest = [int(used_cores(pipeline, pipeline.smallest_configuration())) for pipeline in pipelines]
+    smallest = [pipeline.smallest_cores for pipeline in pipelines]
     spare = capacity - sum(smallest)
     if spare < 0:
         names = ", ".join(f"{p.name} {cores}" for p, cores in zip(pipelines, smallest, strict=True))

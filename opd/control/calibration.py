@@ -57,7 +57,7 @@ LARGEST = np.log(20.0)
 """Log factor, up or down, beyond which a measurement is no service time: a call that hung, or a broken clock."""
 
 BAND = 0.02
-"""Change of a log factor or slope from which policies are told. They would otherwise plan anew for noise."""
+"""Change of a log factor or slope from which policies are told. They would otherwise plan again because of noise."""
 
 
 class _Measurement(NamedTuple):

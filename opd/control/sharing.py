@@ -58,6 +58,9 @@ class StaticSplit(NamedTuple):
         """Cores of the device."""
         return sum(self.shares)
 
+    def warm_up(self) -> None:
+        """Nothing needs to be compiled."""
+
     def divide(self, observations: Sequence[object], used: Sequence[int]) -> list[int]:
         """The shares."""
         return list(self.shares)

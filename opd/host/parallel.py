@@ -78,7 +78,7 @@ def _prepare(function: Callable[[Any, Any], Any], shared: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that hands out tasks has been killed: it would wait for the next one for ever."""
+    """End this process when the one that hands out tasks has been killed: it would wait for the next one forever."""
     if (parent := parent_process()) is not None:
         parent.join()
         os._exit(1)

@@ -43,7 +43,7 @@ class ReplayedPolicy(NamedTuple):
 
     Attributes:
         name: of the policy.
-        make: makes it anew, by seed.
+        make: makes a new one, by seed.
         forecast: predicted maximum load (requests/s) for a history of per-second counts.
     """
 

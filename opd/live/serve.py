@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ class Served:
         store: URL of the model store; by default that of the project.
         emulated: serve it by emulated replicas, under a name that says so; the policy decides as for real ones.
         record: file that gets a line for every decision; None for none.
+        project: folder with modules of the adapters; by default the working directory.
     """
 
     pipeline: Pipeline
@@ -66,6 +67,7 @@ class Served:
     store: str | None = None
     emulated: bool = False
     record: Path | None = None
+    project: Path | None = None
 
 
 def serve(served: Sequence[Served], division: Arbiter | StaticSplit, standbys: int = 0) -> Generator[View, None, None]:
@@ -79,8 +81,7 @@ def serve(served: Sequence[Served], division: Arbiter | StaticSplit, standbys: i
         standbys: processes that each stage keeps warm.
 
     Yields:
-        The view of each pipeline as soon as it serves and after every interval, and that of all when Ctrl-C begins
-        their end.
+        The view of each pipeline once all serve and after every interval, and that of all when Ctrl-C begins their end.
 
     Raises:
         StartError: if a pipeline does not start; nothing is left running.
@@ -88,7 +89,7 @@ def serve(served: Sequence[Served], division: Arbiter | StaticSplit, standbys: i
     """
     views: list[View] = []
     known: list[dict[str, Any]] = []
-    with ExitStack() as running:
+    with _closed_together() as running:
         members = []
         for each in served:
             member = _started(each, standbys, running)
@@ -97,6 +98,7 @@ def serve(served: Sequence[Served], division: Arbiter | StaticSplit, standbys: i
             views.append(view_of(member.pipeline, member.backend.configuration, state=WARMING_UP, **known[-1]))
         try:
             yield from views
+            division.warm_up()
             for each in served:
                 warm_up(each.pipeline, each.policy, each.forecast)
             for steps in run_together(members, division, sys.maxsize):
@@ -109,11 +111,30 @@ def serve(served: Sequence[Served], division: Arbiter | StaticSplit, standbys: i
             raise
 
 
-def _started(each: Served, standbys: int, running: ExitStack) -> Member[LocalBackend]:
+@contextmanager
+def _closed_together() -> Iterator[list[LocalBackend]]:
+    """Yield a list for backends; after the block all refuse new requests at once, and drain at the same time."""
+    started: list[LocalBackend] = []
+    try:
+        yield started
+    finally:
+        if len(started) == 1:
+            started[0].close()
+        else:  # not in a pool, whose threads a second Ctrl-C would wait for
+            threads = [threading.Thread(target=each.close, daemon=True) for each in started]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+
+def _started(each: Served, standbys: int, running: list[LocalBackend]) -> Member[LocalBackend]:
     """Start a pipeline with its smallest configuration; requests may arrive from now on."""
     pipeline = emulated_pipeline(each.pipeline) if each.emulated else each.pipeline
     first = pipeline.smallest_configuration()
-    backend = running.enter_context(LocalBackend(pipeline, each.parameters, first, each.folder, each.store, standbys))
+    common = pipeline, each.parameters, first, each.folder, each.store, standbys
+    backend = LocalBackend(*common, project=each.project)
+    running.append(backend)
     backend.begin_run()
     return Member(backend, pipeline, each.policy, each.forecast, each.objective)
 

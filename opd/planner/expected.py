@@ -15,8 +15,8 @@ from opd.pipeline import Pipeline, used_cores
 from opd.planner.present import replica_counts
 
 BUSIEST = 0.95
-"""Share of the time for which replicas count as busy at most: the formula of a queue for ever is infinite at 1, and an
-interval is far too short for such a queue to build up."""
+"""Share of the time for which replicas count as busy at most: the formula of a queue that runs forever is infinite at
+1, and an interval is far too short for such a queue to build up."""
 
 WAITING_SHARE = 0.2
 """Waiting time in terms of that formula: queues are younger and arrivals more regular than it assumes. Chosen, as

@@ -21,7 +21,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from opd.objective import Objective, Weights
-from opd.pipeline import Pipeline, ServiceLevel, Task, Variant, batch_sizes_up_to, used_cores
+from opd.pipeline import Pipeline, ServiceLevel, Task, Variant, batch_sizes_up_to
 from opd.profiling.attainable import attainable_load
 
 Range = Literal["inside", "outside"]
@@ -121,7 +121,7 @@ def draw_free_cores(pipeline: Pipeline, decisions: int, rng: np.random.Generator
     Returns:
         (``decisions``,) whole cores.
     """
-    least = int(used_cores(pipeline, pipeline.smallest_configuration()))
+    least = pipeline.smallest_cores
     changes = rng.random(decisions) < 1.0 / 20.0
     some = rng.integers(least, pipeline.capacity, decisions, endpoint=True)
     drawn = np.where(rng.random(decisions) < 0.5, pipeline.capacity, some)

@@ -21,7 +21,6 @@ from opd.control.sharing import Shared, StaticSplit, division_of
 from opd.control.warm_up import warm_up
 from opd.live.load import offer
 from opd.live.serve import Served, serve
-from opd.measurement import idle_observation
 from opd.pipeline import Pipeline
 from opd.project.folder import PARAMETERS_FILE, Project, ProjectError
 from opd.serving.emulation.names import SUFFIX
@@ -126,19 +125,18 @@ def serve_projects(
     The replicas of a project that is emulated are emulated. A ``record`` gets every decision.
 
     Yields:
-        The view of each as soon as it serves, and after every interval.
+        The view of each once all serve, and after every interval.
     """
-    pipelines = [each.pipeline for each in placed]
-    division.divide([*map(idle_observation, pipelines)], [0] * len(placed))  # compiles what it needs
+    division.warm_up()
     served, files = [], {}
     for project, pipeline, chosen in placed:
         warm_up(pipeline, chosen.policy, chosen.forecast)
         folder, parameters = serving_folder(project), project.simulation()
         folder.mkdir(parents=True, exist_ok=True)
         files[served_name(project)] = folder / ADDRESS_FILE
-        decides = chosen.policy, chosen.forecast, project.objective
+        decides = chosen.policy, chosen.forecast, project.objective, parameters
         store = store_url(project.root)
-        served.append(Served(pipeline, *decides, parameters, folder, store, project.emulated, record))
+        served.append(Served(pipeline, *decides, folder, store, project.emulated, record, project.root))
     views, written = serve(served, division, standbys), dict.fromkeys(files, "")
     try:
         for view in views:

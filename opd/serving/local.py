@@ -55,6 +55,7 @@ class LocalBackend(TelemetryBackend):
         standbys: processes without a variant that each stage keeps running; none if replicas are emulated.
         max_queue: requests that may wait at a stage, in each gateway.
         gateways: number of gateways side by side.
+        project: folder with modules of the adapters; by default the working directory.
 
     Raises:
         AlreadyControlledError: if another controller uses ``folder``.
@@ -72,6 +73,7 @@ class LocalBackend(TelemetryBackend):
         standbys: int = 0,
         max_queue: int = 1000,
         gateways: int = 1,
+        project: Path | None = None,
     ) -> None:
         check_feasible(pipeline, configuration)
         settings = StageSettings(
@@ -89,7 +91,7 @@ class LocalBackend(TelemetryBackend):
             super().__init__(pipeline, configuration, monitor, parameters.interval)
             self.emulation = acquired.enter_context(emulation_of(pipeline, folder, parameters.service_noise))
             acquired.callback(self._stop_stages)
-            self.gateways = LocalGateways(_gateway_settings(pipeline, settings), folder, gateways)
+            self.gateways = LocalGateways(_gateway_settings(pipeline, settings), folder, gateways, project)
             # Before the replicas, which its running requests still need.
             acquired.callback(stop_all, self.gateways.servers, settings.request_seconds)
             for task, stage in zip(pipeline.tasks, configuration, strict=True):

@@ -21,11 +21,12 @@ class LocalGateways:
         settings: of every gateway; the ports are chosen here.
         folder: folder for their settings and logs.
         number: of gateways.
+        project: folder with modules of the adapters; by default that of this process.
     """
 
-    def __init__(self, settings: GatewaySettings, folder: Path, number: int = 1) -> None:
+    def __init__(self, settings: GatewaySettings, folder: Path, number: int = 1, project: Path | None = None) -> None:
         names = [f"gateway-{place}" for place in range(number)] if number > 1 else ["gateway"]
-        self.servers = [SupervisedServer(name, settings, folder) for name in names]
+        self.servers = [SupervisedServer(name, settings, folder, project) for name in names]
         self._told: dict[tuple[str, str], dict[str, Any]] = {}
 
     @property

@@ -102,15 +102,25 @@ class ServerProcess:
         folder: folder for its settings and its log.
         threads: threads that numerical libraries of the process use by default.
         niceness: by how much it yields to this process and its other children where cores are few.
+        project: folder that it works in, where it looks for modules of users; by default that of this process.
 
     Attributes:
         started: monotonic time at which it was started.
         was_ready: whether it has been ready since then; the owner sets it.
     """
 
-    def __init__(self, name: str, settings: ProcessSettings, folder: Path, threads: int = 1, niceness: int = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: ProcessSettings,
+        folder: Path,
+        threads: int = 1,
+        niceness: int = 0,
+        project: Path | None = None,
+    ) -> None:
         ports = {name: hold_port(self) for name in ("http_port", "grpc_port", "metrics_port")}
-        self.name, self.folder, self._threads, self._niceness = name, folder, threads, niceness
+        self.name, self.folder, self._project = name, folder.resolve(), project
+        self._threads, self._niceness = threads, niceness
         self.settings = settings.model_copy(update={**ports, "end_with_parent": True})
         self._log = folder / f"{name}.log"
         self._stop_by: float | None = None
@@ -128,6 +138,7 @@ class ServerProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                cwd=self._project,
                 env={**os.environ, "OMP_NUM_THREADS": str(self._threads)},
             )
         os.setpriority(os.PRIO_PROCESS, self.pid, os.getpriority(os.PRIO_PROCESS, 0) + self._niceness)

@@ -233,7 +233,7 @@ class StageQueue:
 
     def _drop_expired(self, now: float) -> None:
         """Drop requests that have reached the age limit; they need not be first in the queue."""
-        # Compares with the same number that the timer is set to: another sum could round to "too young" for ever.
+        # Compares with the same number that the timer is set to: another sum could round to "too young" forever.
         if now < self._next_expiry:
             return
         waiting, self._waiting, self._next_expiry = self._waiting, deque(), math.inf

@@ -67,15 +67,16 @@ class SupervisedServer(ServerProcess):
         name: name of its files in ``folder``.
         settings: what it runs; its ports are chosen here.
         folder: folder for its settings and its log.
+        project: see :class:`ServerProcess`.
 
     Attributes:
         answers: whether it answered the last probe.
         backoff: its failed starts.
     """
 
-    def __init__(self, name: str, settings: ProcessSettings, folder: Path) -> None:
+    def __init__(self, name: str, settings: ProcessSettings, folder: Path, project: Path | None = None) -> None:
         self.answers, self.backoff = False, StartBackoff()
-        super().__init__(name, settings, folder)
+        super().__init__(name, settings, folder, project=project)
 
     def _start(self) -> None:
         self._is_down, self._failed_probes, self._next_probe = False, 0, 0.0

@@ -99,7 +99,7 @@ def test_an_agent_says_how_it_was_trained(finished, tmp_path):
     assert (about["course"]["pipelines"], about["ppo"]["problems"], list(about["traces"])) == ([2, 2], 2, ["waves.csv"])
 
 
-def test_a_finished_course_does_nothing_anew(finished, prepared, monkeypatch):
+def test_a_finished_course_does_nothing_again(finished, prepared, monkeypatch):
     agent, folder = finished
     written = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     for module, name in ((demonstrations, "demonstrate"), (course, "imitate"), (course, "improve")):

@@ -9,6 +9,7 @@ from typing import get_args
 import pytest
 import typer
 from cli_shell import PIPELINE, ROOT
+from code_blocks import code_blocks
 from deadlines import PATIENCE
 
 from opd import cli
@@ -191,8 +192,7 @@ def documented_commands():
     """Calls of ``opd`` in the documentation, split into words."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
-    blocks = re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    lines = "\n".join(code_blocks(text, "console")).replace("\\\n", " ").splitlines()
     return [shlex.split(match[1], comments=True) for line in lines if (match := re.match(r"\S*\bopd (.*)", line))]
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 import yaml
+from code_blocks import code_blocks
 from deadlines import PATIENCE
 from manifest_objects import KUBERNETES, ROOT, check_schema, find, identity, server_of
 
@@ -67,7 +68,7 @@ def example_with(folder, changes):
 def documented(language):
     """Blocks of code of the how-to."""
     text = (ROOT / "docs" / "kubernetes.md").read_text()
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return code_blocks(text, language)
 
 
 @pytest.mark.parametrize("folder", [CONTROLLER, *COMPONENTS, EXAMPLE], ids=lambda folder: folder.name)

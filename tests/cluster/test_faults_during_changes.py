@@ -4,12 +4,12 @@ The time from the end of the fault until the wanted configuration runs is record
 nothing depends on it.
 """
 
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 
 import pytest
-from deadlines import eventually
+from deadlines import PATIENCE, eventually
 from running_controllers import Running, controller
 from small_pipelines import stages
 from tiny_cluster import INITIAL, LARGE, SMALL, FixedPolicy, lease_spec, settings
@@ -31,12 +31,14 @@ def gateway(world):
     """What a gateway knows of replicas meanwhile; a stage without any fails the test at its end."""
     found = []
     discovery = Discovery(world.cluster, "tiny", ["first", "second"], 8081, "g", found.append)
-    eventually(lambda: {task for state in found for task, (_, replicas) in state.items() if replicas} >= {"second"})
-    known = len(found)
-    yield found
-    assert all(replicas for state in found[known:] for _, replicas in state.values())
-    discovery.close()
-    world.api.end_watches()
+    try:
+        eventually(lambda: {task for state in found for task, (_, replicas) in state.items() if replicas} >= {"second"})
+        known = len(found)
+        yield found
+        assert all(replicas for state in found[known:] for _, replicas in state.values())
+    finally:
+        discovery.close()
+        world.api.end_watches()
 
 
 @pytest.fixture
@@ -101,11 +103,11 @@ def test_a_write_is_made_after_its_answer_was_given_up(world, recovered, phase):
 
 def test_a_new_replica_is_evicted(world, recovered):
     world.kubelet.behave("tiny-first-large", start_seconds=0.5)
-    changing = threading.Thread(target=recovered)
-    changing.start()
-    victim = eventually(lambda: world.api.all("pods", opd_io__variant="large"))[0]["metadata"]["name"]
-    world.kubelet.evicted.add(victim)
-    changing.join()
+    with ThreadPoolExecutor(1) as thread:
+        changing = thread.submit(recovered)
+        victim = eventually(lambda: world.api.all("pods", opd_io__variant="large"))[0]["metadata"]["name"]
+        world.kubelet.evicted.add(victim)
+        changing.result(2 * PATIENCE)
     assert world.api.find("pods", victim)["status"]["reason"] == "Evicted"
     assert world.pods("first") == {"large": 1}
 

@@ -190,6 +190,7 @@ class Traffic:
         self.records.append(found)
 
     def _check(self):
+        assert len(self.records) == 2  # both callers have ended
         records = pd.concat(self.records)
         lost = records[records["outcome"] != "completed"]
         assert not len(lost), lost[["sent", "outcome", "code", "detail"]].to_dict("records")[:3]

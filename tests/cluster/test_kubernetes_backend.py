@@ -11,6 +11,7 @@ from tiny_cluster import INITIAL, LARGE, SMALL, THIRD, FixedPolicy, TinyDeployme
 from opd.cluster.backend import ChangeTimes
 from opd.cluster.deployed_state import StageStateError
 from opd.cluster.errors import ForbiddenError, NotFoundError
+from opd.cluster.looking import PreviewBackend
 from opd.cluster.names import CONTROLLER_MANAGER
 from opd.cluster.overlay import Overlay
 from opd.control.loop import ApplyError, ObservationError, run
@@ -287,9 +288,27 @@ def test_a_failed_call_is_not_repeated_after_leadership_is_lost(world):
     assert sum(method == "PATCH" for method, *_ in world.api.requests) == 1
 
 
+def test_a_change_that_needs_more_cores_waits_until_others_have_given_them_back(world):
+    left = iter([2.0, 2.0])
+    backend = world.backend(limit=lambda: next(left, 6.0))
+    backend.apply(more := stages((SMALL, 2, 1), (SMALL, 1, 1)))
+    assert next(left, None) is None and backend.configuration == more
+    assert backend.cores_in_use() == 3
+
+
+def test_a_change_fails_while_others_hold_the_cores_but_one_that_gives_some_back_does_not(world):
+    backend = world.backend(limit=lambda: 1.0, settings=settings(apply_seconds=1))
+    with pytest.raises(
+        ApplyError, match=r"others on the device still hold its cores .* 3 cores are needed, .* leave 1"
+    ):
+        backend.apply(stages((SMALL, 2, 1), (SMALL, 1, 1)))
+    assert backend.configuration == INITIAL
+    world.backend().apply(stages((SMALL, 2, 1), (SMALL, 1, 1)))
+    world.backend(limit=lambda: 1.0).apply(INITIAL)
+
+
 def test_a_preview_changes_nothing(world):
-    backend = world.backend()
-    changes = backend.preview(stages((LARGE, 1, 1), (SMALL, 2, 1)))
+    changes = world.backend(PreviewBackend).preview(stages((LARGE, 1, 1), (SMALL, 2, 1)))
     named = {(after["kind"], after["metadata"]["name"]) for _, after in changes}
     assert named == {
         ("Deployment", "tiny-first-large"),

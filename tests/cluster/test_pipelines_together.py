@@ -137,7 +137,7 @@ def test_cores_go_to_the_pipeline_with_the_load_and_are_free_before_they_are_tak
 
 
 def test_it_leads_while_it_holds_the_leases_of_all(pair):
-    another, limited = Lease(pair.cluster, "tiny", times=OFTEN), pair.controller(decisions=1, lead_seconds=0.5)
+    another, limited = Lease(pair.cluster, "tiny", times=OFTEN), pair.controller(decisions=1, lead_seconds=5.0)
     with another.hold(PATIENCE), pytest.raises(LedByAnotherError, match="'tiny-controller'"):
         limited.run()
     pair.controller(decisions=1).run()

@@ -46,14 +46,14 @@ def build(source: Path, book: Path, *options: str) -> subprocess.CompletedProces
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [*command, str(source), str(book)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=4 * PATIENCE, check=False,
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("book")
-    done = build(ROOT, folder)
+    done = build(ROOT, folder, "-j", "auto")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from code_blocks import code_blocks
 from deadlines import PATIENCE
 from pipeline_folders import PROFILE, SHOP, write_pipeline
 from pydantic import TypeAdapter
@@ -29,9 +30,8 @@ from opd.host.paths import package_path
 from opd.measurement import idle_observation
 from opd.objective import Weights
 from opd.pipeline import as_configuration, check_feasible
-from opd.profiling.pipeline_file import ObjectiveSection, VariantSection, read_pipeline_file
+from opd.profiling.pipeline_file import ObjectiveSection, VariantSection
 from opd.profiling.pipelines import load_pipeline
-from opd.profiling.profiles import load_profile
 from opd.project.storing import store_models
 from opd.serving.emulation.replica import EmulatedReplica
 from opd.serving.emulation.settings import ReplicaSettings
@@ -57,7 +57,7 @@ RUN = {
 def samples(page: str | Path, language: str) -> list[str]:
     """The blocks of a page in a language."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return code_blocks(text, language)
 
 
 def run(page: str, number: int = 0) -> dict[str, Any]:
@@ -181,19 +181,6 @@ def test_the_profiler_takes_what_it_is_given():
 
 
 # Files
-
-
-def test_the_pipeline_file_is_one(tmp_path: Path):
-    (text,) = samples("docs/pipeline-file.md", "yaml")
-    (tmp_path / "pipeline.yaml").write_text(text, encoding="utf-8")
-    content = read_pipeline_file(tmp_path)
-    assert [task.name for task in content.tasks] == ["features", "intent"]
-
-
-def test_the_profile_is_one(tmp_path: Path):
-    (text,) = samples("docs/pipeline-file.md", "csv")
-    (tmp_path / "profile.csv").write_text(text, encoding="utf-8")
-    assert load_profile(tmp_path / "profile.csv")["kind"].tolist() == ["assumed"] * 3
 
 
 def test_parts_of_pipeline_files_are_valid():

@@ -42,7 +42,7 @@ class Kubelet:
         slow_collection: seconds from the deletion of a workload until its pods are told to end.
         pull_seconds: that the stamps tell of a pull, which nothing takes: of an image that no ready pod has had.
         skew: seconds by which the clock of the node is ahead of that of the API server.
-        evicted: names of pods that are ended at once for want of memory; they stay in the list, as failed.
+        evicted: names of pods that are ended at once because memory ran out; they stay in the list, as failed.
         unseen: names of pods on a node that the cluster has lost sight of: they may serve on, but count as not ready.
     """
 

@@ -33,6 +33,8 @@ class Service:
 
     def close(self) -> None:
         """Accept no more connections."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
         self._listener.close()
 
     def endpoints(self) -> list[str]:

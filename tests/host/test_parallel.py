@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from deadlines import eventually
+from deadlines import eventually, terminating
 from process_family import ended, family
 from ray_jobs import Errand, refuse, square
 
@@ -57,11 +57,10 @@ def test_no_process_outlives_the_one_that_asks_and_is_killed(monkeypatch, tmp_pa
     monkeypatch.setenv("RAY_ADDRESS", "")
     (tmp_path / "asks.py").write_text(ASKS)
     asks = subprocess.Popen([sys.executable, tmp_path / "asks.py"], stdout=subprocess.PIPE, text=True)
-    assert asks.stdout is not None and asks.stdout.readline() == "begun\n"
-    processes = family(asks.pid)
-    assert len(processes) >= 3
-    asks.kill()
-    asks.wait()
+    with terminating(asks, 0):
+        assert asks.stdout is not None and asks.stdout.readline() == "begun\n"
+        processes = family(asks.pid)
+        assert len(processes) >= 3
     eventually(lambda: all(ended(process) for process in processes))
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from code_blocks import code_blocks
 from pipeline_folders import SHOP, write_pipeline
 from profile_tables import FILES, PIPELINES
 
@@ -186,9 +186,7 @@ def test_shipped_files_name_the_schema_for_editors(name: str):
 
 def test_the_examples_of_the_documentation_are_right(tmp_path: Path):
     page = project_path("docs", "pipeline-file.md").read_text(encoding="utf-8")
-    (text,), (table,) = (
-        re.findall(rf"^```{kind}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL) for kind in ("yaml", "csv")
-    )
+    (text,), (table,) = (code_blocks(page, language) for language in ("yaml", "csv"))
     folder = write_pipeline(tmp_path, text, table)
     shop = read_pipeline_file(folder)
     assert (shop.name, shop.capacity, [task.name for task in shop.tasks]) == ("shop", 6, ["features", "intent"])

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from deadlines import eventually
@@ -11,7 +12,10 @@ from small_pipelines import stages
 from tiny_local import FAST, PARAMETERS, SLOW, Load, outcomes, tiny_pipeline
 
 from opd.serving.local import LocalBackend
+from opd.serving.local_gateways import LocalGateways
+from opd.serving.processes import stop_all
 from opd.serving.replicas import ReplicaEndpoint, share_of
+from opd.serving.settings import GatewaySettings, GatewayStage
 
 # --- shares ----------------------------------------------------------------------------------------------------------
 
@@ -44,6 +48,21 @@ def test_every_gateway_has_the_same_part_and_every_replica_is_used_whole(replica
 
 
 # --- for real --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.processes
+def test_adapters_come_from_the_project_and_not_from_where_one_works(tmp_path, monkeypatch):
+    (project := tmp_path / "project").mkdir()
+    (project / "params.yaml").touch()
+    (project / "only_here.py").write_text("def same(request):\n    return request\n")
+    monkeypatch.chdir(tmp_path)
+    stage = GatewayStage(task="first", adapter={"function": "only_here:same"})
+    gateways = LocalGateways(GatewaySettings(name="tiny", stages=[stage], objective=1.0), Path("."), project=project)
+    try:
+        eventually(lambda: gateways.reconcile() or gateways.answer or gateways.errors())
+        assert not gateways.errors()
+    finally:
+        stop_all(gateways.servers)
 
 
 @pytest.fixture(scope="module")

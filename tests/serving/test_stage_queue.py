@@ -170,7 +170,7 @@ def test_a_request_is_dropped_at_its_age_limit_without_any_replica():
 
 
 def test_no_rounding_keeps_a_request_at_its_age_limit():
-    """The virtual clock stands still at the end of a timer: what is too young then would be so for ever."""
+    """The virtual clock stands still at the end of a timer: what is too young then would be so forever."""
     joined, limit = 4.238, 0.3
     assert (joined + limit) - joined < limit
     [(ended, answer)] = serve([dict(delay=joined)], replicas=0, drop_after=limit)[1]

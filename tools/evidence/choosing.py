@@ -35,7 +35,7 @@ NEEDS = [
     times("| `myopic` | yes | no | no | no | {:.2f} → {:.2f} |", "myopic", BENCH),
     times("| `lookahead` | yes, with futures | no | yes | yes | {:.1f} → {:.1f} |", "lookahead"),
     times("| `agent` | yes, with quantiles | yes; they ship | yes | yes | {:.2f} → {:.2f} |", "agent"),
-    times("| `agent-single` | yes | yes; for each pipeline anew | yes | learned | {:.2f} → {:.2f} |", "agent-single"),
+    times("| `agent-single` | yes | yes, for each pipeline | yes | learned | {:.2f} → {:.2f} |", "agent-single"),
     says(
         "The planner, `lookahead`, is a little above the agent, and takes some {:.0f} times as long to decide.",
         times_as_long,

@@ -112,7 +112,7 @@ class Claim:
         match, numbers = _only(pattern(self.text), page, self.text), self.numbers(tables)
         fields = filled(self.text, numbers)[1]
         if self.holds is not None and not self.holds(tables):
-            raise Mistake(f"no longer true, write it anew: {self.text!r}")
+            raise Mistake(f"no longer true, rewrite it: {self.text!r}")
         found = [
             Change(match.start(place), match[place], field, number)
             for place, field, number in zip(range(1, len(fields) + 1), fields, numbers, strict=True)

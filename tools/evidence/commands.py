@@ -66,7 +66,7 @@ def costs(tables: Tables) -> list[Cost]:
 
 
 def tolerances(tables: Tables) -> list[Tolerance]:
-    """How far numbers may be off; ``2 %`` is a share, ``0.5`` is in the unit of the number, ``none`` is exact."""
+    """How far numbers may be off; ``2 %`` is a share, ``0.5`` is in the unit of the number, ``nothing`` is exact."""
     return [
         Tolerance(_names(files), *_limits(limits), f"{limits}: {why}")
         for files, limits, why in _lines(tables, "| files | off by |")

@@ -24,7 +24,7 @@ class Finding(NamedTuple):
         ours: the same from our tables, with format fields.
         numbers: of the fields.
         agrees: whether the two agree, by the tables.
-        why_not: a sentence on the disagreement, empty if there is none; to be written anew when ``agrees`` changes.
+        why_not: a sentence on the disagreement, empty if there is none; to be rewritten when ``agrees`` changes.
     """
 
     place: str

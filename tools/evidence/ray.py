@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from evidence.claim import Claim, Row, TableClaim
 from evidence.tables import Number, Tables
+from opd.study.benchmarks.ray_report import CORES, WAYS, projected_seconds, rounds, training_cost
 
 PAGE = "docs/ray.md"
 SCALING = "benchmarks/ray_scaling.csv"
@@ -25,14 +28,18 @@ def costs(tables: Tables) -> list[Row]:
 
 def projection(tables: Tables) -> list[Number]:
     """Measured seconds of a training, a gap and a start, then the arithmetic with them."""
-    row = tables.rows(SCALING, kind="trainings", place="ray", workers=2).iloc[0]
-    training, gap, start = row["task_cpu_seconds"], row["gap_ms"] / 1000.0, row["start_seconds"]
-    one = round(training, 1) + round(gap, 2)
+    cost = training_cost(tables.rows(SCALING))
+    one = round(cost.training, 1) + round(cost.gap, 2)
+    few, many = CORES
+    now, side_by_side, _ = WAYS.values()
 
-    def minutes(calls: int, rounds: int) -> float:
-        return (calls * start + rounds * (training + gap)) / 60.0
+    def minutes(batches: Sequence[int], cores: int) -> float:
+        return projected_seconds(cost, batches, cores) / 60.0
 
-    values = [training, gap, start, start, one, minutes(7, 9), start, one, minutes(2, 4), minutes(7, 98)]
+    def terms(batches: Sequence[int]) -> list[float]:
+        return [len(batches), cost.start, rounds(batches, many), one, minutes(batches, many)]
+
+    values = [cost.training, cost.gap, cost.start, *terms(now), *terms(side_by_side), minutes(now, few)]
     cell = "trainings on 2 Ray nodes: `task_cpu_seconds`, `gap_ms`, `start_seconds`, and the arithmetic of the page"
     return [tables.worked(SCALING, value, cell) for value in values]
 
@@ -47,8 +54,8 @@ CLAIMS = [
     Claim(
         PAGE,
         "With `training` {:.1f} s, `gap` {:.2f} s and `start` {:.1f} s as measured, `make study` would take "
-        "7 × {:.1f} s + 9 × {:.2f} s = {:.1f} minutes for the 195 on 64 cores, and side by side "
-        "2 × {:.1f} s + 4 × {:.2f} s = {:.1f} minutes, where two cores take {:.1f}.",
+        "{} × {:.1f} s + {} × {:.2f} s = {:.1f} minutes for the 195 on 64 cores, and side by side "
+        "{} × {:.1f} s + {} × {:.2f} s = {:.1f} minutes, where two cores take {:.1f}.",
         projection,
     ),
 ]

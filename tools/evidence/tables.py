@@ -49,7 +49,7 @@ class Tables:
             rows = rows[rows[column] == value]
         if rows.empty:
             raise ValueError(
-                f"reports/{path} has no row with {_named(where)}; correct the claim, or make the table anew"
+                f"reports/{path} has no row with {_named(where)}; correct the claim, or make the table again"
             )
         return rows
 

@@ -1,7 +1,7 @@
 """Comparison of the pipeline that an agent was trained for with the one it is to decide for.
 
 Both are given as JSON values of :class:`~opd.pipeline.Pipeline`. Names, their order, limits and accuracies must agree.
-Latencies and start-up times are measured anew from time to time, so they may differ a little.
+Latencies and start-up times are measured again from time to time, so they may differ a little.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ PROCESS = "emulated"
 
 
 class EmulationHost:
-    """Starts emulated replicas in one process, which is started anew if it has ended.
+    """Starts emulated replicas in one process, which is started again if it has ended.
 
     Args:
         folder: folder for the settings and the log of the process.

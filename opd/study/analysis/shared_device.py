@@ -23,7 +23,7 @@ from opd.control.arbiter import Arbiter, CoreValues, limits_on
 from opd.control.sharing import Member, StaticSplit, run_together
 from opd.host.archive import written_whole
 from opd.measurement import SimulationParameters
-from opd.pipeline import Pipeline, used_cores
+from opd.pipeline import Pipeline
 from opd.profiling.pipelines import common_objective, load_pipeline
 from opd.simulator.backend import SimulatedBackend
 from opd.solvers import IpaParameters
@@ -95,7 +95,7 @@ def shared_cells(
 
 def shared_capacity(pair: Sequence[Pipeline], share: float) -> int:
     """Cores of the device of a pair: a share of those of both, at least what the smallest configurations need."""
-    smallest = sum(int(used_cores(each, each.smallest_configuration())) for each in pair)
+    smallest = sum(each.smallest_cores for each in pair)
     return max(round(share * sum(each.capacity for each in pair)), smallest)
 
 
@@ -127,17 +127,13 @@ def _divisions(
     arbiter = Arbiter([CoreValues(each, *known) for each in pipelines], capacity)
     yield ARBITER, _course(setting, cell, pair, policy, seed, arbiter)
     limits = limits_on(pipelines, capacity)
-    for first in range(max(capacity - limits[1], _smallest(pipelines[0])), limits[0] + 1):
+    for first in range(max(capacity - limits[1], pipelines[0].smallest_cores), limits[0] + 1):
         split = (first, min(capacity - first, limits[1]))
         for one in zip(pair, split, strict=True):
             if one not in alone:
                 alone[one] = _course(setting, cell, one[:1], policy, seed, StaticSplit(one[1:]))
         left, right = (alone[one] for one in zip(pair, split, strict=True))
         yield f"{split[0]} + {split[1]}", SharedCourse(left.reward + right.reward, left.dropped + right.dropped)
-
-
-def _smallest(pipeline: Pipeline) -> int:
-    return int(used_cores(pipeline, pipeline.smallest_configuration()))
 
 
 def _course(
@@ -246,4 +242,7 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    # Under its own name, by which a process of a Ray node finds the functions of tasks; there `__main__` is Ray's.
+    from opd.study.analysis.shared_device import main as named
+
+    typer.run(named)

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-from tenacity import Retrying, stop_after_delay
-
 from opd.host.parallel import RAY_ADDRESS
 
 NODE_SECONDS = 480.0
@@ -54,7 +52,11 @@ def ray_nodes(number: int) -> Iterator[Any]:
 
 
 def add_node(cluster: Any, **options: Any) -> Any:
-    """Add a node. Ray waits for half a minute until it is up, which on a busy machine may not suffice."""
-    for attempt in Retrying(stop=stop_after_delay(NODE_SECONDS), reraise=True):
-        with attempt:
-            return cluster.add_node(**options)
+    """Add a node and wait until it is up. Ray itself waits for half a minute, which may not suffice on a busy machine.
+
+    Raises:
+        TimeoutError: if it is not up after :data:`NODE_SECONDS`.
+    """
+    node = cluster.add_node(wait=False, **options)
+    cluster.wait_for_nodes(NODE_SECONDS)
+    return node
