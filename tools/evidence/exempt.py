@@ -36,7 +36,7 @@ UNTABLED = [
     ),
     section(
         "docs/kubernetes.md",
-        "Before, on a real Kubernetes 1.36, the first line",
+        "An earlier version, on a real Kubernetes 1.36, wrote the first line",
         "\n\n",
         "several starts of an earlier version, on one cluster",
     ),
@@ -54,7 +54,7 @@ EVERYWHERE = [
 ]
 
 LANDING = [
-    texts("README.md", "a version", r"Python 3\.11 to 3\.13", r"Apache-2\.0"),
+    texts("README.md", "a version", r"Python 3\.11 or 3\.12, and git\. \(3\.13 works", r"Apache-2\.0"),
     texts("README.md", "an example of a service level", r"\*95 % of the requests within half a second\*"),
     texts("docs/results.md", "the ends of the scale, by definition", r"is 0 %, and `foresight`, [^.]* is 100 %"),
 ]
@@ -134,7 +134,7 @@ CLUSTER = [
     texts(
         "docs/kubernetes.md",
         "exit and status codes, users and ports",
-        r"(?s)exit with 0 when done.*?3 when",
+        r"(?s)exit with 0 when done.*?130 after",
         r"exit code [13]|exits with 3 or 1",
         r"\| 40[34] ",
         "user 10001",

@@ -252,7 +252,7 @@ REAL_MODELS = [
     ),
     says(
         "the mean latency of fixed configurations is off by {:.0f} % (median) at {:.0f} % utilisation of the slowest "
-        "stage, {:.0f} % at {:.0f} % and {:.0f} % at {:.0f} %; without its sign by {:.0f} % up to 70 %. "
+        "stage, {:.0f} % at {:.0f} % and {:.0f} % at {:.0f} %; the median absolute error is {:.0f} % up to 70 %. "
         "Throughput is off by {:.1f} %. The worst mean latency is off by {:.0f} %",
         errors_at,
     ),
