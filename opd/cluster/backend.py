@@ -43,7 +43,7 @@ from opd.cluster.pods import (
 from opd.cluster.resources import NODE, POD, Object
 from opd.cluster.settings import ClusterSettings
 from opd.cluster.status import ask_gateways
-from opd.cluster.transition import Move, describe, plan
+from opd.cluster.transition import Move, Plan, describe, plan
 from opd.control.loop import ApplyError, ObservationError
 from opd.host.waiting import wait_while
 from opd.pipeline import Configuration, Pipeline
@@ -178,10 +178,11 @@ class KubernetesBackend(TelemetryBackend):
         running = self._running()
         needed = targets(running).keys() | targets(wanted).keys()
         self._scale({key: 0 for key in self._state.workloads() if key not in needed}, deadline)
-        self._wait_for_others(running, wanted, deadline)
-        room = self._room()
-        rounds = plan(self.pipeline, running, wanted, room)
-        if rounds:
+        rounds: Plan = []
+        if running != wanted:  # after most decisions there is nothing to ask of others on the device
+            self._wait_for_others(running, wanted, deadline)
+            room = self._room()
+            rounds = plan(self.pipeline, running, wanted, room)
             self._announce("Reconfiguring", describe(self.pipeline, rounds, room))
         changing = {move.stage for moves in rounds for move in moves}
         unchanged = {(n, s.variant): s.replicas for n, s in enumerate(wanted) if n not in changing}
@@ -279,8 +280,14 @@ class KubernetesBackend(TelemetryBackend):
 
     # ----------------------------------------------------------------------------------------- waiting
 
-    def _wait_while(self, problem: Callable[[], str], deadline: float) -> str:
-        """Wait while there is a problem, until the deadline or the end of the backend; return the last problem."""
+    def _wait_while(
+        self, problem: Callable[[], str], deadline: float, late: str, remedy: str, seconds: float | None = None
+    ) -> None:
+        """Wait while there is a problem, until the deadline or the end of the backend.
+
+        Raises:
+            UnreadyError: that it is ``late``, after ``seconds`` (apply_seconds), with the last problem and the remedy.
+        """
 
         def look() -> str:
             self._check_may_act()
@@ -289,7 +296,8 @@ class KubernetesBackend(TelemetryBackend):
             except PASSING as error:
                 return str(error)
 
-        return wait_while(look, deadline - time.monotonic(), self._times.poll_seconds)
+        if last := wait_while(look, deadline - time.monotonic(), self._times.poll_seconds):
+            raise UnreadyError(f"{late} after {seconds or self._settings.apply_seconds:g} s: {last}; {remedy}")
 
     def _wait_for_room(self, totals: dict[Key, int], deadline: float) -> None:
         """Wait until replicas that end have given back the cores that the wanted ones need.
@@ -304,11 +312,7 @@ class KubernetesBackend(TelemetryBackend):
             in_use = self._state.cores_in_use(totals)
             return "" if in_use <= limit else f"{in_use:g} cores would be in use, the limit is {limit:g}"
 
-        if problem := self._wait_while(missing, deadline):
-            raise UnreadyError(
-                f"replicas that are to end have not ended after {self._settings.apply_seconds:g} s: {problem}; look "
-                "why their pods do not end"
-            )
+        self._wait_while(missing, deadline, "replicas that are to end have not ended", "look why their pods do not end")
 
     def _wait_for_others(self, running: Configuration, wanted: Configuration, deadline: float) -> None:
         """Wait until others on the device have given back the cores that a change needs more.
@@ -324,11 +328,8 @@ class KubernetesBackend(TelemetryBackend):
             left = limit()
             return "" if needed <= left else f"{needed:g} cores are needed, the others leave {left:g}"
 
-        if problem := self._wait_while(missing, deadline):
-            raise UnreadyError(
-                f"others on the device still hold its cores after {self._settings.apply_seconds:g} s: {problem}; look "
-                "why their pods do not end"
-            )
+        late = "others on the device still hold its cores"
+        self._wait_while(missing, deadline, late, "look why their pods do not end")
 
     def _wait_until_ready(self, wanted: dict[Key, int], deadline: float) -> None:
         """Wait until every workload has its replicas ready.
@@ -346,11 +347,8 @@ class KubernetesBackend(TelemetryBackend):
             ends = [end for key, pod in pods if key in late and (end := last_end(pod))]
             return ", ".join([*(f"{self._state.name(key)} has {ready[key]} of {n}" for key, n in late.items()), *ends])
 
-        if problem := self._wait_while(missing, deadline):
-            raise UnreadyError(
-                f"not every replica is ready after {self._settings.apply_seconds:g} s: {problem}; look at their logs, "
-                "or raise apply_seconds"
-            )
+        remedy = "look at their logs, or raise apply_seconds"
+        self._wait_while(missing, deadline, "not every replica is ready", remedy)
 
     def _check_can_become_ready(
         self, wanted: dict[Key, int], pods: list[tuple[Key, Object]], unschedulable_since: dict[str, float]
@@ -392,9 +390,7 @@ class KubernetesBackend(TelemetryBackend):
             return f"{len(found)} gateways serve with {sorted(variants)}, batch sizes {sorted(sizes)}"
 
         seconds = self._times.switch_seconds
-        if problem := self._wait_while(missing, min(deadline, time.monotonic() + seconds)):
-            raise UnreadyError(
-                f"the gateways do not serve {task.name!r} with {move.first} replicas of {variant!r}, batch size "
-                f"{move.new.batch_size}, after {seconds:g} s: {problem}; look at their logs, and whether the API "
-                "server may connect to them"
-            )
+        wanted = f"{move.first} replicas of {variant!r}, batch size {move.new.batch_size},"
+        late = f"the gateways do not serve {task.name!r} with {wanted}"
+        remedy = "look at their logs, and whether the API server may connect to them"
+        self._wait_while(missing, min(deadline, time.monotonic() + seconds), late, remedy, seconds)

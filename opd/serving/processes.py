@@ -122,7 +122,7 @@ class ServerProcess:
         self.name, self.folder, self._project = name, folder.resolve(), project
         self._threads, self._niceness = threads, niceness
         self.settings = settings.model_copy(update={**ports, "end_with_parent": True})
-        self._log = folder / f"{name}.log"
+        self._log = self.folder / f"{name}.log"
         self._stop_by: float | None = None
         self._start()
 

@@ -129,17 +129,12 @@ def test_the_policy_for_ray_serve_is_made_and_can_be_sent(tmp_path: Path, monkey
     assert pickle.loads(pickle.dumps(policy))({}) == ({}, {})
 
 
-class Owner:
-    """Holds a port."""
-
-
 @contextmanager
 def served(model: str) -> Iterator[str]:
     """A replica that answers whatever it is asked, in a thread; gives its address."""
-    owner = Owner()
-    known = dict(pipeline="sampled", task=model, variant="small", latency={1: 0.01, 2: 0.01})
-    settings = ReplicaSettings(**known, grpc_port=hold_port(owner))
     up, done = threading.Event(), threading.Event()
+    known = dict(pipeline="sampled", task=model, variant="small", latency={1: 0.01, 2: 0.01})
+    settings = ReplicaSettings(**known, grpc_port=hold_port(done))
 
     async def serve() -> None:
         replica = EmulatedReplica(settings, "127.0.0.1")
